@@ -1,0 +1,99 @@
+"""Where each environment is: frame, step, episode and return counters, kept for the environments that are recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.streams import Key
+
+Rows = npt.NDArray[np.intp] | None
+"""Positions among the recorded environments; None: all of them."""
+
+FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME = range(5)
+"""Columns of :attr:`Episodes.position`, in the order in which the timelines are written."""
+
+TIMELINES = ("frame", "step", "episode", "episode_step", "log_time")
+
+
+class Episodes:
+    """Counts frames, steps and episodes, and sums rewards, for ``envs`` environments.
+
+    An episode runs from a reset to the step that ends it, per environment, counted from 0 per environment. ``frame``
+    grows by one with each recorded reset or step call, whatever environments it concerns; ``step`` counts the calls of
+    ``env.step``.
+
+    Attributes:
+        position: int64 ``[envs, 5]``, the columns of :data:`TIMELINES` at each environment's last frame; ``log_time``
+            in nanoseconds since the epoch. The episode is -1 before the first reset.
+        frames: how many frames there have been.
+        steps: how many calls of ``env.step`` there have been.
+
+    >>> episodes = Episodes(2)
+    >>> episodes.begin(None)
+    >>> episodes.advance(np.array([1]))
+    >>> episodes.position[:, :4].tolist()  # frame, step, episode, episode_step of each environment
+    [[0, 0, 0, 0], [1, 1, 0, 1]]
+    """
+
+    def __init__(self, envs: int) -> None:
+        self.position = np.zeros((envs, len(TIMELINES)), np.int64)
+        self.position[:, EPISODE] = -1
+        self.frames = 0
+        self.steps = 0
+        self._returns: dict[Key, npt.NDArray[np.float64]] = {}
+
+    def begin(self, rows: Rows) -> None:
+        """The environments ``rows`` were reset: a new frame, at step 0 of a new episode."""
+        at = slice(None) if rows is None else rows
+        self._stamp(at)
+        self.position[at, EPISODE] += 1
+        self.position[at, EPISODE_STEP] = 0
+        for returns in self._returns.values():
+            returns[at] = 0.0
+
+    def advance(self, rows: Rows) -> None:
+        """The environments ``rows`` were stepped: a new frame, one step on in the same episode."""
+        self.steps += 1
+        at = slice(None) if rows is None else rows
+        self._stamp(at)
+        self.position[at, EPISODE_STEP] += 1
+
+    def never_begun(self, rows: Rows) -> Rows:
+        """Those of ``rows`` that were never reset, an empty array if there are none."""
+        begun = self.position[:, EPISODE] >= 0
+        if begun.all():
+            return _NONE
+        fresh = ~begun
+        return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
+
+    def returns(self, rewards: Mapping[Key, npt.NDArray[Any]], rows: Rows) -> dict[Key, npt.NDArray[Any]]:
+        """Add rewards to the running returns of the environments ``rows``.
+
+        Args:
+            rewards: per return, the reward to add, ``[envs, ...]``.
+            rows: the environments that were stepped.
+
+        Returns:
+            The returns of all environments, float64, in the rewards' shapes.
+        """
+        at = slice(None) if rows is None else rows
+        for key, reward in rewards.items():
+            total = self._returns.get(key)
+            if total is None:
+                total = self._returns[key] = np.zeros(reward.shape, np.float64)
+            total[at] += reward[at]
+        return dict(self._returns)
+
+    def _stamp(self, at: slice | npt.NDArray[np.intp]) -> None:
+        self.position[at, FRAME] = self.frames
+        self.position[at, STEP] = self.steps
+        self.position[at, LOG_TIME] = time.time_ns()
+        self.frames += 1
+
+
+_NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)

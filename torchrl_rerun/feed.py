@@ -1,0 +1,397 @@
+"""The feed: tensordicts of an environment, turned into the steps of a recording that opens with the first of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from torchrl_rerun import specs
+from torchrl_rerun.recording import Moment, Options, Recording, Source
+from torchrl_rerun.sinks import FileInUseError, FileSink
+from torchrl_rerun.streams import ImageFormat, Key, Kind, Stream, UnsupportedLeafError, describe, name_of
+from torchrl_rerun.workers import in_torchrl_worker, worker_number
+
+Mask = npt.NDArray[np.bool_] | None
+"""Which environments of the flattened batch are meant; None: all."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for.
+
+    Attributes:
+        sink: where to.
+        in_keys: the keys to record; None: those of the environment's specs.
+        fps: frames per second of simulated time; None: what the environment says.
+        image_format: one for all images, or per key.
+        kinds, names: overrides per key.
+        options: the rest, which the recording sees to.
+        process: the process that the recorder was made in.
+        is_copy: it was copied or pickled, and has no right to the path itself.
+    """
+
+    sink: FileSink
+    in_keys: tuple[Key, ...] | None
+    fps: float | None
+    image_format: ImageFormat | Mapping[Key, ImageFormat]
+    kinds: Mapping[Key, Kind]
+    names: Mapping[Key, tuple[str, ...]]
+    options: Options
+    process: int
+    is_copy: bool = False
+
+
+shared_paths: set[str] = set()
+"""Paths that recorders inside the environments of a batch write to, as far as TorchRL has told this process."""
+
+
+class Feed:
+    """Describes what it sees at the first reset and the first step, and passes on what comes.
+
+    Args:
+        settings: what the user asked for.
+
+    Attributes:
+        recording: the recording in progress; None before the first frame.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.recording: Recording | None = None
+        self._keys: dict[Moment, list[Key]] = {}
+        self._shared: set[Key] = set()
+        self._skipped: set[Key] = set()
+        self._parts = 0
+        self._last: TensorDictBase | None = None
+        self._warned_of_shape = False
+
+    # --- live ---
+
+    def policy_keys(self, env: EnvBase | None) -> list[Key]:
+        """The keys that may be the policy's: what to look for in the data that goes into a step."""
+        if Moment.ACTED in self._keys:
+            return self._keys[Moment.ACTED]
+        if self._settings.in_keys is not None:
+            return list(self._settings.in_keys)
+        return [] if env is None else [specs.as_key(key) for key in env.action_keys]
+
+    def reset(
+        self,
+        env: EnvBase | None,
+        observed: TensorDictBase,
+        mask: Mask = None,
+        *,
+        outcome: TensorDictBase | None = None,
+    ) -> None:
+        """Environments were reset.
+
+        Args:
+            env: the environment, for its specs; None: there is none.
+            observed: the data after the reset, of all environments.
+            mask: which of them were reset.
+            outcome: the data after the first step where that is known already, for the rewards in it.
+        """
+        recording = self._opened(env, observed)
+        if not self._fits(recording, observed):
+            return
+        if Moment.OBSERVED not in self._keys:
+            with _removed_on_error(recording):
+                self._describe_observed(recording, env, observed, outcome)
+        with _training_goes_on(recording):
+            recording.reset(self._values(Moment.OBSERVED, observed), mask)
+
+    def step(
+        self,
+        env: EnvBase | None,
+        root: TensorDictBase,
+        acted: Mapping[Key, Any],
+        following: TensorDictBase,
+        mask: Mask = None,
+    ) -> None:
+        """Environments were stepped.
+
+        Args:
+            env: the environment, for its specs; None: there is none.
+            root: what went into the step.
+            acted: the policy's part of it, see :meth:`policy_keys`.
+            following: what came of it.
+            mask: which environments were stepped.
+        """
+        recording = self._opened(env, following)
+        if not self._fits(recording, following):
+            return
+        fresh = recording.never_reset(mask)
+        if fresh is not None:  # they were reset before our time: what the policy saw is their first observation
+            self.reset(env, root, fresh)
+        if Moment.STEPPED not in self._keys:
+            with _removed_on_error(recording):
+                self._describe_stepped(recording, env, root, acted, following)
+        with _training_goes_on(recording):
+            batch = following.batch_size
+            wanted = self._keys[Moment.ACTED]
+            actions = {key: specs.as_array(acted[key], batch) for key in wanted if acted.get(key) is not None}
+            values = self._values(Moment.OBSERVED, following) | self._values(Moment.STEPPED, following)
+            recording.step(actions, values, mask)
+
+    # --- stored ---
+
+    def transition(self, env: EnvBase | None, moment: TensorDictBase) -> None:
+        """One moment of a stored rollout.
+
+        Args:
+            env: the environment, for its specs; None: there is none.
+            moment: root keys at t, ``("next", ...)`` keys at t + 1, of all environments. A ``"mask"`` entry says which
+                of them are not padding, a ``"_step"`` entry which were stepped.
+        """
+        following = moment.get("next")
+        stepped = next((moment.get(key) for key in ("mask", "_step") if moment.get(key, None) is not None), None)
+        mask = None if stepped is None else stepped.cpu().numpy().reshape(-1)
+        begun = self._begun(moment)
+        if mask is not None:
+            begun &= mask
+        if begun.any():
+            observed = moment.select(*specs.data_keys(following), strict=False)
+            self.reset(env, observed, None if begun.all() else begun, outcome=following)
+        known = self._settings.in_keys or specs.data_keys(moment)
+        acted = {key: moment.get(key, None) for key in self._keys.get(Moment.ACTED, known)}
+        self.step(env, moment, acted, following, mask)
+        # The rows of environments that were left out stay as they were the last time.
+        if mask is None or self._last is None:
+            self._last = following.clone()
+        else:
+            self._last = following.clone().where(stepped.reshape(moment.batch_size), self._last)
+
+    def _begun(self, moment: TensorDictBase) -> npt.NDArray[np.bool_]:
+        """Which environments are at the start of an episode: those whose last step ended one, or wasn't the one before."""
+        count = moment.batch_size.numel()
+        if self._last is None or self._last.batch_size != moment.batch_size:
+            return np.ones(count, bool)
+        begun = np.zeros(count, bool)
+        for key in specs.data_keys(self._last):
+            value = self._last.get(key)
+            if specs.is_non_tensor(value):
+                continue
+            before = specs.as_array(value, moment.batch_size)
+            if key[-1] in ("done", "terminated", "truncated"):
+                begun |= before.reshape(count, -1).any(axis=1)
+            elif moment.get(key, None) is not None and key[-1] != "reward":
+                now = specs.as_array(moment.get(key), moment.batch_size)
+                same = (before == now) | ((before != before) & (now != now))  # NaN is where NaN was
+                begun |= ~same.reshape(count, -1).all(axis=1)
+        return begun
+
+    # --- what is seen ---
+
+    def _describe_observed(
+        self, recording: Recording, env: EnvBase | None, observed: TensorDictBase, outcome: TensorDictBase | None
+    ) -> None:
+        wanted = self._wanted(env, observed)
+        actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
+        there = [key for key in wanted if key not in actions and observed.get(key, None) is not None]
+        streams = self._streams(env, observed, {key: observed.get(key) for key in there})
+        self._keys[Moment.OBSERVED] = [stream.key for stream in streams]
+        recording.describe(Moment.OBSERVED, streams)
+        rewards = specs.reward_leaves(env, observed, outcome)
+        returns = {return_key(leaf.key): leaf for leaf in rewards if env is None or leaf.key in wanted}
+        recording.describe(
+            Moment.RETURNED,
+            [Stream(key, "scalars", "float64", leaf.shape, leaf.agents) for key, leaf in returns.items()],
+            rewards={key: leaf.key for key, leaf in returns.items()},
+        )
+
+    def _describe_stepped(
+        self,
+        recording: Recording,
+        env: EnvBase | None,
+        root: TensorDictBase,
+        acted: Mapping[Key, Any],
+        following: TensorDictBase,
+    ) -> None:
+        described = {*self._keys.get(Moment.OBSERVED, ()), *self._skipped}
+        wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
+        outcomes = {key: following.get(key) for key in wanted if following.get(key, None) is not None}
+        actions = {key: acted[key] for key in wanted if key not in outcomes and acted.get(key) is not None}
+        missing = [key for key in wanted if key not in outcomes and key not in actions]
+        if missing:
+            self._report_missing(missing, root, following)
+        stepped = self._streams(env, following, outcomes)
+        self._keys[Moment.STEPPED] = [stream.key for stream in stepped]
+        self._keys[Moment.ACTED] = []
+        recording.describe(Moment.STEPPED, stepped)
+        policy = self._streams(env, root, actions)
+        self._keys[Moment.ACTED] = [stream.key for stream in policy]
+        recording.describe(Moment.ACTED, policy)
+
+    def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
+        if self._settings.in_keys is not None:
+            return list(self._settings.in_keys)
+        return specs.default_keys(env) if env is not None else specs.data_keys(tensordict)
+
+    def _streams(self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]) -> list[Stream]:
+        streams = []
+        settings = self._settings
+        for key, value in values.items():
+            leaf = specs.leaf_of(key, value, tensordict, env)
+            try:
+                stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
+            except UnsupportedLeafError as reason:
+                self._skipped.add(key)
+                warnings.warn(f"{name_of(key)} is not recorded: {reason}", UserWarning, stacklevel=2)
+                continue
+            if stream.shared:
+                self._shared.add(key)
+            streams.append(stream)
+        return streams
+
+    def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
+        there = sorted(map(name_of, {*specs.data_keys(root), *specs.data_keys(following)}))
+        names = ", ".join(map(name_of, missing))
+        if self._settings.in_keys is not None:
+            raise KeyError(f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}")
+        self._skipped.update(missing)
+        warnings.warn(
+            f"{names} can't be seen where the recorder stands, and is not recorded: append the recorder last",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def _values(self, moment: Moment, tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
+        values = {}
+        for key in self._keys[moment]:
+            value = tensordict.get(key, None)
+            if value is not None:
+                array = specs.as_array(value, tensordict.batch_size)
+                values[key] = array[:1] if key in self._shared else array
+        return values
+
+    def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
+        """Whether the data is of the batch that is recorded; a part of it can't be told whose it is."""
+        if tensordict.batch_size.numel() == recording.source.envs:
+            return True
+        if not self._warned_of_shape:
+            self._warned_of_shape = True
+            warnings.warn(
+                f"data of batch size {tuple(tensordict.batch_size)} is not recorded: the recording began with "
+                f"{recording.source.batch_size}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return False
+
+    # --- opening ---
+
+    def _opened(self, env: EnvBase | None, tensordict: TensorDictBase) -> Recording:
+        if self.recording is not None and self.recording.alive:
+            return self.recording
+        ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
+        if ended is None:
+            self._last = None  # a fork's child starts anew
+        self._keys, self._shared, self._skipped = {}, set(), set()
+        self.recording = self._open(env, tuple(tensordict.batch_size), ended)
+        return self.recording
+
+    def _open(self, env: EnvBase | None, batch_size: tuple[int, ...], ended: Recording | None) -> Recording:
+        settings = self._settings
+        count = int(np.prod(batch_size, dtype=np.int64))
+        if ended is not None:
+            self._parts += 1
+            sink, number = settings.sink.sibling(f"part_{self._parts}"), ended.source.first_env // max(1, count)
+            sink.open()
+            warnings.warn(
+                f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}", UserWarning, stacklevel=2
+            )
+        else:
+            sink, number = self._claim()
+        source = Source(
+            batch_size=batch_size,
+            name=specs.env_name(env),
+            fps=settings.fps or specs.frames_per_second(env),
+            first_env=(number or 0) * count,
+        )
+        try:
+            recording = Recording(
+                sink,
+                source,
+                settings.options,
+                recording_id=ended.recording_id if ended is not None else self._recording_id(number),
+                episodes=ended.episodes if ended is not None else None,
+            )
+        except BaseException:
+            sink.discard()
+            raise
+        if settings.options.logged_envs is None and len(recording.envs) < count:
+            warnings.warn(
+                f"of {count} environments the first {len(recording.envs)} are recorded; choose with logged_envs=...",
+                UserWarning,
+                stacklevel=2,
+            )
+        return recording
+
+    def _claim(self) -> tuple[FileSink, int | None]:
+        """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
+        number = self._number()
+        if number is None:
+            self._settings.sink.open()
+            return self._settings.sink, None
+        while True:
+            sink = self._settings.sink.sibling(f"worker_{number}")
+            try:
+                sink.open()
+            except FileInUseError:
+                number += 1  # nested workers count from 0 each, and copies don't count at all
+            else:
+                return sink, number
+
+    def _number(self) -> int | None:
+        settings = self._settings
+        if in_torchrl_worker() or settings.is_copy or settings.process != os.getpid():
+            return worker_number() or 0
+        return 0 if str(settings.sink.path) in shared_paths else None
+
+    def _recording_id(self, number: int | None) -> str:
+        """One id for all that share a path, though they can't talk to one another; else a new one."""
+        if self._settings.options.recording_id is not None:
+            return self._settings.options.recording_id
+        if number is None:
+            return uuid.uuid4().hex
+        family = os.getpid() if worker_number() is None else os.getppid()
+        return uuid.uuid5(uuid.NAMESPACE_URL, f"{self._settings.sink.path}#{family}").hex
+
+
+def return_key(reward: Key) -> Key:
+    """The key of the running sum of a reward.
+
+    >>> return_key(("agents", "reward")), return_key(("reward_forward",))
+    (('agents', 'episode_return'), ('episode_return_forward',))
+    """
+    name = reward[-1]
+    return (*reward[:-1], "episode_return" + (name.removeprefix("reward") if name.startswith("reward") else f"_{name}"))
+
+
+@contextlib.contextmanager
+def _removed_on_error(recording: Recording) -> Iterator[None]:
+    """What can't be described is the user's to mend; the file that was begun must not be in the way of the next try."""
+    try:
+        yield
+    except BaseException:
+        recording.abandon()
+        raise
+
+
+@contextlib.contextmanager
+def _training_goes_on(recording: Recording) -> Iterator[None]:
+    """An error in recording is kept for the next ``dump()``: the environment must not see it."""
+    try:
+        yield
+    except Exception as error:
+        recording.fail(error)

@@ -1,0 +1,371 @@
+"""RerunRecorder: TorchRL's hooks, turned into resets and steps of a feed."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing.util
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import rerun.blueprint as rrb
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torchrl.envs import Compose, EnvBase, Transform
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_rerun.feed import Feed, Mask, Settings, shared_paths
+from torchrl_rerun.recording import Options
+from torchrl_rerun.sinks import FileSink
+from torchrl_rerun.specs import as_key
+from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
+
+
+class RerunRecorder(Transform):
+    """Records what an environment does, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
+
+    Append it last. Everything that passes is recorded exactly, dtypes and shapes included (JPEG images aside), while the
+    data itself, the specs, the random state and the gradients stay as they are. The environment's thread pays for one
+    copy into a bounded buffer; a thread of the recorder's own writes.
+
+    Every observation is a row at its own frame, so that an episode's last observation and the next one's first don't
+    hide one another. Actions are at the frame of the observation that they answer; rewards and done flags at the frame
+    that they led to. Environments that a partial reset or step leaves out get no row. Each row carries the timelines
+    ``frame``, ``step`` (calls of ``env.step``), ``episode``, ``episode_step``, ``log_time``, and ``sim_time`` if the
+    frame rate is known.
+
+    Environment ``i`` of the flattened batch is recorded below ``/env_{i}``, and each agent of a grouped key at a path of
+    its own (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
+
+    Args:
+        sink: path of the ``.rrd`` file to write. Inside the workers of a batched environment, and in a copy of the
+            recorder, each writes ``name.worker_{n}.rrd`` beside it; all of them belong to one recording.
+        in_keys: keys to record, also such as the policy writes. Default: every leaf of the environment's observation,
+            action, reward and done specs.
+        logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
+            of up to 64, else the first 16.
+        fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
+        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), for all images or per key. Float images
+            are always raw, and what has an alpha channel is never JPEG but PNG.
+        kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
+            ``"state"`` (categories and flags) or ``"text"``.
+        names: per key, the names of the numbers of a row, or of the categories.
+        blueprint: the layout that the viewer opens with: True, one made from the streams; False, none; or your own.
+        application_id: groups recordings in the viewer. Default: the environment's name.
+        recording_id: recordings of one id are shown as one. Default: a new one.
+        buffer_bytes: bound on what waits in memory to be written, in bytes; at least one frame of everything fits
+            whatever it says. When it is full the environment waits for the writer.
+        flush_seconds: what is older than this is written when the next frame comes, though the buffer isn't full.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: the file exists, and ``overwrite`` is false.
+        OSError: the folder can't be written.
+        KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for.
+        IndexError: at the first reset, when ``logged_envs`` is out of range.
+        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data.
+
+    .. note:: :meth:`dump` makes everything so far durable: it is with the operating system, and outlives the process.
+        ``env.close()``, the end of the program and the end of the recorder's life dump too, so that nothing is lost
+        where that is forgotten. Errors of the disk never reach the environment's methods: training goes on, a warning
+        says so at once, and the next :meth:`dump` or :meth:`close` raises :class:`RecordingError`.
+
+    .. note:: In front of other transforms it records what passes at its place, and says once which keys it can't see.
+        ``check_env_specs`` leaves nothing in the recording, except where the recorder lives in worker processes, which
+        can't know of it.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder
+        >>> folder = tempfile.mkdtemp()
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/run.rrd"))
+        >>> rollout = env.rollout(10)
+        >>> env.transform.dump()
+        >>> env.close()
+
+        Then ``rerun run.rrd`` opens it.
+    """
+
+    def __init__(
+        self,
+        sink: str | os.PathLike[str],
+        *,
+        in_keys: Sequence[NestedKey] | None = None,
+        logged_envs: int | Sequence[int] | slice | str | None = None,
+        fps: float | None = None,
+        image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
+        kinds: Mapping[NestedKey, Kind] | None = None,
+        names: Mapping[NestedKey, Sequence[str]] | None = None,
+        blueprint: bool | rrb.Blueprint = True,
+        application_id: str | None = None,
+        recording_id: str | None = None,
+        buffer_bytes: int = 64 << 20,
+        flush_seconds: float = 5.0,
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(in_keys=in_keys)
+        for name, value in (("fps", fps), ("buffer_bytes", buffer_bytes), ("flush_seconds", flush_seconds)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r} must be positive")
+        formats = {as_key(key): each for key, each in image_format.items()} if isinstance(image_format, Mapping) else {}
+        for chosen in formats.values() if isinstance(image_format, Mapping) else [image_format]:
+            if chosen not in IMAGE_FORMATS:
+                raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
+        for key, kind in (kinds or {}).items():
+            if kind not in KINDS:
+                raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
+        self._settings = Settings(
+            sink=FileSink(sink, overwrite=overwrite),
+            in_keys=None if in_keys is None else tuple(as_key(key) for key in self.in_keys),
+            fps=fps,
+            image_format=image_format if isinstance(image_format, str) else formats,
+            kinds={as_key(key): kind for key, kind in (kinds or {}).items()},
+            names={as_key(key): tuple(labels) for key, labels in (names or {}).items()},
+            options=Options(
+                logged_envs=logged_envs,
+                blueprint=blueprint,
+                application_id=application_id,
+                recording_id=recording_id,
+                buffer_bytes=buffer_bytes,
+                flush_seconds=flush_seconds,
+            ),
+            process=os.getpid(),
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        """The state of a recorder that has seen nothing."""
+        self._feed: Feed | None = Feed(self._settings)
+        self._owner = _Owner(self)
+        self._is_rehearsal = False
+        self._acted: dict[Key, Any] = {}
+        self._step_mask: torch.Tensor | None = None
+        self._held: tuple[EnvBase, TensorDictBase] | None = None
+        _close_at_end(self, self._feed)
+
+    # --- what TorchRL calls ---
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        feed = self._listening()
+        if feed is not None:
+            env = self.container
+            mask = _reset_mask(env, tensordict)
+            if mask is None:
+                self._is_rehearsal = _inside(check_env_specs.__code__)
+            if not self._is_rehearsal:
+                feed.reset(env, tensordict_reset, mask)
+        return tensordict_reset
+
+    def _reset_on_native_autoreset(
+        self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
+    ) -> TensorDictBase:
+        feed = self._listening()
+        if feed is not None and not self._is_rehearsal:
+            env = self.container
+            mask = _reset_mask(env, tensordict)
+            if mask is not None and mask.any():
+                feed.reset(env, tensordict_reset, mask)
+        return tensordict_reset
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        # Called before the environment steps, the last transform first: this is the policy's own action, which the
+        # inverses of the transforms before this one have yet to change. `_step` sees it changed.
+        feed = self._listening()
+        if feed is not None and not self._is_rehearsal:
+            self._acted = {key: tensordict.get(key, None) for key in feed.policy_keys(self.container)}
+            self._step_mask = tensordict.get("_step", None)
+        return tensordict
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        feed = self._listening()
+        if feed is not None and not self._is_rehearsal:
+            mask = None if self._step_mask is None else self._step_mask.cpu().numpy().reshape(-1)
+            feed.step(self.container, tensordict, self._acted, next_tensordict, mask)
+            self._acted, self._step_mask = {}, None
+        return next_tensordict
+
+    def _check_batched_worker_compat(self) -> None:
+        path = self._settings.sink.path
+        shared_paths.add(str(path))
+        warnings.warn(
+            f"a RerunRecorder is inside the environments of a batch: each writes a file of its own beside {path.name} "
+            f"({self._settings.sink.sibling('worker_0').path.name}, ...), whole when the batch is closed, and dump() "
+            "doesn't reach it. Append the recorder to the batched environment for a single file.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Record a stored rollout that passes, as in a replay buffer: see :meth:`log_rollout`.
+
+        Args:
+            tensordict: ``[*batch, time]``; what has no ``"next"`` is not a rollout and passes unrecorded.
+
+        Returns:
+            The same tensordict, unchanged.
+        """
+        if "next" in tensordict.keys():
+            self.log_rollout(tensordict)
+        return tensordict
+
+    def clone(self) -> RerunRecorder:
+        """A copy for another environment. It goes on with this recorder's recording if this one's environment is gone.
+
+        ``TransformedEnv(env, transform)`` moves the transforms of ``env`` that way. The clones by which TorchRL builds
+        the ``parent`` of a later transform record nothing.
+        """
+        copy: RerunRecorder = super().clone()
+        copy._settings, copy._feed, copy._owner = self._settings, self._feed, self._owner
+        copy._held = None
+        if _inside(Compose._rebuild_up_to.__code__, depth=4):
+            copy._feed = None
+        return copy
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        for name in ("_feed", "_owner", "_acted", "_step_mask", "_held"):
+            state.pop(name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._settings = dataclasses.replace(self._settings, is_copy=True)
+        self._begin()
+
+    # --- what the user calls ---
+
+    def dump(self, suffix: str | None = None, step: int | None = None) -> None:
+        """Make everything recorded so far durable, and return when it is. Never ends an episode.
+
+        Args:
+            suffix: accepted as ``VideoRecorder`` accepts it; a single recording has no use for it.
+            step: likewise.
+
+        Raises:
+            RecordingError: something could not be written; the message says why, and how many frames are lost.
+        """
+        del suffix, step
+        self._release_held()
+        if self._feed is not None and self._feed.recording is not None:
+            self._feed.recording.dump()
+
+    def close(self) -> None:
+        """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
+
+        Raises:
+            RecordingError: something could not be written; the message says why, and how many frames are lost.
+        """
+        self._release_held()
+        if self._feed is not None and self._feed.recording is not None:
+            self._feed.recording.close()
+
+    def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
+        """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
+
+        Prefer ``append_transform``, or :meth:`log_rollout` on what the rollout returns: they lose nothing. TorchRL
+        (0.14) calls a callback after each step but the last, and what it passes leaves gaps that nobody can fill: with
+        ``break_when_any_done`` or ``break_when_all_done`` the first observation, action and reward, otherwise the last
+        transition. The end of a stopping rollout is recorded with the next :meth:`dump` or :meth:`close`.
+
+        Args:
+            env: the environment of the rollout.
+            tensordict: what the rollout passes: the data after a step, of the environment's batch size.
+        """
+        if self._feed is None or self.container is not None:
+            return  # appended: the environment's own steps are recorded already
+        if "next" in tensordict.keys():
+            self._feed.transition(env, tensordict)
+            return
+        # A stopping rollout passes the root of the next transition, and completes that very object in the next step.
+        self._release_held()
+        self._held = (env, tensordict)
+
+    def log_rollout(self, tensordict: TensorDictBase) -> None:
+        """Record a stored rollout, such as ``env.rollout()`` or a collector returns.
+
+        A rollout that goes on where the last one ended (the batches of a collector) continues its episodes; anything
+        else begins new ones. Rows that a ``"mask"`` entry (``split_trajectories``) marks as padding are left out.
+
+        Args:
+            tensordict: ``[*batch, time]`` in TorchRL's form: root keys at t, ``("next", ...)`` keys at t + 1. Without a
+                dimension it is a single moment.
+
+        Raises:
+            KeyError: there is no ``"next"``: it isn't a rollout.
+        """
+        if self._feed is None:
+            return
+        if "next" not in tensordict.keys():
+            raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
+        for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
+            self._feed.transition(self.container, moment)
+
+    # --- ours ---
+
+    def _listening(self) -> Feed | None:
+        """The feed, if this recorder is the one among its clones that it listens to."""
+        return self._feed if self._feed is not None and self._owner.is_or_becomes(self) else None
+
+    def _release_held(self) -> None:
+        if self._held is not None and self._feed is not None:
+            env, tensordict = self._held
+            self._held = None
+            if "next" in tensordict.keys():  # else the rollout ended before it was stepped
+                self._feed.transition(env, tensordict)
+
+
+class _Owner:
+    """Which of a recorder and its clones is recorded: the first that sees anything, while its environment lives."""
+
+    def __init__(self, recorder: RerunRecorder) -> None:
+        self._recorder = weakref.ref(recorder)
+
+    def is_or_becomes(self, recorder: RerunRecorder) -> bool:
+        owner = self._recorder()
+        if owner is recorder:
+            return True
+        if owner is not None and owner.container is not None:
+            return False
+        self._recorder = weakref.ref(recorder)
+        return True
+
+
+def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
+    """Close a recording whose recorder is gone or whose process ends, so that nothing is lost without ``close()``."""
+    weakref.finalize(recorder, _close, feed)
+    # Processes that multiprocessing starts skip what weakref and atexit do at the end of the main one.
+    multiprocessing.util.Finalize(recorder, _close, (feed,), exitpriority=100)
+
+
+def _close(feed: Feed) -> None:
+    if feed.recording is not None:
+        feed.recording.close()
+
+
+def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
+    """Which environments a reset is for: any agent's or group's part of one is that environment. None: all of them."""
+    masks = [] if env is None else [tensordict.get(key, None) for key in env.reset_keys]
+    given = [mask.cpu().numpy() for mask in masks if mask is not None]
+    if not given:
+        return None
+    count = tensordict.batch_size.numel()
+    together = given[0].reshape(count, -1).any(axis=1)
+    for mask in given[1:]:
+        together = together | mask.reshape(count, -1).any(axis=1)
+    return together
+
+
+def _inside(code: Any, depth: int = 50) -> bool:
+    """Whether a function is being executed, among the innermost ``depth`` calls."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and depth:
+        if frame.f_code is code:
+            return True
+        frame, depth = frame.f_back, depth - 1
+    return False

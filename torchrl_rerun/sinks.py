@@ -1,0 +1,172 @@
+"""Sinks: where chunks go. Here a file; a sink is used by the writer's thread alone, once it is open."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import rerun as rr
+import rerun.blueprint as rrb
+from rerun.chunk import Chunk, LazyChunkStream
+
+try:
+    import fcntl
+except ImportError:  # Windows: no file locks; an existing file is then never taken over while it is in use
+    fcntl = None  # type: ignore[assignment]
+
+
+class RecordingError(OSError):
+    """Frames could not be kept: the disk is full, the file is gone, an encoder failed.
+
+    Raised by ``dump()`` and ``close()``, never by the environment's own methods: training goes on. The cause is chained,
+    and the message says how many frames were lost.
+    """
+
+
+class FileInUseError(FileExistsError):
+    """Another live recorder writes to the path."""
+
+
+class FileSink:
+    """An ``.rrd`` file.
+
+    It is written with :meth:`rerun.chunk.LazyChunkStream.write_rrd`, chunk by chunk without a buffer of its own, and not
+    with the file sink of ``rr.RecordingStream``: on a full disk that one never returns from ``disconnect()``, and the
+    process never exits (rerun-sdk 0.41).
+
+    Args:
+        path: the file to write; missing parent folders are made when it is opened.
+        overwrite: replace an existing file. A file that another live recorder writes is never replaced.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is false.
+        OSError: the folder can't be written.
+        ValueError: the path is a folder, or doesn't end in ``.rrd``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.path = Path(path).absolute()
+        self.overwrite = overwrite
+        self._base = self.path
+        self._handle: int | None = None
+        if self.path.suffix != ".rrd" or self.path.is_dir():
+            raise ValueError(f"{os.fspath(path)!r} is not a file to record to; give a path that ends in '.rrd'")
+        if self.path.exists() and not overwrite:
+            raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True")
+        folder = next(parent for parent in self.path.parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise PermissionError(f"{self.path} can't be recorded to: {folder} is not a folder that can be written")
+
+    def sibling(self, part: str) -> FileSink:
+        """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
+        sink = copy.copy(self)
+        sink._base = self._base
+        sink.path = self._base.with_name(f"{self._base.stem}.{part}.rrd")
+        sink._handle = None
+        return sink
+
+    def family(self) -> list[int]:
+        """The numbers of the workers that write beside this one; empty if this isn't a worker's file."""
+        prefix = f"{self._base.stem}.worker_"
+        if not self.path.name.startswith(prefix):
+            return []
+        numbers = (file.stem.removeprefix(prefix) for file in self.path.parent.iterdir() if file.name.startswith(prefix))
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def open(self) -> None:
+        """Claim the path.
+
+        Raises:
+            FileInUseError: another live recorder writes to it.
+            FileExistsError: the file exists and may not be replaced.
+            OSError: it can't be created.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | (0 if self.overwrite else os.O_EXCL)
+        try:
+            handle = os.open(self.path, flags, 0o666)
+        except FileExistsError:
+            if _is_locked(self.path):
+                raise FileInUseError(f"{self.path} is being written by another recorder") from None
+            raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True") from None
+        if fcntl is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                raise FileInUseError(f"{self.path} is being written by another recorder") from None
+        self._handle = handle
+
+    def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
+        """Write chunks as they come, then the footer. Each chunk is with the operating system before the next is asked for."""
+        LazyChunkStream.from_iter(chunks).write_rrd(
+            self.path, application_id=application_id, recording_id=recording_id
+        )
+
+    def check(self) -> None:
+        """Raise ``FileNotFoundError`` if what was written can't be found any more."""
+        if self._handle is not None:
+            mine = os.fstat(self._handle)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(mine, self.path.stat()):
+                    return
+            raise FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+
+    def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
+        """Put a layout into the finished file, so that the viewer opens with it.
+
+        Raises:
+            OSError: it couldn't be done; the file is as it was.
+        """
+        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.stem}.") as folder:
+            layout_file, joined = Path(folder, "layout.rbl"), Path(folder, "joined.rrd")
+            layout_file.write_bytes(_encoded(layout, application_id))
+            run = subprocess.run(
+                [sys.executable, "-m", "rerun_cli", "rrd", "route", self.path, layout_file, "-o", joined],
+                capture_output=True,
+                text=True,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+            if run.returncode:
+                raise OSError(f"the layout could not be added to {self.path}: {run.stderr.strip()[-500:]}")
+            joined.replace(self.path)
+
+    def discard(self) -> None:
+        """Let go of the path and remove the file."""
+        if self._handle is not None:
+            self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the path."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _is_locked(path: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _encoded(layout: rrb.Blueprint, application_id: str) -> bytes:
+    """A layout as the bytes of an ``.rbl`` file. ``Blueprint.save`` would write it with the SDK's file sink, see above."""
+    stream = rr.RecordingStream(application_id, send_properties=False)
+    storage = stream.binary_stream()
+    stream.send_blueprint(layout)
+    return storage.read(flush=True, flush_timeout_sec=10.0) or b""

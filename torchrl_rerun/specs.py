@@ -1,0 +1,229 @@
+"""What TorchRL's environments say of themselves: their keys, specs, names and frame rates, as facts without TorchRL."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.envs.registration import load_env_creator
+from tensordict import NonTensorData, NonTensorStack, TensorDictBase, is_tensor_collection
+from tensordict.base import _is_leaf_nontensor
+from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
+from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.record import PixelRenderTransform
+
+from torchrl_rerun.streams import Key, Leaf
+
+_NOT_DATA = ("_reset", "_step")
+
+
+def as_key(key: str | tuple[Any, ...]) -> Key:
+    """A tensordict key as a tuple of strings, without a leading ``"next"``.
+
+    >>> as_key("pixels"), as_key(("next", ("agents", "reward")))
+    (('pixels',), ('agents', 'reward'))
+    """
+    flat: list[str] = []
+    for part in (key,) if isinstance(key, str) else key:
+        flat.extend((part,) if isinstance(part, str) else as_key(part))
+    return tuple(flat[1:] if len(flat) > 1 and flat[0] == "next" else flat)
+
+
+def default_keys(env: EnvBase) -> list[Key]:
+    """Every leaf of the environment's observation, action, reward and done specs."""
+    keys = [*env.observation_keys, *env.action_keys, *env.reward_keys, *env.done_keys]
+    return list(dict.fromkeys(as_key(key) for key in keys))
+
+
+def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: TensorDictBase | None) -> list[Leaf]:
+    """The rewards, before the first of them has come.
+
+    Args:
+        env: the environment, whose specs say.
+        observed: data of the environment, for its groups of agents.
+        outcome: without an environment: data after a step; what is called ``"reward"`` in it is a reward.
+    """
+    if env is not None:
+        found = {as_key(key): spec_of(env, as_key(key)) for key in env.reward_keys}
+        shapes = {key: tuple(spec.shape) for key, spec in found.items() if spec is not None}
+    elif outcome is not None:
+        keys = [key for key in data_keys(outcome) if key[-1] == "reward"]
+        shapes = {key: tuple(outcome.get(key).shape[outcome.batch_dims :]) for key in keys}
+    else:
+        shapes = {}
+    return [Leaf(key, "float64", shape, _agents(key, shape, observed, env)) for key, shape in shapes.items()]
+
+
+def data_keys(tensordict: TensorDictBase) -> list[Key]:
+    """The keys of all leaves of a tensordict that are data, those under ``"next"`` left out."""
+    keys = (as_key(key) for key in tensordict.keys(True, True, is_leaf=_is_leaf_nontensor))
+    return [key for key in keys if key[0] != "next" and key[-1] not in _NOT_DATA]
+
+
+def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
+    """What is known of a key from its first value.
+
+    Args:
+        key: the key.
+        value: its value.
+        tensordict: where the value came from; its batch dimensions are the environments'.
+        env: the environment, for its specs.
+    """
+    if is_non_tensor(value):
+        sample = as_array(value, tensordict.batch_size)[0]
+        return Leaf(key, "object", (), sample=sample, shared=_is_rendered_whole(env, key, value))
+    shape = tuple(value.shape[tensordict.batch_dims :])
+    dtype = str(value.dtype).removeprefix("torch.")
+    discrete, categories = _discrete(spec_of(env, key)) if dtype != "bool" else (None, ())
+    return Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories)
+
+
+def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:
+    """The spec of a key, without the environment's batch dimensions; None if there is none."""
+    if env is None:
+        return None
+    for specs in (env.full_observation_spec, env.full_action_spec, env.full_reward_spec, env.full_done_spec):
+        with contextlib.suppress(KeyError):
+            spec = specs[key]
+            for _ in range(env.batch_dims):
+                spec = spec[0]
+            return spec
+    return None
+
+
+def is_non_tensor(value: Any) -> bool:
+    """Whether a value of a tensordict is Python data and not a tensor."""
+    return isinstance(value, NonTensorData | NonTensorStack) or not isinstance(value, torch.Tensor)
+
+
+def as_array(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
+    """A value of a tensordict as an array ``[envs, *shape]``, without a copy where it is on the CPU.
+
+    bfloat16 comes as its bits (uint16), non-tensor data as an object array ``[envs]``.
+    """
+    count = batch_size.numel()
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach()
+        if tensor.device.type != "cpu":
+            tensor = tensor.cpu()
+        if tensor.dtype is torch.bfloat16:
+            array: npt.NDArray[Any] = tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+        else:
+            array = tensor.numpy()
+        return array.reshape(count, *array.shape[len(batch_size) :])
+    if isinstance(value, NonTensorStack):
+        objects = [_object(item) for item in _flat(value.tolist(), len(batch_size))]
+    else:
+        objects = [_object(value.data if isinstance(value, NonTensorData) else value)] * count
+    array = np.empty(count, object)
+    for i, item in enumerate(objects):
+        array[i] = item
+    return array
+
+
+def _object(item: Any) -> Any:
+    """An object that stays as it is: the environment may draw its next picture into the same array."""
+    if isinstance(item, torch.Tensor):
+        item = item.detach().cpu().numpy()
+    return np.array(item) if isinstance(item, np.ndarray) else item
+
+
+def _flat(nested: Any, depth: int) -> list[Any]:
+    return [nested] if depth == 0 else [leaf for part in nested for leaf in _flat(part, depth - 1)]
+
+
+def _discrete(spec: TensorSpec | None) -> tuple[Literal["index", "one_hot"] | None, tuple[int, ...]]:
+    match spec:
+        case OneHot():
+            return "one_hot", (int(spec.space.n),)
+        case MultiOneHot():
+            return "one_hot", tuple(int(box.n) for box in spec.space)
+        case MultiCategorical():
+            return "index", tuple(int(n) for n in torch.as_tensor(spec.nvec).flatten())
+        case Categorical():
+            return "index", (int(spec.space.n),)
+        case Binary():
+            return "index", (2,)
+        case _:
+            return None, ()
+
+
+def _agents(key: Key, shape: tuple[int, ...], tensordict: TensorDictBase, env: EnvBase | None) -> tuple[str, ...]:
+    """Names of the agents of a grouped key: its tensordict has one batch dimension more than the environments."""
+    if len(key) < 2 or not shape:
+        return ()
+    group = tensordict.get(key[:-1])
+    if not is_tensor_collection(group) or group.batch_dims != tensordict.batch_dims + 1:
+        return ()
+    inner = _innermost(env)
+    groups = getattr(inner, "group_map", None) if not isinstance(inner, ParallelEnv) else None
+    names = groups.get(key[0]) if isinstance(groups, dict) else None
+    if names is not None and len(names) == shape[0]:
+        return tuple(map(str, names))
+    return tuple(f"agent_{i}" for i in range(shape[0]))
+
+
+def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
+    """Whether non-tensor data is one picture of a whole batch, as ``PixelRenderTransform`` makes where it can't split."""
+    chain = getattr(env, "transform", None) if isinstance(env, TransformedEnv) else None
+    transforms = list(chain) if isinstance(chain, Compose) else [chain]
+    return isinstance(value, NonTensorData) and any(
+        isinstance(transform, PixelRenderTransform) and key in map(as_key, transform.out_keys) for transform in transforms
+    )
+
+
+def env_name(env: EnvBase | None) -> str | None:
+    """The name of an environment (``CartPole-v1``, ``flocking``), if it says."""
+    inner = _innermost(env)
+    if isinstance(inner, ParallelEnv):
+        # Its workers could be asked, but one that lacks the attribute dies of the question (torchrl 0.14).
+        named = re.search(r"\(env=([^\s,()]+)", str(inner.meta_data.env_str))
+        return named[1] if named else None
+    for attribute in ("env_name", "scenario_name"):
+        name = getattr(inner, attribute, None)
+        if isinstance(name, str) and name:
+            return name
+    name = getattr(getattr(getattr(inner, "_env", None), "spec", None), "id", None)
+    return name if isinstance(name, str) else None
+
+
+def frames_per_second(env: EnvBase | None) -> float | None:
+    """How many frames make a second of simulated time: ``metadata["render_fps"]`` or ``1 / dt``, if either is said."""
+    inner = _innermost(env)
+    if isinstance(inner, ParallelEnv):
+        return _registered_fps(env_name(inner))
+    simulator = getattr(inner, "_env", None)
+    for owner in (simulator, getattr(simulator, "unwrapped", None)):
+        metadata = getattr(owner, "metadata", None)
+        if isinstance(metadata, dict) and metadata.get("render_fps"):
+            return float(metadata["render_fps"])
+    dt = getattr(getattr(simulator, "world", None), "dt", None) or getattr(simulator, "dt", None)
+    return 1.0 / float(dt) if isinstance(dt, int | float) and dt > 0 else None
+
+
+def _registered_fps(name: str | None) -> float | None:
+    """The frame rate that a registered gymnasium environment's class declares."""
+    try:
+        entry_point = gymnasium.spec(name or "").entry_point
+        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+        return float(getattr(creator, "metadata", {})["render_fps"])
+    except Exception:  # not registered, not importable here, or silent about it
+        return None
+
+
+def _innermost(env: EnvBase | None) -> EnvBase | None:
+    """The environment below all transforms; of a ``SerialEnv``, its first one."""
+    while isinstance(env, TransformedEnv | SerialEnv):
+        if isinstance(env, TransformedEnv):
+            env = env.base_env
+        elif env.is_closed:
+            return None
+        else:
+            env = env._envs[0]
+    return env

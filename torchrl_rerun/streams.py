@@ -1,0 +1,291 @@
+"""Streams: from a key, its spec and its first value to a kind, a storage type, names and entity paths.
+
+A :class:`Leaf` says what a front end knows of a key; :func:`describe` decides how it is recorded, a :class:`Stream`.
+Everything below (buffer, columns, layout, schema) reads streams and never asks where they came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Kind = Literal["image", "scalars", "tensor", "state", "text"]
+"""How a key is shown: one of ``"image"``, ``"scalars"``, ``"tensor"``, ``"state"``, ``"text"``."""
+
+ImageFormat = Literal["raw", "png", "jpeg"]
+"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small."""
+
+Key = tuple[str, ...]
+"""A tensordict key as a tuple of strings, without a leading ``"next"``."""
+
+KINDS: tuple[str, ...] = get_args(Kind)
+IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
+
+MAX_SCALARS = 64
+"""The largest row that is plotted; anything larger is a tensor."""
+
+# torch's name of a dtype -> the numpy dtype that holds the same bits.
+_STORAGE = {
+    "bool": np.bool_,
+    "uint8": np.uint8,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "int8": np.int8,
+    "int16": np.int16,
+    "int32": np.int32,
+    "int64": np.int64,
+    "float16": np.float16,
+    "bfloat16": np.uint16,  # numpy has no bfloat16: its bits travel as uint16
+    "float32": np.float32,
+    "float64": np.float64,
+    "object": np.object_,  # non-tensor data: strings, arrays of varying shape
+}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What a front end knows of one key before it is recorded.
+
+    Attributes:
+        key: the key, without ``"next"``.
+        dtype: torch's name of the dtype (``"float32"``), or ``"object"`` for non-tensor data.
+        shape: shape of one environment's value, the agent dimension included.
+        agents: names along the first dimension of ``shape`` when that is an agent dimension, else empty.
+        discrete: what the spec says of the values: ``"index"`` (categorical), ``"one_hot"``, or None.
+        categories: how many values a discrete leaf can take, per number (``"index"``) or per one-hot segment.
+        sample: one environment's value of non-tensor data, else None.
+        shared: one value of non-tensor data stands for the whole batch.
+    """
+
+    key: Key
+    dtype: str
+    shape: tuple[int, ...]
+    agents: tuple[str, ...] = ()
+    discrete: Literal["index", "one_hot"] | None = None
+    categories: tuple[int, ...] = ()
+    sample: Any = None
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Stream:
+    """How one key is recorded, in every environment.
+
+    Attributes:
+        key: the key, without ``"next"``.
+        kind: how it is shown.
+        dtype: torch's name of the dtype, or ``"object"``.
+        shape: shape of one environment's value, the agent dimension included.
+        agents: names of the agents; each has an entity of its own. Empty without an agent dimension.
+        image_format: how images are stored; None for other kinds.
+        channels: where an image keeps its channels: ``"HWC"``, ``"CHW"`` or ``"HW"``; empty for other kinds.
+        discrete: ``"index"`` or ``"one_hot"`` for the states of a discrete spec, else None.
+        categories: sizes of the one-hot segments of a discrete spec, or the number of categories.
+        names: names of the numbers of a row (scalars) or of the categories (state); empty: none known.
+        shared: one value stands for all environments, and is recorded for the first one logged.
+    """
+
+    key: Key
+    kind: Kind
+    dtype: str
+    shape: tuple[int, ...]
+    agents: tuple[str, ...] = ()
+    image_format: ImageFormat | None = None
+    channels: Literal["HWC", "CHW", "HW", ""] = ""
+    discrete: Literal["index", "one_hot"] | None = None
+    categories: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    shared: bool = False
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The numpy dtype in which rows are buffered, bit for bit."""
+        return np.dtype(_STORAGE[self.dtype])
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row at one entity: ``shape`` without the agent dimension."""
+        return self.shape[1:] if self.agents else self.shape
+
+    @property
+    def lanes(self) -> int:
+        """How many entities an environment has of this key."""
+        return max(1, len(self.agents))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one environment's value in the buffer."""
+        return self.storage.itemsize * math.prod(self.shape)
+
+    def path(self, env: int, lane: int = 0) -> list[str]:
+        """The parts of the entity path of environment ``env``, for the agent at position ``lane``.
+
+        >>> Stream(("agents", "reward"), "scalars", "float32", (2, 1), agents=("fox", "hare")).path(3, 1)
+        ['env_3', 'agents', 'reward', 'hare']
+        """
+        return [f"env_{env}", *self.key, *self.agents[lane : lane + 1]]
+
+    def as_json(self) -> dict[str, Any]:
+        """What a reader must know to give the key back as it was."""
+        fields: dict[str, Any] = {"key": list(self.key), "dtype": self.dtype, "shape": list(self.shape), "kind": self.kind}
+        for name in ("agents", "image_format", "channels", "discrete", "categories", "names", "shared"):
+            value = getattr(self, name)
+            if value:
+                fields[name] = list(value) if isinstance(value, tuple) else value
+        return fields
+
+
+class UnsupportedLeafError(TypeError):
+    """A key holds data that no kind can record."""
+
+
+def name_of(key: Key) -> str:
+    """A key as the user would write it in a message.
+
+    >>> name_of(("agents", "observation")), name_of(("pixels",))
+    ("('agents', 'observation')", "'pixels'")
+    """
+    return repr(key[0] if len(key) == 1 else key)
+
+
+def describe(
+    leaf: Leaf,
+    *,
+    kinds: Mapping[Key, Kind],
+    names: Mapping[Key, Sequence[str]],
+    image_format: ImageFormat | Mapping[Key, ImageFormat],
+) -> Stream:
+    """Decide how a key is recorded.
+
+    Args:
+        leaf: what is known of the key.
+        kinds: the user's overrides of the kind.
+        names: the user's names of the numbers of a row, or of the categories.
+        image_format: one format for all images, or one per key (``"jpeg"`` where a key is not named).
+
+    Raises:
+        UnsupportedLeafError: no kind can hold the data (complex numbers, objects that are neither text nor arrays).
+        ValueError: the override, the names or the format don't fit the data; the message names the key.
+    """
+    if leaf.dtype not in _STORAGE:
+        raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
+    row_shape = leaf.shape[1:] if leaf.agents else leaf.shape
+    kind = kinds.get(leaf.key) or _kind(leaf, row_shape)
+    _check_kind(leaf, kind, row_shape)
+    channels: Literal["HWC", "CHW", "HW", ""] = ""
+    stored: ImageFormat | None = None
+    if kind == "image":
+        if leaf.dtype != "object":
+            channels = _channels(row_shape) or ""
+        stored = image_format if isinstance(image_format, str) else image_format.get(leaf.key, "jpeg")
+        stored = _possible_format(leaf, channels, row_shape, stored)
+    return Stream(
+        key=leaf.key,
+        kind=kind,
+        dtype=leaf.dtype,
+        shape=leaf.shape,
+        agents=leaf.agents,
+        image_format=stored,
+        channels=channels,
+        discrete=leaf.discrete if kind == "state" else None,
+        categories=leaf.categories if kind == "state" else (),
+        names=_checked_names(leaf, kind, row_shape, names.get(leaf.key, ())),
+        shared=leaf.shared,
+    )
+
+
+def _kind(leaf: Leaf, row_shape: tuple[int, ...]) -> Kind:
+    size = math.prod(row_shape)
+    if leaf.dtype == "object":
+        return _kind_of_object(leaf)
+    if leaf.discrete is not None and size <= MAX_SCALARS and len(row_shape) <= 1:
+        return "state"
+    if _channels(row_shape) is not None and _is_picture(leaf.dtype, row_shape):
+        return "image"
+    if size <= MAX_SCALARS and len(row_shape) <= 1:
+        return "state" if leaf.dtype == "bool" else "scalars"
+    return "tensor"
+
+
+def _kind_of_object(leaf: Leaf) -> Kind:
+    if isinstance(leaf.sample, str):
+        return "text"
+    if isinstance(leaf.sample, np.ndarray) and leaf.sample.dtype.name in _STORAGE:
+        shape = leaf.sample.shape
+        if _channels(shape) is not None and _is_picture(leaf.sample.dtype.name, shape):
+            return "image"
+        return "tensor"
+    raise UnsupportedLeafError(f"{type(leaf.sample).__name__} data is neither text nor an array")
+
+
+def _channels(shape: tuple[int, ...]) -> Literal["HWC", "CHW", "HW"] | None:
+    """Where a picture of this shape keeps its channels, by the rule of TorchRL's ``VideoRecorder``; None: no picture."""
+    if len(shape) == 2:
+        return "HW"
+    if len(shape) != 3 or not all(shape):
+        return None
+    if shape[0] in (1, 3, 4) and shape[1] > 4 and shape[2] > 4:
+        return "CHW"
+    if shape[2] in (1, 3, 4):
+        return "HWC"
+    return "CHW" if shape[0] in (1, 3, 4) else None
+
+
+def _is_picture(dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether data of this dtype and (image-like) shape is meant to be looked at, and not a matrix of numbers."""
+    if dtype == "uint8":
+        return len(shape) == 3 or min(shape) > 4
+    if dtype in ("float16", "float32", "float64"):
+        return len(shape) == 3 and sorted(shape)[1] > 4
+    return False
+
+
+def _possible_format(leaf: Leaf, channels: str, row_shape: tuple[int, ...], wanted: ImageFormat) -> ImageFormat:
+    """Floats can only be raw, and JPEG has no alpha channel: those fall back to what keeps every bit."""
+    dtype = leaf.sample.dtype.name if leaf.dtype == "object" else leaf.dtype
+    if dtype != "uint8":
+        return "raw"
+    depth = 1 if channels == "HW" else row_shape[0] if channels == "CHW" else row_shape[-1] if row_shape else 3
+    return "png" if wanted == "jpeg" and depth == 4 else wanted
+
+
+def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...]) -> None:
+    what = f"kinds[{name_of(leaf.key)}] = {kind!r}"
+    if kind not in KINDS:
+        raise ValueError(f"{what}: unknown kind; choose one of {', '.join(map(repr, KINDS))}")
+    is_object = leaf.dtype == "object"
+    if (kind == "text") != (is_object and isinstance(leaf.sample, str)):
+        raise ValueError(f"{what} doesn't fit: 'text' is for strings in non-tensor data, and strings can only be text")
+    if is_object:
+        if kind in ("scalars", "state"):
+            raise ValueError(f"{what} doesn't fit non-tensor data; choose 'image' or 'tensor'")
+        return
+    if kind == "image" and (_channels(row_shape) is None or leaf.dtype not in ("uint8", "float16", "float32", "float64")):
+        raise ValueError(
+            f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels"
+        )
+    if kind in ("scalars", "state") and (len(row_shape) > 1 or math.prod(row_shape) > MAX_SCALARS):
+        raise ValueError(f"{what} doesn't fit shape {row_shape}; at most {MAX_SCALARS} numbers in one dimension")
+    if kind == "state" and leaf.dtype not in ("bool",) and "float" in leaf.dtype:
+        raise ValueError(f"{what} doesn't fit {leaf.dtype}; states are whole numbers or booleans")
+
+
+def _checked_names(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    if kind == "scalars" and len(names) != math.prod(row_shape):
+        raise ValueError(
+            f"names[{name_of(leaf.key)}] has {len(names)} names, but a row has {math.prod(row_shape)} numbers"
+        )
+    if kind == "state" and leaf.discrete is not None and len(names) < max(leaf.categories):
+        raise ValueError(
+            f"names[{name_of(leaf.key)}] has {len(names)} names, but there are {max(leaf.categories)} categories"
+        )
+    if kind not in ("scalars", "state"):
+        raise ValueError(f"names[{name_of(leaf.key)}]: a key of kind {kind!r} has no numbers to name")
+    return tuple(str(name) for name in names)
