@@ -210,7 +210,7 @@ def state_labels(stream: Stream, row: npt.NDArray[Any]) -> list[str]:
     if stream.discrete == "one_hot":
         segments = np.split(row, np.cumsum(stream.categories)[:-1])
         return [_label(stream, int(np.argmax(segment))) if segment.any() else "" for segment in segments]
-    if stream.dtype == "bool":
+    if stream.is_flag:
         down, up = stream.names[:2] if len(stream.names) >= 2 else ("", stream.key[-1])
         return [up if value else down for value in row]
     return [_label(stream, int(value)) for value in row]
@@ -231,7 +231,7 @@ def _style(stream: Stream) -> Any:
         colors = np.array([PALETTE[(first + i) % len(PALETTE)] for i in range(size)], np.uint32)
         return rr.SeriesLines.columns(names=names, colors=colors).partition([size])
     if stream.kind == "state":
-        if stream.dtype == "bool":
+        if stream.is_flag:
             flag = stream.key[-1]
             labels = list(stream.names[:2]) or [flag]
             colors = [PALETTE[0], FLAG_COLORS.get(flag, PALETTE[1])][-len(labels) :]
@@ -241,7 +241,8 @@ def _style(stream: Stream) -> Any:
                 return None
             labels = [_label(stream, category) for category in range(count)]
             colors = [PALETTE[i % len(PALETTE)] for i in range(count)]
-        return rr.StateConfiguration.columns(values=labels, labels=labels, colors=colors).partition([len(labels)])
+        shades = np.array(colors, np.uint32)
+        return rr.StateConfiguration.columns(values=labels, labels=labels, colors=shades).partition([len(labels)])
     return None
 
 

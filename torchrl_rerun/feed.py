@@ -347,8 +347,11 @@ class Feed:
             sink = self._settings.sink.sibling(f"worker_{number}")
             try:
                 sink.open()
-            except FileInUseError:
-                number += 1  # nested workers count from 0 each, and copies don't count at all
+            except FileExistsError as taken:
+                # Nested workers count from 0 each, and copies within a process are not numbered at all.
+                if worker_number() is not None and not isinstance(taken, FileInUseError):
+                    raise
+                number += 1
             else:
                 return sink, number
 

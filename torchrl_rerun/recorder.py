@@ -142,7 +142,7 @@ class RerunRecorder(Transform):
     def _begin(self) -> None:
         """The state of a recorder that has seen nothing."""
         self._feed: Feed | None = Feed(self._settings)
-        self._owner = _Owner(self)
+        self._owner = _Owner()
         self._is_rehearsal = False
         self._acted: dict[Key, Any] = {}
         self._step_mask: torch.Tensor | None = None
@@ -154,7 +154,7 @@ class RerunRecorder(Transform):
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         feed = self._listening()
         if feed is not None:
-            env = self.container
+            env = self._environment
             mask = _reset_mask(env, tensordict)
             if mask is None:
                 self._is_rehearsal = _inside(check_env_specs.__code__)
@@ -167,7 +167,7 @@ class RerunRecorder(Transform):
     ) -> TensorDictBase:
         feed = self._listening()
         if feed is not None and not self._is_rehearsal:
-            env = self.container
+            env = self._environment
             mask = _reset_mask(env, tensordict)
             if mask is not None and mask.any():
                 feed.reset(env, tensordict_reset, mask)
@@ -176,9 +176,10 @@ class RerunRecorder(Transform):
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         # Called before the environment steps, the last transform first: this is the policy's own action, which the
         # inverses of the transforms before this one have yet to change. `_step` sees it changed.
-        feed = self._listening()
-        if feed is not None and not self._is_rehearsal:
-            self._acted = {key: tensordict.get(key, None) for key in feed.policy_keys(self.container)}
+        # A replay buffer calls it too, for what it stores: that is recorded when it is sampled, by `forward`.
+        feed, env = self._listening(), self._environment
+        if feed is not None and env is not None and not self._is_rehearsal:
+            self._acted = {key: tensordict.get(key, None) for key in feed.policy_keys(env)}
             self._step_mask = tensordict.get("_step", None)
         return tensordict
 
@@ -186,7 +187,7 @@ class RerunRecorder(Transform):
         feed = self._listening()
         if feed is not None and not self._is_rehearsal:
             mask = None if self._step_mask is None else self._step_mask.cpu().numpy().reshape(-1)
-            feed.step(self.container, tensordict, self._acted, next_tensordict, mask)
+            feed.step(self._environment, tensordict, self._acted, next_tensordict, mask)
             self._acted, self._step_mask = {}, None
         return next_tensordict
 
@@ -277,7 +278,7 @@ class RerunRecorder(Transform):
             env: the environment of the rollout.
             tensordict: what the rollout passes: the data after a step, of the environment's batch size.
         """
-        if self._feed is None or self.container is not None:
+        if self._feed is None or self._environment is not None:
             return  # appended: the environment's own steps are recorded already
         if "next" in tensordict.keys():
             self._feed.transition(env, tensordict)
@@ -304,9 +305,17 @@ class RerunRecorder(Transform):
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
-            self._feed.transition(self.container, moment)
+            self._feed.transition(self._environment, moment)
 
     # --- ours ---
+
+    @property
+    def _environment(self) -> EnvBase | None:
+        """The environment that this is appended to; None if it stands alone or in a replay buffer."""
+        try:
+            return self.container
+        except ValueError:  # torchrl 0.14: the container is neither an environment nor a Compose
+            return None
 
     def _listening(self) -> Feed | None:
         """The feed, if this recorder is the one among its clones that it listens to."""
@@ -323,14 +332,14 @@ class RerunRecorder(Transform):
 class _Owner:
     """Which of a recorder and its clones is recorded: the first that sees anything, while its environment lives."""
 
-    def __init__(self, recorder: RerunRecorder) -> None:
-        self._recorder = weakref.ref(recorder)
+    def __init__(self) -> None:
+        self._recorder: weakref.ref[RerunRecorder] | None = None
 
     def is_or_becomes(self, recorder: RerunRecorder) -> bool:
-        owner = self._recorder()
+        owner = None if self._recorder is None else self._recorder()
         if owner is recorder:
             return True
-        if owner is not None and owner.container is not None:
+        if owner is not None and owner._environment is not None:
             return False
         self._recorder = weakref.ref(recorder)
         return True

@@ -80,7 +80,9 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
         return Leaf(key, "object", (), sample=sample, shared=_is_rendered_whole(env, key, value))
     shape = tuple(value.shape[tensordict.batch_dims :])
     dtype = str(value.dtype).removeprefix("torch.")
-    discrete, categories = _discrete(spec_of(env, key)) if dtype != "bool" else (None, ())
+    discrete, categories = _discrete(spec_of(env, key))
+    if dtype == "bool" and discrete == "index":
+        discrete, categories = None, ()  # a flag, not a category
     return Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories)
 
 
@@ -140,10 +142,10 @@ def _flat(nested: Any, depth: int) -> list[Any]:
 
 def _discrete(spec: TensorSpec | None) -> tuple[Literal["index", "one_hot"] | None, tuple[int, ...]]:
     match spec:
+        case MultiOneHot():  # a subclass of OneHot
+            return "one_hot", tuple(int(box.n) for box in spec.space.boxes)
         case OneHot():
             return "one_hot", (int(spec.space.n),)
-        case MultiOneHot():
-            return "one_hot", tuple(int(box.n) for box in spec.space)
         case MultiCategorical():
             return "index", tuple(int(n) for n in torch.as_tensor(spec.nvec).flatten())
         case Categorical():

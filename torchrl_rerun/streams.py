@@ -113,6 +113,11 @@ class Stream:
         return self.shape[1:] if self.agents else self.shape
 
     @property
+    def is_flag(self) -> bool:
+        """Whether this is a state of booleans, each up or down, and not a category."""
+        return self.kind == "state" and self.dtype == "bool" and self.discrete is None
+
+    @property
     def lanes(self) -> int:
         """How many entities an environment has of this key."""
         return max(1, len(self.agents))

@@ -1,0 +1,135 @@
+"""Read a recording back with Rerun's own reader, slowly and plainly: the tests' eyes."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rerun as rr
+import torch
+from PIL import Image
+from rerun.chunk import RrdReader
+
+
+@dataclass
+class Rows:
+    """The rows of one entity: per row its times and its value."""
+
+    times: list[dict[str, Any]] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
+
+    def along(self, timeline: str) -> list[Any]:
+        return [times[timeline] for times in self.times]
+
+
+@dataclass
+class Recorded:
+    schema: dict[str, Any]
+    entities: dict[str, Rows]
+    recording_id: str
+    application_id: str
+    static: dict[str, dict[str, Any]]
+
+    def __getitem__(self, entity: str) -> Rows:
+        return self.entities[entity]
+
+    def keys(self) -> set[tuple[str, ...]]:
+        return {tuple(entry["key"]) for entry in self.schema["keys"]}
+
+    def kind(self, *key: str) -> str:
+        return self.entry(*key)["kind"]
+
+    def entry(self, *key: str) -> dict[str, Any]:
+        return next(entry for entry in self.schema["keys"] if tuple(entry["key"]) == key)
+
+
+def read(path: str | Path) -> Recorded:
+    reader = RrdReader(path)
+    (store,) = reader.recordings()
+    batches = []
+    static: dict[str, dict[str, Any]] = {}
+    schema: dict[str, Any] = {}
+    for chunk in reader.stream():
+        batch = chunk.to_record_batch()
+        if chunk.is_static:
+            values = {name: batch.column(name)[0].as_py() for name in batch.schema.names if ":" in name or name in ("schema",)}
+            static.setdefault(chunk.entity_path, {}).update(values)
+            if chunk.entity_path == "/__properties/torchrl_rerun":
+                schema = json.loads(values["schema"][0])
+        else:
+            batches.append((chunk.entity_path, batch))
+    paths = {}
+    for entry in schema.get("keys", ()):
+        for env in schema["envs"]:
+            for agent in entry.get("agents") or [None]:
+                parts = [f"env_{env}", *entry["key"], *([agent] if agent else [])]
+                paths[rr.new_entity_path(parts)] = entry
+    entities: dict[str, Rows] = {}
+    for path_, batch in batches:
+        rows = entities.setdefault(path_, Rows())
+        columns = {}
+        for name in batch.schema.names:
+            if "RowId" not in name:
+                column = batch.column(name)
+                columns[name] = (column.cast("int64") if name in ("log_time", "sim_time") else column).to_pylist()
+        timelines = [name for name in columns if ":" not in name]
+        for i in range(batch.num_rows):
+            rows.times.append({name: columns[name][i] for name in timelines})
+            rows.values.append(_value(paths[path_], {n: columns[n][i] for n in columns if ":" in n}, batch))
+            if "StateChange:state" in columns:
+                rows.states.append(columns["StateChange:state"][i])
+    for rows in entities.values():
+        order = sorted(range(len(rows.times)), key=lambda i: rows.times[i]["frame"])
+        rows.times = [rows.times[i] for i in order]
+        rows.values = [rows.values[i] for i in order]
+        rows.states = [rows.states[i] for i in order] if rows.states else []
+    return Recorded(schema, entities, store.recording_id, store.application_id, static)
+
+
+def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
+    """One row's value as it was given to the recorder: a tensor of the recorded dtype and shape, or a string."""
+    shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
+    kind = entry["kind"]
+    if kind == "text":
+        return row["TextDocument:text"][0]
+    if kind == "image":
+        if "EncodedImage:blob" in row:
+            picture = np.asarray(Image.open(io.BytesIO(bytes(row["EncodedImage:blob"][0]))))
+        else:
+            image_format = row["Image:format"][0]
+            dtype = {6: np.uint8, 33: np.float16, 34: np.float32, 35: np.float64}[image_format["channel_datatype"]]
+            depth = {1: 1, 2: 3, 3: 4}[image_format["color_model"]]
+            buffer = np.array(row["Image:buffer"][0], np.uint8).view(dtype)
+            picture = buffer.reshape(image_format["height"], image_format["width"], depth)
+        if entry["dtype"] == "object":
+            return picture
+        picture = picture.reshape(*picture.shape[:2], -1)
+        if entry["channels"] == "CHW":
+            picture = np.moveaxis(picture, -1, 0)
+        return torch.tensor(np.ascontiguousarray(picture)).reshape(shape)
+    if kind == "tensor":
+        data = row["Tensor:data"][0]
+        assert list(data["shape"]) == list(shape)
+        flat = data["buffer"]
+    else:
+        flat = row["Scalars:scalars"]
+    return torch.tensor(flat, dtype=getattr(torch, entry["dtype"])).reshape(shape)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit: dtype, shape, NaN and all."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return np.array_equal(a, b)
+    return a == b
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().contiguous()
+    return tensor if tensor.dtype == torch.bool else tensor.reshape(-1).view(torch.uint8)

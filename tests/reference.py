@@ -1,0 +1,145 @@
+"""What a recording must hold: worked out from what a rollout returns, with plain lists, one environment at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from recordings import Recorded, same
+from tensordict import TensorDictBase
+
+
+@dataclass
+class Row:
+    frame: int
+    step: int
+    episode: int
+    episode_step: int
+    value: Any
+
+
+class Reference:
+    """Counts frames, steps and episodes for each environment in the obvious way."""
+
+    def __init__(self, envs: int) -> None:
+        self.envs = envs
+        self.frame = -1
+        self.step = 0
+        self.at = [{"frame": None, "step": 0, "episode": -1, "episode_step": 0} for _ in range(envs)]
+        self.sums: list[dict[str, Any]] = [{} for _ in range(envs)]
+        self.rows: dict[tuple[int, str], list[Row]] = {}
+
+    def add(self, env: int, key: str, value: Any) -> None:
+        value = value.clone() if isinstance(value, torch.Tensor) else value
+        self.rows.setdefault((env, key), []).append(Row(value=value, **self.at[env]))
+
+    def reset(self, observed: dict[int, dict[str, Any]]) -> None:
+        """``observed``: per environment that was reset, key -> value."""
+        self.frame += 1
+        for env, values in observed.items():
+            self.at[env] = {
+                "frame": self.frame,
+                "step": self.step,
+                "episode": self.at[env]["episode"] + 1,
+                "episode_step": 0,
+            }
+            self.sums[env] = {}
+            for key, value in values.items():
+                self.add(env, key, value)
+
+    def steps(self, acted: dict[int, dict[str, Any]], outcome: dict[int, dict[str, Any]]) -> None:
+        """``acted`` and ``outcome``: per environment that was stepped, key -> value."""
+        for env, values in acted.items():
+            for key, value in values.items():
+                self.add(env, key, value)
+        self.frame += 1
+        self.step += 1
+        for env, values in outcome.items():
+            self.at[env] = {
+                "frame": self.frame,
+                "step": self.step,
+                "episode": self.at[env]["episode"],
+                "episode_step": self.at[env]["episode_step"] + 1,
+            }
+            for key, value in values.items():
+                self.add(env, key, value)
+
+    def compare(self, recorded: Recorded, *, first_env: int = 0, exact: bool = True) -> None:
+        """Every row that should be there is there, and no other (but for the returns, see ``compare_returns``)."""
+        wanted = {f"/env_{env + first_env}/{key}" for env, key in self.rows}
+        found = {path for path in recorded.entities if "episode_return" not in path}
+        assert found == wanted
+        for (env, key), rows in self.rows.items():
+            entity = recorded[f"/env_{env + first_env}/{key}"]
+            where = f"env {env}, {key}"
+            for timeline in ("frame", "step", "episode", "episode_step"):
+                assert entity.along(timeline) == [getattr(row, timeline) for row in rows], (where, timeline)
+            if exact:
+                for value, row in zip(entity.values, rows, strict=True):
+                    assert same(value, row.value), (where, row.frame, value, row.value)
+        self.compare_returns(recorded, first_env)
+
+    def compare_returns(self, recorded: Recorded, first_env: int = 0) -> None:
+        """The running sum of the reward, 0 at each reset."""
+        for env in range(self.envs):
+            rewards = {row.frame: row for row in self.rows.get((env, "reward"), ())}
+            if not rewards:
+                continue
+            entity = recorded[f"/env_{env + first_env}/episode_return"]
+            total: Any = None
+            for times, value in zip(entity.times, entity.values, strict=True):
+                if times["episode_step"] == 0:
+                    total = torch.zeros_like(value)
+                else:
+                    total = total + rewards[times["frame"]].value.double()
+                assert torch.equal(value, total)
+
+
+def per_env(tensordict: TensorDictBase, keys: list[Any], envs: list[int] | None = None) -> dict[int, dict[str, Any]]:
+    """``{env: {path: value}}`` of a tensordict of all environments; agents of a group are paths of their own."""
+    batch_dims = tensordict.batch_dims
+    flat = tensordict.reshape(-1) if batch_dims != 1 else tensordict
+    out: dict[int, dict[str, Any]] = {}
+    for env in envs if envs is not None else range(flat.shape[0]):
+        values = out.setdefault(env, {})
+        for key in keys:
+            value = flat[env].get(key)
+            path = key if isinstance(key, str) else "/".join(key)
+            grouped = isinstance(key, tuple) and flat.get(key[:-1]).batch_dims > 1
+            if grouped:
+                for agent in range(value.shape[0]):
+                    values[f"{path}/agent_{agent}"] = value[agent]
+            else:
+                values[path] = value
+    return out
+
+
+def of_rollout(
+    rollout: TensorDictBase,
+    *,
+    observed: list[Any],
+    stepped: list[Any] = ("reward",),  # type: ignore[assignment]
+    acted: list[Any] = ("action",),  # type: ignore[assignment]
+    done: Any = "done",
+    reference: Reference | None = None,
+    continues: bool = False,
+    reset_after_last: bool = False,
+) -> Reference:
+    """The reference of a rollout ``[*batch, time]`` in which environments are reset when they are done.
+
+    ``continues``: it goes on where ``reference`` ended. ``reset_after_last``: those done at the end were reset too.
+    """
+    time = rollout.shape[-1]
+    envs = rollout[..., 0].numel()
+    reference = reference or Reference(envs)
+    if not continues:
+        reference.reset(per_env(rollout[..., 0], observed))
+    for t in range(time):
+        moment = rollout[..., t]
+        following = moment.get("next")
+        reference.steps(per_env(moment, list(acted)), per_env(following, [*observed, *stepped]))
+        ended = following.get(done).reshape(envs, -1).any(-1).nonzero().flatten().tolist()
+        if ended and t + 1 < time:
+            reference.reset(per_env(rollout[..., t + 1], observed, ended))
+    return reference

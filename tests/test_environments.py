@@ -1,0 +1,435 @@
+"""What is recorded equals what the rollout returns, for the environments that people use."""
+
+from __future__ import annotations
+
+import functools
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from recordings import read, same
+from reference import Reference, of_rollout, per_env
+from tensordict import NonTensorData, TensorDict
+from torchrl.data import Bounded, Categorical, Composite, NonTensor, Unbounded
+from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs.libs.vmas import VmasEnv
+from torchrl.record import PixelRenderTransform
+
+from torchrl_rerun import RerunRecorder
+
+DONE = ["done", "terminated", "truncated"]
+OBSERVED = ["observation", *DONE]
+
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+pendulum = functools.partial(GymEnv, "Pendulum-v1")
+pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
+
+
+def record(env: EnvBase, path, steps: int = 40, **options):
+    env = env.append_transform(RerunRecorder(path, **options))
+    rollout = env.rollout(steps, break_when_any_done=False)
+    env.close()
+    return rollout, read(path)
+
+
+@pytest.mark.parametrize("envs", [1, 4])
+def test_cartpole_in_series(path, envs):
+    rollout, recorded = record(SerialEnv(envs, cartpole), path, 60)
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+    assert recorded.schema["env_name"] == "CartPole-v1"
+    assert recorded.schema["fps"] == 50
+    assert recorded.schema["batch_size"] == [envs]
+
+
+def test_a_single_environment_is_env_0(path):
+    rollout, recorded = record(cartpole(), path, 60)
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+    assert recorded.schema["batch_size"] == []
+    assert recorded.schema["envs"] == [0]
+
+
+def test_against_gymnasium_itself(path):
+    """The same seed and actions, stepped in gymnasium alone, a list per key."""
+    env = cartpole(categorical_action_encoding=True).append_transform(RerunRecorder(path))
+    env.set_seed(7)
+    rollout = env.rollout(50)
+    env.close()
+    recorded = read(path)
+    plain = gymnasium.make("CartPole-v1")
+    plain.reset(seed=7)  # TorchRL seeds by a reset of its own
+    observation, _ = plain.reset()
+    observations, rewards, flags = [observation], [], [False]
+    for action in rollout["action"].tolist():
+        observation, reward, terminated, truncated, _ = plain.step(action)
+        observations.append(observation)
+        rewards.append(reward)
+        flags.append(terminated)
+        if terminated or truncated:
+            break
+    assert [v.tolist() for v in recorded["/env_0/observation"].values] == [o.tolist() for o in observations]
+    assert [v.item() for v in recorded["/env_0/reward"].values] == rewards
+    assert [v.item() for v in recorded["/env_0/terminated"].values] == flags
+    assert recorded["/env_0/reward"].along("frame") == list(range(1, len(rewards) + 1))
+    assert recorded["/env_0/action"].along("frame") == list(range(len(rewards)))
+
+
+def test_parallel_with_pixels(path):
+    rollout, recorded = record(ParallelEnv(2, pixel_cartpole), path, 25, image_format="png")
+    of_rollout(rollout, observed=["pixels", *OBSERVED]).compare(recorded)
+    assert recorded.kind("pixels") == "image"
+    assert recorded.schema["env_name"] == "CartPole-v1"
+    assert recorded.schema["fps"] == 50
+
+
+@pytest.mark.parametrize("image_format", ["raw", "png", "jpeg"])
+def test_image_formats(path, image_format):
+    rollout, recorded = record(pixel_cartpole(), path, 8, image_format={"pixels": image_format})
+    reference = of_rollout(rollout, observed=["pixels", *OBSERVED])
+    reference.compare(recorded, exact=image_format != "jpeg")
+    for row, value in zip(reference.rows[0, "pixels"], recorded["/env_0/pixels"].values, strict=True):
+        assert value.shape == row.value.shape
+        assert (value.float() - row.value.float()).abs().mean() < 1.0
+
+
+def test_pendulum_continuous_actions(path):
+    rollout, recorded = record(SerialEnv(2, pendulum), path, 30)
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+    assert recorded.kind("action") == "scalars"
+
+
+def test_mujoco(path):
+    rollout, recorded = record(GymEnv("HalfCheetah-v5"), path, 30)
+    assert rollout["observation"].dtype == torch.float64
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+
+
+def test_two_batch_dimensions(path):
+    env = SerialEnv(2, functools.partial(SerialEnv, 3, cartpole))
+    rollout, recorded = record(env, path, 40)
+    assert rollout.shape == (2, 3, 40)
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+    assert recorded.schema["batch_size"] == [2, 3]
+    assert recorded.schema["envs"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_vectorised_gym(path):
+    rollout, recorded = record(GymEnv("CartPole-v1", num_envs=3), path, 60)
+    assert rollout["next", "done"].any()
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+
+
+class AutoResettingCartPole(GymEnv):
+    """Resets itself in the step that ends an episode, as some simulators do."""
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        if out["done"].any():
+            out.update(super().reset().exclude(*self.done_keys))
+        return out
+
+    def _reset(self, tensordict=None, **kwargs):
+        if tensordict is not None and "_reset" in tensordict:
+            return tensordict.copy()
+        return super()._reset(tensordict, **kwargs)
+
+
+def test_auto_reset_environment(path):
+    env = AutoResettingCartPole("CartPole-v1", auto_reset=True, auto_reset_replace=True)
+    rollout, recorded = record(env, path, 60)
+    assert rollout["next", "observation"].isnan().any()
+    of_rollout(rollout, observed=OBSERVED).compare(recorded)
+
+
+def test_vmas_agents_have_entities_of_their_own(path):
+    env = VmasEnv("flocking", num_envs=3, n_agents=2, max_steps=12, seed=0)
+    rollout, recorded = record(env, path, 30)
+    info = [("agents", "info", name) for name in rollout["agents", "info"].keys()]
+    of_rollout(
+        rollout,
+        observed=[("agents", "observation"), *info, "done", "terminated"],
+        stepped=[("agents", "reward")],
+        acted=[("agents", "action")],
+    ).compare(recorded)
+    assert recorded.entry("agents", "reward")["agents"] == ["agent_0", "agent_1"]
+    total = sum(v.item() for v in recorded["/env_1/agents/reward/agent_1"].values[:12])
+    assert recorded["/env_1/agents/episode_return/agent_1"].values[12].item() == pytest.approx(total)
+    assert recorded.schema["fps"] == pytest.approx(10)
+
+
+class Zoo(EnvBase):
+    """Every kind of key at once: nested observations, all discrete actions, odd dtypes, text."""
+
+    def __init__(self, batch_size=(2,)):
+        super().__init__(batch_size=torch.Size(batch_size))
+        b = self.batch_size
+        self.observation_spec = Composite(
+            image=Bounded(0, 255, (*b, 3, 12, 16), dtype=torch.uint8),
+            float_image=Bounded(0, 1, (*b, 12, 16, 3), dtype=torch.float32),
+            state=Composite(
+                position=Unbounded((*b, 3)),
+                velocity=Unbounded((*b, 3), dtype=torch.float16),
+                half=Unbounded((*b, 5), dtype=torch.bfloat16),
+                shape=b,
+            ),
+            grid=Unbounded((*b, 4, 5), dtype=torch.int32),
+            many=Unbounded((*b, 100), dtype=torch.float64),
+            count=Unbounded((*b,), dtype=torch.int64),
+            small=Unbounded((*b, 2), dtype=torch.int8),
+            mode=Categorical(5, (*b,)),
+            flags=Categorical(2, (*b, 3), dtype=torch.bool),
+            note=NonTensor(b),
+            shape=b,
+        )
+        self.action_spec = self.make_action_spec()
+        self.reward_spec = Unbounded((*b, 1), dtype=torch.float64)
+        self.generator = torch.Generator().manual_seed(0)
+        self.t = 0
+
+    def make_action_spec(self):
+        from torchrl.data import MultiCategorical, MultiOneHot, OneHot
+
+        b = self.batch_size
+        return Composite(
+            one_hot=OneHot(4, (*b, 4)),
+            multi=MultiCategorical([3, 2], (*b, 2)),
+            multi_one_hot=MultiOneHot([3, 2], (*b, 5)),
+            continuous=Bounded(-1, 1, (*b, 2)),
+            shape=b,
+        )
+
+    def _random(self):
+        b = tuple(self.batch_size)
+        g = self.generator
+        out = TensorDict(
+            {
+                "image": torch.randint(0, 256, (*b, 3, 12, 16), generator=g).to(torch.uint8),
+                "float_image": torch.rand(*b, 12, 16, 3, generator=g),
+                "state": TensorDict(
+                    {
+                        "position": torch.randn(*b, 3, generator=g),
+                        "velocity": torch.randn(*b, 3, generator=g).half(),
+                        "half": torch.randn(*b, 5, generator=g).bfloat16(),
+                    },
+                    b,
+                ),
+                "grid": torch.randint(-(2**31), 2**31 - 1, (*b, 4, 5), generator=g).int(),
+                "many": torch.randn(*b, 100, generator=g, dtype=torch.float64),
+                "count": torch.randint(2**62, 2**63 - 1, b, generator=g),
+                "small": torch.randint(-128, 128, (*b, 2), generator=g).to(torch.int8),
+                "mode": torch.randint(0, 5, b, generator=g),
+                "flags": torch.rand(*b, 3, generator=g) > 0.5,
+            },
+            b,
+        )
+        notes = [NonTensorData(f"{self.t}: Zoë {i}") for i in range(out.numel())]
+        out.set("note", torch.stack(notes).reshape(b) if b else notes[0])
+        return out
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._random()
+
+    def _step(self, tensordict):
+        self.t += 1
+        out = self._random()
+        out["reward"] = torch.randn(*self.batch_size, 1, generator=self.generator, dtype=torch.float64)
+        out["done"] = torch.rand(*self.batch_size, 1, generator=self.generator) < 0.2
+        return out
+
+    def _set_seed(self, seed):
+        self.generator.manual_seed(seed or 0)
+
+
+ZOO_OBSERVED = [
+    "image", "float_image", ("state", "position"), ("state", "velocity"), ("state", "half"), "grid", "many", "count",
+    "small", "mode", "flags", "done", "terminated",
+]  # fmt: skip
+ZOO_ACTED = ["one_hot", "multi", "multi_one_hot", "continuous"]
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 2)])
+def test_every_dtype_and_kind_comes_back_bit_for_bit(path, batch):
+    env = Zoo(batch).append_transform(RerunRecorder(path, image_format="png"))
+    rollout = env.rollout(20, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    assert {".".join(key): recorded.kind(*key) for key in recorded.keys()} == {
+        "image": "image",
+        "float_image": "image",
+        "state.position": "scalars",
+        "state.velocity": "scalars",
+        "state.half": "scalars",
+        "grid": "tensor",
+        "many": "tensor",
+        "count": "scalars",
+        "small": "scalars",
+        "mode": "state",
+        "flags": "state",
+        "note": "text",
+        "done": "state",
+        "terminated": "state",
+        "one_hot": "state",
+        "multi": "state",
+        "multi_one_hot": "state",
+        "continuous": "scalars",
+        "reward": "scalars",
+        "episode_return": "scalars",
+    }
+    notes = {path_: recorded.entities.pop(path_) for path_ in list(recorded.entities) if path_.endswith("/note")}
+    of_rollout(rollout, observed=ZOO_OBSERVED, acted=ZOO_ACTED).compare(recorded)
+    assert len(notes) == max(1, int(np.prod(batch)))
+    for env_index in range(len(notes)):
+        assert notes[f"/env_{env_index}/note"].values[0] == f"0: Zoë {env_index}"
+
+
+def test_labels_of_states(path):
+    env = Zoo((1,)).append_transform(RerunRecorder(path, names={"one_hot": ["north", "east", "south", "west"]}))
+    rollout = env.rollout(6, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    actions = rollout["one_hot"][0].int().argmax(-1).tolist()
+    shown = []
+    for state in recorded["/env_0/one_hot"].states:
+        shown.append(state[0] if state is not None else shown[-1])
+    assert shown == [["north", "east", "south", "west"][action] for action in actions]
+
+
+def test_pixels_rendered_by_a_transform(path):
+    env = cartpole(render_mode="rgb_array").append_transform(PixelRenderTransform())
+    rollout, recorded = record(env, path, 6, image_format="raw")
+    of_rollout(rollout, observed=["pixels", *OBSERVED]).compare(recorded)
+
+
+def test_non_tensor_pixels_of_each_environment(path):
+    make = functools.partial(cartpole, render_mode="rgb_array")
+    env = SerialEnv(2, lambda: make().append_transform(PixelRenderTransform(as_non_tensor=True)))
+    env = env.append_transform(RerunRecorder(path, image_format="png"))
+    rollout = env.rollout(5)
+    env.close()
+    recorded = read(path)
+    for i in range(2):
+        frames = [rollout[i, 0]["pixels"], *(rollout[i, t]["next", "pixels"] for t in range(rollout.shape[1]))]
+        for found, wanted in zip(recorded[f"/env_{i}/pixels"].values, frames, strict=True):
+            assert same(found, wanted)
+
+
+def test_one_picture_of_a_whole_batch_is_recorded_once(path):
+    class Rendered(Zoo):
+        def render(self):
+            return np.full((12, 16, 3), self.t, np.uint8)
+
+    env = TransformedEnv(Rendered((3,)), PixelRenderTransform())
+    env = env.append_transform(RerunRecorder(path, in_keys=["pixels", "count"], image_format="raw"))
+    env.rollout(4, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    assert {p for p in recorded.entities if p.endswith("pixels")} == {"/env_0/pixels"}
+    assert all(picture.shape == (12, 16, 3) for picture in recorded["/env_0/pixels"].values)
+    assert len(recorded["/env_2/count"].values) == recorded.schema["envs"][-1] + len(recorded["/env_2/count"].values) - 2
+
+
+def test_dictionary_observations(path):
+    space = gymnasium.spaces.Dict(
+        camera=gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        arm=gymnasium.spaces.Dict(joints=gymnasium.spaces.Box(-1, 1, (3,), np.float32)),
+        mode=gymnasium.spaces.Discrete(4),
+    )
+
+    class Arm(gymnasium.Env):
+        observation_space = space
+        action_space = gymnasium.spaces.MultiDiscrete([3, 2])
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return space.sample(), {}
+
+        def step(self, action):
+            return space.sample(), float(self.np_random.random()), bool(self.np_random.random() < 0.2), False, {}
+
+    from torchrl.envs import GymWrapper
+
+    rollout, recorded = record(GymWrapper(Arm()), path, 30, image_format="png")
+    of_rollout(rollout, observed=["camera", ("arm", "joints"), "mode", *DONE]).compare(recorded)
+    assert recorded.kind("mode") == "state"
+    assert recorded.kind("action") == "state"
+
+
+def test_a_recorder_before_other_transforms_records_what_passes(path):
+    env = TransformedEnv(cartpole(), RerunRecorder(path)).append_transform(StepCounter(max_steps=7))
+    with pytest.warns(UserWarning, match="'step_count' can't be seen"):
+        rollout = env.rollout(20, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    assert ("step_count",) not in recorded.keys()
+    observed = recorded["/env_0/observation"]
+    ends = rollout["next", "done"].flatten().tolist()
+    assert observed.along("episode")[-1] == sum(ends[:-1])
+
+
+def test_policy_outputs_are_recorded_where_the_policy_saw_them(path):
+    env = cartpole().append_transform(RerunRecorder(path, in_keys=["observation", "action", "logits", "reward"]))
+
+    def policy(tensordict):
+        tensordict["logits"] = tensordict["observation"].sum(-1, keepdim=True) * torch.ones(2)
+        return env.rand_action(tensordict)
+
+    rollout = env.rollout(9, policy)
+    env.close()
+    recorded = read(path)
+    of_rollout(rollout, observed=["observation"], acted=["action", "logits"]).compare(recorded)
+
+
+def test_logged_envs(path):
+    env = SerialEnv(5, cartpole)
+    env = env.append_transform(RerunRecorder(path, logged_envs=[-1, 1]))
+    rollout = env.rollout(40, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    assert recorded.schema["envs"] == [1, 4]
+    full = of_rollout(rollout, observed=OBSERVED)
+    for i in (1, 4):
+        values = [row.value for row in full.rows[i, "observation"]]
+        assert all(same(a, b) for a, b in zip(recorded[f"/env_{i}/observation"].values, values, strict=True))
+    assert {p.split("/")[1] for p in recorded.entities} == {"env_1", "env_4"}
+
+
+def test_without_a_choice_the_first_16_of_many_are_recorded(path):
+    env = Zoo((100,)).append_transform(RerunRecorder(path, in_keys=["count"]))
+    with pytest.warns(UserWarning, match="of 100 environments the first 16 are recorded"):
+        env.rollout(3)
+    env.close()
+    assert read(path).schema["envs"] == list(range(16))
+
+
+def test_partial_reset_by_hand(path):
+    env = SerialEnv(3, pendulum).append_transform(RerunRecorder(path))
+    reference = Reference(3)
+    tensordict = env.reset()
+    reference.reset(per_env(tensordict, OBSERVED))
+    for mask in ([True, False, True], [False, True, False]):
+        tensordict = env.rand_action(tensordict)
+        tensordict = env.step(tensordict)
+        reference.steps(per_env(tensordict, ["action"]), per_env(tensordict["next"], [*OBSERVED, "reward"]))
+        tensordict = env.step_mdp(tensordict)
+        tensordict["_reset"] = torch.tensor(mask)[:, None]
+        tensordict = env.reset(tensordict)
+        reference.reset(per_env(tensordict, OBSERVED, [i for i in range(3) if mask[i]]))
+    env.close()
+    reference.compare(read(path))
+
+
+def test_partial_steps_by_hand(path):
+    env = SerialEnv(3, pendulum).append_transform(RerunRecorder(path))
+    reference = Reference(3)
+    tensordict = env.reset()
+    reference.reset(per_env(tensordict, OBSERVED))
+    for mask in ([True, False, True], [True, True, True], [False, False, True]):
+        tensordict = env.rand_action(tensordict)
+        tensordict["_step"] = torch.tensor(mask)
+        tensordict = env.step(tensordict)
+        envs = [i for i in range(3) if mask[i]]
+        reference.steps(per_env(tensordict, ["action"], envs), per_env(tensordict["next"], [*OBSERVED, "reward"], envs))
+        tensordict = env.step_mdp(tensordict)
+        tensordict.pop("_step", None)
+    env.close()
+    reference.compare(read(path))
