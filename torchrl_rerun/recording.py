@@ -426,7 +426,7 @@ def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: in
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torchrl_rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
+    packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
     found = {"python": platform.python_version()}
     for package in packages:
         try:

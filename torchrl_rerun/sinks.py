@@ -118,6 +118,15 @@ class FileSink:
                     return
             raise FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
 
+    def size(self) -> int:
+        """Bytes that are with the operating system."""
+        return 0 if self._handle is None else os.fstat(self._handle).st_size
+
+    def truncate(self, size: int) -> None:
+        """Cut off what was written after ``size`` bytes: Rerun refuses a file that ends within a message."""
+        if self._handle is not None:
+            os.ftruncate(self._handle, size)
+
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
         """Put a layout into the finished file, so that the viewer opens with it.
 

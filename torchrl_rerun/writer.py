@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +42,7 @@ class Writer:
         self.lost_frames = 0
         self.error: Exception | None = None
         self._writing: Block | None = None
+        self._whole_bytes = 0
         # A daemon: at interpreter exit Python would wait for any other thread before the recorder gets to close it.
         self._thread = threading.Thread(target=self._run, name="torchrl_rerun-writer", daemon=True)
         self._thread.start()
@@ -73,6 +75,8 @@ class Writer:
             self._sink.write(self._stream(), application_id=self._application_id, recording_id=self._recording_id)
         except Exception as error:
             self.error = self.error or error
+            with contextlib.suppress(OSError):
+                self._sink.truncate(self._whole_bytes)
             self._drain()
 
     def _stream(self) -> Iterator[Chunk]:
@@ -82,6 +86,7 @@ class Writer:
                 item.set()
             elif isinstance(item, list):
                 yield from item
+                self._whole_bytes = self._sink.size()
             else:
                 self._writing = item
                 try:
@@ -90,6 +95,7 @@ class Writer:
                     self.error = error  # the sink would wrap it beyond recognition
                     raise
                 self._writing = None
+                self._whole_bytes = self._sink.size()
                 self.written_frames += item.frames
                 self._done(item)
 

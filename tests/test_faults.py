@@ -1,0 +1,369 @@
+"""What goes wrong, and what happens then: section by section, with real files and real processes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from recordings import read
+from tensordict import NonTensorData, TensorDict
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv
+
+from torchrl_rerun import RecordingError, RerunRecorder
+
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+
+PREAMBLE = """
+import functools, os, resource, signal, sys, time, warnings
+import torch
+from torchrl.envs import GymEnv, SerialEnv, ParallelEnv
+from torchrl_rerun import RecordingError, RerunRecorder
+path = sys.argv[1]
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+torch.manual_seed(0)
+"""
+
+
+def run(script: str, path, *, timeout: float = 120, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script as a program of its own; it must end by itself."""
+    source = PREAMBLE + textwrap.dedent(script)
+    done = subprocess.run(
+        [sys.executable, "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+# --- the user's mistakes ---
+
+
+def test_a_key_that_the_environment_never_gives(path):
+    env = cartpole().append_transform(RerunRecorder(path, in_keys=["observation", "pixles"]))
+    with pytest.raises(KeyError, match=r"'pixles'.*'observation'"):
+        env.rollout(3)
+    assert not path.exists()
+
+
+def test_logged_envs_out_of_range(path):
+    env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path, logged_envs=[1, 7]))
+    with pytest.raises(IndexError, match="there are 3 environments"):
+        env.reset()
+    assert not path.exists()
+
+
+def test_an_existing_file_is_not_touched(path):
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        RerunRecorder(path)
+    assert path.read_bytes() == b"precious"
+    env = cartpole().append_transform(RerunRecorder(path, overwrite=True))
+    env.rollout(3)
+    env.close()
+    assert len(read(path)["/env_0/reward"].values) == 3
+
+
+def test_a_file_that_appears_in_between_is_not_touched(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        env.reset()
+    env.close()
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="not a folder"):
+        RerunRecorder(tmp_path / "file" / "run.rrd")
+
+
+def test_missing_folders_are_made(tmp_path):
+    path = tmp_path / "runs" / "ppo" / "run.rrd"
+    env = cartpole().append_transform(RerunRecorder(path))
+    assert not (tmp_path / "runs").exists()
+    env.rollout(2)
+    env.close()
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fps": 0}, "fps=0 must be positive"),
+        ({"buffer_bytes": -1}, "buffer_bytes=-1"),
+        ({"image_format": "gif"}, "image_format='gif'"),
+        ({"image_format": {"pixels": "bmp"}}, "image_format='bmp'"),
+        ({"kinds": {"observation": "plot"}}, r"kinds\['observation'\]='plot'"),
+    ],
+)
+def test_options_out_of_range(path, options, message):
+    with pytest.raises(ValueError, match=message):
+        RerunRecorder(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": {"observation": ["x", "y"]}}, "2 names, but a row has 4 numbers"),
+        ({"kinds": {"observation": "image"}}, "doesn't fit float32 of shape"),
+        ({"kinds": {"observation": "text"}}, "'text' is for strings"),
+    ],
+)
+def test_options_that_do_not_fit_the_data(path, options, message):
+    env = cartpole().append_transform(RerunRecorder(path, **options))
+    with pytest.raises(ValueError, match=message):
+        env.reset()
+    assert not path.exists()
+
+
+def test_a_path_that_is_no_recording(tmp_path):
+    for name in ("run.mp4", "run"):
+        with pytest.raises(ValueError, match=r"ends in '\.rrd'"):
+            RerunRecorder(tmp_path / name)
+
+
+class Odd(EnvBase):
+    """Gives what no kind can hold, and pictures whose dtype changes."""
+
+    def __init__(self, *, turns_bad_at=None):
+        super().__init__()
+        self.observation_spec = Composite(x=Unbounded((1,)))  # no spec can say complex
+        self.action_spec = Unbounded((1,))
+        self.reward_spec = Unbounded((1,))
+        self.t, self.turns_bad_at = 0, turns_bad_at
+
+    def _observe(self):
+        import numpy as np
+
+        out = TensorDict(wave=torch.zeros(2, dtype=torch.complex64), x=torch.full((1,), float(self.t)))
+        bad = self.turns_bad_at is not None and self.t >= self.turns_bad_at
+        out["picture"] = NonTensorData(np.zeros((8, 8, 3), np.int64 if bad else np.uint8))
+        out["thing"] = NonTensorData(object())
+        return out
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._observe()
+
+    def _step(self, tensordict):
+        self.t += 1
+        return self._observe().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+
+    def _set_seed(self, seed):
+        pass
+
+
+def test_unsupported_data_is_skipped_by_name(path):
+    env = Odd().append_transform(RerunRecorder(path, in_keys=["wave", "thing", "x", "reward"]))
+    with pytest.warns(UserWarning) as warned:
+        env.rollout(4)
+    env.close()
+    messages = " ".join(str(w.message) for w in warned)
+    assert "'wave' is not recorded: complex64" in messages
+    assert "'thing' is not recorded: object" in messages
+    assert read(path)["/env_0/x"].values[-1].item() == 4
+
+
+# --- the writer fails ---
+
+
+def test_an_encoder_that_fails_does_not_stop_the_environment(path):
+    env = Odd(turns_bad_at=3).append_transform(
+        RerunRecorder(path, in_keys=["picture", "x"], image_format="png", buffer_bytes=4000)
+    )
+    with pytest.warns(RuntimeWarning, match="training goes on"):
+        rollout = env.rollout(500)
+    assert len(rollout) == 500
+    with pytest.raises(RecordingError, match=r"\d+ frames were lost") as raised:
+        env.transform.dump()
+    assert raised.value.__cause__ is not None
+    assert isinstance(raised.value, OSError)
+    with pytest.raises(RecordingError):
+        env.close()
+
+
+def test_disk_full(path):
+    done = run(
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=200_000, flush_seconds=0.05))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            rollout = env.rollout(6000, break_when_any_done=False)
+        print("steps", rollout.shape[1])
+        print("warnings", sum("training goes on" in str(w.message) for w in warned))
+        try:
+            env.transform.dump()
+        except RecordingError as error:
+            print("error", error)
+        start = time.monotonic()
+        try:
+            env.close()
+        except RecordingError:
+            print("closed in", time.monotonic() - start)
+        print("end")
+        """,
+        path,
+    )
+    assert "steps 6000" in done.stdout
+    assert "warnings 1" in done.stdout
+    error = next(line for line in done.stdout.splitlines() if line.startswith("error"))
+    assert re.search(r"run\.rrd failed, [1-9]\d* frames were lost: .*File too large", error)
+    assert "end" in done.stdout
+    assert float(done.stdout.split("closed in")[1].split()[0]) < 5
+    rows = read(path)["/env_0/reward"]  # what was written until then is readable
+    assert rows.along("frame") == sorted(rows.along("frame"))
+
+
+def test_disk_full_and_nobody_asks(path):
+    """No dump, no close: the process ends all the same, and soon."""
+    start = time.monotonic()
+    run(
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=100_000, flush_seconds=0.05))
+        env.rollout(3000, break_when_any_done=False)
+        """,
+        path,
+    )
+    assert time.monotonic() - start < 60
+
+
+def test_the_file_is_removed_under_the_recorder(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.dump()
+    path.unlink()
+    env.rollout(5)
+    with pytest.raises(RecordingError, match="removed or replaced"):
+        env.transform.dump()
+    with pytest.raises(RecordingError):
+        env.close()
+
+
+def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
+    import rerun.blueprint as rrb
+
+    env = cartpole().append_transform(RerunRecorder(path, blueprint=rrb.Blueprint(rrb.Spatial2DView())))
+    env.rollout(5)
+    env.transform.dump()
+    env.transform._feed.recording._sink.embed = functools.partial(_raise, OSError("no room"))
+    with pytest.warns(RuntimeWarning, match="has no layout: no room"):
+        env.close()
+    assert len(read(path)["/env_0/reward"].values) == 5
+
+
+def _raise(error, *args, **kwargs):
+    raise error
+
+
+# --- the process ends ---
+
+
+def test_kill_9_loses_nothing_that_was_dumped(path):
+    source = PREAMBLE + textwrap.dedent(
+        """
+        env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
+        env.rollout(50, break_when_any_done=False)
+        env.transform.dump()
+        print("dumped", flush=True)
+        env.rollout(10_000_000, break_when_any_done=False)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", source, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "dumped\n"
+        time.sleep(0.3)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    recorded = read(path)
+    for env in range(2):
+        steps = recorded[f"/env_{env}/reward"].along("step")
+        assert steps[:50] == list(range(1, 51))
+        assert recorded[f"/env_{env}/observation"].values[0].shape == (4,)
+
+
+@pytest.mark.parametrize("end", ["", "env.close()", "del env", "raise RuntimeError", "sys.exit(0)"])
+def test_undumped_data_is_written_however_the_program_ends(path, end):
+    run(
+        f"""
+        env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
+        env.rollout(30, break_when_any_done=False)
+        {end}
+        """,
+        path,
+        code=1 if "raise" in end else 0,
+    )
+    assert len(read(path)["/env_1/reward"].values) == 30
+
+
+def test_a_recorder_that_is_garbage_collected(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(6)
+    env.transform.__dict__["_parent"] = None
+    del env
+    import gc
+
+    gc.collect()
+    assert len(read(path)["/env_0/reward"].values) == 6
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_write_their_own_files_when_started_by(path, method):
+    env = ParallelEnv(2, functools.partial(_recorded, path), mp_start_method=method)
+    env.rollout(10)
+    env.close()
+    files = sorted(file.name for file in path.parent.glob("*.rrd"))
+    assert files == ["run.worker_0.rrd", "run.worker_1.rrd"]
+    assert len(read(path.parent / files[1])["/env_1/reward"].values) == 10
+
+
+def _recorded(path):
+    return cartpole().append_transform(RerunRecorder(path))
+
+
+def test_a_forked_child_leaves_its_parents_recording_alone(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(5)
+    child = os.fork()
+    if child == 0:
+        try:
+            env.rollout(3)
+            env.transform.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    env.rollout(5)
+    env.close()
+    assert read(path)["/env_0/reward"].along("step") == list(range(1, 11))
+    others = [file for file in path.parent.glob("*.rrd") if file != path]
+    assert [len(read(file)["/env_0/reward"].values) for file in others] == [3]
+
+
+def test_an_exception_in_the_users_code(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+
+    calls = []
+
+    def policy(tensordict):
+        calls.append(tensordict)
+        if len(calls) == 5:
+            raise ZeroDivisionError
+        return env.rand_action(tensordict)
+
+    with pytest.raises(ZeroDivisionError):
+        env.rollout(10, policy, trust_policy=True)
+    env.rollout(3)
+    env.close()
+    rows = read(path)["/env_0/observation"]
+    assert rows.along("episode") == [0] * 5 + [1] * 4

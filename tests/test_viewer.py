@@ -1,0 +1,112 @@
+"""What people see: recordings opened in the real viewer, without a display."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import time
+
+import numpy as np
+import pytest
+import rerun.blueprint as rrb
+from PIL import Image
+from rerun.chunk import RrdReader
+from torchrl.envs import GymEnv, SerialEnv
+from torchrl.envs.libs.vmas import VmasEnv
+
+from torchrl_rerun import RerunRecorder
+
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
+
+
+@pytest.fixture
+def viewer():
+    from rerun.experimental import ViewerClient
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        client = ViewerClient.spawn(headless=True, port=port, hide_welcome_screen=True, detach_process=False)
+    except Exception as error:
+        pytest.skip(f"the viewer doesn't start ({error}): install a graphics driver, Debian's mesa-vulkan-drivers")
+    with client:
+        yield client
+
+
+def opened(viewer, path, frame):
+    viewer.open([str(path)])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        state = viewer.get_state()
+        if not state.loading and state.views:
+            break
+        time.sleep(0.2)
+    viewer.set_time("frame", play_state="paused", sequence=frame)
+    time.sleep(1.0)
+    return viewer.get_state().views
+
+
+def record(env, path, steps, **options):
+    env = env.append_transform(RerunRecorder(path, **options))
+    env.rollout(steps, break_when_any_done=False)
+    env.close()
+
+
+def rerun_views(views):
+    return sorted((view.view_class, str(view.origin), view.name) for view in views)
+
+
+def test_a_cell_for_each_environment(viewer, path, tmp_path):
+    record(SerialEnv(2, pixel_cartpole), path, 30)
+    views = opened(viewer, path, 20)
+    assert [view.reports for view in views] == [[] for _ in views]
+    assert rerun_views(views) == sorted(
+        view
+        for env in range(2)
+        for view in [
+            ("2D", f"/env_{env}/pixels", f"env {env}: pixels"),
+            ("StateTimeline", f"/env_{env}", f"env {env}: action, terminated, truncated"),
+            ("TimeSeries", f"/env_{env}", f"env {env}: observation"),
+            ("TimeSeries", f"/env_{env}", f"env {env}: reward and return"),
+        ]
+    )
+    picture = tmp_path / "picture.png"
+    viewer.save_screenshot(str(picture))
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    assert (pixels == 255).all(-1).mean() > 0.1  # the white of the two CartPoles is on the screen
+
+
+def test_agents(viewer, path):
+    record(VmasEnv("flocking", num_envs=2, n_agents=3, max_steps=20), path, 15)
+    views = opened(viewer, path, 10)
+    assert views
+    assert [view.reports for view in views] == [[] for _ in views]
+
+
+def test_every_kind(viewer, path):
+    from test_environments import Zoo
+
+    record(Zoo((2,)), path, 12, image_format="png")
+    views = opened(viewer, path, 8)
+    assert {view.view_class for view in views} >= {"2D", "Tensor", "TextDocument", "TimeSeries", "StateTimeline"}
+    assert [(view.name, view.reports) for view in views if view.reports] == []
+
+
+def test_at_most_16_cells(viewer, path):
+    record(SerialEnv(20, cartpole), path, 5)
+    views = opened(viewer, path, 3)
+    assert {view.origin for view in views} == {f"/env_{env}" for env in range(16)}
+
+
+def test_a_layout_of_the_users_own(viewer, path):
+    mine = rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name="mine"), auto_views=False)
+    record(cartpole(), path, 5, blueprint=mine)
+    assert rerun_views(opened(viewer, path, 3)) == [("TimeSeries", "/env_0/reward", "mine")]
+
+
+def test_no_layout(path):
+    record(cartpole(), path, 5, blueprint=False)
+    assert RrdReader(path).blueprints() == []
+    assert len(RrdReader(path).recordings()) == 1
