@@ -57,7 +57,9 @@ def read(path: str | Path) -> Recorded:
     for chunk in reader.stream():
         batch = chunk.to_record_batch()
         if chunk.is_static:
-            values = {name: batch.column(name)[0].as_py() for name in batch.schema.names if ":" in name or name in ("schema",)}
+            values = {
+                name: batch.column(name)[0].as_py() for name in batch.schema.names if ":" in name or name == "schema"
+            }
             static.setdefault(chunk.entity_path, {}).update(values)
             if chunk.entity_path == "/__properties/torchrl_rerun":
                 schema = json.loads(values["schema"][0])

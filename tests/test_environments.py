@@ -325,7 +325,9 @@ def test_one_picture_of_a_whole_batch_is_recorded_once(path):
     recorded = read(path)
     assert {p for p in recorded.entities if p.endswith("pixels")} == {"/env_0/pixels"}
     assert all(picture.shape == (12, 16, 3) for picture in recorded["/env_0/pixels"].values)
-    assert len(recorded["/env_2/count"].values) == recorded.schema["envs"][-1] + len(recorded["/env_2/count"].values) - 2
+    assert (
+        len(recorded["/env_2/count"].values) == recorded.schema["envs"][-1] + len(recorded["/env_2/count"].values) - 2
+    )
 
 
 def test_dictionary_observations(path):

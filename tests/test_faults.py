@@ -163,7 +163,7 @@ class Odd(EnvBase):
 
 def test_unsupported_data_is_skipped_by_name(path):
     env = Odd().append_transform(RerunRecorder(path, in_keys=["wave", "thing", "x", "reward"]))
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="is not recorded") as warned:
         env.rollout(4)
     env.close()
     messages = " ".join(str(w.message) for w in warned)

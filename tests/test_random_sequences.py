@@ -64,7 +64,12 @@ def runs(draw):
         st.tuples(st.just("reset"), st.none() | mask),
         st.tuples(st.just("dump"), st.none()),
     )
-    return envs, draw(st.lists(event, max_size=40)), draw(st.lists(mask, max_size=20)), draw(st.sampled_from([300, 3000, 1 << 20]))
+    return (
+        envs,
+        draw(st.lists(event, max_size=40)),
+        draw(st.lists(mask, max_size=20)),
+        draw(st.sampled_from([300, 3000, 1 << 20])),
+    )
 
 
 @settings(max_examples=120, deadline=None)

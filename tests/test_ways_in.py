@@ -166,7 +166,11 @@ def test_callback_of_a_stopping_rollout(path, mode):
     recorded = read(path)
     rows = recorded["/env_0/observation"]
     # TorchRL keeps the first observation to itself; from the second one on everything is there, the last step included.
-    alive = int(rollout["next", "done"][0].flatten().long().cumsum(0).eq(0).sum()) + 1 if mode == "all" else rollout.shape[1]
+    alive = (
+        int(rollout["next", "done"][0].flatten().long().cumsum(0).eq(0).sum()) + 1
+        if mode == "all"
+        else rollout.shape[1]
+    )
     alive = min(alive, rollout.shape[1])
     wanted = [*rollout[0, 1:alive]["observation"].unbind(0), rollout[0, alive - 1]["next", "observation"]]
     assert len(rows.values) == len(wanted)
@@ -413,7 +417,9 @@ def test_a_closed_recorder_that_is_used_again_goes_on_in_another_file(path):
 # --- what a recorder must never do ---
 
 
-@pytest.mark.parametrize("make", [functools.partial(SerialEnv, 3, cartpole), functools.partial(ParallelEnv, 2, pendulum)])
+@pytest.mark.parametrize(
+    "make", [functools.partial(SerialEnv, 3, cartpole), functools.partial(ParallelEnv, 2, pendulum)]
+)
 def test_a_seeded_run_is_the_same_with_and_without(path, make):
     def run(with_recorder):
         torch.manual_seed(3)

@@ -32,6 +32,7 @@ class Track:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one environment's row."""
         return 8 * len(TIMELINES) + sum(stream.row_bytes for stream in self.streams)
 
 
@@ -56,7 +57,9 @@ class Block:
         # np.empty takes no memory until it is written to.
         self.values: list[dict[Key, npt.NDArray[Any]]] = [
             {
-                stream.key: np.empty((1 if stream.shared else envs, stream.lanes, rows, *stream.row_shape), stream.storage)
+                stream.key: np.empty(
+                    (1 if stream.shared else envs, stream.lanes, rows, *stream.row_shape), stream.storage
+                )
                 for stream in track.streams
             }
             for track in self.tracks
@@ -178,10 +181,7 @@ class Buffer:
     def frame(self) -> Block | None:
         """The block to copy the next frame into, with room for it; None if it can't be kept any more."""
         block = self._block
-        if block is not None and (not block.has_room() or block.object_bytes > self._capacity // BLOCKS):
-            self._pass_on(block)
-            block = None
-        elif (
+        if (block is not None and (not block.has_room() or block.object_bytes > self._capacity // BLOCKS)) or (
             block is not None
             and block.frames
             and time.monotonic() - block.started > self._max_age

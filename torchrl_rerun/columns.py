@@ -182,7 +182,7 @@ def _tensor(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     return [Column("Tensor:data", "Tensor", "TensorData", _lists(tensors, len(rows)))]
 
 
-def _text(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+def _text(_: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     return [Column("TextDocument:text", "TextDocument", "Text", _lists(pa.array(list(rows), pa.string()), len(rows)))]
 
 
@@ -234,15 +234,15 @@ def _style(stream: Stream) -> Any:
         if stream.is_flag:
             flag = stream.key[-1]
             labels = list(stream.names[:2]) or [flag]
-            colors = [PALETTE[0], FLAG_COLORS.get(flag, PALETTE[1])][-len(labels) :]
+            shades = [PALETTE[0], FLAG_COLORS.get(flag, PALETTE[1])][-len(labels) :]
         else:
             count = max(stream.categories, default=len(stream.names))
             if not 0 < count <= MAX_CONFIGURED_STATES:
                 return None
             labels = [_label(stream, category) for category in range(count)]
-            colors = [PALETTE[i % len(PALETTE)] for i in range(count)]
-        shades = np.array(colors, np.uint32)
-        return rr.StateConfiguration.columns(values=labels, labels=labels, colors=shades).partition([len(labels)])
+            shades = [PALETTE[i % len(PALETTE)] for i in range(count)]
+        colors = np.array(shades, np.uint32)
+        return rr.StateConfiguration.columns(values=labels, labels=labels, colors=colors).partition([len(labels)])
     return None
 
 
@@ -267,7 +267,9 @@ def _blobs(files: Sequence[bytes]) -> pa.ListArray:
     offsets = np.zeros(len(files) + 1, np.int32)
     np.cumsum([len(file) for file in files], out=offsets[1:])
     data = pa.array(np.frombuffer(b"".join(files), np.uint8))
-    return pa.ListArray.from_arrays(pa.array(offsets), data, type=pa.list_(pa.field("item", pa.uint8(), nullable=False)))
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), data, type=pa.list_(pa.field("item", pa.uint8(), nullable=False))
+    )
 
 
 _COLOR_MODELS = {1: rr.ColorModel.L, 3: rr.ColorModel.RGB, 4: rr.ColorModel.RGBA}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
@@ -154,7 +155,9 @@ class Feed:
                 of them are not padding, a ``"_step"`` entry which were stepped.
         """
         following = moment.get("next")
-        stepped = next((moment.get(key) for key in ("mask", "_step") if moment.get(key, None) is not None), None)
+        stepped: torch.Tensor | None = next(
+            (moment.get(key) for key in ("mask", "_step") if moment.get(key, None) is not None), None
+        )
         mask = None if stepped is None else stepped.cpu().numpy().reshape(-1)
         begun = self._begun(moment)
         if mask is not None:
@@ -166,7 +169,7 @@ class Feed:
         acted = {key: moment.get(key, None) for key in self._keys.get(Moment.ACTED, known)}
         self.step(env, moment, acted, following, mask)
         # The rows of environments that were left out stay as they were the last time.
-        if mask is None or self._last is None:
+        if stepped is None or self._last is None:
             self._last = following.clone()
         else:
             self._last = following.clone().where(stepped.reshape(moment.batch_size), self._last)
@@ -186,8 +189,10 @@ class Feed:
                 begun |= before.reshape(count, -1).any(axis=1)
             elif moment.get(key, None) is not None and key[-1] != "reward":
                 now = specs.as_array(moment.get(key), moment.batch_size)
-                same = (before == now) | ((before != before) & (now != now))  # NaN is where NaN was
-                begun |= ~same.reshape(count, -1).all(axis=1)
+                same = np.array(
+                    [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, now, strict=True)]
+                )
+                begun |= ~same
         return begun
 
     # --- what is seen ---
@@ -257,7 +262,9 @@ class Feed:
         there = sorted(map(name_of, {*specs.data_keys(root), *specs.data_keys(following)}))
         names = ", ".join(map(name_of, missing))
         if self._settings.in_keys is not None:
-            raise KeyError(f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}")
+            raise KeyError(
+                f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}"
+            )
         self._skipped.update(missing)
         warnings.warn(
             f"{names} can't be seen where the recorder stands, and is not recorded: append the recorder last",
@@ -305,10 +312,13 @@ class Feed:
         count = int(np.prod(batch_size, dtype=np.int64))
         if ended is not None:
             self._parts += 1
-            sink, number = settings.sink.sibling(f"part_{self._parts}"), ended.source.first_env // max(1, count)
+            number: int | None = ended.source.first_env // max(1, count)
+            sink = settings.sink.sibling(f"part_{self._parts}")
             sink.open()
             warnings.warn(
-                f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}", UserWarning, stacklevel=2
+                f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}",
+                UserWarning,
+                stacklevel=2,
             )
         else:
             sink, number = self._claim()

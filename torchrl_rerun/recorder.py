@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import rerun.blueprint as rrb
 import torch
 from tensordict import TensorDictBase
@@ -154,7 +156,7 @@ class RerunRecorder(Transform):
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         feed = self._listening()
         if feed is not None:
-            env = self._environment
+            env = self.environment
             mask = _reset_mask(env, tensordict)
             if mask is None:
                 self._is_rehearsal = _inside(check_env_specs.__code__)
@@ -167,7 +169,7 @@ class RerunRecorder(Transform):
     ) -> TensorDictBase:
         feed = self._listening()
         if feed is not None and not self._is_rehearsal:
-            env = self._environment
+            env = self.environment
             mask = _reset_mask(env, tensordict)
             if mask is not None and mask.any():
                 feed.reset(env, tensordict_reset, mask)
@@ -177,7 +179,7 @@ class RerunRecorder(Transform):
         # Called before the environment steps, the last transform first: this is the policy's own action, which the
         # inverses of the transforms before this one have yet to change. `_step` sees it changed.
         # A replay buffer calls it too, for what it stores: that is recorded when it is sampled, by `forward`.
-        feed, env = self._listening(), self._environment
+        feed, env = self._listening(), self.environment
         if feed is not None and env is not None and not self._is_rehearsal:
             self._acted = {key: tensordict.get(key, None) for key in feed.policy_keys(env)}
             self._step_mask = tensordict.get("_step", None)
@@ -187,7 +189,7 @@ class RerunRecorder(Transform):
         feed = self._listening()
         if feed is not None and not self._is_rehearsal:
             mask = None if self._step_mask is None else self._step_mask.cpu().numpy().reshape(-1)
-            feed.step(self._environment, tensordict, self._acted, next_tensordict, mask)
+            feed.step(self.environment, tensordict, self._acted, next_tensordict, mask)
             self._acted, self._step_mask = {}, None
         return next_tensordict
 
@@ -224,7 +226,7 @@ class RerunRecorder(Transform):
         copy: RerunRecorder = super().clone()
         copy._settings, copy._feed, copy._owner = self._settings, self._feed, self._owner
         copy._held = None
-        if _inside(Compose._rebuild_up_to.__code__, depth=4):
+        if _inside(Compose._rebuild_up_to.__code__, depth=4):  # noqa: SLF001 - nothing public tells them apart
             copy._feed = None
         return copy
 
@@ -278,7 +280,7 @@ class RerunRecorder(Transform):
             env: the environment of the rollout.
             tensordict: what the rollout passes: the data after a step, of the environment's batch size.
         """
-        if self._feed is None or self._environment is not None:
+        if self._feed is None or self.environment is not None:
             return  # appended: the environment's own steps are recorded already
         if "next" in tensordict.keys():
             self._feed.transition(env, tensordict)
@@ -305,12 +307,12 @@ class RerunRecorder(Transform):
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
-            self._feed.transition(self._environment, moment)
+            self._feed.transition(self.environment, moment)
 
     # --- ours ---
 
     @property
-    def _environment(self) -> EnvBase | None:
+    def environment(self) -> EnvBase | None:
         """The environment that this is appended to; None if it stands alone or in a replay buffer."""
         try:
             return self.container
@@ -339,7 +341,7 @@ class _Owner:
         owner = None if self._recorder is None else self._recorder()
         if owner is recorder:
             return True
-        if owner is not None and owner._environment is not None:
+        if owner is not None and owner.environment is not None:
             return False
         self._recorder = weakref.ref(recorder)
         return True
@@ -364,7 +366,7 @@ def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
     if not given:
         return None
     count = tensordict.batch_size.numel()
-    together = given[0].reshape(count, -1).any(axis=1)
+    together: npt.NDArray[np.bool_] = given[0].reshape(count, -1).any(axis=1)
     for mask in given[1:]:
         together = together | mask.reshape(count, -1).any(axis=1)
     return together
@@ -372,7 +374,7 @@ def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
 
 def _inside(code: Any, depth: int = 50) -> bool:
     """Whether a function is being executed, among the innermost ``depth`` calls."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
     while frame is not None and depth:
         if frame.f_code is code:
             return True

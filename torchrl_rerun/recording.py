@@ -5,6 +5,7 @@ This is what every front end feeds, whatever its environments look like; it know
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Source:
 
     @property
     def envs(self) -> int:
+        """Number of environments."""
         return int(np.prod(self.batch_size, dtype=np.int64))
 
 
@@ -128,9 +130,7 @@ class Recording:
         self._layout = _Tracks()
         self._factory = ChunkFactory(self.envs, source.fps)
         self._writer: Writer | None = None
-        self._buffer = Buffer(
-            len(chosen), options.buffer_bytes, self._hand_over, self._alive, options.flush_seconds
-        )
+        self._buffer = Buffer(len(chosen), options.buffer_bytes, self._hand_over, self._alive, options.flush_seconds)
         self._error: Exception | None = None
         self._warned = False
         self._closed = False
@@ -197,8 +197,8 @@ class Recording:
             ],
             "versions": _versions(),
         }
-        summary = {"env_name": self.source.name or "", "envs": len(self.envs), "schema": json.dumps(schema)}
-        return Chunk.from_property("torchrl_rerun", rr.AnyValues(**summary))
+        summary = rr.AnyValues(env_name=self.source.name or "", envs=len(self.envs), schema=json.dumps(schema))
+        return Chunk.from_property("torchrl_rerun", summary)
 
     # --- steps ---
 
@@ -373,11 +373,9 @@ class Recording:
     def _failure(self) -> RecordingError | None:
         error = self._error or (self._writer.error if self._writer is not None else None)
         if error is None:
-            try:
-                self._sink.check()
-                return None
-            except OSError as gone:
-                error = gone
+            error = self._sink.trouble()
+        if error is None:
+            return None
         lost = self.lost_frames + (self._buffer.waiting_frames if not self._alive() else 0)
         failure = RecordingError(f"recording to {self._sink.path} failed, {lost} frames were lost: {error}")
         failure.__cause__ = error
@@ -429,9 +427,6 @@ def _versions() -> dict[str, str]:
     packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
     found = {"python": platform.python_version()}
     for package in packages:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except Exception:
-            continue
     return found
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import subprocess
 import sys
@@ -43,6 +42,7 @@ class FileSink:
     Args:
         path: the file to write; missing parent folders are made when it is opened.
         overwrite: replace an existing file. A file that another live recorder writes is never replaced.
+        base: the path that the user gave, of which this is a sibling; None: this is it.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is false.
@@ -50,11 +50,13 @@ class FileSink:
         ValueError: the path is a folder, or doesn't end in ``.rrd``.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, base: Path | None = None) -> None:
         self.path = Path(path).absolute()
         self.overwrite = overwrite
-        self._base = self.path
+        self._base = base or self.path
         self._handle: int | None = None
+        if base is not None:
+            return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
             raise ValueError(f"{os.fspath(path)!r} is not a file to record to; give a path that ends in '.rrd'")
         if self.path.exists() and not overwrite:
@@ -65,18 +67,17 @@ class FileSink:
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
-        sink = copy.copy(self)
-        sink._base = self._base
-        sink.path = self._base.with_name(f"{self._base.stem}.{part}.rrd")
-        sink._handle = None
-        return sink
+        path = self._base.with_name(f"{self._base.stem}.{part}.rrd")
+        return FileSink(path, overwrite=self.overwrite, base=self._base)
 
     def family(self) -> list[int]:
         """The numbers of the workers that write beside this one; empty if this isn't a worker's file."""
         prefix = f"{self._base.stem}.worker_"
         if not self.path.name.startswith(prefix):
             return []
-        numbers = (file.stem.removeprefix(prefix) for file in self.path.parent.iterdir() if file.name.startswith(prefix))
+        numbers = (
+            file.stem.removeprefix(prefix) for file in self.path.parent.iterdir() if file.name.startswith(prefix)
+        )
         return sorted(int(number) for number in numbers if number.isdecimal())
 
     def open(self) -> None:
@@ -105,18 +106,16 @@ class FileSink:
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
         """Write chunks as they come, then the footer. Each chunk is with the operating system before the next is asked for."""
-        LazyChunkStream.from_iter(chunks).write_rrd(
-            self.path, application_id=application_id, recording_id=recording_id
-        )
+        LazyChunkStream.from_iter(chunks).write_rrd(self.path, application_id=application_id, recording_id=recording_id)
 
-    def check(self) -> None:
-        """Raise ``FileNotFoundError`` if what was written can't be found any more."""
-        if self._handle is not None:
-            mine = os.fstat(self._handle)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(mine, self.path.stat()):
-                    return
-            raise FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+    def trouble(self) -> OSError | None:
+        """What became of the file, if what was written can't be found any more."""
+        if self._handle is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
+                return None
+        return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
 
     def size(self) -> int:
         """Bytes that are with the operating system."""
@@ -176,6 +175,6 @@ def _is_locked(path: Path) -> bool:
 def _encoded(layout: rrb.Blueprint, application_id: str) -> bytes:
     """A layout as the bytes of an ``.rbl`` file. ``Blueprint.save`` would write it with the SDK's file sink, see above."""
     stream = rr.RecordingStream(application_id, send_properties=False)
-    storage = stream.binary_stream()
+    storage = rr.binary_stream(recording=stream)
     stream.send_blueprint(layout)
     return storage.read(flush=True, flush_timeout_sec=10.0) or b""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -62,7 +61,8 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
 
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
     """The keys of all leaves of a tensordict that are data, those under ``"next"`` left out."""
-    keys = (as_key(key) for key in tensordict.keys(True, True, is_leaf=_is_leaf_nontensor))
+    leaves = tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
+    keys = (as_key(key) for key in leaves)
     return [key for key in keys if key[0] != "next" and key[-1] not in _NOT_DATA]
 
 
@@ -176,7 +176,8 @@ def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
     chain = getattr(env, "transform", None) if isinstance(env, TransformedEnv) else None
     transforms = list(chain) if isinstance(chain, Compose) else [chain]
     return isinstance(value, NonTensorData) and any(
-        isinstance(transform, PixelRenderTransform) and key in map(as_key, transform.out_keys) for transform in transforms
+        isinstance(transform, PixelRenderTransform) and key in map(as_key, transform.out_keys)
+        for transform in transforms
     )
 
 
@@ -227,5 +228,5 @@ def _innermost(env: EnvBase | None) -> EnvBase | None:
         elif env.is_closed:
             return None
         else:
-            env = env._envs[0]
+            env = env._envs[0]  # noqa: SLF001 - a SerialEnv has no public way to its environments
     return env

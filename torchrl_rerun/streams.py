@@ -137,7 +137,12 @@ class Stream:
 
     def as_json(self) -> dict[str, Any]:
         """What a reader must know to give the key back as it was."""
-        fields: dict[str, Any] = {"key": list(self.key), "dtype": self.dtype, "shape": list(self.shape), "kind": self.kind}
+        fields: dict[str, Any] = {
+            "key": list(self.key),
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "kind": self.kind,
+        }
         for name in ("agents", "image_format", "channels", "discrete", "categories", "names", "shared"):
             value = getattr(self, name)
             if value:
@@ -270,13 +275,15 @@ def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...]) -> None:
         if kind in ("scalars", "state"):
             raise ValueError(f"{what} doesn't fit non-tensor data; choose 'image' or 'tensor'")
         return
-    if kind == "image" and (_channels(row_shape) is None or leaf.dtype not in ("uint8", "float16", "float32", "float64")):
+    if kind == "image" and (
+        _channels(row_shape) is None or leaf.dtype not in ("uint8", "float16", "float32", "float64")
+    ):
         raise ValueError(
             f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels"
         )
     if kind in ("scalars", "state") and (len(row_shape) > 1 or math.prod(row_shape) > MAX_SCALARS):
         raise ValueError(f"{what} doesn't fit shape {row_shape}; at most {MAX_SCALARS} numbers in one dimension")
-    if kind == "state" and leaf.dtype not in ("bool",) and "float" in leaf.dtype:
+    if kind == "state" and "float" in leaf.dtype:
         raise ValueError(f"{what} doesn't fit {leaf.dtype}; states are whole numbers or booleans")
 
 
