@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME = range(5)
 """Columns of :attr:`Episodes.position`, in the order in which the timelines are written."""
 
 TIMELINES = ("frame", "step", "episode", "episode_step", "log_time")
+
+MAX_LOGGED_ENVS = 64
+FEW_LOGGED_ENVS = 16
 
 
 class Episodes:
@@ -97,3 +100,32 @@ class Episodes:
 
 
 _NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
+
+
+def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: int) -> list[int]:
+    """Which environments to record, as sorted indices.
+
+    Args:
+        logged_envs: an index, several, a slice, ``"all"``, or None: all of up to 64, else the first 16.
+        envs: how many there are.
+
+    Raises:
+        IndexError: an index is out of range.
+
+    >>> resolve_envs(slice(0, None, 2), 5), resolve_envs(-1, 5), len(resolve_envs(None, 4096))
+    ([0, 2, 4], [4], 16)
+    """
+    if logged_envs is None:
+        return list(range(envs if envs <= MAX_LOGGED_ENVS else FEW_LOGGED_ENVS))
+    if isinstance(logged_envs, str):
+        if logged_envs != "all":
+            raise ValueError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
+        return list(range(envs))
+    if isinstance(logged_envs, slice):
+        chosen = list(range(envs))[logged_envs]
+    else:
+        chosen = [logged_envs] if isinstance(logged_envs, int) else [int(env) for env in logged_envs]
+    wrong = [env for env in chosen if not -envs <= env < envs]
+    if wrong or not chosen:
+        raise IndexError(f"logged_envs={logged_envs!r} doesn't fit: there are {envs} environments, 0 to {envs - 1}")
+    return sorted({env % envs for env in chosen})

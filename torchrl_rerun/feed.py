@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,43 +15,13 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
-from torchrl_rerun.recording import Moment, Options, Recording, Source
-from torchrl_rerun.sinks import FileInUseError, FileSink
-from torchrl_rerun.streams import ImageFormat, Key, Kind, Stream, UnsupportedLeafError, describe, name_of
-from torchrl_rerun.workers import in_torchrl_worker, worker_number
+from torchrl_rerun.opening import Settings, open_recording
+from torchrl_rerun.recording import Recording
+from torchrl_rerun.schema import Moment
+from torchrl_rerun.streams import Key, Stream, UnsupportedLeafError, describe, name_of
 
 Mask = npt.NDArray[np.bool_] | None
 """Which environments of the flattened batch are meant; None: all."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user asked for.
-
-    Attributes:
-        sink: where to.
-        in_keys: the keys to record; None: those of the environment's specs.
-        fps: frames per second of simulated time; None: what the environment says.
-        image_format: one for all images, or per key.
-        kinds, names: overrides per key.
-        options: the rest, which the recording sees to.
-        process: the process that the recorder was made in.
-        is_copy: it was copied or pickled, and has no right to the path itself.
-    """
-
-    sink: FileSink
-    in_keys: tuple[Key, ...] | None
-    fps: float | None
-    image_format: ImageFormat | Mapping[Key, ImageFormat]
-    kinds: Mapping[Key, Kind]
-    names: Mapping[Key, tuple[str, ...]]
-    options: Options
-    process: int
-    is_copy: bool = False
-
-
-shared_paths: set[str] = set()
-"""Paths that recorders inside the environments of a batch write to, as far as TorchRL has told this process."""
 
 
 class Feed:
@@ -72,7 +40,6 @@ class Feed:
         self._keys: dict[Moment, list[Key]] = {}
         self._shared: set[Key] = set()
         self._skipped: set[Key] = set()
-        self._parts = 0
         self._last: TensorDictBase | None = None
         self._warned_of_shape = False
 
@@ -295,90 +262,14 @@ class Feed:
             )
         return False
 
-    # --- opening ---
-
     def _opened(self, env: EnvBase | None, tensordict: TensorDictBase) -> Recording:
-        if self.recording is not None and self.recording.alive:
-            return self.recording
-        ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
-        if ended is None:
-            self._last = None  # a fork's child starts anew
-        self._keys, self._shared, self._skipped = {}, set(), set()
-        self.recording = self._open(env, tuple(tensordict.batch_size), ended)
+        """The recording in progress, opened at the first frame, and again after it was closed or the process forked."""
+        if self.recording is None or not self.recording.alive:
+            ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
+            self._last = None if ended is None else self._last
+            self._keys, self._shared, self._skipped = {}, set(), set()
+            self.recording = open_recording(self._settings, env, tuple(tensordict.batch_size), ended)
         return self.recording
-
-    def _open(self, env: EnvBase | None, batch_size: tuple[int, ...], ended: Recording | None) -> Recording:
-        settings = self._settings
-        count = int(np.prod(batch_size, dtype=np.int64))
-        if ended is not None:
-            self._parts += 1
-            number: int | None = ended.source.first_env // max(1, count)
-            sink = settings.sink.sibling(f"part_{self._parts}")
-            sink.open()
-            warnings.warn(
-                f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}",
-                UserWarning,
-                stacklevel=2,
-            )
-        else:
-            sink, number = self._claim()
-        source = Source(
-            batch_size=batch_size,
-            name=specs.env_name(env),
-            fps=settings.fps or specs.frames_per_second(env),
-            first_env=(number or 0) * count,
-        )
-        try:
-            recording = Recording(
-                sink,
-                source,
-                settings.options,
-                recording_id=ended.recording_id if ended is not None else self._recording_id(number),
-                episodes=ended.episodes if ended is not None else None,
-            )
-        except BaseException:
-            sink.discard()
-            raise
-        if settings.options.logged_envs is None and len(recording.envs) < count:
-            warnings.warn(
-                f"of {count} environments the first {len(recording.envs)} are recorded; choose with logged_envs=...",
-                UserWarning,
-                stacklevel=2,
-            )
-        return recording
-
-    def _claim(self) -> tuple[FileSink, int | None]:
-        """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
-        number = self._number()
-        if number is None:
-            self._settings.sink.open()
-            return self._settings.sink, None
-        while True:
-            sink = self._settings.sink.sibling(f"worker_{number}")
-            try:
-                sink.open()
-            except FileExistsError as taken:
-                # Nested workers count from 0 each, and copies within a process are not numbered at all.
-                if worker_number() is not None and not isinstance(taken, FileInUseError):
-                    raise
-                number += 1
-            else:
-                return sink, number
-
-    def _number(self) -> int | None:
-        settings = self._settings
-        if in_torchrl_worker() or settings.is_copy or settings.process != os.getpid():
-            return worker_number() or 0
-        return 0 if str(settings.sink.path) in shared_paths else None
-
-    def _recording_id(self, number: int | None) -> str:
-        """One id for all that share a path, though they can't talk to one another; else a new one."""
-        if self._settings.options.recording_id is not None:
-            return self._settings.options.recording_id
-        if number is None:
-            return uuid.uuid4().hex
-        family = os.getpid() if worker_number() is None else os.getppid()
-        return uuid.uuid5(uuid.NAMESPACE_URL, f"{self._settings.sink.path}#{family}").hex
 
 
 def return_key(reward: Key) -> Key:

@@ -21,7 +21,8 @@ from tensordict.utils import NestedKey
 from torchrl.envs import Compose, EnvBase, Transform
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_rerun.feed import Feed, Mask, Settings, shared_paths
+from torchrl_rerun.feed import Feed, Mask
+from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import Options
 from torchrl_rerun.sinks import FileSink
 from torchrl_rerun.specs import as_key

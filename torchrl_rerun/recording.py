@@ -5,16 +5,11 @@ This is what every front end feeds, whatever its environments look like; it know
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,48 +22,14 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import Episodes, Rows
+from torchrl_rerun.episodes import Episodes, Rows, resolve_envs
+from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.writer import Writer
 
-SCHEMA_VERSION = 1
-MAX_LOGGED_ENVS = 64
-FEW_LOGGED_ENVS = 16
-
 Values = Mapping[Key, npt.NDArray[Any]]
 """Per key, the values of all environments: ``[envs, *stream.shape]``, or object arrays ``[envs]``."""
-
-
-class Moment(Enum):
-    """When a key is seen, which decides at which frames it has rows."""
-
-    OBSERVED = "at resets and steps"
-    STEPPED = "at steps only"
-    ACTED = "before a step: belongs to the frame that the policy saw"
-    RETURNED = "running sums that the recorder adds"
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is recorded: the environments.
-
-    Attributes:
-        batch_size: the environments' batch size; its product is their number.
-        name: name of the environment, if it says.
-        fps: frames per second of simulated time, if it says.
-        first_env: environment index of the first one, not 0 in the workers of a batched environment.
-    """
-
-    batch_size: tuple[int, ...]
-    name: str | None = None
-    fps: float | None = None
-    first_env: int = 0
-
-    @property
-    def envs(self) -> int:
-        """Number of environments."""
-        return int(np.prod(self.batch_size, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -91,8 +52,11 @@ class _Tracks:
     moments: list[Moment] = field(default_factory=list)
     rewards: dict[Key, Key] = field(default_factory=dict)
 
+    def pairs(self) -> list[tuple[Track, Moment]]:
+        return list(zip(self.tracks, self.moments, strict=True))
+
     def of(self, moment: Moment) -> list[Track]:
-        return [track for track, when in zip(self.tracks, self.moments, strict=True) if when is moment]
+        return [track for track, when in self.pairs() if when is moment]
 
 
 class Recording:
@@ -180,25 +144,8 @@ class Recording:
             )
             info = rr.archetypes.RecordingInfo(name=self._sink.path.stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
-        self._writer.put([self._schema(), *self._factory.static(tracks)])
-
-    def _schema(self) -> Chunk:
-        """The recording's own description, by which it can be read without the environments."""
-        schema = {
-            "schema_version": SCHEMA_VERSION,
-            "env_name": self.source.name,
-            "batch_size": list(self.source.batch_size),
-            "envs": self.envs,
-            "fps": self.source.fps,
-            "keys": [
-                stream.as_json() | {"moment": moment.name.lower()}
-                for track, moment in zip(self._layout.tracks, self._layout.moments, strict=True)
-                for stream in track.streams
-            ],
-            "versions": _versions(),
-        }
-        summary = rr.AnyValues(env_name=self.source.name or "", envs=len(self.envs), schema=json.dumps(schema))
-        return Chunk.from_property("torchrl_rerun", summary)
+        described = [(stream, moment) for track, moment in self._layout.pairs() for stream in track.streams]
+        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static(tracks)])
 
     # --- steps ---
 
@@ -258,7 +205,7 @@ class Recording:
         if block is None:
             self._warn_of_failure()
             return
-        for number, (track, moment) in enumerate(zip(self._layout.tracks, self._layout.moments, strict=True)):
+        for number, (track, moment) in enumerate(self._layout.pairs()):
             values = selected.get(moment)
             if values is None or track.streams[0].key not in values:
                 continue
@@ -282,7 +229,7 @@ class Recording:
 
     def _split_where_keys_are_missing(self, selected: Mapping[Moment, Values]) -> None:
         """Keys that now come without the others of their track get a track of their own: each has its own rows then."""
-        for number, (track, moment) in enumerate(zip(self._layout.tracks, self._layout.moments, strict=True)):
+        for number, (track, moment) in enumerate(self._layout.pairs()):
             if moment not in selected:
                 continue
             there = tuple(stream for stream in track.streams if stream.key in selected[moment])
@@ -392,41 +339,3 @@ class Recording:
         self._warned = True
         failure = self._failure()
         warnings.warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning, stacklevel=2)
-
-
-def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: int) -> list[int]:
-    """Which environments to record, as sorted indices.
-
-    Args:
-        logged_envs: an index, several, a slice, ``"all"``, or None: all of up to 64, else the first 16.
-        envs: how many there are.
-
-    Raises:
-        IndexError: an index is out of range.
-
-    >>> resolve_envs(slice(0, None, 2), 5), resolve_envs(-1, 5), len(resolve_envs(None, 4096))
-    ([0, 2, 4], [4], 16)
-    """
-    if logged_envs is None:
-        return list(range(envs if envs <= MAX_LOGGED_ENVS else FEW_LOGGED_ENVS))
-    if isinstance(logged_envs, str):
-        if logged_envs != "all":
-            raise ValueError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
-        return list(range(envs))
-    if isinstance(logged_envs, slice):
-        chosen = list(range(envs))[logged_envs]
-    else:
-        chosen = [logged_envs] if isinstance(logged_envs, int) else [int(env) for env in logged_envs]
-    wrong = [env for env in chosen if not -envs <= env < envs]
-    if wrong or not chosen:
-        raise IndexError(f"logged_envs={logged_envs!r} doesn't fit: there are {envs} environments, 0 to {envs - 1}")
-    return sorted({env % envs for env in chosen})
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

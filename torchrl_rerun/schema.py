@@ -1,0 +1,81 @@
+"""The recording's own description, kept in it as a property, by which it can be read without the environments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+import rerun as rr
+from rerun.chunk import Chunk
+
+from torchrl_rerun.streams import Stream
+
+PROPERTY = "torchrl_rerun"
+SCHEMA_VERSION = 1
+
+
+class Moment(Enum):
+    """When a key is seen, which decides at which frames it has rows."""
+
+    OBSERVED = "at resets and steps"
+    STEPPED = "at steps only"
+    ACTED = "before a step: belongs to the frame that the policy saw"
+    RETURNED = "running sums that the recorder adds"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is recorded: the environments.
+
+    Attributes:
+        batch_size: the environments' batch size; its product is their number.
+        name: name of the environment, if it says.
+        fps: frames per second of simulated time, if it says.
+        first_env: environment index of the first one, not 0 in the workers of a batched environment.
+    """
+
+    batch_size: tuple[int, ...]
+    name: str | None = None
+    fps: float | None = None
+    first_env: int = 0
+
+    @property
+    def envs(self) -> int:
+        """Number of environments."""
+        return int(np.prod(self.batch_size, dtype=np.int64))
+
+
+def property_chunk(source: Source, envs: Sequence[int], streams: Sequence[tuple[Stream, Moment]]) -> Chunk:
+    """The property that describes a recording; the last one in a recording counts.
+
+    Args:
+        source: the environments.
+        envs: indices of those that are recorded.
+        streams: what is recorded of each, and when.
+    """
+    schema = {
+        "schema_version": SCHEMA_VERSION,
+        "env_name": source.name,
+        "batch_size": list(source.batch_size),
+        "envs": list(envs),
+        "fps": source.fps,
+        "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in streams],
+        "versions": _versions(),
+    }
+    summary = rr.AnyValues(env_name=source.name or "", envs=len(envs), schema=json.dumps(schema))
+    return Chunk.from_property(PROPERTY, summary)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
