@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import rerun as rr
 import rerun.blueprint as rrb
 
 from torchrl_rerun.columns import entity_path
@@ -24,8 +25,10 @@ def layout(streams: Sequence[Stream], envs: Sequence[int], fps: float | None = N
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
     """
     cells = [_cell(streams, env, alone=len(envs) == 1, first=env == envs[0]) for env in envs[:MAX_CELLS]]
+    # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
+    columns = 1 if len(cells) < 4 and any(stream.kind == "image" for stream in streams) else None
     return rrb.Blueprint(
-        rrb.Grid(*cells, name="environments") if len(cells) > 1 else cells[0],
+        rrb.Grid(*cells, grid_columns=columns, name="environments") if len(cells) > 1 else cells[0],
         rrb.TimePanel(timeline="frame", fps=fps, state="collapsed"),
         rrb.SelectionPanel(state="collapsed"),
         rrb.BlueprintPanel(state="collapsed"),
@@ -65,15 +68,25 @@ def _plots(streams: Sequence[Stream], env: int) -> Iterator[rrb.View]:
         yield _series(gains, env, f"env {env}: reward and return")
     if lanes:
         paths = [entity_path(stream, env, lane) for stream in lanes for lane in range(stream.lanes)]
-        yield rrb.StateTimelineView(origin=f"/env_{env}", contents=paths, name=f"env {env}: {_list(lanes)}")
+        yield rrb.StateTimelineView(
+            origin=f"/env_{env}", contents=paths, name=f"env {env}: {_list(lanes)}", time_view=_around_the_cursor()
+        )
     for stream in numbers:
         if stream not in gains:
-            yield _series([stream], env, _title(stream, env))
+            yield _series([stream], env, _title(stream, env), axis=_around_the_cursor())
 
 
-def _series(streams: Sequence[Stream], env: int, name: str) -> rrb.TimeSeriesView:
+def _series(
+    streams: Sequence[Stream], env: int, name: str, axis: rrb.archetypes.TimeAxis | None = None
+) -> rrb.TimeSeriesView:
     paths = [entity_path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
-    return rrb.TimeSeriesView(origin=f"/env_{env}", contents=paths, name=name)
+    return rrb.TimeSeriesView(origin=f"/env_{env}", contents=paths, name=name, axis_x=axis)
+
+
+def _around_the_cursor() -> rrb.archetypes.TimeAxis:
+    """What was just before and will be just after the moment shown: a long run on one axis would be a smear."""
+    before, after = rr.TimeRangeBoundary.cursor_relative(seq=-60), rr.TimeRangeBoundary.cursor_relative(seq=30)
+    return rrb.archetypes.TimeAxis(view_range=rr.TimeRange(start=before, end=after))
 
 
 def _title(stream: Stream, env: int, lane: int = 0) -> str:

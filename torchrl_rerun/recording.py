@@ -293,8 +293,8 @@ class Recording:
         wanted = self._options.blueprint
         if wanted is False:
             return
-        made = layout(self.streams, self._shown_envs(), self.source.fps) if wanted is True else wanted
         try:
+            made = layout(self.streams, self._shown_envs(), self.source.fps) if wanted is True else wanted
             self._sink.embed(made, application_id=self.application_id)
         except Exception as error:
             warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=2)

@@ -1,0 +1,33 @@
+# Everything here needs only Python 3.11 or newer and make.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/.demo  ## record four CartPoles, and say how to watch them
+	$(BIN)/python examples/parallel_cartpole.py
+
+test: .venv/.test lint  ## the whole suite
+	$(BIN)/python -m pytest
+
+lint: .venv/.test  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv recordings
+
+# torch goes first and alone: what is installed after it is satisfied with it, and pulls in no other build.
+.venv/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[examples]'
+	touch $@
+
+.venv/.test: .venv/.torch pyproject.toml
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@ .venv/.demo

@@ -1,0 +1,58 @@
+"""Four CartPoles in worker processes, recorded with pixels. `make demo` runs this."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import GymEnv, ParallelEnv
+
+from torchrl_rerun import RerunRecorder
+
+NAMES = {
+    "observation": ["cart position", "cart velocity", "pole angle", "pole velocity"],
+    "action": ["left", "right"],
+}
+
+make_env = functools.partial(
+    GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False, categorical_action_encoding=True
+)
+
+
+class Push:
+    """Pushes the cart under the falling pole; each environment is more distracted than the one before."""
+
+    distraction = torch.tensor([0.1, 0.35, 0.6, 1.0])
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        _, _, angle, speed = tensordict["observation"].unbind(-1)
+        good = (angle + 0.3 * speed > 0).long()
+        distracted = torch.rand(good.shape) < self.distraction[: len(good)]
+        return tensordict.set("action", torch.where(distracted, torch.randint_like(good, 2), good))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("recordings/parallel_cartpole.rrd"))
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(0)
+    env = ParallelEnv(4, make_env).append_transform(RerunRecorder(args.out, names=NAMES, overwrite=True))
+    env.set_seed(0)
+    env.rollout(args.steps, Push(), break_when_any_done=False, trust_policy=True)
+    env.close()
+
+    print(f"recorded {args.steps} steps of 4 environments to {args.out}; to watch them:")
+    print(f"    {Path(sys.executable).parent / 'rerun'} {args.out}")
+
+
+if __name__ == "__main__":
+    main()
