@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pixels without a display
 
 import torch
 from tensordict.nn import TensorDictModule

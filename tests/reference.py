@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from recordings import Recorded, same
 from tensordict import TensorDictBase
+
+from recordings import Recorded, same
 
 
 @dataclass

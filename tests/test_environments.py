@@ -8,7 +8,6 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from recordings import read, same
 from reference import Reference, of_rollout, per_env
 from tensordict import NonTensorData, TensorDict
 from torchrl.data import Bounded, Categorical, Composite, NonTensor, Unbounded
@@ -16,6 +15,7 @@ from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, T
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
+from recordings import read, same
 from torchrl_rerun import RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]

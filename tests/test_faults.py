@@ -13,11 +13,11 @@ import time
 
 import pytest
 import torch
-from recordings import read
 from tensordict import NonTensorData, TensorDict
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv
 
+from recordings import read
 from torchrl_rerun import RecordingError, RerunRecorder
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")

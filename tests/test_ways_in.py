@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-from recordings import read, same
 from reference import Reference, of_rollout, per_env
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -28,6 +27,7 @@ from torchrl.envs import (
 )
 from torchrl.envs.utils import RandomPolicy
 
+from recordings import read, same
 from torchrl_rerun import RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]
