@@ -141,6 +141,44 @@ def test_auto_reset_environment(path):
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
 
 
+class NativelyAutoResetting(EnvBase):
+    """A simulator that resets itself, flagged as TorchRL flags those: the last observation is lost in it."""
+
+    def __init__(self):
+        super().__init__(batch_size=torch.Size([2]))
+        self._torchrl_native_autoreset = True
+        self.observation_spec = Composite(observation=Unbounded((2, 1)), shape=(2,))
+        self.action_spec = Unbounded((2, 1))
+        self.reward_spec = Unbounded((2, 1))
+        self.age = torch.zeros(2, 1)
+
+    def _reset(self, tensordict=None, **kwargs):
+        self.age = torch.tensor([[0.0], [2.0]])
+        return TensorDict(observation=self.age.clone(), batch_size=[2])
+
+    def _step(self, tensordict):
+        self.age = self.age + 1
+        done = self.age >= 5
+        self.age[done] = 0
+        return TensorDict(observation=self.age.clone(), reward=torch.ones(2, 1), done=done, batch_size=[2])
+
+    def _set_seed(self, seed):
+        pass
+
+
+def test_natively_auto_resetting_environment(path):
+    env = NativelyAutoResetting().append_transform(RerunRecorder(path))
+    assert env._torchrl_native_autoreset
+    following, moments = env.reset(), []
+    for _ in range(12):
+        moment, following = env.step_and_maybe_reset(env.rand_action(following))
+        moments.append(moment)
+    env.close()
+    rollout = torch.stack(moments, -1)
+    assert rollout["next", "observation"].isnan().sum() == 4
+    of_rollout(rollout, observed=["observation", "done", "terminated"]).compare(read(path))
+
+
 def test_vmas_agents_have_entities_of_their_own(path):
     env = VmasEnv("flocking", num_envs=3, n_agents=2, max_steps=12, seed=0)
     rollout, recorded = record(env, path, 30)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rerun.blueprint as rrb
+import rerun_cli
 from PIL import Image
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
@@ -28,7 +30,13 @@ def viewer():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        client = ViewerClient.spawn(headless=True, port=port, hide_welcome_screen=True, detach_process=False)
+        client = ViewerClient.spawn(
+            headless=True,
+            port=port,
+            hide_welcome_screen=True,
+            detach_process=False,
+            executable_path=str(Path(rerun_cli.__file__).with_name("rerun")),
+        )
     except Exception as error:
         pytest.skip(f"the viewer doesn't start ({error}): install a graphics driver, Debian's mesa-vulkan-drivers")
     with client:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.episodes import TIMELINES, Rows
+from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Key, Stream
 
 MAX_ROWS = 1 << 16
@@ -26,9 +27,15 @@ BLOCKS = 2
 
 @dataclass(frozen=True)
 class Track:
-    """Streams that always get their rows together, and so share one set of time columns."""
+    """Streams that always get their rows together, and so share one set of time columns.
+
+    Attributes:
+        streams: what is stored.
+        moment: when they get rows; the buffer doesn't look at it.
+    """
 
     streams: tuple[Stream, ...]
+    moment: Moment
 
     @property
     def row_bytes(self) -> int:
@@ -49,11 +56,12 @@ class Block:
         positions: per track, the time columns, int64 ``[envs, rows, 5]``.
         lengths: per track, how many rows each environment has, ``[envs]``.
         frames: how many frames are in the block.
+        object_bytes: size of the Python objects in it, in bytes.
+        started: when the first frame came, by ``time.monotonic()``.
     """
 
     def __init__(self, tracks: Sequence[Track], envs: int, rows: int) -> None:
         self.tracks = tuple(tracks)
-        self.rows = rows
         # np.empty takes no memory until it is written to.
         self.values: list[dict[Key, npt.NDArray[Any]]] = [
             {
@@ -66,29 +74,40 @@ class Block:
         ]
         self.positions = [np.empty((envs, rows, len(TIMELINES)), np.int64) for _ in self.tracks]
         self.lengths = [np.zeros(envs, np.intp) for _ in self.tracks]
-        self._level: list[int | None] = [0] * len(self.tracks)
         self.frames = 0
         self.object_bytes = 0
-        self.started = time.monotonic()
+        self.started = 0.0
+        self._envs = envs
+        self._rows = rows
+        self._grouped = {s.key for track in self.tracks for s in track.streams if s.agents}
+        self._objects = [[s.key for s in track.streams if s.dtype == "object"] for track in self.tracks]
+        # While all environments have as many rows, that number says it all; None once they differ.
+        self._level: list[int | None] = [0] * len(self.tracks)
+        self._room = rows
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
         for track, lengths in enumerate(self.lengths):
             lengths[:] = 0
             self._level[track] = 0
-            for values in self.values[track].values():
-                if values.dtype == object:
-                    values[:] = None  # let go of the strings and arrays
+            for key in self._objects[track]:
+                self.values[track][key][:] = None  # let go of the strings and arrays
         self.frames = 0
         self.object_bytes = 0
-        self.started = time.monotonic()
+        self._room = self._rows
 
     def has_room(self) -> bool:
         """Whether every environment can get one more row in every track."""
-        return all(
-            (lengths.max(initial=0) if level is None else level) < self.rows
-            for level, lengths in zip(self._level, self.lengths, strict=True)
-        )
+        if self._room <= 0:  # so many frames have come; it may be that no environment had a row in all of them
+            self._room = self._rows - max(int(lengths.max(initial=0)) for lengths in self.lengths)
+        return self._room > 0
+
+    def begin_frame(self) -> None:
+        """A frame comes: each environment gets at most one row in each track."""
+        if not self.frames:
+            self.started = time.monotonic()
+        self.frames += 1
+        self._room -= 1
 
     def append(
         self,
@@ -103,33 +122,36 @@ class Block:
             track: which track.
             rows: the environments that get a row; None: all.
             position: time columns of all environments, ``[envs, 5]``.
-            values: per key, the values of all environments, ``[envs, *stream.shape]``.
+            values: per key, the values of all environments, ``[envs, *stream.shape]``; ``[1]`` of what they share.
         """
-        lengths = self.lengths[track]
         level = self._level[track]
+        lengths = self.lengths[track]
         if rows is None and level is not None:
             # The common case: all environments are stepped and have as many rows.
             self.positions[track][:, level] = position
             for key, target in self.values[track].items():
-                target[:, :, level] = values[key].reshape(target.shape[:2] + target.shape[3:])
+                if key in self._grouped:
+                    target[:, :, level] = values[key]
+                else:
+                    target[:, 0, level] = values[key]
             lengths += 1
             self._level[track] = level + 1
         else:
             self._level[track] = None
-            rows = np.arange(len(lengths)) if rows is None else rows
+            rows = np.arange(self._envs) if rows is None else rows
             at = lengths[rows]
             self.positions[track][rows, at] = position[rows]
             for key, target in self.values[track].items():
-                if target.shape[0] != len(lengths):  # shared by all environments: kept for the first
+                if target.shape[0] != self._envs:  # shared by all environments: kept for the first
                     if rows[0] == 0:
                         target[0, 0, at[0]] = values[key][0]
-                    continue
-                source = values[key].reshape(len(lengths), *target.shape[1:2], *target.shape[3:])
-                target[rows, :, at] = source[rows]
+                elif key in self._grouped:
+                    target[rows, :, at] = values[key][rows]
+                else:
+                    target[rows, 0, at] = values[key][rows]
             lengths[rows] += 1
-        for stream in self.tracks[track].streams:
-            if stream.dtype == "object":
-                self.object_bytes += sum(_size(value) for value in values[stream.key])
+        for key in self._objects[track]:
+            self.object_bytes += sum(_size(value) for value in values[key])
 
 
 class Buffer:
@@ -174,19 +196,14 @@ class Buffer:
         self._block = None
         self._free = queue.SimpleQueue()  # blocks of the old form are not given back here
         bytes_per_row = self._envs * sum(track.row_bytes for track in tracks)
-        rows = max(1, min(MAX_ROWS, self._capacity // BLOCKS // max(1, bytes_per_row)))
+        rows = max(1, min(MAX_ROWS, self._capacity // BLOCKS // bytes_per_row))
         for _ in range(BLOCKS):
             self._free.put(Block(self._tracks, self._envs, rows))
 
     def frame(self) -> Block | None:
         """The block to copy the next frame into, with room for it; None if it can't be kept any more."""
         block = self._block
-        if (block is not None and (not block.has_room() or block.object_bytes > self._capacity // BLOCKS)) or (
-            block is not None
-            and block.frames
-            and time.monotonic() - block.started > self._max_age
-            and not self._free.empty()
-        ):
+        if block is not None and (self._is_full(block) or (self._is_old(block) and not self._free.empty())):
             self._pass_on(block)
             block = None
         if block is None:
@@ -194,7 +211,7 @@ class Buffer:
         if block is None:
             self.lost_frames += 1
             return None
-        block.frames += 1
+        block.begin_frame()
         return block
 
     def flush(self) -> None:
@@ -221,14 +238,18 @@ class Buffer:
         else:
             self.lost_frames += block.frames
 
+    def _is_full(self, block: Block) -> bool:
+        return not block.has_room() or block.object_bytes > self._capacity // BLOCKS
+
+    def _is_old(self, block: Block) -> bool:
+        return bool(block.frames) and time.monotonic() - block.started > self._max_age
+
     def _next_block(self) -> Block | None:
         while self._alive():
             try:
-                block = self._free.get(timeout=0.1)
+                return self._free.get(timeout=0.1)
             except queue.Empty:
                 continue
-            block.started = time.monotonic()
-            return block
         return None
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.streams import Key
+from torchrl_rerun.streams import Key, Stream
 
 Rows = npt.NDArray[np.intp] | None
 """Positions among the recorded environments; None: all of them."""
@@ -49,6 +49,7 @@ class Episodes:
         self.frames = 0
         self.steps = 0
         self._returns: dict[Key, npt.NDArray[np.float64]] = {}
+        self._all_begun = False
 
     def begin(self, rows: Rows) -> None:
         """The environments ``rows`` were reset: a new frame, at step 0 of a new episode."""
@@ -68,29 +69,29 @@ class Episodes:
 
     def never_begun(self, rows: Rows) -> Rows:
         """Those of ``rows`` that were never reset, an empty array if there are none."""
-        begun = self.position[:, EPISODE] >= 0
-        if begun.all():
+        if self._all_begun:
             return _NONE
-        fresh = ~begun
+        fresh = self.position[:, EPISODE] < 0
+        self._all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
 
-    def returns(self, rewards: Mapping[Key, npt.NDArray[Any]], rows: Rows) -> dict[Key, npt.NDArray[Any]]:
-        """Add rewards to the running returns of the environments ``rows``.
+    def returns(self, stream: Stream, reward: npt.NDArray[Any] | None, rows: Rows) -> npt.NDArray[np.float64]:
+        """The running sums of a reward, of all environments: float64 ``[envs, *stream.shape]``.
 
         Args:
-            rewards: per return, the reward to add, ``[envs, ...]``.
+            stream: the stream of the sums.
+            reward: what to add for the environments ``rows``; None: nothing, they were reset.
             rows: the environments that were stepped.
-
-        Returns:
-            The returns of all environments, float64, in the rewards' shapes.
         """
-        at = slice(None) if rows is None else rows
-        for key, reward in rewards.items():
-            total = self._returns.get(key)
-            if total is None:
-                total = self._returns[key] = np.zeros(reward.shape, np.float64)
-            total[at] += reward[at]
-        return dict(self._returns)
+        total = self._returns.get(stream.key)
+        if total is None:
+            total = self._returns[stream.key] = np.zeros((len(self.position), *stream.shape))
+        if reward is not None:
+            if rows is None:
+                total += reward
+            else:
+                total[rows] += reward[rows]
+        return total
 
     def _stamp(self, at: slice | npt.NDArray[np.intp]) -> None:
         self.position[at, FRAME] = self.frames

@@ -37,21 +37,22 @@ class Feed:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.recording: Recording | None = None
-        self._keys: dict[Moment, list[Key]] = {}
-        self._shared: set[Key] = set()
+        self._reads: dict[Moment, list[_Read]] = {}
         self._skipped: set[Key] = set()
         self._last: TensorDictBase | None = None
         self._warned_of_shape = False
 
     # --- live ---
 
-    def policy_keys(self, env: EnvBase | None) -> list[Key]:
-        """The keys that may be the policy's: what to look for in the data that goes into a step."""
-        if Moment.ACTED in self._keys:
-            return self._keys[Moment.ACTED]
+    def acted(self, env: EnvBase | None, root: TensorDictBase) -> dict[Key, Any]:
+        """The policy's part of what goes into a step: the values of those keys that are, or may turn out to be, its."""
+        if Moment.ACTED in self._reads:
+            return {read.key: root.get(read.name, None) for read in self._reads[Moment.ACTED]}
         if self._settings.in_keys is not None:
-            return list(self._settings.in_keys)
-        return [] if env is None else [specs.as_key(key) for key in env.action_keys]
+            keys = list(self._settings.in_keys)
+        else:
+            keys = specs.data_keys(root) if env is None else [specs.as_key(key) for key in env.action_keys]
+        return {key: root.get(key, None) for key in keys}
 
     def reset(
         self,
@@ -72,7 +73,7 @@ class Feed:
         recording = self._opened(env, observed)
         if not self._fits(recording, observed):
             return
-        if Moment.OBSERVED not in self._keys:
+        if Moment.OBSERVED not in self._reads:
             with _removed_on_error(recording):
                 self._describe_observed(recording, env, observed, outcome)
         with _training_goes_on(recording):
@@ -91,7 +92,7 @@ class Feed:
         Args:
             env: the environment, for its specs; None: there is none.
             root: what went into the step.
-            acted: the policy's part of it, see :meth:`policy_keys`.
+            acted: the policy's part of it, see :meth:`acted`.
             following: what came of it.
             mask: which environments were stepped.
         """
@@ -101,15 +102,20 @@ class Feed:
         fresh = recording.never_reset(mask)
         if fresh is not None:  # they were reset before our time: what the policy saw is their first observation
             self.reset(env, root, fresh)
-        if Moment.STEPPED not in self._keys:
+        if Moment.STEPPED not in self._reads:
             with _removed_on_error(recording):
                 self._describe_stepped(recording, env, root, acted, following)
         with _training_goes_on(recording):
             batch = following.batch_size
-            wanted = self._keys[Moment.ACTED]
-            actions = {key: specs.as_array(acted[key], batch) for key in wanted if acted.get(key) is not None}
-            values = self._values(Moment.OBSERVED, following) | self._values(Moment.STEPPED, following)
-            recording.step(actions, values, mask)
+            actions = {
+                read.key: read.array(acted[read.key], batch)
+                for read in self._reads[Moment.ACTED]
+                if acted.get(read.key) is not None
+            }
+            observed = self._values(Moment.OBSERVED, following)
+            if env is not None and specs.resets_itself(env):
+                observed = specs.without_last_observations(observed, env, following)
+            recording.step(actions, observed, self._values(Moment.STEPPED, following), mask)
 
     # --- stored ---
 
@@ -132,9 +138,7 @@ class Feed:
         if begun.any():
             observed = moment.select(*specs.data_keys(following), strict=False)
             self.reset(env, observed, None if begun.all() else begun, outcome=following)
-        known = self._settings.in_keys or specs.data_keys(moment)
-        acted = {key: moment.get(key, None) for key in self._keys.get(Moment.ACTED, known)}
-        self.step(env, moment, acted, following, mask)
+        self.step(env, moment, self.acted(None, moment), following, mask)
         # The rows of environments that were left out stay as they were the last time.
         if stepped is None or self._last is None:
             self._last = following.clone()
@@ -171,15 +175,14 @@ class Feed:
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
         there = [key for key in wanted if key not in actions and observed.get(key, None) is not None]
         streams = self._streams(env, observed, {key: observed.get(key) for key in there})
-        self._keys[Moment.OBSERVED] = [stream.key for stream in streams]
-        recording.describe(Moment.OBSERVED, streams)
+        self._reads[Moment.OBSERVED] = [_Read(stream) for stream in streams]
         rewards = specs.reward_leaves(env, observed, outcome)
-        returns = {return_key(leaf.key): leaf for leaf in rewards if env is None or leaf.key in wanted}
-        recording.describe(
-            Moment.RETURNED,
-            [Stream(key, "scalars", "float64", leaf.shape, leaf.agents) for key, leaf in returns.items()],
-            rewards={key: leaf.key for key, leaf in returns.items()},
-        )
+        sums = [
+            Stream(return_key(leaf.key), "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key)
+            for leaf in rewards
+            if env is None or leaf.key in wanted
+        ]
+        recording.describe(Moment.OBSERVED, [*streams, *sums])
 
     def _describe_stepped(
         self,
@@ -189,7 +192,7 @@ class Feed:
         acted: Mapping[Key, Any],
         following: TensorDictBase,
     ) -> None:
-        described = {*self._keys.get(Moment.OBSERVED, ()), *self._skipped}
+        described = {*(read.key for read in self._reads.get(Moment.OBSERVED, ())), *self._skipped}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
         outcomes = {key: following.get(key) for key in wanted if following.get(key, None) is not None}
         actions = {key: acted[key] for key in wanted if key not in outcomes and acted.get(key) is not None}
@@ -197,11 +200,10 @@ class Feed:
         if missing:
             self._report_missing(missing, root, following)
         stepped = self._streams(env, following, outcomes)
-        self._keys[Moment.STEPPED] = [stream.key for stream in stepped]
-        self._keys[Moment.ACTED] = []
-        recording.describe(Moment.STEPPED, stepped)
         policy = self._streams(env, root, actions)
-        self._keys[Moment.ACTED] = [stream.key for stream in policy]
+        self._reads[Moment.STEPPED] = [_Read(stream) for stream in stepped]
+        self._reads[Moment.ACTED] = [_Read(stream) for stream in policy]
+        recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
@@ -220,8 +222,6 @@ class Feed:
                 self._skipped.add(key)
                 warnings.warn(f"{name_of(key)} is not recorded: {reason}", UserWarning, stacklevel=2)
                 continue
-            if stream.shared:
-                self._shared.add(key)
             streams.append(stream)
         return streams
 
@@ -241,11 +241,11 @@ class Feed:
 
     def _values(self, moment: Moment, tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
         values = {}
-        for key in self._keys[moment]:
-            value = tensordict.get(key, None)
+        batch = tensordict.batch_size
+        for read in self._reads[moment]:
+            value = tensordict.get(read.name, None)
             if value is not None:
-                array = specs.as_array(value, tensordict.batch_size)
-                values[key] = array[:1] if key in self._shared else array
+                values[read.key] = read.array(value, batch)
         return values
 
     def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
@@ -267,9 +267,31 @@ class Feed:
         if self.recording is None or not self.recording.alive:
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             self._last = None if ended is None else self._last
-            self._keys, self._shared, self._skipped = {}, set(), set()
+            self._reads, self._skipped = {}, set()
             self.recording = open_recording(self._settings, env, tuple(tensordict.batch_size), ended)
         return self.recording
+
+
+class _Read:
+    """How a key is read from a tensordict."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.key = stream.key
+        self.name = stream.key[0] if len(stream.key) == 1 else stream.key  # tensordict finds a string much sooner
+        self._is_plain = stream.dtype not in ("object", "bfloat16")
+        self._is_shared = stream.shared
+
+    def array(self, value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
+        """A value as an array ``[envs, *shape]``, or ``[1, *shape]`` of what they share."""
+        if self._is_plain and len(batch_size) == 1:
+            try:
+                array: npt.NDArray[Any] = value.numpy()
+            except (RuntimeError, TypeError):  # it requires a gradient, or is on another device
+                pass
+            else:
+                return array
+        array = specs.as_array(value, batch_size)
+        return array[:1] if self._is_shared else array
 
 
 def return_key(reward: Key) -> Key:

@@ -146,52 +146,49 @@ class RerunRecorder(Transform):
         """The state of a recorder that has seen nothing."""
         self._feed: Feed | None = Feed(self._settings)
         self._owner = _Owner()
-        self._is_rehearsal = False
-        self._acted: dict[Key, Any] = {}
-        self._step_mask: torch.Tensor | None = None
-        self._held: tuple[EnvBase, TensorDictBase] | None = None
+        self._now = _Now()
         _close_at_end(self, self._feed)
 
     # --- what TorchRL calls ---
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        feed = self._listening()
+        feed, env = self._listening(), self.environment
         if feed is not None:
-            env = self.environment
             mask = _reset_mask(env, tensordict)
             if mask is None:
-                self._is_rehearsal = _inside(check_env_specs.__code__)
-            if not self._is_rehearsal:
+                self._now.is_rehearsal = _inside(check_env_specs.__code__)
+            if not self._now.is_rehearsal:
                 feed.reset(env, tensordict_reset, mask)
         return tensordict_reset
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        feed = self._listening()
-        if feed is not None and not self._is_rehearsal:
-            env = self.environment
+        feed, env = self._listening(), self.environment
+        if feed is not None and not self._now.is_rehearsal:
             mask = _reset_mask(env, tensordict)
-            if mask is not None and mask.any():
-                feed.reset(env, tensordict_reset, mask)
+            if env is not None and mask is not None and mask.any():
+                # The flags still say how the last episode ended; TorchRL lowers them after this.
+                flags = {key: torch.zeros_like(tensordict_reset.get(key)) for key in env.done_keys}
+                feed.reset(env, tensordict_reset.clone(recurse=False).update(flags), mask)
         return tensordict_reset
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         # Called before the environment steps, the last transform first: this is the policy's own action, which the
         # inverses of the transforms before this one have yet to change. `_step` sees it changed.
         # A replay buffer calls it too, for what it stores: that is recorded when it is sampled, by `forward`.
-        feed, env = self._listening(), self.environment
-        if feed is not None and env is not None and not self._is_rehearsal:
-            self._acted = {key: tensordict.get(key, None) for key in feed.policy_keys(env)}
-            self._step_mask = tensordict.get("_step", None)
+        feed, env, now = self._listening(), self.environment, self._now
+        if feed is not None and env is not None and not now.is_rehearsal:
+            now.acted = feed.acted(env, tensordict)
+            now.step_mask = tensordict.get("_step", None)
         return tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        feed = self._listening()
-        if feed is not None and not self._is_rehearsal:
-            mask = None if self._step_mask is None else self._step_mask.cpu().numpy().reshape(-1)
-            feed.step(self.environment, tensordict, self._acted, next_tensordict, mask)
-            self._acted, self._step_mask = {}, None
+        feed, now = self._listening(), self._now
+        if feed is not None and not now.is_rehearsal:
+            mask = None if now.step_mask is None else now.step_mask.cpu().numpy().reshape(-1)
+            feed.step(self.environment, tensordict, now.acted, next_tensordict, mask)
+            now.acted, now.step_mask = {}, None
         return next_tensordict
 
     def _check_batched_worker_compat(self) -> None:
@@ -225,15 +222,14 @@ class RerunRecorder(Transform):
         the ``parent`` of a later transform record nothing.
         """
         copy: RerunRecorder = super().clone()
-        copy._settings, copy._feed, copy._owner = self._settings, self._feed, self._owner
-        copy._held = None
+        copy._settings, copy._feed, copy._owner, copy._now = self._settings, self._feed, self._owner, _Now()
         if _inside(Compose._rebuild_up_to.__code__, depth=4):  # noqa: SLF001 - nothing public tells them apart
             copy._feed = None
         return copy
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("_feed", "_owner", "_acted", "_step_mask", "_held"):
+        for name in ("_feed", "_owner", "_now"):
             state.pop(name)
         return state
 
@@ -288,7 +284,7 @@ class RerunRecorder(Transform):
             return
         # A stopping rollout passes the root of the next transition, and completes that very object in the next step.
         self._release_held()
-        self._held = (env, tensordict)
+        self._now.held = (env, tensordict)
 
     def log_rollout(self, tensordict: TensorDictBase) -> None:
         """Record a stored rollout, such as ``env.rollout()`` or a collector returns.
@@ -325,11 +321,28 @@ class RerunRecorder(Transform):
         return self._feed if self._feed is not None and self._owner.is_or_becomes(self) else None
 
     def _release_held(self) -> None:
-        if self._held is not None and self._feed is not None:
-            env, tensordict = self._held
-            self._held = None
+        if self._now.held is not None and self._feed is not None:
+            env, tensordict = self._now.held
+            self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
                 self._feed.transition(env, tensordict)
+
+
+@dataclasses.dataclass(slots=True)
+class _Now:
+    """What changes from step to step; apart, because an attribute of an ``nn.Module`` takes microseconds to set.
+
+    Attributes:
+        is_rehearsal: ``check_env_specs`` is trying the environment out.
+        acted: the policy's part of the step that is being made.
+        step_mask: which environments are being stepped; None: all.
+        held: what the callback of a stopping rollout got last, and its environment.
+    """
+
+    is_rehearsal: bool = False
+    acted: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    step_mask: torch.Tensor | None = None
+    held: tuple[EnvBase, TensorDictBase] | None = None
 
 
 class _Owner:

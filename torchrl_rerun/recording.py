@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,6 @@ class Options:
     flush_seconds: float = 5.0
 
 
-@dataclass
-class _Tracks:
-    """The tracks of each moment, as numbers into the buffer's list, and which return sums up which reward."""
-
-    tracks: list[Track] = field(default_factory=list)
-    moments: list[Moment] = field(default_factory=list)
-    rewards: dict[Key, Key] = field(default_factory=dict)
-
-    def pairs(self) -> list[tuple[Track, Moment]]:
-        return list(zip(self.tracks, self.moments, strict=True))
-
-    def of(self, moment: Moment) -> list[Track]:
-        return [track for track, when in self.pairs() if when is moment]
-
-
 class Recording:
     """Counts episodes, buffers steps and has them written to a sink.
 
@@ -91,7 +76,9 @@ class Recording:
         self.episodes = episodes or Episodes(len(chosen))
         self.recording_id = recording_id
         self.application_id = options.application_id or source.name or "torchrl_rerun"
-        self._layout = _Tracks()
+        self._tracks: list[Track] = []
+        self._sums: list[Stream] = []
+        self._expected = [0] * len(Moment)
         self._factory = ChunkFactory(self.envs, source.fps)
         self._writer: Writer | None = None
         self._buffer = Buffer(len(chosen), options.buffer_bytes, self._hand_over, self._alive, options.flush_seconds)
@@ -105,7 +92,7 @@ class Recording:
     @property
     def streams(self) -> list[Stream]:
         """All streams, in the order in which they were described."""
-        return [stream for track in self._layout.tracks for stream in track.streams]
+        return [stream for track in self._tracks for stream in track.streams]
 
     @property
     def path(self) -> Path:
@@ -117,23 +104,23 @@ class Recording:
         """Whether this recording can take more: it is open, of this process, and nothing has failed."""
         return not self._closed and self.process == os.getpid()
 
-    def describe(self, moment: Moment, streams: Sequence[Stream], *, rewards: Mapping[Key, Key] | None = None) -> None:
+    def describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
         """Say what is seen at a moment, before the first values of it.
 
         Args:
-            moment: when the streams have rows.
+            moment: when the streams have rows. Those that sum up a reward are observed.
             streams: what they are.
-            rewards: for streams of ``Moment.RETURNED``, the key of the reward that each sums up.
         """
         if not streams:
             return
-        self._layout.tracks.append(Track(tuple(streams)))
-        self._layout.moments.append(moment)
-        self._layout.rewards.update(rewards or {})
-        self._announce([self._layout.tracks[-1]])
+        track = Track(tuple(streams), moment)
+        self._tracks.append(track)
+        self._sums += [stream for stream in streams if stream.sums]
+        self._expected[moment] += len(streams)
+        self._announce(track)
 
-    def _announce(self, tracks: Sequence[Track]) -> None:
-        self._buffer.tracks = tuple(self._layout.tracks)
+    def _announce(self, track: Track) -> None:
+        self._buffer.tracks = tuple(self._tracks)
         if self._writer is None:
             self._writer = Writer(
                 self._sink,
@@ -144,8 +131,8 @@ class Recording:
             )
             info = rr.archetypes.RecordingInfo(name=self._sink.path.stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
-        described = [(stream, moment) for track, moment in self._layout.pairs() for stream in track.streams]
-        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static(tracks)])
+        described = [(stream, track.moment) for track in self._tracks for stream in track.streams]
+        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static([track])])
 
     # --- steps ---
 
@@ -160,14 +147,15 @@ class Recording:
         if rows is not None and not len(rows):
             return
         self.episodes.begin(rows)
-        self._append({Moment.OBSERVED: values}, rows)
+        self._append(rows, self._with_sums(values, {}, rows), {}, {}, self.episodes.position)
 
-    def step(self, acted: Values, values: Values, mask: npt.NDArray[np.bool_] | None = None) -> None:
+    def step(self, acted: Values, observed: Values, stepped: Values, mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Environments were stepped.
 
         Args:
             acted: what the policy wrote, for all environments; it belongs to their frames before this one.
-            values: what came of it: observations, rewards, flags, for all environments.
+            observed: what was observed then, for all environments.
+            stepped: what else came of it, rewards for one, for all environments.
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
         """
         rows = self._rows(mask)
@@ -176,7 +164,7 @@ class Recording:
             return
         before = self.episodes.position.copy()
         self.episodes.advance(rows)
-        self._append({Moment.ACTED: acted, Moment.OBSERVED: values, Moment.STEPPED: values}, rows, before)
+        self._append(rows, self._with_sums(observed, stepped, rows), stepped, acted, before)
 
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
@@ -196,51 +184,48 @@ class Recording:
         return None if mask.all() else np.flatnonzero(mask)
 
     def _append(
-        self, moments: Mapping[Moment, Values], rows: Rows, before: npt.NDArray[np.int64] | None = None
+        self, rows: Rows, observed: Values, stepped: Values, acted: Values, before: npt.NDArray[np.int64]
     ) -> None:
-        selected = {moment: self._selected(values) for moment, values in moments.items()}
-        selected[Moment.RETURNED] = self._returns(selected.get(Moment.STEPPED, {}), rows)
-        self._split_where_keys_are_missing(selected)
+        moments = (observed, stepped, acted)  # in the order of Moment
+        for values, expected in zip(moments, self._expected, strict=True):
+            if values and len(values) != expected:
+                self._split_where_keys_are_missing(moments)
+                break
         block = self._buffer.frame()
         if block is None:
             self._warn_of_failure()
             return
-        for number, (track, moment) in enumerate(self._layout.pairs()):
-            values = selected.get(moment)
-            if values is None or track.streams[0].key not in values:
-                continue
-            position = before if moment is Moment.ACTED and before is not None else self.episodes.position
-            block.append(number, rows, position, values)
+        for number, track in enumerate(self._tracks):
+            values = moments[track.moment]
+            if track.streams[0].key in values:
+                position = before if track.moment is Moment.ACTED else self.episodes.position
+                block.append(number, rows, position, self._selected(values))
         if not self._alive():
             self._warn_of_failure()
 
     def _selected(self, values: Values) -> Values:
+        """The values of those environments that are recorded."""
         if self._select is None:
             return values
         return {key: value if len(value) != self.source.envs else value[self._select] for key, value in values.items()}
 
-    def _returns(self, stepped: Values, rows: Rows) -> Values:
-        rewards = {key: stepped[reward] for key, reward in self._layout.rewards.items() if reward in stepped}
-        totals = self.episodes.returns(rewards, rows)
-        for track in self._layout.of(Moment.RETURNED):
-            for stream in track.streams:  # before the first step there is nothing to add up
-                totals.setdefault(stream.key, np.zeros((len(self.envs), *stream.shape)))
-        return totals
+    def _with_sums(self, observed: Values, stepped: Values, rows: Rows) -> Values:
+        """What was observed, and the running sums of the rewards."""
+        if not self._sums:
+            return observed
+        rewards = self._selected({stream.sums: stepped[stream.sums] for stream in self._sums if stream.sums in stepped})
+        sums = {stream.key: self.episodes.returns(stream, rewards.get(stream.sums), rows) for stream in self._sums}
+        return {**observed, **sums}
 
-    def _split_where_keys_are_missing(self, selected: Mapping[Moment, Values]) -> None:
+    def _split_where_keys_are_missing(self, moments: Sequence[Values]) -> None:
         """Keys that now come without the others of their track get a track of their own: each has its own rows then."""
-        for number, (track, moment) in enumerate(self._layout.pairs()):
-            if moment not in selected:
-                continue
-            there = tuple(stream for stream in track.streams if stream.key in selected[moment])
+        for number, track in enumerate(self._tracks):
+            there = tuple(stream for stream in track.streams if stream.key in moments[track.moment])
             if there and len(there) < len(track.streams):
                 missing = tuple(stream for stream in track.streams if stream not in there)
-                self._layout.tracks[number] = Track(there)
-                self._layout.tracks.append(Track(missing))
-                self._layout.moments.append(moment)
-                self._buffer.tracks = tuple(self._layout.tracks)
-                return self._split_where_keys_are_missing(selected)
-        return None
+                self._tracks[number] = Track(there, track.moment)
+                self._tracks.append(Track(missing, track.moment))
+                self._buffer.tracks = tuple(self._tracks)
 
     # --- out ---
 

@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -20,13 +20,15 @@ PROPERTY = "torchrl_rerun"
 SCHEMA_VERSION = 1
 
 
-class Moment(Enum):
+class Moment(IntEnum):
     """When a key is seen, which decides at which frames it has rows."""
 
-    OBSERVED = "at resets and steps"
-    STEPPED = "at steps only"
-    ACTED = "before a step: belongs to the frame that the policy saw"
-    RETURNED = "running sums that the recorder adds"
+    OBSERVED = 0
+    """At resets and steps."""
+    STEPPED = 1
+    """At steps alone."""
+    ACTED = 2
+    """Before a step: its rows are at the frames that the policy saw."""
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,32 @@ def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
     )
 
 
+def resets_itself(env: EnvBase) -> bool:
+    """Whether a step of the environment that ends an episode returns the first observation of the next one."""
+    return bool(env.__dict__.get("_torchrl_native_autoreset", False))
+
+
+def without_last_observations(
+    observed: dict[Key, npt.NDArray[Any]], env: EnvBase, following: TensorDictBase
+) -> dict[Key, npt.NDArray[Any]]:
+    """What an environment that resets itself observed, NaN (or 0) where an episode ended, as in TorchRL's rollouts.
+
+    The last observation is lost inside such a simulator, and TorchRL passes the next first one as a reset.
+    """
+    batch = following.batch_size
+    done = np.zeros(batch.numel(), bool)
+    for key in env.done_keys:
+        done |= as_array(following.get(key), batch).reshape(len(done), -1).any(axis=1)
+    if not done.any():
+        return observed
+    out = dict(observed)
+    for key in map(as_key, env.observation_keys):
+        if key in out and out[key].dtype != object:
+            out[key] = out[key].copy()
+            out[key][done] = np.nan if out[key].dtype.kind == "f" else 0
+    return out
+
+
 def env_name(env: EnvBase | None) -> str | None:
     """The name of an environment (``CartPole-v1``, ``flocking``), if it says."""
     inner = _innermost(env)

@@ -88,6 +88,7 @@ class Stream:
         categories: sizes of the one-hot segments of a discrete spec, or the number of categories.
         names: names of the numbers of a row (scalars) or of the categories (state); empty: none known.
         shared: one value stands for all environments, and is recorded for the first one logged.
+        sums: the key of the reward whose running sum this is; empty for what the environment gives itself.
     """
 
     key: Key
@@ -101,6 +102,7 @@ class Stream:
     categories: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     shared: bool = False
+    sums: Key = ()
 
     @property
     def storage(self) -> np.dtype[Any]:
@@ -143,7 +145,7 @@ class Stream:
             "shape": list(self.shape),
             "kind": self.kind,
         }
-        for name in ("agents", "image_format", "channels", "discrete", "categories", "names", "shared"):
+        for name in ("agents", "image_format", "channels", "discrete", "categories", "names", "shared", "sums"):
             value = getattr(self, name)
             if value:
                 fields[name] = list(value) if isinstance(value, tuple) else value
