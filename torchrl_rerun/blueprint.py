@@ -24,7 +24,9 @@ def layout(streams: Sequence[Stream], envs: Sequence[int], fps: float | None = N
         envs: environment indices; the first 16 get a cell.
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
     """
-    cells = [_cell(streams, env, alone=len(envs) == 1, first=env == envs[0]) for env in envs[:MAX_CELLS]]
+    shown = envs[:MAX_CELLS]
+    crowded = len(shown) > 4
+    cells = [_cell(streams, env, alone=len(shown) == 1, first=env == envs[0], crowded=crowded) for env in shown]
     # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
     columns = 1 if len(cells) < 4 and any(stream.kind == "image" for stream in streams) else None
     return rrb.Blueprint(
@@ -36,51 +38,72 @@ def layout(streams: Sequence[Stream], envs: Sequence[int], fps: float | None = N
     )
 
 
-def _cell(streams: Sequence[Stream], env: int, *, alone: bool, first: bool) -> rrb.Container | rrb.View:
+def _cell(streams: Sequence[Stream], env: int, *, alone: bool, first: bool, crowded: bool) -> rrb.Container | rrb.View:
     shown = [stream for stream in streams if first or not stream.shared]
     pictures = list(_pictures(shown, env))
-    plots = list(_plots(shown, env))
+    plots = list(_plots(shown, env, legends=not crowded))
     name = f"env {env}"
     if not plots or not pictures:
-        return rrb.Vertical(*(pictures or plots), name=name)
-    beside = rrb.Vertical(*plots)
-    return rrb.Horizontal(rrb.Vertical(*pictures), beside, name=name, column_shares=[3, 2] if alone else [1, 1])
+        return _stack(pictures or plots, 6 if alone else 3 if crowded else 4, name=name)
+    return rrb.Horizontal(
+        _stack(pictures, 3 if alone else 2),
+        _stack(plots, 4 if alone else 3),
+        name=name,
+        column_shares=[3, 2] if alone else [1, 1],
+    )
+
+
+def _stack(views: Sequence[rrb.View], most: int, name: str | None = None) -> rrb.Container:
+    """Views below one another; those for which there is no room share the last place, as tabs."""
+    if len(views) <= most:
+        return rrb.Vertical(*views, name=name)
+    return rrb.Vertical(*views[: most - 1], rrb.Tabs(*views[most - 1 :]), name=name)
 
 
 def _pictures(streams: Sequence[Stream], env: int) -> Iterator[rrb.View]:
-    for stream in streams:
-        for lane in range(stream.lanes):
-            path, title = entity_path(stream, env, lane), _title(stream, env, lane)
-            if stream.kind == "image":
-                yield rrb.Spatial2DView(origin=path, name=title)
-            elif stream.kind == "tensor":
-                yield rrb.TensorView(origin=path, name=title)
-            elif stream.kind == "text":
-                yield rrb.TextDocumentView(origin=path, name=title)
+    """Images, tensors and texts, in this order."""
+    for kind, view in (("image", rrb.Spatial2DView), ("tensor", rrb.TensorView), ("text", rrb.TextDocumentView)):
+        for stream in streams:
+            if stream.kind == kind:
+                for lane in range(stream.lanes):
+                    yield view(origin=entity_path(stream, env, lane), name=_title(stream, env, lane))
 
 
-def _plots(streams: Sequence[Stream], env: int) -> Iterator[rrb.View]:
-    """Reward and return on one plot, all states as lanes of one view, then the observations, a plot each."""
+def _plots(streams: Sequence[Stream], env: int, *, legends: bool) -> Iterator[rrb.View]:
+    """Reward and return on one plot, all states as lanes of one view, and every other key of numbers on its own.
+
+    The lanes come second, but last if they hold nothing but the flags of the episodes' ends.
+    """
     numbers = [stream for stream in streams if stream.kind == "scalars"]
-    gains = [stream for stream in numbers if "reward" in stream.key[-1] or "episode_return" in stream.key[-1]]
-    lanes = _lanes(streams)
+    gains = [stream for stream in numbers if stream.sums or "reward" in stream.key[-1]]
+    states = _lanes(streams)
+    second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
     if gains:
-        yield _series(gains, env, f"env {env}: reward and return")
-    if lanes:
-        paths = [entity_path(stream, env, lane) for stream in lanes for lane in range(stream.lanes)]
-        yield rrb.StateTimelineView(
-            origin=f"/env_{env}", contents=paths, name=f"env {env}: {_list(lanes)}", time_view=_around_the_cursor()
-        )
+        yield _series(gains, env, f"env {env}: reward and return", legend=legends)
+    if states and second:
+        yield _state_lanes(states, env)
     for stream in numbers:
         if stream not in gains:
-            yield _series([stream], env, _title(stream, env), axis=_around_the_cursor())
+            yield _series([stream], env, _title(stream, env), legend=legends, axis=_around_the_cursor())
+    if states and not second:
+        yield _state_lanes(states, env)
+
+
+def _state_lanes(states: Sequence[Stream], env: int) -> rrb.View:
+    paths = [entity_path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
+    title = ", ".join(dict.fromkeys(stream.key[-1] for stream in states))
+    return rrb.StateTimelineView(
+        origin=f"/env_{env}", contents=paths, name=f"env {env}: {title}", time_view=_around_the_cursor()
+    )
 
 
 def _series(
-    streams: Sequence[Stream], env: int, name: str, axis: rrb.archetypes.TimeAxis | None = None
+    streams: Sequence[Stream], env: int, name: str, *, legend: bool, axis: rrb.archetypes.TimeAxis | None = None
 ) -> rrb.TimeSeriesView:
     paths = [entity_path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
-    return rrb.TimeSeriesView(origin=f"/env_{env}", contents=paths, name=name, axis_x=axis)
+    return rrb.TimeSeriesView(
+        origin=f"/env_{env}", contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
+    )
 
 
 def _around_the_cursor() -> rrb.archetypes.TimeAxis:
@@ -100,7 +123,3 @@ def _lanes(streams: Sequence[Stream]) -> list[Stream]:
     names = {stream.key[-1] for stream in states}
     shown = [stream for stream in states if stream.key[-1] != "done" or not names & {"terminated", "truncated"}]
     return sorted(shown, key=lambda stream: stream.key[-1] in _DONE_FLAGS)
-
-
-def _list(streams: Sequence[Stream]) -> str:
-    return ", ".join(dict.fromkeys(stream.key[-1] for stream in streams))

@@ -3,8 +3,9 @@
 Chunks are built from Arrow arrays that wrap the block's memory. Rerun's own ``.columns()`` would copy the data several
 times and cost a hundred times as much (measured with rerun-sdk 0.41).
 
-Numbers keep their own dtype: the viewer plots any of them, and they come back as they were. The schema of such a column
-names no component type, since Rerun's ``Scalar`` stands for float64 alone and ``rerun rrd verify`` would complain.
+Plotted numbers are float32 or float64, whichever holds theirs exactly; integers of 64 bits that neither holds have a
+column of their own beside it. These columns claim no component type, since Rerun's ``Scalar`` stands for float64 alone:
+``rerun rrd verify`` would complain, and the viewer plots nothing that doesn't claim it beside something that does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ from torchrl_rerun.streams import Stream
 
 NANOSECONDS = 1_000_000_000
 
+EXACT = "torchrl_rerun:exact"
+"""The component that holds integers as they were, where ``Scalars:scalars`` can't."""
+
+EXACT_FLOATS = 2**53
+"""The largest integer up to which float64 holds each one."""
+
 # Colours of the lines of a plot and of the states of a lane: distinct on a dark background and for colour-blind eyes.
 PALETTE = (0x4E9BE6FF, 0xF2A33AFF, 0x5FC08BFF, 0xE4638CFF, 0xA98BEFFF, 0xE8D44DFF, 0x3FC6CFFF, 0xD98A5AFF)
 FLAG_COLORS = {"done": 0xA0A8B8FF, "terminated": 0xE4638CFF, "truncated": 0xF2A33AFF}
@@ -36,7 +43,7 @@ class Column(NamedTuple):
     """One component column: its name, the archetype and component type it belongs to, and a list of values per row."""
 
     component: str
-    archetype: str
+    archetype: str | None
     component_type: str | None
     values: pa.Array
 
@@ -117,11 +124,9 @@ def _schema(path: str, times: list[pa.Array], columns: list[Column]) -> pa.Schem
         for name, array in zip(names, times, strict=True)
     ]
     for column in columns:
-        metadata = {
-            "rerun:kind": "data",
-            "rerun:component": column.component,
-            "rerun:archetype": f"rerun.archetypes.{column.archetype}",
-        }
+        metadata = {"rerun:kind": "data", "rerun:component": column.component}
+        if column.archetype is not None:
+            metadata["rerun:archetype"] = f"rerun.archetypes.{column.archetype}"
         if column.component_type is not None:
             metadata["rerun:component_type"] = f"rerun.components.{column.component_type}"
         fields.append(pa.field(column.component, column.values.type, metadata=metadata))
@@ -132,8 +137,14 @@ def _schema(path: str, times: list[pa.Array], columns: list[Column]) -> pa.Schem
 
 
 def _scalars(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-    numbers = _plottable(stream.dtype, np.ascontiguousarray(rows)).reshape(-1)
-    return [Column("Scalars:scalars", "Scalars", None, _lists(pa.array(numbers), len(rows)))]
+    numbers = _widened(stream.dtype, np.ascontiguousarray(rows)).reshape(-1)
+    if numbers.dtype.kind == "f":
+        return [_numbers(numbers, len(rows))]
+    # The viewer plots no integers (rerun-sdk 0.41).
+    columns = [_numbers(numbers.astype(np.float64), len(rows))]
+    if numbers.dtype.itemsize == 8 and ((numbers > EXACT_FLOATS) | (numbers < -EXACT_FLOATS)).any():
+        columns.append(Column(EXACT, None, None, _lists(pa.array(numbers), len(rows))))
+    return columns
 
 
 def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
@@ -146,7 +157,12 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     offsets = np.zeros(len(flat) + 1, np.int32)
     np.cumsum(changed * each, out=offsets[1:])
     states = pa.ListArray.from_arrays(pa.array(offsets), labels, mask=pa.array(~changed))
-    return [Column("StateChange:state", "StateChange", "Text", states), *_scalars(stream, rows)]
+    numbers = _widened(stream.dtype, np.ascontiguousarray(rows)).reshape(-1)
+    return [Column("StateChange:state", "StateChange", "Text", states), _numbers(numbers, len(rows))]
+
+
+def _numbers(numbers: npt.NDArray[Any], rows: int) -> Column:
+    return Column("Scalars:scalars", "Scalars", None, _lists(pa.array(numbers), rows))
 
 
 def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
@@ -178,7 +194,7 @@ def _tensor(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     if stream.dtype == "object":
         tensors = pa.concat_arrays([_tensor_data(row[None]) for row in rows])
     else:
-        tensors = _tensor_data(_plottable(stream.dtype, np.ascontiguousarray(rows)))
+        tensors = _tensor_data(_widened(stream.dtype, np.ascontiguousarray(rows)))
     return [Column("Tensor:data", "Tensor", "TensorData", _lists(tensors, len(rows)))]
 
 
@@ -249,8 +265,8 @@ def _style(stream: Stream) -> Any:
 # --- Arrow ---
 
 
-def _plottable(dtype: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """16-bit floats as float32, which holds each of them exactly: the viewer plots no smaller ones."""
+def _widened(dtype: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """16-bit floats as float32, which holds each of them exactly: the viewer shows no smaller ones."""
     if dtype == "bfloat16":
         return (rows.astype(np.uint32) << 16).view(np.float32)
     return rows.astype(np.float32) if dtype == "float16" else rows
