@@ -141,6 +141,63 @@ def test_auto_reset_environment(path):
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
 
 
+class Herd(EnvBase):
+    """Agents that are done one by one, as in PettingZoo: done and reset keys are in the group, not at the root."""
+
+    def __init__(self):
+        super().__init__(batch_size=torch.Size([2]))
+        group = (2, 3)
+        self.group_map = {"sheep": ["dolly", "shaun", "timmy"]}
+        self.observation_spec = Composite(sheep=Composite(age=Unbounded((*group, 1)), shape=group), shape=(2,))
+        self.action_spec = Composite(sheep=Composite(action=Unbounded((*group, 1)), shape=group), shape=(2,))
+        self.reward_spec = Composite(sheep=Composite(reward=Unbounded((*group, 1)), shape=group), shape=(2,))
+        self.done_spec = Composite(
+            sheep=Composite(done=Categorical(2, (*group, 1), dtype=torch.bool), shape=group), shape=(2,)
+        )
+
+    def _reset(self, tensordict=None, **kwargs):
+        start = torch.arange(6.0).reshape(2, 3, 1)
+        mask = None if tensordict is None else tensordict.get(("sheep", "_reset"), None)
+        self.age = start if mask is None else torch.where(mask.reshape(2, 3, 1), start, self.age)
+        return self._data()
+
+    def _step(self, tensordict):
+        self.age = self.age + 1
+        out = self._data()
+        out["sheep", "reward"] = self.age * 0.5
+        out["sheep", "done"] = self.age >= 8
+        return out
+
+    def _data(self):
+        herd = TensorDict(age=self.age.clone(), done=torch.zeros(2, 3, 1, dtype=torch.bool), batch_size=[2, 3])
+        return TensorDict(sheep=herd, batch_size=[2])
+
+    def _set_seed(self, seed):
+        pass
+
+
+def test_agents_that_are_done_one_by_one(path):
+    """An environment has an episode; it begins anew when any of its agents is reset."""
+    env = Herd().append_transform(RerunRecorder(path))
+    rollout = env.rollout(12, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    assert recorded.entry("sheep", "age")["agents"] == ["dolly", "shaun", "timmy"]
+    flags = [("sheep", "done"), ("sheep", "terminated")]
+    reference = of_rollout(
+        rollout,
+        observed=[("sheep", "age"), *flags],
+        stepped=[("sheep", "reward")],
+        acted=[("sheep", "action")],
+        done=("sheep", "done"),
+    )
+    names = {"agent_0": "dolly", "agent_1": "shaun", "agent_2": "timmy"}
+    reference.rows = {
+        (env_index, key.replace(key[-7:], names[key[-7:]])): rows for (env_index, key), rows in reference.rows.items()
+    }
+    reference.compare(recorded)
+
+
 class NativelyAutoResetting(EnvBase):
     """A simulator that resets itself, flagged as TorchRL flags those: the last observation is lost in it."""
 
