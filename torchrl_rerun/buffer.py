@@ -22,6 +22,9 @@ from torchrl_rerun.streams import Key, Stream
 MAX_ROWS = 1 << 16
 """Rows of a block at the most: an array of a few bytes a row gains nothing from more."""
 
+MAX_STREAM_BYTES = 1 << 30
+"""Bytes of one stream in a block at the most: Arrow's offsets into its lists are 32-bit."""
+
 BLOCKS = 2
 
 
@@ -196,7 +199,9 @@ class Buffer:
         self._block = None
         self._free = queue.SimpleQueue()  # blocks of the old form are not given back here
         bytes_per_row = self._envs * sum(track.row_bytes for track in tracks)
-        rows = max(1, min(MAX_ROWS, self._capacity // BLOCKS // bytes_per_row))
+        widest = max((stream.row_bytes for track in tracks for stream in track.streams), default=1)
+        rows = min(MAX_ROWS, MAX_STREAM_BYTES // max(1, widest), self._capacity // BLOCKS // max(1, bytes_per_row))
+        rows = max(1, rows)
         for _ in range(BLOCKS):
             self._free.put(Block(self._tracks, self._envs, rows))
 

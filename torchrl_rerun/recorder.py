@@ -24,7 +24,7 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_rerun.feed import Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import Options
-from torchrl_rerun.sinks import FileSink
+from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.specs import as_key
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
 
@@ -306,6 +306,9 @@ class RerunRecorder(Transform):
         for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
             self._feed.transition(self.environment, moment)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self._settings.sink.path)!r})"
+
     # --- ours ---
 
     @property
@@ -370,7 +373,10 @@ def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
 
 def _close(feed: Feed) -> None:
     if feed.recording is not None:
-        feed.recording.close()
+        try:
+            feed.recording.close()
+        except RecordingError as error:  # nobody is there to catch it
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
 
 def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
