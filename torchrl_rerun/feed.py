@@ -250,7 +250,7 @@ class Feed:
 
     def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
         """Whether the data is of the batch that is recorded; a part of it can't be told whose it is."""
-        if tensordict.batch_size.numel() == recording.source.envs:
+        if tensordict.batch_size == recording.source.batch_size:
             return True
         if not self._warned_of_shape:
             self._warned_of_shape = True

@@ -27,6 +27,7 @@ from torchrl_rerun.recording import Options
 from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.specs import as_key
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
+from torchrl_rerun.workers import in_torchrl_worker
 
 
 class RerunRecorder(Transform):
@@ -259,10 +260,15 @@ class RerunRecorder(Transform):
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
 
         Raises:
-            RecordingError: something could not be written; the message says why, and how many frames are lost.
+            RecordingError: something could not be written; the message says why, and how many frames are lost. In the
+                workers of a batched environment it is a warning.
         """
         self._release_held()
-        if self._feed is not None and self._feed.recording is not None:
+        if self._feed is None:
+            return
+        if in_torchrl_worker():
+            _close(self._feed)  # an error would end the worker, and the batch would wait for it
+        elif self._feed.recording is not None:
             self._feed.recording.close()
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:

@@ -101,7 +101,7 @@ class Recording:
 
     @property
     def alive(self) -> bool:
-        """Whether this recording can take more: it is open, of this process, and nothing has failed."""
+        """Whether this recording is open, and of this process."""
         return not self._closed and self.process == os.getpid()
 
     def describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
