@@ -232,6 +232,18 @@ def test_log_rollout_of_unrelated_data_begins_episodes(path):
     assert rows.along("episode") == [0] * 6 + [1] * 6
 
 
+@pytest.mark.parametrize("appended", [True, False])
+def test_without_the_reward_there_is_no_return(path, appended):
+    recorder = RerunRecorder(path, in_keys=["observation"])
+    env = SerialEnv(2, cartpole)
+    if appended:
+        env.append_transform(recorder).rollout(5)
+    else:
+        recorder.log_rollout(env.rollout(5))
+    recorder.close()
+    assert read(path).keys() == {("observation",)}
+
+
 def test_log_rollout_needs_a_rollout(path):
     with pytest.raises(KeyError, match="'next' is missing"):
         RerunRecorder(path).log_rollout(TensorDict(observation=torch.zeros(3, 2), batch_size=[3]))

@@ -180,7 +180,7 @@ class Feed:
         sums = [
             Stream(return_key(leaf.key), "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key)
             for leaf in rewards
-            if env is None or leaf.key in wanted
+            if self._settings.in_keys is None or leaf.key in self._settings.in_keys
         ]
         recording.describe(Moment.OBSERVED, [*streams, *sums])
 
