@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from recordings import Recorded, same
+from readback import Recorded, same
 
 
 @dataclass

@@ -8,14 +8,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from reference import Reference, of_rollout, per_env
 from tensordict import NonTensorData, TensorDict
 from torchrl.data import Bounded, Categorical, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
-from recordings import read, same
+from readback import read, same
+from reference import Reference, of_rollout, per_env
 from torchrl_rerun import RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]

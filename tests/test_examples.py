@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from recordings import read
+from readback import read
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -17,7 +17,7 @@ from tensordict import NonTensorData, TensorDict
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv
 
-from recordings import read
+from readback import read
 from torchrl_rerun import RecordingError, RerunRecorder
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
@@ -291,6 +291,24 @@ def test_kill_9_loses_nothing_that_was_dumped(path):
         steps = recorded[f"/env_{env}/reward"].along("step")
         assert steps[:50] == list(range(1, 51))
         assert recorded[f"/env_{env}/observation"].values[0].shape == (4,)
+
+
+def test_a_file_torn_by_kill_9_is_mended_by_rerun(path):
+    """A kill can hit in the middle of a write; Rerun opens no such file, but mends it."""
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(20, break_when_any_done=False)
+    env.transform.dump()
+    dumped = path.stat().st_size
+    env.rollout(20, break_when_any_done=False)
+    env.transform.dump()
+    whole = path.read_bytes()
+    env.close()
+    torn, mended = path.with_name("torn.rrd"), path.with_name("mended.rrd")
+    for size in (dumped + 5, (dumped + len(whole)) // 2, len(whole) - 1):
+        torn.write_bytes(whole[:size])
+        subprocess.run([sys.executable, "-m", "rerun_cli", "rrd", "merge", torn, "-o", mended], check=True)
+        steps = read(mended)["/env_0/reward"].along("step")
+        assert steps[:20] == list(range(1, 21))
 
 
 @pytest.mark.parametrize("end", ["", "env.close()", "del env", "raise RuntimeError", "sys.exit(0)"])

@@ -10,7 +10,7 @@ import sys
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 
-from recordings import read
+from readback import read
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.streams import KINDS
 

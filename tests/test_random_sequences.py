@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Reference, per_env
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from recordings import read
+from readback import read
+from reference import Reference, per_env
 from torchrl_rerun import RerunRecorder
 
 KEYS = ["count", "image", "done", "terminated"]

@@ -8,7 +8,6 @@ import pickle
 
 import pytest
 import torch
-from reference import Reference, of_rollout, per_env
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
@@ -27,7 +26,8 @@ from torchrl.envs import (
 )
 from torchrl.envs.utils import RandomPolicy
 
-from recordings import read, same
+from readback import read, same
+from reference import Reference, of_rollout, per_env
 from torchrl_rerun import RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]
