@@ -1,0 +1,93 @@
+"""From a key and its data to a kind: what people expect of their arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_rerun.streams import Leaf, UnsupportedLeafError, describe
+
+
+def described(dtype, shape, **leaf):
+    options = {name: leaf.pop(name) for name in ("kinds", "names", "image_format") if name in leaf}
+    settings = {"kinds": {}, "names": {}, "image_format": "jpeg"} | options
+    return describe(Leaf(("key",), dtype, shape, **leaf), **settings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "kind", "channels"),
+    [
+        ("uint8", (84, 84, 3), "image", "HWC"),
+        ("uint8", (3, 84, 84), "image", "CHW"),
+        ("uint8", (1, 84, 84), "image", "CHW"),
+        ("uint8", (84, 84, 4), "image", "HWC"),
+        ("uint8", (84, 84), "image", "HW"),
+        ("uint8", (1, 1, 3), "image", "HWC"),
+        ("float32", (3, 64, 64), "image", "CHW"),
+        ("float16", (64, 64, 1), "image", "HWC"),
+        ("float32", (64, 64), "tensor", ""),  # a matrix, not a picture
+        ("float32", (4, 4, 3), "tensor", ""),
+        ("uint8", (4, 84, 84, 3), "tensor", ""),
+        ("uint8", (2, 84, 84), "tensor", ""),
+        ("int64", (84, 84, 3), "tensor", ""),
+        ("float32", (), "scalars", ""),
+        ("float64", (64,), "scalars", ""),
+        ("float64", (65,), "tensor", ""),
+        ("float32", (3, 2), "tensor", ""),
+        ("bool", (1,), "state", ""),
+        ("bool", (8,), "state", ""),
+        ("bool", (100,), "tensor", ""),
+        ("uint8", (5,), "scalars", ""),
+    ],
+)
+def test_kind_of_data(dtype, shape, kind, channels):
+    stream = described(dtype, shape)
+    assert (stream.kind, stream.channels) == (kind, channels)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "asked", "stored"),
+    [
+        ("uint8", (84, 84, 3), "jpeg", "jpeg"),
+        ("uint8", (84, 84, 4), "jpeg", "png"),
+        ("float32", (84, 84, 3), "jpeg", "raw"),
+        ("uint8", (84, 84, 3), {("other",): "raw"}, "jpeg"),
+        ("uint8", (84, 84, 3), {("key",): "raw"}, "raw"),
+    ],
+)
+def test_image_format(dtype, shape, asked, stored):
+    assert described(dtype, shape, image_format=asked).image_format == stored
+
+
+def test_a_matrix_that_is_a_picture_after_all():
+    assert described("float32", (64, 64), kinds={("key",): "image"}).channels == "HW"
+
+
+def test_an_agent_dimension_is_not_part_of_the_row():
+    stream = described("float32", (2, 18), agents=("fox", "hare"))
+    assert (stream.kind, stream.row_shape, stream.lanes) == ("scalars", (18,), 2)
+
+
+def test_the_spec_decides_before_the_data():
+    assert described("int64", (), discrete="index", categories=(5,)).kind == "state"
+    assert described("int64", ()).kind == "scalars"
+
+
+@pytest.mark.parametrize("sample", [object(), b"bytes", {"a": 1}, np.array(["text"])])
+def test_objects_that_are_neither_text_nor_arrays(sample):
+    with pytest.raises(UnsupportedLeafError):
+        described("object", (), sample=sample)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        ({"kinds": {("key",): "scalars"}, "shape": (100,)}, "at most 64 numbers"),
+        ({"kinds": {("key",): "state"}, "shape": (3,)}, "whole numbers or booleans"),
+        ({"names": {("key",): ["a"]}, "shape": (3,)}, "1 names, but a row has 3 numbers"),
+        ({"names": {("key",): ["a"]}, "shape": (100,)}, "no numbers to name"),
+    ],
+)
+def test_overrides_that_do_not_fit(leaf, message):
+    with pytest.raises(ValueError, match=message):
+        described("float32", leaf.pop("shape"), **leaf)
