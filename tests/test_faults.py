@@ -53,6 +53,16 @@ def test_a_key_that_the_environment_never_gives(path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    "option", [{"names": {"observations": ["x"]}}, {"kinds": {"act": "scalars"}}, {"image_format": {"pixels": "raw"}}]
+)
+def test_an_override_of_a_key_that_is_not_there(path, option):
+    env = cartpole().append_transform(RerunRecorder(path, **option))
+    with pytest.raises(KeyError, match=r"is not recorded; there are 'action'"):
+        env.rollout(3)
+    assert not path.exists()
+
+
 def test_logged_envs_out_of_range(path):
     env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path, logged_envs=[1, 7]))
     with pytest.raises(IndexError, match="there are 3 environments"):

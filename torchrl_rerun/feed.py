@@ -203,6 +203,7 @@ class Feed:
         policy = self._streams(env, root, actions)
         self._reads[Moment.STEPPED] = [_Read(stream) for stream in stepped]
         self._reads[Moment.ACTED] = [_Read(stream) for stream in policy]
+        self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
 
@@ -238,6 +239,18 @@ class Feed:
             UserWarning,
             stacklevel=2,
         )
+
+    def _check_overrides(self, there: set[Key]) -> None:
+        """A key in ``kinds``, ``names`` or ``image_format`` that isn't recorded is a slip of the pen."""
+        formats = self._settings.image_format
+        overrides: dict[str, Mapping[Key, Any]] = {"kinds": self._settings.kinds, "names": self._settings.names}
+        for option, keys in (overrides | {"image_format": {} if isinstance(formats, str) else formats}).items():
+            unknown = [name_of(key) for key in keys if key not in there]
+            if unknown:
+                raise KeyError(
+                    f"{option} names {', '.join(unknown)}, which is not recorded; "
+                    f"there are {', '.join(sorted(map(name_of, there)))}"
+                )
 
     def _values(self, moment: Moment, tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
         values = {}

@@ -70,7 +70,8 @@ class RerunRecorder(Transform):
     Raises:
         FileExistsError: the file exists, and ``overwrite`` is false.
         OSError: the folder can't be written.
-        KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for.
+        KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
+            ``names`` or ``image_format`` names one that isn't recorded.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
         ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data.
 
