@@ -1,49 +1,106 @@
 """Blocks: bounded, preallocated memory that steps are copied into and that is handed over whole.
 
-A :class:`Block` keeps each environment's rows next to one another, so that the writer can wrap them as Arrow columns
-without copying. The :class:`Buffer` owns two blocks: one that the env's thread fills while the other is being written.
+A :class:`Block` holds a piece of time. Small rows lie frame by frame, so that a step of thousands of environments is one
+copy; large ones, from a page of memory on, lie environment by environment, so that the writer can wrap them as they are.
+A :class:`Buffer` owns two blocks: one that the env's thread fills while the other is being written.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.episodes import TIMELINES, Rows
+from torchrl_rerun.episodes import Event, Positions
 from torchrl_rerun.schema import Moment
-from torchrl_rerun.streams import Key, Stream
+from torchrl_rerun.streams import Stream
 
-MAX_ROWS = 1 << 16
-"""Rows of a block at the most: an array of a few bytes a row gains nothing from more."""
+MAX_SLOTS = 2048
+"""Frames of a block at the most. More would not be cheaper, and files would grow: LZ4 finds a time column in the one
+before it only if both lie within 64 KiB (measured with rerun-sdk 0.41: 20.4 bytes of times a row, 23.3 with 10,000)."""
 
 MAX_STREAM_BYTES = 1 << 30
-"""Bytes of one stream in a block at the most: Arrow's offsets into its lists are 32-bit."""
+"""Bytes of one stream of an environment in a block at the most: Arrow's offsets into its lists are 32-bit."""
 
 BLOCKS = 2
+
+EVENTS_PER_SLOT = 4
+"""Events that a block notes at the most, for each frame that it has room for."""
+
+Arrays = Sequence[Any]
+"""One array ``[envs, *stream.shape]`` for each stream of a moment, in their order; None for what is missing."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """Streams that always get their rows together, and so share one set of time columns.
+    """Streams that always get their rows together.
 
     Attributes:
-        streams: what is stored.
-        moment: when they get rows; the buffer doesn't look at it.
+        moment: when they get rows.
+        streams: what is stored. Those that are sums of others take no room: they are worked out from them.
+        at: where the values of each stream are among those of the moment.
     """
 
-    streams: tuple[Stream, ...]
     moment: Moment
+    streams: tuple[Stream, ...]
+    at: tuple[int, ...] = ()
+
+    def part(self, at: Sequence[int]) -> Track:
+        """A track of some of its streams, those whose values are at ``at``."""
+        return Track(self.moment, tuple(self.streams[self.at.index(i)] for i in at), tuple(at))
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one environment's row."""
-        return 8 * len(TIMELINES) + sum(stream.row_bytes for stream in self.streams)
+        return sum(stream.row_bytes for stream in self.streams if not stream.sums)
+
+
+class Values:
+    """What is stored of one stream in a block.
+
+    Args:
+        stream: the stream.
+        envs: number of recorded environments.
+        slots: how many frames there is room for.
+
+    Attributes:
+        array: ``[slots, envs, *stream.shape]``, or ``[envs, slots, *stream.shape]`` if it lies by environment.
+    """
+
+    def __init__(self, stream: Stream, envs: int, slots: int) -> None:
+        self.stream = stream
+        self.is_objects = stream.dtype == "object"
+        self.lies_by_env = stream.is_large
+        envs = 1 if stream.shared else envs
+        sizes = (envs, slots) if self.lies_by_env else (slots, envs)
+        self.array = np.empty((*sizes, *stream.shape), stream.storage)  # takes no memory until it is written to
+
+    def put(self, slot: int, rows: npt.NDArray[np.intp], values: npt.NDArray[Any]) -> None:
+        """Copy the rows of some environments into a slot."""
+        if self.stream.shared:
+            if rows[0] == 0:  # what all environments share is kept for the first
+                self.array[slot] = values
+        elif self.lies_by_env:
+            self.array[rows, slot] = values[rows]
+        else:
+            self.array[slot, rows] = values[rows]
+
+    @property
+    def by_frame(self) -> npt.NDArray[Any]:
+        """``[slots, envs, *stream.shape]``."""
+        return self.array.swapaxes(0, 1) if self.lies_by_env else self.array
+
+    def of(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """The rows ``[n, *stream.shape]`` of an environment in some slots."""
+        rows: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
+        return rows
 
 
 class Block:
@@ -52,109 +109,96 @@ class Block:
     Args:
         tracks: what is stored.
         envs: number of recorded environments.
-        rows: how many rows of each environment and track there is room for.
+        slots: how many frames there is room for.
 
     Attributes:
-        values: per track and key, ``[envs, lanes, rows, *row_shape]``.
-        positions: per track, the time columns, int64 ``[envs, rows, 5]``.
-        lengths: per track, how many rows each environment has, ``[envs]``.
-        frames: how many frames are in the block.
-        object_bytes: size of the Python objects in it, in bytes.
-        started: when the first frame came, by ``time.monotonic()``.
+        start: where the environments were before it.
+        events: what happened, one event a frame.
+        frames: per track, which of these events gave it rows.
+        values: per track, what is stored of each stream that is no sum.
     """
 
-    def __init__(self, tracks: Sequence[Track], envs: int, rows: int) -> None:
+    def __init__(self, tracks: Sequence[Track], envs: int, slots: int) -> None:
         self.tracks = tuple(tracks)
-        # np.empty takes no memory until it is written to.
-        self.values: list[dict[Key, npt.NDArray[Any]]] = [
-            {
-                stream.key: np.empty(
-                    (1 if stream.shared else envs, stream.lanes, rows, *stream.row_shape), stream.storage
-                )
-                for stream in track.streams
-            }
-            for track in self.tracks
-        ]
-        self.positions = [np.empty((envs, rows, len(TIMELINES)), np.int64) for _ in self.tracks]
-        self.lengths = [np.zeros(envs, np.intp) for _ in self.tracks]
-        self.frames = 0
+        self.start: Positions = np.empty((0, 0), np.int64)
+        self.events: list[Event] = []
+        self.frames: list[list[int]] = [[] for _ in self.tracks]
+        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.tracks]
         self.object_bytes = 0
-        self.started = 0.0
         self._envs = envs
-        self._rows = rows
-        self._grouped = {s.key for track in self.tracks for s in track.streams if s.agents}
-        self._objects = [[s.key for s in track.streams if s.dtype == "object"] for track in self.tracks]
-        # While all environments have as many rows, that number says it all; None once they differ.
-        self._level: list[int | None] = [0] * len(self.tracks)
-        self._room = rows
+        self._slots = slots
+        self._room = slots
+        # What `append` loops over: arrays, and where their values are.
+        paired = [
+            list(zip(values, track.at, strict=True)) for values, track in zip(self.values, self.tracks, strict=True)
+        ]
+        self._by_frame = [[(v.array, i) for v, i in pairs if not v.lies_by_env] for pairs in paired]
+        self._by_env = [[(v.array, i) for v, i in pairs if v.lies_by_env] for pairs in paired]
+        self._objects = [[i for v, i in pairs if v.is_objects] for pairs in paired]
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
-        for track, lengths in enumerate(self.lengths):
-            lengths[:] = 0
-            self._level[track] = 0
-            for key in self._objects[track]:
-                self.values[track][key][:] = None  # let go of the strings and arrays
-        self.frames = 0
+        self.events.clear()
+        for frames in self.frames:
+            frames.clear()
+        for track in self.values:
+            for values in track:
+                if values.is_objects:
+                    values.array[:] = None  # let go of the strings and arrays
         self.object_bytes = 0
-        self._room = self._rows
+        self._room = self._slots
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the frames in it."""
+        slots = [len(frames) for frames in self.frames]
+        rows = sum(track.row_bytes * n for track, n in zip(self.tracks, slots, strict=True))
+        return self._envs * rows + self.object_bytes
 
     def has_room(self) -> bool:
-        """Whether every environment can get one more row in every track."""
-        if self._room <= 0:  # so many frames have come; it may be that no environment had a row in all of them
-            self._room = self._rows - max(int(lengths.max(initial=0)) for lengths in self.lengths)
+        """Whether there is room for one more frame."""
+        if self._room <= 0:  # so many frames have come; it may be that no track had rows in all of them
+            most = max(map(len, self.frames), default=0)
+            self._room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
         return self._room > 0
 
-    def begin_frame(self) -> None:
-        """A frame comes: each environment gets at most one row in each track."""
-        if not self.frames:
-            self.started = time.monotonic()
-        self.frames += 1
+    def begin_frame(self, event: Event) -> None:
+        """A frame comes: it has at most one slot in each track."""
+        self.events.append(event)
         self._room -= 1
 
-    def append(
-        self,
-        track: int,
-        rows: Rows,
-        position: npt.NDArray[np.int64],
-        values: Mapping[Key, npt.NDArray[Any]],
-    ) -> None:
-        """Copy one row of each of ``rows`` into the block.
+    def append(self, track: int, values: Arrays) -> None:
+        """Copy the last frame's rows of a track into the block.
 
         Args:
             track: which track.
-            rows: the environments that get a row; None: all.
-            position: time columns of all environments, ``[envs, 5]``.
-            values: per key, the values of all environments, ``[envs, *stream.shape]``; ``[1]`` of what they share.
+            values: of all environments, for each stream of the track's moment.
         """
-        level = self._level[track]
-        lengths = self.lengths[track]
-        if rows is None and level is not None:
-            # The common case: all environments are stepped and have as many rows.
-            self.positions[track][:, level] = position
-            for key, target in self.values[track].items():
-                if key in self._grouped:
-                    target[:, :, level] = values[key]
-                else:
-                    target[:, 0, level] = values[key]
-            lengths += 1
-            self._level[track] = level + 1
+        rows, frames = self.events[-1].rows, self.frames[track]
+        slot = len(frames)
+        frames.append(len(self.events) - 1)
+        if rows is None:
+            for array, i in self._by_frame[track]:
+                array[slot] = values[i]
+            for array, i in self._by_env[track]:
+                array[:, slot] = values[i]
         else:
-            self._level[track] = None
-            rows = np.arange(self._envs) if rows is None else rows
-            at = lengths[rows]
-            self.positions[track][rows, at] = position[rows]
-            for key, target in self.values[track].items():
-                if target.shape[0] != self._envs:  # shared by all environments: kept for the first
-                    if rows[0] == 0:
-                        target[0, 0, at[0]] = values[key][0]
-                elif key in self._grouped:
-                    target[rows, :, at] = values[key][rows]
-                else:
-                    target[rows, 0, at] = values[key][rows]
-            lengths[rows] += 1
-        for key in self._objects[track]:
-            self.object_bytes += sum(_size(value) for value in values[key])
+            for target, i in zip(self.values[track], self.tracks[track].at, strict=True):
+                target.put(slot, rows, values[i])
+        for i in self._objects[track]:
+            self.object_bytes += sum(_size(value) for value in values[i])
+
+    def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
+        """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
+        rows = [self.events[frame].rows for frame in self.frames[track]]
+        if all(each is None for each in rows):
+            return None
+        present = np.ones((len(rows), self._envs), np.bool_)
+        for slot, each in enumerate(rows):
+            if each is not None:
+                present[slot] = False
+                present[slot, each] = True
+        return present
 
 
 class Buffer:
@@ -162,30 +206,34 @@ class Buffer:
 
     Args:
         envs: number of recorded environments.
-        capacity: bytes for both blocks together. A block holds at least one row of everything, however large.
-        hand_over: takes a block that is full; it must call :meth:`give_back` when it is done with it.
+        capacity: bytes for both blocks together. A block holds at least one frame of everything, however large.
+        hand_over: takes this buffer and a block that is full; :meth:`give_back` must be called when that is written.
         alive: whether blocks are still being taken; where not, waiting for one would be for ever.
         max_age: seconds after which a block is handed over though it is not full, if the other one is free.
+
+    Attributes:
+        seconds_waited: how long the env's thread has waited for the writer.
     """
 
     def __init__(
         self,
         envs: int,
         capacity: int,
-        hand_over: Callable[[Block], None],
+        hand_over: Callable[[Buffer, Block], None],
         alive: Callable[[], bool],
         max_age: float,
     ) -> None:
-        self._envs = envs
         self._capacity = capacity
+        self.seconds_waited = 0.0
+        self._envs = envs
         self._hand_over = hand_over
         self._alive = alive
-        self._max_age = max_age
+        self._max_age = max_age * 1e9
         self._tracks: tuple[Track, ...] = ()
         self._free: queue.SimpleQueue[Block] = queue.SimpleQueue()
         self._block: Block | None = None
-        self.lost_frames = 0
-        """Frames that were dropped because nobody takes blocks any more."""
+        self._expires = 0.0
+        self._waiting: collections.deque[int] = collections.deque()  # first frames of blocks that aren't written
 
     @property
     def tracks(self) -> tuple[Track, ...]:
@@ -196,65 +244,106 @@ class Buffer:
     def tracks(self, tracks: Sequence[Track]) -> None:
         self.flush()
         self._tracks = tuple(tracks)
-        self._block = None
         self._free = queue.SimpleQueue()  # blocks of the old form are not given back here
-        bytes_per_row = self._envs * sum(track.row_bytes for track in tracks)
-        widest = max((stream.row_bytes for track in tracks for stream in track.streams), default=1)
-        rows = min(MAX_ROWS, MAX_STREAM_BYTES // max(1, widest), self._capacity // BLOCKS // max(1, bytes_per_row))
-        rows = max(1, rows)
-        for _ in range(BLOCKS):
-            self._free.put(Block(self._tracks, self._envs, rows))
+        for _ in range(BLOCKS if tracks else 0):
+            self._free.put(Block(self._tracks, self._envs, self.slots))
 
-    def frame(self) -> Block | None:
-        """The block to copy the next frame into, with room for it; None if it can't be kept any more."""
+    @property
+    def capacity(self) -> int:
+        """Bytes for both blocks; setting it hands over what is there, and starts blocks of the new size."""
+        return self._capacity
+
+    @capacity.setter
+    def capacity(self, capacity: int) -> None:
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self.tracks = self._tracks
+
+    @property
+    def slots(self) -> int:
+        """Frames that a block holds."""
+        frame_bytes = max(1, self._frame_bytes)
+        widest = max((stream.row_bytes for track in self._tracks for stream in track.streams), default=1)
+        return max(1, min(MAX_SLOTS, MAX_STREAM_BYTES // max(1, widest), self._capacity // BLOCKS // frame_bytes))
+
+    @property
+    def bytes_at_most(self) -> int:
+        """Bytes of its blocks if nothing but their number of frames bounds them."""
+        return BLOCKS * MAX_SLOTS * self._frame_bytes
+
+    @property
+    def _frame_bytes(self) -> int:
+        return self._envs * sum(track.row_bytes for track in self._tracks)
+
+    def frame(self, event: Event, positions: Callable[[], Positions]) -> Block | None:
+        """The block to copy the next frame into, with room for it; None if it can't be kept any more.
+
+        Args:
+            event: what happens in the frame.
+            positions: where the environments are before it; asked at the start of a block.
+        """
         block = self._block
-        if block is not None and (self._is_full(block) or (self._is_old(block) and not self._free.empty())):
-            self._pass_on(block)
-            block = None
-        if block is None:
-            block = self._block = self._next_block()
-        if block is None:
-            self.lost_frames += 1
-            return None
-        block.begin_frame()
+        if block is None or event.log_time > self._expires or not block.has_room() or self._is_heavy(block):
+            block = self._next_block(event, positions)
+            if block is None:
+                return None
+        block.begin_frame(event)
         return block
 
     def flush(self) -> None:
         """Hand over what there is."""
-        if self._block is not None and self._block.frames:
-            self._pass_on(self._block)
-            self._block = None
+        block, self._block = self._block, None
+        if block is not None and self._alive():
+            self._hand_over(self, block)
 
     def give_back(self, block: Block) -> None:
         """A block was written and can be filled again. Called on the writer's thread."""
-        if block.tracks is self._tracks:
+        self._waiting.popleft()
+        if block.tracks is self._tracks:  # else it has an old form
             block.clear()
             self._free.put(block)
 
     @property
-    def waiting_frames(self) -> int:
-        """Frames in the block that is being filled."""
-        return 0 if self._block is None else self._block.frames
+    def oldest_waiting(self) -> int | None:
+        """Number of the first frame that isn't written; None: all are."""
+        with contextlib.suppress(IndexError):  # the writer's thread may take the last one away
+            return self._waiting[0]
+        return None
 
-    def _pass_on(self, block: Block) -> None:
-        self._block = None
-        if self._alive():
-            self._hand_over(block)
-        else:
-            self.lost_frames += block.frames
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes in the block that is being filled."""
+        return 0 if self._block is None else self._block.bytes
 
-    def _is_full(self, block: Block) -> bool:
-        return not block.has_room() or block.object_bytes > self._capacity // BLOCKS
+    def _is_heavy(self, block: Block) -> bool:
+        return block.object_bytes > self._capacity // BLOCKS
 
-    def _is_old(self, block: Block) -> bool:
-        return bool(block.frames) and time.monotonic() - block.started > self._max_age
+    def _next_block(self, event: Event, positions: Callable[[], Positions]) -> Block | None:
+        """The block to go on with: another one if this one is full, or is old and the other one is free."""
+        block = self._block
+        if block is not None and block.has_room() and not self._is_heavy(block) and self._free.empty():
+            return block  # it is old, but the writer is behind: then fewer and longer blocks are better
+        start = positions()
+        self.flush()
+        block = self._block = self._wait_for_block()
+        if block is not None:
+            block.start = start
+            self._expires = event.log_time + self._max_age
+            self._waiting.append(event.frame)
+        return block
 
-    def _next_block(self) -> Block | None:
-        while self._alive():
-            try:
-                return self._free.get(timeout=0.1)
-            except queue.Empty:
-                continue
+    def _wait_for_block(self) -> Block | None:
+        if not self._free.empty():
+            return self._free.get()
+        began = time.monotonic()
+        try:
+            while self._alive():
+                try:
+                    return self._free.get(timeout=0.1)
+                except queue.Empty:
+                    continue
+        finally:
+            self.seconds_waited += time.monotonic() - began
         return None
 
 

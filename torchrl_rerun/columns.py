@@ -10,6 +10,7 @@ column of their own beside it. These columns claim no component type, since Reru
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,9 +22,12 @@ import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.buffer import Block, Track
-from torchrl_rerun.episodes import FRAME, LOG_TIME, TIMELINES
+from torchrl_rerun.episodes import FRAME, LOG_TIME, TIMELINES, Positions
 from torchrl_rerun.images import MEDIA_TYPES, channels_last, encode
+from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
+from torchrl_rerun.sums import Sums
+from torchrl_rerun.timelines import Timelines
 
 NANOSECONDS = 1_000_000_000
 
@@ -48,89 +52,136 @@ class Column(NamedTuple):
     values: pa.Array
 
 
+class Entity(NamedTuple):
+    """The columns of one entity."""
+
+    path: str
+    columns: list[Column]
+
+
 class ChunkFactory:
     """Turns blocks into chunks.
 
     Args:
         envs: the environment index of each row of the blocks.
         fps: frames per second of simulated time; None: no ``sim_time``.
+        sums: running sums of rewards so far.
     """
 
-    def __init__(self, envs: Sequence[int], fps: float | None) -> None:
+    def __init__(self, envs: Sequence[int], fps: float | None, sums: Sums) -> None:
         self._envs = list(envs)
         self._fps = fps
-        self._schemas: dict[tuple[str, tuple[pa.DataType, ...]], pa.Schema] = {}
+        self._sums = sums
+        self._schemas: dict[tuple[tuple[str, pa.DataType], ...], pa.Schema] = {}
 
     def static(self, tracks: Sequence[Track]) -> Iterator[Chunk]:
         """What does not change over time: names and colours."""
-        for _, stream in _streams(tracks):
-            styled = _style(stream)
-            if styled is None:
-                continue
-            for env in self._envs[:1] if stream.shared else self._envs:
-                for lane in range(stream.lanes):
-                    yield Chunk.from_columns(entity_path(stream, env, lane), [], styled)
+        for track in tracks:
+            for stream in track.streams:
+                styled = _style(stream)
+                if styled is None:
+                    continue
+                for env in self._envs[:1] if stream.shared else self._envs:
+                    for lane in range(stream.lanes):
+                        yield Chunk.from_columns(entity_path(stream, env, lane), [], styled)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """One chunk per environment, key and agent that has rows in the block."""
-        for number, track in enumerate(block.tracks):
-            lengths = block.lengths[number]
-            for row, env in enumerate(self._envs):
-                length = int(lengths[row])
-                if not length:
+        timelines = Timelines(block.start, block.events)
+        sums = self._sums.of(block)
+        frames = [np.array(each, np.intp) for each in block.frames]
+        present = [block.presence(track) for track in range(len(block.tracks))]
+        together = _tracks_with_the_same_times(block)
+        for row, env in enumerate(self._envs):
+            for tracks in together:
+                first = tracks[0]
+                mask = present[first]
+                slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, row])
+                at = frames[first][slots]
+                if not len(at):
                     continue
-                times = self._times(block.positions[number][row, :length])
-                for stream in track.streams:
-                    values = block.values[number][stream.key]
-                    if stream.shared and row:
-                        continue
-                    for lane in range(stream.lanes):
-                        columns = _COLUMNS[stream.kind](stream, values[row, lane, :length])
-                        yield self._chunk(entity_path(stream, env, lane), times, columns)
+                is_before = block.tracks[first].moment is Moment.ACTED
+                positions = timelines.before(row, at) if is_before else timelines.at(row, at)
+                entities = []
+                for track in tracks:
+                    for stored in block.values[track]:
+                        if not (stored.stream.shared and row):
+                            entities += _entities(stored.stream, env, stored.of(row, slots))
+                    for stream in block.tracks[track].streams:
+                        if stream.sums:
+                            entities += _entities(stream, env, sums[stream.key][slots, row])
+                if entities:
+                    yield from self._chunks(self._times(positions), entities)
 
-    def _times(self, position: npt.NDArray[np.int64]) -> list[pa.Array]:
-        columns = np.ascontiguousarray(position.T)
-        times: list[pa.Array] = [pa.array(column) for column in columns]
+    def _times(self, positions: Positions) -> list[pa.Array]:
+        times: list[pa.Array] = [_flat(positions[:, i]) for i in range(len(TIMELINES))]
         times[LOG_TIME] = times[LOG_TIME].view(pa.timestamp("ns"))
         if self._fps is not None:
-            times.append(pa.array((columns[FRAME] * (NANOSECONDS / self._fps)).astype("timedelta64[ns]")))
+            times.append(pa.array((positions[:, FRAME] * (NANOSECONDS / self._fps)).astype("timedelta64[ns]")))
         return times
 
-    def _chunk(self, path: str, times: list[pa.Array], columns: list[Column]) -> Chunk:
-        arrays = [*times, *(column.values for column in columns)]
-        key = (path, tuple(column.values.type for column in columns))
+    def _chunks(self, times: list[pa.Array], entities: Sequence[Entity]) -> Iterator[Chunk]:
+        """Chunks of several entities that share their times: making them together costs a third of one by one."""
+        key = tuple((column.component, column.values.type) for entity in entities for column in entity.columns)
         schema = self._schemas.get(key)
         if schema is None:
-            schema = self._schemas[key] = _schema(path, times, columns)
-        (chunk,) = Chunk.from_record_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        return chunk
+            schema = self._schemas[key] = _schema(times, entities)
+        arrays = [*times, *(column.values for entity in entities for column in entity.columns)]
+        made = Chunk.from_record_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+        for entity, chunk in zip(entities, made, strict=True):
+            yield chunk.with_entity_path(entity.path)
 
 
+def _tracks_with_the_same_times(block: Block) -> list[list[int]]:
+    """The tracks of a block that have any rows, those together whose rows come at the same moments."""
+    groups: list[list[int]] = []
+    for track, frames in enumerate(block.frames):
+        is_before = block.tracks[track].moment is Moment.ACTED
+        for group in groups:
+            first = group[0]
+            if block.frames[first] == frames and (block.tracks[first].moment is Moment.ACTED) is is_before:
+                group.append(track)
+                break
+        else:
+            if frames:
+                groups.append([track])
+    return groups
+
+
+def _entities(stream: Stream, env: int, values: npt.NDArray[Any]) -> list[Entity]:
+    """What becomes of an environment's values ``[n, *stream.shape]``: one entity, or one for each agent."""
+    lanes = [values[:, lane] for lane in range(stream.lanes)] if stream.agents else [values]
+    return [
+        Entity(entity_path(stream, env, lane), _COLUMNS[stream.kind](stream, rows)) for lane, rows in enumerate(lanes)
+    ]
+
+
+@functools.lru_cache(maxsize=1 << 16)
 def entity_path(stream: Stream, env: int, lane: int = 0) -> str:
     """The entity path at which a stream of environment ``env`` is recorded, escaped by Rerun's own rules."""
     return rr.new_entity_path(stream.path(env, lane))
 
 
-def _streams(tracks: Sequence[Track]) -> Iterator[tuple[int, Stream]]:
-    for number, track in enumerate(tracks):
-        for stream in track.streams:
-            yield number, stream
-
-
-def _schema(path: str, times: list[pa.Array], columns: list[Column]) -> pa.Schema:
+def _schema(times: list[pa.Array], entities: Sequence[Entity]) -> pa.Schema:
     names = [*TIMELINES, "sim_time"][: len(times)]
     fields = [
         pa.field(name, array.type, metadata={"rerun:kind": "index", "rerun:index_name": name})
         for name, array in zip(names, times, strict=True)
     ]
-    for column in columns:
-        metadata = {"rerun:kind": "data", "rerun:component": column.component}
-        if column.archetype is not None:
-            metadata["rerun:archetype"] = f"rerun.archetypes.{column.archetype}"
-        if column.component_type is not None:
-            metadata["rerun:component_type"] = f"rerun.components.{column.component_type}"
-        fields.append(pa.field(column.component, column.values.type, metadata=metadata))
-    return pa.schema(fields, metadata={"rerun:entity_path": path})
+    for number, entity in enumerate(entities):
+        for column in entity.columns:
+            # The path stands for any environment's: chunks get theirs when they are made.
+            metadata = {
+                "rerun:kind": "data",
+                "rerun:component": column.component,
+                "rerun:entity_path": f"/entity_{number}",
+            }
+            if column.archetype is not None:
+                metadata["rerun:archetype"] = f"rerun.archetypes.{column.archetype}"
+            if column.component_type is not None:
+                metadata["rerun:component_type"] = f"rerun.components.{column.component_type}"
+            fields.append(pa.field(f"{number}:{column.component}", column.values.type, metadata=metadata))
+    return pa.schema(fields)
 
 
 # --- one function a kind: rows [n, *row_shape] to columns of n lists ---
@@ -143,7 +194,7 @@ def _scalars(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     # The viewer plots no integers (rerun-sdk 0.41).
     columns = [_numbers(numbers.astype(np.float64), len(rows))]
     if numbers.dtype.itemsize == 8 and ((numbers > EXACT_FLOATS) | (numbers < -EXACT_FLOATS)).any():
-        columns.append(Column(EXACT, None, None, _lists(pa.array(numbers), len(rows))))
+        columns.append(Column(EXACT, None, None, _lists(_flat(numbers), len(rows))))
     return columns
 
 
@@ -151,9 +202,10 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     flat = rows.reshape(len(rows), -1)
     changed = np.ones(len(flat), bool)
     changed[1:] = (flat[1:] != flat[:-1]).any(axis=1)
-    labels = pa.array([label for row in flat[changed] for label in state_labels(stream, row)], pa.string())
+    codes, names = state_codes(stream, flat[changed])
+    labels = pa.array(names, pa.string()).take(pa.array(codes.reshape(-1)))
     # A row without a change has no state (null), which leaves the one before in force: lanes stay whole.
-    each = len(labels) // max(1, int(changed.sum()))
+    each = codes.shape[1]
     offsets = np.zeros(len(flat) + 1, np.int32)
     np.cumsum(changed * each, out=offsets[1:])
     states = pa.ListArray.from_arrays(pa.array(offsets), labels, mask=pa.array(~changed))
@@ -162,7 +214,7 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
 
 
 def _numbers(numbers: npt.NDArray[Any], rows: int) -> Column:
-    return Column("Scalars:scalars", "Scalars", None, _lists(pa.array(numbers), rows))
+    return Column("Scalars:scalars", "Scalars", None, _lists(_flat(numbers), rows))
 
 
 def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
@@ -182,7 +234,7 @@ def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
         formats = pa.concat_arrays([_image_format(picture) for picture in pictures])
     else:
         stacked = channels_last(rows, stream.channels)
-        buffers = _lists(pa.array(np.ascontiguousarray(stacked).reshape(-1).view(np.uint8)), len(rows), not_null=True)
+        buffers = _lists(_flat(np.ascontiguousarray(stacked).reshape(-1).view(np.uint8)), len(rows), not_null=True)
         formats = _image_format(stacked[0]).take(pa.array(np.zeros(len(rows), np.int64)))
     return [
         Column("Image:buffer", "Image", "ImageBuffer", _lists(buffers, len(rows))),
@@ -214,22 +266,24 @@ _COLUMNS: Mapping[str, Callable[[Stream, npt.NDArray[Any]], list[Column]]] = {
 # --- states ---
 
 
-def state_labels(stream: Stream, row: npt.NDArray[Any]) -> list[str]:
-    """The label of each lane of one row of a state: its category's name, or nothing for a flag that is down.
+def state_codes(stream: Stream, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], list[str]]:
+    """What rows ``[n, numbers]`` of a state say: for each of its lanes a code, ``[n, lanes]``, and each code's label.
 
     >>> action = Stream(("action",), "state", "int64", (2,), discrete="one_hot", categories=(2,), names=("left", "right"))
-    >>> state_labels(action, np.array([0, 1]))
-    ['right']
-    >>> state_labels(Stream(("done",), "state", "bool", (1,)), np.array([True]))
-    ['done']
+    >>> state_codes(action, np.array([[0, 1], [1, 0], [0, 0]]))
+    (array([[1], [0], [2]]), ['left', 'right', ''])
+    >>> state_codes(Stream(("done",), "state", "bool", (1,)), np.array([[True], [False]]))
+    (array([[1], [0]]), ['', 'done'])
     """
     if stream.discrete == "one_hot":
-        segments = np.split(row, np.cumsum(stream.categories)[:-1])
-        return [_label(stream, int(np.argmax(segment))) if segment.any() else "" for segment in segments]
+        most = max(stream.categories)
+        segments = np.split(rows, np.cumsum(stream.categories)[:-1], axis=1)
+        codes = [np.where(segment.any(axis=1), segment.argmax(axis=1), most) for segment in segments]
+        return np.stack(codes, axis=1), [*(_label(stream, i) for i in range(most)), ""]
     if stream.is_flag:
-        down, up = stream.names[:2] if len(stream.names) >= 2 else ("", stream.key[-1])
-        return [up if value else down for value in row]
-    return [_label(stream, int(value)) for value in row]
+        return rows.astype(np.intp), list(stream.names[:2]) if len(stream.names) >= 2 else ["", stream.key[-1]]
+    values, inverse = np.unique(rows, return_inverse=True)
+    return inverse.reshape(rows.shape), [_label(stream, int(value)) for value in values]
 
 
 def _label(stream: Stream, category: int) -> str:
@@ -272,11 +326,23 @@ def _widened(dtype: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return rows.astype(np.float32) if dtype == "float16" else rows
 
 
+def _flat(values: npt.NDArray[Any]) -> pa.Array:
+    """Numbers, as they lie in memory."""
+    values = np.ascontiguousarray(values).reshape(-1)
+    if values.dtype == bool:
+        return pa.array(values)  # Arrow packs them into bits
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
 def _lists(values: pa.Array, rows: int, *, not_null: bool = False) -> pa.ListArray:
     """``rows`` lists of equal length."""
-    offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(len(values) // rows)
     kind = pa.list_(pa.field("item", values.type, nullable=not not_null))
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind)
+    return pa.ListArray.from_arrays(_offsets(rows, len(values) // rows), values, type=kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _offsets(rows: int, each: int) -> pa.Array:
+    return pa.array(np.arange(rows + 1, dtype=np.int32) * np.int32(each))
 
 
 def _blobs(files: Sequence[bytes]) -> pa.ListArray:
@@ -331,7 +397,7 @@ def _tensor_data(rows: npt.NDArray[Any]) -> pa.StructArray:
         rows = rows.view(np.uint8)
     code = _BUFFER_CODES[rows.dtype]
     children = [pa.array([], _BUFFER_TYPE.field(i).type) for i in range(_BUFFER_TYPE.num_fields)]
-    children[code] = _lists(pa.array(np.ascontiguousarray(rows).reshape(-1)), count, not_null=True)
+    children[code] = _lists(_flat(rows), count, not_null=True)
     codes, positions = np.full(count, code, np.int8), np.arange(count, dtype=np.int32)
     union = [None, pa.py_buffer(codes), pa.py_buffer(positions)]
     buffers = pa.Array.from_buffers(_BUFFER_TYPE, count, union, children=children)

@@ -1,103 +1,125 @@
-"""Where each environment is: frame, step, episode and return counters, kept for the environments that are recorded."""
+"""Where each environment is: frame, step and episode counters, kept for the environments that are recorded."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from torchrl_rerun.streams import Key, Stream
 
 Rows = npt.NDArray[np.intp] | None
 """Positions among the recorded environments; None: all of them."""
 
 FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME = range(5)
-"""Columns of :attr:`Episodes.position`, in the order in which the timelines are written."""
+"""Columns of a position, in the order in which the timelines are written."""
 
 TIMELINES = ("frame", "step", "episode", "episode_step", "log_time")
+
+Positions = npt.NDArray[np.int64]
+"""int64 ``[..., 5]``, the columns of :data:`TIMELINES`; ``log_time`` in nanoseconds since the epoch."""
 
 MAX_LOGGED_ENVS = 64
 FEW_LOGGED_ENVS = 16
 
 
+class Event(NamedTuple):
+    """What happened in one frame: environments were reset, or stepped.
+
+    Attributes:
+        frame: number of the frame.
+        step: calls of ``env.step`` so far.
+        log_time: when it happened, in nanoseconds since the epoch.
+        is_step: they were stepped, not reset.
+        rows: which environments.
+    """
+
+    frame: int
+    step: int
+    log_time: int
+    is_step: bool
+    rows: Rows
+
+
 class Episodes:
-    """Counts frames, steps and episodes, and sums rewards, for ``envs`` environments.
+    """Counts frames, steps and episodes of ``envs`` environments.
 
     An episode runs from a reset to the step that ends it, per environment, counted from 0 per environment. ``frame``
     grows by one with each recorded reset or step call, whatever environments it concerns; ``step`` counts the calls of
     ``env.step``.
 
     Attributes:
-        position: int64 ``[envs, 5]``, the columns of :data:`TIMELINES` at each environment's last frame; ``log_time``
-            in nanoseconds since the epoch. The episode is -1 before the first reset.
         frames: how many frames there have been.
         steps: how many calls of ``env.step`` there have been.
 
     >>> episodes = Episodes(2)
-    >>> episodes.begin(None)
-    >>> episodes.advance(np.array([1]))
-    >>> episodes.position[:, :4].tolist()  # frame, step, episode, episode_step of each environment
-    [[0, 0, 0, 0], [1, 1, 0, 1]]
+    >>> episodes.apply(episodes.event(None, 0, is_step=False))
+    >>> episodes.apply(episodes.event(np.array([1]), 5, is_step=True))
+    >>> episodes.positions().tolist()  # frame, step, episode, episode_step and time of each environment
+    [[0, 0, 0, 0, 0], [1, 1, 0, 1, 5]]
     """
 
     def __init__(self, envs: int) -> None:
-        self.position = np.zeros((envs, len(TIMELINES)), np.int64)
-        self.position[:, EPISODE] = -1
         self.frames = 0
         self.steps = 0
-        self._returns: dict[Key, npt.NDArray[np.float64]] = {}
+        self._episode = np.full(envs, -1, np.int64)
+        self._episode_step = np.zeros(envs, np.int64)
+        self._latest = np.zeros((envs, len(TIMELINES)), np.int64)
+        # The last event, while it was one of all environments: then their rows of `_latest` wait to be filled in.
+        self._shared: Event | None = None
         self._all_begun = False
 
-    def begin(self, rows: Rows) -> None:
-        """The environments ``rows`` were reset: a new frame, at step 0 of a new episode."""
-        at = slice(None) if rows is None else rows
-        self._stamp(at)
-        self.position[at, EPISODE] += 1
-        self.position[at, EPISODE_STEP] = 0
-        for returns in self._returns.values():
-            returns[at] = 0.0
+    def event(self, rows: Rows, now: int, *, is_step: bool) -> Event:
+        """What is about to happen at time ``now``: the environments ``rows`` are stepped, or reset. Changes nothing."""
+        return Event(self.frames, self.steps + is_step, now, is_step, rows)
 
-    def advance(self, rows: Rows) -> None:
-        """The environments ``rows`` were stepped: a new frame, one step on in the same episode."""
-        self.steps += 1
-        at = slice(None) if rows is None else rows
-        self._stamp(at)
-        self.position[at, EPISODE_STEP] += 1
+    def apply(self, event: Event) -> None:
+        """It happens: a new frame; a step on in the same episode, or step 0 of a new one."""
+        rows = event.rows
+        if event.is_step:
+            self.steps = event.step
+            if rows is None:
+                self._episode_step += 1
+            else:
+                self._episode_step[rows] += 1
+        else:
+            at = slice(None) if rows is None else rows
+            self._episode[at] += 1
+            self._episode_step[at] = 0
+        self.frames += 1
+        if rows is None:
+            self._shared = event
+            return
+        if self._shared is not None:
+            self._stamp(slice(None), self._shared)
+            self._shared = None
+        self._stamp(rows, event)
+
+    def positions(self) -> Positions:
+        """Where each environment is, ``[envs, 5]``: at its last frame. The episode is -1 before the first reset."""
+        if self._shared is not None:
+            self._stamp(slice(None), self._shared)
+            self._shared = None
+        self._latest[:, EPISODE] = self._episode
+        self._latest[:, EPISODE_STEP] = self._episode_step
+        return self._latest.copy()
+
+    def begun(self) -> int:
+        """How many episodes have begun, of all environments together."""
+        return int(self._episode.sum()) + len(self._episode)
 
     def never_begun(self, rows: Rows) -> Rows:
         """Those of ``rows`` that were never reset, an empty array if there are none."""
         if self._all_begun:
             return _NONE
-        fresh = self.position[:, EPISODE] < 0
+        fresh = self._episode < 0
         self._all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
 
-    def returns(self, stream: Stream, reward: npt.NDArray[Any] | None, rows: Rows) -> npt.NDArray[np.float64]:
-        """The running sums of a reward, of all environments: float64 ``[envs, *stream.shape]``.
-
-        Args:
-            stream: the stream of the sums.
-            reward: what to add for the environments ``rows``; None: nothing, they were reset.
-            rows: the environments that were stepped.
-        """
-        total = self._returns.get(stream.key)
-        if total is None:
-            total = self._returns[stream.key] = np.zeros((len(self.position), *stream.shape))
-        if reward is not None:
-            if rows is None:
-                total += reward
-            else:
-                total[rows] += reward[rows]
-        return total
-
-    def _stamp(self, at: slice | npt.NDArray[np.intp]) -> None:
-        self.position[at, FRAME] = self.frames
-        self.position[at, STEP] = self.steps
-        self.position[at, LOG_TIME] = time.time_ns()
-        self.frames += 1
+    def _stamp(self, at: slice | npt.NDArray[np.intp], event: Event) -> None:
+        self._latest[at, FRAME] = event.frame
+        self._latest[at, STEP] = event.step
+        self._latest[at, LOG_TIME] = event.log_time
 
 
 _NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,13 @@ Mask = npt.NDArray[np.bool_] | None
 """Which environments of the flattened batch are meant; None: all."""
 
 
+Acted = dict[Key, Any] | list[Any]
+"""The policy's values: of all keys that may be its, or once that is known of its keys in their order."""
+
+EnvOf = Callable[[], EnvBase | None]
+"""Gives the environment, if there is one; asked only where its specs are needed, since finding it takes microseconds."""
+
+
 class Feed:
     """Describes what it sees at the first reset and the first step, and passes on what comes.
 
@@ -40,32 +47,36 @@ class Feed:
         self._reads: dict[Moment, list[_Read]] = {}
         self._skipped: set[Key] = set()
         self._last: TensorDictBase | None = None
+        self._resets_itself = False
         self._warned_of_shape = False
+        self._warned_of_change: set[Key] = set()
 
     # --- live ---
 
-    def acted(self, env: EnvBase | None, root: TensorDictBase) -> dict[Key, Any]:
-        """The policy's part of what goes into a step: the values of those keys that are, or may turn out to be, its."""
-        if Moment.ACTED in self._reads:
-            return {read.key: root.get(read.name, None) for read in self._reads[Moment.ACTED]}
+    def acted(self, env: EnvOf, root: TensorDictBase) -> Acted:
+        """The policy's part of what goes into a step, as it is now: transforms may change it before it is stepped.
+
+        Args:
+            env: the environment, for its specs.
+            root: what goes into the step.
+        """
+        reads = self._reads.get(Moment.ACTED)
+        if reads is not None:
+            return [read.value(root) for read in reads]
         if self._settings.in_keys is not None:
             keys = list(self._settings.in_keys)
         else:
-            keys = specs.data_keys(root) if env is None else [specs.as_key(key) for key in env.action_keys]
+            known = env()
+            keys = specs.data_keys(root) if known is None else [specs.as_key(key) for key in known.action_keys]
         return {key: root.get(key, None) for key in keys}
 
     def reset(
-        self,
-        env: EnvBase | None,
-        observed: TensorDictBase,
-        mask: Mask = None,
-        *,
-        outcome: TensorDictBase | None = None,
+        self, env: EnvOf, observed: TensorDictBase, mask: Mask = None, *, outcome: TensorDictBase | None = None
     ) -> None:
         """Environments were reset.
 
         Args:
-            env: the environment, for its specs; None: there is none.
+            env: the environment, for its specs.
             observed: the data after the reset, of all environments.
             mask: which of them were reset.
             outcome: the data after the first step where that is known already, for the rewards in it.
@@ -74,23 +85,22 @@ class Feed:
         if not self._fits(recording, observed):
             return
         if Moment.OBSERVED not in self._reads:
-            with _removed_on_error(recording):
-                self._describe_observed(recording, env, observed, outcome)
-        with _training_goes_on(recording):
-            recording.reset(self._values(Moment.OBSERVED, observed), mask)
+            with _describing(recording):
+                self._describe_observed(recording, env(), observed, outcome)
+        if not self._reads:
+            return  # describing failed
+        try:
+            recording.reset(self._arrays(Moment.OBSERVED, observed), mask)
+        except Exception as error:  # training goes on: it is kept for the next `dump()`
+            recording.fail(error)
 
     def step(
-        self,
-        env: EnvBase | None,
-        root: TensorDictBase,
-        acted: Mapping[Key, Any],
-        following: TensorDictBase,
-        mask: Mask = None,
+        self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask = None
     ) -> None:
         """Environments were stepped.
 
         Args:
-            env: the environment, for its specs; None: there is none.
+            env: the environment, for its specs.
             root: what went into the step.
             acted: the policy's part of it, see :meth:`acted`.
             following: what came of it.
@@ -103,19 +113,19 @@ class Feed:
         if fresh is not None:  # they were reset before our time: what the policy saw is their first observation
             self.reset(env, root, fresh)
         if Moment.STEPPED not in self._reads:
-            with _removed_on_error(recording):
-                self._describe_stepped(recording, env, root, acted, following)
-        with _training_goes_on(recording):
-            batch = following.batch_size
-            actions = {
-                read.key: read.array(acted[read.key], batch)
-                for read in self._reads[Moment.ACTED]
-                if acted.get(read.key) is not None
-            }
-            observed = self._values(Moment.OBSERVED, following)
-            if env is not None and specs.resets_itself(env):
-                observed = specs.without_last_observations(observed, env, following)
-            recording.step(actions, observed, self._values(Moment.STEPPED, following), mask)
+            with _describing(recording):
+                self._describe_stepped(recording, env(), root, acted, following)
+        if not self._reads:
+            return  # describing failed
+        try:
+            actions = self._actions(acted)
+            observed = self._arrays(Moment.OBSERVED, following)
+            if self._resets_itself:
+                keys = [read.key for read in self._reads[Moment.OBSERVED]]
+                observed = specs.without_last_observations(keys, observed, env(), following)
+            recording.step(actions, observed, self._arrays(Moment.STEPPED, following), mask)
+        except Exception as error:  # training goes on: it is kept for the next `dump()`
+            recording.fail(error)
 
     # --- stored ---
 
@@ -133,12 +143,16 @@ class Feed:
         )
         mask = None if stepped is None else stepped.cpu().numpy().reshape(-1)
         begun = self._begun(moment)
+
+        def env_of() -> EnvBase | None:
+            return env
+
         if mask is not None:
             begun &= mask
         if begun.any():
             observed = moment.select(*specs.data_keys(following), strict=False)
-            self.reset(env, observed, None if begun.all() else begun, outcome=following)
-        self.step(env, moment, self.acted(None, moment), following, mask)
+            self.reset(env_of, observed, None if begun.all() else begun, outcome=following)
+        self.step(env_of, moment, self.acted(lambda: None, moment), following, mask)
         # The rows of environments that were left out stay as they were the last time.
         if stepped is None or self._last is None:
             self._last = following.clone()
@@ -175,7 +189,7 @@ class Feed:
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
         there = [key for key in wanted if key not in actions and observed.get(key, None) is not None]
         streams = self._streams(env, observed, {key: observed.get(key) for key in there})
-        self._reads[Moment.OBSERVED] = [_Read(stream) for stream in streams]
+        self._reads[Moment.OBSERVED] = self._reading(recording, streams)
         rewards = specs.reward_leaves(env, observed, outcome)
         sums = [
             Stream(return_key(leaf.key), "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key)
@@ -189,9 +203,10 @@ class Feed:
         recording: Recording,
         env: EnvBase | None,
         root: TensorDictBase,
-        acted: Mapping[Key, Any],
+        acted: Acted,
         following: TensorDictBase,
     ) -> None:
+        assert isinstance(acted, dict), "what is the policy's is not known yet"
         described = {*(read.key for read in self._reads.get(Moment.OBSERVED, ())), *self._skipped}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
         outcomes = {key: following.get(key) for key in wanted if following.get(key, None) is not None}
@@ -201,8 +216,9 @@ class Feed:
             self._report_missing(missing, root, following)
         stepped = self._streams(env, following, outcomes)
         policy = self._streams(env, root, actions)
-        self._reads[Moment.STEPPED] = [_Read(stream) for stream in stepped]
-        self._reads[Moment.ACTED] = [_Read(stream) for stream in policy]
+        self._reads[Moment.STEPPED] = self._reading(recording, stepped)
+        self._reads[Moment.ACTED] = self._reading(recording, policy)
+        self._resets_itself = env is not None and specs.resets_itself(env)
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
@@ -252,14 +268,34 @@ class Feed:
                     f"there are {', '.join(sorted(map(name_of, there)))}"
                 )
 
-    def _values(self, moment: Moment, tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
-        values = {}
-        batch = tensordict.batch_size
-        for read in self._reads[moment]:
-            value = tensordict.get(read.name, None)
-            if value is not None:
-                values[read.key] = read.array(value, batch)
-        return values
+    def _reading(self, recording: Recording, streams: Sequence[Stream]) -> list[_Read]:
+        return [_Read(stream, recording.source.batch_size) for stream in streams]
+
+    def _arrays(self, moment: Moment, tensordict: TensorDictBase) -> list[Any]:
+        """What a tensordict holds of the keys of a moment, as arrays; None for what it lacks."""
+        return [
+            None if (value := read.value(tensordict)) is None else self._array(read, value)
+            for read in self._reads[moment]
+        ]
+
+    def _actions(self, acted: Acted) -> list[Any]:
+        reads = self._reads[Moment.ACTED]
+        values = [acted.get(read.key) for read in reads] if isinstance(acted, dict) else acted
+        return [None if value is None else self._array(read, value) for read, value in zip(reads, values, strict=True)]
+
+    def _array(self, read: _Read, value: Any) -> npt.NDArray[Any] | None:
+        try:
+            return read.array(value)
+        except _ChangedError as change:
+            if read.key not in self._warned_of_change:
+                self._warned_of_change.add(read.key)
+                warnings.warn(
+                    f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
+                    f"{read.stream.dtype} {read.stream.shape}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            return None
 
     def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
         """Whether the data is of the batch that is recorded; a part of it can't be told whose it is."""
@@ -275,36 +311,61 @@ class Feed:
             )
         return False
 
-    def _opened(self, env: EnvBase | None, tensordict: TensorDictBase) -> Recording:
+    def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording:
         """The recording in progress, opened at the first frame, and again after it was closed or the process forked."""
         if self.recording is None or not self.recording.alive:
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             self._last = None if ended is None else self._last
             self._reads, self._skipped = {}, set()
-            self.recording = open_recording(self._settings, env, tuple(tensordict.batch_size), ended)
+            self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
         return self.recording
 
 
 class _Read:
-    """How a key is read from a tensordict."""
+    """How a key is read from tensordicts of a batch size."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, batch_size: tuple[int, ...]) -> None:
         self.key = stream.key
-        self.name = stream.key[0] if len(stream.key) == 1 else stream.key  # tensordict finds a string much sooner
+        self.stream = stream
+        self._name = stream.key[0] if len(stream.key) == 1 else None
         self._is_plain = stream.dtype not in ("object", "bfloat16")
-        self._is_shared = stream.shared
+        self._batch_size = torch.Size(batch_size)
+        self._dtype = stream.storage
+        self._shape = (*batch_size, *stream.shape)
+        self._flat_shape = (self._batch_size.numel(), *stream.shape)
+        self._is_flat = len(batch_size) == 1
 
-    def array(self, value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
-        """A value as an array ``[envs, *shape]``, or ``[1, *shape]`` of what they share."""
-        if self._is_plain and len(batch_size) == 1:
+    def value(self, tensordict: TensorDictBase) -> Any:
+        """What a tensordict holds of it; None: nothing."""
+        if self._name is not None:
+            return tensordict._get_str(self._name, None)  # noqa: SLF001 - `get` takes ten times as long (tensordict 0.14)
+        return tensordict._get_tuple(self.key, None)  # noqa: SLF001
+
+    def array(self, value: Any) -> npt.NDArray[Any]:
+        """A value as an array ``[envs, *shape]``, or ``[1, *shape]`` of what they share.
+
+        Raises:
+            _ChangedError: the value has another dtype or shape than at first.
+        """
+        if self._is_plain:
             try:
                 array: npt.NDArray[Any] = value.numpy()
             except (RuntimeError, TypeError):  # it requires a gradient, or is on another device
-                pass
-            else:
-                return array
-        array = specs.as_array(value, batch_size)
-        return array[:1] if self._is_shared else array
+                array = specs.as_array(value, self._batch_size).reshape(value.shape)
+        else:
+            array = specs.as_array(value, self._batch_size)
+            if self.stream.dtype == "object":
+                return array[:1] if self.stream.shared else array
+            array = array.reshape(value.shape)
+        if array.dtype != self._dtype or array.shape != self._shape:
+            raise _ChangedError(
+                f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape[len(self._batch_size) :])}"
+            )
+        return array if self._is_flat else array.reshape(self._flat_shape)
+
+
+class _ChangedError(Exception):
+    """A value has another dtype or shape than the key began with."""
 
 
 def return_key(reward: Key) -> Key:
@@ -318,19 +379,12 @@ def return_key(reward: Key) -> Key:
 
 
 @contextlib.contextmanager
-def _removed_on_error(recording: Recording) -> Iterator[None]:
+def _describing(recording: Recording) -> Iterator[None]:
     """What can't be described is the user's to mend; the file that was begun must not be in the way of the next try."""
     try:
         yield
-    except BaseException:
+    except (KeyError, ValueError, OSError):
         recording.abandon()
         raise
-
-
-@contextlib.contextmanager
-def _training_goes_on(recording: Recording) -> Iterator[None]:
-    """An error in recording is kept for the next ``dump()``: the environment must not see it."""
-    try:
-        yield
-    except Exception as error:
+    except Exception as error:  # ours, not the user's: training goes on, and the next `dump()` raises it
         recording.fail(error)

@@ -77,14 +77,13 @@ def open_recording(
         fps=settings.fps or specs.frames_per_second(env),
         first_env=first_env,
     )
-    goes_on = ended is not None and ended.source.batch_size == batch_size
     try:
         recording = Recording(
             sink,
             source,
             settings.options,
             recording_id=recording_id,
-            episodes=ended.episodes if ended is not None and goes_on else None,
+            continues=ended,
         )
     except BaseException:
         sink.discard()

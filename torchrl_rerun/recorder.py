@@ -21,12 +21,12 @@ from tensordict.utils import NestedKey
 from torchrl.envs import Compose, EnvBase, Transform
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_rerun.feed import Feed, Mask
+from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import Options
 from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.specs import as_key
-from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
+from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Kind
 from torchrl_rerun.workers import in_torchrl_worker
 
 
@@ -160,7 +160,7 @@ class RerunRecorder(Transform):
             if mask is None:
                 self._now.is_rehearsal = _inside(check_env_specs.__code__)
             if not self._now.is_rehearsal:
-                feed.reset(env, tensordict_reset, mask)
+                feed.reset(self._environment, tensordict_reset, mask)
         return tensordict_reset
 
     def _reset_on_native_autoreset(
@@ -172,16 +172,16 @@ class RerunRecorder(Transform):
             if env is not None and mask is not None and mask.any():
                 # The flags still say how the last episode ended; TorchRL lowers them after this.
                 flags = {key: torch.zeros_like(tensordict_reset.get(key)) for key in env.done_keys}
-                feed.reset(env, tensordict_reset.clone(recurse=False).update(flags), mask)
+                feed.reset(self._environment, tensordict_reset.clone(recurse=False).update(flags), mask)
         return tensordict_reset
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         # Called before the environment steps, the last transform first: this is the policy's own action, which the
         # inverses of the transforms before this one have yet to change. `_step` sees it changed.
         # A replay buffer calls it too, for what it stores: that is recorded when it is sampled, by `forward`.
-        feed, env, now = self._listening(), self.environment, self._now
-        if feed is not None and env is not None and not now.is_rehearsal:
-            now.acted = feed.acted(env, tensordict)
+        feed, now = self._listening(), self._now
+        if feed is not None and not now.is_rehearsal:
+            now.acted = feed.acted(self._environment, tensordict)
             now.step_mask = tensordict.get("_step", None)
         return tensordict
 
@@ -189,7 +189,7 @@ class RerunRecorder(Transform):
         feed, now = self._listening(), self._now
         if feed is not None and not now.is_rehearsal:
             mask = None if now.step_mask is None else now.step_mask.cpu().numpy().reshape(-1)
-            feed.step(self.environment, tensordict, now.acted, next_tensordict, mask)
+            feed.step(self._environment, tensordict, now.acted, next_tensordict, mask)
             now.acted, now.step_mask = {}, None
         return next_tensordict
 
@@ -321,6 +321,9 @@ class RerunRecorder(Transform):
     @property
     def environment(self) -> EnvBase | None:
         """The environment that this is appended to; None if it stands alone or in a replay buffer."""
+        return self._environment()
+
+    def _environment(self) -> EnvBase | None:
         try:
             return self.container
         except ValueError:  # torchrl 0.14: the container is neither an environment nor a Compose
@@ -350,7 +353,7 @@ class _Now:
     """
 
     is_rehearsal: bool = False
-    acted: dict[Key, Any] = dataclasses.field(default_factory=dict)
+    acted: Acted = dataclasses.field(default_factory=dict)
     step_mask: torch.Tensor | None = None
     held: tuple[EnvBase, TensorDictBase] | None = None
 

@@ -5,13 +5,13 @@ This is what every front end feeds, whatever its environments look like; it know
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,14 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blueprint import layout
-from torchrl_rerun.buffer import Buffer, Track
+from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import Episodes, Rows, resolve_envs
+from torchrl_rerun.episodes import Episodes, Event, Rows, resolve_envs
 from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.streams import Key, Stream
+from torchrl_rerun.sums import Sums
 from torchrl_rerun.writer import Writer
-
-Values = Mapping[Key, npt.NDArray[Any]]
-"""Per key, the values of all environments: ``[envs, *stream.shape]``, or object arrays ``[envs]``."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Recording:
         source: the environments.
         options: how to record them.
         recording_id: id of the Rerun recording.
-        episodes: counters to go on from.
+        continues: the recording whose counters go on, if it was of as many environments.
 
     Raises:
         IndexError: ``logged_envs`` names an environment that isn't there.
@@ -65,34 +63,39 @@ class Recording:
         options: Options,
         *,
         recording_id: str,
-        episodes: Episodes | None = None,
+        continues: Recording | None = None,
     ) -> None:
         self.source = source
         self._sink = sink
         self._options = options
         chosen = resolve_envs(options.logged_envs, source.envs)
-        self._select = None if len(chosen) == source.envs else np.array(chosen, np.intp)
+        self._select = _selection(chosen, source.envs)
         self.envs = [source.first_env + env for env in chosen]
-        self.episodes = episodes or Episodes(len(chosen))
+        self.episodes, self._sums = Episodes(len(chosen)), Sums()
+        if continues is not None and continues.source.batch_size == source.batch_size:
+            self.episodes, self._sums = continues.episodes, continues._sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
         self.application_id = options.application_id or source.name or "torchrl_rerun"
-        self._tracks: list[Track] = []
-        self._sums: list[Stream] = []
-        self._expected = [0] * len(Moment)
-        self._factory = ChunkFactory(self.envs, source.fps)
+        self._factory = ChunkFactory(self.envs, source.fps, self._sums)
         self._writer: Writer | None = None
-        self._buffer = Buffer(len(chosen), options.buffer_bytes, self._hand_over, self._alive, options.flush_seconds)
+        self._described: list[list[Stream]] = [[] for _ in Moment]
+        self._small = self._buffer(options.buffer_bytes)
+        self._bulky = self._buffer(options.buffer_bytes)
         self._error: Exception | None = None
+        self._failed_at: int | None = None
         self._warned = False
         self._closed = False
         self.process = os.getpid()
+
+    def _buffer(self, capacity: int) -> Buffer:
+        return Buffer(len(self.envs), capacity, self._hand_over, self._alive, self._options.flush_seconds)
 
     # --- what is recorded ---
 
     @property
     def streams(self) -> list[Stream]:
         """All streams, in the order in which they were described."""
-        return [stream for track in self._tracks for stream in track.streams]
+        return [stream for streams in self._described for stream in streams]
 
     @property
     def path(self) -> Path:
@@ -109,47 +112,49 @@ class Recording:
 
         Args:
             moment: when the streams have rows. Those that sum up a reward are observed.
-            streams: what they are.
+            streams: what they are; sums come last.
         """
         if not streams:
             return
-        track = Track(tuple(streams), moment)
-        self._tracks.append(track)
-        self._sums += [stream for stream in streams if stream.sums]
-        self._expected[moment] += len(streams)
-        self._announce(track)
+        self._described[moment] = list(streams)
+        tracks = [*_tracks(moment, streams, {stream.sums for stream in self.streams})]
+        for buffer, bulk in ((self._small, False), (self._bulky, True)):
+            added = [track for track, is_bulky in tracks if is_bulky is bulk]
+            if added:
+                buffer.tracks = (*buffer.tracks, *added)
+        self._share_out()
+        self._announce([track for track, _ in tracks])
 
-    def _announce(self, track: Track) -> None:
-        self._buffer.tracks = tuple(self._tracks)
+    def _share_out(self) -> None:
+        """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
+        both = self._options.buffer_bytes
+        if self._small.tracks and self._bulky.tracks:
+            small = min(both // 2, self._small.bytes_at_most)
+            self._small.capacity, self._bulky.capacity = small, both - small
+
+    def _announce(self, tracks: Sequence[Track]) -> None:
         if self._writer is None:
-            self._writer = Writer(
-                self._sink,
-                chunks=self._factory.chunks,
-                done=self._buffer.give_back,
-                application_id=self.application_id,
-                recording_id=self.recording_id,
-            )
+            self._writer = Writer(self._sink, application_id=self.application_id, recording_id=self.recording_id)
             info = rr.archetypes.RecordingInfo(name=self._sink.path.stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
-        described = [(stream, track.moment) for track in self._tracks for stream in track.streams]
-        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static([track])])
+        described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
+        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static(tracks)])
 
     # --- steps ---
 
-    def reset(self, values: Values, mask: npt.NDArray[np.bool_] | None = None) -> None:
+    def reset(self, observed: Arrays, mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Environments were reset.
 
         Args:
-            values: what was observed, for all environments.
+            observed: what was observed, for all environments: an array ``[envs, *stream.shape]`` for each stream that
+                was described for this moment but the sums; None for what is missing.
             mask: bool ``[envs]``, which ones were reset; None: all. The values of the others are not looked at.
         """
         rows = self._rows(mask)
-        if rows is not None and not len(rows):
-            return
-        self.episodes.begin(rows)
-        self._append(rows, self._with_sums(values, {}, rows), {}, {}, self.episodes.position)
+        if rows is None or len(rows):
+            self._append(self.episodes.event(rows, time.time_ns(), is_step=False), (observed, None, None))
 
-    def step(self, acted: Values, observed: Values, stepped: Values, mask: npt.NDArray[np.bool_] | None = None) -> None:
+    def step(self, acted: Arrays, observed: Arrays, stepped: Arrays, mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Environments were stepped.
 
         Args:
@@ -159,12 +164,10 @@ class Recording:
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
         """
         rows = self._rows(mask)
-        if rows is not None and not len(rows):
+        if rows is None or len(rows):
+            self._append(self.episodes.event(rows, time.time_ns(), is_step=True), (observed, stepped, acted))
+        else:
             self.episodes.steps += 1
-            return
-        before = self.episodes.position.copy()
-        self.episodes.advance(rows)
-        self._append(rows, self._with_sums(observed, stepped, rows), stepped, acted, before)
 
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
@@ -173,7 +176,7 @@ class Recording:
             return None
         out = np.zeros(self.source.envs, np.bool_)
         at = np.arange(len(self.envs)) if fresh is None else fresh
-        out[at if self._select is None else self._select[at]] = True
+        out[at if self._select is None else np.arange(len(out))[self._select][at]] = True
         return out
 
     def _rows(self, mask: npt.NDArray[np.bool_] | None) -> Rows:
@@ -183,49 +186,48 @@ class Recording:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
-    def _append(
-        self, rows: Rows, observed: Values, stepped: Values, acted: Values, before: npt.NDArray[np.int64]
-    ) -> None:
-        moments = (observed, stepped, acted)  # in the order of Moment
-        for values, expected in zip(moments, self._expected, strict=True):
-            if values and len(values) != expected:
-                self._split_where_keys_are_missing(moments)
-                break
-        block = self._buffer.frame()
-        if block is None:
-            self._warn_of_failure()
-            return
-        for number, track in enumerate(self._tracks):
-            values = moments[track.moment]
-            if track.streams[0].key in values:
-                position = before if track.moment is Moment.ACTED else self.episodes.position
-                block.append(number, rows, position, self._selected(values))
-        if not self._alive():
+    def _append(self, event: Event, moments: tuple[Arrays, Arrays | None, Arrays | None]) -> None:
+        if self._select is not None:
+            observed, stepped, acted = (self._selected(arrays) for arrays in moments)
+            moments = observed or (), stepped, acted
+        for arrays in moments:
+            for array in arrays or ():
+                if array is None:
+                    self._split_where_keys_are_missing(moments)
+        for buffer in (self._small, self._bulky):
+            if buffer.tracks:
+                block = buffer.frame(event, self.episodes.positions)
+                if block is None:
+                    self._warn_of_failure()
+                    break
+                for number, track in enumerate(buffer.tracks):
+                    values = moments[track.moment]
+                    if values is not None and (not track.at or values[track.at[0]] is not None):
+                        block.append(number, values)
+        self.episodes.apply(event)
+        if self._writer is not None and self._writer.error is not None:
             self._warn_of_failure()
 
-    def _selected(self, values: Values) -> Values:
+    def _selected(self, arrays: Arrays | None) -> Arrays | None:
         """The values of those environments that are recorded."""
-        if self._select is None:
-            return values
-        return {key: value if len(value) != self.source.envs else value[self._select] for key, value in values.items()}
+        if not arrays:
+            return arrays
+        select, envs = self._select, self.source.envs
+        return [array if array is None or len(array) != envs else array[select] for array in arrays]
 
-    def _with_sums(self, observed: Values, stepped: Values, rows: Rows) -> Values:
-        """What was observed, and the running sums of the rewards."""
-        if not self._sums:
-            return observed
-        rewards = self._selected({stream.sums: stepped[stream.sums] for stream in self._sums if stream.sums in stepped})
-        sums = {stream.key: self.episodes.returns(stream, rewards.get(stream.sums), rows) for stream in self._sums}
-        return {**observed, **sums}
-
-    def _split_where_keys_are_missing(self, moments: Sequence[Values]) -> None:
+    def _split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
         """Keys that now come without the others of their track get a track of their own: each has its own rows then."""
-        for number, track in enumerate(self._tracks):
-            there = tuple(stream for stream in track.streams if stream.key in moments[track.moment])
-            if there and len(there) < len(track.streams):
-                missing = tuple(stream for stream in track.streams if stream not in there)
-                self._tracks[number] = Track(there, track.moment)
-                self._tracks.append(Track(missing, track.moment))
-                self._buffer.tracks = tuple(self._tracks)
+        for buffer in (self._small, self._bulky):
+            tracks: list[Track] = []
+            for track in buffer.tracks:
+                values = moments[track.moment]
+                there = [i for i in track.at if values is not None and values[i] is not None]
+                if there and len(there) < len(track.at):
+                    tracks += [track.part(there), track.part([i for i in track.at if i not in there])]
+                else:
+                    tracks.append(track)
+            if len(tracks) > len(buffer.tracks):
+                buffer.tracks = tuple(tracks)
 
     # --- out ---
 
@@ -237,7 +239,7 @@ class Recording:
         """
         if not self.alive:
             return
-        self._buffer.flush()
+        self._flush()
         if self._writer is not None:
             self._writer.flush()
         self._raise_failure()
@@ -251,7 +253,7 @@ class Recording:
         if not self.alive:
             return
         self._closed = True
-        self._buffer.flush()
+        self._flush()
         if self._writer is None:
             self._sink.close()
             return
@@ -271,7 +273,8 @@ class Recording:
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of an error of our own; it is raised by the next :meth:`dump` or :meth:`close`."""
-        self._error = self._error or error
+        if self._error is None:
+            self._error, self._failed_at = error, self.episodes.frames
         self._warn_of_failure()
 
     def _embed_layout(self) -> None:
@@ -290,17 +293,22 @@ class Recording:
         numbers = self._sink.family()
         return [number * self.source.envs + env for number in numbers for env in here] if numbers else self.envs
 
-    def _hand_over(self, block: Any) -> None:
+    def _flush(self) -> None:
+        self._small.flush()
+        self._bulky.flush()
+
+    def _hand_over(self, buffer: Buffer, block: Block) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(block)
+        self._writer.put(self._factory.chunks(block), functools.partial(buffer.give_back, block))
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
 
     @property
-    def lost_frames(self) -> int:
-        """Frames that were recorded and could not be written."""
-        return self._buffer.lost_frames + (self._writer.lost_frames if self._writer is not None else 0)
+    def written_frames(self) -> int:
+        """How many frames, from the first one on, are with the sink in full."""
+        first = [self._small.oldest_waiting, self._bulky.oldest_waiting, self._failed_at]
+        return min([frame for frame in first if frame is not None], default=self.episodes.frames)
 
     def _failure(self) -> RecordingError | None:
         error = self._error or (self._writer.error if self._writer is not None else None)
@@ -308,7 +316,7 @@ class Recording:
             error = self._sink.trouble()
         if error is None:
             return None
-        lost = self.lost_frames + (self._buffer.waiting_frames if not self._alive() else 0)
+        lost = 0 if self._alive() else self.episodes.frames - self.written_frames
         failure = RecordingError(f"recording to {self._sink.path} failed, {lost} frames were lost: {error}")
         failure.__cause__ = error
         return failure
@@ -324,3 +332,29 @@ class Recording:
         self._warned = True
         failure = self._failure()
         warnings.warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning, stacklevel=2)
+
+
+def _selection(chosen: Sequence[int], envs: int) -> slice | npt.NDArray[np.intp] | None:
+    """What picks the environments ``chosen`` out of an array of all of them; None: they are all."""
+    if len(chosen) == envs:
+        return None
+    if list(chosen) == list(range(chosen[0], chosen[-1] + 1)):
+        return slice(chosen[0], chosen[-1] + 1)  # a view, where an array of indices would copy
+    return np.array(chosen, np.intp)
+
+
+def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[Track, bool]]:
+    """Streams as tracks: small ones, bulky ones and sums by themselves; and whether they are bulky.
+
+    Rewards are never among the bulky ones: a block must hold them and their sums.
+    """
+    places: dict[bool, list[int]] = {False: [], True: []}
+    for i, stream in enumerate(streams):
+        if not stream.sums:
+            places[stream.is_bulky and stream.key not in summed].append(i)
+    for is_bulky, at in places.items():
+        if at:
+            yield Track(moment, tuple(streams[i] for i in at), tuple(at)), is_bulky
+    sums = tuple(stream for stream in streams if stream.sums)
+    if sums:
+        yield Track(moment, sums), False

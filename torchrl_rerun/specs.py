@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -187,23 +188,26 @@ def resets_itself(env: EnvBase) -> bool:
 
 
 def without_last_observations(
-    observed: dict[Key, npt.NDArray[Any]], env: EnvBase, following: TensorDictBase
-) -> dict[Key, npt.NDArray[Any]]:
+    keys: Sequence[Key], observed: Sequence[Any], env: EnvBase | None, following: TensorDictBase
+) -> list[Any]:
     """What an environment that resets itself observed, NaN (or 0) where an episode ended, as in TorchRL's rollouts.
 
     The last observation is lost inside such a simulator, and TorchRL passes the next first one as a reset.
     """
     batch = following.batch_size
+    out = list(observed)
+    if env is None:
+        return out
     done = np.zeros(batch.numel(), bool)
     for key in env.done_keys:
         done |= as_array(following.get(key), batch).reshape(len(done), -1).any(axis=1)
     if not done.any():
-        return observed
-    out = dict(observed)
-    for key in map(as_key, env.observation_keys):
-        if key in out and out[key].dtype != object:
-            out[key] = out[key].copy()
-            out[key][done] = np.nan if out[key].dtype.kind == "f" else 0
+        return out
+    ours = set(map(as_key, env.observation_keys))
+    for i, (key, values) in enumerate(zip(keys, observed, strict=True)):
+        if key in ours and values is not None and values.dtype != object:
+            out[i] = values.copy()
+            out[i][done] = np.nan if values.dtype.kind == "f" else 0
     return out
 
 

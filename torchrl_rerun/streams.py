@@ -25,6 +25,8 @@ Key = tuple[str, ...]
 KINDS: tuple[str, ...] = get_args(Kind)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 
+PAGE = 4096
+
 MAX_SCALARS = 64
 """The largest row that is plotted; anything larger is a tensor."""
 
@@ -113,6 +115,16 @@ class Stream:
     def row_shape(self) -> tuple[int, ...]:
         """Shape of one row at one entity: ``shape`` without the agent dimension."""
         return self.shape[1:] if self.agents else self.shape
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a row fills a page of memory."""
+        return self.row_bytes >= PAGE
+
+    @property
+    def is_bulky(self) -> bool:
+        """Whether it fills memory much sooner than numbers do, and is better kept apart from them."""
+        return self.is_large or (self.dtype == "object" and self.kind in ("image", "tensor"))
 
     @property
     def is_flag(self) -> bool:

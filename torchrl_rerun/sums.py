@@ -1,0 +1,79 @@
+"""Sums: the running returns of episodes, worked out on the writer's thread from the rewards of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.buffer import Block
+from torchrl_rerun.episodes import Event
+from torchrl_rerun.streams import Key
+from torchrl_rerun.timelines import runs
+
+
+class Sums:
+    """Running sums in float64 that begin anew with each episode, carried on from block to block."""
+
+    def __init__(self) -> None:
+        self._totals: dict[Key, npt.NDArray[np.float64]] = {}
+
+    def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
+        """The sums of a block's rewards, at the frames of the track that they are in: ``[slots, envs, *shape]``."""
+        rewards = {
+            values.stream.key: (values.by_frame, frames)
+            for track, frames in zip(block.values, block.frames, strict=True)
+            for values in track
+        }
+        found = {}
+        for track, frames in zip(block.tracks, block.frames, strict=True):
+            for stream in track.streams:
+                if stream.sums:
+                    total = self._totals.get(stream.key)
+                    if total is None:
+                        total = np.zeros((len(block.start), *stream.shape))
+                    array, slots = rewards.get(stream.sums, (None, []))
+                    after = running_sums(total, block.events, array, slots)
+                    self._totals[stream.key] = after[-1]
+                    found[stream.key] = after[np.array(frames, np.intp) + 1]
+        return found
+
+
+def running_sums(
+    before: npt.NDArray[np.float64],
+    events: Sequence[Event],
+    rewards: npt.NDArray[Any] | None,
+    frames: Sequence[int],
+) -> npt.NDArray[np.float64]:
+    """Sums before the first event and after each: ``[events + 1, *before.shape]``.
+
+    Numbers are added one after the other, as a loop over the steps would, so that the sums are those of such a loop.
+
+    Args:
+        before: the sums so far, ``[envs, ...]``.
+        events: what happened.
+        rewards: ``[slots, envs, ...]``; None: there were none.
+        frames: the event of each slot.
+
+    >>> stepped = Event(0, 0, 0, True, None)
+    >>> reset = Event(0, 0, 0, False, np.array([0]))
+    >>> running_sums(np.zeros(2), [stepped, reset, stepped], np.array([[1.0, 1.0], [2.0, 3.0]]), [0, 2]).tolist()
+    [[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [2.0, 4.0]]
+    """
+    sums = np.zeros((len(events) + 1, *before.shape))
+    if rewards is not None:
+        sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
+    sums[0] = before
+    for first, last in runs(events):
+        rows, is_step = events[first].rows, events[first].is_step
+        if rows is None and is_step:
+            np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
+        elif rows is None:
+            sums[first + 1 : last + 1] = 0.0
+        else:
+            gained = sums[last, rows] if is_step else 0.0
+            sums[last] = sums[first]
+            sums[last, rows] = sums[first, rows] + gained if is_step else 0.0
+    return sums
