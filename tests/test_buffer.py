@@ -6,104 +6,144 @@ import threading
 import time
 
 import numpy as np
+import pytest
 
 from torchrl_rerun.buffer import BLOCKS, Block, Buffer, Track
+from torchrl_rerun.episodes import Episodes
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
 
-STREAM = Stream(("x",), "scalars", "float32", (10,))
-TRACK = Track((STREAM,), Moment.OBSERVED)
-POSITION = np.zeros((3, 5), np.int64)
+SMALL = Stream(("x",), "scalars", "float32", (10,))
+LARGE = Stream(("x",), "tensor", "float32", (2000,))
+ENVS = 3
 
 
-def buffer_of(capacity, hand_over, *, alive=lambda: True, max_age=1e9):
-    buffer = Buffer(3, capacity, hand_over, alive, max_age)
-    buffer.tracks = (TRACK,)
-    return buffer
+class Driver:
+    """Fills a buffer with frames whose values are their numbers, and keeps what it hands over."""
 
+    def __init__(self, capacity, *, stream=SMALL, alive=lambda: True, max_age=1e9, give_back=False):
+        self.stream = stream
+        self.handed = []
+        self.episodes = Episodes(ENVS)
+        self.give_back = give_back
+        self.buffer = Buffer(ENVS, capacity, self._take, alive, max_age)
+        self.buffer.tracks = (Track(Moment.OBSERVED, (stream,), (0,)),)
 
-def add(buffer, value, rows=None):
-    block = buffer.frame()
-    if block is not None:
-        block.append(0, rows, POSITION, {("x",): np.full((3, 10), value, np.float32)})
-    return block
+    def _take(self, buffer, block):
+        self.handed.append(block)
+
+    def add(self, value, rows=None, now=None):
+        event = self.episodes.event(rows, time.time_ns() if now is None else now, is_step=value > 0)
+        values = np.full((ENVS, *self.stream.shape), value, np.float32)
+        kept = self.buffer.add(event, ([values], None, None), self.episodes.positions)
+        self.episodes.apply(event)
+        return kept
 
 
 def bytes_of(block):
-    return sum(array.nbytes for values in block.values for array in values.values()) + sum(
-        positions.nbytes for positions in block.positions
-    )
+    return sum(values.array.nbytes for track in block.values for values in track)
 
 
-def test_both_blocks_together_keep_to_the_bound():
-    for capacity in (1_000, 10_000, 1_000_000):
-        buffer = buffer_of(capacity, lambda block: None)
-        block = add(buffer, 0)
-        one_frame = 3 * TRACK.row_bytes
-        assert bytes_of(block) * BLOCKS <= max(capacity, one_frame * BLOCKS)
+@pytest.mark.parametrize("stream", [SMALL, LARGE])
+@pytest.mark.parametrize("capacity", [1_000, 10_000, 1_000_000])
+def test_both_blocks_together_keep_to_the_bound(capacity, stream):
+    driver = Driver(capacity, stream=stream)
+    driver.add(0)
+    driver.buffer.flush()
+    one_frame = ENVS * stream.row_bytes
+    assert bytes_of(driver.handed[0]) * BLOCKS <= max(capacity, one_frame * BLOCKS)
 
 
 def test_a_block_holds_at_least_one_frame():
-    handed = []
-    buffer = buffer_of(1, handed.append)
-    add(buffer, 0)
-    add(buffer, 1)
-    assert [block.frames for block in handed] == [1]
+    driver = Driver(1)
+    driver.add(0)
+    driver.add(1)
+    assert [len(block.events) for block in driver.handed] == [1]
 
 
-def test_rows_are_those_that_were_added():
-    block = Block((TRACK,), 3, 8)
+@pytest.mark.parametrize("stream", [SMALL, LARGE])
+def test_rows_are_those_that_were_added(stream):
+    driver = Driver(1_000_000, stream=stream)
     for value, rows in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
-        block.begin_frame()
-        block.append(0, rows, POSITION + value, {("x",): np.full((3, 10), value, np.float32)})
-    kept = [block.values[0][("x",)][env, 0, : block.lengths[0][env], 0].tolist() for env in range(3)]
+        driver.add(value, rows)
+    driver.buffer.flush()
+    (block,) = driver.handed
+    present = block.presence(0)
+    kept = [block.values[0][0].of(env, np.flatnonzero(present[:, env]))[:, 0].tolist() for env in range(ENVS)]
     assert kept == [[0, 1, 2, 4], [0, 2, 3, 4], [0, 1, 2, 4]]
-    assert block.positions[0][1, :4, 0].tolist() == [0, 2, 3, 4]
 
 
-def test_room_is_counted_by_the_fullest_environment():
-    block = Block((TRACK,), 3, 4)
-    frames = 0
-    while block.has_room():
-        block.begin_frame()
-        block.append(0, np.array([frames % 3]), POSITION, {("x",): np.zeros((3, 10), np.float32)})
-        frames += 1
-    assert max(block.lengths[0]) == 4
-    assert frames >= 10
+def test_a_block_says_where_the_environments_were_before_it():
+    driver = Driver(1)
+    driver.add(0, now=100)
+    driver.add(1, np.array([1]), now=200)
+    driver.buffer.give_back(driver.handed[0])
+    driver.add(2, now=300)
+    driver.buffer.flush()
+    assert driver.handed[1].start.tolist() == [[0, 0, 0, 0, 100]] * 3
+    # the frame of the partial step was of environment 1 alone
+    assert driver.handed[2].start.tolist() == [[0, 0, 0, 0, 100], [1, 1, 0, 1, 200], [0, 0, 0, 0, 100]]
+
+
+def test_a_track_without_values_gets_no_rows():
+    driver = Driver(1_000_000)
+    driver.buffer.tracks = (*driver.buffer.tracks, Track(Moment.STEPPED, (SMALL,), (0,)))
+    driver.add(0)
+    driver.add(1)
+    driver.buffer.flush()
+    assert driver.handed[-1].frames == [[0, 1], []]
 
 
 def test_the_environment_waits_for_a_writer_that_is_behind():
-    handed = []
-    buffer = buffer_of(1, handed.append)
-    add(buffer, 0)
-    add(buffer, 1)
+    driver = Driver(1)
+    driver.add(0)
+    driver.add(1)
     waited = threading.Event()
-    third = threading.Thread(target=lambda: (add(buffer, 2), waited.set()), daemon=True)
+    third = threading.Thread(target=lambda: (driver.add(2), waited.set()), daemon=True)
     third.start()
     assert not waited.wait(0.3)
-    buffer.give_back(handed[0])
+    driver.buffer.give_back(driver.handed[0])
     assert waited.wait(5)
-    assert buffer.lost_frames == 0
+    assert driver.buffer.seconds_waited > 0.2
+    assert driver.buffer.oldest_waiting == 1
 
 
 def test_nobody_waits_for_a_writer_that_is_gone():
     alive = [True]
-    buffer = buffer_of(1, lambda block: None, alive=lambda: alive[0])
-    add(buffer, 0)
-    add(buffer, 1)
+    driver = Driver(1, alive=lambda: alive[0])
+    driver.add(0)
+    driver.add(1)
     alive[0] = False
     start = time.monotonic()
-    assert add(buffer, 2) is None
+    assert not driver.add(2)
     assert time.monotonic() - start < 1
-    assert buffer.lost_frames == 2  # the one that was being filled, and the new one
+    assert driver.buffer.oldest_waiting == 0  # nothing of it was written
 
 
 def test_an_old_block_is_handed_over_though_it_is_not_full():
-    handed = []
-    buffer = buffer_of(1_000_000, handed.append, max_age=0.05)
-    add(buffer, 0)
-    add(buffer, 1)
-    assert handed == []
-    time.sleep(0.1)
-    add(buffer, 2)
-    assert [block.frames for block in handed] == [2]
+    driver = Driver(1_000_000, max_age=0.05)
+    driver.add(0, now=0)
+    driver.add(1, now=10_000_000)
+    assert driver.handed == []
+    driver.add(2, now=60_000_000)
+    assert [len(block.events) for block in driver.handed] == [2]
+
+
+def test_an_old_block_is_kept_while_the_writer_is_behind():
+    driver = Driver(1_000_000, max_age=0.05)
+    for i in range(5):
+        driver.add(i, now=60_000_000 * i)
+    assert [len(block.events) for block in driver.handed] == [1]
+
+
+def test_a_cleared_block_can_be_filled_again():
+    block = Block((Track(Moment.OBSERVED, (SMALL,), (0,)),), ENVS, 2)
+    episodes = Episodes(ENVS)
+    for _ in range(2):
+        while block.has_room():
+            event = episodes.event(None, 0, is_step=False)
+            block.add(event, ([np.zeros((ENVS, 10), np.float32)], None, None))
+        assert len(block.events) == 2
+        assert block.bytes == 2 * ENVS * SMALL.row_bytes
+        block.clear()
+    assert block.bytes == 0

@@ -128,13 +128,16 @@ class Block:
         self._envs = envs
         self._slots = slots
         self._room = slots
-        # What `append` loops over: arrays, and where their values are.
-        paired = [
-            list(zip(values, track.at, strict=True)) for values, track in zip(self.values, self.tracks, strict=True)
-        ]
-        self._by_frame = [[(v.array, i) for v, i in pairs if not v.lies_by_env] for pairs in paired]
-        self._by_env = [[(v.array, i) for v, i in pairs if v.lies_by_env] for pairs in paired]
-        self._objects = [[i for v, i in pairs if v.is_objects] for pairs in paired]
+        # What `add` goes through, for each track: its moment, where its first value is, its frames; and arrays and
+        # where their values are, of streams that lie by frame, by environment, and that are Python objects.
+        self._plan = []
+        for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
+            pairs = list(zip(values, track.at, strict=True))
+            by_frame = [(v.array, i) for v, i in pairs if not v.lies_by_env]
+            by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
+            objects = [i for v, i in pairs if v.is_objects]
+            first = track.at[0] if track.at else None
+            self._plan.append((track.moment, first, frames, pairs, by_frame, by_env, objects))
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
@@ -162,31 +165,33 @@ class Block:
             self._room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
         return self._room > 0
 
-    def begin_frame(self, event: Event) -> None:
-        """A frame comes: it has at most one slot in each track."""
-        self.events.append(event)
-        self._room -= 1
-
-    def append(self, track: int, values: Arrays) -> None:
-        """Copy the last frame's rows of a track into the block.
+    def add(self, event: Event, moments: Sequence[Arrays | None]) -> None:
+        """Copy a frame into the block.
 
         Args:
-            track: which track.
-            values: of all environments, for each stream of the track's moment.
+            event: what happened.
+            moments: per moment, the values of all environments; None for a moment that had none. Where the values of a
+                track are missing, it gets no rows.
         """
-        rows, frames = self.events[-1].rows, self.frames[track]
-        slot = len(frames)
-        frames.append(len(self.events) - 1)
-        if rows is None:
-            for array, i in self._by_frame[track]:
-                array[slot] = values[i]
-            for array, i in self._by_env[track]:
-                array[:, slot] = values[i]
-        else:
-            for target, i in zip(self.values[track], self.tracks[track].at, strict=True):
-                target.put(slot, rows, values[i])
-        for i in self._objects[track]:
-            self.object_bytes += sum(_size(value) for value in values[i])
+        number, rows = len(self.events), event.rows
+        self.events.append(event)
+        self._room -= 1
+        for moment, first, frames, pairs, by_frame, by_env, objects in self._plan:
+            arrays = moments[moment]
+            if arrays is None or (first is not None and arrays[first] is None):
+                continue
+            slot = len(frames)
+            frames.append(number)
+            if rows is None:
+                for array, i in by_frame:
+                    array[slot] = arrays[i]
+                for array, i in by_env:
+                    array[:, slot] = arrays[i]
+            else:
+                for values, i in pairs:
+                    values.put(slot, rows, arrays[i])
+            for i in objects:
+                self.object_bytes += sum(_size(value) for value in arrays[i])
 
     def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
         """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
@@ -275,20 +280,21 @@ class Buffer:
     def _frame_bytes(self) -> int:
         return self._envs * sum(track.row_bytes for track in self._tracks)
 
-    def frame(self, event: Event, positions: Callable[[], Positions]) -> Block | None:
-        """The block to copy the next frame into, with room for it; None if it can't be kept any more.
+    def add(self, event: Event, moments: Sequence[Arrays | None], positions: Callable[[], Positions]) -> bool:
+        """Copy a frame into a block that has room for it; False: nobody takes blocks any more.
 
         Args:
             event: what happens in the frame.
+            moments: per moment, the values of all environments; None for a moment that had none.
             positions: where the environments are before it; asked at the start of a block.
         """
         block = self._block
         if block is None or event.log_time > self._expires or not block.has_room() or self._is_heavy(block):
             block = self._next_block(event, positions)
             if block is None:
-                return None
-        block.begin_frame(event)
-        return block
+                return False
+        block.add(event, moments)
+        return True
 
     def flush(self) -> None:
         """Hand over what there is."""

@@ -64,6 +64,7 @@ class Episodes:
         self.steps = 0
         self._episode = np.full(envs, -1, np.int64)
         self._episode_step = np.zeros(envs, np.int64)
+        self._more_steps = 0  # of all environments, to be added
         self._latest = np.zeros((envs, len(TIMELINES)), np.int64)
         # The last event, while it was one of all environments: then their rows of `_latest` wait to be filled in.
         self._shared: Event | None = None
@@ -79,13 +80,13 @@ class Episodes:
         if event.is_step:
             self.steps = event.step
             if rows is None:
-                self._episode_step += 1
+                self._more_steps += 1
             else:
                 self._episode_step[rows] += 1
         else:
             at = slice(None) if rows is None else rows
             self._episode[at] += 1
-            self._episode_step[at] = 0
+            self._episode_step[at] = -self._more_steps
         self.frames += 1
         if rows is None:
             self._shared = event
@@ -100,6 +101,8 @@ class Episodes:
         if self._shared is not None:
             self._stamp(slice(None), self._shared)
             self._shared = None
+        self._episode_step += self._more_steps
+        self._more_steps = 0
         self._latest[:, EPISODE] = self._episode
         self._latest[:, EPISODE_STEP] = self._episode_step
         return self._latest.copy()

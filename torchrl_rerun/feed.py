@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -273,10 +274,11 @@ class Feed:
 
     def _arrays(self, moment: Moment, tensordict: TensorDictBase) -> list[Any]:
         """What a tensordict holds of the keys of a moment, as arrays; None for what it lacks."""
-        return [
-            None if (value := read.value(tensordict)) is None else self._array(read, value)
-            for read in self._reads[moment]
-        ]
+        arrays: list[Any] = []
+        for read in self._reads[moment]:
+            value = read.value(tensordict)
+            arrays.append(None if value is None else self._array(read, value))
+        return arrays
 
     def _actions(self, acted: Acted) -> list[Any]:
         reads = self._reads[Moment.ACTED]
@@ -284,6 +286,14 @@ class Feed:
         return [None if value is None else self._array(read, value) for read, value in zip(reads, values, strict=True)]
 
     def _array(self, read: _Read, value: Any) -> npt.NDArray[Any] | None:
+        if read.is_simple:
+            try:
+                array: npt.NDArray[Any] = value.numpy()
+            except (RuntimeError, TypeError):  # it requires a gradient, or is on another device
+                pass
+            else:
+                if array.dtype is read.dtype and array.shape == read.shape:
+                    return array
         try:
             return read.array(value)
         except _ChangedError as change:
@@ -322,46 +332,44 @@ class Feed:
 
 
 class _Read:
-    """How a key is read from tensordicts of a batch size."""
+    """How a key is read from tensordicts of a batch size.
+
+    Attributes:
+        key: the key.
+        stream: how it is recorded.
+        is_simple: its values are tensors that are arrays as they are, if they are of this ``dtype`` and ``shape``.
+        value: gives what a tensordict holds of it; None: nothing.
+    """
 
     def __init__(self, stream: Stream, batch_size: tuple[int, ...]) -> None:
         self.key = stream.key
         self.stream = stream
-        self._name = stream.key[0] if len(stream.key) == 1 else None
-        self._is_plain = stream.dtype not in ("object", "bfloat16")
+        self.is_simple = stream.dtype not in ("object", "bfloat16") and len(batch_size) == 1
+        self.dtype = stream.storage
+        self.shape = (math.prod(batch_size), *stream.shape)
+        self.value: Callable[[TensorDictBase], Any]
+        # `get` takes ten times as long as these two (tensordict 0.14).
+        if len(stream.key) == 1:
+            name = stream.key[0]
+            self.value = lambda tensordict: tensordict._get_str(name, None)  # noqa: SLF001
+        else:
+            key = stream.key
+            self.value = lambda tensordict: tensordict._get_tuple(key, None)  # noqa: SLF001
         self._batch_size = torch.Size(batch_size)
-        self._dtype = stream.storage
-        self._shape = (*batch_size, *stream.shape)
-        self._flat_shape = (self._batch_size.numel(), *stream.shape)
-        self._is_flat = len(batch_size) == 1
-
-    def value(self, tensordict: TensorDictBase) -> Any:
-        """What a tensordict holds of it; None: nothing."""
-        if self._name is not None:
-            return tensordict._get_str(self._name, None)  # noqa: SLF001 - `get` takes ten times as long (tensordict 0.14)
-        return tensordict._get_tuple(self.key, None)  # noqa: SLF001
 
     def array(self, value: Any) -> npt.NDArray[Any]:
-        """A value as an array ``[envs, *shape]``, or ``[1, *shape]`` of what they share.
+        """A value as an array ``[envs, *stream.shape]``, or ``[1, *stream.shape]`` of what they share.
 
         Raises:
-            _ChangedError: the value has another dtype or shape than at first.
+            _ChangedError: it is of another dtype or size than the first value.
         """
-        if self._is_plain:
-            try:
-                array: npt.NDArray[Any] = value.numpy()
-            except (RuntimeError, TypeError):  # it requires a gradient, or is on another device
-                array = specs.as_array(value, self._batch_size).reshape(value.shape)
-        else:
-            array = specs.as_array(value, self._batch_size)
-            if self.stream.dtype == "object":
-                return array[:1] if self.stream.shared else array
-            array = array.reshape(value.shape)
-        if array.dtype != self._dtype or array.shape != self._shape:
-            raise _ChangedError(
-                f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape[len(self._batch_size) :])}"
-            )
-        return array if self._is_flat else array.reshape(self._flat_shape)
+        array = specs.as_array(value, self._batch_size)
+        if self.stream.dtype == "object":
+            return array[:1] if self.stream.shared else array
+        if array.dtype != self.dtype or array.size != math.prod(self.shape):
+            dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
+            raise _ChangedError(f"{dtype} {shape}")
+        return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
 
 
 class _ChangedError(Exception):

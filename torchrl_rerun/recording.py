@@ -192,18 +192,12 @@ class Recording:
             moments = observed or (), stepped, acted
         for arrays in moments:
             for array in arrays or ():
-                if array is None:
+                if array is None:  # `in` would compare arrays
                     self._split_where_keys_are_missing(moments)
         for buffer in (self._small, self._bulky):
-            if buffer.tracks:
-                block = buffer.frame(event, self.episodes.positions)
-                if block is None:
-                    self._warn_of_failure()
-                    break
-                for number, track in enumerate(buffer.tracks):
-                    values = moments[track.moment]
-                    if values is not None and (not track.at or values[track.at[0]] is not None):
-                        block.append(number, values)
+            if buffer.tracks and not buffer.add(event, moments, self.episodes.positions):
+                self._warn_of_failure()
+                break
         self.episodes.apply(event)
         if self._writer is not None and self._writer.error is not None:
             self._warn_of_failure()

@@ -1,0 +1,65 @@
+"""Positions and sums worked out afterwards equal those counted frame by frame."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchrl_rerun.episodes import Episodes
+from torchrl_rerun.sums import running_sums
+from torchrl_rerun.timelines import Timelines
+
+
+@st.composite
+def histories(draw):
+    """A number of environments, and what happens to them: (a step or a reset, of which ones)."""
+    envs = draw(st.integers(1, 4))
+    some = st.one_of(st.none(), st.lists(st.integers(0, envs - 1), min_size=1, unique=True).map(sorted))
+    return envs, draw(st.lists(st.tuples(st.booleans(), some), max_size=12)), draw(st.integers(0, 12))
+
+
+@given(histories())
+@settings(max_examples=300, deadline=None)
+def test_positions_are_those_of_counting(history):
+    envs, happened, before_block = history
+    episodes = Episodes(envs)
+    start, events, counted = episodes.positions(), [], []
+    for number, (is_step, rows) in enumerate(happened):
+        if number == before_block:  # a block begins
+            start, events, counted = episodes.positions(), [], []
+        rows = None if rows is None else np.array(rows)
+        event = episodes.event(rows, 1000 + number, is_step=is_step)
+        before = episodes.positions()
+        episodes.apply(event)
+        events.append(event)
+        counted.append((rows, before, episodes.positions()))
+    timelines = Timelines(start, events)
+    for env in range(envs):
+        frames = np.array([i for i, (rows, _, _) in enumerate(counted) if rows is None or env in rows], np.intp)
+        assert timelines.at(env, frames).tolist() == [counted[i][2][env].tolist() for i in frames]
+        assert timelines.before(env, frames).tolist() == [counted[i][1][env].tolist() for i in frames]
+
+
+@given(histories(), st.integers(0, 2**32 - 1))
+@settings(max_examples=200, deadline=None)
+def test_sums_are_those_of_adding(history, seed):
+    envs, happened, _ = history
+    episodes, rng = Episodes(envs), np.random.default_rng(seed)
+    start = total = rng.normal(size=(envs, 2))
+    events, rewards, slots, expected = [], [], [], [start]
+    for number, (is_step, rows) in enumerate(happened):
+        rows = None if rows is None else np.array(rows)
+        events.append(episodes.event(rows, 0, is_step=is_step))
+        at = slice(None) if rows is None else rows
+        total = total.copy()
+        if is_step:
+            reward = rng.normal(size=(envs, 2)).astype(np.float32)
+            rewards.append(reward)
+            slots.append(number)
+            total[at] += reward[at]
+        else:
+            total[at] = 0
+        expected.append(total)
+    sums = running_sums(start, events, np.array(rewards).reshape(-1, envs, 2), slots)
+    assert np.array_equal(sums, np.array(expected))
