@@ -14,6 +14,9 @@ import torch
 from PIL import Image
 from rerun.chunk import RrdReader
 
+BATCH = {"kind": "scalars", "shape": [6], "dtype": "float64"}
+"""What the statistics over all environments are stored as."""
+
 
 @dataclass
 class Rows:
@@ -82,7 +85,8 @@ def read(path: str | Path) -> Recorded:
         timelines = [name for name in columns if ":" not in name]
         for i in range(batch.num_rows):
             rows.times.append({name: columns[name][i] for name in timelines})
-            rows.values.append(_value(paths[path_], {n: columns[n][i] for n in columns if ":" in n}, batch))
+            entry = paths.get(path_, BATCH) if path_.startswith("/batch/") else paths[path_]
+            rows.values.append(_value(entry, {n: columns[n][i] for n in columns if ":" in n}, batch))
             if "StateChange:state" in columns:
                 rows.states.append(columns["StateChange:state"][i])
     for rows in entities.values():

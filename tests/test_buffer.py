@@ -26,7 +26,7 @@ class Driver:
         self.handed = []
         self.episodes = Episodes(ENVS)
         self.give_back = give_back
-        self.buffer = Buffer(ENVS, capacity, self._take, alive, max_age)
+        self.buffer = Buffer(ENVS, capacity, iter, self._take, alive=alive, max_age=max_age)
         self.buffer.tracks = (Track(Moment.OBSERVED, (stream,), (0,)),)
 
     def _take(self, buffer, block):

@@ -11,12 +11,13 @@ import collections
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rerun.chunk import Chunk
 
 from torchrl_rerun.episodes import Event, Positions
 from torchrl_rerun.schema import Moment
@@ -212,6 +213,7 @@ class Buffer:
     Args:
         envs: number of recorded environments.
         capacity: bytes for both blocks together. A block holds at least one frame of everything, however large.
+        chunks: turns a block into chunks; not called here.
         hand_over: takes this buffer and a block that is full; :meth:`give_back` must be called when that is written.
         alive: whether blocks are still being taken; where not, waiting for one would be for ever.
         max_age: seconds after which a block is handed over though it is not full, if the other one is free.
@@ -224,10 +226,13 @@ class Buffer:
         self,
         envs: int,
         capacity: int,
+        chunks: Callable[[Block], Iterator[Chunk]],
         hand_over: Callable[[Buffer, Block], None],
+        *,
         alive: Callable[[], bool],
         max_age: float,
     ) -> None:
+        self.chunks = chunks
         self._capacity = capacity
         self.seconds_waited = 0.0
         self._envs = envs

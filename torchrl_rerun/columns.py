@@ -22,7 +22,7 @@ import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.buffer import Block, Track
-from torchrl_rerun.episodes import FRAME, LOG_TIME, TIMELINES, Positions
+from torchrl_rerun.episodes import FRAME, TIMELINES, Positions
 from torchrl_rerun.images import MEDIA_TYPES, channels_last, encode
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
@@ -52,6 +52,12 @@ class Column(NamedTuple):
     values: pa.Array
 
 
+_TIME_TYPES = {"log_time": pa.timestamp("ns"), "sim_time": pa.duration("ns")}
+
+Times = dict[str, pa.Array]
+"""Time columns, by the names of their timelines."""
+
+
 class Entity(NamedTuple):
     """The columns of one entity."""
 
@@ -72,7 +78,6 @@ class ChunkFactory:
         self._envs = list(envs)
         self._fps = fps
         self._sums = sums
-        self._schemas: dict[tuple[tuple[str, pa.DataType], ...], pa.Schema] = {}
 
     def static(self, tracks: Sequence[Track]) -> Iterator[Chunk]:
         """What does not change over time: names and colours."""
@@ -111,25 +116,33 @@ class ChunkFactory:
                         if stream.sums:
                             entities += _entities(stream, env, sums[stream.key][slots, row])
                 if entities:
-                    yield from self._chunks(self._times(positions), entities)
+                    yield from chunks_of(times_of(positions, self._fps), entities)
 
-    def _times(self, positions: Positions) -> list[pa.Array]:
-        times: list[pa.Array] = [_flat(positions[:, i]) for i in range(len(TIMELINES))]
-        times[LOG_TIME] = times[LOG_TIME].view(pa.timestamp("ns"))
-        if self._fps is not None:
-            times.append(pa.array((positions[:, FRAME] * (NANOSECONDS / self._fps)).astype("timedelta64[ns]")))
-        return times
 
-    def _chunks(self, times: list[pa.Array], entities: Sequence[Entity]) -> Iterator[Chunk]:
-        """Chunks of several entities that share their times: making them together costs a third of one by one."""
-        key = tuple((column.component, column.values.type) for entity in entities for column in entity.columns)
-        schema = self._schemas.get(key)
-        if schema is None:
-            schema = self._schemas[key] = _schema(times, entities)
-        arrays = [*times, *(column.values for entity in entities for column in entity.columns)]
-        made = Chunk.from_record_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-        for entity, chunk in zip(entities, made, strict=True):
-            yield chunk.with_entity_path(entity.path)
+def times_of(positions: Positions, fps: float | None, timelines: Sequence[int] = range(len(TIMELINES))) -> Times:
+    """Time columns of rows at ``positions`` ``[n, 5]``, by the names of their timelines.
+
+    Args:
+        positions: where the rows are.
+        fps: frames per second of simulated time; None: no ``sim_time``.
+        timelines: which of the columns to make.
+    """
+    times: Times = {TIMELINES[i]: _flat(positions[:, i]) for i in timelines}
+    times["log_time"] = times["log_time"].view(pa.timestamp("ns"))
+    if fps is not None:
+        times["sim_time"] = pa.array((positions[:, FRAME] * (NANOSECONDS / fps)).astype("timedelta64[ns]"))
+    return times
+
+
+def chunks_of(times: Times, entities: Sequence[Entity]) -> Iterator[Chunk]:
+    """Chunks of several entities that share their times: making them together costs a third of one by one."""
+    columns = [column for entity in entities for column in entity.columns]
+    counts = tuple(len(entity.columns) for entity in entities)
+    schema = _schema(tuple(times), counts, tuple((*column[:3], column.values.type) for column in columns))
+    arrays = [*times.values(), *(column.values for column in columns)]
+    made = Chunk.from_record_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    for entity, chunk in zip(entities, made, strict=True):
+        yield chunk.with_entity_path(entity.path)
 
 
 def _tracks_with_the_same_times(block: Block) -> list[list[int]]:
@@ -162,25 +175,29 @@ def entity_path(stream: Stream, env: int, lane: int = 0) -> str:
     return rr.new_entity_path(stream.path(env, lane))
 
 
-def _schema(times: list[pa.Array], entities: Sequence[Entity]) -> pa.Schema:
-    names = [*TIMELINES, "sim_time"][: len(times)]
+@functools.lru_cache(maxsize=1024)
+def _schema(
+    timelines: tuple[str, ...],
+    counts: tuple[int, ...],
+    columns: tuple[tuple[str, str | None, str | None, pa.DataType], ...],
+) -> pa.Schema:
+    """The schema of entities of so many columns. Their paths stand for any: chunks get theirs when they are made."""
     fields = [
-        pa.field(name, array.type, metadata={"rerun:kind": "index", "rerun:index_name": name})
-        for name, array in zip(names, times, strict=True)
+        pa.field(name, _TIME_TYPES.get(name, pa.int64()), metadata={"rerun:kind": "index", "rerun:index_name": name})
+        for name in timelines
     ]
-    for number, entity in enumerate(entities):
-        for column in entity.columns:
-            # The path stands for any environment's: chunks get theirs when they are made.
-            metadata = {
-                "rerun:kind": "data",
-                "rerun:component": column.component,
-                "rerun:entity_path": f"/entity_{number}",
-            }
-            if column.archetype is not None:
-                metadata["rerun:archetype"] = f"rerun.archetypes.{column.archetype}"
-            if column.component_type is not None:
-                metadata["rerun:component_type"] = f"rerun.components.{column.component_type}"
-            fields.append(pa.field(f"{number}:{column.component}", column.values.type, metadata=metadata))
+    owners = [number for number, count in enumerate(counts) for _ in range(count)]
+    for number, (component, archetype, component_type, values_type) in zip(owners, columns, strict=True):
+        metadata = {
+            "rerun:kind": "data",
+            "rerun:component": component,
+            "rerun:entity_path": f"/entity_{number}",
+        }
+        if archetype is not None:
+            metadata["rerun:archetype"] = f"rerun.archetypes.{archetype}"
+        if component_type is not None:
+            metadata["rerun:component_type"] = f"rerun.components.{component_type}"
+        fields.append(pa.field(f"{number}:{component}", values_type, metadata=metadata))
     return pa.schema(fields)
 
 
@@ -188,11 +205,11 @@ def _schema(times: list[pa.Array], entities: Sequence[Entity]) -> pa.Schema:
 
 
 def _scalars(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-    numbers = _widened(stream.dtype, np.ascontiguousarray(rows)).reshape(-1)
+    numbers = _widened(stream.dtype, rows)
     if numbers.dtype.kind == "f":
-        return [_numbers(numbers, len(rows))]
+        return [number_lists(numbers)]
     # The viewer plots no integers (rerun-sdk 0.41).
-    columns = [_numbers(numbers.astype(np.float64), len(rows))]
+    columns = [number_lists(numbers.astype(np.float64))]
     if numbers.dtype.itemsize == 8 and ((numbers > EXACT_FLOATS) | (numbers < -EXACT_FLOATS)).any():
         columns.append(Column(EXACT, None, None, _lists(_flat(numbers), len(rows))))
     return columns
@@ -201,20 +218,20 @@ def _scalars(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
 def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     flat = rows.reshape(len(rows), -1)
     changed = np.ones(len(flat), bool)
-    changed[1:] = (flat[1:] != flat[:-1]).any(axis=1)
+    differs = flat[1:] != flat[:-1]
+    changed[1:] = differs[:, 0] if differs.shape[1] == 1 else differs.any(axis=1)
     codes, names = state_codes(stream, flat[changed])
-    labels = pa.array(names, pa.string()).take(pa.array(codes.reshape(-1)))
+    labels = pa.array(np.array(names, object)[codes.reshape(-1)], pa.string())
     # A row without a change has no state (null), which leaves the one before in force: lanes stay whole.
-    each = codes.shape[1]
     offsets = np.zeros(len(flat) + 1, np.int32)
-    np.cumsum(changed * each, out=offsets[1:])
+    np.cumsum(changed * codes.shape[1], out=offsets[1:])
     states = pa.ListArray.from_arrays(pa.array(offsets), labels, mask=pa.array(~changed))
-    numbers = _widened(stream.dtype, np.ascontiguousarray(rows)).reshape(-1)
-    return [Column("StateChange:state", "StateChange", "Text", states), _numbers(numbers, len(rows))]
+    return [Column("StateChange:state", "StateChange", "Text", states), number_lists(_widened(stream.dtype, rows))]
 
 
-def _numbers(numbers: npt.NDArray[Any], rows: int) -> Column:
-    return Column("Scalars:scalars", "Scalars", None, _lists(_flat(numbers), rows))
+def number_lists(rows: npt.NDArray[Any]) -> Column:
+    """Numbers to plot, ``[n, ...]``, of whichever type they are."""
+    return Column("Scalars:scalars", "Scalars", None, _lists(_flat(rows), len(rows)))
 
 
 def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
@@ -246,7 +263,7 @@ def _tensor(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     if stream.dtype == "object":
         tensors = pa.concat_arrays([_tensor_data(row[None]) for row in rows])
     else:
-        tensors = _tensor_data(_widened(stream.dtype, np.ascontiguousarray(rows)))
+        tensors = _tensor_data(_widened(stream.dtype, rows))
     return [Column("Tensor:data", "Tensor", "TensorData", _lists(tensors, len(rows)))]
 
 
@@ -298,8 +315,8 @@ def _style(stream: Stream) -> Any:
         if size == 1 and stream.agents:
             return None  # each agent is an entity: the viewer names it, and gives it a colour of its own
         first = 1 if stream.key[-1].startswith("reward") else 0  # beside its running sum on one plot
-        colors = np.array([PALETTE[(first + i) % len(PALETTE)] for i in range(size)], np.uint32)
-        return rr.SeriesLines.columns(names=names, colors=colors).partition([size])
+        colors = [PALETTE[(first + i) % len(PALETTE)] for i in range(size)]
+        return series_style(names, colors)
     if stream.kind == "state":
         if stream.is_flag:
             flag = stream.key[-1]
@@ -311,9 +328,15 @@ def _style(stream: Stream) -> Any:
                 return None
             labels = [_label(stream, category) for category in range(count)]
             shades = [PALETTE[i % len(PALETTE)] for i in range(count)]
-        colors = np.array(shades, np.uint32)
-        return rr.StateConfiguration.columns(values=labels, labels=labels, colors=colors).partition([len(labels)])
+        return rr.StateConfiguration.columns(
+            values=labels, labels=labels, colors=np.array(shades, np.uint32)
+        ).partition([len(labels)])
     return None
+
+
+def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
+    """The names and colours of the lines of a plot."""
+    return rr.SeriesLines.columns(names=list(names), colors=np.array(colors, np.uint32)).partition([len(names)])
 
 
 # --- Arrow ---

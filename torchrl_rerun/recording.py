@@ -9,7 +9,7 @@ import functools
 import os
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +19,22 @@ import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
+from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import Episodes, Event, Rows, resolve_envs
+from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, Rows, resolve_envs
 from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
 from torchrl_rerun.writer import Writer
+
+BATCH_SHARE = 16
+"""The statistics over all environments wait in this part of the buffer, in addition to it."""
+
+Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
+"""The values of a frame, in the order of :class:`Moment`; None where it had none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Recording:
         chosen = resolve_envs(options.logged_envs, source.envs)
         self._select = _selection(chosen, source.envs)
         self.envs = [source.first_env + env for env in chosen]
-        self.episodes, self._sums = Episodes(len(chosen)), Sums()
+        self.episodes, self._sums = Episodes(len(chosen)), Sums(len(chosen))
         if continues is not None and continues.source.batch_size == source.batch_size:
             self.episodes, self._sums = continues.episodes, continues._sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
@@ -79,16 +86,19 @@ class Recording:
         self._factory = ChunkFactory(self.envs, source.fps, self._sums)
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
-        self._small = self._buffer(options.buffer_bytes)
-        self._bulky = self._buffer(options.buffer_bytes)
+        self._small = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
+        self._bulky = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
+        self._batch: Buffer | None = None
+        self._batch_statistics = BatchStatistics(source.fps, Sums(source.envs))
         self._error: Exception | None = None
         self._failed_at: int | None = None
         self._warned = False
         self._closed = False
         self.process = os.getpid()
 
-    def _buffer(self, capacity: int) -> Buffer:
-        return Buffer(len(self.envs), capacity, self._hand_over, self._alive, self._options.flush_seconds)
+    def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
+        max_age = self._options.flush_seconds
+        return Buffer(envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=max_age)
 
     # --- what is recorded ---
 
@@ -124,6 +134,21 @@ class Recording:
                 buffer.tracks = (*buffer.tracks, *added)
         self._share_out()
         self._announce([track for track, _ in tracks])
+        if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
+            self._describe_batch()
+
+    def _describe_batch(self) -> None:
+        """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
+        sums = [stream for stream in self._described[Moment.OBSERVED] if stream.sums]
+        at = [i for i, stream in enumerate(self._described[Moment.STEPPED]) if stream.key in {s.sums for s in sums}]
+        if not at or self._writer is None:
+            return
+        rewards = tuple(self._described[Moment.STEPPED][i] for i in at)
+        tracks = (Track(Moment.STEPPED, rewards, tuple(at)), Track(Moment.OBSERVED, tuple(sums)))
+        capacity = self._options.buffer_bytes // BATCH_SHARE
+        self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
+        self._batch.tracks = tracks
+        self._writer.put(self._batch_statistics.static(tracks))
 
     def _share_out(self) -> None:
         """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
@@ -150,9 +175,7 @@ class Recording:
                 was described for this moment but the sums; None for what is missing.
             mask: bool ``[envs]``, which ones were reset; None: all. The values of the others are not looked at.
         """
-        rows = self._rows(mask)
-        if rows is None or len(rows):
-            self._append(self.episodes.event(rows, time.time_ns(), is_step=False), (observed, None, None))
+        self._add((observed, None, None), mask, is_step=False)
 
     def step(self, acted: Arrays, observed: Arrays, stepped: Arrays, mask: npt.NDArray[np.bool_] | None = None) -> None:
         """Environments were stepped.
@@ -163,11 +186,7 @@ class Recording:
             stepped: what else came of it, rewards for one, for all environments.
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
         """
-        rows = self._rows(mask)
-        if rows is None or len(rows):
-            self._append(self.episodes.event(rows, time.time_ns(), is_step=True), (observed, stepped, acted))
-        else:
-            self.episodes.steps += 1
+        self._add((observed, stepped, acted), mask, is_step=True)
 
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
@@ -186,20 +205,29 @@ class Recording:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
-    def _append(self, event: Event, moments: tuple[Arrays, Arrays | None, Arrays | None]) -> None:
-        if self._select is not None:
-            observed, stepped, acted = (self._selected(arrays) for arrays in moments)
-            moments = observed or (), stepped, acted
-        for arrays in moments:
-            for array in arrays or ():
-                if array is None:  # `in` would compare arrays
-                    self._split_where_keys_are_missing(moments)
-        for buffer in (self._small, self._bulky):
-            if buffer.tracks and not buffer.add(event, moments, self.episodes.positions):
-                self._warn_of_failure()
-                break
+    def _add(self, moments: Moments, mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
+        rows = self._rows(mask)
+        concerns_none = rows is not None and not len(rows)
+        if concerns_none and self._batch is None:
+            self.episodes.steps += is_step
+            return
+        event = self.episodes.event(rows, time.time_ns(), is_step=is_step)
+        kept = True
+        if self._batch is not None:
+            everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
+            kept = self._batch.add(event._replace(rows=everyone), moments, _nowhere)
+        if not concerns_none:
+            if self._select is not None:
+                moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
+            for arrays in moments:
+                for array in arrays or ():
+                    if array is None:  # `in` would compare arrays
+                        self._split_where_keys_are_missing(moments)
+            for buffer in (self._small, self._bulky):
+                if buffer.tracks and not buffer.add(event, moments, self.episodes.positions):
+                    kept = False
         self.episodes.apply(event)
-        if self._writer is not None and self._writer.error is not None:
+        if not kept or (self._writer is not None and self._writer.error is not None):
             self._warn_of_failure()
 
     def _selected(self, arrays: Arrays | None) -> Arrays | None:
@@ -287,13 +315,16 @@ class Recording:
         numbers = self._sink.family()
         return [number * self.source.envs + env for number in numbers for env in here] if numbers else self.envs
 
+    def _buffers(self) -> list[Buffer]:
+        return [self._small, self._bulky, *([] if self._batch is None else [self._batch])]
+
     def _flush(self) -> None:
-        self._small.flush()
-        self._bulky.flush()
+        for buffer in self._buffers():
+            buffer.flush()
 
     def _hand_over(self, buffer: Buffer, block: Block) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(self._factory.chunks(block), functools.partial(buffer.give_back, block))
+        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block))
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
@@ -301,7 +332,7 @@ class Recording:
     @property
     def written_frames(self) -> int:
         """How many frames, from the first one on, are with the sink in full."""
-        first = [self._small.oldest_waiting, self._bulky.oldest_waiting, self._failed_at]
+        first = [self._failed_at, *(buffer.oldest_waiting for buffer in self._buffers())]
         return min([frame for frame in first if frame is not None], default=self.episodes.frames)
 
     def _failure(self) -> RecordingError | None:
@@ -326,6 +357,11 @@ class Recording:
         self._warned = True
         failure = self._failure()
         warnings.warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning, stacklevel=2)
+
+
+def _nowhere() -> Positions:
+    """What needs no positions has none."""
+    return np.empty((0, len(TIMELINES)), np.int64)
 
 
 def _selection(chosen: Sequence[int], envs: int) -> slice | npt.NDArray[np.intp] | None:

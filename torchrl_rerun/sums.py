@@ -15,9 +15,14 @@ from torchrl_rerun.timelines import runs
 
 
 class Sums:
-    """Running sums in float64 that begin anew with each episode, carried on from block to block."""
+    """Running sums in float64 that begin anew with each episode, carried on from block to block.
 
-    def __init__(self) -> None:
+    Args:
+        envs: number of environments.
+    """
+
+    def __init__(self, envs: int) -> None:
+        self._envs = envs
         self._totals: dict[Key, npt.NDArray[np.float64]] = {}
 
     def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
@@ -33,7 +38,7 @@ class Sums:
                 if stream.sums:
                     total = self._totals.get(stream.key)
                     if total is None:
-                        total = np.zeros((len(block.start), *stream.shape))
+                        total = np.zeros((self._envs, *stream.shape))
                     array, slots = rewards.get(stream.sums, (None, []))
                     after = running_sums(total, block.events, array, slots)
                     self._totals[stream.key] = after[-1]

@@ -1,0 +1,97 @@
+"""Thousands of environments: a few in detail, and statistics over all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from readback import read
+from torchrl_rerun import RerunRecorder
+
+ENVS = 100
+
+
+class Walkers(EnvBase):
+    """Walkers that fall at different times, and are then reset by themselves."""
+
+    def __init__(self, envs=ENVS):
+        super().__init__(batch_size=torch.Size([envs]))
+        self.observation_spec = Composite(x=Unbounded((envs, 2)), shape=(envs,))
+        self.action_spec = Unbounded((envs, 1))
+        self.reward_spec = Unbounded((envs, 1))
+        self.x = torch.zeros(envs, 2)
+
+    def _reset(self, tensordict=None, **kwargs):
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        mask = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.reshape(self.batch_size)
+        self.x = torch.where(mask[:, None], torch.zeros_like(self.x), self.x)
+        return TensorDict(x=self.x.clone(), batch_size=self.batch_size)
+
+    def _step(self, tensordict):
+        self.x = self.x + tensordict["action"].abs() + torch.rand_like(self.x)
+        done = self.x[:, :1] > 6
+        return TensorDict(x=self.x.clone(), reward=self.x[:, :1] * 0.1, done=done, batch_size=self.batch_size)
+
+    def _set_seed(self, seed):
+        torch.manual_seed(seed or 0)
+
+
+@pytest.fixture
+def recorded(path):
+    env = Walkers().append_transform(RerunRecorder(path))
+    with pytest.warns(UserWarning, match="of 100 environments the first 16 are recorded"):
+        rollout = env.rollout(40, break_when_any_done=False)
+    env.close()
+    return rollout, read(path)
+
+
+def test_statistics_are_over_all_environments(recorded):
+    rollout, recording = recorded
+    rewards = rollout["next", "reward"][..., 0].double().numpy()  # [envs, time]
+    rows = recording["/batch/reward"]
+    assert rows.along("step") == list(range(1, 41))
+    quantiles = np.quantile(rewards, [0, 0.1, 0.5, 0.9, 1], axis=0).T
+    expected = np.concatenate([rewards.mean(axis=0)[:, None], quantiles], axis=1)
+    assert np.array_equal(np.stack([value.numpy() for value in rows.values]), expected)
+
+
+def test_returns_of_all_environments_begin_anew_with_each_episode(recorded):
+    rollout, recording = recorded
+    rewards = rollout["next", "reward"][..., 0].double().numpy()
+    done = rollout["next", "done"][..., 0].numpy()
+    rows = recording["/batch/episode_return"]
+    by_step = {step: value.numpy() for step, value in zip(rows.along("step"), rows.values, strict=True) if step}
+    total = np.zeros(ENVS)
+    for step in range(40):
+        total = total + rewards[:, step]
+        ended = np.where(done[:, step], 0.0, total)
+        # The last row of a step is that after its resets.
+        assert by_step[step + 1][1:] == pytest.approx(np.quantile(ended if step < 39 else total, [0, 0.1, 0.5, 0.9, 1]))
+        total = ended
+    assert done.any()
+
+
+def test_a_few_are_recorded_in_detail(recorded):
+    rollout, recording = recorded
+    assert recording.schema["envs"] == list(range(16))
+    steps = recording["/env_15/reward"]
+    assert torch.equal(torch.stack(steps.values), rollout["next", "reward"][15])
+    assert "/env_16/reward" not in recording.entities
+
+
+def test_frames_are_common_to_details_and_statistics(recorded):
+    _, recording = recorded
+    batch = dict(zip(recording["/batch/reward"].along("step"), recording["/batch/reward"].along("frame"), strict=True))
+    env = recording["/env_3/reward"]
+    assert all(batch[step] == frame for step, frame in zip(env.along("step"), env.along("frame"), strict=True))
+
+
+def test_chosen_environments_come_without_statistics(path):
+    env = Walkers().append_transform(RerunRecorder(path, logged_envs=[3, 50]))
+    env.rollout(3)
+    env.close()
+    assert not [entity for entity in read(path).entities if entity.startswith("/batch")]

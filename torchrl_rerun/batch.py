@@ -1,0 +1,96 @@
+"""Statistics over all environments of a batch, for batches too large to look at one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import rerun as rr
+from rerun.chunk import Chunk
+
+from torchrl_rerun.buffer import Block, Track
+from torchrl_rerun.columns import Entity, chunks_of, number_lists, series_style, times_of
+from torchrl_rerun.episodes import FRAME, LOG_TIME, STEP, TIMELINES
+from torchrl_rerun.streams import Stream
+from torchrl_rerun.sums import Sums
+
+STATISTICS = ("mean", "minimum", "10 %", "median", "90 %", "maximum")
+"""What the numbers of a row of ``/batch/{key}`` are, in this order."""
+
+_QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
+
+_TIMES = (FRAME, STEP, LOG_TIME)  # an environment's episodes are its own
+
+COLORS = (0xF2A33AFF, 0x4E9BE666, 0x4E9BE6AA, 0x4E9BE6FF, 0x4E9BE6AA, 0x4E9BE666)
+
+
+class BatchStatistics:
+    """Turns blocks of rewards, and of their sums, into statistics over the environments and agents at each frame.
+
+    A reward's are over the environments that were stepped; a return's over all, each with what it has so far.
+
+    Args:
+        fps: frames per second of simulated time; None: no ``sim_time``.
+        sums: running sums of rewards so far.
+    """
+
+    def __init__(self, fps: float | None, sums: Sums) -> None:
+        self._fps = fps
+        self._sums = sums
+
+    def static(self, tracks: Sequence[Track]) -> Iterator[Chunk]:
+        """What does not change over time: names and colours."""
+        for track in tracks:
+            for stream in track.streams:
+                yield Chunk.from_columns(batch_path(stream), [], series_style(STATISTICS, COLORS))
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """One chunk for each reward and each sum."""
+        sums = self._sums.of(block)
+        for number, track in enumerate(block.tracks):
+            frames = block.frames[number]
+            if not frames:
+                continue
+            stepped = {values.stream.key: values.by_frame[: len(frames)] for values in block.values[number]}
+            entities = []
+            for stream in track.streams:
+                present = None if stream.sums else block.presence(number)
+                values = sums[stream.key] if stream.sums else stepped[stream.key]
+                rows = statistics(values.reshape(*values.shape[:2], -1), present)
+                entities.append(Entity(batch_path(stream), [number_lists(rows)]))
+            positions = np.zeros((len(frames), len(TIMELINES)), np.int64, order="F")
+            for row, frame in enumerate(frames):
+                event = block.events[frame]
+                positions[row, _TIMES] = event.frame, event.step, event.log_time
+            yield from chunks_of(times_of(positions, self._fps, _TIMES), entities)
+
+
+def batch_path(stream: Stream) -> str:
+    """The entity path of the statistics of a stream."""
+    return rr.new_entity_path(["batch", *stream.key])
+
+
+def statistics(
+    values: npt.NDArray[np.generic], present: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.float64]:
+    """The :data:`STATISTICS` of each row, ``[rows, 6]``.
+
+    Quantiles are interpolated linearly, as NumPy does.
+
+    Args:
+        values: ``[rows, envs, numbers]``.
+        present: whose values count, ``[rows, envs]``, at least one in each row; None: all.
+
+    >>> statistics(np.arange(11.0).reshape(1, 11, 1)).tolist()
+    [[5.0, 0.0, 1.0, 5.0, 9.0, 10.0]]
+    """
+    out = np.empty((len(values), len(STATISTICS)))
+    if present is None:
+        flat = values.reshape(len(values), -1).astype(np.float64)
+        out[:, 0] = flat.mean(axis=1)
+        out[:, 1:] = np.quantile(flat, _QUANTILES, axis=1).T
+        return out
+    for row, mask in enumerate(present):
+        out[row] = statistics(values[row : row + 1, mask])[0]
+    return out
