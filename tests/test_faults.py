@@ -63,6 +63,105 @@ def test_an_override_of_a_key_that_is_not_there(path, option):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("fps", "30", "pass frames per second"),
+        ("blueprint", "grid", "rerun.blueprint.Blueprint"),
+        ("recording_id", 5, "pass a string"),
+        ("names", ["x"], "pass a dictionary"),
+        ("names", {"action": "torque"}, r"even of one: \['torque'\]"),
+        ("kinds", "image", "pass a dictionary"),
+        ("image_format", 90, "pass a format"),
+        ("logged_envs", 1.5, "pass indices"),
+    ],
+)
+def test_options_of_the_wrong_type(path, option, value, message):
+    with pytest.raises(TypeError, match=f"{option}.*{message}"):
+        RerunRecorder(path, **{option: value})
+
+
+def test_nothing_to_record(path):
+    with pytest.raises(ValueError, match="in_keys is empty"):
+        RerunRecorder(path, in_keys=[])
+    with pytest.raises(ValueError, match="logged_envs is empty"):
+        RerunRecorder(path, logged_envs=[])
+
+
+def test_a_group_in_in_keys_is_named_with_its_leaves(path):
+    class Grouped(Odd):
+        def _observe(self):
+            return TensorDict(robot=TensorDict(joints=torch.zeros(2), speed=torch.zeros(1)), x=torch.zeros(1))
+
+    env = Grouped().append_transform(RerunRecorder(path, in_keys=["robot"]))
+    with pytest.raises(KeyError, match=r"'robot' is a group of keys.*\('robot', 'joints'\), \('robot', 'speed'\)"):
+        env.rollout(3)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"in_keys": ["observation", "log_prob"]},
+        {"in_keys": ["obs"]},
+        {"names": {"obs": ["a"]}},
+        {"logged_envs": 3},
+        {"names": {"observation": ["a"]}},
+    ],
+)
+def test_a_mistake_does_not_cost_the_recording_that_would_have_been_replaced(path, mistake):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(3)
+    env.close()
+    before = path.read_bytes()
+    env = cartpole().append_transform(RerunRecorder(path, overwrite=True, **mistake))
+    with pytest.raises((KeyError, IndexError, ValueError)):
+        env.rollout(3)
+    env.close()
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_the_policys_keys_alone(path, recwarn):
+    env = cartpole().append_transform(RerunRecorder(path, in_keys=["action"]))
+    rollout = env.rollout(5)
+    env.close()
+    assert not [w for w in recwarn if "training goes on" in str(w.message)]
+    assert torch.equal(torch.stack(read(path)["/env_0/action"].values), rollout["action"])
+
+
+def test_warnings_point_at_the_users_line(path):
+    env = Odd().append_transform(RerunRecorder(path, in_keys=["wave", "x"]))
+    with pytest.warns(UserWarning, match="'wave' is not recorded") as warned:
+        env.rollout(2)
+    env.close()
+    assert {w.filename for w in warned if "wave" in str(w.message)} == {__file__}
+
+
+def test_the_environment_is_told_that_it_waits(path):
+    """Pictures that come faster than they can be made PNGs: nothing is lost, and the recorder says what to do."""
+
+    class Pictures(Odd):
+        def _observe(self):
+            return TensorDict(x=torch.full((1,), float(self.t)), pixels=torch.randint(0, 256, (600, 600, 3)).byte())
+
+    recorder = RerunRecorder(path, in_keys=["x", "pixels"], image_format="png", buffer_bytes=4 << 20)
+    env = Pictures().append_transform(recorder)
+
+    def record_until_it_waits():
+        while env.transform.stats()["seconds_waited"] < 1.1:
+            env.rollout(20)
+
+    with pytest.warns(RuntimeWarning, match=r"waits for run\.rrd.*frames/s are recorded.*MB/s.*Nothing is lost"):
+        record_until_it_waits()
+    env.transform.dump()
+    stats = env.transform.stats()
+    assert stats["frames_waiting"] == stats["frames_lost"] == stats["bytes_waiting"] == 0
+    assert stats["frames_written"] == stats["frames"]
+    env.close()
+    assert len(read(path)["/env_0/x"].values) == stats["frames"]
+
+
 def test_logged_envs_out_of_range(path):
     env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path, logged_envs=[1, 7]))
     with pytest.raises(IndexError, match="there are 3 environments"):
@@ -253,8 +352,10 @@ def test_the_file_is_removed_under_the_recorder(path):
     env.transform.dump()
     path.unlink()
     env.rollout(5)
-    with pytest.raises(RecordingError, match="removed or replaced"):
+    with pytest.raises(RecordingError, match=r"12 frames were lost: .* removed or replaced"):
         env.transform.dump()
+    with pytest.warns(RuntimeWarning, match="training goes on"):
+        env.rollout(5)
     with pytest.raises(RecordingError):
         env.close()
 

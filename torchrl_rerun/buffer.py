@@ -243,7 +243,8 @@ class Buffer:
         self._free: queue.SimpleQueue[Block] = queue.SimpleQueue()
         self._block: Block | None = None
         self._expires = 0.0
-        self._waiting: collections.deque[int] = collections.deque()  # first frames of blocks that aren't written
+        # Blocks that aren't written yet, and their first frames.
+        self._waiting: collections.deque[tuple[int, Block]] = collections.deque()
 
     @property
     def tracks(self) -> tuple[Track, ...]:
@@ -318,13 +319,13 @@ class Buffer:
     def oldest_waiting(self) -> int | None:
         """Number of the first frame that isn't written; None: all are."""
         with contextlib.suppress(IndexError):  # the writer's thread may take the last one away
-            return self._waiting[0]
+            return self._waiting[0][0]
         return None
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes in the block that is being filled."""
-        return 0 if self._block is None else self._block.bytes
+        """Bytes in blocks that aren't written."""
+        return sum(block.bytes for _, block in tuple(self._waiting))
 
     def _is_heavy(self, block: Block) -> bool:
         return block.object_bytes > self._capacity // BLOCKS
@@ -340,7 +341,7 @@ class Buffer:
         if block is not None:
             block.start = start
             self._expires = event.log_time + self._max_age
-            self._waiting.append(event.frame)
+            self._waiting.append((event.frame, block))
         return block
 
     def _wait_for_block(self) -> Block | None:

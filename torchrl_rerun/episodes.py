@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -128,6 +128,24 @@ class Episodes:
 _NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
 
 
+def check_envs(logged_envs: object) -> None:
+    """Refuse what can't name environments, however many there are.
+
+    Raises:
+        TypeError: it is neither an index, indices, a slice, ``"all"`` nor None.
+        ValueError: it is empty, or another string than ``"all"``.
+    """
+    if logged_envs is None or isinstance(logged_envs, int | slice):
+        return
+    if isinstance(logged_envs, str):
+        if logged_envs != "all":
+            raise ValueError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
+    elif not isinstance(logged_envs, Iterable):
+        raise TypeError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
+    elif not list(logged_envs):
+        raise ValueError("logged_envs is empty: name the environments to record, or leave it out")
+
+
 def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: int) -> list[int]:
     """Which environments to record, as sorted indices.
 
@@ -144,8 +162,6 @@ def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: in
     if logged_envs is None:
         return list(range(envs if envs <= MAX_LOGGED_ENVS else FEW_LOGGED_ENVS))
     if isinstance(logged_envs, str):
-        if logged_envs != "all":
-            raise ValueError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
         return list(range(envs))
     if isinstance(logged_envs, slice):
         chosen = list(range(envs))[logged_envs]
@@ -153,5 +169,6 @@ def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: in
         chosen = [logged_envs] if isinstance(logged_envs, int) else [int(env) for env in logged_envs]
     wrong = [env for env in chosen if not -envs <= env < envs]
     if wrong or not chosen:
-        raise IndexError(f"logged_envs={logged_envs!r} doesn't fit: there are {envs} environments, 0 to {envs - 1}")
+        there = "is 1 environment, 0" if envs == 1 else f"are {envs} environments, 0 to {envs - 1}"
+        raise IndexError(f"logged_envs={logged_envs!r} doesn't fit: there {there}")
     return sorted({env % envs for env in chosen})

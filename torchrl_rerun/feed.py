@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Key, Stream, UnsupportedLeafError, describe, name_of
+from torchrl_rerun.warning import warn
 
 Mask = npt.NDArray[np.bool_] | None
 """Which environments of the flattened batch are meant; None: all."""
@@ -27,6 +27,9 @@ Mask = npt.NDArray[np.bool_] | None
 
 Acted = dict[Key, Any] | list[Any]
 """The policy's values: of all keys that may be its, or once that is known of its keys in their order."""
+
+_BOOKKEEPING = {"is_init", "traj_ids"}
+"""What collectors add behind the recorder; a recording tells all of it by its timelines."""
 
 EnvOf = Callable[[], EnvBase | None]
 """Gives the environment, if there is one; asked only where its specs are needed, since finding it takes microseconds."""
@@ -223,6 +226,7 @@ class Feed:
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
+        recording.keep()
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
         if self._settings.in_keys is not None:
@@ -233,29 +237,30 @@ class Feed:
         streams = []
         settings = self._settings
         for key, value in values.items():
+            if specs.is_group(value):
+                leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
+                raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             leaf = specs.leaf_of(key, value, tensordict, env)
             try:
                 stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
-                warnings.warn(f"{name_of(key)} is not recorded: {reason}", UserWarning, stacklevel=2)
+                warn(f"{name_of(key)} is not recorded: {reason}")
                 continue
             streams.append(stream)
         return streams
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
+        if self._settings.in_keys is None:
+            self._skipped.update(missing)
+            missing = [key for key in missing if key[-1] not in _BOOKKEEPING]
+            if missing:
+                names = ", ".join(map(name_of, missing))
+                warn(f"{names} can't be seen where the recorder stands, and is not recorded: append the recorder last")
+            return
         there = sorted(map(name_of, {*specs.data_keys(root), *specs.data_keys(following)}))
         names = ", ".join(map(name_of, missing))
-        if self._settings.in_keys is not None:
-            raise KeyError(
-                f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}"
-            )
-        self._skipped.update(missing)
-        warnings.warn(
-            f"{names} can't be seen where the recorder stands, and is not recorded: append the recorder last",
-            UserWarning,
-            stacklevel=2,
-        )
+        raise KeyError(f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}")
 
     def _check_overrides(self, there: set[Key]) -> None:
         """A key in ``kinds``, ``names`` or ``image_format`` that isn't recorded is a slip of the pen."""
@@ -299,11 +304,9 @@ class Feed:
         except _ChangedError as change:
             if read.key not in self._warned_of_change:
                 self._warned_of_change.add(read.key)
-                warnings.warn(
+                warn(
                     f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
-                    f"{read.stream.dtype} {read.stream.shape}",
-                    UserWarning,
-                    stacklevel=2,
+                    f"{read.stream.dtype} {read.stream.shape}"
                 )
             return None
 
@@ -313,11 +316,9 @@ class Feed:
             return True
         if not self._warned_of_shape:
             self._warned_of_shape = True
-            warnings.warn(
+            warn(
                 f"data of batch size {tuple(tensordict.batch_size)} is not recorded: the recording began with "
-                f"{recording.source.batch_size}",
-                UserWarning,
-                stacklevel=2,
+                f"{recording.source.batch_size}"
             )
         return False
 

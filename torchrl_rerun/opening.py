@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import uuid
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import rerun.blueprint as rrb
+from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
+from torchrl_rerun.episodes import check_envs
 from torchrl_rerun.recording import Options, Recording
 from torchrl_rerun.schema import Source
 from torchrl_rerun.sinks import FileInUseError, FileSink
-from torchrl_rerun.streams import ImageFormat, Key, Kind
+from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
+from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker, worker_number
 
 
@@ -43,6 +47,66 @@ class Settings:
     options: Options
     process: int
     is_copy: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        sink: FileSink,
+        *,
+        in_keys: Sequence[NestedKey] | None,
+        fps: float | None,
+        image_format: ImageFormat | Mapping[NestedKey, ImageFormat],
+        kinds: Mapping[NestedKey, Kind] | None,
+        names: Mapping[NestedKey, Sequence[str]] | None,
+        options: Options,
+    ) -> Settings:
+        """What the user asked for, if it makes sense.
+
+        Raises:
+            TypeError: an argument is of the wrong type.
+            ValueError: an argument is out of its range.
+        """
+        _require("fps", fps, int | float | None, "frames per second")
+        _require("buffer_bytes", options.buffer_bytes, int, "a number of bytes")
+        _require("flush_seconds", options.flush_seconds, int | float, "a number of seconds")
+        _require("kinds", kinds, Mapping | None, 'a dictionary, like {"observation": "scalars"}')
+        _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
+        _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
+        _require("blueprint", options.blueprint, bool | rrb.Blueprint, "True, False or a rerun.blueprint.Blueprint")
+        _require("application_id", options.application_id, str | None, "a string")
+        _require("recording_id", options.recording_id, str | None, "a string")
+        numbers = {"fps": fps, "buffer_bytes": options.buffer_bytes, "flush_seconds": options.flush_seconds}
+        for name, number in numbers.items():
+            if number is not None and not number > 0:
+                raise ValueError(f"{name}={number!r} must be positive")
+        if in_keys is not None and not in_keys:
+            raise ValueError("in_keys is empty: name the keys to record, or leave it out to record all of the specs")
+        check_envs(options.logged_envs)
+        formats = {specs.as_key(k): v for k, v in image_format.items()} if isinstance(image_format, Mapping) else {}
+        for chosen in formats.values() if isinstance(image_format, Mapping) else [image_format]:
+            if chosen not in IMAGE_FORMATS:
+                raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
+        for key, kind in (kinds or {}).items():
+            if kind not in KINDS:
+                raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
+        for key, labels in (names or {}).items():
+            if isinstance(labels, str):
+                raise TypeError(f"names[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
+        return cls(
+            sink=sink,
+            in_keys=None if in_keys is None else tuple(specs.as_key(key) for key in in_keys),
+            fps=fps,
+            image_format=image_format if isinstance(image_format, str) else formats,
+            kinds={specs.as_key(key): kind for key, kind in (kinds or {}).items()},
+            names={specs.as_key(key): tuple(labels) for key, labels in (names or {}).items()},
+            options=options,
+            process=os.getpid(),
+        )
+
+
+def _require(name: str, value: Any, types: Any, what: str) -> None:
+    if not isinstance(value, types):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass {what}")
 
 
 shared_paths: set[str] = set()
@@ -89,11 +153,7 @@ def open_recording(
         sink.discard()
         raise
     if settings.options.logged_envs is None and len(recording.envs) < count:
-        warnings.warn(
-            f"of {count} environments the first {len(recording.envs)} are recorded; choose with logged_envs=...",
-            UserWarning,
-            stacklevel=2,
-        )
+        warn(f"of {count} environments the first {len(recording.envs)} are recorded; choose with logged_envs=...")
     return recording
 
 
@@ -103,9 +163,7 @@ def _next_part(settings: Settings, ended: Recording) -> FileSink:
     while (sink := settings.sink.sibling(f"part_{part}")).path.exists():
         part += 1
     sink.open()
-    warnings.warn(
-        f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}", UserWarning, stacklevel=2
-    )
+    warn(f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}")
     return sink
 
 

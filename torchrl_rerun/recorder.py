@@ -6,11 +6,10 @@ import dataclasses
 import multiprocessing.util
 import os
 import sys
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +22,10 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
-from torchrl_rerun.recording import Options
+from torchrl_rerun.recording import STATS, Options
 from torchrl_rerun.sinks import FileSink, RecordingError
-from torchrl_rerun.specs import as_key
-from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Kind
+from torchrl_rerun.streams import ImageFormat, Kind
+from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
 
 
@@ -115,23 +114,13 @@ class RerunRecorder(Transform):
         overwrite: bool = False,
     ) -> None:
         super().__init__(in_keys=in_keys)
-        for name, value in (("fps", fps), ("buffer_bytes", buffer_bytes), ("flush_seconds", flush_seconds)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r} must be positive")
-        formats = {as_key(key): each for key, each in image_format.items()} if isinstance(image_format, Mapping) else {}
-        for chosen in formats.values() if isinstance(image_format, Mapping) else [image_format]:
-            if chosen not in IMAGE_FORMATS:
-                raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
-        for key, kind in (kinds or {}).items():
-            if kind not in KINDS:
-                raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
-        self._settings = Settings(
-            sink=FileSink(sink, overwrite=overwrite),
-            in_keys=None if in_keys is None else tuple(as_key(key) for key in self.in_keys),
+        self._settings = Settings.checked(
+            FileSink(sink, overwrite=overwrite),
+            in_keys=None if in_keys is None else self.in_keys,
             fps=fps,
-            image_format=image_format if isinstance(image_format, str) else formats,
-            kinds={as_key(key): kind for key, kind in (kinds or {}).items()},
-            names={as_key(key): tuple(labels) for key, labels in (names or {}).items()},
+            image_format=image_format,
+            kinds=kinds,
+            names=names,
             options=Options(
                 logged_envs=logged_envs,
                 blueprint=blueprint,
@@ -140,7 +129,6 @@ class RerunRecorder(Transform):
                 buffer_bytes=buffer_bytes,
                 flush_seconds=flush_seconds,
             ),
-            process=os.getpid(),
         )
         self._begin()
 
@@ -196,12 +184,10 @@ class RerunRecorder(Transform):
     def _check_batched_worker_compat(self) -> None:
         path = self._settings.sink.path
         shared_paths.add(str(path))
-        warnings.warn(
+        warn(
             f"a RerunRecorder is inside the environments of a batch: each writes a file of its own beside {path.name} "
             f"({self._settings.sink.sibling('worker_0').path.name}, ...), whole when the batch is closed, and dump() "
-            "doesn't reach it. Append the recorder to the batched environment for a single file.",
-            UserWarning,
-            stacklevel=2,
+            "doesn't reach it. Append the recorder to the batched environment for a single file."
         )
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -272,6 +258,35 @@ class RerunRecorder(Transform):
         elif self._feed.recording is not None:
             self._feed.recording.close()
 
+    def stats(self) -> dict[str, float]:
+        """What was recorded so far, for a training log: costs microseconds.
+
+        Returns:
+            - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
+              environments, episodes are those that have begun, of all recorded environments together.
+            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are.
+            - ``bytes_waiting``: of what is in memory; ``bytes_written``: of the file.
+            - ``seconds_waited``: how long the environment has waited for the disk.
+            - ``frames_per_second``: recorded, on average; ``bytes_per_second``: written, while there was something to
+              write.
+
+        Examples:
+            >>> import tempfile
+            >>> from torchrl.envs import GymEnv
+            >>> from torchrl_rerun import RerunRecorder
+            >>> recorder = RerunRecorder(f"{tempfile.mkdtemp()}/run.rrd")
+            >>> env = GymEnv("CartPole-v1").append_transform(recorder)
+            >>> rollout = env.rollout(5)
+            >>> env.transform.dump()
+            >>> stats = env.transform.stats()
+            >>> stats["frames"], stats["steps"], stats["episodes"], stats["frames_waiting"], stats["frames_lost"]
+            (6, 5, 1, 0, 0)
+            >>> env.close()
+        """
+        if self._feed is None or self._feed.recording is None:
+            return dict.fromkeys(STATS, 0)
+        return self._feed.recording.stats()
+
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
 
@@ -312,6 +327,12 @@ class RerunRecorder(Transform):
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
             self._feed.transition(self.environment, moment)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._settings.sink.path)!r})"
@@ -386,7 +407,7 @@ def _close(feed: Feed) -> None:
         try:
             feed.recording.close()
         except RecordingError as error:  # nobody is there to catch it
-            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+            warn(str(error), RuntimeWarning)
 
 
 def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,29 @@ from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import FileSink, RecordingError
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
+from torchrl_rerun.warning import warn
 from torchrl_rerun.writer import Writer
+
+PATIENCE = 1.0
+"""Seconds that the environment waits for the writer before it is told so."""
 
 BATCH_SHARE = 16
 """The statistics over all environments wait in this part of the buffer, in addition to it."""
+
+STATS = (
+    "frames",
+    "steps",
+    "episodes",
+    "frames_written",
+    "frames_waiting",
+    "frames_lost",
+    "bytes_waiting",
+    "bytes_written",
+    "seconds_waited",
+    "frames_per_second",
+    "bytes_per_second",
+)
+"""What :meth:`Recording.stats` tells, in this order."""
 
 Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
 """The values of a frame, in the order of :class:`Moment`; None where it had none."""
@@ -93,6 +111,8 @@ class Recording:
         self._error: Exception | None = None
         self._failed_at: int | None = None
         self._warned = False
+        self._warned_of_waiting = False
+        self._began = time.monotonic()
         self._closed = False
         self.process = os.getpid()
 
@@ -227,6 +247,8 @@ class Recording:
                 if buffer.tracks and not buffer.add(event, moments, self.episodes.positions):
                     kept = False
         self.episodes.apply(event)
+        if not self._warned_of_waiting and self._seconds_waited() > PATIENCE:
+            self._warn_of_waiting()
         if not kept or (self._writer is not None and self._writer.error is not None):
             self._warn_of_failure()
 
@@ -277,7 +299,7 @@ class Recording:
         self._closed = True
         self._flush()
         if self._writer is None:
-            self._sink.close()
+            self._sink.discard()  # nothing came that could be recorded
             return
         self._writer.finish()
         try:
@@ -285,6 +307,10 @@ class Recording:
             self._embed_layout()
         finally:
             self._sink.close()
+
+    def keep(self) -> None:
+        """All keys are described: a file that this one replaces isn't needed any more."""
+        self._sink.keep()
 
     def abandon(self) -> None:
         """Stop, and remove the file: what was begun can't be recorded as the user asked."""
@@ -307,7 +333,7 @@ class Recording:
             made = layout(self.streams, self._shown_envs(), self.source.fps) if wanted is True else wanted
             self._sink.embed(made, application_id=self.application_id)
         except Exception as error:
-            warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=2)
+            warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _shown_envs(self) -> list[int]:
         """Those recorded here and in the files of the other workers, which the viewer shows as one recording."""
@@ -335,13 +361,56 @@ class Recording:
         first = [self._failed_at, *(buffer.oldest_waiting for buffer in self._buffers())]
         return min([frame for frame in first if frame is not None], default=self.episodes.frames)
 
+    @property
+    def lost_frames(self) -> int:
+        """How many frames could not be written."""
+        has_failed = self._error is not None or (self._writer is not None and self._writer.error is not None)
+        return self.episodes.frames - self.written_frames if has_failed else 0
+
+    def stats(self) -> dict[str, float]:
+        """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
+        frames, written, lost = self.episodes.frames, self.written_frames, self.lost_frames
+        size = self.path.stat().st_size if self._closed and self.path.exists() else self._sink.size()
+        busy = 0.0 if self._writer is None else self._writer.busy_seconds
+        elapsed = time.monotonic() - self._began
+        values = (
+            frames,
+            self.episodes.steps,
+            self.episodes.begun(),
+            written,
+            frames - written - lost,
+            lost,
+            sum(buffer.waiting_bytes for buffer in self._buffers()),
+            size,
+            self._seconds_waited(),
+            frames / elapsed,
+            size / busy if busy else 0.0,
+        )
+        return dict(zip(STATS, values, strict=True))
+
+    def _seconds_waited(self) -> float:
+        return self._small.seconds_waited + self._bulky.seconds_waited
+
+    def _warn_of_waiting(self) -> None:
+        """The environment is held up: say so once, with what to do about it."""
+        self._warned_of_waiting = True
+        stats = self.stats()
+        warn(
+            f"the environment waits for {self.path.name} to be written, {stats['seconds_waited']:.1f} s so far: "
+            f"{stats['frames_per_second']:.0f} frames/s are recorded, and {stats['bytes_per_second'] / 1e6:.0f} MB/s can "
+            "be written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
+            "image_format (a larger buffer_bytes bridges short peaks)",
+            RuntimeWarning,
+        )
+
     def _failure(self) -> RecordingError | None:
         error = self._error or (self._writer.error if self._writer is not None else None)
         if error is None:
             error = self._sink.trouble()
         if error is None:
             return None
-        lost = 0 if self._alive() else self.episodes.frames - self.written_frames
+        # A dumped frame is lost all the same if its file is gone.
+        lost = self.episodes.frames if self._sink.trouble() is not None else self.lost_frames
         failure = RecordingError(f"recording to {self._sink.path} failed, {lost} frames were lost: {error}")
         failure.__cause__ = error
         return failure
@@ -352,11 +421,10 @@ class Recording:
             raise failure
 
     def _warn_of_failure(self) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        failure = self._failure()
-        warnings.warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning, stacklevel=2)
+        failure = None if self._warned else self._failure()
+        if failure is not None:
+            self._warned = True
+            warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning)
 
 
 def _nowhere() -> Positions:

@@ -51,10 +51,11 @@ class FileSink:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, base: Path | None = None) -> None:
-        self.path = Path(path).absolute()
+        self.path = Path(path).expanduser().absolute()
         self.overwrite = overwrite
         self._base = base or self.path
         self._handle: int | None = None
+        self._replaced: Path | None = None
         if base is not None:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
@@ -89,6 +90,10 @@ class FileSink:
             OSError: it can't be created.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.overwrite and self.path.exists() and not _is_locked(self.path):
+            # Kept until it is known that there is something to replace it.
+            self._replaced = self.path.with_name(f".{self.path.name}.replaced")
+            self.path.replace(self._replaced)
         flags = os.O_RDWR | os.O_CREAT | (0 if self.overwrite else os.O_EXCL)
         try:
             handle = os.open(self.path, flags, 0o666)
@@ -116,6 +121,12 @@ class FileSink:
             if os.path.samestat(os.fstat(self._handle), self.path.stat()):
                 return None
         return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+
+    def check(self) -> None:
+        """Raise what became of the file, if what was written can't be found any more."""
+        trouble = self.trouble()
+        if trouble is not None:
+            raise trouble
 
     def size(self) -> int:
         """Bytes that are with the operating system."""
@@ -146,14 +157,24 @@ class FileSink:
                 raise OSError(f"the layout could not be added to {self.path}: {run.stderr.strip()[-500:]}")
             joined.replace(self.path)
 
+    def keep(self) -> None:
+        """There is something to keep: remove the file that this one replaces."""
+        if self._replaced is not None:
+            self._replaced.unlink(missing_ok=True)
+            self._replaced = None
+
     def discard(self) -> None:
-        """Let go of the path and remove the file."""
+        """Let go of the path and remove the file; one that it replaced is back then."""
         if self._handle is not None:
             self.path.unlink(missing_ok=True)
+        if self._replaced is not None:
+            self._replaced.replace(self.path)
+            self._replaced = None
         self.close()
 
     def close(self) -> None:
         """Let go of the path."""
+        self.keep()
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

@@ -100,6 +100,11 @@ def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:
     return None
 
 
+def is_group(value: Any) -> bool:
+    """Whether a value of a tensordict is itself a tensordict of keys."""
+    return is_tensor_collection(value) and not isinstance(value, NonTensorData | NonTensorStack)
+
+
 def is_non_tensor(value: Any) -> bool:
     """Whether a value of a tensordict is Python data and not a tensor."""
     return isinstance(value, NonTensorData | NonTensorStack) or not isinstance(value, torch.Tensor)

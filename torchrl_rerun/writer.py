@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class Writer:
 
     Attributes:
         error: what went wrong; nothing is written any more then.
+        busy_seconds: how long it has been at work.
     """
 
     def __init__(self, sink: FileSink, *, application_id: str, recording_id: str) -> None:
@@ -30,6 +32,7 @@ class Writer:
         self._recording_id = recording_id
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
         self.error: Exception | None = None
+        self.busy_seconds = 0.0
         self._whole_bytes = 0
         # A daemon: at interpreter exit Python would wait for any other thread before the recorder gets to close it.
         self._thread = threading.Thread(target=self._run, name="torchrl_rerun-writer", daemon=True)
@@ -76,13 +79,16 @@ class Writer:
             if isinstance(job, threading.Event):
                 job.set()
                 continue
+            began = time.monotonic()
             try:
                 yield from job.chunks
+                self._sink.check()
             except Exception as error:
                 self.error = error  # the sink would wrap it beyond recognition
                 raise
             self._whole_bytes = self._sink.size()
             job.written()
+            self.busy_seconds += time.monotonic() - began
 
 
 class _Job(NamedTuple):
