@@ -15,10 +15,11 @@ from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
 from torchrl_rerun.episodes import check_envs
-from torchrl_rerun.recording import Options, Recording
+from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.schema import Source
-from torchrl_rerun.sinks import FileInUseError, FileSink
+from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
+from torchrl_rerun.viewers import Endpoint, Viewer
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker, worker_number
 
@@ -28,7 +29,8 @@ class Settings:
     """What the user asked for.
 
     Attributes:
-        sink: where to.
+        sink: what it is kept in.
+        viewers: who watches.
         in_keys: the keys to record; None: those of the environment's specs.
         fps: frames per second of simulated time; None: what the environment says.
         image_format: one for all images, or per key.
@@ -38,7 +40,8 @@ class Settings:
         is_copy: it was copied or pickled, and has no right to the path itself.
     """
 
-    sink: FileSink
+    sink: Sink
+    viewers: tuple[Endpoint, ...]
     in_keys: tuple[Key, ...] | None
     fps: float | None
     image_format: ImageFormat | Mapping[Key, ImageFormat]
@@ -51,8 +54,9 @@ class Settings:
     @classmethod
     def checked(
         cls,
-        sink: FileSink,
+        sink: Any,
         *,
+        overwrite: bool,
         in_keys: Sequence[NestedKey] | None,
         fps: float | None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat],
@@ -92,8 +96,10 @@ class Settings:
         for key, labels in (names or {}).items():
             if isinstance(labels, str):
                 raise TypeError(f"names[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
+        kept, viewers = _sinks(sink, overwrite=overwrite)
         return cls(
-            sink=sink,
+            sink=kept,
+            viewers=viewers,
             in_keys=None if in_keys is None else tuple(specs.as_key(key) for key in in_keys),
             fps=fps,
             image_format=image_format if isinstance(image_format, str) else formats,
@@ -102,6 +108,18 @@ class Settings:
             options=options,
             process=os.getpid(),
         )
+
+
+def _sinks(sink: Any, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...]]:
+    """One sink or several: a file at the most, and viewers."""
+    several = sink if isinstance(sink, Sequence) and not isinstance(sink, str) else [sink]
+    files = [each for each in several if isinstance(each, os.PathLike) or (isinstance(each, str) and "://" not in each)]
+    viewers = tuple(Endpoint.of(each) for each in several if each not in files)
+    if len(files) > 1 or not several:
+        raise ValueError(f"sink={sink!r}: pass one file, viewers, or one file and viewers")
+    if files:
+        return FileSink(files[0], overwrite=overwrite), viewers
+    return NoFile(viewers[0].url), viewers
 
 
 def _require(name: str, value: Any, types: Any, what: str) -> None:
@@ -128,10 +146,12 @@ def open_recording(
         FileExistsError: the file exists.
         OSError: it can't be made.
         IndexError: ``logged_envs`` is out of range.
+        ConnectionError: there is no viewer.
     """
     count = int(np.prod(batch_size, dtype=np.int64))
     if ended is not None:
-        sink, first_env, recording_id = _next_part(settings, ended), ended.source.first_env, ended.recording_id
+        sink, number = _next_part(ended), None
+        first_env, recording_id = ended.source.first_env, ended.recording_id
     else:
         sink, number = _claim(settings)
         first_env, recording_id = (number or 0) * count, _recording_id(settings, number)
@@ -141,33 +161,33 @@ def open_recording(
         fps=settings.fps or specs.frames_per_second(env),
         first_env=first_env,
     )
+    viewers = [Viewer(endpoint) for endpoint in settings.viewers]
     try:
+        for viewer in viewers:
+            viewer.open(application_id=application_id(settings.options, source), recording_id=recording_id)
         recording = Recording(
-            sink,
-            source,
-            settings.options,
-            recording_id=recording_id,
-            continues=ended,
+            sink, source, settings.options, viewers=viewers, recording_id=recording_id, continues=ended
         )
     except BaseException:
         sink.discard()
+        for viewer in viewers:
+            viewer.close()
         raise
     if settings.options.logged_envs is None and len(recording.envs) < count:
         warn(f"of {count} environments the first {len(recording.envs)} are recorded; choose with logged_envs=...")
     return recording
 
 
-def _next_part(settings: Settings, ended: Recording) -> FileSink:
+def _next_part(ended: Recording) -> Sink:
     """A finished file can't be written to: what comes after ``close()`` goes into another one of the same recording."""
-    part = 1
-    while (sink := settings.sink.sibling(f"part_{part}")).path.exists():
-        part += 1
+    sink = ended.sink.next_part()
     sink.open()
-    warn(f"{ended.path.name} was closed; what comes now is recorded in {sink.path.name}")
+    if sink is not ended.sink:
+        warn(f"{ended.sink.label} was closed; what comes now is recorded in {sink.label}")
     return sink
 
 
-def _claim(settings: Settings) -> tuple[FileSink, int | None]:
+def _claim(settings: Settings) -> tuple[Sink, int | None]:
     """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
     number = _number(settings)
     if number is None:
@@ -190,7 +210,7 @@ def _number(settings: Settings) -> int | None:
     """This recorder's number among those that share its path; None where it has the path to itself."""
     if in_torchrl_worker() or settings.is_copy or settings.process != os.getpid():
         return worker_number() or 0
-    return 0 if str(settings.sink.path) in shared_paths else None
+    return 0 if settings.sink.identity in shared_paths else None
 
 
 def _recording_id(settings: Settings, number: int | None) -> str:
@@ -200,4 +220,4 @@ def _recording_id(settings: Settings, number: int | None) -> str:
     if number is None:
         return uuid.uuid4().hex
     family = os.getpid() if worker_number() is None else os.getppid()
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"{settings.sink.path}#{family}").hex
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{settings.sink.identity}#{family}").hex

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import rerun as rr
 import rerun.blueprint as rrb
 import torch
 from tensordict import TensorDictBase
@@ -23,10 +24,13 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import STATS, Options
-from torchrl_rerun.sinks import FileSink, RecordingError
+from torchrl_rerun.sinks import RecordingError
 from torchrl_rerun.streams import ImageFormat, Kind
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
+
+Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink
+"""What is recorded to: a file's path, or a viewer."""
 
 
 class RerunRecorder(Transform):
@@ -46,8 +50,11 @@ class RerunRecorder(Transform):
     its own (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
 
     Args:
-        sink: path of the ``.rrd`` file to write. Inside the workers of a batched environment, and in a copy of the
-            recorder, each writes ``name.worker_{n}.rrd`` beside it; all of them belong to one recording.
+        sink: path of the ``.rrd`` file to write; a viewer that is watching, as its URL
+            (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
+            connect to; or a file and viewers, as a list. The file gets every frame; a viewer gets those that it takes in
+            time, and what it doesn't is dropped and counted. Inside the workers of a batched environment, and in a copy
+            of the recorder, each writes ``name.worker_{n}.rrd`` beside the file; all of them belong to one recording.
         in_keys: keys to record, also such as the policy writes. Default: every leaf of the environment's observation,
             action, reward and done specs.
         logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
@@ -71,6 +78,7 @@ class RerunRecorder(Transform):
         OSError: the folder can't be written.
         KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
             ``names`` or ``image_format`` names one that isn't recorded.
+        ConnectionError: at the first reset, when there is no viewer at the address.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
         ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data.
 
@@ -98,7 +106,7 @@ class RerunRecorder(Transform):
 
     def __init__(
         self,
-        sink: str | os.PathLike[str],
+        sink: Sinks | Sequence[Sinks],
         *,
         in_keys: Sequence[NestedKey] | None = None,
         logged_envs: int | Sequence[int] | slice | str | None = None,
@@ -115,7 +123,8 @@ class RerunRecorder(Transform):
     ) -> None:
         super().__init__(in_keys=in_keys)
         self._settings = Settings.checked(
-            FileSink(sink, overwrite=overwrite),
+            sink,
+            overwrite=overwrite,
             in_keys=None if in_keys is None else self.in_keys,
             fps=fps,
             image_format=image_format,
@@ -182,11 +191,11 @@ class RerunRecorder(Transform):
         return next_tensordict
 
     def _check_batched_worker_compat(self) -> None:
-        path = self._settings.sink.path
-        shared_paths.add(str(path))
+        sink = self._settings.sink
+        shared_paths.add(sink.identity)
         warn(
-            f"a RerunRecorder is inside the environments of a batch: each writes a file of its own beside {path.name} "
-            f"({self._settings.sink.sibling('worker_0').path.name}, ...), whole when the batch is closed, and dump() "
+            f"a RerunRecorder is inside the environments of a batch: each writes a file of its own beside {sink.label} "
+            f"({sink.sibling('worker_0').label}, ...), whole when the batch is closed, and dump() "
             "doesn't reach it. Append the recorder to the batched environment for a single file."
         )
 
@@ -264,7 +273,8 @@ class RerunRecorder(Transform):
         Returns:
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
               environments, episodes are those that have begun, of all recorded environments together.
-            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are.
+            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; ``frames_dropped``: those that
+              a live viewer was not sent.
             - ``bytes_waiting``: of what is in memory; ``bytes_written``: of the file.
             - ``seconds_waited``: how long the environment has waited for the disk.
             - ``frames_per_second``: recorded, on average; ``bytes_per_second``: written, while there was something to
@@ -335,7 +345,7 @@ class RerunRecorder(Transform):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self._settings.sink.path)!r})"
+        return f"{type(self).__name__}({self._settings.sink.identity!r})"
 
     # --- ours ---
 

@@ -24,11 +24,15 @@ from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, Rows, resolve_envs
 from torchrl_rerun.schema import Moment, Source, property_chunk
-from torchrl_rerun.sinks import FileSink, RecordingError
+from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
+from torchrl_rerun.viewers import Viewer
 from torchrl_rerun.warning import warn
 from torchrl_rerun.writer import Writer
+
+LIVE_SECONDS = 0.5
+"""Age of a frame at the most when it is sent to a viewer."""
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before it is told so."""
@@ -43,6 +47,7 @@ STATS = (
     "frames_written",
     "frames_waiting",
     "frames_lost",
+    "frames_dropped",
     "bytes_waiting",
     "bytes_written",
     "seconds_waited",
@@ -74,6 +79,7 @@ class Recording:
         sink: an open sink; it is closed with the recording.
         source: the environments.
         options: how to record them.
+        viewers: open viewers; they are closed with the recording.
         recording_id: id of the Rerun recording.
         continues: the recording whose counters go on, if it was of as many environments.
 
@@ -83,15 +89,17 @@ class Recording:
 
     def __init__(
         self,
-        sink: FileSink,
+        sink: Sink,
         source: Source,
         options: Options,
         *,
+        viewers: Sequence[Viewer] = (),
         recording_id: str,
         continues: Recording | None = None,
     ) -> None:
         self.source = source
-        self._sink = sink
+        self.sink = sink
+        self._viewers = tuple(viewers)
         self._options = options
         chosen = resolve_envs(options.logged_envs, source.envs)
         self._select = _selection(chosen, source.envs)
@@ -100,7 +108,7 @@ class Recording:
         if continues is not None and continues.source.batch_size == source.batch_size:
             self.episodes, self._sums = continues.episodes, continues._sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
-        self.application_id = options.application_id or source.name or "torchrl_rerun"
+        self.application_id = application_id(options, source)
         self._factory = ChunkFactory(self.envs, source.fps, self._sums)
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
@@ -112,12 +120,15 @@ class Recording:
         self._failed_at: int | None = None
         self._warned = False
         self._warned_of_waiting = False
+        self._warned_of_viewer = False
         self._began = time.monotonic()
         self._closed = False
         self.process = os.getpid()
 
     def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
         max_age = self._options.flush_seconds
+        if self._viewers:
+            max_age = min(max_age, LIVE_SECONDS)
         return Buffer(envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=max_age)
 
     # --- what is recorded ---
@@ -126,11 +137,6 @@ class Recording:
     def streams(self) -> list[Stream]:
         """All streams, in the order in which they were described."""
         return [stream for streams in self._described for stream in streams]
-
-    @property
-    def path(self) -> Path:
-        """The file that is written."""
-        return self._sink.path
 
     @property
     def alive(self) -> bool:
@@ -179,8 +185,9 @@ class Recording:
 
     def _announce(self, tracks: Sequence[Track]) -> None:
         if self._writer is None:
-            self._writer = Writer(self._sink, application_id=self.application_id, recording_id=self.recording_id)
-            info = rr.archetypes.RecordingInfo(name=self._sink.path.stem, start_time=time.time_ns())
+            names = {"application_id": self.application_id, "recording_id": self.recording_id}
+            self._writer = Writer(self.sink, self._viewers, **names)
+            info = rr.archetypes.RecordingInfo(name=Path(self.sink.label).stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
         described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
         self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static(tracks)])
@@ -249,6 +256,8 @@ class Recording:
         self.episodes.apply(event)
         if not self._warned_of_waiting and self._seconds_waited() > PATIENCE:
             self._warn_of_waiting()
+        if self._viewers and not self._warned_of_viewer:
+            self._warn_of_viewer()
         if not kept or (self._writer is not None and self._writer.error is not None):
             self._warn_of_failure()
 
@@ -286,6 +295,8 @@ class Recording:
         self._flush()
         if self._writer is not None:
             self._writer.flush()
+        for viewer in self._viewers:
+            viewer.sync()
         self._raise_failure()
 
     def close(self) -> None:
@@ -299,25 +310,38 @@ class Recording:
         self._closed = True
         self._flush()
         if self._writer is None:
-            self._sink.discard()  # nothing came that could be recorded
+            self.abandon()  # nothing came that could be recorded
             return
         self._writer.finish()
         try:
             self._raise_failure()
             self._embed_layout()
         finally:
-            self._sink.close()
+            self.sink.close()
+            for viewer in self._viewers:
+                viewer.close()
 
     def keep(self) -> None:
-        """All keys are described: a file that this one replaces isn't needed any more."""
-        self._sink.keep()
+        """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more."""
+        self.sink.keep()
+        for viewer in self._viewers:
+            if (made := self._layout()) is not None:
+                viewer.show(made)
+
+    def _layout(self) -> rrb.Blueprint | None:
+        wanted = self._options.blueprint
+        if isinstance(wanted, bool):
+            return layout(self.streams, self._shown_envs(), self.source.fps) if wanted else None
+        return wanted
 
     def abandon(self) -> None:
         """Stop, and remove the file: what was begun can't be recorded as the user asked."""
         self._closed = True
         if self._writer is not None:
             self._writer.finish()
-        self._sink.discard()
+        self.sink.discard()
+        for viewer in self._viewers:
+            viewer.close()
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of an error of our own; it is raised by the next :meth:`dump` or :meth:`close`."""
@@ -326,19 +350,17 @@ class Recording:
         self._warn_of_failure()
 
     def _embed_layout(self) -> None:
-        wanted = self._options.blueprint
-        if wanted is False:
-            return
         try:
-            made = layout(self.streams, self._shown_envs(), self.source.fps) if wanted is True else wanted
-            self._sink.embed(made, application_id=self.application_id)
+            made = self._layout()
+            if made is not None:
+                self.sink.embed(made, application_id=self.application_id)
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _shown_envs(self) -> list[int]:
         """Those recorded here and in the files of the other workers, which the viewer shows as one recording."""
         here = [env - self.source.first_env for env in self.envs]
-        numbers = self._sink.family()
+        numbers = self.sink.family()
         return [number * self.source.envs + env for number in numbers for env in here] if numbers else self.envs
 
     def _buffers(self) -> list[Buffer]:
@@ -350,7 +372,8 @@ class Recording:
 
     def _hand_over(self, buffer: Buffer, block: Block) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block))
+        frames = block.events[0].frame, block.events[-1].frame + 1
+        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), frames)
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
@@ -370,7 +393,7 @@ class Recording:
     def stats(self) -> dict[str, float]:
         """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
         frames, written, lost = self.episodes.frames, self.written_frames, self.lost_frames
-        size = self.path.stat().st_size if self._closed and self.path.exists() else self._sink.size()
+        size = self.sink.size()
         busy = 0.0 if self._writer is None else self._writer.busy_seconds
         elapsed = time.monotonic() - self._began
         values = (
@@ -380,6 +403,7 @@ class Recording:
             written,
             frames - written - lost,
             lost,
+            max((viewer.dropped_frames for viewer in self._viewers), default=0),
             sum(buffer.waiting_bytes for buffer in self._buffers()),
             size,
             self._seconds_waited(),
@@ -396,22 +420,30 @@ class Recording:
         self._warned_of_waiting = True
         stats = self.stats()
         warn(
-            f"the environment waits for {self.path.name} to be written, {stats['seconds_waited']:.1f} s so far: "
+            f"the environment waits for {self.sink.label} to be written, {stats['seconds_waited']:.1f} s so far: "
             f"{stats['frames_per_second']:.0f} frames/s are recorded, and {stats['bytes_per_second'] / 1e6:.0f} MB/s can "
             "be written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
             "image_format (a larger buffer_bytes bridges short peaks)",
             RuntimeWarning,
         )
 
+    def _warn_of_viewer(self) -> None:
+        """A viewer that is gone costs frames that nobody would have seen: say so once, and go on."""
+        for viewer in self._viewers:
+            trouble = viewer.trouble()
+            if trouble is not None:
+                self._warned_of_viewer = True
+                warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
+
     def _failure(self) -> RecordingError | None:
         error = self._error or (self._writer.error if self._writer is not None else None)
         if error is None:
-            error = self._sink.trouble()
+            error = self.sink.trouble()
         if error is None:
             return None
         # A dumped frame is lost all the same if its file is gone.
-        lost = self.episodes.frames if self._sink.trouble() is not None else self.lost_frames
-        failure = RecordingError(f"recording to {self._sink.path} failed, {lost} frames were lost: {error}")
+        lost = self.episodes.frames if self.sink.trouble() is not None else self.lost_frames
+        failure = RecordingError(f"recording to {self.sink.label} failed, {lost} frames were lost: {error}")
         failure.__cause__ = error
         return failure
 
@@ -425,6 +457,11 @@ class Recording:
         if failure is not None:
             self._warned = True
             warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+
+
+def application_id(options: Options, source: Source) -> str:
+    """What groups recordings in the viewer: as asked for, or the environment's name."""
+    return options.application_id or source.name or "torchrl_rerun"
 
 
 def _nowhere() -> Positions:

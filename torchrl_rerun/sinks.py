@@ -66,6 +66,23 @@ class FileSink:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             raise PermissionError(f"{self.path} can't be recorded to: {folder} is not a folder that can be written")
 
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.path.name
+
+    @property
+    def identity(self) -> str:
+        """What recorders that share it have in common."""
+        return str(self.path)
+
+    def next_part(self) -> FileSink:
+        """The sink of what comes after this one was closed: ``run.part_1.rrd``, or the next that isn't there."""
+        part = 1
+        while (sink := self.sibling(f"part_{part}")).path.exists():
+            part += 1
+        return sink
+
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
         path = self._base.with_name(f"{self._base.stem}.{part}.rrd")
@@ -130,7 +147,9 @@ class FileSink:
 
     def size(self) -> int:
         """Bytes that are with the operating system."""
-        return 0 if self._handle is None else os.fstat(self._handle).st_size
+        if self._handle is not None:
+            return os.fstat(self._handle).st_size
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def truncate(self, size: int) -> None:
         """Cut off what was written after ``size`` bytes: Rerun refuses a file that ends within a message."""
@@ -178,6 +197,68 @@ class FileSink:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+class NoFile:
+    """No file: what is recorded is for live viewers alone.
+
+    Args:
+        identity: what recorders that share it have in common.
+    """
+
+    overwrite = False
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
+        self.label = identity
+
+    def sibling(self, part: str) -> NoFile:
+        """The same: viewers tell recorders apart by what they send."""
+        del part
+        return self
+
+    def next_part(self) -> NoFile:
+        """The same."""
+        return self
+
+    def family(self) -> list[int]:
+        """Unknown."""
+        return []
+
+    def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
+        """Let the chunks come, for those who look at them on their way."""
+        del application_id, recording_id
+        for _ in chunks:
+            pass
+
+    def trouble(self) -> OSError | None:
+        """None: there is nothing that could be lost."""
+        return None
+
+    def check(self) -> None:
+        """There is nothing that could be lost."""
+
+    def size(self) -> int:
+        """Nothing."""
+        return 0
+
+    def truncate(self, size: int) -> None:
+        """There is nothing to cut off."""
+
+    def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
+        """Viewers have got theirs already."""
+
+    def open(self) -> None:
+        """There is nothing to claim."""
+
+    def keep(self) -> None:
+        """There is nothing to keep."""
+
+    discard = close = keep
+
+
+Sink = FileSink | NoFile
+"""Where a recording is kept."""
 
 
 def _is_locked(path: Path) -> bool:

@@ -6,19 +6,21 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from rerun.chunk import Chunk
 
-from torchrl_rerun.sinks import FileSink
+from torchrl_rerun.sinks import Sink
+from torchrl_rerun.viewers import Viewer
 
 
 class Writer:
     """Writes what it is given, in order, in a thread of its own.
 
     Args:
-        sink: an open sink.
+        sink: an open sink. It is waited for.
+        viewers: get copies of what there is room for. They are never waited for.
         application_id, recording_id: what the recording is called.
 
     Attributes:
@@ -26,8 +28,9 @@ class Writer:
         busy_seconds: how long it has been at work.
     """
 
-    def __init__(self, sink: FileSink, *, application_id: str, recording_id: str) -> None:
+    def __init__(self, sink: Sink, viewers: Sequence[Viewer], *, application_id: str, recording_id: str) -> None:
         self._sink = sink
+        self._viewers = viewers
         self._application_id = application_id
         self._recording_id = recording_id
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
@@ -38,14 +41,20 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="torchrl_rerun-writer", daemon=True)
         self._thread.start()
 
-    def put(self, chunks: Iterable[Chunk], written: Callable[[], None] = lambda: None) -> None:
+    def put(
+        self,
+        chunks: Iterable[Chunk],
+        written: Callable[[], None] = lambda: None,
+        frames: tuple[int, int] | None = None,
+    ) -> None:
         """Write chunks after all that was put before.
 
         Args:
             chunks: may be a generator: it is asked for them on the writer's thread.
             written: called on the writer's thread when they are with the sink.
+            frames: the frames ``[first, last)`` that they are of; None: what all the others need.
         """
-        self._jobs.put(_Job(chunks, written))
+        self._jobs.put(_Job(chunks, written, frames))
 
     def alive(self) -> bool:
         """Whether what is put will be written."""
@@ -81,7 +90,12 @@ class Writer:
                 continue
             began = time.monotonic()
             try:
-                yield from job.chunks
+                for viewer in self._viewers:
+                    viewer.begin(job.frames)
+                for chunk in job.chunks:
+                    for viewer in self._viewers:
+                        viewer.offer(chunk)
+                    yield chunk
                 self._sink.check()
             except Exception as error:
                 self.error = error  # the sink would wrap it beyond recognition
@@ -94,3 +108,4 @@ class Writer:
 class _Job(NamedTuple):
     chunks: Iterable[Chunk]
     written: Callable[[], None]
+    frames: tuple[int, int] | None
