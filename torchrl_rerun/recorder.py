@@ -194,9 +194,8 @@ class RerunRecorder(Transform):
         sink = self._settings.sink
         shared_paths.add(sink.identity)
         warn(
-            f"a RerunRecorder is inside the environments of a batch: each writes a file of its own beside {sink.label} "
-            f"({sink.sibling('worker_0').label}, ...), whole when the batch is closed, and dump() "
-            "doesn't reach it. Append the recorder to the batched environment for a single file."
+            f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}, and dump() doesn't reach it. "
+            "Append the recorder to the batched environment for a single recording."
         )
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

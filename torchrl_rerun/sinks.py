@@ -76,6 +76,14 @@ class FileSink:
         """What recorders that share it have in common."""
         return str(self.path)
 
+    @property
+    def for_workers(self) -> str:
+        """What becomes of it in several workers."""
+        return (
+            f"each writes a file of its own beside {self.label} ({self.sibling('worker_0').label}, ...), whole when the "
+            "batch is closed"
+        )
+
     def next_part(self) -> FileSink:
         """The sink of what comes after this one was closed: ``run.part_1.rrd``, or the next that isn't there."""
         part = 1
@@ -211,6 +219,7 @@ class NoFile:
     def __init__(self, identity: str) -> None:
         self.identity = identity
         self.label = identity
+        self.for_workers = f"each sends to {identity} by itself"
 
     def sibling(self, part: str) -> NoFile:
         """The same: viewers tell recorders apart by what they send."""

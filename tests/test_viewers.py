@@ -1,0 +1,302 @@
+"""A file and live viewers at once: real viewers on loopback, which die, stop and come back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import rerun as rr
+import rerun_cli
+import torch
+from rerun.chunk import RrdReader
+from tensordict import TensorDict
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase, GymEnv, ParallelEnv
+
+from readback import read
+from torchrl_rerun import RerunRecorder
+
+RERUN = Path(rerun_cli.__file__).with_name("rerun")
+STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
+
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+
+
+class Pictures(EnvBase):
+    """Gives a new picture at each step, of 120 kB: 8 MB/s at 60 steps/s."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_spec = Composite(x=Unbounded((1,)))
+        self.action_spec = Unbounded((1,))
+        self.reward_spec = Unbounded((1,))
+        self.t = 0
+
+    def _observe(self):
+        return TensorDict(x=torch.full((1,), float(self.t)), pixels=torch.randint(0, 256, (200, 200, 3)).byte())
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._observe()
+
+    def _step(self, tensordict):
+        self.t += 1
+        return self._observe().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+
+    def _set_seed(self, seed):
+        pass
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.05)
+
+
+def accepts(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def started(*arguments):
+    process = subprocess.Popen(
+        [RERUN, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def viewer():
+    """A viewer's server, without its windows: the process and its URL."""
+    port = free_port()
+    with started("--serve-grpc", "--bind", "127.0.0.1", "--port", port) as process:
+        wait_until(lambda: accepts(port))
+        yield process, f"rerun+http://127.0.0.1:{port}/proxy"
+
+
+@contextlib.contextmanager
+def received(url, path):
+    """What a viewer is sent goes to a file, which is there when the block ends."""
+    with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
+        wait_until(path.exists)
+        time.sleep(0.5)
+        yield
+        wait_until(lambda: path.stat().st_size > 10_000)
+        size = -1
+        while size != path.stat().st_size:
+            size = path.stat().st_size
+            time.sleep(1.0)
+        client.send_signal(signal.SIGINT)
+        client.wait(20)
+
+
+def frames(path, entity="/env_0/x"):
+    return read(path)[entity].along("frame")
+
+
+def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
+    _, url = viewer
+    shown = tmp_path / "shown.rrd"
+    with received(url, shown):
+        env = Pictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
+        env.rollout(40)
+        env.transform.dump()
+        stats = env.transform.stats()
+        env.close()
+    assert stats["frames_dropped"] == stats["frames_waiting"] == 0
+    assert frames(path) == list(range(41))
+    assert frames(shown) == list(range(41))
+
+
+def test_a_viewer_alone(viewer, tmp_path):
+    _, url = viewer
+    shown = tmp_path / "shown.rrd"
+    with received(url, shown):
+        env = Pictures().append_transform(RerunRecorder(url, in_keys=["x", "pixels"]))
+        env.rollout(20)
+        env.transform.dump()
+        env.close()
+    assert frames(shown) == list(range(21))
+    assert [file.name for file in tmp_path.iterdir()] == ["shown.rrd"]
+
+
+def test_a_server_that_viewers_connect_to(tmp_path):
+    port, shown = free_port(), tmp_path / "shown.rrd"
+    sink = rr.GrpcServerSink("127.0.0.1", port)
+    env = Pictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
+    env.rollout(20)
+    env.transform.dump()
+    with received(sink.uri, shown):
+        env.rollout(20)
+        env.transform.dump()
+    env.close()
+    assert frames(shown) == list(range(42))  # a viewer that comes late sees all
+
+
+def test_workers_that_share_a_viewer(viewer, tmp_path):
+    _, url = viewer
+    shown = tmp_path / "shown.rrd"
+
+    def make():
+        return cartpole().append_transform(RerunRecorder(url))
+
+    with received(url, shown):
+        env = ParallelEnv(2, make)
+        env.rollout(10, break_when_any_done=False)
+        env.close()
+    entities = {chunk.entity_path for chunk in RrdReader(shown).stream()}
+    assert {"/env_0/reward", "/env_1/reward"} <= entities
+
+
+def test_no_viewer_is_an_error_when_recording_starts(path):
+    url = f"rerun+http://127.0.0.1:{free_port()}/proxy"
+    env = cartpole().append_transform(RerunRecorder([path, url]))
+    with pytest.raises(ConnectionError, match=r"no viewer at .*start one with"):
+        env.reset()
+    assert not path.exists()
+
+
+def test_a_viewer_that_does_not_answer_is_an_error_when_recording_starts(path, viewer):
+    process, url = viewer
+    process.send_signal(signal.SIGSTOP)
+    env = cartpole().append_transform(RerunRecorder([path, url]))
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="no answer"):
+        env.reset()
+    assert time.monotonic() - start < 5
+    assert not path.exists()
+
+
+def steps_of(env, seconds):
+    """Steps for so many seconds, at 60 a second as a real environment might: how long the longest took."""
+    worst, end = 0.0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        start = time.monotonic()
+        env.rollout(5)
+        worst = max(worst, time.monotonic() - start)
+        time.sleep(5 / 60)
+    return worst
+
+
+def test_a_viewer_that_is_killed(path, viewer):
+    process, url = viewer
+    env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
+    env.rollout(5)
+    env.transform.dump()
+    process.kill()
+    with pytest.warns(RuntimeWarning, match=r"the viewer at .* is gone") as warned:
+        worst = steps_of(env, 4.0)
+    assert len([w for w in warned if "is gone" in str(w.message)]) == 1
+    assert worst < STATED_BOUND
+    env.transform.dump()
+    stats = env.transform.stats()
+    assert stats["frames_lost"] == 0
+    assert stats["frames_dropped"] > 0
+    env.close()
+    assert frames(path) == list(range(stats["frames"]))
+
+
+def test_a_viewer_that_stops_reading(path, viewer):
+    process, url = viewer
+    env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
+    env.rollout(5)
+    env.transform.dump()
+    process.send_signal(signal.SIGSTOP)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        worst = steps_of(env, 6.0)
+    assert worst < STATED_BOUND
+    start = time.monotonic()
+    env.transform.dump()
+    env.close()
+    assert time.monotonic() - start < STATED_BOUND + 6
+    recorded = frames(path)
+    assert recorded == list(range(len(recorded)))
+
+
+def test_a_viewer_that_goes_on_after_a_while(path, viewer, tmp_path):
+    process, url = viewer
+    shown = tmp_path / "shown.rrd"
+    with received(url, shown):
+        env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
+        env.rollout(5)
+        env.transform.dump()
+        process.send_signal(signal.SIGSTOP)
+        steps_of(env, 3.0)
+        process.send_signal(signal.SIGCONT)
+        env.transform.dump()
+        steps_of(env, 1.0)
+        env.transform.dump()
+        dropped = env.transform.stats()["frames_dropped"]
+        env.close()
+    every, seen = frames(path), frames(shown)
+    assert every == list(range(len(every)))
+    assert set(seen) <= set(every)
+    assert len(every) - len(seen) <= dropped
+    assert seen[-1] == every[-1]
+
+
+@pytest.mark.parametrize("end", ["", "env.close()", "os._exit(0)"])
+def test_the_process_ends_beside_a_viewer_that_stopped(path, viewer, end):
+    process, url = viewer
+    script = f"""
+import os, signal, sys, warnings
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+warnings.simplefilter("ignore")
+from test_viewers import Pictures
+from torchrl_rerun import RerunRecorder
+env = Pictures().append_transform(RerunRecorder([sys.argv[1], sys.argv[2]], in_keys=["x", "pixels"], image_format="raw"))
+env.rollout(5)
+env.transform.dump()
+os.kill(int(sys.argv[3]), signal.SIGSTOP)
+env.rollout(200)
+print("end", flush=True)
+{end}
+"""
+    run = subprocess.Popen(
+        [sys.executable, "-c", script, str(path), url, str(process.pid)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert run.stdout.readline() == "end\n"
+        start = time.monotonic()
+        assert run.wait(60) == 0
+        assert time.monotonic() - start < STATED_BOUND
+    finally:
+        run.kill()
+        run.stdout.close()
+    if end != "os._exit(0)":
+        assert frames(path) == list(range(207))
+
+
+def test_what_is_no_sink(path):
+    with pytest.raises(ValueError, match="one file, viewers"):
+        RerunRecorder([path, path.with_name("other.rrd")])
+    with pytest.raises(ValueError, match="no address of a viewer"):
+        RerunRecorder("http://127.0.0.1")
+    with pytest.raises(TypeError, match="is no viewer"):
+        RerunRecorder(5)
+    assert os.listdir(path.parent) == []
