@@ -47,6 +47,7 @@ class BatchStatistics:
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """One chunk for each reward and each sum."""
+        block.wait()
         sums = self._sums.of(block)
         for number, track in enumerate(block.tracks):
             frames = block.frames[number]

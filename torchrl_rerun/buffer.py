@@ -11,7 +11,7 @@ import collections
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from rerun.chunk import Chunk
 
+from torchrl_rerun.devices import Arrival, Transfers
 from torchrl_rerun.episodes import Event, Positions
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
@@ -78,10 +79,12 @@ class Values:
     def __init__(self, stream: Stream, envs: int, slots: int) -> None:
         self.stream = stream
         self.is_objects = stream.dtype == "object"
-        self.lies_by_env = stream.is_large
+        # From an accelerator a frame comes in one piece.
+        self.lies_by_env = stream.is_large and not stream.device
         envs = 1 if stream.shared else envs
         sizes = (envs, slots) if self.lies_by_env else (slots, envs)
-        self.array = np.empty((*sizes, *stream.shape), stream.storage)  # takes no memory until it is written to
+        allocate = Transfers.allocate if stream.device else np.empty  # which takes no memory until it is written to
+        self.array: npt.NDArray[Any] = allocate((*sizes, *stream.shape), stream.storage)
 
     def put(self, slot: int, rows: npt.NDArray[np.intp], values: npt.NDArray[Any]) -> None:
         """Copy the rows of some environments into a slot."""
@@ -111,6 +114,7 @@ class Block:
         tracks: what is stored.
         envs: number of recorded environments.
         slots: how many frames there is room for.
+        transfers: per device that values come from, who copies from there.
 
     Attributes:
         start: where the environments were before it.
@@ -119,7 +123,9 @@ class Block:
         values: per track, what is stored of each stream that is no sum.
     """
 
-    def __init__(self, tracks: Sequence[Track], envs: int, slots: int) -> None:
+    def __init__(
+        self, tracks: Sequence[Track], envs: int, slots: int, transfers: Mapping[str, Transfers] | None = None
+    ) -> None:
         self.tracks = tuple(tracks)
         self.start: Positions = np.empty((0, 0), np.int64)
         self.events: list[Event] = []
@@ -129,16 +135,20 @@ class Block:
         self._envs = envs
         self._slots = slots
         self._room = slots
+        self._transfers = dict(transfers or {})
+        self._arrivals: list[Arrival] = []
         # What `add` goes through, for each track: its moment, where its first value is, its frames; and arrays and
-        # where their values are, of streams that lie by frame, by environment, and that are Python objects.
+        # where their values are, of streams that lie by frame, by environment, that are Python objects, and that are on an accelerator.
         self._plan = []
         for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
             pairs = list(zip(values, track.at, strict=True))
-            by_frame = [(v.array, i) for v, i in pairs if not v.lies_by_env]
+            near = [(v, i) for v, i in pairs if not v.stream.device]
+            far = [(v, i) for v, i in pairs if v.stream.device]
+            by_frame = [(v.array, i) for v, i in near if not v.lies_by_env]
             by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
             objects = [i for v, i in pairs if v.is_objects]
             first = track.at[0] if track.at else None
-            self._plan.append((track.moment, first, frames, pairs, by_frame, by_env, objects))
+            self._plan.append((track.moment, first, frames, near, by_frame, by_env, objects, far))
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
@@ -177,7 +187,7 @@ class Block:
         number, rows = len(self.events), event.rows
         self.events.append(event)
         self._room -= 1
-        for moment, first, frames, pairs, by_frame, by_env, objects in self._plan:
+        for moment, first, frames, near, by_frame, by_env, objects, far in self._plan:
             arrays = moments[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
@@ -189,10 +199,27 @@ class Block:
                 for array, i in by_env:
                     array[:, slot] = arrays[i]
             else:
-                for values, i in pairs:
+                for values, i in near:
                     values.put(slot, rows, arrays[i])
             for i in objects:
                 self.object_bytes += sum(_size(value) for value in arrays[i])
+            if far:
+                self._transfer(far, slot, arrays)
+
+    def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
+        """Begin to copy a slot from accelerators: whole, for which of its rows count is known without it."""
+        for device, transfers in self._transfers.items():
+            transfers.copy([(values.array[slot], arrays[i]) for values, i in far if values.stream.device == device])
+
+    def seal(self) -> None:
+        """No more frames come: note what is still on its way from accelerators."""
+        self._arrivals = [transfers.arrival() for transfers in self._transfers.values()]
+
+    def wait(self) -> None:
+        """Return when all values have arrived. For the writer's thread."""
+        for arrival in self._arrivals:
+            arrival.synchronize()
+        self._arrivals.clear()
 
     def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
         """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
@@ -256,8 +283,10 @@ class Buffer:
         self.flush()
         self._tracks = tuple(tracks)
         self._free = queue.SimpleQueue()  # blocks of the old form are not given back here
+        devices = sorted({stream.device for track in tracks for stream in track.streams if stream.device})
+        transfers = {device: Transfers(device) for device in devices}
         for _ in range(BLOCKS if tracks else 0):
-            self._free.put(Block(self._tracks, self._envs, self.slots))
+            self._free.put(Block(self._tracks, self._envs, self.slots, transfers))
 
     @property
     def capacity(self) -> int:
@@ -306,6 +335,7 @@ class Buffer:
         """Hand over what there is."""
         block, self._block = self._block, None
         if block is not None and self._alive():
+            block.seal()
             self._hand_over(self, block)
 
     def give_back(self, block: Block) -> None:

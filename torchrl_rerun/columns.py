@@ -92,6 +92,7 @@ class ChunkFactory:
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """One chunk per environment, key and agent that has rows in the block."""
+        block.wait()
         timelines = Timelines(block.start, block.events)
         sums = self._sums.of(block)
         frames = [np.array(each, np.intp) for each in block.frames]

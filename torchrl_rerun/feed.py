@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -290,7 +290,7 @@ class Feed:
         values = [acted.get(read.key) for read in reads] if isinstance(acted, dict) else acted
         return [None if value is None else self._array(read, value) for read, value in zip(reads, values, strict=True)]
 
-    def _array(self, read: _Read, value: Any) -> npt.NDArray[Any] | None:
+    def _array(self, read: _Read, value: Any) -> Any:
         if read.is_simple:
             try:
                 array: npt.NDArray[Any] = value.numpy()
@@ -345,7 +345,7 @@ class _Read:
     def __init__(self, stream: Stream, batch_size: tuple[int, ...]) -> None:
         self.key = stream.key
         self.stream = stream
-        self.is_simple = stream.dtype not in ("object", "bfloat16") and len(batch_size) == 1
+        self.is_simple = stream.dtype not in ("object", "bfloat16") and len(batch_size) == 1 and not stream.device
         self.dtype = stream.storage
         self.shape = (math.prod(batch_size), *stream.shape)
         self.value: Callable[[TensorDictBase], Any]
@@ -358,19 +358,28 @@ class _Read:
             self.value = lambda tensordict: tensordict._get_tuple(key, None)  # noqa: SLF001
         self._batch_size = torch.Size(batch_size)
 
-    def array(self, value: Any) -> npt.NDArray[Any]:
+    def array(self, value: Any) -> Any:
         """A value as an array ``[envs, *stream.shape]``, or ``[1, *stream.shape]`` of what they share.
+
+        Values on an accelerator stay there: they are copied when they have got their place in memory.
 
         Raises:
             _ChangedError: it is of another dtype or size than the first value.
         """
+        if self.stream.device:
+            if str(value.dtype) != f"torch.{self.stream.dtype}" or value.numel() != math.prod(self.shape):
+                self._refuse(value)
+            return value.reshape(self.shape)
         array = specs.as_array(value, self._batch_size)
         if self.stream.dtype == "object":
             return array[:1] if self.stream.shared else array
         if array.dtype != self.dtype or array.size != math.prod(self.shape):
-            dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
-            raise _ChangedError(f"{dtype} {shape}")
+            self._refuse(value)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
+
+    def _refuse(self, value: torch.Tensor) -> NoReturn:
+        dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
+        raise _ChangedError(f"{dtype} {shape}")
 
 
 class _ChangedError(Exception):

@@ -18,6 +18,7 @@ from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, Mul
 from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.record import PixelRenderTransform
 
+from torchrl_rerun.devices import device_of
 from torchrl_rerun.streams import Key, Leaf
 
 _NOT_DATA = ("_reset", "_step")
@@ -84,7 +85,7 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
     discrete, categories = _discrete(spec_of(env, key))
     if dtype == "bool" and discrete == "index":
         discrete, categories = None, ()  # a flag, not a category
-    return Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories)
+    return Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories, device=device_of(value))
 
 
 def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:
@@ -199,20 +200,23 @@ def without_last_observations(
 
     The last observation is lost inside such a simulator, and TorchRL passes the next first one as a reset.
     """
-    batch = following.batch_size
     out = list(observed)
     if env is None:
         return out
-    done = np.zeros(batch.numel(), bool)
-    for key in env.done_keys:
-        done |= as_array(following.get(key), batch).reshape(len(done), -1).any(axis=1)
-    if not done.any():
-        return out
+    count = following.batch_size.numel()
+    done = torch.stack([following.get(key).reshape(count, -1).any(-1) for key in env.done_keys]).any(0)
     ours = set(map(as_key, env.observation_keys))
     for i, (key, values) in enumerate(zip(keys, observed, strict=True)):
-        if key in ours and values is not None and values.dtype != object:
+        if key not in ours or values is None:
+            continue
+        if isinstance(
+            values, torch.Tensor
+        ):  # on an accelerator: no question is asked whose answer it would take time for
+            mask = done.reshape(count, *[1] * (values.ndim - 1))
+            out[i] = torch.where(mask, torch.nan if values.is_floating_point() else 0, values).to(values.dtype)
+        elif values.dtype != object and done.any():
             out[i] = values.copy()
-            out[i][done] = np.nan if values.dtype.kind == "f" else 0
+            out[i][done.cpu().numpy()] = np.nan if values.dtype.kind == "f" else 0
     return out
 
 

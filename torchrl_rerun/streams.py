@@ -62,6 +62,7 @@ class Leaf:
         categories: how many values a discrete leaf can take, per number (``"index"``) or per one-hot segment.
         sample: one environment's value of non-tensor data, else None.
         shared: one value of non-tensor data stands for the whole batch.
+        device: the accelerator that the values are on, as PyTorch names it; empty: none.
     """
 
     key: Key
@@ -72,6 +73,7 @@ class Leaf:
     categories: tuple[int, ...] = ()
     sample: Any = None
     shared: bool = False
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Stream:
         names: names of the numbers of a row (scalars) or of the categories (state); empty: none known.
         shared: one value stands for all environments, and is recorded for the first one logged.
         sums: the key of the reward whose running sum this is; empty for what the environment gives itself.
+        device: the accelerator that the values come from; empty: none.
     """
 
     key: Key
@@ -105,6 +108,7 @@ class Stream:
     names: tuple[str, ...] = ()
     shared: bool = False
     sums: Key = ()
+    device: str = ""
 
     @property
     def storage(self) -> np.dtype[Any]:
@@ -220,6 +224,7 @@ def describe(
         categories=leaf.categories if kind == "state" else (),
         names=_checked_names(leaf, kind, row_shape, names.get(leaf.key, ())),
         shared=leaf.shared,
+        device=leaf.device,
     )
 
 

@@ -1,0 +1,147 @@
+"""Values on an accelerator: copied later, in order, and waited for before they are written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from readback import read, same
+from torchrl_rerun import RerunRecorder, buffer, specs
+
+DEVICES = ["fake", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+class LateTransfers:
+    """Stands for an accelerator that is as slow as it can be: nothing arrives before it is waited for."""
+
+    begun = waited = 0
+
+    def __init__(self, device):
+        self._pending = []
+
+    @staticmethod
+    def allocate(shape, dtype):
+        return np.zeros(shape, dtype)
+
+    def copy(self, pairs):
+        LateTransfers.begun += len(pairs)
+        self._pending += [(target, value.detach().clone()) for target, value in pairs]
+
+    def arrival(self):
+        return self
+
+    def synchronize(self):
+        LateTransfers.waited += 1
+        for target, value in self._pending:
+            bits = value.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
+            target.reshape(-1).view(np.uint8)[:] = bits
+        self._pending.clear()
+
+
+class Simulator(EnvBase):
+    """Steps all environments at once, writing into the same tensors again and again, as simulators on GPUs do."""
+
+    def __init__(self, envs, device):
+        super().__init__(batch_size=torch.Size([envs]), device=device)
+        self.observation_spec = Composite(
+            x=Unbounded((envs, 3), device=device),
+            half=Unbounded((envs, 2), dtype=torch.bfloat16, device=device),
+            picture=Unbounded((envs, 40, 40, 3), dtype=torch.uint8, device=device),
+            shape=(envs,),
+            device=device,
+        )
+        self.action_spec = Unbounded((envs, 2), device=device)
+        self.reward_spec = Unbounded((envs, 1), device=device)
+        self.out = self.observation_spec.zero()
+        self.seen = []  # what a rollout would hold if this weren't written over: its frames, in order
+
+    def _observe(self):
+        self.out["x"].add_(1).mul_(1.1)
+        self.out["half"].copy_(self.out["x"][:, :2])
+        self.out["picture"].add_(7)
+        self.seen.append(self.out.clone().cpu())
+        return TensorDict(dict(self.out.items()), batch_size=self.batch_size, device=self.device)
+
+    def _reset(self, tensordict=None, **kwargs):
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is not None:
+            self.out["x"][mask.reshape(-1)] = 0
+        return self._observe()
+
+    def _step(self, tensordict):
+        out = self._observe()
+        done = self.out["x"][:, :1] % 7 > 5
+        return out.update({"reward": self.out["x"][:, 1:2] * 2, "done": done})
+
+    def _set_seed(self, seed):
+        pass
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    if request.param == "fake":
+        monkeypatch.setattr(buffer, "Transfers", LateTransfers)
+        monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
+        LateTransfers.begun = LateTransfers.waited = 0
+        return torch.device("cpu")
+    return torch.device(request.param)
+
+
+@pytest.mark.parametrize("logged_envs", [None, [1, 3], slice(1, 3)])
+def test_values_of_an_accelerator_are_recorded_bit_for_bit(path, device, logged_envs):
+    env = Simulator(4, device).append_transform(
+        RerunRecorder(path, image_format="raw", logged_envs=logged_envs, buffer_bytes=200_000)
+    )
+    env.base_env.seen.clear()  # what TorchRL tried out
+    rollout = env.rollout(60, break_when_any_done=False).cpu()
+    env.close()
+    recording = read(path)
+    for number in range(4) if logged_envs is None else [1, 3] if logged_envs == [1, 3] else [1, 2]:
+        for key in ("x", "half", "picture"):
+            rows = recording[f"/env_{number}/{key}"]
+            assert len(rows.values) > 60
+            seen = zip(rows.along("frame"), rows.values, strict=True)
+            assert all(same(value, env.base_env.seen[frame][key][number]) for frame, value in seen)
+        rewards = recording[f"/env_{number}/reward"].values
+        assert all(same(a, b) for a, b in zip(rewards, rollout["next", "reward"][number], strict=True))
+        actions = recording[f"/env_{number}/action"].values
+        assert all(same(a, b) for a, b in zip(actions, rollout["action"][number], strict=True))
+        returns = recording[f"/env_{number}/episode_return"].values
+        assert returns[-1] == pytest.approx(_return(rollout, number), rel=1e-6)
+
+
+def _return(rollout, number):
+    total = 0.0
+    for reward, done in zip(rollout["next", "reward"][number], rollout["next", "done"][number], strict=True):
+        total += reward.double().item()
+        last = total
+        if done:
+            total = 0.0
+    return last
+
+
+def test_nothing_is_written_before_it_has_arrived(path, monkeypatch):
+    monkeypatch.setattr(buffer, "Transfers", LateTransfers)
+    monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
+    LateTransfers.begun = LateTransfers.waited = 0
+    env = Simulator(4, "cpu").append_transform(RerunRecorder(path, image_format="raw"))
+    env.rollout(10, break_when_any_done=False)
+    waited = LateTransfers.waited  # for what came before all keys were known
+    assert LateTransfers.begun > 50
+    env.rollout(10, break_when_any_done=False)
+    assert LateTransfers.waited == waited
+    env.transform.dump()
+    assert LateTransfers.waited > waited
+    env.close()
+
+
+def test_statistics_over_many_environments_on_an_accelerator(path, device):
+    env = Simulator(100, device).append_transform(RerunRecorder(path, in_keys=["x", "reward"]))
+    rollout = env.rollout(10, break_when_any_done=False).cpu()
+    env.close()
+    means = [float(row[0]) for row in read(path)["/batch/reward"].values]
+    assert means == pytest.approx(rollout["next", "reward"].double().mean(0)[:, 0].tolist())
