@@ -6,6 +6,7 @@ Everything below (buffer, columns, layout, schema) reads streams and never asks 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -162,6 +163,20 @@ class Stream:
             if value:
                 fields[name] = list(value) if isinstance(value, tuple) else value
         return fields
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Stream:
+        """The stream that :meth:`as_json` describes.
+
+        Args:
+            fields: what it gave; what belongs to no stream (a schema's ``moment``) is left out.
+        """
+        values: dict[str, Any] = {
+            field.name: tuple(value) if isinstance(value := fields[field.name], list) else value
+            for field in dataclasses.fields(cls)
+            if field.name in fields
+        }
+        return cls(**values)
 
 
 class UnsupportedLeafError(TypeError):
