@@ -213,6 +213,7 @@ def describe(
     """
     if leaf.dtype not in _STORAGE:
         raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
+    _check_name(leaf.key)
     row_shape = leaf.shape[1:] if leaf.agents else leaf.shape
     kind = kinds.get(leaf.key) or _kind(leaf, row_shape)
     _check_kind(leaf, kind, row_shape)
@@ -236,6 +237,17 @@ def describe(
         names=_checked_names(leaf, kind, row_shape, names.get(leaf.key, ())),
         shared=leaf.shared,
     )
+
+
+def _check_name(key: Key) -> None:
+    """Entity paths are made of parts that aren't empty, in UTF-8."""
+    for part in key:
+        if not part:
+            raise UnsupportedLeafError("an empty name can't be part of an entity path")
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise UnsupportedLeafError("its name is no valid Unicode") from error
 
 
 def _kind(leaf: Leaf, row_shape: tuple[int, ...]) -> Kind:
