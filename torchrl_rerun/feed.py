@@ -366,10 +366,14 @@ class _Read:
         array = specs.as_array(value, self._batch_size)
         if self.stream.dtype == "object":
             return array[:1] if self.stream.shared else array
-        if array.dtype != self.dtype or array.size != math.prod(self.shape):
+        if array.dtype != self.dtype or _without_ones(array.shape) != _without_ones(self.shape):
             dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
             raise _ChangedError(f"{dtype} {shape}")
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 class _ChangedError(Exception):
