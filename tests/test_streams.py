@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
-from torchrl_rerun.streams import Leaf, UnsupportedLeafError, describe
+from torchrl_rerun.streams import Leaf, Stream, UnsupportedLeafError, describe
 
 
 def described(dtype, shape, **leaf):
@@ -91,3 +94,25 @@ def test_objects_that_are_neither_text_nor_arrays(sample):
 def test_overrides_that_do_not_fit(leaf, message):
     with pytest.raises(ValueError, match=message):
         described("float32", leaf.pop("shape"), **leaf)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Stream(("reward",), "scalars", "float32", ()),
+        Stream(("a", "b"), "scalars", "bfloat16", (2, 3), agents=("fox", "hare"), names=("x", "y", "z")),
+        Stream(("pixels",), "image", "uint8", (8, 8, 3), image_format="png", channels="HWC"),
+        Stream(("action",), "state", "int64", (5,), discrete="one_hot", categories=(2, 3), names=("no", "yes", "so")),
+        Stream(("picture",), "image", "object", (), image_format="jpeg", shared=True),
+        Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",)),
+    ],
+)
+def test_a_stream_comes_back_from_its_json(stream):
+    assert Stream.from_json(json.loads(json.dumps(stream.as_json() | {"moment": "observed"}))) == stream
+
+
+def test_every_field_of_a_stream_has_been_in_that_test():
+    given = test_a_stream_comes_back_from_its_json.pytestmark[0].args[1]
+    where_it_came_from = {"device"}  # of no interest to a reader
+    for field in (field for field in dataclasses.fields(Stream) if field.name not in where_it_came_from):
+        assert len({getattr(stream, field.name) for stream in given}) > 1, field.name

@@ -367,19 +367,24 @@ class _Read:
             _ChangedError: it is of another dtype or size than the first value.
         """
         if self.stream.device:
-            if str(value.dtype) != f"torch.{self.stream.dtype}" or value.numel() != math.prod(self.shape):
+            is_same_dtype = str(value.dtype) == f"torch.{self.stream.dtype}"
+            if not is_same_dtype or value.numel() != math.prod(self.shape):
                 self._refuse(value)
             return value.reshape(self.shape)
         array = specs.as_array(value, self._batch_size)
         if self.stream.dtype == "object":
             return array[:1] if self.stream.shared else array
-        if array.dtype != self.dtype or array.size != math.prod(self.shape):
+        if array.dtype != self.dtype or _without_ones(array.shape) != _without_ones(self.shape):
             self._refuse(value)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
 
     def _refuse(self, value: torch.Tensor) -> NoReturn:
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
         raise _ChangedError(f"{dtype} {shape}")
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 class _ChangedError(Exception):

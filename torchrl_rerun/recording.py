@@ -309,8 +309,11 @@ class Recording:
             return
         self._closed = True
         self._flush()
-        if self._writer is None:
-            self.abandon()  # nothing came that could be recorded
+        if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
+            try:
+                self._raise_failure()
+            finally:
+                self.abandon()
             return
         self._writer.finish()
         try:

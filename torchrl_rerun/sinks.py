@@ -98,13 +98,7 @@ class FileSink:
 
     def family(self) -> list[int]:
         """The numbers of the workers that write beside this one; empty if this isn't a worker's file."""
-        prefix = f"{self._base.stem}.worker_"
-        if not self.path.name.startswith(prefix):
-            return []
-        numbers = (
-            file.stem.removeprefix(prefix) for file in self.path.parent.iterdir() if file.name.startswith(prefix)
-        )
-        return sorted(int(number) for number in numbers if number.isdecimal())
+        return family(self.path)
 
     def open(self) -> None:
         """Claim the path.
@@ -126,12 +120,11 @@ class FileSink:
             if _is_locked(self.path):
                 raise FileInUseError(f"{self.path} is being written by another recorder") from None
             raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True") from None
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handle)
-                raise FileInUseError(f"{self.path} is being written by another recorder") from None
+        try:
+            lock(handle, self.path)
+        except FileInUseError:
+            os.close(handle)
+            raise
         self._handle = handle
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
@@ -165,24 +158,8 @@ class FileSink:
             os.ftruncate(self._handle, size)
 
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
-        """Put a layout into the finished file, so that the viewer opens with it.
-
-        Raises:
-            OSError: it couldn't be done; the file is as it was.
-        """
-        with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.stem}.") as folder:
-            layout_file, joined = Path(folder, "layout.rbl"), Path(folder, "joined.rrd")
-            layout_file.write_bytes(_encoded(layout, application_id))
-            run = subprocess.run(
-                [sys.executable, "-m", "rerun_cli", "rrd", "route", self.path, layout_file, "-o", joined],
-                capture_output=True,
-                text=True,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
-            if run.returncode:
-                raise OSError(f"the layout could not be added to {self.path}: {run.stderr.strip()[-500:]}")
-            joined.replace(self.path)
+        """Put a layout into the finished file, see :func:`embed`."""
+        embed(self.path, layout, application_id=application_id)
 
     def keep(self) -> None:
         """There is something to keep: remove the file that this one replaces."""
@@ -268,6 +245,55 @@ class NoFile:
 
 Sink = FileSink | NoFile
 """Where a recording is kept."""
+
+
+def embed(path: Path, layout: rrb.Blueprint, *, application_id: str) -> None:
+    """Put a layout into a finished file, so that the viewer opens with it.
+
+    Args:
+        path: the file.
+        layout: the layout.
+        application_id: of the recording in the file.
+
+    Raises:
+        OSError: it couldn't be done; the file is as it was.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
+        layout_file, joined = Path(folder, "layout.rbl"), Path(folder, "joined.rrd")
+        layout_file.write_bytes(_encoded(layout, application_id))
+        run = subprocess.run(
+            [sys.executable, "-m", "rerun_cli", "rrd", "route", path, layout_file, "-o", joined],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        if run.returncode:
+            raise OSError(f"the layout could not be added to {path}: {run.stderr.strip()[-500:]}")
+        joined.replace(path)
+
+
+def family(path: Path) -> list[int]:
+    """The numbers of the workers whose files lie beside one of theirs; empty if ``path`` isn't a worker's file."""
+    base, dot, number = path.stem.rpartition(".worker_")
+    if not dot or not number.isdecimal():
+        return []
+    prefix = base + dot
+    numbers = (file.stem.removeprefix(prefix) for file in path.parent.iterdir() if file.name.startswith(prefix))
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def lock(handle: int, path: Path) -> None:
+    """Hold an open file for as long as ``handle`` is open, so that nobody else writes to it.
+
+    Raises:
+        FileInUseError: another recorder, or a repair, holds it.
+    """
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileInUseError(f"{path} is being written by another recorder") from None
 
 
 def _is_locked(path: Path) -> bool:

@@ -93,7 +93,7 @@ def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:
     if env is None:
         return None
     for specs in (env.full_observation_spec, env.full_action_spec, env.full_reward_spec, env.full_done_spec):
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError, IndexError):  # IndexError: an empty name (torchrl 0.14)
             spec = specs[key]
             for _ in range(env.batch_dims):
                 spec = spec[0]

@@ -6,6 +6,7 @@ Everything below (buffer, columns, layout, schema) reads streams and never asks 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -167,6 +168,20 @@ class Stream:
                 fields[name] = list(value) if isinstance(value, tuple) else value
         return fields
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Stream:
+        """The stream that :meth:`as_json` describes.
+
+        Args:
+            fields: what it gave; what belongs to no stream (a schema's ``moment``) is left out.
+        """
+        values: dict[str, Any] = {
+            field.name: tuple(value) if isinstance(value := fields[field.name], list) else value
+            for field in dataclasses.fields(cls)
+            if field.name in fields
+        }
+        return cls(**values)
+
 
 class UnsupportedLeafError(TypeError):
     """A key holds data that no kind can record."""
@@ -202,6 +217,7 @@ def describe(
     """
     if leaf.dtype not in _STORAGE:
         raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
+    _check_name(leaf.key)
     row_shape = leaf.shape[1:] if leaf.agents else leaf.shape
     kind = kinds.get(leaf.key) or _kind(leaf, row_shape)
     _check_kind(leaf, kind, row_shape)
@@ -226,6 +242,17 @@ def describe(
         shared=leaf.shared,
         device=leaf.device,
     )
+
+
+def _check_name(key: Key) -> None:
+    """Entity paths are made of parts that aren't empty, in UTF-8."""
+    for part in key:
+        if not part:
+            raise UnsupportedLeafError("an empty name can't be part of an entity path")
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise UnsupportedLeafError("its name is no valid Unicode") from error
 
 
 def _kind(leaf: Leaf, row_shape: tuple[int, ...]) -> Kind:

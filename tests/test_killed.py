@@ -1,0 +1,79 @@
+"""`kill -9` at random moments: whatever was dumped is there, and nothing is there that did not happen."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from rerun.chunk import RrdReader
+
+import killed
+from readback import read, same
+from reference import Reference, of_rollout
+from torchrl_rerun import repair
+
+OBSERVED = ["observation", "done", "terminated", "truncated"]
+
+
+def reference() -> tuple[Reference, dict[int, int]]:
+    """What all of them recorded, if they lived long enough; and the last frame of each rollout by the steps until then."""
+    env, made, ends = killed.environment(), None, {0: -1}
+    for length, _ in killed.lengths():
+        made = of_rollout(env.rollout(length, break_when_any_done=False), observed=OBSERVED, reference=made)
+        ends[made.step] = made.frame
+    env.close()
+    return made, ends
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    command = [sys.executable, killed.__file__, str(tmp_path), str(seed)]
+    forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert forked.stderr == ""
+    (wanted, ends), found = reference(), Counter()
+    for i in range(killed.PROCESSES):
+        found[check(tmp_path / f"run_{i}.rrd", wanted, ends)] += 1
+    print(dict(found))
+    assert check(tmp_path / "whole.rrd", wanted, ends) == "closed"
+    assert found["dumped"] + found["closed"] > killed.PROCESSES / 4  # the moments were such that this says something
+
+
+def check(path: Path, wanted: Reference, ends: dict[int, int]) -> str:
+    """How far a process got, after the file that it left was compared with what happened."""
+    notes = path.with_suffix(".dumped").read_text().split()
+    closed, dumped = "closed" in notes, ends[max((int(note) for note in notes if note != "closed"), default=0)]
+    if not path.exists():
+        assert not notes, path
+        return "not begun"
+    try:
+        repaired = repair(path)
+    except ValueError as nothing:
+        if notes:
+            raise
+        return f"{nothing}".partition("rrd ")[2]
+    reader = RrdReader(path)
+    assert reader.store() is not None
+    assert len(reader.blueprints()) == 1
+    recorded = read(path)
+    for (env, key), rows in wanted.rows.items():
+        where = f"{path.name}: env {env}, {key}"
+        entity = recorded.entities.get(f"/env_{env}/{key}")
+        length = 0 if entity is None else len(entity.values)
+        # All that was dumped, and what came after it without a gap.
+        assert length >= sum(row.frame + (key == "action") <= dumped for row in rows), where
+        for timeline in ("frame", "step", "episode", "episode_step") if length else ():
+            assert entity.along(timeline) == [getattr(row, timeline) for row in rows[:length]], (where, timeline)
+        assert all(same(value, row.value) for value, row in zip(entity.values if length else (), rows, strict=False)), (
+            where
+        )
+        if closed:
+            assert length == len(rows), where
+    if all(f"/env_{env}/episode_return" in recorded.entities for env in range(wanted.envs)):
+        wanted.compare_returns(recorded)
+    if repaired is None:
+        assert notes, path
+    return "closed" if closed else "dumped" if dumped >= 0 else "recorded"

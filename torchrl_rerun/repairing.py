@@ -1,0 +1,249 @@
+"""Repairing: what a killed process left behind, made a whole recording, with a footer and its layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from rerun.chunk import Chunk, LazyChunkStream, RrdReader
+
+from torchrl_rerun.blueprint import layout
+from torchrl_rerun.schema import PROPERTY
+from torchrl_rerun.sinks import embed, family, lock
+from torchrl_rerun.streams import Stream
+
+# An .rrd file is a header, then messages that say their kind and length, then the footer (rerun-sdk 0.41).
+_MAGIC = b"RRF2"
+_HEADER_BYTES = 12
+_MESSAGE = struct.Struct("<QQ")
+_FOOTER = 0  # or zeros: what some file systems leave of a growing file when the power goes
+_MESSAGES = (1, 2, 3)
+
+_ENV = re.compile(r"/env_(\d+)/")
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a repair found.
+
+    Attributes:
+        path: the file that is whole now.
+        frames: recorded resets and steps that are in it, at least in part.
+        episodes: episodes in it, of all environments together, the unfinished ones included.
+        envs: environments in it.
+        cut_bytes: size of the unfinished message that was cut off the end; 0: there was none.
+    """
+
+    path: Path
+    frames: int
+    episodes: int
+    envs: int
+    cut_bytes: int
+
+
+def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Repaired | None:
+    """Make a recording whole that a killed process left behind: torn within a message, without a footer or a layout.
+
+    What is whole in it stays, bit for bit; the unfinished message at its end is cut off. The layout is made from the
+    recording's own schema. The repaired file is written beside the other one and takes its place at the very end, so
+    that nothing is lost whatever goes wrong.
+
+    Args:
+        path: the recording.
+        out: where to write the repaired one; None: in the place of the other.
+
+    Returns:
+        What was found, or None if the file is whole already; it is then left as it is, and copied to ``out`` if given.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileExistsError: ``out`` exists, or a live recorder still writes to ``path``.
+        ValueError: it isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere than
+            at its end.
+        OSError: it can't be read or written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> import torchrl_rerun
+        >>> path = f"{tempfile.mkdtemp()}/run.rrd"
+        >>> env = GymEnv("CartPole-v1").append_transform(torchrl_rerun.RerunRecorder(path))
+        >>> rollout = env.rollout(10)
+        >>> env.close()
+        >>> torchrl_rerun.repair(path) is None  # it was closed: it is whole
+        True
+    """
+    source = Path(path).resolve()
+    target = source if out is None else Path(out).resolve()
+    with source.open("rb") as file:
+        if target != source and target.exists():
+            raise FileExistsError(f"{target} exists; choose another path")
+        lock(file.fileno(), source)
+        begins = file.read(len(_MAGIC))
+        if not begins:
+            raise ValueError(f"{source} is empty: nothing was recorded in it")
+        if begins != _MAGIC:
+            raise ValueError(f"{source} is not a recording: it doesn't begin as an .rrd file does")
+        if _is_whole(source):
+            if target != source:
+                shutil.copyfile(source, target)
+            return None
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+            return _repair(file, source, target, Path(folder))
+
+
+def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaired:
+    size, mended, readable = os.fstat(file.fileno()).st_size, folder / "mended.rrd", source
+    whole_bytes = size if _has_footer(_reader(source)) else _whole_bytes(file, source, size)
+    if whole_bytes < size:  # Rerun refuses a file that ends within a message
+        readable = folder / "cut.rrd"
+        shutil.copyfile(source, readable)
+        os.truncate(readable, whole_bytes)
+    contents = _rewrite(readable, mended, source)
+    if contents.schema is None:
+        raise ValueError(f"{source} holds nothing to repair: no recording of torchrl_rerun has begun in it")
+    try:
+        streams = [Stream.from_json(entry) for entry in contents.schema["keys"]]
+        made = layout(streams, _shown_envs(source, contents.schema), contents.schema["fps"])
+        embed(mended, made, application_id=contents.application_id)
+    except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
+        warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)
+    shutil.copymode(source, mended)
+    with mended.open("rb+") as written:
+        os.fsync(written.fileno())
+    mended.replace(target)
+    return Repaired(
+        target,
+        frames=contents.frames,
+        episodes=sum(last - first + 1 for first, last in contents.episodes.values()),
+        envs=len(contents.schema["envs"]),
+        cut_bytes=size - whole_bytes,
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file has all that :meth:`RerunRecorder.close` gives it."""
+    reader = _reader(path)
+    return reader is not None and _has_footer(reader) and bool(reader.blueprints())
+
+
+def _has_footer(reader: RrdReader | None) -> bool:
+    if reader is None:
+        return False
+    try:
+        reader.store()
+    except (RuntimeError, ValueError):  # there is none, or nothing that it could be of
+        return False
+    return True
+
+
+def _reader(path: Path) -> RrdReader | None:
+    """A reader of the file; None if it ends within a message."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
+        try:
+            reader = RrdReader(path)
+            reader.recordings()  # not before this does it look at the whole of a file without a footer
+        except RuntimeError:
+            return None
+        return reader
+
+
+def _whole_bytes(file: BinaryIO, path: Path, size: int) -> int:
+    """Up to where a file of ``size`` bytes holds whole messages.
+
+    Raises:
+        ValueError: what comes then is no unfinished message: whole ones may follow it.
+    """
+    end = _HEADER_BYTES
+    while end + _MESSAGE.size <= size:
+        file.seek(end)
+        kind, length = _MESSAGE.unpack(file.read(_MESSAGE.size))
+        if kind not in (_FOOTER, *_MESSAGES):
+            raise ValueError(f"{path} is damaged at byte {end:,} of {size:,}: nothing is cut off there")
+        if kind == _FOOTER or end + _MESSAGE.size + length > size:
+            break
+        end += _MESSAGE.size + length
+    return end
+
+
+class _Contents:
+    """What is in a recording, noted while its chunks pass.
+
+    Attributes:
+        application_id: what the recording is of.
+        schema: the last one in it; None: there is none.
+        episodes: the first and the last of each environment.
+    """
+
+    def __init__(self, application_id: str = "") -> None:
+        self.application_id = application_id
+        self.schema: dict[str, Any] | None = None
+        self.episodes: dict[str, tuple[int, int]] = {}
+        self._first, self._last = 0, -1
+
+    @property
+    def frames(self) -> int:
+        """How many frames there are."""
+        return self._last - self._first + 1
+
+    def noting(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """The same chunks."""
+        for chunk in chunks:
+            if chunk.entity_path == f"/__properties/{PROPERTY}":
+                self.schema = json.loads(chunk.to_record_batch().column("schema")[-1].as_py()[0])
+            elif "frame" in chunk.timeline_names:
+                self._note(chunk)
+            yield chunk
+
+    def _note(self, chunk: Chunk) -> None:
+        batch = chunk.to_record_batch()
+        first, last = _ends(batch, "frame")
+        self._first, self._last = (first, last) if self._last < 0 else (min(self._first, first), max(self._last, last))
+        env = _ENV.match(chunk.entity_path)
+        if env is not None:
+            first, last = _ends(batch, "episode")
+            before = self.episodes.get(env[1], (first, last))
+            self.episodes[env[1]] = min(before[0], first), max(before[1], last)
+
+
+def _ends(batch: Any, timeline: str) -> tuple[int, int]:
+    times = batch.column(timeline).to_numpy()
+    return int(times.min()), int(times.max())
+
+
+def _rewrite(readable: Path, mended: Path, source: Path) -> _Contents:
+    """Write the recording in a file anew, with a footer. ``rerun rrd merge`` would hold all of it in memory."""
+    reader = _reader(readable)
+    if reader is None:
+        raise ValueError(f"{source} is damaged: Rerun can't read it")
+    try:
+        # `rerun rrd route` leaves an empty one beside each layout (rerun-sdk 0.41).
+        recordings = [each for each in reader.recordings() if next(iter(reader.stream(store=each)), None) is not None]
+        if not recordings:
+            return _Contents()
+        if len(recordings) > 1:
+            raise ValueError(f"{source} holds several recordings; a recorder writes one")
+        contents = _Contents(recordings[0].application_id)
+        LazyChunkStream.from_iter(contents.noting(reader.stream(store=recordings[0]))).write_rrd(
+            mended, application_id=contents.application_id, recording_id=recordings[0].recording_id
+        )
+    except RuntimeError as error:
+        raise OSError(f"{source} could not be repaired: {error}") from error
+    return contents
+
+
+def _shown_envs(path: Path, schema: dict[str, Any]) -> list[int]:
+    """Those recorded here and in the files of the other workers, which the viewer shows as one recording."""
+    envs, each = schema["envs"], int(np.prod(schema["batch_size"], dtype=np.int64))
+    return [number * each + env % each for number in family(path) for env in envs] or envs
