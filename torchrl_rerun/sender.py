@@ -28,11 +28,14 @@ SERVED_SECONDS = 0.5
 """How long a server stays after the end, for the viewers that are connected to get the rest."""
 
 
+_INPUT = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - for as long as the process lives
+
+
 def _read_exactly(size: int) -> bytearray | None:
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:
-        count = os.readv(0, [view[at:]])
+        count = _INPUT.readinto(view[at:])
         if not count:
             return None
         at += count
