@@ -11,7 +11,7 @@ import collections
 import contextlib
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,7 @@ class Block:
         tracks: what is stored.
         envs: number of recorded environments.
         slots: how many frames there is room for.
+        object_capacity: bytes of Python objects that make it full.
         transfers: per device that values come from, who copies from there.
 
     Attributes:
@@ -121,10 +122,18 @@ class Block:
         events: what happened, one event a frame.
         frames: per track, which of these events gave it rows.
         values: per track, what is stored of each stream that is no sum.
+        room: how many more frames there is room for, at least.
+        is_heavy: whether it is full of Python objects, though it has room for more.
     """
 
     def __init__(
-        self, tracks: Sequence[Track], envs: int, slots: int, transfers: Mapping[str, Transfers] | None = None
+        self,
+        tracks: Sequence[Track],
+        envs: int,
+        slots: int,
+        *,
+        object_capacity: int = MAX_STREAM_BYTES,
+        transfers: Mapping[str, Transfers] | None = None,
     ) -> None:
         self.tracks = tuple(tracks)
         self.start: Positions = np.empty((0, 0), np.int64)
@@ -132,9 +141,11 @@ class Block:
         self.frames: list[list[int]] = [[] for _ in self.tracks]
         self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.tracks]
         self.object_bytes = 0
+        self.is_heavy = False
+        self._object_capacity = object_capacity
         self._envs = envs
         self._slots = slots
-        self._room = slots
+        self.room = slots
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
         # What `add` goes through, for each track: its moment, where its first value is, its frames; and arrays and
@@ -160,7 +171,8 @@ class Block:
                 if values.is_objects:
                     values.array[:] = None  # let go of the strings and arrays
         self.object_bytes = 0
-        self._room = self._slots
+        self.is_heavy = False
+        self.room = self._slots
 
     @property
     def bytes(self) -> int:
@@ -171,10 +183,10 @@ class Block:
 
     def has_room(self) -> bool:
         """Whether there is room for one more frame."""
-        if self._room <= 0:  # so many frames have come; it may be that no track had rows in all of them
+        if self.room <= 0:  # so many frames have come; it may be that no track had rows in all of them
             most = max(map(len, self.frames), default=0)
-            self._room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
-        return self._room > 0
+            self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
+        return self.room > 0
 
     def add(self, event: Event, moments: Sequence[Arrays | None]) -> None:
         """Copy a frame into the block.
@@ -186,7 +198,7 @@ class Block:
         """
         number, rows = len(self.events), event.rows
         self.events.append(event)
-        self._room -= 1
+        self.room -= 1
         for moment, first, frames, near, by_frame, by_env, objects, far in self._plan:
             arrays = moments[moment]
             if arrays is None or (first is not None and arrays[first] is None):
@@ -201,10 +213,14 @@ class Block:
             else:
                 for values, i in near:
                     values.put(slot, rows, arrays[i])
-            for i in objects:
-                self.object_bytes += sum(_size(value) for value in arrays[i])
+            if objects:
+                self._weigh(arrays[i] for i in objects)
             if far:
                 self._transfer(far, slot, arrays)
+
+    def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
+        self.object_bytes += sum(_size(value) for values in objects for value in values)
+        self.is_heavy = self.object_bytes > self._object_capacity
 
     def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
         """Begin to copy a slot from accelerators: whole, for which of its rows count is known without it."""
@@ -243,6 +259,7 @@ class Buffer:
         chunks: turns a block into chunks; not called here.
         hand_over: takes this buffer and a block that is full; :meth:`give_back` must be called when that is written.
         alive: whether blocks are still being taken; where not, waiting for one would be for ever.
+        waited: called when the env's thread had to wait for a block.
         max_age: seconds after which a block is handed over though it is not full, if the other one is free.
 
     Attributes:
@@ -258,6 +275,7 @@ class Buffer:
         *,
         alive: Callable[[], bool],
         max_age: float,
+        waited: Callable[[], None] = lambda: None,
     ) -> None:
         self.chunks = chunks
         self._capacity = capacity
@@ -265,6 +283,7 @@ class Buffer:
         self._envs = envs
         self._hand_over = hand_over
         self._alive = alive
+        self._waited = waited
         self._max_age = max_age * 1e9
         self._tracks: tuple[Track, ...] = ()
         self._free: queue.SimpleQueue[Block] = queue.SimpleQueue()
@@ -286,7 +305,14 @@ class Buffer:
         devices = sorted({stream.device for track in tracks for stream in track.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
         for _ in range(BLOCKS if tracks else 0):
-            self._free.put(Block(self._tracks, self._envs, self.slots, transfers))
+            block = Block(
+                self._tracks,
+                self._envs,
+                self.slots,
+                object_capacity=self._capacity // BLOCKS,
+                transfers=transfers,
+            )
+            self._free.put(block)
 
     @property
     def capacity(self) -> int:
@@ -324,7 +350,12 @@ class Buffer:
             positions: where the environments are before it; asked at the start of a block.
         """
         block = self._block
-        if block is None or event.log_time > self._expires or not block.has_room() or self._is_heavy(block):
+        if (
+            block is None
+            or event.log_time > self._expires
+            or (block.room <= 0 and not block.has_room())
+            or block.is_heavy
+        ):
             block = self._next_block(event, positions)
             if block is None:
                 return False
@@ -357,13 +388,10 @@ class Buffer:
         """Bytes in blocks that aren't written."""
         return sum(block.bytes for _, block in tuple(self._waiting))
 
-    def _is_heavy(self, block: Block) -> bool:
-        return block.object_bytes > self._capacity // BLOCKS
-
     def _next_block(self, event: Event, positions: Callable[[], Positions]) -> Block | None:
         """The block to go on with: another one if this one is full, or is old and the other one is free."""
         block = self._block
-        if block is not None and block.has_room() and not self._is_heavy(block) and self._free.empty():
+        if block is not None and block.has_room() and not block.is_heavy and self._free.empty():
             return block  # it is old, but the writer is behind: then fewer and longer blocks are better
         start = positions()
         self.flush()
@@ -386,6 +414,7 @@ class Buffer:
                     continue
         finally:
             self.seconds_waited += time.monotonic() - began
+            self._waited()
         return None
 
 

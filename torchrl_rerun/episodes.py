@@ -51,6 +51,7 @@ class Episodes:
     Attributes:
         frames: how many frames there have been.
         steps: how many calls of ``env.step`` there have been.
+        all_begun: whether it is known that all environments have been reset.
 
     >>> episodes = Episodes(2)
     >>> episodes.apply(episodes.event(None, 0, is_step=False))
@@ -68,7 +69,7 @@ class Episodes:
         self._latest = np.zeros((envs, len(TIMELINES)), np.int64)
         # The last event, while it was one of all environments: then their rows of `_latest` wait to be filled in.
         self._shared: Event | None = None
-        self._all_begun = False
+        self.all_begun = False
 
     def event(self, rows: Rows, now: int, *, is_step: bool) -> Event:
         """What is about to happen at time ``now``: the environments ``rows`` are stepped, or reset. Changes nothing."""
@@ -113,10 +114,10 @@ class Episodes:
 
     def never_begun(self, rows: Rows) -> Rows:
         """Those of ``rows`` that were never reset, an empty array if there are none."""
-        if self._all_begun:
+        if self.all_begun:
             return _NONE
         fresh = self._episode < 0
-        self._all_begun = not fresh.any()
+        self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
 
     def _stamp(self, at: slice | npt.NDArray[np.intp], event: Event) -> None:

@@ -49,11 +49,20 @@ class Feed:
         self._settings = settings
         self.recording: Recording | None = None
         self._reads: dict[Moment, list[_Read]] = {}
+        self._forget_keys()
         self._skipped: set[Key] = set()
         self._last: TensorDictBase | None = None
         self._resets_itself = False
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
+
+    def _forget_keys(self) -> None:
+        self._reads, self._skipped = {}, set()
+        self._is_described = False
+        # Both what is observed and what else comes of a step are read from the same tensordict; the first so many of
+        # these are observations.
+        self._reads_of_following: list[_Read] = []
+        self._observed = 0
 
     # --- live ---
 
@@ -64,9 +73,8 @@ class Feed:
             env: the environment, for its specs.
             root: what goes into the step.
         """
-        reads = self._reads.get(Moment.ACTED)
-        if reads is not None:
-            return [read.value(root) for read in reads]
+        if self._is_described:
+            return [read.value(root) for read in self._reads[Moment.ACTED]]
         if self._settings.in_keys is not None:
             keys = list(self._settings.in_keys)
         else:
@@ -91,12 +99,11 @@ class Feed:
         if Moment.OBSERVED not in self._reads:
             with _describing(recording):
                 self._describe_observed(recording, env(), observed, outcome)
-        if not self._reads:
-            return  # describing failed
-        try:
-            recording.reset(self._arrays(Moment.OBSERVED, observed), mask)
-        except Exception as error:  # training goes on: it is kept for the next `dump()`
-            recording.fail(error)
+        if Moment.OBSERVED in self._reads:
+            try:
+                recording.reset(self._arrays(self._reads[Moment.OBSERVED], observed), mask)
+            except Exception as error:  # training goes on: it is kept for the next `dump()`
+                recording.fail(error)
 
     def step(
         self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask = None
@@ -110,26 +117,41 @@ class Feed:
             following: what came of it.
             mask: which environments were stepped.
         """
-        recording = self._opened(env, following)
-        if not self._fits(recording, following):
+        recording = self.recording
+        if recording is None or not recording.alive or not self._is_described:
+            recording = self._begun_stepping(env, root, acted, following, mask)
+        if recording is None or not self._fits(recording, following):
             return
-        fresh = recording.never_reset(mask)
-        if fresh is not None:  # they were reset before our time: what the policy saw is their first observation
-            self.reset(env, root, fresh)
-        if Moment.STEPPED not in self._reads:
-            with _describing(recording):
-                self._describe_stepped(recording, env(), root, acted, following)
-        if not self._reads:
-            return  # describing failed
+        if not recording.all_begun:
+            self._begin_those_never_reset(recording, env, root, mask)
         try:
-            actions = self._actions(acted)
-            observed = self._arrays(Moment.OBSERVED, following)
+            arrays = self._arrays(self._reads_of_following, following)
+            observed, stepped = arrays[: self._observed], arrays[self._observed :]
             if self._resets_itself:
                 keys = [read.key for read in self._reads[Moment.OBSERVED]]
                 observed = specs.without_last_observations(keys, observed, env(), following)
-            recording.step(actions, observed, self._arrays(Moment.STEPPED, following), mask)
+            recording.step(self._actions(acted), observed, stepped, mask)
         except Exception as error:  # training goes on: it is kept for the next `dump()`
             recording.fail(error)
+
+    def _begun_stepping(
+        self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask
+    ) -> Recording | None:
+        """The recording, opened, with all its keys described; None if that failed."""
+        recording = self._opened(env, following)
+        if self._is_described or not self._fits(recording, following):
+            return recording
+        self._begin_those_never_reset(recording, env, root, mask)
+        if Moment.OBSERVED in self._reads and Moment.STEPPED not in self._reads:
+            with _describing(recording):
+                self._describe_stepped(recording, env(), root, acted, following)
+        return recording if self._is_described else None
+
+    def _begin_those_never_reset(self, recording: Recording, env: EnvOf, root: TensorDictBase, mask: Mask) -> None:
+        """Environments may have been reset before our time: what the policy saw is their first observation then."""
+        fresh = recording.never_reset(mask)
+        if fresh is not None:
+            self.reset(env, root, fresh)
 
     # --- stored ---
 
@@ -226,7 +248,10 @@ class Feed:
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
+        self._observed = len(self._reads[Moment.OBSERVED])
+        self._reads_of_following = self._reads[Moment.OBSERVED] + self._reads[Moment.STEPPED]
         recording.keep()
+        self._is_described = True
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
         if self._settings.in_keys is not None:
@@ -277,10 +302,10 @@ class Feed:
     def _reading(self, recording: Recording, streams: Sequence[Stream]) -> list[_Read]:
         return [_Read(stream, recording.source.batch_size) for stream in streams]
 
-    def _arrays(self, moment: Moment, tensordict: TensorDictBase) -> list[Any]:
-        """What a tensordict holds of the keys of a moment, as arrays; None for what it lacks."""
+    def _arrays(self, reads: Sequence[_Read], tensordict: TensorDictBase) -> list[Any]:
+        """What a tensordict holds of some keys, as arrays; None for what it lacks."""
         arrays: list[Any] = []
-        for read in self._reads[moment]:
+        for read in reads:
             value = read.value(tensordict)
             arrays.append(None if value is None else self._array(read, value))
         return arrays
@@ -327,7 +352,7 @@ class Feed:
         if self.recording is None or not self.recording.alive:
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             self._last = None if ended is None else self._last
-            self._reads, self._skipped = {}, set()
+            self._forget_keys()
             self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
         return self.recording
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,10 @@ class Recording:
         recording_id: id of the Rerun recording.
         continues: the recording whose counters go on, if it was of as many environments.
 
+    Attributes:
+        alive: whether it is open, and of this process.
+        process: the process that it is of.
+
     Raises:
         IndexError: ``logged_envs`` names an environment that isn't there.
     """
@@ -114,22 +119,25 @@ class Recording:
         self._described: list[list[Stream]] = [[] for _ in Moment]
         self._small = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
         self._bulky = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
+        self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
+        self._news = False
         self._batch_statistics = BatchStatistics(source.fps, Sums(source.envs))
         self._error: Exception | None = None
         self._failed_at: int | None = None
         self._warned = False
         self._warned_of_waiting = False
-        self._warned_of_viewer = False
+        self._warned_of: set[str] = set()
         self._began = time.monotonic()
-        self._closed = False
+        self.alive = True
         self.process = os.getpid()
+        _open.add(self)
 
     def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
         max_age = self._options.flush_seconds
         if self._viewers:
             max_age = min(max_age, LIVE_SECONDS)
-        return Buffer(envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=max_age)
+        return Buffer(envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=max_age, waited=self._noticed)
 
     # --- what is recorded ---
 
@@ -137,11 +145,6 @@ class Recording:
     def streams(self) -> list[Stream]:
         """All streams, in the order in which they were described."""
         return [stream for streams in self._described for stream in streams]
-
-    @property
-    def alive(self) -> bool:
-        """Whether this recording is open, and of this process."""
-        return not self._closed and self.process == os.getpid()
 
     def describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
         """Say what is seen at a moment, before the first values of it.
@@ -158,6 +161,7 @@ class Recording:
             added = [track for track, is_bulky in tracks if is_bulky is bulk]
             if added:
                 buffer.tracks = (*buffer.tracks, *added)
+        self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
         self._announce([track for track, _ in tracks])
         if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
@@ -176,6 +180,10 @@ class Recording:
         self._batch.tracks = tracks
         self._writer.put(self._batch_statistics.static(tracks))
 
+    def _noticed(self) -> None:
+        """Something went wrong or slowly, on whatever thread: the next frame tells."""
+        self._news = True
+
     def _share_out(self) -> None:
         """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
         both = self._options.buffer_bytes
@@ -186,7 +194,7 @@ class Recording:
     def _announce(self, tracks: Sequence[Track]) -> None:
         if self._writer is None:
             names = {"application_id": self.application_id, "recording_id": self.recording_id}
-            self._writer = Writer(self.sink, self._viewers, **names)
+            self._writer = Writer(self.sink, self._viewers, self._noticed, **names)
             info = rr.archetypes.RecordingInfo(name=Path(self.sink.label).stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
         described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
@@ -215,6 +223,11 @@ class Recording:
         """
         self._add((observed, stepped, acted), mask, is_step=True)
 
+    @property
+    def all_begun(self) -> bool:
+        """Whether all environments that are recorded have been reset."""
+        return self.episodes.all_begun
+
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
         fresh = self.episodes.never_begun(self._rows(mask))
@@ -242,7 +255,7 @@ class Recording:
         kept = True
         if self._batch is not None:
             everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-            kept = self._batch.add(event._replace(rows=everyone), moments, _nowhere)
+            kept = self._batch.add(event if everyone is rows else event._replace(rows=everyone), moments, _nowhere)
         if not concerns_none:
             if self._select is not None:
                 moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
@@ -250,16 +263,18 @@ class Recording:
                 for array in arrays or ():
                     if array is None:  # `in` would compare arrays
                         self._split_where_keys_are_missing(moments)
-            for buffer in (self._small, self._bulky):
-                if buffer.tracks and not buffer.add(event, moments, self.episodes.positions):
-                    kept = False
+            for buffer in self._in_detail:
+                kept = buffer.add(event, moments, self.episodes.positions) and kept
         self.episodes.apply(event)
-        if not self._warned_of_waiting and self._seconds_waited() > PATIENCE:
-            self._warn_of_waiting()
-        if self._viewers and not self._warned_of_viewer:
-            self._warn_of_viewer()
-        if not kept or (self._writer is not None and self._writer.error is not None):
-            self._warn_of_failure()
+        if not kept or self._news:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Warn, once each, of what the environment's thread should know."""
+        self._news = False
+        self._warn_of_failure()
+        self._warn_of_waiting()
+        self._warn_of_viewers()
 
     def _selected(self, arrays: Arrays | None) -> Arrays | None:
         """The values of those environments that are recorded."""
@@ -307,7 +322,7 @@ class Recording:
         """
         if not self.alive:
             return
-        self._closed = True
+        self.alive = False
         self._flush()
         if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
             try:
@@ -339,7 +354,7 @@ class Recording:
 
     def abandon(self) -> None:
         """Stop, and remove the file: what was begun can't be recorded as the user asked."""
-        self._closed = True
+        self.alive = False
         if self._writer is not None:
             self._writer.finish()
         self.sink.discard()
@@ -420,6 +435,8 @@ class Recording:
 
     def _warn_of_waiting(self) -> None:
         """The environment is held up: say so once, with what to do about it."""
+        if self._warned_of_waiting or self._seconds_waited() < PATIENCE:
+            return
         self._warned_of_waiting = True
         stats = self.stats()
         warn(
@@ -430,12 +447,12 @@ class Recording:
             RuntimeWarning,
         )
 
-    def _warn_of_viewer(self) -> None:
+    def _warn_of_viewers(self) -> None:
         """A viewer that is gone costs frames that nobody would have seen: say so once, and go on."""
         for viewer in self._viewers:
             trouble = viewer.trouble()
-            if trouble is not None:
-                self._warned_of_viewer = True
+            if trouble is not None and viewer.url not in self._warned_of:
+                self._warned_of.add(viewer.url)
                 warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
 
     def _failure(self) -> RecordingError | None:
@@ -496,3 +513,16 @@ def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) 
     sums = tuple(stream for stream in streams if stream.sums)
     if sums:
         yield Track(moment, sums), False
+
+
+_open: weakref.WeakSet[Recording] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """A forked process has no writer's thread, and the files are its parent's."""
+    for recording in _open:
+        recording.alive = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)

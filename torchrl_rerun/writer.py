@@ -21,6 +21,7 @@ class Writer:
     Args:
         sink: an open sink. It is waited for.
         viewers: get copies of what there is room for. They are never waited for.
+        noticed: called on the writer's thread when something has gone wrong.
         application_id, recording_id: what the recording is called.
 
     Attributes:
@@ -28,9 +29,18 @@ class Writer:
         busy_seconds: how long it has been at work.
     """
 
-    def __init__(self, sink: Sink, viewers: Sequence[Viewer], *, application_id: str, recording_id: str) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        viewers: Sequence[Viewer],
+        noticed: Callable[[], None],
+        *,
+        application_id: str,
+        recording_id: str,
+    ) -> None:
         self._sink = sink
         self._viewers = viewers
+        self._noticed = noticed
         self._application_id = application_id
         self._recording_id = recording_id
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
@@ -81,6 +91,7 @@ class Writer:
             self.error = self.error or error
             with contextlib.suppress(OSError):
                 self._sink.truncate(self._whole_bytes)
+            self._noticed()
 
     def _stream(self) -> Iterator[Chunk]:
         """All chunks, one after the other. Being asked for the next one means that those before are with the sink."""
@@ -102,6 +113,8 @@ class Writer:
                 raise
             self._whole_bytes = self._sink.size()
             job.written()
+            if any(viewer.trouble() is not None for viewer in self._viewers):
+                self._noticed()
             self.busy_seconds += time.monotonic() - began
 
 
