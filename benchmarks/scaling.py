@@ -1,0 +1,56 @@
+"""How the cost grows with the number of environments, all of them in detail, with the writer at work."""
+
+from __future__ import annotations
+
+from benchmarks.report import Detail, Effort, Report
+from benchmarks.throughput import Sustained, sustain
+from benchmarks.timing import mega
+from benchmarks.workloads import robots
+
+ENVS = (1, 16, 64, 256, 4096)
+PERIOD = 0.005
+
+
+def measure(effort: Effort) -> Report:
+    """15 seconds of steps of 5 ms for each number of environments, after a third of that; quick: 5 seconds."""
+    seconds = float(effort.of(20, 6))
+    steps = round(seconds / PERIOD)
+    return Report(
+        details=tuple(
+            _detail(
+                sustain(
+                    robots(envs), steps=steps, warm_up=max(1, steps // 4), period=PERIOD, seconds=seconds, logged_envs="all"
+                )
+            )
+            if envs < 1000
+            # It may be that each step waits for the writer: then the first block is warm-up enough.
+            else _detail(
+                sustain(robots(envs), steps=steps, warm_up=30, period=PERIOD, seconds=seconds, logged_envs="all")
+            )
+            for envs in ENVS
+        )
+    )
+
+
+def _detail(found: Sustained) -> Detail:
+    envs = found.sizes.envs
+    recorded = (found.steps + 1) * envs
+    hooks, writer = found.hooks.mean / envs, found.threads.writer * 1e6 / recorded
+    others, file_bytes = found.threads.others * 1e6 / recorded, found.file_bytes / recorded
+    rate = found.counted * envs / found.wall
+    return Detail(
+        "scaling: (48 + 12 + 1) of each environment, all in detail, steps of 5 ms",
+        f"{envs:,} environments, {found.counted:,} steps ({mega(found.file_bytes)})",
+        f"per environment step: hooks {hooks:.3f} us (median {found.hooks.median / envs:.3f}), writer {writer:.3f} us, "
+        f"other threads {others:.3f} us, {file_bytes:,.0f} bytes on disk; {rate:,.0f} of them a second; "
+        f"writer {found.writer_share:.0%} of a core, {'keeps up' if found.keeps_up else 'falls behind'}",
+        {
+            "envs": envs,
+            "hooks_us_per_env_step": hooks,
+            "writer_us_per_env_step": writer,
+            "others_us_per_env_step": others,
+            "bytes_per_env_step": file_bytes,
+            "env_steps_per_s": rate,
+            **found.numbers(),
+        },
+    )

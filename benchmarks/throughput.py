@@ -1,0 +1,251 @@
+"""What recording costs in a long run, with the writer at work beside the environment.
+
+The environment takes a given time for each step, asleep or busy in Python, and the step's data are renewed before the
+hooks are timed. A copy of the same bytes is timed in the same steps, before or after the hooks by turns: the first of the
+two pays for what sleep has cooled down.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Detail, Effort, Report, Row
+from benchmarks.timing import ThreadTimes, Timings, mega, micro
+from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, robots
+
+BLOCKS = 50
+HALF = 2  # a block is at most one half of the recorder's buffer
+
+COPIES, ADDED_US = 3.0, 50.0
+BATCH_US, BATCH_SHARE = 150.0, 0.01
+
+Idle = Callable[[float], None]
+"""How the environment spends its time, until a moment of ``time.perf_counter()``."""
+
+
+def asleep(until: float) -> None:
+    """Wait without the processor and without the GIL, as for a simulator elsewhere."""
+    time.sleep(max(0.0, until - time.perf_counter()))
+
+
+class BusyInPython:
+    """Keeps the GIL, as an environment written in Python does, and counts how much work it got done."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.seconds = 0.0
+
+    def __call__(self, until: float) -> None:
+        """Work until then."""
+        start = time.perf_counter()
+        done = 0
+        while time.perf_counter() < until:
+            for _ in range(50):
+                done += 1
+        self.done += done
+        self.seconds += time.perf_counter() - start
+
+    @property
+    def speed(self) -> float:
+        """Work done in a second."""
+        return self.done / self.seconds
+
+
+@dataclass
+class Sustained:
+    """What a long run showed.
+
+    Attributes:
+        sizes: what was recorded.
+        period: seconds that the environment takes for a step.
+        hooks, copy: times of the steps that count.
+        wall: seconds that those steps took.
+        dump: seconds that ``dump()`` took at the end.
+        threads: processor time from the first step to the end of ``dump()``.
+        steps: how many steps there were from the first to the end of ``dump()``.
+        file_bytes: size of the file after ``dump()``.
+    """
+
+    sizes: Sizes
+    period: float
+    hooks: Timings = field(default_factory=lambda: Timings([[]]))
+    copy: Timings = field(default_factory=lambda: Timings([[]]))
+    wall: float = 0.0
+    dump: float = 0.0
+    threads: ThreadTimes = field(default_factory=lambda: ThreadTimes(0, 0, 0))
+    steps: int = 0
+    file_bytes: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Steps that were timed."""
+        return len(self.hooks.rounds[0])
+
+    @property
+    def delay(self) -> float:
+        """How much longer the run took than the environment alone, as a share of the latter."""
+        return self.wall / (self.counted * self.period) - 1
+
+    @property
+    def writer_share(self) -> float:
+        """Processor time of the writer's thread, as a share of the time in which it had to be done."""
+        return self.threads.writer / (self.wall + self.dump)
+
+    @property
+    def keeps_up(self) -> bool:
+        """The environment never had to wait for long: it lost at most 2 %, and no backlog is left at the end."""
+        return self.delay < 0.02 + self.hooks.median / 1e6 / self.period and self.dump < 0.1 * self.wall
+
+    def numbers(self) -> dict[str, float]:
+        """For the JSON file."""
+        return {
+            **self.hooks.numbers("hooks"),
+            **self.copy.numbers("copy"),
+            "worst_us": self.hooks.worst,
+            "steps": self.counted,
+            "period_s": self.period,
+            "delay": self.delay,
+            "dump_s": self.dump,
+            "writer_share": self.writer_share,
+            "other_threads_s": self.threads.others,
+            "file_bytes": self.file_bytes,
+        }
+
+
+def sustain(
+    sizes: Sizes, *, steps: int, warm_up: int, period: float, idle: Idle = asleep, seconds: float = 1e9, **options: Any
+) -> Sustained:
+    """Record a long run.
+
+    Args:
+        sizes: what is recorded.
+        steps: steps that are timed.
+        warm_up: steps before them, in which the recorder's memory is touched for the first time.
+        period: seconds of the environment's own in a step.
+        idle: how it spends them.
+        seconds: stop after this long, though there were fewer steps.
+        options: arguments of the recorder.
+    """
+    found = Sustained(sizes, period)
+    workload = Workload(sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.rrd")
+        recorded = Recorded(workload, path, **options)
+        before = ThreadTimes.now()
+        _run(workload, recorded, found, warm_up + steps, warm_up, idle, seconds)
+        start = time.perf_counter()
+        recorded.recorder.dump()
+        found.dump = time.perf_counter() - start
+        found.threads = ThreadTimes.now() - before
+        found.file_bytes = path.stat().st_size
+        recorded.close()
+    return found
+
+
+def _run(
+    workload: Workload, recorded: Recorded, found: Sustained, steps: int, warm_up: int, idle: Idle, seconds: float
+) -> None:
+    both = (recorded.step, found.hooks.rounds[0]), (copy_into_ring(workload, 64 << 20), found.copy.rounds[0])
+    orders = both, both[::-1]
+    begin = following = time.perf_counter()
+    started = begin
+    for number in range(steps):
+        if number == warm_up:
+            for _, times in both:
+                times.clear()
+            started = time.perf_counter()
+        following = max(following + found.period, time.perf_counter())
+        idle(following)
+        workload.renew(number)
+        for step, times in orders[number % 2]:
+            start = time.perf_counter_ns()
+            step()
+            times.append(time.perf_counter_ns() - start)
+        if following - begin > seconds and number > warm_up:
+            break
+    found.wall = time.perf_counter() - started
+    found.steps = number + 1
+
+
+def measure_all(effort: Effort) -> Report:
+    """256 environments, all in detail: 50 blocks of the default buffer; quick: of a buffer of 16 MiB, whose short blocks
+
+    are harder on the writer. And the same, shorter, with an environment that is busy in Python.
+    """
+    sizes, period = robots(256), 0.005
+    buffer_bytes = effort.of(64, 16) << 20
+    block = buffer_bytes // HALF // sizes.step_bytes
+    options = {"buffer_bytes": buffer_bytes, "logged_envs": "all"}
+    found = sustain(sizes, steps=BLOCKS * block, warm_up=3 * block, period=period, **options)
+    allowed = COPIES * found.copy.median + ADDED_US
+    workload = f"{sizes}, all in detail, {found.counted:,} steps of 5 ms, blocks of {mega(buffer_bytes / HALF)}"
+    row = Row(
+        f"the same, sustained over {BLOCKS} blocks",
+        workload,
+        f"mean {micro(found.hooks.mean)} a step, memcpy {micro(found.copy.mean)}; "
+        f"writer {'keeps up' if found.keeps_up else 'falls behind'}",
+        f"{found.hooks.mean / found.copy.mean:.1f} x",
+        f"mean <= {COPIES:.0f} x memcpy's + {ADDED_US:.0f} us = {micro(allowed)}, the writer keeping up",
+        found.hooks.mean <= allowed and found.keeps_up,
+        found.numbers(),
+    )
+    return Report((row,), (*_details(found, f"{sizes}, asleep"), *_busy(effort, sizes, options)))
+
+
+def _busy(effort: Effort, sizes: Sizes, options: dict[str, Any]) -> tuple[Detail, ...]:
+    """The same with an environment that keeps the GIL: how much of Python's speed the writer takes from it."""
+    alone, beside = BusyInPython(), BusyInPython()
+    begin = time.perf_counter()
+    for number in range(200):
+        alone(begin + (number + 1) * 0.005)
+    steps = effort.of(4000, 1000)
+    found = sustain(sizes, steps=steps, warm_up=steps // 4, period=0.005, idle=beside, **options)
+    lost = 1 - beside.speed / alone.speed
+    name = f"{sizes}, busy in Python"
+    speed = Detail(name, "speed of the environment's own Python that is lost to the writer", f"{lost:.1%}", {"lost": lost})
+    return (*_details(found, name), speed)
+
+
+def measure_batch(effort: Effort) -> Report:
+    """4096 environments with the defaults, 1,000 steps in 50 blocks of 0.4 s; quick: 500 in blocks of 0.2 s.
+
+    By default a block would be 5 seconds: short ones are more work for the writer. And a shorter run of all of them in
+    detail.
+    """
+    sizes, period = robots(4096), 0.02
+    flush_seconds = effort.of(4, 2) / 10
+    block = round(flush_seconds / period)
+    found = sustain(sizes, steps=BLOCKS * block, warm_up=3 * block, period=period, flush_seconds=flush_seconds)
+    row = Row(
+        f"the same, sustained over {BLOCKS} blocks",
+        f"{sizes}, defaults, {found.counted:,} steps of 20 ms, blocks of {flush_seconds} s",
+        f"mean {micro(found.hooks.mean)} a step; writer {'keeps up' if found.keeps_up else 'falls behind'}",
+        f"{found.hooks.mean / 1e6 / period:.2%} of the env",
+        f"mean <= {BATCH_US:.0f} us, < {BATCH_SHARE:.0%} of an env's 20 ms",
+        found.hooks.mean <= BATCH_US and found.hooks.mean / 1e6 < BATCH_SHARE * period,
+        found.numbers(),
+    )
+    steps = effort.of(400, 100)
+    every = sustain(sizes, steps=steps, warm_up=steps // 4, period=period, logged_envs="all")
+    return Report((row,), (*_details(found, f"{sizes}, defaults"), *_details(every, f"{sizes}, all in detail")))
+
+
+def _details(found: Sustained, name: str) -> tuple[Detail, ...]:
+    per_env = found.hooks.mean / found.sizes.envs
+    return (
+        Detail(name, "hooks, per step of all environments", f"{found.hooks}; worst {micro(found.hooks.worst)}"),
+        Detail(name, "memcpy in the same steps", str(found.copy)),
+        Detail(name, "hooks, mean per environment step", f"{per_env * 1e3:,.1f} ns"),
+        Detail(
+            name,
+            "the writer",
+            f"{'keeps up' if found.keeps_up else 'falls behind'}; {found.writer_share:.1%} of a core in its Python thread; "
+            f"the env lost {found.delay:.1%}; dump() at the end {found.dump:.2f} s",
+            found.numbers(),
+        ),
+    )
