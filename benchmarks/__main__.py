@@ -77,7 +77,16 @@ def _all(names: list[str], path: Path, *, quick: bool) -> int:
 def _in_its_own_process(name: str, *, quick: bool) -> Report | None:
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder, "report.json")
-        command = [sys.executable, "-m", "benchmarks", "--only", name, "--into", into, *(["--quick"] if quick else [])]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "--only",
+            name,
+            "--into",
+            str(into),
+            *(["--quick"] if quick else []),
+        ]
         run = subprocess.run(command, check=False, cwd=ROOT)
         return None if run.returncode else Report.from_json(json.loads(into.read_text()))
 

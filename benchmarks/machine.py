@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +25,7 @@ def describe() -> dict[str, str]:
         "Python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
         "commit": _commit(),
-        "on": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "on": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
@@ -38,10 +39,9 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    try:
-        run = subprocess.run(  # noqa: S607 - whichever git the developer uses
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
-    except (OSError, subprocess.CalledProcessError):
+    git = shutil.which("git")
+    if git is None:
         return "unknown"
-    return run.stdout.strip()
+    command = [git, "describe", "--always", "--dirty"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return run.stdout.strip() or "unknown"

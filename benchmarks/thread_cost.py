@@ -49,6 +49,11 @@ def _contenders(workload: Workload, folder: Path) -> dict[str, Contender]:
     record_video = Hooked(workload, video).step
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+
+    def alone_again() -> None:
+        video.obs.clear()
+        torch.set_num_threads(1)
+
     gym = _record_video(workload, folder / "gym")
     stream = rr.RecordingStream("benchmarks")
     stream.save(folder / "log.rrd")
@@ -61,7 +66,7 @@ def _contenders(workload: Workload, folder: Path) -> dict[str, Contender]:
         "VideoRecorder, all threads": Contender(
             record_video,
             before_round=lambda: torch.set_num_threads(threads),
-            after_round=lambda: (video.obs.clear(), torch.set_num_threads(1)),
+            after_round=alone_again,
         ),
         "RecordVideo": Contender(lambda: gym.step(None), after_round=gym.recorded_frames.clear),
         "rr.log": Contender(log_each(workload, stream), after_round=stream.flush),

@@ -1,6 +1,6 @@
 """What recording costs in a long run, with the writer at work beside the environment.
 
-The environment takes a given time for each step, asleep or busy in Python, and the step's data are renewed before the
+The environment takes a given time for each step, asleep, computing, or busy in Python, and the step's data are renewed before the
 hooks are timed. A copy of the same bytes is timed in the same steps, before or after the hooks by turns: the first of the
 two pays for what sleep has cooled down.
 """
@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.report import Detail, Effort, Report, Row
-from benchmarks.timing import ThreadTimes, Timings, mega, micro
+from benchmarks.timing import ThreadTimes, Timings, micro
 from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, robots
 
 BLOCKS = 50
+BUFFER_BYTES = 64 << 20  # the recorder's default
 HALF = 2  # a block is at most one half of the recorder's buffer
 
 COPIES, ADDED_US = 3.0, 50.0
@@ -31,6 +34,18 @@ Idle = Callable[[float], None]
 def asleep(until: float) -> None:
     """Wait without the processor and without the GIL, as for a simulator elsewhere."""
     time.sleep(max(0.0, until - time.perf_counter()))
+
+
+class Computing:
+    """Uses the processor and its caches without the GIL, as a simulator in this process does."""
+
+    def __init__(self) -> None:
+        self._state = np.random.default_rng(0).standard_normal(1 << 15)
+
+    def __call__(self, until: float) -> None:
+        """Compute until then, in pieces of about 0.1 ms."""
+        while time.perf_counter() < until:
+            np.sin(self._state, out=self._state)
 
 
 class BusyInPython:
@@ -88,7 +103,10 @@ class Sustained:
 
     @property
     def delay(self) -> float:
-        """How much longer the run took than the environment alone, as a share of the latter."""
+        """How much longer the run took than the environment alone, as a share of the latter.
+
+        Hooks that fit into the environment's period delay nothing; waiting for the writer does.
+        """
         return self.wall / (self.counted * self.period) - 1
 
     @property
@@ -98,8 +116,8 @@ class Sustained:
 
     @property
     def keeps_up(self) -> bool:
-        """The environment never had to wait for long: it lost at most 2 %, and no backlog is left at the end."""
-        return self.delay < 0.02 + self.hooks.median / 1e6 / self.period and self.dump < 0.1 * self.wall
+        """The environment had not to wait, but for 2 % of the time, and no backlog is left at the end."""
+        return self.delay < 0.02 and self.dump < 0.05 * self.wall
 
     def numbers(self) -> dict[str, float]:
         """For the JSON file."""
@@ -120,7 +138,7 @@ class Sustained:
 def sustain(
     sizes: Sizes, *, steps: int, warm_up: int, period: float, idle: Idle = asleep, seconds: float = 1e9, **options: Any
 ) -> Sustained:
-    """Record a long run.
+    """Record a long run. What the workload's data cost is in none of the times but the whole run's.
 
     Args:
         sizes: what is recorded.
@@ -137,7 +155,7 @@ def sustain(
         path = Path(folder, "run.rrd")
         recorded = Recorded(workload, path, **options)
         before = ThreadTimes.now()
-        _run(workload, recorded, found, warm_up + steps, warm_up, idle, seconds)
+        _run(workload, recorded, found, steps=warm_up + steps, warm_up=warm_up, idle=idle, seconds=seconds)
         start = time.perf_counter()
         recorded.recorder.dump()
         found.dump = time.perf_counter() - start
@@ -148,9 +166,16 @@ def sustain(
 
 
 def _run(
-    workload: Workload, recorded: Recorded, found: Sustained, steps: int, warm_up: int, idle: Idle, seconds: float
+    workload: Workload,
+    recorded: Recorded,
+    found: Sustained,
+    *,
+    steps: int,
+    warm_up: int,
+    idle: Idle,
+    seconds: float,
 ) -> None:
-    both = (recorded.step, found.hooks.rounds[0]), (copy_into_ring(workload, 64 << 20), found.copy.rounds[0])
+    both = (recorded.step, found.hooks.rounds[0]), (copy_into_ring(workload, BUFFER_BYTES), found.copy.rounds[0])
     orders = both, both[::-1]
     begin = following = time.perf_counter()
     started = begin
@@ -173,20 +198,17 @@ def _run(
 
 
 def measure_all(effort: Effort) -> Report:
-    """256 environments, all in detail: 50 blocks of the default buffer; quick: of a buffer of 16 MiB, whose short blocks
+    """256 environments, all in detail: 50 blocks, as many as the data's own bytes fill; quick: 10.
 
-    are harder on the writer. And the same, shorter, with an environment that is busy in Python.
+    And the same, shorter, with an environment that computes without the GIL, and with one that is busy in Python.
     """
-    sizes, period = robots(256), 0.005
-    buffer_bytes = effort.of(64, 16) << 20
-    block = buffer_bytes // HALF // sizes.step_bytes
-    options = {"buffer_bytes": buffer_bytes, "logged_envs": "all"}
-    found = sustain(sizes, steps=BLOCKS * block, warm_up=3 * block, period=period, **options)
-    allowed = COPIES * found.copy.median + ADDED_US
-    workload = f"{sizes}, all in detail, {found.counted:,} steps of 5 ms, blocks of {mega(buffer_bytes / HALF)}"
+    sizes, period, blocks = robots(256), 0.005, effort.of(BLOCKS, 10)
+    block = BUFFER_BYTES // HALF // sizes.step_bytes
+    found = sustain(sizes, steps=blocks * block, warm_up=3 * block, period=period, logged_envs="all")
+    allowed = COPIES * found.copy.mean + ADDED_US
     row = Row(
-        f"the same, sustained over {BLOCKS} blocks",
-        workload,
+        f"the same, sustained over {blocks} blocks",
+        f"{sizes}, all in detail, {found.counted:,} steps of 5 ms",
         f"mean {micro(found.hooks.mean)} a step, memcpy {micro(found.copy.mean)}; "
         f"writer {'keeps up' if found.keeps_up else 'falls behind'}",
         f"{found.hooks.mean / found.copy.mean:.1f} x",
@@ -194,21 +216,30 @@ def measure_all(effort: Effort) -> Report:
         found.hooks.mean <= allowed and found.keeps_up,
         found.numbers(),
     )
-    return Report((row,), (*_details(found, f"{sizes}, asleep"), *_busy(effort, sizes, options)))
+    some = effort.of(8, 2) * block
+    awake = sustain(sizes, steps=some, warm_up=block, period=period, idle=Computing(), logged_envs="all")
+    return Report(
+        (row,),
+        (*_details(found, f"{sizes}, asleep"), *_details(awake, f"{sizes}, computing"), *_busy(sizes, some, block)),
+    )
 
 
-def _busy(effort: Effort, sizes: Sizes, options: dict[str, Any]) -> tuple[Detail, ...]:
+def _busy(sizes: Sizes, steps: int, warm_up: int) -> tuple[Detail, ...]:
     """The same with an environment that keeps the GIL: how much of Python's speed the writer takes from it."""
     alone, beside = BusyInPython(), BusyInPython()
-    begin = time.perf_counter()
-    for number in range(200):
-        alone(begin + (number + 1) * 0.005)
-    steps = effort.of(4000, 1000)
-    found = sustain(sizes, steps=steps, warm_up=steps // 4, period=0.005, idle=beside, **options)
+    _keep_busy(alone)
+    found = sustain(sizes, steps=steps, warm_up=warm_up, period=0.005, idle=beside, logged_envs="all")
+    _keep_busy(alone)
     lost = 1 - beside.speed / alone.speed
     name = f"{sizes}, busy in Python"
-    speed = Detail(name, "speed of the environment's own Python that is lost to the writer", f"{lost:.1%}", {"lost": lost})
-    return (*_details(found, name), speed)
+    what = "speed of the environment's own Python that is lost to the writer, beside none before and after"
+    return (*_details(found, name), Detail(name, what, f"{lost:.1%}", {"lost": lost}))
+
+
+def _keep_busy(busy: BusyInPython) -> None:
+    begin = time.perf_counter()
+    for number in range(400):
+        busy(begin + (number + 1) * 0.005)
 
 
 def measure_batch(effort: Effort) -> Report:
@@ -232,7 +263,17 @@ def measure_batch(effort: Effort) -> Report:
     )
     steps = effort.of(400, 100)
     every = sustain(sizes, steps=steps, warm_up=steps // 4, period=period, logged_envs="all")
-    return Report((row,), (*_details(found, f"{sizes}, defaults"), *_details(every, f"{sizes}, all in detail")))
+    awake = sustain(
+        sizes, steps=5 * block, warm_up=2 * block, period=period, idle=Computing(), flush_seconds=flush_seconds
+    )
+    return Report(
+        (row,),
+        (
+            *_details(found, f"{sizes}, defaults, asleep"),
+            *_details(awake, f"{sizes}, defaults, computing"),
+            *_details(every, f"{sizes}, all in detail, asleep"),
+        ),
+    )
 
 
 def _details(found: Sustained, name: str) -> tuple[Detail, ...]:
