@@ -262,7 +262,7 @@ def measure_batch(effort: Effort) -> Report:
         found.numbers(),
     )
     steps = effort.of(400, 100)
-    every = sustain(sizes, steps=steps, warm_up=steps // 4, period=period, logged_envs="all")
+    every = sustain(sizes, steps=steps, warm_up=steps // 4, period=period, seconds=effort.of(40, 10), logged_envs="all")
     awake = sustain(
         sizes, steps=5 * block, warm_up=2 * block, period=period, idle=Computing(), flush_seconds=flush_seconds
     )

@@ -84,9 +84,9 @@ class Workload:
         self._length = len(self.pool["reward"])
         self.arrays = {key: values[0].copy() for key, values in self.pool.items()}
         tensors = {key: torch.from_numpy(array) for key, array in self.arrays.items()}
-        flags = {key: torch.zeros(sizes.envs, 1, dtype=torch.bool) for key in ("done", "terminated")}
-        self.observed = {key: tensors[key] for key in ("pixels", "observation") if key in tensors}
-        self.outcome = {"reward": tensors["reward"], **flags}
+        flags: dict[str, Any] = {key: torch.zeros(sizes.envs, 1, dtype=torch.bool) for key in ("done", "terminated")}
+        self.observed: dict[str, Any] = {key: tensors[key] for key in ("pixels", "observation") if key in tensors}
+        self.outcome: dict[str, Any] = {"reward": tensors["reward"], **flags}
         self.root = TensorDict({**self.observed, "action": tensors["action"], **flags}, [sizes.envs])
         self.following = TensorDict({**self.observed, **self.outcome}, [sizes.envs])
 
