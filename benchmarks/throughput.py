@@ -81,7 +81,8 @@ class Sustained:
         hooks, copy: times of the steps that count.
         wall: seconds that those steps took.
         dump: seconds that ``dump()`` took at the end.
-        threads: processor time from the first step to the end of ``dump()``.
+        whole: seconds from the first step, those to warm up included, to the end of ``dump()``.
+        threads: processor time in these.
         steps: how many steps there were from the first to the end of ``dump()``.
         file_bytes: size of the file after ``dump()``.
     """
@@ -92,6 +93,7 @@ class Sustained:
     copy: Timings = field(default_factory=lambda: Timings([[]]))
     wall: float = 0.0
     dump: float = 0.0
+    whole: float = 0.0
     threads: ThreadTimes = field(default_factory=lambda: ThreadTimes(0, 0, 0))
     steps: int = 0
     file_bytes: int = 0
@@ -112,7 +114,7 @@ class Sustained:
     @property
     def writer_share(self) -> float:
         """Processor time of the writer's thread, as a share of the time in which it had to be done."""
-        return self.threads.writer / (self.wall + self.dump)
+        return self.threads.writer / self.whole
 
     @property
     def keeps_up(self) -> bool:
@@ -154,11 +156,11 @@ def sustain(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.rrd")
         recorded = Recorded(workload, path, **options)
-        before = ThreadTimes.now()
+        before, begin = ThreadTimes.now(), time.perf_counter()
         _run(workload, recorded, found, steps=warm_up + steps, warm_up=warm_up, idle=idle, seconds=seconds)
         start = time.perf_counter()
         recorded.recorder.dump()
-        found.dump = time.perf_counter() - start
+        found.dump, found.whole = time.perf_counter() - start, time.perf_counter() - begin
         found.threads = ThreadTimes.now() - before
         found.file_bytes = path.stat().st_size
         recorded.close()
