@@ -1,9 +1,11 @@
 """What one recorded step costs on the environment's thread, beside a copy of its bytes and beside other recorders.
 
 Each contender is given the same 16 environments with images, in rounds of a few steps, one contender after the other. The
-hooks alone are timed, so nothing of the environment is. Torch has one thread: on a busy machine its threads wait for one
-another for milliseconds. ``VideoRecorder`` is timed with all threads too, and the better of the two counts. Between rounds there are pauses: what a contender leaves to a
+hooks alone are timed, so nothing of the environment is. Between rounds there are pauses: what a contender leaves to a
 thread in the background is done there, and doesn't share the processor with what is timed next.
+
+Torch has one thread: on a busy machine its threads wait for one another for milliseconds. ``VideoRecorder`` is timed with
+all of them too, and the better of the two counts.
 """
 
 from __future__ import annotations
