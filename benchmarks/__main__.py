@@ -95,6 +95,7 @@ def _here(name: str, effort: Effort) -> Report:
     os.environ.setdefault("RL_WARNINGS", "0")
     os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
     warnings.filterwarnings("ignore", module="torchrl.*|gymnasium.*")
+    warnings.filterwarnings("ignore", module="benchmarks.*")  # the recorder's own: what they say is in the table
     logging.disable(logging.WARNING)
     module, _, function = MEASUREMENTS[name].partition(":")
     report: Report = getattr(importlib.import_module(module), function)(effort)

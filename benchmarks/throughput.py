@@ -22,10 +22,14 @@ from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, robo
 
 BLOCKS = 50
 BUFFER_BYTES = 64 << 20  # the recorder's default
+FLUSH_SECONDS = 5.0  # likewise
 HALF = 2  # a block is at most one half of the recorder's buffer
 
 COPIES, ADDED_US = 3.0, 50.0
 BATCH_US, BATCH_SHARE = 150.0, 0.01
+
+WORKING = 1e-4
+"""Seconds of processor time in a step from which on the writer is said to have worked in it."""
 
 Idle = Callable[[float], None]
 """How the environment spends its time, until a moment of ``time.perf_counter()``."""
@@ -49,11 +53,12 @@ class Computing:
 
 
 class BusyInPython:
-    """Keeps the GIL, as an environment written in Python does, and counts how much work it got done."""
+    """Keeps the GIL, as an environment written in Python does, and notes how fast it is while the writer works or doesn't."""
 
     def __init__(self) -> None:
-        self.done = 0
-        self.seconds = 0.0
+        self._done = {True: 0, False: 0}
+        self._seconds = {True: 0.0, False: 0.0}
+        self._writer = 0.0
 
     def __call__(self, until: float) -> None:
         """Work until then."""
@@ -62,13 +67,24 @@ class BusyInPython:
         while time.perf_counter() < until:
             for _ in range(50):
                 done += 1
-        self.done += done
-        self.seconds += time.perf_counter() - start
+        took = time.perf_counter() - start
+        writer = ThreadTimes.now().writer
+        beside = writer - self._writer > WORKING
+        self._writer = writer
+        self._done[beside] += done
+        self._seconds[beside] += took
 
     @property
-    def speed(self) -> float:
-        """Work done in a second."""
-        return self.done / self.seconds
+    def beside(self) -> float:
+        """Share of the time in which the writer worked."""
+        return self._seconds[True] / sum(self._seconds.values())
+
+    @property
+    def slowed(self) -> float:
+        """Share of its speed that it loses while the writer works; 0 if the writer never did."""
+        if not all(self._seconds.values()):
+            return 0.0
+        return 1 - self._done[True] / self._seconds[True] / (self._done[False] / self._seconds[False])
 
 
 @dataclass
@@ -118,8 +134,9 @@ class Sustained:
 
     @property
     def keeps_up(self) -> bool:
-        """The environment had not to wait, but for 2 % of the time, and no backlog is left at the end."""
-        return self.delay < 0.02 and self.dump < 0.05 * self.wall
+        """The environment had not to wait, but for 2 % of the time, and at the end less is left than a block's time."""
+        block = BUFFER_BYTES / HALF / self.sizes.step_bytes * self.period
+        return self.delay < 0.02 and self.dump < min(block, FLUSH_SECONDS)
 
     def numbers(self) -> dict[str, float]:
         """For the JSON file."""
@@ -228,20 +245,16 @@ def measure_all(effort: Effort) -> Report:
 
 def _busy(sizes: Sizes, steps: int, warm_up: int) -> tuple[Detail, ...]:
     """The same with an environment that keeps the GIL: how much of Python's speed the writer takes from it."""
-    alone, beside = BusyInPython(), BusyInPython()
-    _keep_busy(alone)
-    found = sustain(sizes, steps=steps, warm_up=warm_up, period=0.005, idle=beside, logged_envs="all")
-    _keep_busy(alone)
-    lost = 1 - beside.speed / alone.speed
+    busy = BusyInPython()
+    found = sustain(sizes, steps=steps, warm_up=warm_up, period=0.005, idle=busy, logged_envs="all")
     name = f"{sizes}, busy in Python"
-    what = "speed of the environment's own Python that is lost to the writer, beside none before and after"
-    return (*_details(found, name), Detail(name, what, f"{lost:.1%}", {"lost": lost}))
-
-
-def _keep_busy(busy: BusyInPython) -> None:
-    begin = time.perf_counter()
-    for number in range(400):
-        busy(begin + (number + 1) * 0.005)
+    lost = Detail(
+        name,
+        "speed of the environment's own Python that is lost while the writer works, beside the rest of the time",
+        f"{busy.slowed:.1%}, in {busy.beside:.0%} of the time",
+        {"slowed": busy.slowed, "beside": busy.beside},
+    )
+    return (*_details(found, name), lost)
 
 
 def measure_batch(effort: Effort) -> Report:
