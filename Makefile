@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/.demo  ## record four CartPoles, and say how to watch them
 	$(BIN)/python examples/parallel_cartpole.py
@@ -14,6 +14,9 @@ lint: .venv/.test  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: .venv/.demo  ## what recording costs; ARGS="--quick --only memory" for some of it
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv recordings

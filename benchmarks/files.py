@@ -1,0 +1,244 @@
+"""Files: how large they are, and how long it takes until all of a run is in one."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import rerun as rr
+
+from benchmarks.report import Detail, Effort, Report, Row
+from benchmarks.thread_cost import log_each
+from benchmarks.timing import NANOSECONDS, mega
+from benchmarks.workloads import PIXELS, SCALARS, Recorded, Workload, grainy, noise, smooth
+from torchrl_rerun import RerunRecorder
+
+TIMES_PARQUET, TIMES_LOG, TIMES_LZ4 = 1.5, 20.0, 0.7
+
+CHUNK_BYTES = 2 << 20
+"""Pieces in which LZ4 gets the data: about what an image stream's chunk is."""
+
+Pool = dict[str, npt.NDArray[Any]]
+
+
+# --- how large: scalars ---
+
+
+def measure_scalars(effort: Effort) -> Report:
+    """10,000 steps, quick or not: of noise, which counts, and of random walks."""
+    del effort
+    steps = 10_000
+    sizes = {name: _scalar_sizes(make(SCALARS, steps)) for name, make in (("noise", noise), ("random walks", smooth))}
+    recorded, parquet, _, raw = sizes["noise"]
+    row = Row(
+        "file size, scalars",
+        f"{SCALARS}, {steps:,} steps of noise",
+        f"{mega(recorded)}; Parquet with zstd {mega(parquet)}; raw {mega(raw)}",
+        f"{recorded / parquet:.2f} x",
+        f"<= {TIMES_PARQUET} x Parquet",
+        recorded <= TIMES_PARQUET * parquet,
+        {"rrd_bytes": recorded, "parquet_bytes": parquet, "raw_bytes": raw},
+    )
+    return Report(
+        (row,), tuple(detail for name, found in sizes.items() for detail in _scalar_details(name, steps, found))
+    )
+
+
+def _scalar_sizes(pool: Pool) -> tuple[int, int, int, int]:
+    """Bytes of the recording, of two Parquet files and of the arrays, for a pool of steps that are recorded once each."""
+    workload = Workload(SCALARS, pool)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.rrd")
+        recorded = Recorded(workload, path)
+        for number in range(len(pool["reward"])):
+            workload.renew(number)
+            recorded.step()
+        recorded.close()
+        plain = _parquet(pool, Path(folder, "plain.parquet"))
+        split = _parquet(pool, Path(folder, "split.parquet"), use_dictionary=False, use_byte_stream_split=True)
+        return path.stat().st_size, plain, split, sum(values.nbytes for values in pool.values())
+
+
+def _parquet(pool: Pool, path: Path, **options: Any) -> int:
+    """Bytes of a Parquet file of a pool: a column per key, a row per step of an environment, one environment's together."""
+    columns = {}
+    for key, values in pool.items():
+        flat = np.ascontiguousarray(values.swapaxes(0, 1)).reshape(-1)
+        columns[key] = pa.FixedSizeListArray.from_arrays(pa.array(flat), values.shape[-1])
+    pq.write_table(pa.table(columns), path, compression="zstd", **options)
+    return path.stat().st_size
+
+
+def _scalar_details(name: str, steps: int, found: tuple[int, int, int, int]) -> tuple[Detail, ...]:
+    recorded, parquet, split, raw = found
+    rows, keys = steps * SCALARS.envs, len(SCALARS.shapes())
+    figure = f"file size, scalars, {name}"
+    return (
+        Detail(
+            figure,
+            "beside the raw arrays, Parquet (zstd), and Parquet (zstd, bytes split)",
+            f"{recorded / raw:.2f} x, {recorded / parquet:.2f} x, {recorded / split:.2f} x",
+            {"rrd_bytes": recorded, "parquet_bytes": parquet, "parquet_split_bytes": split, "raw_bytes": raw},
+        ),
+        Detail(
+            figure,
+            f"per environment step, and per row of its {keys} keys (flags, return and five timelines come on top)",
+            f"{recorded / rows:.1f} and {recorded / rows / keys:.1f} bytes; raw {raw / rows:.1f}; "
+            f"Parquet {parquet / rows:.1f}",
+        ),
+    )
+
+
+# --- how long: images ---
+
+
+def measure_end_to_end(effort: Effort) -> Report:
+    """500 steps, 5 rounds; quick: 2. Of noise, which counts and which LZ4 gives up at, and of images on which it works."""
+    steps = 500
+    pools = {"noise": noise(PIXELS, 64), "grainy images": grainy(PIXELS, 64), "flat images": smooth(PIXELS, 64)}
+    rounds = {"noise": effort.of(5, 2)}
+    found = {name: _end_to_end(pool, steps, rounds=rounds.get(name, effort.of(3, 1))) for name, pool in pools.items()}
+    return Report(_end_to_end_rows(found["noise"], steps), _end_to_end_details(found))
+
+
+class _Ways:
+    """What is timed end to end; each returns bytes on disk, or in memory for LZ4 alone."""
+
+    def __init__(self, workload: Workload, steps: int, path: Path) -> None:
+        self._workload = workload
+        self._steps = steps
+        self._path = path
+
+    def recorder(self) -> tuple[float, int]:
+        """From the first step until ``dump()`` returns."""
+        recorded = Recorded(self._workload, self._path, image_format="raw")
+        seconds = self._seconds(recorded.step, recorded.recorder.dump)
+        size = self._path.stat().st_size
+        recorded.close()
+        return seconds, size
+
+    def recorder_to_the_end(self) -> tuple[float, int]:
+        """The same until ``close()`` returns: with footer and layout."""
+        recorded = Recorded(self._workload, self._path, image_format="raw")
+        seconds = self._seconds(recorded.step, recorded.close)
+        return seconds, self._path.stat().st_size
+
+    def log(self) -> tuple[float, int]:
+        """``rr.log`` per key and environment, until ``flush()`` returns."""
+        stream = rr.RecordingStream("benchmarks")
+        stream.save(self._path)
+        seconds = self._seconds(log_each(self._workload, stream), lambda: stream.flush(timeout_sec=60.0))
+        size = self._path.stat().st_size
+        stream.disconnect()
+        return seconds, size
+
+    def lz4(self) -> tuple[float, int]:
+        """LZ4 of the same bytes, in memory, one environment's after another's, as pyarrow does it."""
+        pool = self._workload.pool
+        repeats = self._steps // len(pool["reward"]) + 1
+        columns = [np.concatenate([values] * repeats)[: self._steps] for values in pool.values()]
+        per_env = [np.ascontiguousarray(column.swapaxes(0, 1)).reshape(-1).view(np.uint8) for column in columns]
+        codec = pa.Codec("lz4")
+        size = 0
+        start = time.perf_counter()
+        for column in per_env:
+            for at in range(0, len(column), CHUNK_BYTES):
+                size += len(codec.compress(pa.py_buffer(column[at : at + CHUNK_BYTES])))
+        return time.perf_counter() - start, size
+
+    def _seconds(self, step: Callable[[], object], finish: Callable[[], object]) -> float:
+        renewing = 0
+        start = time.perf_counter_ns()
+        for number in range(self._steps):
+            before = time.perf_counter_ns()
+            self._workload.renew(number)
+            renewing += time.perf_counter_ns() - before
+            step()
+        finish()
+        return (time.perf_counter_ns() - start - renewing) / NANOSECONDS
+
+
+def _end_to_end(pool: Pool, steps: int, *, rounds: int) -> dict[str, tuple[float, int]]:
+    """Median seconds and bytes of each way; the first round is to warm up."""
+    workload = Workload(PIXELS, pool)
+    seconds: dict[str, list[float]] = {}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.rrd")
+        ways = _Ways(workload, steps, path)
+        for number in range(1 + rounds):
+            for name in ("recorder", "recorder_to_the_end", "log", "lz4"):
+                took, sizes[name] = getattr(ways, name)()
+                path.unlink(missing_ok=True)
+                if number:
+                    seconds.setdefault(name, []).append(took)
+    return {name: (statistics.median(took), sizes[name]) for name, took in seconds.items()}
+
+
+def _end_to_end_rows(found: dict[str, tuple[float, int]], steps: int) -> tuple[Row, ...]:
+    recorder, log, lz4 = (found[name][0] for name in ("recorder", "log", "lz4"))
+    workload = f"{PIXELS}, raw, {steps} steps of noise ({mega(steps * PIXELS.step_bytes)})"
+    numbers = {f"{name}_s": seconds for name, (seconds, _) in found.items()}
+    return (
+        Row(
+            "record and dump, end to end, beside rr.log",
+            workload,
+            f"{recorder:.2f} s; rr.log {log:.2f} s",
+            f"{log / recorder:.1f} x faster",
+            f">= {TIMES_LOG:.0f} x faster",
+            log / recorder >= TIMES_LOG,
+            numbers,
+        ),
+        Row(
+            "record and dump, end to end, beside LZ4",
+            workload,
+            f"{recorder:.2f} s; LZ4 in memory {lz4:.2f} s",
+            f"{lz4 / recorder:.2f} of its speed",
+            f">= {TIMES_LZ4} of its speed",
+            lz4 / recorder >= TIMES_LZ4,
+        ),
+    )
+
+
+_END_TO_END = {
+    "recorder": "RerunRecorder, until dump() returns",
+    "recorder_to_the_end": "RerunRecorder, until close() returns: with footer and layout",
+    "log": "rr.log, until flush() returns",
+    "lz4": f"pyarrow's LZ4 in pieces of {mega(CHUNK_BYTES)}, in memory",
+}
+
+
+def _end_to_end_details(found: dict[str, dict[str, tuple[float, int]]]) -> tuple[Detail, ...]:
+    return tuple(
+        Detail(
+            f"record and dump, end to end, {pixels}",
+            what,
+            f"{ways[name][0]:.2f} s, {mega(ways[name][1])}; {ways[name][0] / ways['recorder'][0]:.2f} x",
+            {"seconds": ways[name][0], "bytes": ways[name][1]},
+        )
+        for pixels, ways in found.items()
+        for name, what in _END_TO_END.items()
+    )
+
+
+# --- how large: video ---
+
+
+def measure_video(effort: Effort) -> Report:
+    """Nothing yet: there is no ``image_format="h264"``."""
+    del effort
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            RerunRecorder(Path(folder, "run.rrd"), image_format="h264")  # type: ignore[arg-type]
+        why = "image_format='h264' is there, but this row isn't written"
+    except ValueError:
+        why = "needs image_format='h264', which isn't built"
+    return Report((Row("file size, video", "1000 frames of 400x600, h264", why, "", "<= 1.1 x the mp4", None),))

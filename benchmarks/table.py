@@ -1,0 +1,49 @@
+"""The table: what was found, to read and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.report import Detail, Report, Row
+
+_VERDICTS = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "[yellow]not yet[/]"}
+
+
+def show(report: Report, about: Mapping[str, Any], console: Console) -> None:
+    """Print the rows, the details and the machine."""
+    console.print(_rows(report.rows))
+    console.print(_details(report.details))
+    console.print("; ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
+
+
+def save(report: Report, about: Mapping[str, Any], path: Path) -> None:
+    """Write the same as JSON."""
+    path.write_text(json.dumps({"about": dict(about), **report.as_json()}, indent=2) + "\n")
+
+
+def _rows(rows: tuple[Row, ...]) -> Table:
+    table = Table(title="What recording costs", box=box.SIMPLE_HEAD, show_lines=True)
+    for heading in ("figure", "workload", "measured", "ratio", "must reach", "holds"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(row.figure, row.workload, row.measured, row.ratio, row.must_reach, _VERDICTS[row.holds])
+    return table
+
+
+def _details(details: tuple[Detail, ...]) -> Table:
+    table = Table(title="Details", box=box.SIMPLE_HEAD)
+    for heading in ("figure", "what", "measured"):
+        table.add_column(heading, overflow="fold")
+    for figure, group in groupby(details, key=lambda detail: detail.figure):
+        for number, detail in enumerate(group):
+            table.add_row("" if number else figure, detail.what, detail.measured)
+        table.add_section()
+    return table

@@ -1,0 +1,174 @@
+"""A live training loop, with and without recording.
+
+Several PPO trainings take turns, an iteration each, with the same random numbers: one that records all that its eight
+CartPoles do, one that doesn't, and another that doesn't, for how much two equal ones differ on this machine. All do the
+very same work, which is checked: recording must not change what is learned.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data.replay_buffers import SamplerWithoutReplacement
+from torchrl.envs import EnvBase, GymEnv, SerialEnv
+from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOperator
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+from benchmarks.report import Detail, Effort, Report, Row
+from torchrl_rerun import RerunRecorder
+
+ENVS, FRAMES = 8, 1024
+SLOWER = 1.03
+WARM_UP = 3
+
+
+class Training:
+    """PPO on eight CartPoles, an iteration at a time.
+
+    Args:
+        path: the file to record to; None: nothing is recorded.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        torch.manual_seed(0)
+        actor, critic = _actor(), _critic()
+        self._advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
+        self._loss = ClipPPOLoss(actor, critic, entropy_coeff=0.01)
+        self._optimizer = torch.optim.Adam(self._loss.parameters(), lr=1e-3)
+        self._buffer = ReplayBuffer(
+            storage=LazyTensorStorage(FRAMES), sampler=SamplerWithoutReplacement(), batch_size=128
+        )
+        env: EnvBase = SerialEnv(ENVS, functools.partial(GymEnv, "CartPole-v1"))
+        env.set_seed(0)
+        if path is not None:
+            env = env.append_transform(RerunRecorder(path))
+        self._collector = Collector(
+            env, actor, frames_per_batch=FRAMES, total_frames=-1, auto_register_policy_transforms=True
+        )
+        self._batches = iter(self._collector)
+        self._random = torch.get_rng_state()
+        self.seconds: list[float] = []
+        self.episodes = 0
+
+    def iterate(self) -> None:
+        """Collect and learn, and note how long it took."""
+        torch.set_rng_state(self._random)
+        start = time.perf_counter()
+        batch = next(self._batches)
+        self._learn(batch)
+        self.seconds.append(time.perf_counter() - start)
+        self._random = torch.get_rng_state()
+        self.episodes += int(batch["next", "done"].sum())
+
+    def _learn(self, batch: Any) -> None:
+        for _ in range(4):
+            with torch.no_grad():
+                self._advantage(batch)
+            self._buffer.extend(batch.reshape(-1))
+            for minibatch in self._buffer:
+                terms = self._loss(minibatch)
+                (terms["loss_objective"] + terms["loss_critic"] + terms["loss_entropy"]).backward()
+                nn.utils.clip_grad_norm_(self._loss.parameters(), 0.5)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+
+    def learned(self) -> torch.Tensor:
+        """All parameters."""
+        return nn.utils.parameters_to_vector(self._loss.parameters()).detach()
+
+    def close(self) -> None:
+        """End the environments, and the recording."""
+        self._collector.shutdown()
+
+
+def measure(effort: Effort) -> Report:
+    """40 iterations of 1024 frames after 3 to warm up; quick: 10."""
+    torch.set_num_threads(1)  # the networks are small; threads that wait for one another would be all that is measured
+    iterations = WARM_UP + effort.of(40, 10)
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = {
+            "recording": Training(Path(folder, "run.rrd")),
+            "not": Training(None),
+            "not either": Training(None),
+        }
+        names = list(trainings)
+        for number in range(iterations):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                trainings[name].iterate()
+        same = torch.equal(trainings["recording"].learned(), trainings["not"].learned())
+        for training in trainings.values():
+            training.close()
+        size = Path(folder, "run.rrd").stat().st_size
+    return _report(trainings, same=same, size=size)
+
+
+def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
+    seconds = {name: training.seconds[WARM_UP:] for name, training in trainings.items()}
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    without = [statistics.mean(pair) for pair in zip(seconds["not"], seconds["not either"], strict=True)]
+    ratio, floor = _ratio(seconds["recording"], without), _ratio(seconds["not either"], seconds["not"])
+    steps = FRAMES // ENVS
+    figure = "a live training loop"
+    row = Row(
+        figure,
+        f"PPO on {ENVS} CartPoles, all keys, {len(seconds['not'])} iterations of {FRAMES} frames",
+        f"{medians['recording'] * 1e3:.0f} ms an iteration; without {medians['not'] * 1e3:.0f} ms",
+        f"{ratio:.3f} x",
+        f"<= {SLOWER} x",
+        ratio <= SLOWER,
+        {"ratio": ratio, "noise_ratio": floor, **{f"{name}_s": value for name, value in medians.items()}},
+    )
+    recording = trainings["recording"]
+    return Report(
+        (row,),
+        (
+            Detail(figure, "the same training beside itself, neither recording", f"{floor:.3f} x"),
+            Detail(
+                figure,
+                f"difference of the medians, for each of the {steps} steps of an iteration",
+                f"{(medians['recording'] - medians['not']) / steps * 1e6:.0f} us of {medians['not'] / steps * 1e6:.0f} us",
+            ),
+            Detail(figure, "both learned the very same parameters", "yes" if same else "NO"),
+            Detail(
+                figure,
+                "recorded",
+                f"{recording.episodes} episodes, {size / len(recording.seconds) / FRAMES:.0f} bytes a frame",
+            ),
+        ),
+    )
+
+
+def _ratio(some: list[float], others: list[float]) -> float:
+    """Median over iterations: those of one number did the same work, shortly after one another."""
+    return statistics.median(one / other for one, other in zip(some, others, strict=True))
+
+
+def _actor() -> ProbabilisticActor:
+    return ProbabilisticActor(
+        TensorDictModule(
+            MLP(in_features=4, out_features=2, num_cells=[64, 64], activation_class=nn.Tanh),
+            in_keys=["observation"],
+            out_keys=["logits"],
+        ),
+        in_keys=["logits"],
+        distribution_class=OneHotCategorical,
+        return_log_prob=True,
+    )
+
+
+def _critic() -> ValueOperator:
+    return ValueOperator(
+        MLP(in_features=4, out_features=1, num_cells=[64, 64], activation_class=nn.Tanh), in_keys=["observation"]
+    )
