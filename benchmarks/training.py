@@ -20,7 +20,7 @@ from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers import SamplerWithoutReplacement
-from torchrl.envs import EnvBase, GymEnv, SerialEnv
+from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv
 from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -49,7 +49,8 @@ class Training:
         self._buffer = ReplayBuffer(
             storage=LazyTensorStorage(FRAMES), sampler=SamplerWithoutReplacement(), batch_size=128
         )
-        env: EnvBase = SerialEnv(ENVS, functools.partial(GymEnv, "CartPole-v1"))
+        # With the transforms that a training has anyway: the first one costs a clone of each tensordict, TorchRL's own.
+        env: EnvBase = SerialEnv(ENVS, functools.partial(GymEnv, "CartPole-v1")).append_transform(RewardSum())
         env.set_seed(0)
         if path is not None:
             env = env.append_transform(RerunRecorder(path))

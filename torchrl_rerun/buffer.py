@@ -24,7 +24,7 @@ from torchrl_rerun.episodes import Event, Positions
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
 
-MAX_SLOTS = 2048
+MAX_SLOTS = 4000
 """Frames of a block at the most. More would not be cheaper, and files would grow: LZ4 finds a time column in the one
 before it only if both lie within 64 KiB (measured with rerun-sdk 0.41: 20.4 bytes of times a row, 23.3 with 10,000)."""
 
