@@ -63,13 +63,13 @@ class Feed:
         """
         reads = self._reads.get(Moment.ACTED)
         if reads is not None:
-            return [read.value(root) for read in reads]
+            return [self._value(read, root) for read in reads]
         if self._settings.in_keys is not None:
             keys = list(self._settings.in_keys)
         else:
             known = env()
             keys = specs.data_keys(root) if known is None else [specs.as_key(key) for key in known.action_keys]
-        return {key: root.get(key, None) for key in keys}
+        return {key: specs.value_of(root, key) for key in keys}
 
     def reset(
         self, env: EnvOf, observed: TensorDictBase, mask: Mask = None, *, outcome: TensorDictBase | None = None
@@ -188,8 +188,8 @@ class Feed:
     ) -> None:
         wanted = self._wanted(env, observed)
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
-        there = [key for key in wanted if key not in actions and observed.get(key, None) is not None]
-        streams = self._streams(env, observed, {key: observed.get(key) for key in there})
+        values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}
+        streams = self._streams(env, observed, {key: value for key, value in values.items() if value is not None})
         self._reads[Moment.OBSERVED] = self._reading(recording, streams)
         rewards = specs.reward_leaves(env, observed, outcome)
         sums = [
@@ -210,7 +210,8 @@ class Feed:
         assert isinstance(acted, dict), "what is the policy's is not known yet"
         described = {*(read.key for read in self._reads.get(Moment.OBSERVED, ())), *self._skipped}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
-        outcomes = {key: following.get(key) for key in wanted if following.get(key, None) is not None}
+        values = {key: specs.value_of(following, key) for key in wanted}
+        outcomes = {key: value for key, value in values.items() if value is not None}
         actions = {key: acted[key] for key in wanted if key not in outcomes and acted.get(key) is not None}
         missing = [key for key in wanted if key not in outcomes and key not in actions]
         if missing:
@@ -233,8 +234,8 @@ class Feed:
         streams = []
         settings = self._settings
         for key, value in values.items():
-            leaf = specs.leaf_of(key, value, tensordict, env)
             try:
+                leaf = specs.leaf_of(key, value, tensordict, env)
                 stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
@@ -276,9 +277,16 @@ class Feed:
         """What a tensordict holds of the keys of a moment, as arrays; None for what it lacks."""
         arrays: list[Any] = []
         for read in self._reads[moment]:
-            value = read.value(tensordict)
+            value = self._value(read, tensordict)
             arrays.append(None if value is None else self._array(read, value))
         return arrays
+
+    def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
+        try:
+            return read.value(tensordict)
+        except RuntimeError:  # a lazy stack can't stack them
+            self._warn_of_change(read, specs.OF_DIFFERENT_SHAPES)
+            return None
 
     def _actions(self, acted: Acted) -> list[Any]:
         reads = self._reads[Moment.ACTED]
@@ -297,15 +305,18 @@ class Feed:
         try:
             return read.array(value)
         except _ChangedError as change:
-            if read.key not in self._warned_of_change:
-                self._warned_of_change.add(read.key)
-                warnings.warn(
-                    f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
-                    f"{read.stream.dtype} {read.stream.shape}",
-                    UserWarning,
-                    stacklevel=2,
-                )
+            self._warn_of_change(read, str(change))
             return None
+
+    def _warn_of_change(self, read: _Read, change: str) -> None:
+        if read.key not in self._warned_of_change:
+            self._warned_of_change.add(read.key)
+            warnings.warn(
+                f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
+                f"{read.stream.dtype} {read.stream.shape}",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
         """Whether the data is of the batch that is recorded; a part of it can't be told whose it is."""
