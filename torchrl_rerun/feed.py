@@ -83,7 +83,7 @@ class Feed:
             outcome: the data after the first step where that is known already, for the rewards in it.
         """
         recording = self._opened(env, observed)
-        if not self._fits(recording, observed):
+        if recording is None or not self._fits(recording, observed):
             return
         if Moment.OBSERVED not in self._reads:
             with _describing(recording):
@@ -108,7 +108,7 @@ class Feed:
             mask: which environments were stepped.
         """
         recording = self._opened(env, following)
-        if not self._fits(recording, following):
+        if recording is None or not self._fits(recording, following):
             return
         fresh = recording.never_reset(mask)
         if fresh is not None:  # they were reset before our time: what the policy saw is their first observation
@@ -332,9 +332,24 @@ class Feed:
             )
         return False
 
-    def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording:
-        """The recording in progress, opened at the first frame, and again after it was closed or the process forked."""
+    def _warn_of_emptiness(self, tensordict: TensorDictBase) -> None:
+        if not self._warned_of_shape:
+            self._warned_of_shape = True
+            warnings.warn(
+                f"nothing is recorded: the batch size {tuple(tensordict.batch_size)} means no environment",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording | None:
+        """The recording in progress, opened at the first frame, and again after it was closed or the process forked.
+
+        None: there are no environments to record.
+        """
         if self.recording is None or not self.recording.alive:
+            if not tensordict.batch_size.numel():
+                self._warn_of_emptiness(tensordict)
+                return None
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             self._last = None if ended is None else self._last
             self._reads, self._skipped = {}, set()
