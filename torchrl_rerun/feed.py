@@ -167,14 +167,14 @@ class Feed:
             return np.ones(count, bool)
         begun = np.zeros(count, bool)
         for key in specs.data_keys(self._last):
-            value = self._last.get(key)
+            value, following = specs.value_of(self._last, key), specs.value_of(moment, key)
             if specs.is_non_tensor(value):
                 continue
             before = specs.as_array(value, moment.batch_size)
             if key[-1] in ("done", "terminated", "truncated"):
                 begun |= before.reshape(count, -1).any(axis=1)
-            elif moment.get(key, None) is not None and key[-1] != "reward":
-                now = specs.as_array(moment.get(key), moment.batch_size)
+            elif following is not None and not specs.is_non_tensor(following) and key[-1] != "reward":
+                now = specs.as_array(following, moment.batch_size)
                 same = np.array(
                     [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, now, strict=True)]
                 )
