@@ -55,6 +55,8 @@ class FileSink:
         self.overwrite = overwrite
         self._base = base or self.path
         self._handle: int | None = None
+        self._end: tuple[int, bytes] = 0, b""  # where the file ended when it was last looked at, and its last bytes
+        self._is_damaged = False
         if base is not None:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
@@ -105,14 +107,28 @@ class FileSink:
         """What became of the file, if what was written can't be found any more."""
         if self._handle is None:
             return None
+        is_there = False
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
-                return None
-        return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+            is_there = os.path.samestat(os.fstat(self._handle), self.path.stat())
+        if not is_there:
+            return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+        self._look_for_damage(self._handle)
+        return OSError(f"{self.path} was overwritten while it was being recorded") if self._is_damaged else None
 
     def size(self) -> int:
         """Bytes that are with the operating system."""
-        return 0 if self._handle is None else os.fstat(self._handle).st_size
+        if self._handle is None:
+            return 0
+        self._look_for_damage(self._handle)
+        size = os.fstat(self._handle).st_size
+        self._end = size, _last_bytes(self._handle, size)
+        return size
+
+    def _look_for_damage(self, handle: int) -> None:
+        """Writing goes on where it was in a file that somebody else has cut off, and leaves a hole before it."""
+        size, last = self._end
+        if _last_bytes(handle, size) != last:
+            self._is_damaged = True
 
     def truncate(self, size: int) -> None:
         """Cut off what was written after ``size`` bytes: Rerun refuses a file that ends within a message."""
@@ -183,6 +199,14 @@ def lock(handle: int, path: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileInUseError(f"{path} is being written by another recorder") from None
+
+
+def _last_bytes(handle: int, size: int) -> bytes:
+    """The last of the first ``size`` bytes of a file; nothing on Windows, where nobody can cut off an open file."""
+    if sys.platform == "win32":
+        return b""
+    count = min(size, 64)
+    return os.pread(handle, count, size - count)
 
 
 def _is_locked(path: Path) -> bool:
