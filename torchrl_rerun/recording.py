@@ -309,11 +309,11 @@ class Recording:
 
     def _failure(self) -> RecordingError | None:
         error = self._error or (self._writer.error if self._writer is not None else None)
+        lost = self.episodes.frames - self.written_frames
         if error is None:
-            error = self._sink.trouble()
+            error, lost = self._sink.trouble(), self.episodes.frames
         if error is None:
             return None
-        lost = 0 if self._alive() else self.episodes.frames - self.written_frames
         failure = RecordingError(f"recording to {self._sink.path} failed, {lost} frames were lost: {error}")
         failure.__cause__ = error
         return failure
