@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from torchrl_rerun import specs
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
 from torchrl_rerun.schema import Moment
+from torchrl_rerun.sinks import RecordingError
 from torchrl_rerun.streams import Key, Stream, UnsupportedLeafError, describe, name_of
 
 Mask = npt.NDArray[np.bool_] | None
@@ -51,6 +53,15 @@ class Feed:
         self._resets_itself = False
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
+        self._process = os.getpid()
+
+    def close_quietly(self) -> None:
+        """Close the recording where nobody is there to catch an error."""
+        if self.recording is not None:
+            try:
+                self.recording.close()
+            except RecordingError as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
     # --- live ---
 
@@ -354,6 +365,10 @@ class Feed:
             self._last = None if ended is None else self._last
             self._reads, self._skipped = {}, set()
             self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
+            if self._process != os.getpid():
+                # A process that multiprocessing forks forgets what was to be done at the end of its parent.
+                self._process = os.getpid()
+                multiprocessing.util.Finalize(None, self.close_quietly, exitpriority=100)
         return self.recording
 
 
