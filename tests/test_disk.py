@@ -50,10 +50,10 @@ def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder with room for 128 kB."""
+    """A folder with room for 256 kB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -64,7 +64,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk(small_disk):
     path = small_disk / "run.rrd"
-    errors, said = train(path, "", steps=1500)
+    errors, said = train(path, "", steps=2500)
     assert "warnings 1" in said
     assert len(errors) == 2
     for error in errors:
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_when_the_layout_is_added(small_disk):
     env.transform.dump()
     stuffing = small_disk / "stuffing"
     free = shutil.disk_usage(small_disk).free
-    stuffing.write_bytes(bytes(free - 30_000))  # room for the footer alone
+    stuffing.write_bytes(bytes(free - 40_000))  # room for the footer alone
     with pytest.warns(RuntimeWarning, match="has no layout"):
         env.close()
     assert sorted(file.name for file in small_disk.iterdir()) == ["run.rrd", "stuffing"]
