@@ -124,7 +124,14 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
         flat = data["buffer"]
     else:
         flat = row.get("torchrl_rerun:exact") or row["Scalars:scalars"]
-    return torch.tensor(flat, dtype=getattr(torch, entry["dtype"])).reshape(shape)
+    dtype = getattr(torch, entry["dtype"])
+    if dtype == torch.bfloat16:  # the upper half of a float32; a conversion would change the bits of NaN
+        return (
+            (torch.tensor(flat, dtype=torch.float32).view(torch.int32) >> 16).to(torch.int16).view(dtype).reshape(shape)
+        )
+    if not dtype.is_floating_point:
+        flat = [int(number) for number in flat]  # torch makes no uint64 of floats
+    return torch.tensor(flat, dtype=dtype).reshape(shape)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -224,8 +224,8 @@ def test_a_file_that_is_being_recorded_is_refused(path):
     env.transform.dump()
     with pytest.raises(FileInUseError, match="being written by another recorder"):
         repair(path)
-    done = subprocess.run([*COMMAND, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, ["repair", str(path)])
+    assert done.exit_code == 1
     assert "being written by another recorder" in done.stderr
     env.rollout(3)
     env.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from torchrl_rerun import specs
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
 from torchrl_rerun.schema import Moment
+from torchrl_rerun.sinks import RecordingError
 from torchrl_rerun.streams import Key, Stream, UnsupportedLeafError, describe, name_of
 from torchrl_rerun.warning import warn
 
@@ -55,6 +57,15 @@ class Feed:
         self._resets_itself = False
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
+        self._process = os.getpid()
+
+    def close_quietly(self) -> None:
+        """Close the recording where nobody is there to catch an error."""
+        if self.recording is not None:
+            try:
+                self.recording.close()
+            except RecordingError as error:
+                warn(str(error), RuntimeWarning)
 
     def _forget_keys(self) -> None:
         self._reads, self._skipped = {}, set()
@@ -74,13 +85,13 @@ class Feed:
             root: what goes into the step.
         """
         if self._is_described:
-            return [read.value(root) for read in self._reads[Moment.ACTED]]
+            return [self._value(read, root) for read in self._reads[Moment.ACTED]]
         if self._settings.in_keys is not None:
             keys = list(self._settings.in_keys)
         else:
             known = env()
             keys = specs.data_keys(root) if known is None else [specs.as_key(key) for key in known.action_keys]
-        return {key: root.get(key, None) for key in keys}
+        return {key: specs.value_of(root, key) for key in keys}
 
     def reset(
         self, env: EnvOf, observed: TensorDictBase, mask: Mask = None, *, outcome: TensorDictBase | None = None
@@ -94,7 +105,7 @@ class Feed:
             outcome: the data after the first step where that is known already, for the rewards in it.
         """
         recording = self._opened(env, observed)
-        if not self._fits(recording, observed):
+        if recording is None or not self._fits(recording, observed):
             return
         if Moment.OBSERVED not in self._reads:
             with _describing(recording):
@@ -139,7 +150,7 @@ class Feed:
     ) -> Recording | None:
         """The recording, opened, with all its keys described; None if that failed."""
         recording = self._opened(env, following)
-        if self._is_described or not self._fits(recording, following):
+        if recording is None or self._is_described or not self._fits(recording, following):
             return recording
         self._begin_those_never_reset(recording, env, root, mask)
         if Moment.OBSERVED in self._reads and Moment.STEPPED not in self._reads:
@@ -192,14 +203,14 @@ class Feed:
             return np.ones(count, bool)
         begun = np.zeros(count, bool)
         for key in specs.data_keys(self._last):
-            value = self._last.get(key)
+            value, following = specs.value_of(self._last, key), specs.value_of(moment, key)
             if specs.is_non_tensor(value):
                 continue
             before = specs.as_array(value, moment.batch_size)
             if key[-1] in ("done", "terminated", "truncated"):
                 begun |= before.reshape(count, -1).any(axis=1)
-            elif moment.get(key, None) is not None and key[-1] != "reward":
-                now = specs.as_array(moment.get(key), moment.batch_size)
+            elif following is not None and not specs.is_non_tensor(following) and key[-1] != "reward":
+                now = specs.as_array(following, moment.batch_size)
                 same = np.array(
                     [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, now, strict=True)]
                 )
@@ -213,8 +224,8 @@ class Feed:
     ) -> None:
         wanted = self._wanted(env, observed)
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
-        there = [key for key in wanted if key not in actions and observed.get(key, None) is not None]
-        streams = self._streams(env, observed, {key: observed.get(key) for key in there})
+        values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}
+        streams = self._streams(env, observed, {key: value for key, value in values.items() if value is not None})
         self._reads[Moment.OBSERVED] = self._reading(recording, streams)
         rewards = specs.reward_leaves(env, observed, outcome)
         sums = [
@@ -235,7 +246,8 @@ class Feed:
         assert isinstance(acted, dict), "what is the policy's is not known yet"
         described = {*(read.key for read in self._reads.get(Moment.OBSERVED, ())), *self._skipped}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
-        outcomes = {key: following.get(key) for key in wanted if following.get(key, None) is not None}
+        values = {key: specs.value_of(following, key) for key in wanted}
+        outcomes = {key: value for key, value in values.items() if value is not None}
         actions = {key: acted[key] for key in wanted if key not in outcomes and acted.get(key) is not None}
         missing = [key for key in wanted if key not in outcomes and key not in actions]
         if missing:
@@ -265,8 +277,8 @@ class Feed:
             if specs.is_group(value):
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
-            leaf = specs.leaf_of(key, value, tensordict, env)
             try:
+                leaf = specs.leaf_of(key, value, tensordict, env)
                 stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
@@ -306,9 +318,16 @@ class Feed:
         """What a tensordict holds of some keys, as arrays; None for what it lacks."""
         arrays: list[Any] = []
         for read in reads:
-            value = read.value(tensordict)
+            value = self._value(read, tensordict)
             arrays.append(None if value is None else self._array(read, value))
         return arrays
+
+    def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
+        try:
+            return read.value(tensordict)
+        except RuntimeError:  # a lazy stack can't stack them
+            self._warn_of_change(read, specs.OF_DIFFERENT_SHAPES)
+            return None
 
     def _actions(self, acted: Acted) -> list[Any]:
         reads = self._reads[Moment.ACTED]
@@ -327,13 +346,16 @@ class Feed:
         try:
             return read.array(value)
         except _ChangedError as change:
-            if read.key not in self._warned_of_change:
-                self._warned_of_change.add(read.key)
-                warn(
-                    f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
-                    f"{read.stream.dtype} {read.stream.shape}"
-                )
+            self._warn_of_change(read, str(change))
             return None
+
+    def _warn_of_change(self, read: _Read, change: str) -> None:
+        if read.key not in self._warned_of_change:
+            self._warned_of_change.add(read.key)
+            warn(
+                f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
+                f"{read.stream.dtype} {read.stream.shape}"
+            )
 
     def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
         """Whether the data is of the batch that is recorded; a part of it can't be told whose it is."""
@@ -347,13 +369,28 @@ class Feed:
             )
         return False
 
-    def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording:
-        """The recording in progress, opened at the first frame, and again after it was closed or the process forked."""
+    def _warn_of_emptiness(self, tensordict: TensorDictBase) -> None:
+        if not self._warned_of_shape:
+            self._warned_of_shape = True
+            warn(f"nothing is recorded: the batch size {tuple(tensordict.batch_size)} means no environment")
+
+    def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording | None:
+        """The recording in progress, opened at the first frame, and again after it was closed or the process forked.
+
+        None: there are no environments to record.
+        """
         if self.recording is None or not self.recording.alive:
+            if not tensordict.batch_size.numel():
+                self._warn_of_emptiness(tensordict)
+                return None
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             self._last = None if ended is None else self._last
             self._forget_keys()
             self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
+            if self._process != os.getpid():
+                # A process that multiprocessing forks forgets what was to be done at the end of its parent.
+                self._process = os.getpid()
+                multiprocessing.util.Finalize(None, self.close_quietly, exitpriority=100)
         return self.recording
 
 

@@ -24,7 +24,6 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import STATS, Options
-from torchrl_rerun.sinks import RecordingError
 from torchrl_rerun.streams import ImageFormat, Kind
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
@@ -262,7 +261,7 @@ class RerunRecorder(Transform):
         if self._feed is None:
             return
         if in_torchrl_worker():
-            _close(self._feed)  # an error would end the worker, and the batch would wait for it
+            self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
         elif self._feed.recording is not None:
             self._feed.recording.close()
 
@@ -406,17 +405,9 @@ class _Owner:
 
 def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
     """Close a recording whose recorder is gone or whose process ends, so that nothing is lost without ``close()``."""
-    weakref.finalize(recorder, _close, feed)
+    weakref.finalize(recorder, feed.close_quietly)
     # Processes that multiprocessing starts skip what weakref and atexit do at the end of the main one.
-    multiprocessing.util.Finalize(recorder, _close, (feed,), exitpriority=100)
-
-
-def _close(feed: Feed) -> None:
-    if feed.recording is not None:
-        try:
-            feed.recording.close()
-        except RecordingError as error:  # nobody is there to catch it
-            warn(str(error), RuntimeWarning)
+    multiprocessing.util.Finalize(recorder, feed.close_quietly, exitpriority=100)
 
 
 def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:

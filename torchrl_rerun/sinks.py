@@ -56,6 +56,8 @@ class FileSink:
         self._base = base or self.path
         self._handle: int | None = None
         self._replaced: Path | None = None
+        self._end: tuple[int, bytes] = 0, b""  # where the file ended when it was last looked at, and its last bytes
+        self._is_damaged = False
         if base is not None:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
@@ -135,10 +137,19 @@ class FileSink:
         """What became of the file, if what was written can't be found any more."""
         if self._handle is None:
             return None
+        is_there = False
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
-                return None
-        return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+            is_there = os.path.samestat(os.fstat(self._handle), self.path.stat())
+        if not is_there:
+            return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded")
+        self._look_for_damage(self._handle)
+        return OSError(f"{self.path} was overwritten while it was being recorded") if self._is_damaged else None
+
+    def _look_for_damage(self, handle: int) -> None:
+        """Writing goes on where it was in a file that somebody else has cut off, and leaves a hole before it."""
+        size, last = self._end
+        if _last_bytes(handle, size) != last:
+            self._is_damaged = True
 
     def check(self) -> None:
         """Raise what became of the file, if what was written can't be found any more."""
@@ -151,6 +162,14 @@ class FileSink:
         if self._handle is not None:
             return os.fstat(self._handle).st_size
         return self.path.stat().st_size if self.path.exists() else 0
+
+    def settle(self) -> int:
+        """All that was written is whole: note where it ends, and return that."""
+        if self._handle is None:
+            return 0
+        size = os.fstat(self._handle).st_size
+        self._end = size, _last_bytes(self._handle, size)
+        return size
 
     def truncate(self, size: int) -> None:
         """Cut off what was written after ``size`` bytes: Rerun refuses a file that ends within a message."""
@@ -228,6 +247,8 @@ class NoFile:
         """Nothing."""
         return 0
 
+    settle = size
+
     def truncate(self, size: int) -> None:
         """There is nothing to cut off."""
 
@@ -294,6 +315,14 @@ def lock(handle: int, path: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FileInUseError(f"{path} is being written by another recorder") from None
+
+
+def _last_bytes(handle: int, size: int) -> bytes:
+    """The last of the first ``size`` bytes of a file; nothing on Windows, where nobody can cut off an open file."""
+    if sys.platform == "win32":
+        return b""
+    count = min(size, 64)
+    return os.pread(handle, count, size - count)
 
 
 def _is_locked(path: Path) -> bool:

@@ -19,9 +19,12 @@ from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEn
 from torchrl.record import PixelRenderTransform
 
 from torchrl_rerun.devices import device_of
-from torchrl_rerun.streams import Key, Leaf
+from torchrl_rerun.streams import Key, Leaf, UnsupportedLeafError
 
 _NOT_DATA = ("_reset", "_step")
+
+_UNEVEN = object()
+OF_DIFFERENT_SHAPES = "of different shapes in different environments"
 
 
 def as_key(key: str | tuple[Any, ...]) -> Key:
@@ -58,7 +61,11 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
         shapes = {key: tuple(outcome.get(key).shape[outcome.batch_dims :]) for key in keys}
     else:
         shapes = {}
-    return [Leaf(key, "float64", shape, _agents(key, shape, observed, env)) for key, shape in shapes.items()]
+    return [
+        Leaf(key, "float64", shape, _agents(key, shape, observed, env))
+        for key, shape in shapes.items()
+        if -1 not in shape  # of different shapes in different environments
+    ]
 
 
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
@@ -66,6 +73,14 @@ def data_keys(tensordict: TensorDictBase) -> list[Key]:
     leaves = tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
     keys = (as_key(key) for key in leaves)
     return [key for key in keys if key[0] != "next" and key[-1] not in _NOT_DATA]
+
+
+def value_of(tensordict: TensorDictBase, key: Key) -> Any:
+    """What a tensordict holds of a key; None: nothing. :func:`leaf_of` says whether it can be recorded."""
+    try:
+        return tensordict.get(key, None)
+    except RuntimeError:  # a lazy stack of different shapes can't stack them
+        return _UNEVEN
 
 
 def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
@@ -76,7 +91,12 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
         value: its value.
         tensordict: where the value came from; its batch dimensions are the environments'.
         env: the environment, for its specs.
+
+    Raises:
+        UnsupportedLeafError: its values are of different shapes in different environments.
     """
+    if value is _UNEVEN:
+        raise UnsupportedLeafError(OF_DIFFERENT_SHAPES)
     if is_non_tensor(value):
         sample = as_array(value, tensordict.batch_size)[0]
         return Leaf(key, "object", (), sample=sample, shared=_is_rendered_whole(env, key, value))

@@ -111,7 +111,7 @@ class Writer:
             except Exception as error:
                 self.error = error  # the sink would wrap it beyond recognition
                 raise
-            self._whole_bytes = self._sink.size()
+            self._whole_bytes = self._sink.settle()
             job.written()
             if any(viewer.trouble() is not None for viewer in self._viewers):
                 self._noticed()

@@ -1,0 +1,179 @@
+"""The disk and the file are somebody else's: full, gone, cut off or locked, training goes on and `dump()` says so."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+
+import pytest
+from torchrl.envs import GymEnv, SerialEnv
+
+from readback import read
+from test_faults import cartpole, run
+from torchrl_rerun import RecordingError, RerunRecorder
+
+TRAIN = """
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=100_000, flush_seconds=0.05))
+    env.rollout(100, break_when_any_done=False)
+    env.transform.dump()
+    {fault}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        print("steps", env.rollout({steps}, break_when_any_done=False).shape[1])
+    print("warnings", sum("training goes on" in str(w.message) for w in warned))
+    for call in (env.transform.dump, env.close):
+        start = time.monotonic()
+        try:
+            call()
+            print("no error")
+        except RecordingError as error:
+            print("error", error)
+        print("seconds", time.monotonic() - start)
+    del env
+    ended = time.monotonic()
+    import atexit
+    atexit.register(lambda: print("exits after", time.monotonic() - ended))
+"""
+
+
+def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
+    """Training with a fault in the middle: what ``dump()`` and ``close()`` said, and all that was printed."""
+    done = run(TRAIN.format(fault=fault, steps=steps), path, timeout=60)
+    assert f"steps {steps}" in done.stdout
+    seconds = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith(("seconds", "exits"))]
+    assert len(seconds) == 3
+    assert max(seconds) < 10
+    return [line for line in done.stdout.splitlines() if "error" in line], done.stdout
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for 256 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(small_disk):
+    path = small_disk / "run.rrd"
+    errors, said = train(path, "", steps=2500)
+    assert "warnings 1" in said
+    assert len(errors) == 2
+    for error in errors:
+        assert "No space left on device" in error
+        assert " 0 frames" not in error
+    whole = read(path)["/env_0/observation"]  # what was written until then is readable, and whole
+    assert whole.along("frame") == sorted(whole.along("frame"))
+    assert max(whole.along("step")) >= 100
+
+
+def test_a_disk_that_is_full_when_the_layout_is_added(small_disk):
+    """The recording is whole without its layout, and the original isn't replaced by half a copy."""
+    path = small_disk / "run.rrd"
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
+    env.rollout(50, break_when_any_done=False)
+    env.transform.dump()
+    stuffing = small_disk / "stuffing"
+    free = shutil.disk_usage(small_disk).free
+    stuffing.write_bytes(bytes(free - 40_000))  # room for the footer alone
+    with pytest.warns(RuntimeWarning, match="has no layout"):
+        env.close()
+    assert sorted(file.name for file in small_disk.iterdir()) == ["run.rrd", "stuffing"]
+    assert len(read(path)["/env_1/reward"].values) == 50
+
+
+def test_the_folder_is_deleted(tmp_path):
+    path = tmp_path / "folder" / "run.rrd"
+    errors, _ = train(path, "import shutil; shutil.rmtree(os.path.dirname(path))")
+    assert len(errors) == 2
+    for error in errors:
+        assert "was removed or replaced" in error
+        assert " 0 frames" not in error
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("size", [0, 20_000])
+def test_the_file_is_cut_off(path, size):
+    """As `> run.rrd` does. What is written goes on at its place, and leaves a hole that nobody can read."""
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(100, break_when_any_done=False)
+    env.transform.dump()
+    env.rollout(20, break_when_any_done=False)
+    env.transform.dump()
+    os.truncate(path, size)
+    assert env.rollout(100, break_when_any_done=False).shape == (100,)
+    with pytest.raises(
+        RecordingError, match=r"[1-9]\d* frames were lost: .* was overwritten while it was being recorded"
+    ):
+        env.transform.dump()
+    env.rollout(100, break_when_any_done=False)
+    with pytest.raises(RecordingError, match="overwritten"):
+        env.close()
+
+
+def test_another_file_takes_its_place(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.dump()
+    path.unlink()
+    path.write_bytes(b"precious")
+    env.rollout(5)
+    with pytest.raises(RecordingError, match="removed or replaced"):
+        env.close()
+    assert path.read_bytes() == b"precious"
+
+
+def test_a_file_that_becomes_read_only(path):
+    """It is open already: it is written to its end."""
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.dump()
+    path.chmod(0o444)
+    env.rollout(5)
+    env.transform.dump()
+    env.close()
+    assert len(read(path)["/env_0/reward"].values) == 10
+
+
+def test_a_file_that_nobody_may_write_to_any_more(path):
+    """Immutable (`chattr +i`): even what is open can't be written."""
+    path.touch()
+    try:
+        subprocess.run(["chattr", "+i", path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file can be made immutable here: {error}")
+    finally:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(["chattr", "-i", path], check=True, capture_output=True)
+    path.unlink()
+    try:
+        errors, said = train(path, "import subprocess; subprocess.run(['chattr', '+i', path], check=True)", steps=1500)
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+    assert "warnings 1" in said
+    assert len(errors) == 2
+    assert all("Operation not permitted" in error for error in errors)
+    assert max(read(path)["/env_0/reward"].along("step")) >= 100
+
+
+def test_a_folder_that_becomes_read_only(path):
+    if os.getuid() == 0:
+        pytest.skip("root may write everywhere")
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.dump()
+    path.parent.chmod(0o555)
+    try:
+        with pytest.warns(RuntimeWarning, match="has no layout"):
+            env.close()
+    finally:
+        path.parent.chmod(0o755)
+    assert len(read(path)["/env_0/reward"].values) == 5

@@ -1,0 +1,417 @@
+"""Names, sizes and data that nobody expects: recorded bit for bit, or left out by name; training always goes on."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rerun.chunk import RrdReader
+from tensordict import TensorDict, lazy_stack
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from readback import read, same
+from torchrl_rerun import RerunRecorder
+
+
+class Scripted(EnvBase):
+    """Observes what a function of the time says; the reward is the time, and nothing ends."""
+
+    def __init__(self, observe: Callable[[int], dict[str, Any]], batch_size=(), specs=None):
+        super().__init__(batch_size=batch_size)
+        self.observe, self.t = observe, 0
+        specs = specs or {key: Unbounded(value.shape) for key, value in observe(0).items()}
+        self.observation_spec = Composite(specs, shape=batch_size)
+        self.action_spec = Unbounded((*batch_size, 1))
+        self.reward_spec = Unbounded((*batch_size, 1))
+
+    def _observed(self):
+        return TensorDict(self.observe(self.t), batch_size=self.batch_size)
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._observed()
+
+    def _step(self, tensordict):
+        self.t += 1
+        out = self._observed()
+        out["reward"] = torch.full((*self.batch_size, 1), float(self.t))
+        out["done"] = torch.zeros(*self.batch_size, 1, dtype=torch.bool)
+        return out
+
+    def _set_seed(self, seed):
+        pass
+
+
+def record(env, path, steps=5, **options):
+    """Record a rollout; gives it back with what was warned of. Training and the recording go on to the end."""
+    env = env.append_transform(RerunRecorder(path, **options))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        rollout = env.rollout(steps, break_when_any_done=False)
+        env.close()
+    assert rollout.shape[-1] == steps
+    return rollout, [str(warning.message) for warning in warned if "Rerun" not in warning.category.__name__]
+
+
+def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=(), path=None) -> None:
+    """Each environment has a row for each value of the key, of the reset and of the steps, the same bit for bit."""
+    times = [t for t in range(steps + 1) if t not in missing]
+    for env in range(envs or 1):
+        rows = recorded[f"/env_{env}/{path or key}"]
+        assert rows.along("frame") == times
+        for t, value in zip(times, rows.values, strict=True):
+            wanted = observe(t)[key] if envs is None else observe(t)[key][env]
+            assert same(value, wanted), (key, t, value, wanted)
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a/b",
+        "/",
+        "a b",
+        " ",
+        "ü☃漢🤖",
+        "line\nbreak\ttab",
+        "nul\0byte",
+        "\x1b[31mred",
+        "\u202eright to left",
+        ".",
+        "..",
+        "-",
+        "a.b:c",
+        "[0]{1}",
+        "env_0",
+        "__properties",
+        "frame",
+        "%s{}\\",
+        "k" * 5000,
+    ],
+    ids=ascii,
+)
+def test_names(path, name):
+    def observe(t):
+        return {name: torch.full((2,), float(t)), "next to it": torch.full((2,), -float(t))}
+
+    _, warned = record(Scripted(observe), path)
+    assert warned == []
+    recorded = read(path)
+    assert (name,) in recorded.keys()
+    found = [
+        path for path, rows in recorded.entities.items() if rows.values[1].flatten()[0] == 1 and "reward" not in path
+    ]
+    (entity,) = (path for path in found if not path.endswith(("episode_return", "action")))
+    assert_recorded(recorded, name, observe, path=entity.removeprefix("/env_0/"))
+
+
+def test_names_that_differ_only_in_what_must_be_escaped(path):
+    names = ["a/b", "a b", "a\\b", "a\nb", "a.b", "a"]
+
+    def observe(t):
+        values: dict[str, Any] = {name: torch.tensor([float(i), t]) for i, name in enumerate(names)}
+        return values
+
+    record(Scripted(observe), path)
+    recorded = read(path)
+    entities = [entity for entity, rows in recorded.entities.items() if tuple(rows.values[0].shape) == (2,)]
+    assert len(entities) == len(names)
+    assert {rows.values[0][0].item() for rows in map(recorded.__getitem__, entities)} == set(
+        map(float, range(len(names)))
+    )
+
+
+@pytest.mark.parametrize(("name", "reason"), [("", "an empty name"), ("\ud800", "no valid Unicode")], ids=ascii)
+def test_names_that_no_path_can_have(path, name, reason):
+    def observe(t):
+        return {name: torch.zeros(2), "x": torch.full((2,), float(t))}
+
+    _, (warned,) = record(Scripted(observe), path)
+    assert f"{name!r} is not recorded" in warned
+    assert reason in warned
+    assert_recorded(read(path), "x", observe)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize("logged_envs", [None, "all"])
+def test_ten_thousand_environments(path, logged_envs):
+    envs, steps = 10_000, 3
+
+    def observe(t):
+        return {"x": torch.arange(envs * 2.0).reshape(envs, 2) + t}
+
+    _, warned = record(Scripted(observe, (envs,)), path, steps, logged_envs=logged_envs, in_keys=["x"])
+    if logged_envs is None:
+        recorded = read(path)
+        assert any("of 10000 environments the first 16 are recorded" in said for said in warned)
+        assert_recorded(recorded, "x", observe, steps, envs=16)
+        assert "/env_16/x" not in recorded.entities
+        return
+    found = {}
+    for chunk in RrdReader(path).stream().filter(is_static=False):
+        rows = found.setdefault(int(chunk.entity_path.split("/")[1].removeprefix("env_")), [])
+        rows += chunk.to_record_batch().column("Scalars:scalars").to_pylist()
+    assert found == {env: [observe(t)["x"][env].tolist() for t in range(steps + 1)] for env in range(envs)}
+
+
+@pytest.mark.parametrize("image_format", ["raw", "png", "jpeg"])
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 1, 1), (1, 1, 1), (1, 1, 4), (1, 1)], ids=str)
+def test_images_of_one_pixel(path, shape, image_format):
+    def observe(t):
+        return {"x": torch.full(shape, 40 * t, dtype=torch.uint8)}
+
+    _, warned = record(Scripted(observe), path, image_format=image_format, kinds={"x": "image"})
+    assert warned == []
+    recorded = read(path)
+    if image_format != "jpeg":
+        assert_recorded(recorded, "x", observe)
+    assert [value.shape for value in recorded["/env_0/x"].values] == [shape] * 6
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0, 3), (0, 0)], ids=str)
+def test_values_without_numbers(path, shape):
+    def observe(t):
+        return {"x": torch.zeros(shape)}
+
+    record(Scripted(observe), path)
+    assert_recorded(read(path), "x", observe)
+
+
+@pytest.mark.parametrize("logged_envs", [None, "all"])
+def test_an_empty_batch(path, logged_envs):
+    env = Scripted(lambda t: {"x": torch.zeros(0, 2)}, (0,))
+    _, (warned,) = record(env, path, logged_envs=logged_envs)
+    assert "nothing is recorded: the batch size (0,) means no environment" in warned
+    assert not path.exists()
+
+
+def test_episodes_of_no_steps(path):
+    env = Scripted(lambda t: {"x": torch.full((2,), float(t))}).append_transform(RerunRecorder(path))
+    for _ in range(3):
+        env.reset()
+    env.rollout(2)
+    env.reset()
+    env.close()
+    recorded = read(path)
+    assert recorded["/env_0/x"].along("episode") == [0, 1, 2, 3, 3, 3, 4]
+    assert recorded["/env_0/x"].along("episode_step") == [0, 0, 0, 0, 1, 2, 0]
+    assert recorded["/env_0/x"].along("frame") == list(range(7))
+    assert recorded["/env_0/reward"].along("frame") == [4, 5]
+
+
+def test_nothing_but_episodes_of_no_steps(path):
+    env = Scripted(lambda t: {"x": torch.full((2,), float(t))}).append_transform(RerunRecorder(path))
+    for _ in range(3):
+        env.reset()
+    env.close()
+    assert read(path)["/env_0/x"].along("episode") == [0, 1, 2]
+
+
+def test_an_environment_of_which_nothing_can_be_recorded(path):
+    env = Scripted(lambda t: {"x": torch.zeros(2, dtype=torch.complex64)}, specs={"x": Unbounded((2,))})
+    record(env, path, in_keys=["x"])
+    assert not path.exists()
+
+
+# --- data ---
+
+_DTYPES = [
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+]
+
+
+@pytest.mark.parametrize("name", _DTYPES)
+def test_dtypes_and_extremes(path, name):
+    """NaN, infinities, negative zero, the smallest and the largest: as scalars, vectors, matrices, tensors, pictures."""
+    dtype = getattr(torch, name)
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        special = [float("nan"), float("inf"), -float("inf"), -0.0, info.tiny, info.max, info.min, info.eps]
+        extremes = torch.cat([torch.tensor(special, dtype=dtype), torch.tensor([float("nan")]).to(dtype)])
+    elif name == "bool":
+        extremes = torch.tensor([True, False, True])
+    else:
+        info = torch.iinfo(dtype)
+        extremes = torch.tensor([info.min, info.max, 0, info.max - 1, info.max // 2 + 1], dtype=dtype)
+
+    def observe(t):
+        def filled(shape):
+            numbers = (np.arange(int(np.prod(shape))) + t) % len(extremes)
+            return torch.stack([extremes[i] for i in numbers]).reshape(shape)
+
+        shapes = {"scalar": (), "vector": (7,), "matrix": (9, 9), "long": (100,), "picture": (7, 7, 3)}
+        return {key: filled(shape) for key, shape in shapes.items()}
+
+    _, warned = record(Scripted(observe), path, steps=3, image_format="png")
+    assert warned == []
+    recorded = read(path)
+    for key in observe(0):
+        assert_recorded(recorded, key, observe, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_numbers_are_left_out_by_name(path, dtype):
+    def observe(t):
+        return {"wave": torch.zeros(2, dtype=dtype), "x": torch.full((2,), float(t))}
+
+    name = str(dtype).removeprefix("torch.")
+    _, (warned,) = record(Scripted(observe, specs={"wave": Unbounded((2,)), "x": Unbounded((2,))}), path)
+    assert warned == f"'wave' is not recorded: {name} data can't be recorded"
+    assert_recorded(read(path), "x", observe)
+
+
+@pytest.mark.parametrize("batch_size", [(), (2,)])
+def test_tensors_that_require_a_gradient(path, batch_size):
+    weight = torch.nn.Parameter(torch.ones(*batch_size, 3))
+
+    def observe(t):
+        return {"x": weight * t, "picture": (weight * t).unsqueeze(-1).expand(*batch_size, 3, 2000)}
+
+    rollout, warned = record(Scripted(observe, batch_size), path)
+    assert warned == []
+    recorded = read(path)
+    for key in ("x", "picture"):
+        assert_recorded(recorded, key, observe, envs=2 if batch_size else None)
+    rollout["next", "x"].sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, torch.full_like(weight, sum(range(6))))
+
+
+@pytest.mark.parametrize("size", [4, 1200], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda values: values.t().contiguous().t(),
+        lambda values: torch.stack([values, -values], -1)[..., 0],
+        lambda values: values[:1].expand(3, -1),
+        lambda values: values[:, :1].expand(-1, values.shape[1]),
+        lambda values: values.flip(0)[torch.tensor([2, 1, 0])],
+        lambda values: torch.cat([values, values])[2:5],
+    ],
+    ids=["transposed", "strided", "one row for all", "one number for all", "gathered", "shifted"],
+)
+def test_memory_that_is_not_contiguous(path, laid_out, size):
+    def observe(t):
+        return {"x": laid_out(torch.arange(3.0 * size).reshape(3, size) + t)}
+
+    _, warned = record(Scripted(observe, (3,)), path)
+    assert warned == []
+    assert_recorded(read(path), "x", observe, envs=3)
+
+
+class Uneven(Scripted):
+    """Two environments in a lazy stack; ``x`` may be of different shapes in them."""
+
+    def __init__(self, size_at: Callable[[int, int], int]):
+        self.size_at = size_at
+        sizes = [size_at(env, 0) for env in range(2)]
+        specs = torch.stack([Composite(x=Unbounded((size,)), y=Unbounded((2,))) for size in sizes], 0)
+        super().__init__(self.values, (2,), specs={"y": Unbounded((2, 2))})
+        self.observation_spec = specs
+
+    def values(self, t):
+        return {"y": torch.full((2, 2), float(t))}
+
+    def _observed(self):
+        return lazy_stack(
+            [
+                TensorDict(
+                    {"x": torch.full((self.size_at(env, self.t),), float(self.t)), "y": torch.full((2,), float(self.t))}
+                )
+                for env in range(2)
+            ]
+        )
+
+
+def test_lazy_stacks_of_different_shapes(path):
+    env = Uneven(lambda env, t: 2 + env)
+    _, warned = record(env, path)
+    assert warned == ["'x' is not recorded: of different shapes in different environments"]
+    recorded = read(path)
+    assert "/env_0/x" not in recorded.entities
+    assert_recorded(recorded, "y", env.values, envs=2)
+    assert recorded["/env_1/reward"].along("frame") == [1, 2, 3, 4, 5]
+
+
+def test_a_rollout_of_different_shapes(path):
+    rollout = Uneven(lambda env, t: 2 + env).rollout(4, return_contiguous=False)
+    recorder = RerunRecorder(path)
+    with pytest.warns(UserWarning, match="'x' is not recorded: of different shapes"):
+        recorder.log_rollout(rollout)
+    recorder.close()
+    assert read(path)["/env_1/y"].along("frame") == [0, 1, 2, 3, 4]
+
+
+def test_lazy_stacks_that_become_uneven(path):
+    env = Uneven(lambda env, t: 2 + env * (t == 2))
+    env.observation_spec = Composite(x=Unbounded((2, 2)), y=Unbounded((2, 2)), shape=(2,))
+    _, (warned,) = record(env, path)
+    assert "'x' is not recorded where it is of different shapes in different environments" in warned
+    recorded = read(path)
+    assert_recorded(recorded, "x", lambda t: {"x": torch.full((2, 2), float(t))}, envs=2, missing=[2])
+    assert_recorded(recorded, "y", env.values, envs=2)
+
+
+# --- keys that come and go ---
+
+
+def test_keys_that_disappear_and_come_back(path):
+    def observe(t):
+        values = {
+            "x": torch.full((2,), float(t)),
+            "y": torch.full((2,), -float(t)),
+            "big": torch.full((2000,), float(t)),
+        }
+        return {
+            key: value for key, value in values.items() if key == "x" or t not in ((2, 3) if key == "y" else (3, 4))
+        }
+
+    _, warned = record(Scripted(observe), path, steps=8)
+    assert warned == []
+    recorded = read(path)
+    assert_recorded(recorded, "x", observe, 8)
+    assert_recorded(recorded, "y", observe, 8, missing=[2, 3])
+    assert_recorded(recorded, "big", observe, 8, missing=[3, 4])
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (torch.zeros(3, 2, dtype=torch.float64), r"float64 (3, 2)"),
+        (torch.zeros(3, 3), r"float32 (3, 3)"),
+        (torch.zeros(2, 3), r"float32 (2, 3)"),  # as many numbers
+        (torch.zeros(6), r"float32 (6,)"),
+        (torch.zeros(3, 2, dtype=torch.int32), r"int32 (3, 2)"),  # as many bytes
+        (torch.zeros(3, 2, dtype=torch.complex64), r"complex64 (3, 2)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_key_that_changes(path, other, said):
+    def observe(t):
+        return {"x": other if t in (3, 4) else torch.full((3, 2), float(t)), "y": torch.full((2,), float(t))}
+
+    _, (warned,) = record(Scripted(observe), path, steps=8)
+    assert warned == f"'x' is not recorded where it is {said}: the recording began with float32 (3, 2)"
+    recorded = read(path)
+    assert_recorded(recorded, "x", observe, 8, missing=[3, 4])
+    assert_recorded(recorded, "y", observe, 8)
