@@ -14,6 +14,8 @@ from rich.table import Table
 
 from benchmarks.report import Detail, Report, Row
 
+BEGIN, END = "<!-- the table of `make bench` -->", "<!-- its end -->"
+
 _VERDICTS = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "[yellow]not yet[/]"}
 
 
@@ -27,6 +29,19 @@ def show(report: Report, about: Mapping[str, Any], console: Console) -> None:
 def save(report: Report, about: Mapping[str, Any], path: Path) -> None:
     """Write the same as JSON."""
     path.write_text(json.dumps({"about": dict(about), **report.as_json()}, indent=2) + "\n")
+
+
+def into_readme(report: Report, about: Mapping[str, Any], path: Path) -> None:
+    """Put the rows between the README's two marks, as Markdown, with the machine below them."""
+    lines = ["| figure | workload | measured | ratio | must reach | holds |", "|---|---|---|---|---|---|"]
+    for row in report.rows:
+        verdict = {True: "yes", False: "no", None: "not yet"}[row.holds]
+        cells = (row.figure, row.workload, row.measured, row.ratio, row.must_reach, verdict)
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = "; ".join(f"{name} {value}" for name, value in about.items())
+    text = path.read_text()
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    path.write_text("\n".join((before + BEGIN, "", *lines, "", f"({machine})", "", END)) + after)
 
 
 def _rows(rows: tuple[Row, ...]) -> Table:

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import ThreadTimes, Timings, micro
-from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, robots
+from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, looking, robots
 
 BLOCKS = 50
 BUFFER_BYTES = 64 << 20  # the recorder's default
@@ -27,6 +27,8 @@ HALF = 2  # a block is at most one half of the recorder's buffer
 
 COPIES, ADDED_US = 3.0, 50.0
 BATCH_US, BATCH_SHARE = 150.0, 0.01
+
+LOOK_EVERY = 5
 
 WORKING = 1e-4
 """Seconds of processor time in a step from which on the writer is said to have worked in it."""
@@ -95,6 +97,8 @@ class Sustained:
         sizes: what was recorded.
         period: seconds that the environment takes for a step.
         hooks, copy: times of the steps that count.
+        looks: of every fifth step, in which the hooks aren't counted: only to look at the values, one after the other,
+            as arrays. The floor of what any recorder in Python can do here.
         wall: seconds that those steps took.
         dump: seconds that ``dump()`` took at the end.
         whole: seconds from the first step, those to warm up included, to the end of ``dump()``.
@@ -107,6 +111,7 @@ class Sustained:
     period: float
     hooks: Timings = field(default_factory=lambda: Timings([[]]))
     copy: Timings = field(default_factory=lambda: Timings([[]]))
+    looks: Timings = field(default_factory=lambda: Timings([[]]))
     wall: float = 0.0
     dump: float = 0.0
     whole: float = 0.0
@@ -116,8 +121,8 @@ class Sustained:
 
     @property
     def counted(self) -> int:
-        """Steps that were timed."""
-        return len(self.hooks.rounds[0])
+        """Steps that count."""
+        return len(self.hooks.rounds[0]) + len(self.looks.rounds[0])
 
     @property
     def delay(self) -> float:
@@ -143,6 +148,7 @@ class Sustained:
         return {
             **self.hooks.numbers("hooks"),
             **self.copy.numbers("copy"),
+            **self.looks.numbers("looks"),
             "worst_us": self.hooks.worst,
             "steps": self.counted,
             "period_s": self.period,
@@ -196,17 +202,19 @@ def _run(
 ) -> None:
     both = (recorded.step, found.hooks.rounds[0]), (copy_into_ring(workload, BUFFER_BYTES), found.copy.rounds[0])
     orders = both, both[::-1]
+    look, looks = looking(workload), found.looks.rounds[0]
     begin = following = time.perf_counter()
     started = begin
     for number in range(steps):
         if number == warm_up:
-            for _, times in both:
+            for times in (*(times for _, times in both), looks):
                 times.clear()
             started = time.perf_counter()
         following = max(following + found.period, time.perf_counter())
         idle(following)
         workload.renew(number)
-        for step, times in orders[number % 2]:
+        is_look = number % LOOK_EVERY == 0
+        for step, times in [(look, looks), (recorded.step, [])] if is_look else orders[number % 2]:
             start = time.perf_counter_ns()
             step()
             times.append(time.perf_counter_ns() - start)
@@ -296,6 +304,7 @@ def _details(found: Sustained, name: str) -> tuple[Detail, ...]:
     return (
         Detail(name, "hooks, per step of all environments", f"{found.hooks}; worst {micro(found.hooks.worst)}"),
         Detail(name, "memcpy in the same steps", str(found.copy)),
+        Detail(name, "only to look at the values as arrays, in steps of its own", str(found.looks)),
         Detail(name, "hooks, mean per environment step", f"{per_env * 1e3:,.1f} ns"),
         Detail(
             name,

@@ -207,6 +207,18 @@ class Recorded(Hooked):
         self.env.close()
 
 
+def looking(workload: Workload) -> Any:
+    """A step that looks at the workload's values as arrays, and does nothing with them."""
+    following, names = workload.following, [*workload.observed, *workload.outcome]
+
+    def look() -> None:
+        for name in names:
+            following.get(name).numpy()
+        workload.root.get("action").numpy()
+
+    return look
+
+
 def copy_into_ring(workload: Workload, ring_bytes: int) -> Any:
     """A step that copies the workload's arrays with NumPy: the floor of any recorder.
 

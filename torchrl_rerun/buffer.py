@@ -33,6 +33,9 @@ MAX_STREAM_BYTES = 1 << 30
 
 BLOCKS = 2
 
+MANY = 8
+"""The share of the environments from which on a frame is copied whole: picking rows takes longer."""
+
 EVENTS_PER_SLOT = 4
 """Events that a block notes at the most, for each frame that it has room for."""
 
@@ -86,16 +89,6 @@ class Values:
         allocate = Transfers.allocate if stream.device else np.empty  # which takes no memory until it is written to
         self.array: npt.NDArray[Any] = allocate((*sizes, *stream.shape), stream.storage)
 
-    def put(self, slot: int, rows: npt.NDArray[np.intp], values: npt.NDArray[Any]) -> None:
-        """Copy the rows of some environments into a slot."""
-        if self.stream.shared:
-            if rows[0] == 0:  # what all environments share is kept for the first
-                self.array[slot] = values
-        elif self.lies_by_env:
-            self.array[rows, slot] = values[rows]
-        else:
-            self.array[slot, rows] = values[rows]
-
     @property
     def by_frame(self) -> npt.NDArray[Any]:
         """``[slots, envs, *stream.shape]``."""
@@ -144,6 +137,7 @@ class Block:
         self.is_heavy = False
         self._object_capacity = object_capacity
         self._envs = envs
+        self._many = envs / MANY
         self._slots = slots
         self.room = slots
         self._transfers = dict(transfers or {})
@@ -159,7 +153,7 @@ class Block:
             by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
             objects = [i for v, i in pairs if v.is_objects]
             first = track.at[0] if track.at else None
-            self._plan.append((track.moment, first, frames, near, by_frame, by_env, objects, far))
+            self._plan.append((track.moment, first, frames, by_frame, by_env, objects, far))
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
@@ -199,20 +193,26 @@ class Block:
         number, rows = len(self.events), event.rows
         self.events.append(event)
         self.room -= 1
-        for moment, first, frames, near, by_frame, by_env, objects, far in self._plan:
+        for moment, first, frames, by_frame, by_env, objects, far in self._plan:
             arrays = moments[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
             slot = len(frames)
             frames.append(number)
-            if rows is None:
-                for array, i in by_frame:
+            if rows is None or len(rows) >= self._many:
+                for array, i in by_frame:  # of those that have no row, too: `presence` leaves them out
                     array[slot] = arrays[i]
-                for array, i in by_env:
-                    array[:, slot] = arrays[i]
             else:
-                for values, i in near:
-                    values.put(slot, rows, arrays[i])
+                for array, i in by_frame:
+                    if len(array[slot]) == self._envs:
+                        array[slot, rows] = arrays[i][rows]
+                    elif rows[0] == 0:  # what all environments share is kept for the first
+                        array[slot] = arrays[i]
+            for array, i in by_env:
+                if rows is None:
+                    array[:, slot] = arrays[i]
+                else:
+                    array[rows, slot] = arrays[i][rows]
             if objects:
                 self._weigh(arrays[i] for i in objects)
             if far:

@@ -1,0 +1,203 @@
+"""Where the cost lies: what a step and a chunk are made of, and what Rerun's own floor is."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pyarrow as pa
+import torch
+from rerun.chunk import Chunk, LazyChunkStream
+from tensordict import TensorDict
+
+from benchmarks.report import Detail, Effort, Report
+from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, noise
+from torchrl_rerun.columns import Entity, Times, chunks_of, number_lists, times_of
+from torchrl_rerun.episodes import TIMELINES
+
+GROUP = "where the cost lies"
+
+
+def measure(effort: Effort) -> Report:
+    """Medians of many repetitions; nothing here has a target."""
+    repetitions = effort.of(400, 100)
+    return Report(
+        (),
+        (
+            *_steps(repetitions),
+            *_chunks(repetitions),
+            *_row_bytes(),
+            *_floor_of_files(),
+            *_index(effort.of(20_000, 5_000)),
+        ),
+    )
+
+
+def _median(step: Callable[[], object], repetitions: int) -> float:
+    """Microseconds."""
+    times = []
+    for number in range(repetitions):
+        start = time.perf_counter_ns()
+        step()
+        if number >= repetitions // 10:
+            times.append(time.perf_counter_ns() - start)
+    return statistics.median(times) / 1e3
+
+
+def _detail(what: str, measured: str, **numbers: float) -> Detail:
+    return Detail(GROUP, what, measured, numbers)
+
+
+def _steps(repetitions: int) -> Iterator[Detail]:
+    """A step on the environment's thread, by what it grows with: less than a block's frames, so that nothing is written."""
+    found = {}
+    for name, sizes in (
+        ("16 environments", Sizes(16, 17, 6)),
+        ("1 environment", Sizes(1, 17, 6)),
+        ("256 environments", Sizes(256, 17, 6)),
+        ("4096 environments, the first 16 in detail", Sizes(4096, 17, 6)),
+        ("16 environments with 84x84x3 pixels", PIXELS),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            recorded = Recorded(Workload(sizes), Path(folder, "run.rrd"), image_format="raw", flush_seconds=1e6)
+            found[name] = _median(recorded.step, min(repetitions, 60 if sizes.pixels else repetitions))
+            yield _detail(f"a step of {name}: the hooks", f"{found[name]:.1f} us", hooks_us=found[name])
+            if name == "16 environments":
+                reset = _median(_partial_reset(recorded), repetitions)
+                yield _detail("a reset of 4 of 16 environments: the hook", f"{reset:.1f} us", reset_us=reset)
+            recorded.close()
+    workload = Workload(Sizes(16, 17, 6))
+    following, root = workload.following, workload.root
+
+    def look() -> None:
+        for key in ("observation", "reward", "done", "terminated"):
+            following.get(key).numpy()
+        root.get("action").numpy()
+
+    floor = _median(look, repetitions)
+    yield _detail(
+        "of it: only to look at its 5 values as arrays, by `get` and `numpy`", f"{floor:.1f} us", look_us=floor
+    )
+
+
+def _partial_reset(recorded: Recorded) -> Callable[[], None]:
+    mask = torch.zeros(16, 1, dtype=torch.bool)
+    mask[::4] = True
+    asked = TensorDict({"_reset": mask, "done": mask, "terminated": mask}, [16])
+    observed = recorded.env.reset()
+
+    def reset() -> None:
+        recorded.recorder._reset(asked, observed)
+
+    return reset
+
+
+def _times(rows: int, first: int = 0) -> Times:
+    positions = np.zeros((rows, len(TIMELINES)), np.int64, order="F")
+    frames = np.arange(first, first + rows)
+    now = 1_700_000_000_000_000_000 + np.cumsum(np.random.default_rng(first).integers(4_000_000, 6_000_000, rows))
+    for column, values in enumerate((frames, frames - first // 200, frames // 200, frames % 200, now)):
+        positions[:, column] = values
+    return times_of(positions, None)
+
+
+def _entities(count: int, rows: int, width: int = 1) -> list[Entity]:
+    rng = np.random.default_rng(0)
+    return [
+        Entity(f"/env_0/key_{i}", [number_lists(rng.standard_normal((rows, width), np.float32))]) for i in range(count)
+    ]
+
+
+def _chunks(repetitions: int) -> Iterator[Detail]:
+    """The making of chunks, which holds the GIL."""
+    times = _times(400)
+    for count in (1, 6):
+        entities = _entities(count, 400, 8)
+        cost = _median(lambda entities=entities: list(chunks_of(times, entities)), repetitions) / count  # type: ignore[misc]
+        together = "made by itself" if count == 1 else f"of {count} made together"
+        yield _detail(f"a chunk of 400 rows, {together}", f"{cost:.1f} us", chunk_us=cost)
+
+
+def _written(chunks: Iterator[Chunk], path: Path) -> float:
+    """Seconds to write chunks."""
+    start = time.perf_counter()
+    LazyChunkStream.from_iter(chunks).write_rrd(path, application_id="parts", recording_id="parts")
+    return time.perf_counter() - start
+
+
+def _row_bytes() -> Iterator[Detail]:
+    """What the timelines of a row take in a file: its values are zeros here, which take nothing."""
+    rows = 20_000
+    for length in (250, 1000, 4000, 10_000):
+        for without in ((), ("log_time",), ("frame", "step"), ("log_time", "frame", "step", "episode", "episode_step")):
+            if without and length != 4000:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "rows.rrd")
+                _written(_zeros(rows, length, without), path)
+                size = path.stat().st_size / rows
+            left_out = f", without {', '.join(without)}" if without else ""
+            yield _detail(
+                f"a row of one number, the number left out, in chunks of {length:,} rows{left_out}",
+                f"{size:.1f} bytes",
+                row_bytes=size,
+            )
+
+
+def _zeros(rows: int, length: int, without: tuple[str, ...]) -> Iterator[Chunk]:
+    for first in range(0, rows, length):
+        times = {name: values for name, values in _times(length, first).items() if name not in without}
+        times = times or {"frame": pa.array(np.zeros(length, np.int64))}
+        yield from chunks_of(times, [Entity("/env_0/key", [number_lists(np.zeros((length, 1), np.float32))])])
+
+
+def _floor_of_files() -> Iterator[Detail]:
+    """Chunks that are ready, written by the SDK: what end to end can't go below."""
+    for name, make in (("noise", noise), ("grainy images", grainy)):
+        pool: dict[str, npt.NDArray[Any]] = make(PIXELS, 100)
+        pixels = np.ascontiguousarray(pool["pixels"].swapaxes(0, 1)).reshape(16, 100, -1)
+        chunks = [
+            chunk
+            for i in range(96)
+            for chunk in chunks_of(
+                _times(100, i * 100), [Entity(f"/env_{i % 16}/pixels", [number_lists(pixels[i % 16])])]
+            )
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = _written(iter(chunks), Path(folder, "ready.rrd"))
+        total = 96 * pixels[0].nbytes
+        start = time.perf_counter()
+        for i in range(96):
+            pa.compress(pa.py_buffer(pixels[i % 16]), codec="lz4_raw", asbytes=False)
+        alone = time.perf_counter() - start
+        yield _detail(
+            f"write_rrd of chunks that are ready, {name}",
+            f"{total / seconds / 1e9:.2f} GB/s, {alone / seconds:.2f} of LZ4's own speed",
+            bytes_per_second=total / seconds,
+            of_lz4=alone / seconds,
+        )
+
+
+def _index(chunks: int) -> Iterator[Detail]:
+    """Rerun keeps an index of a file's chunks in memory, for the footer."""
+    process = psutil.Process()
+    seen: list[int] = []
+
+    def made() -> Iterator[Chunk]:
+        for i in range(chunks // 6):
+            yield from chunks_of(_times(10, i * 10), _entities(6, 10))
+            if i % 100 == 0:
+                seen.append(process.memory_info().rss)
+
+    with tempfile.TemporaryDirectory() as folder:
+        _written(made(), Path(folder, "many.rrd"))
+    half = len(seen) // 2
+    growth = (seen[-1] - seen[half]) / (chunks / 2)
+    yield _detail("memory that Rerun keeps for a chunk that is written", f"{growth:.0f} bytes", index_bytes=growth)
