@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: .venv/.demo  ## record four CartPoles, and say how to watch them
 	$(BIN)/python examples/parallel_cartpole.py
@@ -17,6 +17,9 @@ lint: .venv/.test  ## style and types
 
 bench: .venv/.demo  ## what recording costs; ARGS="--quick --only memory" for some of it
 	$(BIN)/python -m benchmarks $(ARGS)
+
+soak: .venv/.test  ## ten minutes of random environments, sinks and faults; ARGS="--seconds 60 --seed 1", or --only SEED
+	$(BIN)/python -m tests.soak $(ARGS)
 
 clean:
 	rm -rf .venv recordings

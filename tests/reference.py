@@ -100,12 +100,13 @@ class Reference:
 def per_env(tensordict: TensorDictBase, keys: list[Any], envs: list[int] | None = None) -> dict[int, dict[str, Any]]:
     """``{env: {path: value}}`` of a tensordict of all environments; agents of a group are paths of their own."""
     batch_dims = tensordict.batch_dims
-    flat = tensordict.reshape(-1) if batch_dims != 1 else tensordict
+    flat = tensordict.select(*keys)
+    flat = flat.reshape(-1) if batch_dims != 1 else flat
     out: dict[int, dict[str, Any]] = {}
     for env in envs if envs is not None else range(flat.shape[0]):
-        values = out.setdefault(env, {})
+        values, row = out.setdefault(env, {}), flat[env]
         for key in keys:
-            value = flat[env].get(key)
+            value = row.get(key)
             path = key if isinstance(key, str) else "/".join(key)
             grouped = isinstance(key, tuple) and flat.get(key[:-1]).batch_dims > 1
             if grouped:

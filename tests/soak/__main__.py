@@ -8,8 +8,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' helpers
-    os.environ.setdefault("RL_WARNINGS", "0")
-    import soak.iteration  # imported before anything is forked
+    os.environ |= {"RL_WARNINGS": "0", "RUST_LOG": "off"}  # full disks are no news here
     from soak.cli import main
 
     sys.exit(main())

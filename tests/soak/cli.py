@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="what all is drawn from, a new one if not said")
     parser.add_argument("--only", type=int, metavar="SEED", help="a single iteration")
     args = parser.parse_args(argv)
+    if sys.platform != "linux":
+        parser.error("it needs Linux: /proc, capabilities, limits of file sizes")
     if args.only is not None:
         return only(args.only)
     seed = random.randrange(1 << 31) if args.seed is None else args.seed
@@ -114,7 +116,9 @@ def soak(seconds: float, seed: int, console: Console | None = None, told=lambda 
                 said = time.monotonic()
                 console.print(done.line(), highlight=False)
             if console is not None and outcome.failure:
-                console.print(f"--only {plan.seed} failed: {outcome.failure.strip().splitlines()[-1][:300]}", markup=False)
+                console.print(
+                    f"--only {plan.seed} failed: {outcome.failure.strip().splitlines()[-1][:300]}", markup=False
+                )
         done.growth = growth_of(runners.resident)
     if done.growth > MAX_GROWTH:
         done.failures.append(Outcome(seed, failure=f"memory grew by {done.growth / 1e6:.0f} MB"))
