@@ -67,7 +67,7 @@ class Iteration:
         self._noted = noted
         self._failed = False  # the file is lost: dump() and close() may say so
         self._has_lost = False
-        self._is_read_only = False
+        self._is_cut_off = False
         self._rehearsal = rehearsal
         self._td: TensorDictBase | None = None
         self._gone: set[int] = set()  # parts that a fault took away
@@ -226,14 +226,14 @@ class Iteration:
             return
         with self._may_fail("dump"):
             self._recorder.dump()
-            if not self._failed and self._is_recording:
+            if not self._failed and self._is_recording and self._recorder._feed.recording.alive:
                 stats = self._recorder.stats()
                 for name in ("frames_waiting", "frames_lost", "bytes_waiting"):
                     assert stats[name] == 0, f"after dump: {name} is {stats[name]}"
                 assert stats["frames_written"] == stats["frames"], stats
                 if self.plan.fault != "viewer_killed" and self.plan.fault != "viewer_stopped":
                     assert stats["frames_dropped"] == 0, stats
-                if self._has_file and self._recorder._feed.recording.alive:
+                if self._has_file:
                     assert stats["bytes_written"] == self._files()[-1].stat().st_size
                 self.tally["checks"] += 6
             self.dumped = self.witness.lengths()
@@ -247,8 +247,8 @@ class Iteration:
         if self._recorder is None:
             self._note_end()
             return
-        if self._is_read_only and not at_end:
-            return  # there would be no place for what comes then
+        if self._is_cut_off and not at_end:
+            return  # there would be nowhere to go for what comes then
         was_open = self._is_recording and self._recorder._feed.recording.alive
         with self._may_fail("close"):
             self._recorder.close()
@@ -260,7 +260,7 @@ class Iteration:
 
     def _note_end(self) -> None:
         if self.witness.lengths() != self.witness.ended[-1]:
-            self.witness.end_part()
+            self.witness.end_part(lost=self._failed)
             self._failed = False  # what comes now has a file of its own
 
     def _look(self) -> None:
@@ -302,9 +302,9 @@ class Iteration:
         if self._rehearsal:
             return
         fault = self.plan.fault
+        if not self._is_recording or not self._recorder._feed.recording.alive:
+            return
         if fault in ("removed", "emptied"):
-            if not self._is_recording or not self._recorder._feed.recording.alive:
-                return
             file = self._files()[-1]
             if fault == "removed":
                 file.unlink()
@@ -314,15 +314,15 @@ class Iteration:
             self._failed = True
             self._gone.add(len(self.witness.ended) - 1)
         elif fault == "folder":
-            if not self._is_recording or not self._recorder._feed.recording.alive:
-                return
             _obey_permissions()
-            self._is_read_only = True
+            self._is_cut_off = True
             self.path.parent.chmod(0o555)
             self._cleaning.callback(self.path.parent.chmod, 0o755)
         elif fault == "viewer_killed":
+            self._is_cut_off = True
             os.kill(self.viewer[1], signal.SIGKILL)
         elif fault == "viewer_stopped":
+            self._is_cut_off = True
             os.kill(self.viewer[1], signal.SIGSTOP)
             goes_on = threading.Timer(self.plan.amount, os.kill, (self.viewer[1], signal.SIGCONT))
             goes_on.start()
