@@ -61,9 +61,7 @@ class BatchStatistics:
                 rows = statistics(values.reshape(*values.shape[:2], -1), present)
                 entities.append(Entity(batch_path(stream), [number_lists(rows)]))
             positions = np.zeros((len(frames), len(TIMELINES)), np.int64, order="F")
-            for row, frame in enumerate(frames):
-                event = block.events[frame]
-                positions[row, _TIMES] = event.frame, event.step, event.log_time
+            positions[:, _TIMES] = block.events.numbers()[frames]
             yield from chunks_of(times_of(positions, self._fps, _TIMES), entities)
 
 

@@ -23,7 +23,8 @@ from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, Rows, resolve_envs
+from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, resolve_envs
+from torchrl_rerun.events import Rows
 from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.streams import Key, Stream
@@ -390,8 +391,7 @@ class Recording:
 
     def _hand_over(self, buffer: Buffer, block: Block) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        frames = block.events[0].frame, block.events[-1].frame + 1
-        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), frames)
+        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), block.events.frames)
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
