@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.columns import entity_path
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.streams import Stream, entity_path
 
 MAX_CELLS = 16
 """Environments that are shown at once; the others are in the recording, and in the viewer's list of streams."""
