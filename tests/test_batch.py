@@ -95,3 +95,12 @@ def test_chosen_environments_come_without_statistics(path):
     env.rollout(3)
     env.close()
     assert not [entity for entity in read(path).entities if entity.startswith("/batch")]
+
+
+def test_thousands_in_detail_are_told_what_they_cost(path):
+    env = Walkers(2000).append_transform(RerunRecorder(path, logged_envs="all", buffer_bytes=8 << 20))
+    with pytest.warns(UserWarning, match=r"2000 environments .* in detail.* us, .* ms for all.*buffer_bytes=\d+"):
+        rollout = env.rollout(3)
+    env.close()
+    rows = read(path)["/env_1999/reward"]
+    assert torch.equal(torch.stack(rows.values), rollout["next", "reward"][1999])

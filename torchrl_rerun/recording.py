@@ -23,7 +23,7 @@ from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, resolve_envs
+from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import Rows
 from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import RecordingError, Sink
@@ -38,6 +38,12 @@ LIVE_SECONDS = 0.5
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before it is told so."""
+
+SHORT_BLOCK = 100
+"""Frames of a block below which the making of chunks costs several times what their data do."""
+
+CHUNK_SECONDS = 100e-6
+"""What a chunk takes the writer, whatever is in it; `make bench ARGS="--only parts scaling"` measures it."""
 
 BATCH_SHARE = 16
 """The statistics over all environments wait in this part of the buffer, in addition to it."""
@@ -343,9 +349,24 @@ class Recording:
     def keep(self) -> None:
         """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more."""
         self.sink.keep()
+        self._warn_of_short_blocks()
         for viewer in self._viewers:
             if (made := self._layout()) is not None:
                 viewer.show(made)
+
+    def _warn_of_short_blocks(self) -> None:
+        """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
+        if len(self.envs) <= MAX_LOGGED_ENVS or not self._small.tracks or self._small.slots >= SHORT_BLOCK:
+            return
+        entities = sum(stream.lanes for track in self._small.tracks for stream in track.streams)
+        cost = entities * CHUNK_SECONDS / self._small.slots
+        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // self._small.slots)
+        warn(
+            f"{len(self.envs)} environments are recorded in detail, and only {self._small.slots} frames of them fit into half "
+            f"of buffer_bytes: each environment's step takes the writer about {cost * 1e6:.0f} us, "
+            f"{cost * len(self.envs) * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
+            f"buffer_bytes={needed}"
+        )
 
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
