@@ -19,7 +19,7 @@ import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.batch import BatchStatistics
+from torchrl_rerun.batch import BatchStatistics, keys_of
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
@@ -170,22 +170,22 @@ class Recording:
                 buffer.tracks = (*buffer.tracks, *added)
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
-        self._announce([track for track, _ in tracks])
         if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
             self._describe_batch()
+        self._announce([track for track, _ in tracks])
 
     def _describe_batch(self) -> None:
         """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
         sums = [stream for stream in self._described[Moment.OBSERVED] if stream.sums]
         at = [i for i, stream in enumerate(self._described[Moment.STEPPED]) if stream.key in {s.sums for s in sums}]
-        if not at or self._writer is None:
+        if not at:
             return
         rewards = tuple(self._described[Moment.STEPPED][i] for i in at)
-        tracks = (Track(Moment.STEPPED, rewards, tuple(at)), Track(Moment.OBSERVED, tuple(sums)))
+        # Returns at steps alone: a row at each reset would show the mean fall and rise again.
+        tracks = (Track(Moment.STEPPED, rewards, tuple(at)), Track(Moment.STEPPED, tuple(sums)))
         capacity = self._options.buffer_bytes // BATCH_SHARE
         self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
         self._batch.tracks = tracks
-        self._writer.put(self._batch_statistics.static(tracks))
 
     def _noticed(self) -> None:
         """Something went wrong or slowly, on whatever thread: the next frame tells."""
@@ -205,7 +205,10 @@ class Recording:
             info = rr.archetypes.RecordingInfo(name=Path(self.sink.label).stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
         described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
-        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static(tracks)])
+        statistics = () if self._batch is None else self._batch.tracks
+        schema = property_chunk(self.source, self.envs, described, keys_of(statistics))
+        static = [*self._factory.static(tracks), *self._batch_statistics.static(statistics)]
+        self._writer.put([schema, *static])
 
     # --- steps ---
 
@@ -371,7 +374,8 @@ class Recording:
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
         if isinstance(wanted, bool):
-            return layout(self.streams, self._shown_envs(), self.source.fps) if wanted else None
+            statistics = keys_of(() if self._batch is None else self._batch.tracks)
+            return layout(self.streams, self._shown_envs(), self.source.fps, statistics) if wanted else None
         return wanted
 
     def abandon(self) -> None:

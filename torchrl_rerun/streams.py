@@ -191,6 +191,11 @@ def entity_path(stream: Stream, env: int, lane: int = 0) -> str:
     return rr.new_entity_path(stream.path(env, lane))
 
 
+def batch_path(key: Key) -> str:
+    """The entity path of the statistics of a key over all environments."""
+    return rr.new_entity_path(["batch", *key])
+
+
 class UnsupportedLeafError(TypeError):
     """A key holds data that no kind can record."""
 
