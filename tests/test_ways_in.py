@@ -95,6 +95,17 @@ def test_a_reset_before_the_recorder_was_there(path):
     of_rollout(rollout, observed=OBSERVED).compare(read(path))
 
 
+def test_a_reset_before_the_recorder_was_there_has_no_row_of_the_policys(path):
+    env = SerialEnv(2, pendulum)
+    start = env.reset()
+    env = env.append_transform(RerunRecorder(path, in_keys=["observation", "action", "log_prob"]))
+    rollout = env.rollout(
+        5, lambda td: env.rand_action(td).set("log_prob", torch.rand(2)), auto_reset=False, tensordict=start
+    )
+    env.close()
+    of_rollout(rollout, observed=["observation"], stepped=[], acted=["action", "log_prob"]).compare(read(path))
+
+
 # --- loops ---
 
 
@@ -357,6 +368,14 @@ def test_a_copy_has_a_file_of_its_own(path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["run.rrd", "run.worker_0.rrd", "run.worker_1.rrd"]
 
 
+def test_a_parallel_environment_of_different_environments(path):
+    makers = [functools.partial(GymEnv, "Pendulum-v1"), functools.partial(GymEnv, "Pendulum-v1", frame_skip=2)]
+    env = ParallelEnv(2, makers).append_transform(RerunRecorder(path))
+    rollout = env.rollout(5)
+    env.close()
+    of_rollout(rollout, observed=OBSERVED).compare(read(path))
+
+
 # --- in the chain of transforms ---
 
 
@@ -424,6 +443,18 @@ def test_a_closed_recorder_that_is_used_again_goes_on_in_another_file(path):
     of_rollout(second, observed=OBSERVED, reference=reference)
     reference.rows = {key: rows[before[key] :] for key, rows in reference.rows.items()}
     reference.compare(later)
+
+
+def test_a_recorder_that_is_closed_in_the_middle_of_an_episode_goes_on_with_it(path):
+    env = SerialEnv(2, pendulum).append_transform(RerunRecorder(path))
+    first = env.rollout(5)
+    env.transform.close()
+    with pytest.warns(UserWarning, match=r"run\.part_1\.rrd"):
+        second = env.rollout(5, auto_reset=False, tensordict=step_mdp(first[..., -1]))
+    env.close()
+    rows = read(path.with_name("run.part_1.rrd"))["/env_1/observation"]
+    assert all(same(a, b) for a, b in zip(rows.values, second[1]["next", "observation"], strict=True))
+    assert rows.along("step") == rows.along("episode_step") == [6, 7, 8, 9, 10]
 
 
 # --- what a recorder must never do ---

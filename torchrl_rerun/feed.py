@@ -84,7 +84,7 @@ class Feed:
             env: the environment, for its specs.
             root: what goes into the step.
         """
-        if self._is_described:
+        if self._is_described and self.recording is not None and self.recording.alive:
             return [self._value(read, root) for read in self._reads[Moment.ACTED]]
         if self._settings.in_keys is not None:
             keys = list(self._settings.in_keys)
@@ -134,7 +134,7 @@ class Feed:
         if recording is None or not self._fits(recording, following):
             return
         if not recording.all_begun:
-            self._begin_those_never_reset(recording, env, root, mask)
+            self._begin_those_never_reset(recording, env, root, following, mask)
         try:
             arrays = self._arrays(self._reads_of_following, following)
             observed, stepped = arrays[: self._observed], arrays[self._observed :]
@@ -152,17 +152,22 @@ class Feed:
         recording = self._opened(env, following)
         if recording is None or self._is_described or not self._fits(recording, following):
             return recording
-        self._begin_those_never_reset(recording, env, root, mask)
+        self._begin_those_never_reset(recording, env, root, following, mask)
+        if Moment.OBSERVED not in self._reads:  # after `close()`, in the middle of episodes
+            with _describing(recording):
+                self._describe_observed(recording, env(), _observed_in(root, following), following)
         if Moment.OBSERVED in self._reads and Moment.STEPPED not in self._reads:
             with _describing(recording):
                 self._describe_stepped(recording, env(), root, acted, following)
         return recording if self._is_described else None
 
-    def _begin_those_never_reset(self, recording: Recording, env: EnvOf, root: TensorDictBase, mask: Mask) -> None:
+    def _begin_those_never_reset(
+        self, recording: Recording, env: EnvOf, root: TensorDictBase, following: TensorDictBase, mask: Mask
+    ) -> None:
         """Environments may have been reset before our time: what the policy saw is their first observation then."""
         fresh = recording.never_reset(mask)
         if fresh is not None:
-            self.reset(env, root, fresh)
+            self.reset(env, _observed_in(root, following), fresh)
 
     # --- stored ---
 
@@ -443,6 +448,11 @@ class _Read:
     def _refuse(self, value: torch.Tensor) -> NoReturn:
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
         raise _ChangedError(f"{dtype} {shape}")
+
+
+def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
+    """What the policy saw before a step, without what it wrote beside that."""
+    return root.select(*specs.data_keys(following), strict=False)
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:

@@ -245,7 +245,10 @@ def env_name(env: EnvBase | None) -> str | None:
     inner = _innermost(env)
     if isinstance(inner, ParallelEnv):
         # Its workers could be asked, but one that lacks the attribute dies of the question (torchrl 0.14).
-        named = re.search(r"\(env=([^\s,()]+)", str(inner.meta_data.env_str))
+        described = inner.meta_data
+        if isinstance(described, list):  # of each worker, where they were made by different functions
+            described = described[0]
+        named = re.search(r"\(env=([^\s,()]+)", str(described.env_str))
         return named[1] if named else None
     for attribute in ("env_name", "scenario_name"):
         name = getattr(inner, attribute, None)

@@ -1,0 +1,243 @@
+"""Random environments: any batch size, keys, dtypes and shapes; new random data at each call, for stale rows too."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NonTensorData, TensorDict
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    MultiOneHot,
+    NonTensor,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
+from torchrl.envs import EnvBase
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+NAMES = ("position", "joint angles", "höhe", "a.b", "x-1", "grid", "camera", "_private", "0")
+SMALL_SHAPES = ((), (1,), (2,), (7,), (64,), (65,), (3, 2), (2, 3, 4), (1, 1))
+PICTURES = ((6, 7, 3), (3, 12, 16), (1, 9, 9), (16, 16, 1), (8, 8, 4), (12, 12), (40, 40, 3))
+NEVER = 1 << 30
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One key, its dtype (or ``"text"``) and the shape of one environment's value."""
+
+    key: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an environment looks like.
+
+    Attributes:
+        batch_size: the environment's.
+        leaves: what is observed, beside a clock that never shows the same time twice.
+        actions: per key, what kind of action.
+        agents: how many agents a group has, which observe, act and are rewarded by themselves; 0: there is no group.
+        reward: dtype and shape of the reward outside of the group.
+        truncates: whether there is a "truncated" flag.
+        lengths: episodes are between so many steps long.
+        seed: of the data.
+    """
+
+    batch_size: tuple[int, ...]
+    leaves: tuple[Leaf, ...]
+    actions: tuple[tuple[tuple[str, ...], str], ...]
+    agents: int
+    reward: tuple[str, tuple[int, ...]]
+    truncates: bool
+    lengths: tuple[int, int]
+    seed: int
+
+    @classmethod
+    def draw(cls, rng: random.Random, batch_size: tuple[int, ...], *, text: bool = True) -> Layout:
+        """Any layout."""
+        count, names = rng.randint(0, 4), [*NAMES]
+        rng.shuffle(names)
+        leaves = []
+        for name in names[:count]:
+            key = (name,) if rng.random() < 0.6 else ("robot", name) if rng.random() < 0.7 else ("robot", "arm", name)
+            what = rng.random()
+            if what < 0.3:
+                leaves.append(Leaf(key, rng.choice(["uint8", "uint8", "float32", "float16"]), rng.choice(PICTURES)))
+            elif what < 0.4 and text:
+                leaves.append(Leaf((name,), "text"))
+            else:
+                dtype = rng.choice([*FLOATS, *INTEGERS, "bool", "category"])
+                leaves.append(Leaf(key, dtype, rng.choice(SMALL_SHAPES)))
+        kinds = ["float", "one_hot", "category", "multi_one_hot", "multi_category", "binary", "integer"]
+        actions = [(("action",), rng.choice(kinds))]
+        if rng.random() < 0.2:
+            actions = [(("controls", "arm"), rng.choice(kinds)), (("controls", "hand"), rng.choice(kinds))]
+        longest = rng.choice([1, 3, 10, 40, NEVER])
+        return cls(
+            batch_size=batch_size,
+            leaves=tuple(leaves),
+            actions=tuple(actions),
+            agents=rng.choice([0, 0, 0, 1, 2, 3]),
+            reward=(rng.choice(["float32", "float32", "float64"]), rng.choice([(1,), (1,), (1,), (2,)])),
+            truncates=rng.random() < 0.5,
+            lengths=(1, longest),
+            seed=rng.randrange(1 << 31),
+        )
+
+    @property
+    def observed(self) -> list[tuple[str, ...]]:
+        """Keys that have rows at resets and steps, the flags included."""
+        group = [("agents", "observation")] if self.agents else []
+        flags = [("done",), ("terminated",), *([("truncated",)] if self.truncates else [])]
+        return [("clock",), *(leaf.key for leaf in self.leaves), *group, *flags]
+
+    @property
+    def acted(self) -> list[tuple[str, ...]]:
+        """Keys of actions."""
+        return [*(key for key, _ in self.actions), *([("agents", "action")] if self.agents else [])]
+
+    @property
+    def rewards(self) -> list[tuple[str, ...]]:
+        """Keys of rewards."""
+        return [("agents", "reward")] if self.agents else [("reward",)]
+
+
+class Random(EnvBase):
+    """An environment of a layout. Nothing it gives depends on the actions, nor on torch's own random state."""
+
+    def __init__(self, layout: Layout, number: int = 0) -> None:
+        super().__init__(batch_size=torch.Size(layout.batch_size))
+        self.layout, self.number = layout, number
+        b, agents = layout.batch_size, layout.agents
+        observation = Composite(clock=Unbounded((*b, 1), dtype=torch.float64), shape=b)
+        action, reward = Composite(shape=b), Composite(shape=b)
+        for leaf in layout.leaves:
+            _set(observation, leaf.key, _spec(leaf.dtype, b, leaf.shape), b)
+        for key, kind in layout.actions:
+            _set(action, key, _action(kind, b), b)
+        if agents:
+            group = (*b, agents)
+            observation["agents"] = Composite(observation=Unbounded((*group, 3)), shape=group)
+            action["agents"] = Composite(action=Bounded(-1, 1, (*group, 2)), shape=group)
+            reward["agents"] = Composite(reward=Unbounded((*group, 1)), shape=group)
+        else:
+            dtype, shape = layout.reward
+            reward["reward"] = Unbounded((*b, *shape), dtype=getattr(torch, dtype))
+        self.observation_spec, self.action_spec, self.reward_spec = observation, action, reward
+        flags = ("done", "terminated", *(["truncated"] if layout.truncates else []))
+        self.done_spec = Composite({flag: Categorical(2, (*b, 1), dtype=torch.bool) for flag in flags}, shape=b)
+        self.generator = torch.Generator().manual_seed(layout.seed + number)
+        self.calls = 0
+        self.left = torch.zeros(b, dtype=torch.int64)
+
+    def _observe(self) -> TensorDict:
+        b, agents = self.layout.batch_size, self.layout.agents
+        self.calls += 1
+        each = torch.arange(math.prod(b), dtype=torch.float64).reshape(*b, 1)
+        out = TensorDict({"clock": self.calls + each / 128 + self.number / 1024}, b)
+        for leaf in self.layout.leaves:
+            if leaf.dtype == "text":
+                texts = [NonTensorData(f"{self.calls}: Zoë {i}\n" * (i % 3)) for i in range(math.prod(b))]
+                out.set(leaf.key, torch.stack(texts).reshape(b) if b else texts[0])
+            else:
+                out.set(leaf.key, self._values(leaf.dtype, (*b, *leaf.shape)))
+        if agents:
+            values = {"observation": self._values("float32", (*b, agents, 3))}
+            out["agents"] = TensorDict(values, (*b, agents))
+        return out
+
+    def _values(self, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        kind = getattr(torch, dtype, torch.int64)
+        if dtype == "category":
+            return torch.randint(0, 5, shape, generator=self.generator)
+        if dtype == "bool":
+            return torch.rand(shape, generator=self.generator) > 0.5
+        if dtype in INTEGERS:
+            bits = torch.randint(-(1 << 63), (1 << 63) - 1, shape, generator=self.generator)
+            few = torch.randint(0, 2, (1,), generator=self.generator).item()
+            return (bits >> 48 if few else bits).to(kind)
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64).to(kind)
+        odd = torch.rand(shape, generator=self.generator)
+        for i, number in enumerate((math.nan, math.inf, -math.inf, -0.0, torch.finfo(kind).tiny)):
+            values = torch.where((odd * 200).int() == i, torch.tensor(number, dtype=kind), values)
+        return values
+
+    def _reset(self, tensordict: Any = None, **_: Any) -> TensorDict:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        first, last = self.layout.lengths
+        lengths = torch.randint(first, last + 1, self.batch_size, generator=self.generator)
+        mask = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.reshape(self.batch_size)
+        self.left = torch.where(mask, lengths, self.left)
+        return self._observe()
+
+    def _step(self, tensordict: Any) -> TensorDict:
+        mask = tensordict.get("_step", None)
+        self.left -= 1 if mask is None else mask.reshape(self.batch_size).long()
+        out, agents = self._observe(), self.layout.agents
+        ended = (self.left <= 0).unsqueeze(-1)
+        flags = {"done": ended, "terminated": ended}
+        if self.layout.truncates:
+            terminated = torch.rand(ended.shape, generator=self.generator) < 0.5
+            flags |= {"terminated": ended & terminated, "truncated": ended & ~terminated}
+        out.update(flags)
+        if agents:
+            rewards = torch.randn(*self.batch_size, agents, 1, generator=self.generator)
+            out["agents", "reward"] = rewards
+        else:
+            dtype, shape = self.layout.reward
+            rewards = torch.randn(*self.batch_size, *shape, generator=self.generator, dtype=torch.float64)
+            out["reward"] = rewards.to(getattr(torch, dtype))
+        return out
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.generator.manual_seed(seed or 0)
+
+
+def _set(specs: Composite, key: tuple[str, ...], spec: TensorSpec, batch: tuple[int, ...]) -> None:
+    for part in key[:-1]:
+        if part not in specs.keys():
+            specs[part] = Composite(shape=batch)
+        specs = specs[part]
+    specs[key[-1]] = spec
+
+
+def _spec(dtype: str, batch: tuple[int, ...], shape: tuple[int, ...]) -> TensorSpec:
+    if dtype == "text":
+        return NonTensor(batch)
+    if dtype == "category":
+        return Categorical(5, (*batch, *shape))
+    if dtype == "bool":
+        return Categorical(2, (*batch, *shape), dtype=torch.bool)
+    if dtype == "uint8":
+        return Bounded(0, 255, (*batch, *shape), dtype=torch.uint8)
+    return Unbounded((*batch, *shape), dtype=getattr(torch, dtype))
+
+
+def _action(kind: str, b: tuple[int, ...]) -> TensorSpec:
+    match kind:
+        case "one_hot":
+            return OneHot(4, (*b, 4))
+        case "category":
+            return Categorical(3, b)
+        case "multi_one_hot":
+            return MultiOneHot([3, 2], (*b, 5))
+        case "multi_category":
+            return MultiCategorical([3, 2], (*b, 2))
+        case "binary":
+            return Binary(3, (*b, 3))
+        case "integer":
+            return Bounded(-5, 5, (*b, 2), dtype=torch.int32)
+        case _:
+            return Bounded(-1, 1, (*b, 2))

@@ -1,0 +1,572 @@
+"""One iteration: a plan is carried out, and the contract checked at every turn."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import rerun as rr
+import torch
+from rerun.chunk import RrdReader
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, step_mdp
+
+from readback import read
+from soak.environments import Random
+from soak.plans import Op, Plan
+from soak.viewers import started_viewer, free_port
+from soak.witness import Key, Witness, values_of
+from torchrl_rerun import RecordingError, RerunRecorder, repair
+
+SETTLE_SECONDS = 10.0
+"""How long threads and processes may take to end."""
+
+Tally = collections.Counter[str]
+
+
+class Iteration:
+    """Carries out a plan.
+
+    Args:
+        plan: what happens.
+        folder: for the files; empty.
+        viewer: url and process id of the viewer that all iterations share; None: there is none.
+        rehearsal: without a recorder, to see what it would have to record.
+        noted: called after each dump and close that succeeded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        viewer: tuple[str, int] | None,
+        *,
+        rehearsal: bool = False,
+        noted: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.plan, self.path, self.viewer = plan, folder / "run.rrd", viewer
+        self.tally: Tally = Tally()
+        keys = plan.options["in_keys"]
+        self.witness = Witness(plan.envs, plan.logged, keys)
+        self.messages: list[str] = []
+        self.dumped: dict[tuple[int, str], int] = {}
+        self._noted = noted
+        self._failed = False  # the file is lost: dump() and close() may say so
+        self._has_lost = False
+        self._rehearsal = rehearsal
+        self._td: TensorDictBase | None = None
+        self._gone: set[int] = set()  # parts that a fault took away
+        self._cleaning = contextlib.ExitStack()
+        self._recorder: RerunRecorder | None = None
+        self._generator = torch.Generator().manual_seed(plan.layout.seed)
+
+    # --- making ---
+
+    def _make(self) -> EnvBase:
+        plan = self.plan
+        if not plan.workers:
+            env: EnvBase = Random(plan.layout)
+        else:
+            makers = [functools.partial(Random, plan.layout, i) for i in range(plan.workers)]
+            env = (
+                SerialEnv(plan.workers, makers)
+                if plan.way == "serial"
+                else ParallelEnv(plan.workers, makers, mp_start_method="fork")
+            )
+        if not self._rehearsal:
+            options = plan.options | {"in_keys": keys and [_name(key) for key in keys]} if (
+                keys := plan.options["in_keys"]
+            ) else plan.options
+            self._recorder = RerunRecorder(self._sink(), **options)
+            if plan.way != "logged":
+                env = env.append_transform(self._recorder)
+                self._recorder = env.transform[-1] if hasattr(env.transform, "__len__") else env.transform
+        return env
+
+    def _sink(self) -> Any:
+        match self.plan.sink:
+            case "file":
+                return self.path
+            case "file+server":
+                return [self.path, rr.GrpcServerSink("127.0.0.1", free_port())]
+        if self.plan.fault == "viewer_killed" or self.viewer is None:
+            self.viewer = self._cleaning.enter_context(started_viewer())
+        return self.viewer[0] if self.plan.sink == "viewer" else [self.path, self.viewer[0]]
+
+    # --- doing ---
+
+    def run(self) -> None:
+        """Do it all, and check it."""
+        torch.manual_seed(self.plan.seed % (1 << 31))
+        before = _Leftovers()
+        with warnings.catch_warnings(record=True) as warned, self._cleaning:
+            warnings.simplefilter("always")
+            env = self._make()
+            self._env = env
+            for number, op in enumerate(self.plan.ops):
+                if number == self.plan.fault_at:
+                    self._break()
+                self._do(op)
+            if self.plan.fault_at == len(self.plan.ops):
+                self._break()
+            self._end()
+        del env
+        self._env = self._td = None
+        self.messages = [str(warning.message) for warning in warned]
+        if not self._rehearsal:
+            before.check()
+            self.tally["checks"] += 4
+
+    def _do(self, op: Op) -> None:
+        getattr(self, "_" + op[0].replace(" ", "_"))(*op[1:])
+        self._check_counts()
+
+    def _policy(self, td: TensorDictBase) -> TensorDictBase:
+        td = self._env.rand_action(td)
+        return td.set("logits", torch.randn(*self._env.batch_size, 3, generator=self._generator))
+
+    def _rollout(self, steps: int, mode: str) -> None:
+        how = {"break_when_any_done": mode == "any", "break_when_all_done": mode == "all"}
+        if mode == "all":
+            del how["break_when_any_done"]
+        self._see(self._env.rollout(steps, self._policy, trust_policy=True, **how), mode)
+
+    def _go_on(self, steps: int) -> None:
+        if self._td is None or self._td["done"].any():  # TorchRL would reset those
+            return
+        rollout = self._env.rollout(
+            steps, self._policy, trust_policy=True, auto_reset=False, tensordict=self._td.clone()
+        )
+        self._see(rollout, "any", continues=True)
+
+    def _see(self, rollout: TensorDictBase, mode: str, *, continues: bool = False) -> None:
+        """Note a rollout, as it was made live or as it is logged now."""
+        if self.plan.way == "logged" and self._recorder is not None:
+            self._recorder.log_rollout(rollout)
+        done = rollout["next", "done"].reshape(self.plan.envs, -1)
+        if not continues:
+            self._seen_reset(rollout[..., 0], None)
+        going = list(range(self.plan.envs))
+        for t in range(rollout.shape[-1]):
+            moment = rollout[..., t]
+            self._seen_step(moment, going)
+            if mode == "all":
+                going = [env for env in going if not done[env, t]]
+            ended = done[:, t].nonzero().flatten().tolist()
+            if mode == "on" and ended and t + 1 < rollout.shape[-1]:
+                self._seen_reset(rollout[..., t + 1], ended)
+        self._td = None if mode == "all" or done[:, -1].any() else step_mdp(rollout[..., -1])
+
+    def _seen_reset(self, td: TensorDictBase, envs: list[int] | None) -> None:
+        layout = self.plan.layout
+        shape = layout.reward[1]
+        zero = torch.zeros(1 if layout.agents else shape)
+        paths = [f"agents/reward/agent_{i}" for i in range(layout.agents)] or ["reward"]
+        self.witness.reset(values_of(td, layout.observed, envs), dict.fromkeys(paths, zero))
+
+    def _seen_step(self, td: TensorDictBase, envs: list[int] | None) -> None:
+        layout, keys = self.plan.layout, self.plan.options["in_keys"]
+        policys: list[Key] = [*layout.acted]
+        if keys is not None or self.plan.way == "logged":
+            policys.append(("logits",))
+        acted = values_of(td, policys, envs)
+        self.witness.steps(acted, values_of(td["next"], [*layout.observed, *layout.rewards], envs))
+
+    def _reset(self) -> None:
+        self._td = self._env.reset()
+        self._seen_reset(self._td, None)
+
+    def _some_reset(self, envs: list[int]) -> None:
+        if self._td is None or not envs:
+            return
+        mask = torch.zeros(self.plan.envs, dtype=torch.bool)
+        mask[envs] = True
+        self._td["_reset"] = mask.reshape(*self.plan.batch_size, 1)
+        self._td = self._env.reset(self._td)
+        self._seen_reset(self._td, envs)
+
+    def _steps(self, count: int) -> None:
+        for _ in range(count):
+            self._some_step(None)
+
+    def _some_step(self, envs: list[int] | None) -> None:
+        if self._td is None:
+            self._reset()
+        td = self._policy(self._td)
+        if envs is not None:
+            if not envs:
+                return  # TorchRL asks nobody then
+            mask = torch.zeros(self.plan.envs, dtype=torch.bool)
+            mask[envs] = True
+            td["_step"] = mask.reshape(self.plan.batch_size)
+        td = self._env.step(td)
+        self._seen_step(td, envs)
+        self._td = step_mdp(td)
+        self._td.pop("_step", None)
+
+    def _dump(self) -> None:
+        if self._recorder is None:
+            return
+        with self._may_fail("dump"):
+            self._recorder.dump()
+            if not self._failed and self._is_recording:
+                stats = self._recorder.stats()
+                for name in ("frames_waiting", "frames_lost", "bytes_waiting"):
+                    assert stats[name] == 0, f"after dump: {name} is {stats[name]}"
+                assert stats["frames_written"] == stats["frames"], stats
+                if self.plan.fault != "viewer_killed" and self.plan.fault != "viewer_stopped":
+                    assert stats["frames_dropped"] == 0, stats
+                if self._has_file and self._recorder._feed.recording.alive:
+                    assert stats["bytes_written"] == self._files()[-1].stat().st_size
+                self.tally["checks"] += 6
+            self.dumped = self.witness.lengths()
+            self._noted("dumped")
+        self.tally["dumps"] += 1
+
+    def _stats(self) -> None:
+        self._check_counts()
+
+    def _close(self) -> None:
+        if self._recorder is None:
+            self._note_end()
+            return
+        was_open = self._is_recording and self._recorder._feed.recording.alive
+        with self._may_fail("close"):
+            self._recorder.close()
+            self.dumped = self.witness.lengths()
+            self._noted("closed")
+        self.tally["closes"] += 1
+        if was_open:
+            self._note_end()
+
+    def _note_end(self) -> None:
+        if self.witness.lengths() != self.witness.ended[-1]:
+            self.witness.end_part()
+            self._failed = False  # what comes now has a file of its own
+
+    def _look(self) -> None:
+        """Dump, and read the file while it is being recorded."""
+        self._dump()
+        if self._recorder is None or not self._has_file or self._failed or not self._is_recording:
+            return
+        if self._recorder._feed.recording.alive and (len(self.witness.ended) - 1) not in self._gone:
+            copy = self.path.with_name("copy.rrd")
+            shutil.copyfile(self._files()[-1], copy)
+            self._compare(copy, len(self.witness.ended) - 1)
+            copy.unlink()
+            self.tally["looks"] += 1
+
+    def _end(self) -> None:
+        self._dump() if self.plan.end == "forget" and self._failed else None
+        match self.plan.end:
+            case "env.close" if self._recorder is not None:
+                was_open = self._is_recording and self._recorder._feed.recording.alive
+                with self._may_fail("close"):
+                    self._env.close()
+                    self.dumped = self.witness.lengths()
+                if was_open:
+                    self._note_end()
+            case "forget" if self._recorder is not None:
+                self._note_end()
+            case _:
+                self._close()
+        if self._recorder is not None and self.plan.end != "forget":
+            self._check_counts()
+        if not self._env.is_closed and (self.plan.workers or self.plan.end != "forget"):
+            with self._may_fail("close"):
+                self._env.close()
+        self._recorder = None
+        self._env = None
+
+    # --- breaking ---
+
+    def _break(self) -> None:
+        if self._rehearsal:
+            return
+        fault = self.plan.fault
+        if fault in ("removed", "emptied"):
+            if not self._is_recording or not self._recorder._feed.recording.alive:
+                return
+            file = self._files()[-1]
+            if fault == "removed":
+                file.unlink()
+            else:
+                self._recorder.dump()
+                os.truncate(file, 0)
+            self._failed = True
+            self._gone.add(len(self.witness.ended) - 1)
+        elif fault == "folder":
+            _obey_permissions()
+            self.path.parent.chmod(0o555)
+            self._cleaning.callback(self.path.parent.chmod, 0o755)
+        elif fault == "viewer_killed":
+            os.kill(self.viewer[1], signal.SIGKILL)
+        elif fault == "viewer_stopped":
+            os.kill(self.viewer[1], signal.SIGSTOP)
+            goes_on = threading.Timer(self.plan.amount, os.kill, (self.viewer[1], signal.SIGCONT))
+            goes_on.start()
+            self._cleaning.callback(goes_on.join)
+        else:
+            return
+        self.tally[f"fault {fault}"] += 1
+
+    @contextlib.contextmanager
+    def _may_fail(self, what: str) -> Iterator[None]:
+        """What fails with a disk that has failed may fail; what a fault took away must be missed."""
+        began = time.monotonic()
+        try:
+            yield
+        except RecordingError as error:
+            assert self._failed or self.plan.fault in ("disk", "folder"), f"{what}: {error}"
+            self._failed = self._has_lost = True
+            self.tally["errors raised"] += 1
+        else:
+            missed = self._is_recording and self.plan.fault in ("removed", "emptied") and self._failed
+            alive = missed and what == "dump" and self._recorder._feed.recording.alive
+            assert not alive, f"{what}() didn't say that the file was {self.plan.fault}"
+        finally:
+            assert time.monotonic() - began < 30, f"{what}() took {time.monotonic() - began:.1f} s"
+
+    # --- checking ---
+
+    @property
+    def _is_recording(self) -> bool:
+        return self._recorder is not None and self._recorder._feed.recording is not None
+
+    @property
+    def _has_file(self) -> bool:
+        return self.plan.sink != "viewer"
+
+    def _files(self) -> list[Path]:
+        """All parts, in their order."""
+        parts = [self.path.with_name(f"run.part_{i}.rrd") for i in range(1, 100)]
+        return [file for file in (self.path, *parts) if file.exists()]
+
+    def _check_counts(self) -> None:
+        if not self._is_recording:
+            return
+        stats = self._recorder.stats()
+        right = {"frames": self.witness.frame + 1, "steps": self.witness.step, "episodes": self.witness.episodes}
+        for name, number in right.items():
+            assert stats[name] == number, f"stats: {name} is {stats[name]}, not {number}"
+        parts = stats["frames_written"] + stats["frames_waiting"] + stats["frames_lost"]
+        assert parts == stats["frames"], stats
+        assert min(stats.values()) >= 0, stats
+        assert stats["frames_lost"] == 0 or self._failed or self._has_lost or self.plan.fault == "disk", stats
+        self.tally["checks"] += 6
+
+    def _compare(self, file: Path, part: int, least: dict[tuple[int, str], int] | None = None) -> None:
+        self.tally["rows compared"] += self.witness.check(read(file), part, least=least)
+        self.tally["checks"] += 1
+
+    def check_files(self) -> None:
+        """All files are there and hold what they must."""
+        folder, parts = self.path.parent, len(self.witness.ended) - 1
+        names = ["run.rrd", *(f"run.part_{i}.rrd" for i in range(1, parts))][:parts] if self._has_file else []
+        there = {file.name for file in folder.iterdir()}
+        gone = {names[part] for part in self._gone if part < len(names)} if self.plan.fault == "removed" else set()
+        if self.plan.fault != "folder":
+            assert there == set(names) - gone, f"the folder holds {sorted(there)}, not {sorted(set(names) - gone)}"
+        for part, name in enumerate(names):
+            if part in self._gone or not (folder / name).exists():
+                continue
+            self.tally["bytes"] += (folder / name).stat().st_size
+            least = self.dumped if self.plan.fault == "disk" else None
+            self._compare(folder / name, part, least)
+            if self.plan.fault not in ("disk", "folder"):
+                layouts = len(RrdReader(folder / name).blueprints())
+                assert layouts == self.plan.options["blueprint"], f"{name}: {layouts} layouts"
+                self.tally["checks"] += 1
+        self.tally["files"] += len(names)
+
+    def check_messages(self) -> None:
+        """Warnings are said where there is something to say, and once."""
+        troubles = [message for message in self.messages if "training goes on" in message]
+        expected = {"": 0, "folder": 0, "kill": 0}.get(self.plan.fault, len(self.witness.ended) + 1)
+        assert len(troubles) <= expected, troubles
+        self.tally["checks"] += 1
+
+
+def carry_out(seed: int, viewer: tuple[str, int] | None) -> Tally:
+    """Carry out the plan of a seed, in this process.
+
+    Raises:
+        AssertionError: the contract was broken.
+    """
+    plan = Plan.draw(seed)
+    with tempfile.TemporaryDirectory(prefix="soak.") as name:
+        folder = Path(name, "recordings")
+        folder.mkdir()
+        iteration = Iteration(plan, folder, viewer)
+        if plan.fault == "kill":
+            _kill(plan, iteration, Path(name, "notes"))
+        else:
+            if plan.fault == "disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (int(plan.amount), resource.RLIM_INFINITY))
+            iteration.run()
+            if plan.fault == "disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                iteration.tally["fault disk"] += 1
+            state = torch.get_rng_state()
+            iteration.check_files()
+            iteration.check_messages()
+            if seed % 4 == 0:
+                _check_that_nothing_changed(plan, iteration, state)
+        tally = iteration.tally
+    tally["runs"] += 1
+    tally["frames"] += iteration.witness.frame + 1
+    tally["steps"] += iteration.witness.step
+    tally["episodes"] += iteration.witness.episodes
+    tally[f"way {plan.way}"] += 1
+    tally[f"sink {plan.sink}"] += 1
+    return tally
+
+
+def _check_that_nothing_changed(plan: Plan, iteration: Iteration, state: torch.Tensor) -> None:
+    """The same without a recorder gives the same data, and leaves torch's random numbers where they are."""
+    plain = Iteration(plan, iteration.path.parent, None, rehearsal=True)
+    plain.run()
+    assert torch.equal(torch.get_rng_state(), state), "torch's random state is another one without the recorder"
+    assert plain.witness.lengths() == iteration.witness.lengths()
+    for key, rows in plain.witness.rows.items():
+        for a, b in zip(rows, iteration.witness.rows[key], strict=True):
+            assert repr(a) == repr(b), f"{key}: {a} without the recorder, {b} with it"
+    iteration.tally["checks"] += 2
+
+
+def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
+    """Fork a process that carries out the plan, kill it at a random moment, and look at what it left."""
+    starting, started = os.pipe()
+    child = os.fork()
+    if child == 0:
+        note = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        victim = Iteration(plan, iteration.path.parent, None)
+
+        def noted(what: str) -> None:
+            os.write(note, f"{what} {victim.witness.frame}\n".encode())
+
+        victim._noted = noted
+        os.write(started, b"!")
+        try:
+            victim.run()
+            os.write(note, b"over 0\n")
+        except BaseException as error:
+            os.write(note, f"failed {error!r}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(started)
+    os.read(starting, 1)
+    os.close(starting)
+    time.sleep(plan.amount)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    iteration.tally["fault kill"] += 1
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    failures = [line for line in lines if line.startswith("failed")]
+    assert not failures, failures
+    is_over = "over 0" in lines
+    dumped = max((int(line.split()[1]) for line in lines if not line.startswith("over")), default=-1)
+    rehearsed = Iteration(plan, iteration.path.parent, None, rehearsal=True)
+    rehearsed.run()
+    witness = iteration.witness = rehearsed.witness
+    least = {
+        key: len(rows) if is_over else sum(_seen_at(key, row.frame) <= dumped for row in rows)
+        for key, rows in witness.rows.items()
+    }
+    iteration.witness = witness
+    for part, file in enumerate(iteration._files()):
+        try:
+            repaired = repair(file)
+        except ValueError as nothing:
+            assert not any(least.get(key, 0) > witness.ended[part].get(key, 0) for key in witness.rows), nothing
+            continue
+        iteration.tally["repaired"] += repaired is not None
+        iteration._compare(file, part, least)
+        iteration.tally["bytes"] += file.stat().st_size
+    if any(least.values()):
+        assert iteration._files(), "what was dumped has no file"
+
+
+def _seen_at(key: tuple[int, str], frame: int) -> int:
+    """The frame at which a row was given: an action is given with the step that it led to."""
+    return frame + any(name in key[1] for name in ("action", "controls", "logits"))
+
+
+def _name(key: Key) -> str | Key:
+    return key[0] if len(key) == 1 else key
+
+
+def _obey_permissions() -> None:
+    """Give up root's right to write where it says that nobody may, for this process."""
+    if os.geteuid():
+        return
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    ids = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.capget(header, ids)
+    for i in (0, 1):  # effective, permitted
+        ids[i] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    if libc.capset(header, ids):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+class _Leftovers:
+    """Threads, processes and open files, which must be as many after an iteration as before."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._before = self._now()
+
+    @staticmethod
+    def _now() -> dict[str, list[str]]:
+        files = collections.Counter[str]()
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                file = os.readlink(f"/proc/self/fd/{number}").split(":")[0]
+                files[file] += not file.startswith("/dev/shm/")  # what ParallelEnv shares with its workers
+        children = [child for task in Path("/proc/self/task").iterdir() for child in _text(task / "children").split()]
+        return {
+            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "processes": sorted(children),
+            "files": sorted(files.elements()),
+        }
+
+    def check(self) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            gc.collect()
+            now = self._now()
+            new = {
+                name: [*(collections.Counter(now[name]) - collections.Counter(self._before[name])).elements()]
+                for name in now
+            }
+            if not any(new.values()):
+                return
+            assert time.monotonic() < deadline, f"left over: {new}"
+            time.sleep(0.02)
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
+
+
+if sys.platform != "linux":
+    raise ImportError("the soak needs Linux: /proc, capabilities, file size limits")

@@ -1,0 +1,122 @@
+"""Plans: all that happens in an iteration, drawn from its seed alone, before anything happens."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from soak.environments import Layout
+
+FAULTS = ("kill", "disk", "removed", "emptied", "folder", "viewer_killed", "viewer_stopped")
+"""``kill -9``, a full disk, the file removed or emptied, a folder that can't be written, a viewer that dies or hangs."""
+
+OWN_PROCESS = ("kill", "disk", "folder")
+"""Faults that are a process's own."""
+
+Op = tuple[Any, ...]
+"""What is done next: its name, then its arguments."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An iteration.
+
+    Attributes:
+        seed: what it was drawn from.
+        way: how the data gets in: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"`` or ``"parallel"``.
+        layout: the environment; one of several below a batched environment.
+        workers: of a batched environment; 0: it isn't one.
+        sink: ``"file"``, ``"file+viewer"``, ``"file+server"`` or ``"viewer"``.
+        fault: one of ``FAULTS``, or none.
+        fault_at: before which op it comes.
+        amount: how large a disk is, in bytes, and how long a process lives or a viewer hangs, in seconds.
+        options: of the recorder.
+        ops: what is done.
+        end: how the recorder ends.
+    """
+
+    seed: int
+    way: str
+    layout: Layout
+    workers: int
+    sink: str
+    fault: str
+    fault_at: int
+    amount: float
+    options: dict[str, Any]
+    ops: tuple[Op, ...]
+    end: str
+
+    @property
+    def batch_size(self) -> tuple[int, ...]:
+        """Of the environment that is recorded."""
+        return (self.workers, *self.layout.batch_size) if self.workers else self.layout.batch_size
+
+    @property
+    def envs(self) -> int:
+        """How many environments there are."""
+        return math.prod(self.batch_size)
+
+    @property
+    def logged(self) -> list[int]:
+        """Which of them are recorded."""
+        chosen = self.options["logged_envs"]
+        return list(range(self.envs)) if chosen in (None, "all") else sorted(chosen)
+
+    @property
+    def needs_own_process(self) -> bool:
+        """Whether what it does would be in the way of later ones."""
+        return self.fault in OWN_PROCESS
+
+    @classmethod
+    def draw(cls, seed: int) -> Plan:
+        """The plan of a seed."""
+        rng = random.Random(seed)
+        way = rng.choices(["appended", "logged", "serial", "parallel"], [60, 15, 17, 8])[0]
+        workers = rng.randint(1, 3) if way in ("serial", "parallel") else 0
+        batch = rng.choice([(), (), (2,)] if workers else [(), (1,), (rng.randint(2, 6),), (2, 3)])
+        layout = Layout.draw(rng, batch, text=way != "parallel")
+        envs = math.prod(batch) * (workers or 1)
+        sink = rng.choices(["file", "file+viewer", "file+server", "viewer"], [60, 25, 8, 7])[0]
+        faults = ["kill", "disk", "removed", "emptied", "folder"] if sink == "file" else []
+        faults = ["viewer_killed", "viewer_stopped"] if sink == "file+viewer" else faults
+        fault = rng.choice(faults) if faults and rng.random() < 0.45 else ""
+        everything = [*layout.observed, *layout.acted, *layout.rewards, ("logits",)]
+        logged = rng.choice([None, None, "all", sorted(rng.sample(range(envs), rng.randint(1, envs)))])
+        options = {
+            "buffer_bytes": rng.choice([1, 300, 3000, 30_000, 300_000, 1 << 20, 64 << 20]),
+            "flush_seconds": rng.choice([0.01, 0.05, 1.0, 5.0]),
+            "logged_envs": logged,
+            "image_format": rng.choice(["raw", "png"]),
+            "in_keys": None if rng.random() < 0.6 else rng.sample(everything, rng.randint(1, len(everything))),
+            "blueprint": rng.random() < 0.4,
+            "fps": rng.choice([None, 30]),
+        }
+        together = math.prod(batch) if workers else 1
+        ops = tuple(_op(rng, envs, together, way) for _ in range(rng.randint(3, 25)))
+        amount = rng.choice([20_000, 100_000, 400_000]) * rng.random() if fault == "disk" else rng.random() ** 2 * 1.5
+        ends = ["close", "close", "env.close", "forget"]
+        end = rng.choice({"appended": ends, "logged": ["close", "forget"]}.get(way, ends[:-1]))
+        fault_at = rng.randint(1, len(ops))
+        return cls(seed, way, layout, workers, sink, fault, fault_at, amount, options, ops, end)
+
+
+def _op(rng: random.Random, envs: int, together: int, way: str) -> Op:
+    """``together``: so many environments can only be stepped together, those of a worker (torchrl 0.14)."""
+    names = {"rollout": 6, "go on": 2, "dump": 3, "stats": 2, "close": 1, "look": 1}
+    if way != "logged":
+        names |= {"reset": 3, "some reset": 5, "steps": 12, "some step": 5}
+    name = rng.choices([*names], [*names.values()])[0]
+    if name == "rollout":
+        modes = ["any", "on", *(["all"] if way != "logged" and together == 1 else [])]
+        return name, rng.choice([1, 2, 5, 20, 60]), rng.choice(modes)
+    if name in ("go on", "steps"):
+        return name, rng.randint(1, 12)
+    if name == "some reset":
+        return name, [i for i in range(envs) if rng.random() < 0.5]
+    if name == "some step":
+        chosen = [rng.random() < 0.5 for _ in range(envs // together)]
+        return name, [i for i in range(envs) if chosen[i // together]]
+    return (name,)

@@ -1,0 +1,153 @@
+"""Processes that carry out iterations, watched: one that hangs tells where, is ended, and another one takes its place."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import select
+import signal
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from soak.plans import Plan
+
+PATIENCE = 60.0
+"""How long an iteration may take, in seconds."""
+
+
+@dataclass
+class Outcome:
+    """What became of an iteration: what was done in it, what went wrong, and the memory of its process after it."""
+
+    seed: int
+    tally: dict[str, int] = field(default_factory=dict)
+    failure: str = ""
+    resident_bytes: int = 0
+
+
+class Runner:
+    """A process, forked from one that has imported everything and used nothing: Rerun's threads survive no fork.
+
+    Args:
+        viewer: URL and process id of the viewer that all share.
+    """
+
+    def __init__(self, viewer: tuple[str, int] | None) -> None:
+        self._trace = tempfile.TemporaryFile("w+")
+        orders, self._orders = os.pipe()
+        self._answers, answers = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setsid()
+                os.close(self._orders)
+                os.close(self._answers)
+                self._serve(orders, answers, viewer)
+            finally:
+                os._exit(0)
+        os.close(orders)
+        os.close(answers)
+
+    def _serve(self, orders: int, answers: int, viewer: tuple[str, int] | None) -> None:
+        import torch
+
+        from soak.iteration import carry_out
+
+        torch.set_num_threads(1)
+        while order := os.read(orders, 8):
+            outcome = Outcome(int.from_bytes(order))
+            faulthandler.dump_traceback_later(PATIENCE, exit=True, file=self._trace)
+            try:
+                outcome.tally = dict(carry_out(outcome.seed, viewer))
+            except BaseException:
+                outcome.failure = traceback.format_exc()
+            faulthandler.cancel_dump_traceback_later()
+            outcome.resident_bytes = resident_bytes()
+            data = json.dumps(vars(outcome)).encode()
+            os.write(answers, len(data).to_bytes(8) + data)
+
+    def carry_out(self, seed: int) -> Outcome:
+        """What became of the iteration of a seed."""
+        os.write(self._orders, seed.to_bytes(8))
+        deadline = time.monotonic() + PATIENCE + 10.0
+        size = self._read(8, deadline)
+        data = self._read(int.from_bytes(size), deadline) if size else b""
+        if data:
+            return Outcome(**json.loads(data))
+        self._trace.seek(0)
+        why = self._trace.read() or f"the process ended ({self.end()}) without a word"
+        return Outcome(seed, failure=why)
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data = b""
+        while len(data) < size:
+            if not select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return b""
+            part = os.read(self._answers, size - len(data))
+            if not part:
+                return b""
+            data += part
+        return data
+
+    def end(self) -> str:
+        """End the process and all that it started; how it ended by itself, if it did."""
+        if self.pid == 0:
+            return ""
+        pid, self.pid = self.pid, 0
+        time.sleep(0.05)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # its own session: what it started, and nothing else
+        if not ended:
+            os.waitpid(pid, 0)
+        os.close(self._orders)
+        os.close(self._answers)
+        self._trace.close() if False else None
+        return f"exit code {os.waitstatus_to_exitcode(status)}" if ended else "still alive"
+
+
+class Runners:
+    """A runner that is used again and again, and others for what needs a process of its own.
+
+    Attributes:
+        resident: memory of the process that is used again and again, after each of its iterations; a list per process.
+    """
+
+    def __init__(self, viewer: tuple[str, int] | None) -> None:
+        self._viewer = viewer
+        self._lasting: Runner | None = None
+        self.resident: list[list[int]] = []
+
+    def carry_out(self, plan: Plan) -> Outcome:
+        """Carry out a plan, in the process that it needs."""
+        if plan.needs_own_process:
+            runner = Runner(self._viewer)
+            try:
+                return runner.carry_out(plan.seed)
+            finally:
+                runner.end()
+        if self._lasting is None:
+            self._lasting = Runner(self._viewer)
+            self.resident.append([])
+        outcome = self._lasting.carry_out(plan.seed)
+        if outcome.resident_bytes:
+            self.resident[-1].append(outcome.resident_bytes)
+        if outcome.failure:  # whatever it left behind is not to be blamed on the next one
+            self.end()
+        return outcome
+
+    def end(self) -> None:
+        """End the process that lasts."""
+        if self._lasting is not None:
+            self._lasting.end()
+            self._lasting = None
+
+
+def resident_bytes() -> int:
+    """The memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

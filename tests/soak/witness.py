@@ -1,0 +1,124 @@
+"""What the recordings of an iteration must hold: the tests' plain reference, with returns, parts and chosen keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import rerun as rr
+import torch
+from tensordict import TensorDictBase
+
+from readback import Recorded, same
+from reference import Reference, per_env
+
+Key = tuple[str, ...]
+
+
+class Witness(Reference):
+    """Notes what is seen, as `Reference` does, for those environments and keys that are recorded.
+
+    Args:
+        envs: number of environments.
+        logged: which of them are recorded.
+        keys: what is recorded; None: everything.
+    """
+
+    def __init__(self, envs: int, logged: Iterable[int], keys: Sequence[Key] | None) -> None:
+        super().__init__(envs)
+        self.logged = set(logged)
+        self._keys = None if keys is None else {"/".join(key) for key in keys}
+        self._returns: dict[tuple[int, str], torch.Tensor] = {}
+        self._rewards: dict[str, torch.Tensor] = {}
+        self.ended = [self.lengths()]  # how many rows each key had at the end of each part
+
+    def lengths(self) -> dict[tuple[int, str], int]:
+        return {key: len(rows) for key, rows in self.rows.items()}
+
+    def reset(self, observed: dict[int, dict[str, Any]], rewards: dict[str, torch.Tensor] | None = None) -> None:
+        """``rewards``: the paths of rewards, and a zero of each."""
+        observed = {env: values for env, values in observed.items() if env in self.logged}
+        if not observed:
+            return
+        zeros = {path: zero.double() for path, zero in (rewards or {}).items() if self._wants(path)}
+        for env in observed:
+            self._returns |= {(env, path): zero for path, zero in zeros.items()}
+        super().reset({env: values | self._sums(env) for env, values in observed.items()})
+
+    def steps(self, acted: dict[int, dict[str, Any]], outcome: dict[int, dict[str, Any]]) -> None:
+        acted = {env: values for env, values in acted.items() if env in self.logged}
+        outcome = {env: values for env, values in outcome.items() if env in self.logged}
+        if not outcome:
+            self.step += 1
+            return
+        for env, path in self._returns:
+            if env in outcome:
+                self._returns[env, path] = self._returns[env, path] + outcome[env][path].double()
+        super().steps(acted, {env: values | self._sums(env) for env, values in outcome.items()})
+
+    def add(self, env: int, key: str, value: Any) -> None:
+        if "episode_return" in key or self._wants(key):
+            super().add(env, key, value)
+
+    def _wants(self, path: str) -> bool:
+        return self._keys is None or any(path == key or path.startswith(f"{key}/") for key in self._keys)
+
+    def _sums(self, env: int) -> dict[str, Any]:
+        sums = {path: total for (number, path), total in self._returns.items() if number == env}
+        return {path.replace("reward", "episode_return"): total for path, total in sums.items()}
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that have begun, of all recorded environments together."""
+        return sum(at["episode"] + 1 for env, at in enumerate(self.at) if env in self.logged)
+
+    def end_part(self) -> None:
+        """The recording was closed: what comes now is in another file."""
+        self.ended.append(self.lengths())
+
+    def check(self, recorded: Recorded, part: int, *, least: dict[tuple[int, str], int] | None = None) -> int:
+        """Compare a file with what happened, bit for bit.
+
+        Args:
+            recorded: what is in it.
+            part: which of the files it is.
+            least: how many rows of each key it must hold, all parts together; None: all that there were.
+
+        Returns:
+            How many rows were compared.
+        """
+        first = self.ended[part]
+        last = self.ended[part + 1] if part + 1 < len(self.ended) else self.lengths()
+        paths: dict[str, tuple[int, str]] = {}
+        for env, key in self.rows:
+            paths[rr.new_entity_path([f"env_{env}", *key.split("/")])] = (env, key)
+        strangers = {path for path in recorded.entities if path not in paths}
+        assert not strangers, f"nobody gave {strangers}"
+        compared = 0
+        for path, key in paths.items():
+            wanted = self.rows[key][first.get(key, 0) : last.get(key, 0)]
+            entity = recorded.entities.get(path)
+            length = 0 if entity is None else len(entity.values)
+            needed = len(wanted) if least is None else max(0, min(len(wanted), least.get(key, 0) - first.get(key, 0)))
+            assert needed <= length <= len(wanted), f"{path}: {length} rows, not {needed} to {len(wanted)}"
+            for at in range(length):
+                where = f"{path}, row {at} of {length}"
+                for timeline in ("frame", "step", "episode", "episode_step"):
+                    found, right = entity.times[at][timeline], getattr(wanted[at], timeline)
+                    assert found == right, f"{where}: {timeline} {found}, not {right}"
+                found, right = entity.values[at], wanted[at].value
+                assert same(found, right), f"{where}: {found!r}, not {right!r}"
+            compared += length
+        return compared
+
+
+def values_of(tensordict: TensorDictBase, keys: Sequence[Key], envs: list[int] | None = None) -> dict[int, dict]:
+    """As `per_env`, with texts as strings."""
+    names = [key[0] if len(key) == 1 else key for key in keys if tensordict.get(key, None) is not None]
+    batch = tensordict if tensordict.batch_dims else tensordict.unsqueeze(0)
+    out = per_env(batch, names, envs)
+    for values in out.values():
+        for key, value in values.items():
+            if not isinstance(value, torch.Tensor | str):
+                values[key] = value.data if hasattr(value, "data") else value
+    return out
