@@ -297,3 +297,8 @@ def test_the_command_itself(path, recorded):
     assert done.stderr == ""
     assert_is_whole(out)
     json.dumps(read(out).schema)
+
+
+def test_the_command_line_does_without_torch():
+    code = "import sys, torchrl_rerun.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchrl_rerun.episodes import Episodes
+from torchrl_rerun.events import Events
 from torchrl_rerun.sums import running_sums
 from torchrl_rerun.timelines import Timelines
 
@@ -24,10 +25,10 @@ def histories(draw):
 def test_positions_are_those_of_counting(history):
     envs, happened, before_block = history
     episodes = Episodes(envs)
-    start, events, counted = episodes.positions(), [], []
+    start, events, counted = episodes.positions(), Events(), []
     for number, (is_step, rows) in enumerate(happened):
         if number == before_block:  # a block begins
-            start, events, counted = episodes.positions(), [], []
+            start, events, counted = episodes.positions(), Events(), []
         rows = None if rows is None else np.array(rows)
         event = episodes.event(rows, 1000 + number, is_step=is_step)
         before = episodes.positions()
@@ -47,7 +48,7 @@ def test_sums_are_those_of_adding(history, seed):
     envs, happened, _ = history
     episodes, rng = Episodes(envs), np.random.default_rng(seed)
     start = total = rng.normal(size=(envs, 2))
-    events, rewards, slots, expected = [], [], [], [start]
+    events, rewards, slots, expected = Events(), [], [], [start]
     for number, (is_step, rows) in enumerate(happened):
         rows = None if rows is None else np.array(rows)
         events.append(episodes.event(rows, 0, is_step=is_step))

@@ -1,7 +1,22 @@
 """A flight recorder for reinforcement learning: TorchRL environments, recorded into Rerun."""
 
-from torchrl_rerun.recorder import RerunRecorder
-from torchrl_rerun.repairing import Repaired, repair
-from torchrl_rerun.sinks import RecordingError
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_rerun.recorder import RerunRecorder
+    from torchrl_rerun.repairing import Repaired, repair
+    from torchrl_rerun.sinks import RecordingError
 
 __all__ = ["RecordingError", "Repaired", "RerunRecorder", "repair"]
+
+_HOMES = {"RecordingError": "sinks", "Repaired": "repairing", "RerunRecorder": "recorder", "repair": "repairing"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: the command line does without torch, which takes seconds to import."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"torchrl_rerun.{_HOMES[name]}"), name)

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.buffer import Block, Track
 from torchrl_rerun.columns import Entity, chunks_of, number_lists, series_style, times_of
 from torchrl_rerun.episodes import FRAME, LOG_TIME, STEP, TIMELINES
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.streams import Key, batch_path
 from torchrl_rerun.sums import Sums
 
 STATISTICS = ("mean", "minimum", "10 %", "median", "90 %", "maximum")
@@ -43,7 +42,7 @@ class BatchStatistics:
         """What does not change over time: names and colours."""
         for track in tracks:
             for stream in track.streams:
-                yield Chunk.from_columns(batch_path(stream), [], series_style(STATISTICS, COLORS))
+                yield Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """One chunk for each reward and each sum."""
@@ -59,17 +58,15 @@ class BatchStatistics:
                 present = None if stream.sums else block.presence(number)
                 values = sums[stream.key] if stream.sums else stepped[stream.key]
                 rows = statistics(values.reshape(*values.shape[:2], -1), present)
-                entities.append(Entity(batch_path(stream), [number_lists(rows)]))
+                entities.append(Entity(batch_path(stream.key), [number_lists(rows)]))
             positions = np.zeros((len(frames), len(TIMELINES)), np.int64, order="F")
-            for row, frame in enumerate(frames):
-                event = block.events[frame]
-                positions[row, _TIMES] = event.frame, event.step, event.log_time
+            positions[:, _TIMES] = block.events.numbers()[frames]
             yield from chunks_of(times_of(positions, self._fps, _TIMES), entities)
 
 
-def batch_path(stream: Stream) -> str:
-    """The entity path of the statistics of a stream."""
-    return rr.new_entity_path(["batch", *stream.key])
+def keys_of(tracks: Sequence[Track]) -> list[Key]:
+    """The keys of the streams of some tracks."""
+    return [stream.key for track in tracks for stream in track.streams]
 
 
 def statistics(

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.columns import entity_path
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
 
 MAX_CELLS = 16
 """Environments that are shown at once; the others are in the recording, and in the viewer's list of streams."""
@@ -16,25 +15,41 @@ MAX_CELLS = 16
 _DONE_FLAGS = ("done", "terminated", "truncated")
 
 
-def layout(streams: Sequence[Stream], envs: Sequence[int], fps: float | None = None) -> rrb.Blueprint:
+def layout(
+    streams: Sequence[Stream], envs: Sequence[int], fps: float | None = None, statistics: Sequence[Key] = ()
+) -> rrb.Blueprint:
     """A grid of environments, each with its images, its reward and return, its states and its other numbers.
+
+    Above it are the statistics over all environments, where there are any.
 
     Args:
         streams: what is recorded of each environment.
         envs: environment indices; the first 16 get a cell.
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
+        statistics: the keys of which there are statistics over all environments.
     """
     shown = envs[:MAX_CELLS]
     crowded = len(shown) > 4
     cells = [_cell(streams, env, alone=len(shown) == 1, first=env == envs[0], crowded=crowded) for env in shown]
     # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
     columns = 1 if len(cells) < 4 and any(stream.kind == "image" for stream in streams) else None
+    grid = rrb.Grid(*cells, grid_columns=columns, name="environments") if len(cells) > 1 else cells[0]
     return rrb.Blueprint(
-        rrb.Grid(*cells, grid_columns=columns, name="environments") if len(cells) > 1 else cells[0],
+        rrb.Vertical(_overview(statistics), grid, row_shares=[1, 3]) if statistics else grid,
         rrb.TimePanel(timeline="frame", fps=fps, state="collapsed"),
         rrb.SelectionPanel(state="collapsed"),
         rrb.BlueprintPanel(state="collapsed"),
         auto_views=False,
+    )
+
+
+def _overview(statistics: Sequence[Key]) -> rrb.Container:
+    return rrb.Horizontal(
+        *(
+            rrb.TimeSeriesView(origin=batch_path(key), name=f"all environments: {' / '.join(key)}")
+            for key in statistics
+        ),
+        name="all environments",
     )
 
 

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from rerun.chunk import Chunk
 
 from torchrl_rerun.devices import Arrival, Transfers
-from torchrl_rerun.episodes import Event, Positions
+from torchrl_rerun.episodes import Positions
+from torchrl_rerun.events import Event, Events
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
 
@@ -130,7 +131,7 @@ class Block:
     ) -> None:
         self.tracks = tuple(tracks)
         self.start: Positions = np.empty((0, 0), np.int64)
-        self.events: list[Event] = []
+        self.events = Events()
         self.frames: list[list[int]] = [[] for _ in self.tracks]
         self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.tracks]
         self.object_bytes = 0
@@ -204,7 +205,7 @@ class Block:
                     array[slot] = arrays[i]
             else:
                 for array, i in by_frame:
-                    if len(array[slot]) == self._envs:
+                    if array.shape[1] == self._envs:
                         array[slot, rows] = arrays[i][rows]
                     elif rows[0] == 0:  # what all environments share is kept for the first
                         array[slot] = arrays[i]
@@ -239,14 +240,15 @@ class Block:
 
     def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
         """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
-        rows = [self.events[frame].rows for frame in self.frames[track]]
-        if all(each is None for each in rows):
-            return None
-        present = np.ones((len(rows), self._envs), np.bool_)
-        for slot, each in enumerate(rows):
-            if each is not None:
+        frames = np.array(self.frames[track], np.intp)
+        present = None
+        for position, rows in self.events.partial():
+            slot = int(np.searchsorted(frames, position))
+            if slot < len(frames) and frames[slot] == position:
+                if present is None:
+                    present = np.ones((len(frames), self._envs), np.bool_)
                 present[slot] = False
-                present[slot, each] = True
+                present[slot, rows] = True
         return present
 
 

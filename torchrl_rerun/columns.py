@@ -25,7 +25,7 @@ from torchrl_rerun.buffer import Block, Track
 from torchrl_rerun.episodes import FRAME, TIMELINES, Positions
 from torchrl_rerun.images import MEDIA_TYPES, channels_last, encode
 from torchrl_rerun.schema import Moment
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.streams import Stream, entity_path
 from torchrl_rerun.sums import Sums
 from torchrl_rerun.timelines import Timelines
 
@@ -168,12 +168,6 @@ def _entities(stream: Stream, env: int, values: npt.NDArray[Any]) -> list[Entity
     return [
         Entity(entity_path(stream, env, lane), _COLUMNS[stream.kind](stream, rows)) for lane, rows in enumerate(lanes)
     ]
-
-
-@functools.lru_cache(maxsize=1 << 16)
-def entity_path(stream: Stream, env: int, lane: int = 0) -> str:
-    """The entity path at which a stream of environment ``env`` is recorded, escaped by Rerun's own rules."""
-    return rr.new_entity_path(stream.path(env, lane))
 
 
 @functools.lru_cache(maxsize=1024)

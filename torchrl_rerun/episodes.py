@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Rows = npt.NDArray[np.intp] | None
-"""Positions among the recorded environments; None: all of them."""
+from torchrl_rerun.events import Event, Rows
 
 FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME = range(5)
 """Columns of a position, in the order in which the timelines are written."""
@@ -21,24 +19,6 @@ Positions = npt.NDArray[np.int64]
 
 MAX_LOGGED_ENVS = 64
 FEW_LOGGED_ENVS = 16
-
-
-class Event(NamedTuple):
-    """What happened in one frame: environments were reset, or stepped.
-
-    Attributes:
-        frame: number of the frame.
-        step: calls of ``env.step`` so far.
-        log_time: when it happened, in nanoseconds since the epoch.
-        is_step: they were stepped, not reset.
-        rows: which environments.
-    """
-
-    frame: int
-    step: int
-    log_time: int
-    is_step: bool
-    rows: Rows
 
 
 class Episodes:

@@ -414,12 +414,12 @@ def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
     """Which environments a reset is for: any agent's or group's part of one is that environment. None: all of them."""
     masks = [] if env is None else [tensordict.get(key, None) for key in env.reset_keys]
     given = [mask.cpu().numpy() for mask in masks if mask is not None]
-    if not given:
-        return None
     count = tensordict.batch_size.numel()
-    together: npt.NDArray[np.bool_] = given[0].reshape(count, -1).any(axis=1)
-    for mask in given[1:]:
-        together = together | mask.reshape(count, -1).any(axis=1)
+    together: npt.NDArray[np.bool_] | None = None
+    for mask in given:
+        flat = mask.reshape(count, -1)
+        per_env = flat[:, 0] if flat.shape[1] == 1 else flat.any(axis=1)
+        together = per_env if together is None else together | per_env
     return together
 
 

@@ -19,11 +19,12 @@ import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.batch import BatchStatistics
+from torchrl_rerun.batch import BatchStatistics, keys_of
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, Rows, resolve_envs
+from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
+from torchrl_rerun.events import Rows
 from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.streams import Key, Stream
@@ -37,6 +38,12 @@ LIVE_SECONDS = 0.5
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before it is told so."""
+
+SHORT_BLOCK = 100
+"""Frames of a block below which the making of chunks costs several times what their data do."""
+
+CHUNK_SECONDS = 100e-6
+"""What a chunk takes the writer, whatever is in it; `make bench ARGS="--only parts scaling"` measures it."""
 
 BATCH_SHARE = 16
 """The statistics over all environments wait in this part of the buffer, in addition to it."""
@@ -163,22 +170,22 @@ class Recording:
                 buffer.tracks = (*buffer.tracks, *added)
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
-        self._announce([track for track, _ in tracks])
         if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
             self._describe_batch()
+        self._announce([track for track, _ in tracks])
 
     def _describe_batch(self) -> None:
         """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
         sums = [stream for stream in self._described[Moment.OBSERVED] if stream.sums]
         at = [i for i, stream in enumerate(self._described[Moment.STEPPED]) if stream.key in {s.sums for s in sums}]
-        if not at or self._writer is None:
+        if not at:
             return
         rewards = tuple(self._described[Moment.STEPPED][i] for i in at)
-        tracks = (Track(Moment.STEPPED, rewards, tuple(at)), Track(Moment.OBSERVED, tuple(sums)))
+        # Returns at steps alone: a row at each reset would show the mean fall and rise again.
+        tracks = (Track(Moment.STEPPED, rewards, tuple(at)), Track(Moment.STEPPED, tuple(sums)))
         capacity = self._options.buffer_bytes // BATCH_SHARE
         self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
         self._batch.tracks = tracks
-        self._writer.put(self._batch_statistics.static(tracks))
 
     def _noticed(self) -> None:
         """Something went wrong or slowly, on whatever thread: the next frame tells."""
@@ -198,7 +205,10 @@ class Recording:
             info = rr.archetypes.RecordingInfo(name=Path(self.sink.label).stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
         described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
-        self._writer.put([property_chunk(self.source, self.envs, described), *self._factory.static(tracks)])
+        statistics = () if self._batch is None else self._batch.tracks
+        schema = property_chunk(self.source, self.envs, described, keys_of(statistics))
+        static = [*self._factory.static(tracks), *self._batch_statistics.static(statistics)]
+        self._writer.put([schema, *static])
 
     # --- steps ---
 
@@ -342,14 +352,30 @@ class Recording:
     def keep(self) -> None:
         """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more."""
         self.sink.keep()
+        self._warn_of_short_blocks()
         for viewer in self._viewers:
             if (made := self._layout()) is not None:
                 viewer.show(made)
 
+    def _warn_of_short_blocks(self) -> None:
+        """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
+        if len(self.envs) <= MAX_LOGGED_ENVS or not self._small.tracks or self._small.slots >= SHORT_BLOCK:
+            return
+        entities = sum(stream.lanes for track in self._small.tracks for stream in track.streams)
+        cost = entities * CHUNK_SECONDS / self._small.slots
+        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // self._small.slots)
+        warn(
+            f"{len(self.envs)} environments are recorded in detail, and only {self._small.slots} frames of them fit into half "
+            f"of buffer_bytes: each environment's step takes the writer about {cost * 1e6:.0f} us, "
+            f"{cost * len(self.envs) * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
+            f"buffer_bytes={needed}"
+        )
+
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
         if isinstance(wanted, bool):
-            return layout(self.streams, self._shown_envs(), self.source.fps) if wanted else None
+            statistics = keys_of(() if self._batch is None else self._batch.tracks)
+            return layout(self.streams, self._shown_envs(), self.source.fps, statistics) if wanted else None
         return wanted
 
     def abandon(self) -> None:
@@ -390,8 +416,7 @@ class Recording:
 
     def _hand_over(self, buffer: Buffer, block: Block) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        frames = block.events[0].frame, block.events[-1].frame + 1
-        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), frames)
+        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), block.events.frames)
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()

@@ -114,7 +114,8 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
         raise ValueError(f"{source} holds nothing to repair: no recording of torchrl_rerun has begun in it")
     try:
         streams = [Stream.from_json(entry) for entry in contents.schema["keys"]]
-        made = layout(streams, _shown_envs(source, contents.schema), contents.schema["fps"])
+        statistics = [tuple(key) for key in contents.schema.get("statistics", ())]
+        made = layout(streams, _shown_envs(source, contents.schema), contents.schema["fps"], statistics)
         embed(mended, made, application_id=contents.application_id)
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)

@@ -14,7 +14,7 @@ import numpy as np
 import rerun as rr
 from rerun.chunk import Chunk
 
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.streams import Key, Stream
 
 PROPERTY = "torchrl_rerun"
 SCHEMA_VERSION = 1
@@ -53,13 +53,16 @@ class Source:
         return int(np.prod(self.batch_size, dtype=np.int64))
 
 
-def property_chunk(source: Source, envs: Sequence[int], streams: Sequence[tuple[Stream, Moment]]) -> Chunk:
+def property_chunk(
+    source: Source, envs: Sequence[int], streams: Sequence[tuple[Stream, Moment]], statistics: Sequence[Key] = ()
+) -> Chunk:
     """The property that describes a recording; the last one in a recording counts.
 
     Args:
         source: the environments.
         envs: indices of those that are recorded.
         streams: what is recorded of each, and when.
+        statistics: the keys of which there are statistics over all environments.
     """
     schema = {
         "schema_version": SCHEMA_VERSION,
@@ -68,6 +71,7 @@ def property_chunk(source: Source, envs: Sequence[int], streams: Sequence[tuple[
         "envs": list(envs),
         "fps": source.fps,
         "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in streams],
+        "statistics": [list(key) for key in statistics],
         "versions": _versions(),
     }
     summary = rr.AnyValues(env_name=source.name or "", envs=len(envs), schema=json.dumps(schema))

@@ -7,12 +7,14 @@ Everything below (buffer, columns, layout, schema) reads streams and never asks 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import rerun as rr
 
 Kind = Literal["image", "scalars", "tensor", "state", "text"]
 """How a key is shown: one of ``"image"``, ``"scalars"``, ``"tensor"``, ``"state"``, ``"text"``."""
@@ -181,6 +183,17 @@ class Stream:
             if field.name in fields
         }
         return cls(**values)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def entity_path(stream: Stream, env: int, lane: int = 0) -> str:
+    """The entity path at which a stream of environment ``env`` is recorded, escaped by Rerun's own rules."""
+    return rr.new_entity_path(stream.path(env, lane))
+
+
+def batch_path(key: Key) -> str:
+    """The entity path of the statistics of a key over all environments."""
+    return rr.new_entity_path(["batch", *key])
 
 
 class UnsupportedLeafError(TypeError):

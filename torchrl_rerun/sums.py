@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.buffer import Block
-from torchrl_rerun.episodes import Event
+from torchrl_rerun.events import Events
 from torchrl_rerun.streams import Key
-from torchrl_rerun.timelines import runs
 
 
 class Sums:
@@ -48,7 +47,7 @@ class Sums:
 
 def running_sums(
     before: npt.NDArray[np.float64],
-    events: Sequence[Event],
+    events: Events,
     rewards: npt.NDArray[Any] | None,
     frames: Sequence[int],
 ) -> npt.NDArray[np.float64]:
@@ -62,23 +61,23 @@ def running_sums(
         rewards: ``[slots, envs, ...]``; None: there were none.
         frames: the event of each slot.
 
-    >>> stepped = Event(0, 0, 0, True, None)
-    >>> reset = Event(0, 0, 0, False, np.array([0]))
-    >>> running_sums(np.zeros(2), [stepped, reset, stepped], np.array([[1.0, 1.0], [2.0, 3.0]]), [0, 2]).tolist()
+    >>> from torchrl_rerun.events import Event
+    >>> events = Events()
+    >>> for event in (Event(0, 1, 0, True, None), Event(1, 1, 0, False, np.array([0])), Event(2, 2, 0, True, None)):
+    ...     events.append(event)
+    >>> running_sums(np.zeros(2), events, np.array([[1.0, 1.0], [2.0, 3.0]]), [0, 2]).tolist()
     [[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [2.0, 4.0]]
     """
     sums = np.zeros((len(events) + 1, *before.shape))
     if rewards is not None:
         sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
     sums[0] = before
-    for first, last in runs(events):
-        rows, is_step = events[first].rows, events[first].is_step
-        if rows is None and is_step:
+    for first, last, event in events.runs():
+        if event is None:
             np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
-        elif rows is None:
-            sums[first + 1 : last + 1] = 0.0
-        else:
-            gained = sums[last, rows] if is_step else 0.0
-            sums[last] = sums[first]
-            sums[last, rows] = sums[first, rows] + gained if is_step else 0.0
+            continue
+        at = slice(None) if event.rows is None else event.rows
+        gained = sums[last, at].copy()
+        sums[last] = sums[first]
+        sums[last, at] = sums[first, at] + gained if event.is_step else 0.0
     return sums

@@ -5,12 +5,11 @@ The environment's thread only notes events; counting them for each environment i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP, TIMELINES, Event, Positions
+from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP, TIMELINES, Positions
+from torchrl_rerun.events import Events
 
 
 class Timelines:
@@ -20,41 +19,38 @@ class Timelines:
         start: where they were before it, ``[envs, 5]``.
         events: what happened in it, one event a frame.
 
-    >>> start = np.array([[8, 8, 0, 8, 70], [8, 8, 0, 8, 70]])
-    >>> happened = [Event(9, 8, 80, False, np.array([1])), Event(10, 9, 90, True, None)]
-    >>> timelines = Timelines(start, happened)
+    >>> from torchrl_rerun.events import Event
+    >>> happened = Events()
+    >>> happened.append(Event(9, 8, 80, False, np.array([1])))
+    >>> happened.append(Event(10, 9, 90, True, None))
+    >>> timelines = Timelines(np.array([[8, 8, 0, 8, 70], [8, 8, 0, 8, 70]]), happened)
     >>> timelines.at(0, np.array([1])).tolist(), timelines.at(1, np.array([0, 1])).tolist()
     ([[10, 9, 0, 9, 90]], [[9, 8, 1, 0, 80], [10, 9, 1, 1, 90]])
     >>> timelines.before(0, np.array([1])).tolist()
     [[8, 8, 0, 8, 70]]
     """
 
-    def __init__(self, start: Positions, events: Sequence[Event]) -> None:
+    def __init__(self, start: Positions, events: Events) -> None:
         envs, count = len(start), len(events)
         self._start = start
-        self._of_events = np.array([(e.frame, e.step, e.log_time) for e in events], np.int64).reshape(count, 3)
+        self._of_events = events.numbers()
         # Row 0 is before the block, row i + 1 after its event i.
         self._latest = np.zeros((count + 1, envs), np.int32)
         self._episode = np.empty((count + 1, envs), np.int64)
         self._episode_step = np.empty((count + 1, envs), np.int64)
         self._episode[0], self._episode_step[0] = start[:, EPISODE], start[:, EPISODE_STEP]
-        for first, last in runs(events):
-            before, rows = slice(first, first + 1), slice(first + 1, last + 1)
-            if last - first > 1 or events[first].rows is None:
-                if events[first].is_step:
-                    self._episode[rows] = self._episode[before]
-                    self._episode_step[rows] = self._episode_step[before] + np.arange(1, last - first + 1)[:, None]
-                else:
-                    self._episode[rows] = self._episode[before] + np.arange(1, last - first + 1)[:, None]
-                    self._episode_step[rows] = 0
-                self._latest[rows] = np.arange(first + 1, last + 1, dtype=np.int32)[:, None]
+        for first, last, event in events.runs():
+            after = slice(first + 1, last + 1)
+            self._episode[after] = self._episode[first]
+            if event is None:
+                self._episode_step[after] = self._episode_step[first] + np.arange(1, last - first + 1)[:, None]
+                self._latest[after] = np.arange(first + 1, last + 1, dtype=np.int32)[:, None]
                 continue
-            self._latest[rows] = self._latest[before]
-            self._episode[rows] = self._episode[before]
-            self._episode_step[rows] = self._episode_step[before]
-            at = events[first].rows
+            at = slice(None) if event.rows is None else event.rows
+            self._episode_step[last] = self._episode_step[first]
+            self._latest[last] = self._latest[first]
             self._latest[last, at] = last
-            if events[first].is_step:
+            if event.is_step:
                 self._episode_step[last, at] += 1
             else:
                 self._episode[last, at] += 1
@@ -80,16 +76,3 @@ class Timelines:
             earlier = latest == 0
             out[earlier] = self._start[env]
         return out
-
-
-def runs(events: Sequence[Event]) -> Iterator[tuple[int, int]]:
-    """Stretches ``[first, last)`` of events: of the same kind and of all environments, or one event of some of them."""
-    first = 0
-    while first < len(events):
-        last = first + 1
-        if events[first].rows is None:
-            kind = events[first].is_step
-            while last < len(events) and events[last].rows is None and events[last].is_step is kind:
-                last += 1
-        yield first, last
-        first = last
