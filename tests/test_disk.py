@@ -177,3 +177,21 @@ def test_a_folder_that_becomes_read_only(path):
     finally:
         path.parent.chmod(0o755)
     assert len(read(path)["/env_0/reward"].values) == 5
+
+
+def test_a_closed_recording_that_cannot_go_on(path):
+    """Training goes on after close() though there is no place for the next part."""
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.close()
+    shutil.rmtree(path.parent)
+    path.parent.touch()  # a file where the folder was
+    with pytest.warns(RuntimeWarning, match=r"after run\.rrd was closed is not recorded.*training goes on"):
+        rollout = env.rollout(5)
+    assert len(rollout) == 5
+    env.rollout(5)
+    with pytest.raises(RecordingError, match="is not recorded"):
+        env.transform.dump()
+    with pytest.raises(RecordingError, match="is not recorded"):
+        env.close()
+    path.parent.unlink()

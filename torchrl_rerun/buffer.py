@@ -25,9 +25,9 @@ from torchrl_rerun.events import Event, Events
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import Stream
 
-MAX_SLOTS = 4000
-"""Frames of a block at the most. More would not be cheaper, and files would grow: LZ4 finds a time column in the one
-before it only if both lie within 64 KiB (measured with rerun-sdk 0.41: 20.4 bytes of times a row, 23.3 with 10,000)."""
+MAX_SLOTS = 2048
+"""Frames of a block at the most. More would not be cheaper, and files would grow: LZ4 finds a time column in another
+one only if both lie within 64 KiB."""
 
 MAX_STREAM_BYTES = 1 << 30
 """Bytes of one stream of an environment in a block at the most: Arrow's offsets into its lists are 32-bit."""

@@ -382,7 +382,7 @@ class Feed:
     def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording | None:
         """The recording in progress, opened at the first frame, and again after it was closed or the process forked.
 
-        None: there are no environments to record.
+        None: there are no environments to record, or the recording that was closed can't go on.
         """
         if self.recording is None or not self.recording.alive:
             if not tensordict.batch_size.numel():
@@ -391,7 +391,13 @@ class Feed:
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             self._last = None if ended is None else self._last
             self._forget_keys()
-            self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
+            try:
+                self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
+            except OSError as error:
+                if ended is None:
+                    raise  # before anything was recorded it is the user's to mend
+                ended.fail_to_go_on(error)
+                return None
             if self._process != os.getpid():
                 # A process that multiprocessing forks forgets what was to be done at the end of its parent.
                 self._process = os.getpid()

@@ -132,6 +132,7 @@ class Recording:
         self._batch_statistics = BatchStatistics(source.fps, Sums(source.envs))
         self._error: Exception | None = None
         self._failed_at: int | None = None
+        self._aftermath: RecordingError | None = None
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
@@ -316,6 +317,8 @@ class Recording:
             RecordingError: it isn't, and why.
         """
         if not self.alive:
+            if self._aftermath is not None:
+                raise self._aftermath
             return
         self._flush()
         if self._writer is not None:
@@ -331,6 +334,9 @@ class Recording:
             RecordingError: something could not be written, and why.
         """
         if not self.alive:
+            aftermath, self._aftermath = self._aftermath, None  # closing again does nothing
+            if aftermath is not None:
+                raise aftermath
             return
         self.alive = False
         self._flush()
@@ -370,6 +376,13 @@ class Recording:
             f"{cost * len(self.envs) * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
             f"buffer_bytes={needed}"
         )
+
+    def fail_to_go_on(self, error: OSError) -> None:
+        """What came after :meth:`close` can't be recorded: said once, and raised by :meth:`dump` and :meth:`close`."""
+        if self._aftermath is None:
+            self._aftermath = RecordingError(f"what came after {self.sink.label} was closed is not recorded: {error}")
+            self._aftermath.__cause__ = error
+            warn(f"{self._aftermath} (training goes on; dump() and close() will raise this)", RuntimeWarning)
 
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
