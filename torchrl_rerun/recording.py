@@ -42,7 +42,7 @@ PATIENCE = 1.0
 SHORT_BLOCK = 100
 """Frames of a block below which the making of chunks costs several times what their data do."""
 
-CHUNK_SECONDS = 100e-6
+CHUNK_SECONDS = 250e-6
 """What a chunk takes the writer, whatever is in it; `make bench ARGS="--only parts scaling"` measures it."""
 
 BATCH_SHARE = 16
