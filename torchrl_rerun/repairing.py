@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from rerun.chunk import Chunk, LazyChunkStream, RrdReader
+from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.schema import PROPERTY
-from torchrl_rerun.sinks import embed, family, lock
+from torchrl_rerun.sinks import embed, family, has_footer, is_whole, lock, reader_of
 from torchrl_rerun.streams import Stream
 
 # An .rrd file is a header, then messages that say their kind and length, then the footer (rerun-sdk 0.41).
@@ -94,7 +94,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
             raise ValueError(f"{source} is empty: nothing was recorded in it")
         if begins != _MAGIC:
             raise ValueError(f"{source} is not a recording: it doesn't begin as an .rrd file does")
-        if _is_whole(source):
+        if is_whole(source):
             if target != source:
                 shutil.copyfile(source, target)
             return None
@@ -104,7 +104,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
 
 def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaired:
     size, mended, readable = os.fstat(file.fileno()).st_size, folder / "mended.rrd", source
-    whole_bytes = size if _has_footer(_reader(source)) else _whole_bytes(file, source, size)
+    whole_bytes = size if has_footer(reader_of(source)) else _whole_bytes(file, source, size)
     if whole_bytes < size:  # Rerun refuses a file that ends within a message
         readable = folder / "cut.rrd"
         shutil.copyfile(source, readable)
@@ -130,34 +130,6 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
         envs=len(contents.schema["envs"]),
         cut_bytes=size - whole_bytes,
     )
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a file has all that :meth:`RerunRecorder.close` gives it."""
-    reader = _reader(path)
-    return reader is not None and _has_footer(reader) and bool(reader.blueprints())
-
-
-def _has_footer(reader: RrdReader | None) -> bool:
-    if reader is None:
-        return False
-    try:
-        reader.store()
-    except (RuntimeError, ValueError):  # there is none, or nothing that it could be of
-        return False
-    return True
-
-
-def _reader(path: Path) -> RrdReader | None:
-    """A reader of the file; None if it ends within a message."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
-        try:
-            reader = RrdReader(path)
-            reader.recordings()  # not before this does it look at the whole of a file without a footer
-        except RuntimeError:
-            return None
-        return reader
 
 
 def _whole_bytes(file: BinaryIO, path: Path, size: int) -> int:
@@ -225,7 +197,7 @@ def _ends(batch: Any, timeline: str) -> tuple[int, int]:
 
 def _rewrite(readable: Path, mended: Path, source: Path) -> _Contents:
     """Write the recording in a file anew, with a footer. ``rerun rrd merge`` would hold all of it in memory."""
-    reader = _reader(readable)
+    reader = reader_of(readable)
     if reader is None:
         raise ValueError(f"{source} is damaged: Rerun can't read it")
     try:

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import rerun as rr
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk, LazyChunkStream
+from rerun.chunk import Chunk, LazyChunkStream, RrdReader
 
 try:
     import fcntl
@@ -291,7 +292,38 @@ def embed(path: Path, layout: rrb.Blueprint, *, application_id: str) -> None:
         )
         if run.returncode:
             raise OSError(f"the layout could not be added to {path}: {run.stderr.strip()[-500:]}")
+        if not is_whole(joined):  # on a full disk `route` writes a part and reports success (rerun-sdk 0.41)
+            raise OSError(f"the layout could not be added to {path}: no room for a copy of it")
         joined.replace(path)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has all that closing a recording gives it: a footer and a layout."""
+    reader = reader_of(path)
+    return reader is not None and has_footer(reader) and bool(reader.blueprints())
+
+
+def has_footer(reader: RrdReader | None) -> bool:
+    """Whether a file has the footer by which the viewer finds its recording."""
+    if reader is None:
+        return False
+    try:
+        reader.store()
+    except (RuntimeError, ValueError):  # there is none, or nothing that it could be of
+        return False
+    return True
+
+
+def reader_of(path: Path) -> RrdReader | None:
+    """A reader of the file; None if it ends within a message."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
+        try:
+            reader = RrdReader(path)
+            reader.recordings()  # not before this does it look at the whole of a file without a footer
+        except RuntimeError:
+            return None
+        return reader
 
 
 def family(path: Path) -> list[int]:
