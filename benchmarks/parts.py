@@ -18,7 +18,7 @@ from rerun.chunk import Chunk, LazyChunkStream
 from tensordict import TensorDict
 
 from benchmarks.report import Detail, Effort, Report
-from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, noise
+from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, looking, noise
 from torchrl_rerun.columns import Entity, Times, chunks_of, number_lists, times_of
 from torchrl_rerun.episodes import TIMELINES
 
@@ -73,15 +73,7 @@ def _steps(repetitions: int) -> Iterator[Detail]:
                 reset = _median(_partial_reset(recorded), repetitions)
                 yield _detail("a reset of 4 of 16 environments: the hook", f"{reset:.1f} us", reset_us=reset)
             recorded.close()
-    workload = Workload(Sizes(16, 17, 6))
-    following, root = workload.following, workload.root
-
-    def look() -> None:
-        for key in ("observation", "reward", "done", "terminated"):
-            following.get(key).numpy()
-        root.get("action").numpy()
-
-    floor = _median(look, repetitions)
+    floor = _median(looking(Workload(Sizes(16, 17, 6))), repetitions)
     yield _detail(
         "of it: only to look at its 5 values as arrays, by `get` and `numpy`", f"{floor:.1f} us", look_us=floor
     )

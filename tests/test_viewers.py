@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,87 +13,31 @@ from pathlib import Path
 
 import pytest
 import rerun as rr
-import rerun_cli
 import torch
 from rerun.chunk import RrdReader
 from tensordict import TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, GymEnv, ParallelEnv
+from torchrl.envs import ParallelEnv
 
 from readback import read
+from servers import free_port, started, started_viewer, wait_until
+from test_faults import Odd, cartpole
 from torchrl_rerun import RerunRecorder
 
-RERUN = Path(rerun_cli.__file__).with_name("rerun")
 STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
 
-cartpole = functools.partial(GymEnv, "CartPole-v1")
 
-
-class Pictures(EnvBase):
+class Pictures(Odd):
     """Gives a new picture at each step, of 120 kB: 8 MB/s at 60 steps/s."""
-
-    def __init__(self):
-        super().__init__()
-        self.observation_spec = Composite(x=Unbounded((1,)))
-        self.action_spec = Unbounded((1,))
-        self.reward_spec = Unbounded((1,))
-        self.t = 0
 
     def _observe(self):
         return TensorDict(x=torch.full((1,), float(self.t)), pixels=torch.randint(0, 256, (200, 200, 3)).byte())
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._observe()
-
-    def _step(self, tensordict):
-        self.t += 1
-        return self._observe().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
-
-    def _set_seed(self, seed):
-        pass
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.05)
-
-
-def accepts(port):
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def started(*arguments):
-    process = subprocess.Popen(
-        [RERUN, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
 def viewer():
     """A viewer's server, without its windows: the process and its URL."""
-    port = free_port()
-    with started("--serve-grpc", "--bind", "127.0.0.1", "--port", port) as process:
-        wait_until(lambda: accepts(port))
-        yield process, f"rerun+http://127.0.0.1:{port}/proxy"
+    with started_viewer() as server:
+        yield server
 
 
 @contextlib.contextmanager

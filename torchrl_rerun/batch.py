@@ -11,7 +11,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.buffer import Block, Track
 from torchrl_rerun.columns import Entity, chunks_of, number_lists, series_style, times_of
 from torchrl_rerun.episodes import FRAME, LOG_TIME, STEP, TIMELINES
-from torchrl_rerun.streams import Key, batch_path
+from torchrl_rerun.streams import batch_path
 from torchrl_rerun.sums import Sums
 
 STATISTICS = ("mean", "minimum", "10 %", "median", "90 %", "maximum")
@@ -62,11 +62,6 @@ class BatchStatistics:
             positions = np.zeros((len(frames), len(TIMELINES)), np.int64, order="F")
             positions[:, _TIMES] = block.events.numbers()[frames]
             yield from chunks_of(times_of(positions, self._fps, _TIMES), entities)
-
-
-def keys_of(tracks: Sequence[Track]) -> list[Key]:
-    """The keys of the streams of some tracks."""
-    return [stream.key for track in tracks for stream in track.streams]
 
 
 def statistics(

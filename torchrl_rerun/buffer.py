@@ -144,7 +144,8 @@ class Block:
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
         # What `add` goes through, for each track: its moment, where its first value is, its frames; and arrays and
-        # where their values are, of streams that lie by frame, by environment, that are Python objects, and that are on an accelerator.
+        # where their values are, of streams that lie by frame, that lie by environment, that are Python objects, and
+        # that are on an accelerator.
         self._plan = []
         for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
             pairs = list(zip(values, track.at, strict=True))

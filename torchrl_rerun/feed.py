@@ -7,7 +7,7 @@ import math
 import multiprocessing.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +50,7 @@ class Feed:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.recording: Recording | None = None
-        self._reads: dict[Moment, list[_Read]] = {}
         self._forget_keys()
-        self._skipped: set[Key] = set()
         self._last: TensorDictBase | None = None
         self._resets_itself = False
         self._warned_of_shape = False
@@ -68,7 +66,8 @@ class Feed:
                 warn(str(error), RuntimeWarning)
 
     def _forget_keys(self) -> None:
-        self._reads, self._skipped = {}, set()
+        self._reads: dict[Moment, list[_Read]] = {}
+        self._skipped: set[Key] = set()
         self._is_described = False
         # Both what is observed and what else comes of a step are read from the same tensordict; the first so many of
         # these are observations.
@@ -439,21 +438,14 @@ class _Read:
         Raises:
             _ChangedError: it is of another dtype or size than the first value.
         """
-        if self.stream.device:
-            is_same_dtype = str(value.dtype) == f"torch.{self.stream.dtype}"
-            if not is_same_dtype or value.numel() != math.prod(self.shape):
-                self._refuse(value)
-            return value.reshape(self.shape)
-        array = specs.as_array(value, self._batch_size)
         if self.stream.dtype == "object":
-            return array[:1] if self.stream.shared else array
-        if array.dtype != self.dtype or _without_ones(array.shape) != _without_ones(self.shape):
-            self._refuse(value)
-        return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
-
-    def _refuse(self, value: torch.Tensor) -> NoReturn:
+            objects = specs.as_array(value, self._batch_size)
+            return objects[:1] if self.stream.shared else objects
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
-        raise _ChangedError(f"{dtype} {shape}")
+        if dtype != self.stream.dtype or _without_ones(shape) != _without_ones(self.stream.shape):
+            raise _ChangedError(f"{dtype} {shape}")
+        array = value if self.stream.device else specs.as_array(value, self._batch_size)
+        return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:

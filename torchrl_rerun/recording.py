@@ -19,13 +19,13 @@ import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.batch import BatchStatistics, keys_of
+from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import Rows
-from torchrl_rerun.schema import Moment, Source, property_chunk
+from torchrl_rerun.schema import Moment, Source, property_chunk, shown_envs
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
@@ -171,11 +171,12 @@ class Recording:
                 buffer.tracks = (*buffer.tracks, *added)
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
+        static = [*self._factory.static([track for track, _ in tracks])]
         if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
-            self._describe_batch()
-        self._announce([track for track, _ in tracks])
+            static += self._describe_batch()
+        self._announce(static)
 
-    def _describe_batch(self) -> None:
+    def _describe_batch(self) -> Iterator[Chunk]:
         """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
         sums = [stream for stream in self._described[Moment.OBSERVED] if stream.sums]
         at = [i for i, stream in enumerate(self._described[Moment.STEPPED]) if stream.key in {s.sums for s in sums}]
@@ -187,6 +188,12 @@ class Recording:
         capacity = self._options.buffer_bytes // BATCH_SHARE
         self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
         self._batch.tracks = tracks
+        yield from self._batch_statistics.static(tracks)
+
+    @property
+    def _statistics(self) -> list[Key]:
+        """The keys of which there are statistics over all environments."""
+        return [] if self._batch is None else [stream.key for track in self._batch.tracks for stream in track.streams]
 
     def _noticed(self) -> None:
         """Something went wrong or slowly, on whatever thread: the next frame tells."""
@@ -199,17 +206,14 @@ class Recording:
             small = min(both // 2, self._small.bytes_at_most)
             self._small.capacity, self._bulky.capacity = small, both - small
 
-    def _announce(self, tracks: Sequence[Track]) -> None:
+    def _announce(self, static: Sequence[Chunk]) -> None:
         if self._writer is None:
             names = {"application_id": self.application_id, "recording_id": self.recording_id}
             self._writer = Writer(self.sink, self._viewers, self._noticed, **names)
             info = rr.archetypes.RecordingInfo(name=Path(self.sink.label).stem, start_time=time.time_ns())
             self._writer.put([Chunk.from_property("RecordingInfo", info)])
         described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
-        statistics = () if self._batch is None else self._batch.tracks
-        schema = property_chunk(self.source, self.envs, described, keys_of(statistics))
-        static = [*self._factory.static(tracks), *self._batch_statistics.static(statistics)]
-        self._writer.put([schema, *static])
+        self._writer.put([property_chunk(self.source, self.envs, described, self._statistics), *static])
 
     # --- steps ---
 
@@ -387,8 +391,8 @@ class Recording:
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
         if isinstance(wanted, bool):
-            statistics = keys_of(() if self._batch is None else self._batch.tracks)
-            return layout(self.streams, self._shown_envs(), self.source.fps, statistics) if wanted else None
+            shown = shown_envs(self.envs, self.source.envs, self.sink.family())
+            return layout(self.streams, shown, self.source.fps, self._statistics) if wanted else None
         return wanted
 
     def abandon(self) -> None:
@@ -413,12 +417,6 @@ class Recording:
                 self.sink.embed(made, application_id=self.application_id)
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
-
-    def _shown_envs(self) -> list[int]:
-        """Those recorded here and in the files of the other workers, which the viewer shows as one recording."""
-        here = [env - self.source.first_env for env in self.envs]
-        numbers = self.sink.family()
-        return [number * self.source.envs + env for number in numbers for env in here] if numbers else self.envs
 
     def _buffers(self) -> list[Buffer]:
         return [self._small, self._bulky, *([] if self._batch is None else [self._batch])]

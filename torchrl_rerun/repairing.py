@@ -18,7 +18,7 @@ import numpy as np
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.blueprint import layout
-from torchrl_rerun.schema import PROPERTY
+from torchrl_rerun.schema import PROPERTY, shown_envs
 from torchrl_rerun.sinks import embed, family, has_footer, is_whole, lock, reader_of
 from torchrl_rerun.streams import Stream
 
@@ -115,7 +115,9 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
     try:
         streams = [Stream.from_json(entry) for entry in contents.schema["keys"]]
         statistics = [tuple(key) for key in contents.schema.get("statistics", ())]
-        made = layout(streams, _shown_envs(source, contents.schema), contents.schema["fps"], statistics)
+        each = int(np.prod(contents.schema["batch_size"], dtype=np.int64))
+        shown = shown_envs(contents.schema["envs"], each, family(source))
+        made = layout(streams, shown, contents.schema["fps"], statistics)
         embed(mended, made, application_id=contents.application_id)
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)
@@ -214,9 +216,3 @@ def _rewrite(readable: Path, mended: Path, source: Path) -> _Contents:
     except RuntimeError as error:
         raise OSError(f"{source} could not be repaired: {error}") from error
     return contents
-
-
-def _shown_envs(path: Path, schema: dict[str, Any]) -> list[int]:
-    """Those recorded here and in the files of the other workers, which the viewer shows as one recording."""
-    envs, each = schema["envs"], int(np.prod(schema["batch_size"], dtype=np.int64))
-    return [number * each + env % each for number in family(path) for env in envs] or envs

@@ -78,6 +78,20 @@ def property_chunk(
     return Chunk.from_property(PROPERTY, summary)
 
 
+def shown_envs(envs: Sequence[int], each: int, workers: Sequence[int]) -> list[int]:
+    """The environments that the viewer shows together with ``envs``: those that all workers record are one recording.
+
+    Args:
+        envs: indices of those that one worker records, or that are recorded without workers.
+        each: how many environments a worker has.
+        workers: numbers of the workers; empty: there are none.
+
+    >>> shown_envs([4, 6], 4, [0, 1]), shown_envs([4, 6], 8, [])
+    ([0, 2, 4, 6], [4, 6])
+    """
+    return [number * each + env % each for number in workers for env in envs] or list(envs)
+
+
 def _versions() -> dict[str, str]:
     packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
     found = {"python": platform.python_version()}

@@ -15,6 +15,7 @@ import signal
 import struct
 import threading
 import time
+from io import RawIOBase
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -28,27 +29,24 @@ SERVED_SECONDS = 0.5
 """How long a server stays after the end, for the viewers that are connected to get the rest."""
 
 
-_INPUT = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - for as long as the process lives
-
-
-def _read_exactly(size: int) -> bytearray | None:
+def _read_exactly(source: RawIOBase, size: int) -> bytearray | None:
     data = bytearray(size)
     view, at = memoryview(data), 0
     while at < size:
-        count = _INPUT.readinto(view[at:])
+        count = source.readinto(view[at:])
         if not count:
             return None
         at += count
     return data
 
 
-def _read_message() -> tuple[int, bytearray]:
+def _read_message(source: RawIOBase) -> tuple[int, bytearray]:
     """The next message; the end, if the other side is gone."""
-    header = _read_exactly(HEADER.size)
+    header = _read_exactly(source, HEADER.size)
     if header is None:
         return END, bytearray()
     kind, size = HEADER.unpack(header)
-    data = _read_exactly(size)
+    data = _read_exactly(source, size)
     return (END, bytearray()) if data is None else (kind, data)
 
 
@@ -119,7 +117,8 @@ def main() -> NoReturn:
     import rerun as rr  # noqa: PLC0415
     from rerun.chunk import Chunk  # noqa: PLC0415
 
-    kind, data = _read_message()
+    source = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - for as long as the process lives
+    kind, data = _read_message(source)
     if kind != GREETING:
         _leave()
     greeting: dict[str, Any] = json.loads(data)
@@ -133,7 +132,7 @@ def main() -> NoReturn:
 
     def receive() -> None:
         while True:
-            message = _read_message()
+            message = _read_message(source)
             messages.put(message)
             if message[0] == END:
                 return

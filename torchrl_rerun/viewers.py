@@ -15,7 +15,6 @@ import os
 import pickle
 import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -29,6 +28,8 @@ import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
+from torchrl_rerun.sender import CHUNK, END, GREETING, HEADER, LAYOUT
+
 CONNECT_SECONDS = 2.0
 """How long a viewer may take to answer when the recording begins; half of it to accept, half to answer."""
 
@@ -40,9 +41,6 @@ CLOSE_SECONDS = 5.0
 
 QUEUE_BYTES = 32 << 20
 """What may wait for a viewer, in bytes; a block that comes then is dropped."""
-
-HEADER = struct.Struct("<BQ")
-GREETING, CHUNK, LAYOUT, END = range(4)
 
 _PIPE_BYTES = 1 << 20  # Linux's limit for processes without privileges
 _SCHEMES = {"RerunHttp": "rerun+http", "RerunHttps": "rerun+https", "Rerun": "rerun"}

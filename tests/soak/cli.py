@@ -9,15 +9,16 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from servers import FORGETFUL, started_viewer
 from soak.plans import FAULTS, Plan
 from soak.runners import Outcome, Runners
-from soak.viewers import started_viewer
 
 WARM_UP = 20
 """After so many iterations a process has allocated what it keeps; its growth is counted from there."""
@@ -101,10 +102,17 @@ def main(argv: list[str] | None = None) -> int:
     return bool(done.failures)
 
 
+@contextlib.contextmanager
+def _shared_viewer() -> Iterator[tuple[str, int]]:
+    """The URL and the process id of a viewer for all iterations."""
+    with started_viewer(*FORGETFUL) as (process, url):
+        yield url, process.pid
+
+
 def soak(seconds: float, seed: int, console: Console | None = None, told=lambda _: None) -> Soak:
     """Iterations for so many seconds. The iteration that is going on then is the last."""
     rng, done = random.Random(seed), Soak(seed)
-    with started_viewer() as viewer, contextlib.closing(_Closing(Runners(viewer))) as ending:
+    with _shared_viewer() as viewer, contextlib.closing(_Closing(Runners(viewer))) as ending:
         runners, said = ending.runners, 0.0
         while time.monotonic() - done.began < seconds:
             plan = Plan.draw(rng.randrange(1 << 32))
@@ -140,7 +148,7 @@ def only(seed: int) -> int:
     """Carry out one iteration, and show what it is."""
     console, plan = Console(), Plan.draw(seed)
     console.print(plan)
-    with started_viewer() as viewer, contextlib.closing(_Closing(Runners(viewer))) as ending:
+    with _shared_viewer() as viewer, contextlib.closing(_Closing(Runners(viewer))) as ending:
         outcome = ending.runners.carry_out(plan)
     console.print(outcome.failure or outcome.tally, markup=False)
     return bool(outcome.failure)

@@ -26,9 +26,9 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, step_mdp
 
 from readback import read
+from servers import FORGETFUL, free_port, started_viewer
 from soak.environments import Random
 from soak.plans import Op, Plan
-from soak.viewers import free_port, started_viewer
 from soak.witness import Key, Witness, values_of
 from torchrl_rerun import RecordingError, RerunRecorder, repair
 
@@ -107,7 +107,8 @@ class Iteration:
             case "file+server":
                 return [self.path, rr.GrpcServerSink("127.0.0.1", free_port())]
         if self.plan.fault == "viewer_killed" or self.viewer is None:
-            self.viewer = self._cleaning.enter_context(started_viewer())
+            process, url = self._cleaning.enter_context(started_viewer(*FORGETFUL))
+            self.viewer = url, process.pid
         return self.viewer[0] if self.plan.sink == "viewer" else [self.path, self.viewer[0]]
 
     # --- doing ---

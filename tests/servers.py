@@ -1,0 +1,61 @@
+"""Real viewers on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import rerun_cli
+
+RERUN = Path(rerun_cli.__file__).with_name("rerun")
+
+FORGETFUL = ("--server-memory-limit", "64MB")
+"""Options of a viewer that is sent more than anybody will look at."""
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Rerun's own program, until the block ends."""
+    process = subprocess.Popen(
+        [RERUN, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def started_viewer(*options: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A viewer's server, without its windows: its process and URL."""
+    port = free_port()
+    with started("--serve-grpc", "--bind", "127.0.0.1", "--port", port, *options) as process:
+        wait_until(lambda: _accepts(port))
+        yield process, f"rerun+http://127.0.0.1:{port}/proxy"
+
+
+def _accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
+        return True
+    return False
