@@ -135,13 +135,14 @@ def test_a_footer_without_a_layout(path):
 
 
 def test_the_layout_of_a_workers_file_shows_all_workers(path, recorded):
-    import torchrl_rerun.repairing as repairing
+    from torchrl_rerun.schema import shown_envs
+    from torchrl_rerun.sinks import family
 
     files = [path.with_name(f"run.worker_{number}.rrd") for number in (0, 1, 3)]
     for file in files:
         file.write_bytes(recorded[1])
-    assert repairing._shown_envs(files[1], {"envs": [2, 3], "batch_size": [2]}) == [0, 1, 2, 3, 6, 7]
-    assert repairing._shown_envs(path, {"envs": [0, 2], "batch_size": [3]}) == [0, 2]
+    assert shown_envs([2, 3], 2, family(files[1])) == [0, 1, 2, 3, 6, 7]
+    assert shown_envs([0, 2], 3, family(path)) == [0, 2]
     repair(files[1])
     assert_is_whole(files[1])
 
