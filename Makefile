@@ -31,7 +31,7 @@ clean:
 	touch $@
 
 .venv/.demo: .venv/.torch pyproject.toml
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[examples]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[examples,video]'
 	touch $@
 
 .venv/.test: .venv/.torch pyproject.toml

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import rerun as rr
+import torch
+from av.video.frame import PictureType
+from tensordict import TensorDictBase
+from torchrl.envs import GymEnv
 
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.thread_cost import log_each
 from benchmarks.timing import NANOSECONDS, mega
 from benchmarks.workloads import PIXELS, SCALARS, Recorded, Workload, grainy, noise, smooth
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.streams import ImageFormat
+from torchrl_rerun.video import CODECS
 
-TIMES_PARQUET, TIMES_LOG, TIMES_LZ4 = 1.5, 20.0, 0.7
+TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.5, 20.0, 0.7, 1.1
+
+VIDEO_FRAMES, VIDEO_FPS = 1000, 30
 
 CHUNK_BYTES = 2 << 20
 """Pieces in which LZ4 gets the data: about what an image stream's chunk is."""
@@ -233,12 +243,91 @@ def _end_to_end_details(found: dict[str, dict[str, tuple[float, int]]]) -> tuple
 
 
 def measure_video(effort: Effort) -> Report:
-    """Nothing yet: there is no ``image_format="h264"``."""
+    """1000 frames of CartPole, quick or not: as h264 and as JPEG, and the same frames and settings in an mp4."""
     del effort
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            RerunRecorder(Path(folder, "run.rrd"), image_format="h264")  # type: ignore[arg-type]
-        why = "image_format='h264' is there, but this row isn't written"
-    except ValueError:
-        why = "needs image_format='h264', which isn't built"
-    return Report((Row("file size, video", "1000 frames of 400x600, h264", why, "", "<= 1.1 x the mp4", None),))
+    rollouts = _cartpole(VIDEO_FRAMES)
+    pictures = [picture for rollout in rollouts for picture in _pictures(rollout)]
+    raw = sum(picture.nbytes for picture in pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        h264 = _recorded_as("h264", rollouts, Path(folder, "h264.rrd"))
+        jpeg = _recorded_as("jpeg", rollouts, Path(folder, "jpeg.rrd"))
+        mp4_seconds, mp4 = _mp4(rollouts, Path(folder, "run.mp4"))
+    size = f"{VIDEO_FRAMES} frames of {pictures[0].shape[0]}x{pictures[0].shape[1]}"
+    row = Row(
+        "file size, video",
+        f"{size}, CartPole in {len(rollouts)} episodes, h264",
+        f"{mega(h264.whole)} with footer and layout; mp4 {mega(mp4)}",
+        f"{h264.whole / mp4:.2f} x",
+        f"<= {TIMES_MP4} x the mp4",
+        h264.whole <= TIMES_MP4 * mp4,
+        {"rrd_bytes": h264.whole, "mp4_bytes": mp4},
+    )
+    figure = f"file size, video, {size}"
+    return Report(
+        (row,),
+        tuple(
+            Detail(
+                figure,
+                name,
+                f"{mega(whole)}, {raw / whole:.0f} x less than raw; {seconds / VIDEO_FRAMES * 1e3:.2f} ms a frame",
+            )
+            for name, seconds, whole in (
+                ("h264: from the first frame until dump() returns", h264.seconds, h264.whole),
+                ("jpeg: likewise", jpeg.seconds, jpeg.whole),
+                ("mp4: encoded and muxed with PyAV", mp4_seconds, mp4),
+            )
+        ),
+    )
+
+
+class _Video(NamedTuple):
+    seconds: float
+    whole: int
+
+
+def _cartpole(frames: int) -> list[TensorDictBase]:
+    """Episodes of random actions, with so many frames in all."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    torch.manual_seed(0)
+    env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=False)
+    env.set_seed(0)
+    rollouts: list[TensorDictBase] = []
+    while frames > 0:
+        rollout = env.rollout(max(1, frames - 1))
+        rollouts.append(rollout)
+        frames -= len(rollout) + 1
+    env.close()
+    return rollouts
+
+
+def _pictures(rollout: TensorDictBase) -> list[npt.NDArray[np.uint8]]:
+    return [*rollout["pixels"][:1].numpy(), *rollout["next", "pixels"].numpy()]
+
+
+def _recorded_as(image_format: ImageFormat, rollouts: list[TensorDictBase], path: Path) -> _Video:
+    with RerunRecorder(path, in_keys=["pixels"], image_format=image_format, fps=VIDEO_FPS) as recorder:
+        start = time.perf_counter()
+        for rollout in rollouts:
+            recorder.log_rollout(rollout)
+        recorder.dump()
+        seconds = time.perf_counter() - start
+    return _Video(seconds, path.stat().st_size)
+
+
+def _mp4(rollouts: list[TensorDictBase], path: Path) -> tuple[float, int]:
+    """Seconds and bytes of the same frames in an mp4, as PyAV's users write one, with the recorder's settings."""
+    start = time.perf_counter()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(CODECS["h264"].encoder, rate=VIDEO_FPS, options=dict(CODECS["h264"].options))
+        assert isinstance(stream, av.VideoStream)
+        stream.gop_size, stream.max_b_frames, stream.thread_count = VIDEO_FPS, 0, 1
+        stream.height, stream.width, _ = rollouts[0]["pixels"].shape[1:]
+        stream.pix_fmt = "yuv420p"
+        for rollout in rollouts:
+            for number, picture in enumerate(_pictures(rollout)):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(format="yuv420p")
+                frame.pict_type = PictureType.NONE if number else PictureType.I
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return time.perf_counter() - start, path.stat().st_size

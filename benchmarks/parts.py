@@ -19,7 +19,7 @@ from tensordict import TensorDict
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, looking, noise
-from torchrl_rerun.columns import Entity, Times, chunks_of, number_lists, times_of
+from torchrl_rerun.arrow import Entity, Times, chunks_of, number_lists, times_of
 from torchrl_rerun.episodes import TIMELINES
 
 GROUP = "where the cost lies"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import rerun as rr
 import torch
@@ -25,6 +26,8 @@ class Rows:
     times: list[dict[str, Any]] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
+    samples: list[bytes] = field(default_factory=list)
+    keyframes: list[bool] = field(default_factory=list)
 
     def along(self, timeline: str) -> list[Any]:
         return [times[timeline] for times in self.times]
@@ -89,11 +92,18 @@ def read(path: str | Path) -> Recorded:
             rows.values.append(_value(entry, {n: columns[n][i] for n in columns if ":" in n}, batch))
             if "StateChange:state" in columns:
                 rows.states.append(columns["StateChange:state"][i])
-    for rows in entities.values():
+            if "VideoStream:sample" in columns:
+                rows.samples.append(bytes(columns["VideoStream:sample"][i][0]))
+                rows.keyframes += columns["VideoStream:is_keyframe"][i]
+    for path_, rows in entities.items():
         order = sorted(range(len(rows.times)), key=lambda i: rows.times[i]["frame"])
         rows.times = [rows.times[i] for i in order]
         rows.values = [rows.values[i] for i in order]
         rows.states = [rows.states[i] for i in order] if rows.states else []
+        if rows.samples:
+            assert static[path_]["VideoStream:codec"] == [rr.VideoCodec.H264.value]
+            assert order == sorted(order), "a decoder needs them in order"
+            rows.values = [_picture(paths[path_], picture) for picture in _decoded(rows.samples)]
     return Recorded(schema, entities, store.recording_id, store.application_id, static)
 
 
@@ -103,6 +113,8 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
     kind = entry["kind"]
     if kind == "text":
         return row["TextDocument:text"][0]
+    if "VideoStream:sample" in row:
+        return None  # until all samples are there
     if kind == "image":
         if "EncodedImage:blob" in row:
             picture = np.asarray(Image.open(io.BytesIO(bytes(row["EncodedImage:blob"][0]))))
@@ -112,12 +124,7 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
             depth = {1: 1, 2: 3, 3: 4}[image_format["color_model"]]
             buffer = np.array(row["Image:buffer"][0], np.uint8).view(dtype)
             picture = buffer.reshape(image_format["height"], image_format["width"], depth)
-        if entry["dtype"] == "object":
-            return picture
-        picture = picture.reshape(*picture.shape[:2], -1)
-        if entry["channels"] == "CHW":
-            picture = np.moveaxis(picture, -1, 0)
-        return torch.tensor(np.ascontiguousarray(picture)).reshape(shape)
+        return picture if entry["dtype"] == "object" else _picture(entry, picture)
     if kind == "tensor":
         data = row["Tensor:data"][0]
         assert list(data["shape"]) == list(shape)
@@ -132,6 +139,25 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
     if not dtype.is_floating_point:
         flat = [int(number) for number in flat]  # torch makes no uint64 of floats
     return torch.tensor(flat, dtype=dtype).reshape(shape)
+
+
+def _picture(entry: dict[str, Any], picture: Any) -> torch.Tensor:
+    """A picture ``[height, width, ...]`` in the shape in which it was recorded; video is filled up to even sizes."""
+    shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
+    channels = entry["channels"]
+    height, width = shape[1:] if channels == "CHW" else shape[:2]
+    picture = picture.reshape(*picture.shape[:2], -1)[:height, :width]
+    depth = {"CHW": shape[0], "HWC": shape[-1], "HW": 1}[channels]
+    picture = picture[..., :depth]  # a grey video is decoded with three equal channels
+    if channels == "CHW":
+        picture = np.moveaxis(picture, -1, 0)
+    return torch.tensor(np.ascontiguousarray(picture)).reshape(shape)
+
+
+def _decoded(samples: list[bytes]) -> list[Any]:
+    decoder = av.CodecContext.create("h264", "r")
+    frames = [frame for sample in samples for frame in decoder.decode(av.Packet(sample))] + decoder.decode(None)
+    return [frame.to_ndarray(format="rgb24") for frame in frames]
 
 
 def same(a: Any, b: Any) -> bool:

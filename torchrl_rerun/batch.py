@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from rerun.chunk import Chunk
 
+from torchrl_rerun.arrow import Entity, chunks_of, number_lists, times_of
 from torchrl_rerun.buffer import Block, Track
-from torchrl_rerun.columns import Entity, chunks_of, number_lists, series_style, times_of
+from torchrl_rerun.columns import series_style
 from torchrl_rerun.episodes import FRAME, LOG_TIME, STEP, TIMELINES
 from torchrl_rerun.streams import batch_path
 from torchrl_rerun.sums import Sums

@@ -1,4 +1,4 @@
-"""Image encoders: from a stack of pictures to one compressed picture each."""
+"""Still images: where pictures keep their channels, and compressed files of one picture each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import rerun as rr
 from PIL import Image
 
 from torchrl_rerun.streams import ImageFormat
 
 JPEG_QUALITY = 90
 
-MEDIA_TYPES: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg"}
+MEDIA_TYPES: dict[str | None, str] = {"png": "image/png", "jpeg": "image/jpeg"}
+
+COLOR_MODELS = {1: rr.ColorModel.L, 3: rr.ColorModel.RGB, 4: rr.ColorModel.RGBA}
+"""By the number of channels."""
 
 
 def channels_last(pictures: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]:
@@ -25,6 +29,13 @@ def channels_last(pictures: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]
     if channels == "CHW":
         return np.ascontiguousarray(np.moveaxis(pictures, 1, -1))
     return pictures[..., None] if channels == "HW" else pictures
+
+
+def channels_of(picture: npt.NDArray[Any]) -> str:
+    """Where a picture by itself keeps its channels."""
+    if picture.ndim == 2:
+        return "HW"
+    return "HWC" if picture.shape[-1] in COLOR_MODELS else "CHW"
 
 
 def encode(picture: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from torchrl_rerun.episodes import check_envs
 from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.schema import Source
 from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
-from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, ImageFormat, Key, Kind
+from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, VIDEO_FORMATS, ImageFormat, Key, Kind
 from torchrl_rerun.viewers import Endpoint, Viewer
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker, worker_number
@@ -69,6 +70,7 @@ class Settings:
         Raises:
             TypeError: an argument is of the wrong type.
             ValueError: an argument is out of its range.
+            ImportError: a video format is asked for, and PyAV isn't there.
         """
         _require("fps", fps, int | float | None, "frames per second")
         _require("buffer_bytes", options.buffer_bytes, int, "a number of bytes")
@@ -90,6 +92,8 @@ class Settings:
         for chosen in formats.values() if isinstance(image_format, Mapping) else [image_format]:
             if chosen not in IMAGE_FORMATS:
                 raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
+            if chosen in VIDEO_FORMATS:
+                _require_pyav(chosen)
         for key, kind in (kinds or {}).items():
             if kind not in KINDS:
                 raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
@@ -125,6 +129,15 @@ def _sinks(sink: Any, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...]]:
 def _require(name: str, value: Any, types: Any, what: str) -> None:
     if not isinstance(value, types):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass {what}")
+
+
+def _require_pyav(image_format: str) -> None:
+    try:
+        importlib.import_module("torchrl_rerun.video")
+    except ImportError as error:
+        raise ImportError(
+            f"image_format={image_format!r} needs PyAV: pip install 'torchrl-rerun[video]', or choose 'jpeg'"
+        ) from error
 
 
 shared_paths: set[str] = set()

@@ -35,7 +35,7 @@ Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink
 class RerunRecorder(Transform):
     """Records what an environment does, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
-    Append it last. Everything that passes is recorded exactly, dtypes and shapes included (JPEG images aside), while the
+    Append it last. Everything that passes is recorded exactly, dtypes and shapes included (lossy image formats aside), while the
     data itself, the specs, the random state and the gradients stay as they are. The environment's thread pays for one
     copy into a bounded buffer; a thread of the recorder's own writes.
 
@@ -59,8 +59,11 @@ class RerunRecorder(Transform):
         logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
             of up to 64, else the first 16.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
-        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), for all images or per key. Float images
-            are always raw, and what has an alpha channel is never JPEG but PNG.
+        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` (video: lossy, and a tenth of
+            JPEG's size), for all images or per key. Float images are always raw, and what has an alpha channel is
+            never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``, and the native viewer plays it
+            where an ``ffmpeg`` is installed. It has a keyframe at each episode's first frame and once a second; sizes
+            that aren't even are filled up at the right and below with what is at the edge.
         kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
             ``"state"`` (categories and flags) or ``"text"``.
         names: per key, the names of the numbers of a row, or of the categories.
@@ -68,7 +71,8 @@ class RerunRecorder(Transform):
         application_id: groups recordings in the viewer. Default: the environment's name.
         recording_id: recordings of one id are shown as one. Default: a new one.
         buffer_bytes: bound on what waits in memory to be written, in bytes; at least one frame of everything fits
-            whatever it says. When it is full the environment waits for the writer.
+            whatever it says. When it is full the environment waits for the writer. Images that are encoded already may
+            take 8 MiB more, until they are enough to be written together.
         flush_seconds: what is older than this is written when the next frame comes, though the buffer isn't full.
         overwrite: replace an existing file.
 
@@ -80,6 +84,7 @@ class RerunRecorder(Transform):
         ConnectionError: at the first reset, when there is no viewer at the address.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
         ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data.
+        ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
     .. note:: :meth:`dump` makes everything so far durable: it is with the operating system, and outlives the process.
         ``env.close()``, the end of the program and the end of the recorder's life dump too, so that nothing is lost

@@ -25,6 +25,7 @@ from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import Rows
+from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.schema import Moment, Source, property_chunk, shown_envs
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.streams import Key, Stream
@@ -121,7 +122,9 @@ class Recording:
             self.episodes, self._sums = continues.episodes, continues._sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
-        self._factory = ChunkFactory(self.envs, source.fps, self._sums)
+        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
+        pictures = Pictures(source.fps, max_age=self._max_age)
+        self._factory = ChunkFactory(self.envs, source.fps, self._sums, pictures)
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
         self._small = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
@@ -142,10 +145,9 @@ class Recording:
         _open.add(self)
 
     def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
-        max_age = self._options.flush_seconds
-        if self._viewers:
-            max_age = min(max_age, LIVE_SECONDS)
-        return Buffer(envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=max_age, waited=self._noticed)
+        return Buffer(
+            envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=self._max_age, waited=self._noticed
+        )
 
     # --- what is recorded ---
 
@@ -424,6 +426,9 @@ class Recording:
     def _flush(self) -> None:
         for buffer in self._buffers():
             buffer.flush()
+        if self._writer is not None:
+            now = self.episodes.frames
+            self._writer.put(self._factory.rest(), frames=(now, now))
 
     def _hand_over(self, buffer: Buffer, block: Block) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
@@ -435,7 +440,8 @@ class Recording:
     @property
     def written_frames(self) -> int:
         """How many frames, from the first one on, are with the sink in full."""
-        first = [self._failed_at, *(buffer.oldest_waiting for buffer in self._buffers())]
+        waiting = [self._factory.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
+        first = [self._failed_at, *waiting]
         return min([frame for frame in first if frame is not None], default=self.episodes.frames)
 
     @property
@@ -458,7 +464,7 @@ class Recording:
             frames - written - lost,
             lost,
             max((viewer.dropped_frames for viewer in self._viewers), default=0),
-            sum(buffer.waiting_bytes for buffer in self._buffers()),
+            self._factory.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers()),
             size,
             self._seconds_waited(),
             frames / elapsed,

@@ -19,14 +19,15 @@ import rerun as rr
 Kind = Literal["image", "scalars", "tensor", "state", "text"]
 """How a key is shown: one of ``"image"``, ``"scalars"``, ``"tensor"``, ``"state"``, ``"text"``."""
 
-ImageFormat = Literal["raw", "png", "jpeg"]
-"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small."""
+ImageFormat = Literal["raw", "png", "jpeg", "h264"]
+"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small, ``"h264"`` (video) much smaller."""
 
 Key = tuple[str, ...]
 """A tensordict key as a tuple of strings, without a leading ``"next"``."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
+VIDEO_FORMATS: tuple[str, ...] = ("h264",)
 
 PAGE = 4096
 
@@ -137,6 +138,16 @@ class Stream:
     def is_flag(self) -> bool:
         """Whether this is a state of booleans, each up or down, and not a category."""
         return self.kind == "state" and self.dtype == "bool" and self.discrete is None
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether its images are compressed, one by one or as a video."""
+        return self.image_format not in (None, "raw")
+
+    @property
+    def is_video(self) -> bool:
+        """Whether its images are stored as a video."""
+        return self.image_format in VIDEO_FORMATS
 
     @property
     def lanes(self) -> int:
@@ -315,12 +326,18 @@ def _is_picture(dtype: str, shape: tuple[int, ...]) -> bool:
 
 
 def _possible_format(leaf: Leaf, channels: str, row_shape: tuple[int, ...], wanted: ImageFormat) -> ImageFormat:
-    """Floats can only be raw, and JPEG has no alpha channel: those fall back to what keeps every bit."""
+    """What a format can't hold falls back to one that can.
+
+    Floats can only be raw. JPEG and video have no alpha channel: such images are PNG, which keeps every bit. A video is of
+    one size, which non-tensor data may not be.
+    """
     dtype = leaf.sample.dtype.name if leaf.dtype == "object" else leaf.dtype
     if dtype != "uint8":
         return "raw"
     depth = 1 if channels == "HW" else row_shape[0] if channels == "CHW" else row_shape[-1] if row_shape else 3
-    return "png" if wanted == "jpeg" and depth == 4 else wanted
+    if depth == 4 and wanted not in ("raw", "png"):
+        return "png"
+    return "jpeg" if wanted in VIDEO_FORMATS and leaf.dtype == "object" else wanted
 
 
 def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...]) -> None:

@@ -1,0 +1,229 @@
+"""Encoded images: video and its keyframes, and pictures that wait until they are worth a chunk."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import warnings
+
+import av
+import numpy as np
+import pytest
+import torch
+from rerun.chunk import RrdReader
+from torchrl.envs import GymEnv, SerialEnv
+
+from readback import read
+from reference import of_rollout
+from test_disk import small_disk  # noqa: F401 - a fixture
+from test_hostile import Scripted, record
+from torchrl_rerun import RecordingError, RerunRecorder
+
+DONE = ["done", "terminated", "truncated"]
+
+pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The peak signal-to-noise ratio of two pictures, in dB."""
+    error = (a.double() - b.double()).square().mean()
+    return float("inf") if error == 0 else float(10 * torch.log10(255**2 / error))
+
+
+def picture(t: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """A smooth picture ``[height, width, depth]`` that drifts with time, each channel in a way of its own."""
+    rows, columns, depth = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
+    return (127 + 100 * torch.sin((rows + t) / 9 + depth) * torch.cos((columns - t) / 7)).to(torch.uint8)
+
+
+def chunks_of(path, entity: str) -> list[int]:
+    """The numbers of rows of an entity's chunks."""
+    chunks = RrdReader(path).stream()
+    return [chunk.num_rows for chunk in chunks if chunk.entity_path == entity and not chunk.is_static]
+
+
+@pytest.mark.parametrize("buffer_bytes", [64 << 20, 100_000])
+def test_video(path, buffer_bytes):
+    """Of several environments, with partial resets, in one block or with one frame in each."""
+    recorder = RerunRecorder(path, image_format="h264", buffer_bytes=buffer_bytes)
+    env = SerialEnv(2, pixel_cartpole).append_transform(recorder)
+    env.set_seed(0)
+    rollout = env.rollout(80, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    reference = of_rollout(rollout, observed=["pixels", "observation", *DONE])
+    reference.compare(recorded, exact=False)
+    assert recorded.entry("pixels")["image_format"] == "h264"
+    for env_index in range(2):
+        rows = recorded[f"/env_{env_index}/pixels"]
+        for row, value in zip(reference.rows[env_index, "pixels"], rows.values, strict=True):
+            assert psnr(value, row.value) > 40, row.frame
+        assert rows.along("episode")[-1] > 0, "an episode ended within a block"
+        since = 0
+        for position, is_keyframe in zip(rows.along("episode_step"), rows.keyframes, strict=True):
+            since = 0 if position == 0 else since + 1
+            assert is_keyframe == (since % 50 == 0), "at the start of an episode, and once a second"
+    done = subprocess.run([sys.executable, "-m", "rerun_cli", "rrd", "verify", path], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_once_a_second_of_playback(path):
+    _, warned = record(Scripted(lambda t: {"x": picture(t, (32, 32, 3))}), path, 40, image_format="h264", fps=10)
+    assert warned == []
+    assert [t for t, is_keyframe in enumerate(read(path)["/env_0/x"].keyframes) if is_keyframe] == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 1), (2, 3, 3), (85, 83, 3), (33, 64, 1), (17, 200, 3)], ids=str)
+def test_video_of_any_size(path, shape):
+    """Sizes that aren't even are filled up; what is read back is cut to the size that was recorded."""
+    _, warned = record(Scripted(lambda t: {"x": picture(t, shape)}), path, image_format="h264", kinds={"x": "image"})
+    assert warned == []
+    for t, value in enumerate(read(path)["/env_0/x"].values):
+        assert value.shape == shape
+        assert psnr(value, picture(t, shape)) > 28
+
+
+def test_video_of_channels_first_and_of_no_channels(path):
+    def observe(t):
+        return {"first": picture(t, (40, 60, 3)).permute(2, 0, 1), "none": picture(t, (40, 60, 1))[..., 0]}
+
+    record(Scripted(observe), path, image_format="h264")
+    recorded = read(path)
+    for name in ("first", "none"):
+        for t, value in enumerate(recorded[f"/env_0/{name}"].values):
+            assert psnr(value, observe(t)[name]) > 33
+
+
+def test_colours_are_what_they_were(path):
+    """Whoever reads the file, not knowing what it was made from, sees them: what they mean is said in it."""
+    squares = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    colours = {(8, 8): (255, 0, 0), (8, 40): (0, 255, 0), (40, 8): (0, 0, 255), (40, 40): (200, 120, 40)}
+    for (row, column), colour in colours.items():
+        squares[row - 8 : row + 24, column - 8 : column + 24] = torch.tensor(colour, dtype=torch.uint8)
+    record(Scripted(lambda t: {"x": squares}), path, image_format="h264")
+    for value in read(path)["/env_0/x"].values:
+        for (row, column), colour in colours.items():
+            assert (value[row + 8, column + 8].int() - torch.tensor(colour)).abs().max() <= 2
+
+
+def test_formats_beside_one_another(path):
+    """Alpha and floats can't be video: they are PNG and raw, as beside JPEG, and exact."""
+    generator = torch.Generator().manual_seed(0)
+    alpha = torch.randint(0, 256, (20, 30, 4), generator=generator, dtype=torch.uint8)
+    depth = torch.rand(20, 30, 1, generator=generator)
+
+    def observe(t):
+        return {"video": picture(t, (20, 30, 3)), "alpha": alpha + t, "depth": depth * t, "raw": alpha[..., :3] - t}
+
+    formats = dict.fromkeys(["video", "alpha", "depth"], "h264") | {"raw": "raw"}
+    _, warned = record(Scripted(observe), path, image_format=formats)
+    assert warned == []
+    recorded = read(path)
+    assert [recorded.entry(key)["image_format"] for key in observe(0)] == ["h264", "png", "raw", "raw"]
+    for t in range(6):
+        for key in ("alpha", "depth", "raw"):
+            assert torch.equal(recorded[f"/env_0/{key}"].values[t], observe(t)[key])
+
+
+def test_what_was_dumped_can_be_decoded(path):
+    """Nothing is held back by the encoder: after each dump every picture so far is there, and the video goes on."""
+    env = Scripted(lambda t: {"x": picture(t, (48, 48, 3))}).append_transform(RerunRecorder(path, image_format="h264"))
+    tensordict = env.reset()
+    for t in range(1, 13):
+        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+        env.transform.dump()
+        rows = read(path)["/env_0/x"]
+        assert len(rows.values) == t + 1
+        assert psnr(rows.values[t], picture(t, (48, 48, 3))) > 30
+    assert rows.keyframes == [True] + [False] * 12
+    env.close()
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "h264"])
+def test_pictures_of_many_blocks_are_one_chunk(path, image_format):
+    """A block holds one of these pictures; until they are enough they wait, and `stats()` says so."""
+    recorder = RerunRecorder(path, image_format=image_format, buffer_bytes=10_000)
+    env = Scripted(lambda t: {"x": picture(t, (48, 48, 3))}).append_transform(recorder)
+    env.rollout(20)
+    waiting = env.transform.stats()
+    assert waiting["frames_waiting"] == 21
+    assert waiting["bytes_waiting"] > 0
+    env.transform.dump()
+    dumped = env.transform.stats()
+    assert (dumped["frames_waiting"], dumped["frames_written"], dumped["bytes_waiting"]) == (0, 21, 0)
+    assert chunks_of(path, "/env_0/x") == [21]
+    env.close()
+
+
+def test_pictures_wait_for_flush_seconds_at_the_most(path):
+    env = Scripted(lambda t: {"x": picture(t, (48, 48, 3))}).append_transform(
+        RerunRecorder(path, buffer_bytes=10_000, flush_seconds=1e-6)
+    )
+    env.rollout(20)
+    env.close()
+    assert sum(chunks_of(path, "/env_0/x")) == 21
+    assert len(chunks_of(path, "/env_0/x")) > 10
+
+
+def test_pictures_that_are_enough_for_a_chunk_dont_wait(path):
+    noise = torch.randint(0, 256, (200, 200, 3), dtype=torch.uint8)  # of which PNG makes nothing small
+    env = Scripted(lambda t: {"x": noise}).append_transform(
+        RerunRecorder(path, image_format="png", buffer_bytes=300_000)
+    )
+    env.rollout(20)
+    env.close()
+    assert chunks_of(path, "/env_0/x") == [5, 5, 5, 5, 1]
+
+
+def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):  # noqa: F811
+    """They count among what is lost, though the rest of their frames was written long before."""
+    path = small_disk / "run.rrd"
+    # Of noise PNG makes nothing small: of 24 kB each, 21 are enough for a chunk, and 20 fit on the disk.
+    env = Scripted(lambda t: {"x": torch.randint(0, 256, (90, 90, 3), dtype=torch.uint8), "t": torch.full((1,), t)})
+    recorder = RerunRecorder(path, image_format="png", buffer_bytes=50_000, blueprint=False)
+    env = env.append_transform(recorder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env.rollout(20)
+        with pytest.raises(RecordingError, match="21 frames were lost"):
+            env.transform.dump()
+        assert env.transform.stats()["frames_lost"] == 21
+        with pytest.raises(RecordingError, match="21 frames were lost"):
+            env.close()
+    assert "/env_0/x" not in read(path).entities
+
+
+def test_without_pyav(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "torchrl_rerun.video", raising=False)
+    monkeypatch.setitem(sys.modules, "av", None)
+    for image_format in ("h264", {"pixels": "h264"}):
+        with pytest.raises(ImportError, match=r"needs PyAV: pip install 'torchrl-rerun\[video\]'"):
+            RerunRecorder(tmp_path / "run.rrd", image_format=image_format)
+    RerunRecorder(tmp_path / "run.rrd", image_format="jpeg")
+
+
+def test_the_recorder_needs_no_pyav(path):
+    """It is an extra: without video nothing imports it."""
+    code = f"""
+import sys
+sys.modules["av"] = None
+from torchrl.envs import GymEnv
+from torchrl_rerun import RerunRecorder
+env = GymEnv("CartPole-v1", from_pixels=True).append_transform(RerunRecorder({str(path)!r}))
+env.rollout(5)
+env.close()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert len(read(path)["/env_0/pixels"].values) == 6
+
+
+def test_samples_are_what_ffmpeg_decodes(path):
+    """The samples one after the other are a plain Annex B stream, for whoever wants them without Rerun."""
+    record(Scripted(lambda t: {"x": picture(t, (48, 64, 3))}), path, 30, image_format="h264")
+    data = b"".join(read(path)["/env_0/x"].samples)
+    stream = path.with_suffix(".h264")
+    stream.write_bytes(data)
+    with av.open(str(stream), format="h264") as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert np.stack(frames).shape == (31, 48, 64, 3)

@@ -1,0 +1,137 @@
+"""Video: an encoder for each stream of images of an environment, fed on the writer's thread, without a delay.
+
+The one module that needs PyAV, which is an extra.
+
+Every picture gives one sample at once: no B-frames, which Rerun can't show, and no frames held back for looking ahead. So
+what was dumped can be decoded, and each sample belongs to the row of its picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+
+USUAL_FPS = 30
+"""Frames per second at which the viewer plays what has no time of its own."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How a video format is encoded.
+
+    Attributes:
+        encoder: FFmpeg's name of the encoder.
+        multiple: width and height must be multiples of this: colours have half the resolution.
+        options: the encoder's.
+    """
+
+    encoder: str
+    multiple: int
+    options: Mapping[str, str]
+
+
+CODECS: dict[str, Codec] = {
+    "h264": Codec(
+        "libx264",
+        multiple=2,
+        # The slower presets make files half as large, and take up to five times as long. Each keyframe begins anew
+        # (IDR), and carries the parameters that are needed to begin there.
+        options={"preset": "ultrafast", "tune": "zerolatency", "crf": "23", "forced-idr": "1"},
+    )
+}
+
+
+class Sample(NamedTuple):
+    """A picture in a video.
+
+    Attributes:
+        data: its bytes.
+        is_keyframe: whether decoding can begin with it.
+    """
+
+    data: bytes
+    is_keyframe: bool
+
+
+class VideoEncoder:
+    """Encodes the pictures of one stream of an environment.
+
+    A keyframe comes with the first picture of each episode, and at least once a second of playback.
+
+    Args:
+        image_format: one of :data:`CODECS`.
+        fps: frames per second of playback; None: unknown.
+
+    >>> encoder = VideoEncoder("h264", fps=30)
+    >>> pictures = np.zeros((3, 84, 85, 3), np.uint8)
+    >>> [sample.is_keyframe for sample in encoder.encode(pictures, episodes=[0, 0, 1])]
+    [True, False, True]
+    """
+
+    def __init__(self, image_format: str, fps: float | None) -> None:
+        self._codec = CODECS[image_format]
+        self._fps = max(1, round(fps or USUAL_FPS))
+        self._context: VideoCodecContext | None = None
+        self._reformatter = VideoReformatter()
+        self._episode: int | None = None
+        self._count = 0
+
+    def encode(self, pictures: npt.NDArray[np.uint8], episodes: Sequence[int] | npt.NDArray[np.int64]) -> list[Sample]:
+        """Pictures as samples, one each.
+
+        Sizes that aren't even are filled up at the right and below with what is at the edge.
+
+        Args:
+            pictures: ``[n, height, width, depth]`` (1 or 3 channels), of the same size each time.
+            episodes: which episode each is of, ``[n]``.
+        """
+        _, height, width, depth = pictures.shape
+        below, right = -height % self._codec.multiple, -width % self._codec.multiple
+        if below or right:
+            pictures = np.pad(pictures, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+        context = self._context = self._context or self._opened(height + below, width + right)
+        samples = []
+        for picture, episode in zip(pictures, episodes, strict=True):
+            frame = self._frame(picture if depth > 1 else picture[..., 0])
+            frame.pict_type = PictureType.I if episode != self._episode else PictureType.NONE
+            self._episode = int(episode)
+            (packet,) = context.encode(frame)
+            samples.append(Sample(bytes(packet), packet.is_keyframe))
+        return samples
+
+    def _frame(self, picture: npt.NDArray[np.uint8]) -> av.VideoFrame:
+        source = av.VideoFrame.from_numpy_buffer(
+            np.ascontiguousarray(picture), format="gray" if picture.ndim == 2 else "rgb24"
+        )
+        frame = self._reformatter.reformat(
+            source,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
+        frame.pts, self._count = self._count, self._count + 1
+        return frame
+
+    def _opened(self, height: int, width: int) -> VideoCodecContext:
+        context = av.CodecContext.create(self._codec.encoder, "w")
+        assert isinstance(context, VideoCodecContext), "the encoder makes video"
+        context.height, context.width, context.pix_fmt = height, width, "yuv420p"
+        context.time_base, context.framerate = Fraction(1, self._fps), Fraction(self._fps)
+        context.gop_size, context.max_b_frames = self._fps, 0
+        context.thread_count = 1  # the environment needs the other processors
+        # Said, so that all viewers show the same colours: they guess otherwise, by the size of the picture.
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        context.options = dict(self._codec.options)
+        return context
