@@ -23,7 +23,7 @@ from torchrl_rerun.devices import Arrival, Transfers
 from torchrl_rerun.episodes import Positions
 from torchrl_rerun.events import Event, Events
 from torchrl_rerun.schema import Moment
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.streams import PAGE, Stream
 
 MAX_SLOTS = 2048
 """Frames of a block at the most. More would not be cheaper, and files would grow: LZ4 finds a time column in another
@@ -170,6 +170,13 @@ class Block:
         self.is_heavy = False
         self.room = self._slots
 
+    def touch(self) -> None:
+        """Write to each page of its memory, so that the system has given it when it is needed."""
+        for track in self.values:
+            for values in track:
+                if not values.is_objects:
+                    values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
+
     @property
     def bytes(self) -> int:
         """Bytes of the frames in it."""
@@ -290,6 +297,7 @@ class Buffer:
         self._max_age = max_age * 1e9
         self._tracks: tuple[Track, ...] = ()
         self._free: queue.SimpleQueue[Block] = queue.SimpleQueue()
+        self._unprepared: list[Block] = []
         self._block: Block | None = None
         self._expires = 0.0
         # Blocks that aren't written yet, and their first frames.
@@ -307,15 +315,24 @@ class Buffer:
         self._free = queue.SimpleQueue()  # blocks of the old form are not given back here
         devices = sorted({stream.device for track in tracks for stream in track.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
-        for _ in range(BLOCKS if tracks else 0):
-            block = Block(
-                self._tracks,
-                self._envs,
-                self.slots,
-                object_capacity=self._capacity // BLOCKS,
-                transfers=transfers,
-            )
+        blocks = [
+            Block(self._tracks, self._envs, self.slots, object_capacity=self._capacity // BLOCKS, transfers=transfers)
+            for _ in range(BLOCKS if tracks else 0)
+        ]
+        for block in blocks[:1]:
             self._free.put(block)
+        self._unprepared = blocks[1:]
+
+    def prepare(self) -> Iterator[Chunk]:
+        """Have memory for the block that isn't needed at once. For the writer's thread, before it writes any.
+
+        The system may take a tenth of a second to find memory for a large block, when it is written to for the first time.
+        """
+        with contextlib.suppress(IndexError):  # the env's thread was faster
+            block = self._unprepared.pop()
+            block.touch()
+            self._make_free(block)
+        yield from ()
 
     @property
     def capacity(self) -> int:
@@ -375,8 +392,12 @@ class Buffer:
     def give_back(self, block: Block) -> None:
         """A block was written and can be filled again. Called on the writer's thread."""
         self._waiting.popleft()
-        if block.tracks is self._tracks:  # else it has an old form
+        if block.tracks is self._tracks:
             block.clear()
+        self._make_free(block)
+
+    def _make_free(self, block: Block) -> None:
+        if block.tracks is self._tracks:  # else it has an old form
             self._free.put(block)
 
     @property
@@ -394,7 +415,7 @@ class Buffer:
     def _next_block(self, event: Event, positions: Callable[[], Positions]) -> Block | None:
         """The block to go on with: another one if this one is full, or is old and the other one is free."""
         block = self._block
-        if block is not None and block.has_room() and not block.is_heavy and self._free.empty():
+        if block is not None and block.has_room() and not block.is_heavy and not self._has_another():
             return block  # it is old, but the writer is behind: then fewer and longer blocks are better
         start = positions()
         self.flush()
@@ -405,9 +426,14 @@ class Buffer:
             self._waiting.append((event.frame, block))
         return block
 
+    def _has_another(self) -> bool:
+        return not self._free.empty() or bool(self._unprepared)
+
     def _wait_for_block(self) -> Block | None:
         if not self._free.empty():
             return self._free.get()
+        with contextlib.suppress(IndexError):  # the writer's thread was faster, and is about to make it free
+            return self._unprepared.pop()
         began = time.monotonic()
         try:
             while self._alive():

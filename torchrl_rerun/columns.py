@@ -7,6 +7,7 @@ column of their own beside it. These columns claim no component type, since Reru
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -171,11 +172,11 @@ def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     if stream.dtype == "object":
         pictures = [channels_last(row[None], channels_of(row))[0] for row in rows]
         buffers = blobs([picture.tobytes() for picture in pictures])
-        formats = pa.concat_arrays([_image_format(picture) for picture in pictures])
+        formats = pa.concat_arrays([_image_formats(1, *picture.shape, picture.dtype) for picture in pictures])
     else:
         stacked = channels_last(rows, stream.channels)
         buffers = lists(flat(np.ascontiguousarray(stacked).reshape(-1).view(np.uint8)), len(rows), not_null=True)
-        formats = _image_format(stacked[0]).take(pa.array(np.zeros(len(rows), np.int64)))
+        formats = _image_formats(*stacked.shape, stacked.dtype)
     return [
         Column("Image:buffer", "Image", "ImageBuffer", lists(buffers, len(rows))),
         Column("Image:format", "Image", "ImageFormat", lists(formats, len(rows))),
@@ -284,15 +285,16 @@ _CHANNEL_TYPES = {
 }
 
 
-def _image_format(picture: npt.NDArray[Any]) -> pa.Array:
-    height, width, depth = picture.shape
+@functools.lru_cache(maxsize=256)
+def _image_formats(count: int, height: int, width: int, depth: int, dtype: np.dtype[Any]) -> pa.Array:
+    """The same format so many times; Rerun takes longer to make one than to make the rest of a chunk."""
     image_format = rr.components.ImageFormat(
         width=width,
         height=height,
         color_model=COLOR_MODELS[depth],
-        channel_datatype=_CHANNEL_TYPES[picture.dtype.name],
+        channel_datatype=_CHANNEL_TYPES[dtype.name],
     )
-    return rr.components.ImageFormatBatch([image_format]).as_arrow_array()
+    return rr.components.ImageFormatBatch([image_format] * count).as_arrow_array()
 
 
 _TENSOR_TYPE: pa.StructType = rr.components.TensorDataBatch(np.zeros(1, np.uint8)).as_arrow_array().type

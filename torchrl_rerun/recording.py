@@ -364,6 +364,9 @@ class Recording:
     def keep(self) -> None:
         """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more."""
         self.sink.keep()
+        if self._writer is not None:
+            for buffer in self._buffers():
+                self._writer.put(buffer.prepare())
         self._warn_of_short_blocks()
         for viewer in self._viewers:
             if (made := self._layout()) is not None:
