@@ -68,13 +68,13 @@ class Feed:
                 warn(str(error), RuntimeWarning)
 
     def _forget_keys(self) -> None:
-        self._reads: dict[Moment, list[_Read]] = {}
         self._skipped: set[Key] = set()
         self._is_described = False
-        # Both what is observed and what else comes of a step are read from the same tensordict; the first so many of
-        # these are observations.
-        self._reads_of_following: list[_Read] = []
-        self._observed = 0
+        # What is read: of observations (None: not known yet), of all that comes of a step, the observations first, and
+        # of what the policy wrote.
+        self._of_observed: list[_Read] | None = None
+        self._of_following: list[_Read] = []
+        self._of_acted: list[_Read] = []
 
     # --- live ---
 
@@ -86,7 +86,7 @@ class Feed:
             root: what goes into the step.
         """
         if self._is_described and self.recording is not None and self.recording.alive:
-            return self._values(self._reads[Moment.ACTED], root)
+            return self._values(self._of_acted, root)
         if self._settings.in_keys is not None:
             keys = list(self._settings.in_keys)
         else:
@@ -108,12 +108,12 @@ class Feed:
         recording = self._opened(env, observed)
         if recording is None or not self._fits(recording, observed):
             return
-        if Moment.OBSERVED not in self._reads:
+        if self._of_observed is None:
             with _describing(recording):
                 self._describe_observed(recording, env(), observed, outcome)
-        if Moment.OBSERVED in self._reads:
+        if self._of_observed is not None:
             try:
-                recording.reset(self._arrays(self._reads[Moment.OBSERVED], observed), mask)
+                recording.reset(self._arrays(self._of_observed, observed), mask)
             except Exception as error:  # training goes on: it is kept for the next `dump()`
                 recording.fail(error)
 
@@ -137,10 +137,11 @@ class Feed:
         if not recording.all_begun:
             self._begin_those_never_reset(recording, env, root, following, mask)
         try:
-            arrays = self._arrays(self._reads_of_following, following)
-            observed, stepped = arrays[: self._observed], arrays[self._observed :]
+            arrays = self._arrays(self._of_following, following)
+            count = len(self._of_observed or ())
+            observed, stepped = arrays[:count], arrays[count:]
             if self._resets_itself:
-                keys = [read.key for read in self._reads[Moment.OBSERVED]]
+                keys = [read.key for read in self._of_following[:count]]
                 observed = specs.without_last_observations(keys, observed, env(), following)
             recording.step(self._actions(acted), observed, stepped, mask)
         except Exception as error:  # training goes on: it is kept for the next `dump()`
@@ -154,10 +155,10 @@ class Feed:
         if recording is None or self._is_described or not self._fits(recording, following):
             return recording
         self._begin_those_never_reset(recording, env, root, following, mask)
-        if Moment.OBSERVED not in self._reads:  # after `close()`, in the middle of episodes
+        if self._of_observed is None:  # after `close()`, in the middle of episodes
             with _describing(recording):
                 self._describe_observed(recording, env(), _observed_in(root, following), following)
-        if Moment.OBSERVED in self._reads and Moment.STEPPED not in self._reads:
+        if self._of_observed is not None:
             with _describing(recording):
                 self._describe_stepped(recording, env(), root, acted, following)
         return recording if self._is_described else None
@@ -232,7 +233,7 @@ class Feed:
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
         values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}
         streams = self._streams(env, observed, {key: value for key, value in values.items() if value is not None})
-        self._reads[Moment.OBSERVED] = self._reading(recording, streams)
+        self._of_observed = self._reading(recording, streams)
         rewards = specs.reward_leaves(env, observed, outcome)
         sums = [
             Stream(return_key(leaf.key), "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key)
@@ -250,7 +251,7 @@ class Feed:
         following: TensorDictBase,
     ) -> None:
         assert isinstance(acted, dict), "what is the policy's is not known yet"
-        described = {*(read.key for read in self._reads.get(Moment.OBSERVED, ())), *self._skipped}
+        described = {*(read.key for read in self._of_observed or ()), *self._skipped}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
         values = {key: specs.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}
@@ -260,14 +261,12 @@ class Feed:
             self._report_missing(missing, root, following)
         stepped = self._streams(env, following, outcomes)
         policy = self._streams(env, root, actions)
-        self._reads[Moment.STEPPED] = self._reading(recording, stepped)
-        self._reads[Moment.ACTED] = self._reading(recording, policy)
+        self._of_following = [*(self._of_observed or ()), *self._reading(recording, stepped)]
+        self._of_acted = self._reading(recording, policy)
         self._resets_itself = env is not None and specs.resets_itself(env)
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
-        self._observed = len(self._reads[Moment.OBSERVED])
-        self._reads_of_following = self._reads[Moment.OBSERVED] + self._reads[Moment.STEPPED]
         recording.keep()
         self._is_described = True
 
@@ -338,7 +337,7 @@ class Feed:
             return None
 
     def _actions(self, acted: Acted) -> list[Any]:
-        reads = self._reads[Moment.ACTED]
+        reads = self._of_acted
         values = [acted.get(read.key) for read in reads] if isinstance(acted, dict) else acted
         return [*map(self._array, reads, values)]
 
