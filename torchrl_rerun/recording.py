@@ -21,7 +21,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
-from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
+from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import Rows
@@ -425,9 +425,9 @@ class Recording:
         for buffer in self._buffers():
             buffer.flush()
 
-    def _hand_over(self, buffer: Buffer, block: Block) -> None:
+    def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), block.events.frames)
+        self._writer.put(buffer.chunks(turn), functools.partial(buffer.give_back, turn), turn.frames)
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
