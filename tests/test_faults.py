@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv
+from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, step_mdp
 
 from readback import read
 from torchrl_rerun import RecordingError, RerunRecorder
@@ -358,6 +358,31 @@ def test_the_file_is_removed_under_the_recorder(path):
         env.rollout(5)
     with pytest.raises(RecordingError):
         env.close()
+
+
+def test_the_return_of_an_episode_that_was_lost_in_part_is_unknown_until_the_next_reset(path):
+    env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(path))
+
+    def go_on(rollout):
+        return env.rollout(5, auto_reset=False, tensordict=step_mdp(rollout[..., -1]))
+
+    rollout = env.rollout(5)
+    env.transform.dump()
+    path.unlink()
+    rollout = go_on(rollout)
+    with pytest.raises(RecordingError):
+        env.transform.dump()
+    rollout = go_on(rollout)
+    with pytest.raises(RecordingError):
+        env.transform.close()
+    go_on(rollout)
+    rewards = env.rollout(5)["next", "reward"].double()
+    env.close()
+    returns = read(path.with_name("run.part_1.rrd"))["/env_0/episode_return"]
+    assert returns.along("episode") == [0] * 5 + [1] * 6
+    values = torch.stack(returns.values)
+    assert values[:5].isnan().all()
+    assert torch.equal(values[5:], torch.cat([torch.zeros(1, 1), rewards.cumsum(0)]))
 
 
 def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):

@@ -116,9 +116,11 @@ class Recording:
         chosen = resolve_envs(options.logged_envs, source.envs)
         self._select = _selection(chosen, source.envs)
         self.envs = [source.first_env + env for env in chosen]
-        self.episodes, self._sums = Episodes(len(chosen)), Sums(len(chosen))
+        self.episodes = Episodes(len(chosen))
+        self._sums, self._batch_sums = Sums(len(chosen)), Sums(source.envs)
         if continues is not None and continues.source.batch_size == source.batch_size:
-            self.episodes, self._sums = continues.episodes, continues._sums  # noqa: SLF001 - of the same class
+            self.episodes = continues.episodes
+            self._sums, self._batch_sums = continues._sums, continues._batch_sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
         self._factory = ChunkFactory(self.envs, source.fps, self._sums)
@@ -129,7 +131,7 @@ class Recording:
         self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
         self._news = False
-        self._batch_statistics = BatchStatistics(source.fps, Sums(source.envs))
+        self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
         self._error: Exception | None = None
         self._failed_at: int | None = None
         self._aftermath: RecordingError | None = None
@@ -351,6 +353,8 @@ class Recording:
                 self.abandon()
             return
         self._writer.finish()
+        if self.lost_frames or self._error is not None:
+            self._forget_returns()
         try:
             self._raise_failure()
             self._embed_layout()
@@ -387,6 +391,12 @@ class Recording:
             self._aftermath = RecordingError(f"what came after {self.sink.label} was closed is not recorded: {error}")
             self._aftermath.__cause__ = error
             warn(f"{self._aftermath} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+            self._forget_returns()
+
+    def _forget_returns(self) -> None:
+        """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
+        self._sums.forget()
+        self._batch_sums.forget()
 
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
@@ -400,6 +410,7 @@ class Recording:
         self.alive = False
         if self._writer is not None:
             self._writer.finish()
+            self._forget_returns()
         self.sink.discard()
         for viewer in self._viewers:
             viewer.close()
