@@ -385,6 +385,44 @@ def test_the_return_of_an_episode_that_was_lost_in_part_is_unknown_until_the_nex
     assert torch.equal(values[5:], torch.cat([torch.zeros(1, 1), rewards.cumsum(0)]))
 
 
+def test_the_counts_are_of_the_recorders_whole_life_and_agree_with_the_errors(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(2)
+    env.transform.dump()
+    dumped = path.stat().st_size
+    env.transform.close()
+    env.rollout(2)
+    env.transform.dump()
+    path.with_name("run.part_1.rrd").unlink()
+    env.step(env.rand_action(env.reset()))
+    counts = {"frames": 8, "steps": 5, "episodes": 3, "frames_written": 3, "frames_lost": 5}
+    with pytest.raises(RecordingError, match=" 5 frames were lost"):
+        env.transform.dump()
+    for end in (env.transform.dump, env.transform.close):
+        stats = env.transform.stats()
+        assert {name: stats[name] for name in counts} == counts
+        assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
+        with pytest.raises(RecordingError, match=" 5 frames were lost"):
+            end()
+    stats = env.transform.stats()
+    assert {name: stats[name] for name in counts} == counts
+    assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
+    waited, size = stats["seconds_waited"], stats["bytes_written"]
+    assert size > dumped
+
+    env.rollout(2)
+    stats = env.transform.stats()
+    assert stats["frames"] == stats["frames_written"] + stats["frames_waiting"] + 5
+    assert stats["frames_lost"] == 5
+    env.close()
+    stats = env.transform.stats()
+    grown = {"frames": 11, "steps": 7, "episodes": 4, "frames_written": 6}
+    assert {name: stats[name] for name in counts} == counts | grown
+    assert stats["seconds_waited"] >= waited
+    assert stats["bytes_written"] > size
+    assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
+
+
 def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
     import rerun.blueprint as rrb
 

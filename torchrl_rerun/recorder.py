@@ -23,7 +23,8 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
-from torchrl_rerun.recording import STATS, Options
+from torchrl_rerun.recording import Options
+from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import ImageFormat, Kind
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
@@ -268,12 +269,14 @@ class RerunRecorder(Transform):
     def stats(self) -> dict[str, float]:
         """What was recorded so far, for a training log: costs microseconds.
 
+        It is of the recorder's whole life: what comes after :meth:`close`, in the next file, is counted on.
+
         Returns:
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
               environments, episodes are those that have begun, of all recorded environments together.
-            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; ``frames_dropped``: those that
-              a live viewer was not sent.
-            - ``bytes_waiting``: of what is in memory; ``bytes_written``: of the file.
+            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
+              are lost, too. ``frames_dropped``: those that a live viewer was not sent.
+            - ``bytes_waiting``: of what is in memory; ``bytes_written``: to the file, its layout aside.
             - ``seconds_waited``: how long the environment has waited for the disk.
             - ``frames_per_second``: recorded, on average; ``bytes_per_second``: written, while there was something to
               write.
@@ -291,9 +294,8 @@ class RerunRecorder(Transform):
             (6, 5, 1, 0, 0)
             >>> env.close()
         """
-        if self._feed is None or self._feed.recording is None:
-            return dict.fromkeys(STATS, 0)
-        return self._feed.recording.stats()
+        recording = None if self._feed is None else self._feed.recording
+        return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
