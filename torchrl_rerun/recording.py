@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -534,9 +535,20 @@ class Recording:
             error = self.sink.trouble()
         if error is None:
             return None
-        failure = RecordingError(f"recording to {self.sink.label} failed, {self.lost_frames} frames were lost: {error}")
+        if self._lacks_its_end():
+            message = (
+                f"all frames are in {self.sink.label}, but it has no footer and no layout: {error}. Once there is room "
+                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self.sink.identity)}` adds them"
+            )
+        else:
+            message = f"recording to {self.sink.label} failed, {self.lost_frames} frames were lost: {error}"
+        failure = RecordingError(message)
         failure.__cause__ = error
         return failure
+
+    def _lacks_its_end(self) -> bool:
+        """Whether all was written but what comes last."""
+        return not self.alive and self._error is None and self.sink.trouble() is None and not self.lost_frames
 
     def _raise_failure(self) -> None:
         failure = self._failure()
