@@ -15,7 +15,7 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, step_mdp
+from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
 from readback import read
 from torchrl_rerun import RecordingError, RerunRecorder
@@ -136,6 +136,26 @@ def test_warnings_point_at_the_users_line(path):
         env.rollout(2)
     env.close()
     assert {w.filename for w in warned if "wave" in str(w.message)} == {__file__}
+
+
+@pytest.mark.parametrize("transforms", [[], [StepCounter()]])
+def test_a_key_of_the_specs_that_the_first_step_does_not_give(path, transforms):
+    class Late(Odd):
+        def __init__(self):
+            super().__init__()
+            self.observation_spec["late"] = Unbounded((1,))
+
+        def _observe(self):
+            out = super()._observe().select("x")
+            return out if self.t < 2 else out.set("late", torch.ones(1))
+
+    env = TransformedEnv(Late(), Compose(*transforms, RerunRecorder(path)))
+    with pytest.warns(UserWarning, match="'late' is in the environment's specs, but not in its first step") as warned:
+        env.rollout(4, return_contiguous=False)
+    env.close()
+    assert not [w for w in warned if "append the recorder last" in str(w.message)]
+    assert "/env_0/late" not in read(path).entities
+    assert len(read(path)["/env_0/x"].values) == 5
 
 
 def test_the_environment_is_told_that_it_waits(path):

@@ -143,8 +143,8 @@ class RerunRecorder(Transform):
 
     def _begin(self) -> None:
         """The state of a recorder that has seen nothing."""
-        self._feed: Feed | None = Feed(self._settings)
         self._owner = _Owner()
+        self._feed: Feed | None = Feed(self._settings, self._owner.stands_last)
         self._now = _Now()
         _close_at_end(self, self._feed)
 
@@ -403,6 +403,15 @@ class _Owner:
             return False
         self._recorder = weakref.ref(recorder)
         return True
+
+    def stands_last(self) -> bool:
+        """Whether no transform comes after it. What is appended to no environment has none either."""
+        recorder = None if self._recorder is None else self._recorder()
+        env = None if recorder is None else recorder.environment
+        last = None if env is None else env.transform
+        while isinstance(last, Compose) and len(last.transforms):
+            last = last.transforms[-1]
+        return last is None or last is recorder
 
 
 def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
