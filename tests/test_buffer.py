@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
 
+from interrupts import interrupted
 from torchrl_rerun.buffer import BLOCKS, Block, Buffer, Track
 from torchrl_rerun.episodes import Episodes
 from torchrl_rerun.schema import Moment
@@ -158,32 +158,6 @@ def test_a_cleared_block_can_be_filled_again():
     assert block.bytes == 0
 
 
-INTERRUPTED = {function.__code__ for function in (Buffer.flush, Buffer._next_block, Buffer._free_block)}
-
-
-def interrupted_after(count, call, *args):
-    """Call a function; Ctrl-C comes after ``count`` operations of the interpreter in the buffer. Whether it came."""
-
-    def trace(frame, event, arg):
-        nonlocal count
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
-            count -= 1
-            if count < 0:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(lambda frame, event, arg: trace(frame, event, arg) if frame.f_code in INTERRUPTED else None)
-    try:
-        call(*args)
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.parametrize("is_writer_fast", [True, False])
 @pytest.mark.parametrize("call", ["flush", "add"])
 def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_twice(call, is_writer_fast):
@@ -205,7 +179,8 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
         driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, hand_over=put)  # two frames a block
         driver.add(0)
         driver.add(1)
-        came = interrupted_after(count, *((driver.buffer.flush,) if call == "flush" else (driver.add, 2)))
+        with interrupted(count, Buffer.flush, Buffer._next_block, Buffer._free_block) as came:
+            driver.buffer.flush() if call == "flush" else driver.add(2)
         for value, most in ((3, 1), (4, 10), (5, 10)):  # what was handed over twice is written late
             driver.add(value)
             driver.buffer.flush()

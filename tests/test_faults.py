@@ -17,8 +17,12 @@ from tensordict import NonTensorData, TensorDict
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
+from interrupts import interrupted
 from readback import read
 from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.buffer import Block, Buffer
+from torchrl_rerun.events import Events
+from torchrl_rerun.recording import Recording
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
@@ -560,6 +564,34 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
     assert read(path)["/env_0/reward"].along("step") == list(range(1, 11))
     others = [file for file in path.parent.glob("*.rrd") if file != path]
     assert [len(read(file)["/env_0/reward"].values) for file in others] == [3]
+
+
+def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
+    env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
+    functions = (Recording._add, Buffer.add, Buffer._next_block, Block.add, Events.append)
+    td, count, given = env.reset(), 0, 0
+    while True:
+        with interrupted(count, *functions) as came:
+            td = env.step_mdp(env.step(env.rand_action(td)))
+        td = env.step_mdp(env.step(env.rand_action(td)))
+        given += 1
+        if not came:
+            break
+        count += 7  # has no divisor in common with what a loop is made of
+    env.close()
+    assert count > 100
+    recorded = read(path)
+    for key in ("x", "picture", "reward"):
+        rows = recorded[f"/env_0/{key}"]
+        frames = rows.along("frame")
+        assert frames == list(range(key == "reward", len(frames) + (key == "reward")))
+        assert rows.along("episode_step") == rows.along("step") == frames
+        assert given < len(frames) < 2 * given
+    x = [value.item() for value in recorded["/env_0/x"].values]
+    assert x == sorted(set(x))
+    assert set(x) <= {float(t) for t in range(env.t + 1)}
+    returns = [value.item() for value in recorded["/env_0/episode_return"].values]
+    assert returns == [float(step) for step in recorded["/env_0/episode_return"].along("step")]
 
 
 def test_an_exception_in_the_users_code(path):

@@ -220,6 +220,13 @@ class Block:
             if far:
                 self._transfer(far, slot, arrays)
 
+    def drop(self, frame: int) -> None:
+        """Forget a frame, the last one, however much of it was copied."""
+        self.events.drop(frame)
+        for frames in self.frames:
+            while frames and frames[-1] >= len(self.events):
+                frames.pop()
+
     def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
         self.object_bytes += sum(_size(value) for values in objects for value in values)
         self.is_heavy = self.object_bytes > self._object_capacity
@@ -385,6 +392,11 @@ class Buffer:
                 return False
         block.add(event, moments)
         return True
+
+    def drop(self, frame: int) -> None:
+        """Forget the frame that is being added, however much of it was copied."""
+        if self._block is not None:
+            self._block.drop(frame)
 
     def flush(self) -> None:
         """Hand over what there is.

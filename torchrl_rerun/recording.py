@@ -273,19 +273,25 @@ class Recording:
             return
         event = self.episodes.event(rows, time.time_ns(), is_step=is_step)
         kept = True
-        if self._batch is not None:
-            everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-            kept = self._batch.add(event if everyone is rows else event._replace(rows=everyone), moments, _nowhere)
-        if not concerns_none:
-            if self._select is not None:
-                moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
-            for arrays in moments:
-                for array in arrays or ():
-                    if array is None:  # `in` would compare arrays
-                        self._split_where_keys_are_missing(moments)
-            for buffer in self._in_detail:
-                kept = buffer.add(event, moments, self.episodes.positions) and kept
-        self.episodes.apply(event)
+        try:
+            if self._batch is not None:
+                everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
+                kept = self._batch.add(event if everyone is rows else event._replace(rows=everyone), moments, _nowhere)
+            if not concerns_none:
+                if self._select is not None:
+                    moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
+                for arrays in moments:
+                    for array in arrays or ():
+                        if array is None:  # `in` would compare arrays
+                            self._split_where_keys_are_missing(moments)
+                for buffer in self._in_detail:
+                    kept = buffer.add(event, moments, self.episodes.positions) and kept
+            self.episodes.apply(event)
+        except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
+            if self.episodes.frames == event.frame:
+                for buffer in self._buffers():
+                    buffer.drop(event.frame)
+            raise
         if not kept or self._news:
             self._tell()
 
