@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, step_mdp
 
 from readback import read
 from torchrl_rerun import RerunRecorder
@@ -71,6 +71,19 @@ def test_returns_of_all_environments_begin_anew_with_each_episode(recorded):
         assert row.numpy()[1:] == pytest.approx(np.quantile(total, [0, 0.1, 0.5, 0.9, 1]))
         total = np.where(done[:, step], 0.0, total)
     assert done.any()
+
+
+def test_returns_go_on_in_the_next_part(path):
+    env = Walkers().append_transform(RerunRecorder(path))
+    first = env.rollout(1)
+    env.transform.close()
+    with pytest.warns(UserWarning, match=r"run\.part_1\.rrd"):
+        second = env.rollout(1, auto_reset=False, tensordict=step_mdp(first[:, -1]))
+    env.close()
+    assert not first["next", "done"].any()
+    total = torch.cat([first, second], 1)["next", "reward"][..., 0].double().sum(1).numpy()
+    last = read(path.with_name("run.part_1.rrd"))["/batch/episode_return"].values[-1]
+    assert last.tolist() == pytest.approx([total.mean(), *np.quantile(total, [0, 0.1, 0.5, 0.9, 1])])
 
 
 def test_a_few_are_recorded_in_detail(recorded):

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from interrupts import interrupted
 from torchrl_rerun.buffer import BLOCKS, Block, Buffer, Track
 from torchrl_rerun.episodes import Episodes
 from torchrl_rerun.schema import Moment
@@ -21,16 +22,19 @@ ENVS = 3
 class Driver:
     """Fills a buffer with frames whose values are their numbers, and keeps what it hands over."""
 
-    def __init__(self, capacity, *, stream=SMALL, alive=lambda: True, max_age=1e9, give_back=False):
+    def __init__(self, capacity, *, stream=SMALL, alive=lambda: True, max_age=1e9, hand_over=None):
         self.stream = stream
-        self.handed = []
+        self.turns = []
         self.episodes = Episodes(ENVS)
-        self.give_back = give_back
-        self.buffer = Buffer(ENVS, capacity, iter, self._take, alive=alive, max_age=max_age)
+        self.buffer = Buffer(ENVS, capacity, values_of, hand_over or self._take, alive=alive, max_age=max_age)
         self.buffer.tracks = (Track(Moment.OBSERVED, (stream,), (0,)),)
 
-    def _take(self, buffer, block):
-        self.handed.append(block)
+    def _take(self, buffer, turn):
+        self.turns.append(turn)
+
+    @property
+    def handed(self):
+        return [turn.block for turn in self.turns]
 
     def add(self, value, rows=None, now=None):
         event = self.episodes.event(rows, time.time_ns() if now is None else now, is_step=value > 0)
@@ -38,6 +42,11 @@ class Driver:
         kept = self.buffer.add(event, ([values], None, None), self.episodes.positions)
         self.episodes.apply(event)
         return kept
+
+
+def values_of(block):
+    """What was added to a block, as numbers, in the place of chunks."""
+    yield from block.values[0][0].by_frame[: len(block.events), 0].max(axis=-1).tolist()
 
 
 def bytes_of(block):
@@ -77,7 +86,7 @@ def test_a_block_says_where_the_environments_were_before_it():
     driver = Driver(1)
     driver.add(0, now=100)
     driver.add(1, np.array([1]), now=200)
-    driver.buffer.give_back(driver.handed[0])
+    driver.buffer.give_back(driver.turns[0])
     driver.add(2, now=300)
     driver.buffer.flush()
     assert driver.handed[1].start.tolist() == [[0, 0, 0, 0, 100]] * 3
@@ -102,7 +111,7 @@ def test_the_environment_waits_for_a_writer_that_is_behind():
     third = threading.Thread(target=lambda: (driver.add(2), waited.set()), daemon=True)
     third.start()
     assert not waited.wait(0.3)
-    driver.buffer.give_back(driver.handed[0])
+    driver.buffer.give_back(driver.turns[0])
     assert waited.wait(5)
     assert driver.buffer.seconds_waited > 0.2
     assert driver.buffer.oldest_waiting == 1
@@ -147,3 +156,45 @@ def test_a_cleared_block_can_be_filled_again():
         assert block.bytes == 2 * ENVS * SMALL.row_bytes
         block.clear()
     assert block.bytes == 0
+
+
+@pytest.mark.parametrize("is_writer_fast", [True, False])
+@pytest.mark.parametrize("call", ["flush", "add"])
+def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_twice(call, is_writer_fast):
+    written, jobs = [], []
+
+    def put(buffer, turn):
+        jobs.append((buffer, turn))
+        if is_writer_fast:
+            write()
+
+    def write(most=10):
+        for buffer, turn in jobs[:most]:
+            written.extend(buffer.chunks(turn))
+            buffer.give_back(turn)
+        del jobs[:most]
+
+    for count in range(1000):
+        written.clear()
+        driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, hand_over=put)  # two frames a block
+        driver.add(0)
+        driver.add(1)
+        with interrupted(count, Buffer.flush, Buffer._next_block, Buffer._free_block) as came:
+            driver.buffer.flush() if call == "flush" else driver.add(2)
+        for value, most in ((3, 1), (4, 10), (5, 10)):  # what was handed over twice is written late
+            driver.add(value)
+            driver.buffer.flush()
+            write(most)
+        assert [value for value in written if value != 2] == [0, 1, 3, 4, 5]  # during 2 it was interrupted
+        assert written == sorted(written)
+        assert driver.buffer.oldest_waiting is None
+        driver.add(6)
+        driver.buffer.flush()
+        start = time.monotonic()
+        driver.add(7)  # into the other block: none was lost
+        assert time.monotonic() - start < 0.1
+        driver.buffer.flush()
+        write()
+        if not came:
+            break
+    assert count > 10

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from torchrl.envs import GymEnv, SerialEnv
@@ -13,6 +15,10 @@ from torchrl.envs import GymEnv, SerialEnv
 from readback import read
 from test_faults import cartpole, run
 from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.sinks import has_footer, is_whole, reader_of
+
+PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+"""Where the commands of this installation are found first."""
 
 TRAIN = """
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=100_000, flush_seconds=0.05))
@@ -88,6 +94,27 @@ def test_a_disk_that_is_full_when_the_layout_is_added(small_disk, room):
     with pytest.warns(RuntimeWarning, match="has no layout"):
         env.close()
     assert sorted(file.name for file in small_disk.iterdir()) == ["run.rrd", "stuffing"]
+    assert len(read(path)["/env_1/reward"].values) == 50
+
+
+def test_a_disk_that_is_full_when_the_footer_is_written(small_disk):
+    """All frames are there, the error says so, and what it says to do works."""
+    path = small_disk / "the run.rrd"
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
+    env.rollout(50, break_when_any_done=False)
+    env.transform.dump()
+    stuffing = small_disk / "stuffing"
+    stuffing.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(RecordingError, match=r"all frames are in the run\.rrd, but it has no footer") as raised:
+        env.close()
+    assert "No space left on device" in str(raised.value)
+    assert env.transform.stats()["frames_lost"] == 0
+    assert not has_footer(reader_of(path))
+    assert len(read(path)["/env_1/reward"].values) == 50
+    stuffing.unlink()
+    command = re.search("`(.+)`", str(raised.value))[1]
+    subprocess.run(command, shell=True, check=True, env=os.environ | {"PATH": PATH})
+    assert is_whole(path)
     assert len(read(path)["/env_1/reward"].values) == 50
 
 

@@ -15,10 +15,14 @@ import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv
+from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
+from interrupts import interrupted
 from readback import read
 from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.buffer import Block, Buffer
+from torchrl_rerun.events import Events
+from torchrl_rerun.recording import Recording
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
@@ -136,6 +140,26 @@ def test_warnings_point_at_the_users_line(path):
         env.rollout(2)
     env.close()
     assert {w.filename for w in warned if "wave" in str(w.message)} == {__file__}
+
+
+@pytest.mark.parametrize("transforms", [[], [StepCounter()]])
+def test_a_key_of_the_specs_that_the_first_step_does_not_give(path, transforms):
+    class Late(Odd):
+        def __init__(self):
+            super().__init__()
+            self.observation_spec["late"] = Unbounded((1,))
+
+        def _observe(self):
+            out = super()._observe().select("x")
+            return out if self.t < 2 else out.set("late", torch.ones(1))
+
+    env = TransformedEnv(Late(), Compose(*transforms, RerunRecorder(path)))
+    with pytest.warns(UserWarning, match="'late' is in the environment's specs, but not in its first step") as warned:
+        env.rollout(4, return_contiguous=False)
+    env.close()
+    assert not [w for w in warned if "append the recorder last" in str(w.message)]
+    assert "/env_0/late" not in read(path).entities
+    assert len(read(path)["/env_0/x"].values) == 5
 
 
 def test_the_environment_is_told_that_it_waits(path):
@@ -360,6 +384,69 @@ def test_the_file_is_removed_under_the_recorder(path):
         env.close()
 
 
+def test_the_return_of_an_episode_that_was_lost_in_part_is_unknown_until_the_next_reset(path):
+    env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(path))
+
+    def go_on(rollout):
+        return env.rollout(5, auto_reset=False, tensordict=step_mdp(rollout[..., -1]))
+
+    rollout = env.rollout(5)
+    env.transform.dump()
+    path.unlink()
+    rollout = go_on(rollout)
+    with pytest.raises(RecordingError):
+        env.transform.dump()
+    rollout = go_on(rollout)
+    with pytest.raises(RecordingError):
+        env.transform.close()
+    go_on(rollout)
+    rewards = env.rollout(5)["next", "reward"].double()
+    env.close()
+    returns = read(path.with_name("run.part_1.rrd"))["/env_0/episode_return"]
+    assert returns.along("episode") == [0] * 5 + [1] * 6
+    values = torch.stack(returns.values)
+    assert values[:5].isnan().all()
+    assert torch.equal(values[5:], torch.cat([torch.zeros(1, 1), rewards.cumsum(0)]))
+
+
+def test_the_counts_are_of_the_recorders_whole_life_and_agree_with_the_errors(path):
+    env = cartpole().append_transform(RerunRecorder(path))
+    env.rollout(2)
+    env.transform.dump()
+    dumped = path.stat().st_size
+    env.transform.close()
+    env.rollout(2)
+    env.transform.dump()
+    path.with_name("run.part_1.rrd").unlink()
+    env.step(env.rand_action(env.reset()))
+    counts = {"frames": 8, "steps": 5, "episodes": 3, "frames_written": 3, "frames_lost": 5}
+    with pytest.raises(RecordingError, match=" 5 frames were lost"):
+        env.transform.dump()
+    for end in (env.transform.dump, env.transform.close):
+        stats = env.transform.stats()
+        assert {name: stats[name] for name in counts} == counts
+        assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
+        with pytest.raises(RecordingError, match=" 5 frames were lost"):
+            end()
+    stats = env.transform.stats()
+    assert {name: stats[name] for name in counts} == counts
+    assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
+    waited, size = stats["seconds_waited"], stats["bytes_written"]
+    assert size > dumped
+
+    env.rollout(2)
+    stats = env.transform.stats()
+    assert stats["frames"] == stats["frames_written"] + stats["frames_waiting"] + 5
+    assert stats["frames_lost"] == 5
+    env.close()
+    stats = env.transform.stats()
+    grown = {"frames": 11, "steps": 7, "episodes": 4, "frames_written": 6}
+    assert {name: stats[name] for name in counts} == counts | grown
+    assert stats["seconds_waited"] >= waited
+    assert stats["bytes_written"] > size
+    assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
+
+
 def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
     import rerun.blueprint as rrb
 
@@ -477,6 +564,34 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
     assert read(path)["/env_0/reward"].along("step") == list(range(1, 11))
     others = [file for file in path.parent.glob("*.rrd") if file != path]
     assert [len(read(file)["/env_0/reward"].values) for file in others] == [3]
+
+
+def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
+    env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
+    functions = (Recording._add, Buffer.add, Buffer._next_block, Block.add, Events.append)
+    td, count, given = env.reset(), 0, 0
+    while True:
+        with interrupted(count, *functions) as came:
+            td = env.step_mdp(env.step(env.rand_action(td)))
+        td = env.step_mdp(env.step(env.rand_action(td)))
+        given += 1
+        if not came:
+            break
+        count += 7  # has no divisor in common with what a loop is made of
+    env.close()
+    assert count > 100
+    recorded = read(path)
+    for key in ("x", "picture", "reward"):
+        rows = recorded[f"/env_0/{key}"]
+        frames = rows.along("frame")
+        assert frames == list(range(key == "reward", len(frames) + (key == "reward")))
+        assert rows.along("episode_step") == rows.along("step") == frames
+        assert given < len(frames) < 2 * given
+    x = [value.item() for value in recorded["/env_0/x"].values]
+    assert x == sorted(set(x))
+    assert set(x) <= {float(t) for t in range(env.t + 1)}
+    returns = [value.item() for value in recorded["/env_0/episode_return"].values]
+    assert returns == [float(step) for step in recorded["/env_0/episode_return"].along("step")]
 
 
 def test_an_exception_in_the_users_code(path):

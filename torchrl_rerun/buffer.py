@@ -227,6 +227,13 @@ class Block:
             if far:
                 self._transfer(far, slot, arrays)
 
+    def drop(self, frame: int) -> None:
+        """Forget a frame, the last one, however much of it was copied."""
+        self.events.drop(frame)
+        for frames in self.frames:
+            while frames and frames[-1] >= len(self.events):
+                frames.pop()
+
     def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
         self.object_bytes += sum(_size(value) for values in objects for value in values)
         self.is_heavy = self.object_bytes > self._object_capacity
@@ -260,14 +267,34 @@ class Block:
         return present
 
 
+@dataclass(eq=False, slots=True)
+class Turn:
+    """A block's turn: from its first frame until it is written.
+
+    Attributes:
+        first: number of its first frame.
+        block: the block.
+        frames: its frames ``[first, last)``; None while more may come.
+        is_handed_over: the writer has it.
+        is_written: the writer is done with it, and the block may be in its next turn.
+    """
+
+    first: int
+    block: Block
+    frames: tuple[int, int] | None = None
+    is_handed_over: bool = False
+    is_written: bool = False
+
+
 class Buffer:
     """Two blocks that take turns, and the bound on what waits.
 
     Args:
         envs: number of recorded environments.
         capacity: bytes for both blocks together. A block holds at least one frame of everything, however large.
-        chunks: turns a block into chunks; not called here.
-        hand_over: takes this buffer and a block that is full; :meth:`give_back` must be called when that is written.
+        chunks: turns a block into chunks.
+        hand_over: takes this buffer and the turn of a block that is full; :meth:`give_back` must be called when what
+            :meth:`chunks` makes of it is written. After Ctrl-C it may be called again with the same turn.
         alive: whether blocks are still being taken; where not, waiting for one would be for ever.
         waited: called when the env's thread had to wait for a block.
         max_age: seconds after which a block is handed over though it is not full, if the other one is free.
@@ -281,13 +308,13 @@ class Buffer:
         envs: int,
         capacity: int,
         chunks: Callable[[Block], Iterator[Chunk]],
-        hand_over: Callable[[Buffer, Block], None],
+        hand_over: Callable[[Buffer, Turn], None],
         *,
         alive: Callable[[], bool],
         max_age: float,
         waited: Callable[[], None] = lambda: None,
     ) -> None:
-        self.chunks = chunks
+        self._chunks = chunks
         self._capacity = capacity
         self.seconds_waited = 0.0
         self._envs = envs
@@ -296,12 +323,13 @@ class Buffer:
         self._waited = waited
         self._max_age = max_age * 1e9
         self._tracks: tuple[Track, ...] = ()
-        self._free: queue.SimpleQueue[Block] = queue.SimpleQueue()
-        self._unprepared: list[Block] = []
+        self._blocks: list[Block] = []
+        self._in_preparation: Block | None = None
         self._block: Block | None = None
         self._expires = 0.0
-        # Blocks that aren't written yet, and their first frames.
-        self._waiting: collections.deque[tuple[int, Block]] = collections.deque()
+        # Those that aren't over, in order. Which blocks are free follows from them: Ctrl-C can't lose one.
+        self._turns: collections.deque[Turn] = collections.deque()
+        self._given_back: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes who waits for a block
 
     @property
     def tracks(self) -> tuple[Track, ...]:
@@ -312,26 +340,27 @@ class Buffer:
     def tracks(self, tracks: Sequence[Track]) -> None:
         self.flush()
         self._tracks = tuple(tracks)
-        self._free = queue.SimpleQueue()  # blocks of the old form are not given back here
         devices = sorted({stream.device for track in tracks for stream in track.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
-        blocks = [
+        self._blocks = [
             Block(self._tracks, self._envs, self.slots, object_capacity=self._capacity // BLOCKS, transfers=transfers)
             for _ in range(BLOCKS if tracks else 0)
         ]
-        for block in blocks[:1]:
-            self._free.put(block)
-        self._unprepared = blocks[1:]
 
     def prepare(self) -> Iterator[Chunk]:
-        """Have memory for the block that isn't needed at once. For the writer's thread, before it writes any.
+        """Keep a block that isn't needed at once from use, until what this returns has been gone through.
 
-        The system may take a tenth of a second to find memory for a large block, when it is written to for the first time.
+        That is for the writer's thread: the system may take a tenth of a second to find memory for a large block, when it
+        is written to for the first time.
         """
-        with contextlib.suppress(IndexError):  # the env's thread was faster
-            block = self._unprepared.pop()
+        self._in_preparation = self._free_block()
+        return self._prepared(self._in_preparation)
+
+    def _prepared(self, block: Block | None) -> Iterator[Chunk]:
+        if block is not None:
             block.touch()
-            self._make_free(block)
+            self._in_preparation = None
+            self._wake()
         yield from ()
 
     @property
@@ -382,69 +411,95 @@ class Buffer:
         block.add(event, moments)
         return True
 
+    def drop(self, frame: int) -> None:
+        """Forget the frame that is being added, however much of it was copied."""
+        if self._block is not None:
+            self._block.drop(frame)
+
     def flush(self) -> None:
-        """Hand over what there is."""
-        block, self._block = self._block, None
-        if block is not None and self._alive():
-            block.seal()
-            self._hand_over(self, block)
+        """Hand over what there is.
 
-    def give_back(self, block: Block) -> None:
+        Ctrl-C may come at any point of it: the next call hands over what this one didn't. It may do so twice, since
+        nobody knows whether Ctrl-C came before or after; the second time nothing is written.
+        """
+        self._block = None  # nothing more is added
+        if not self._alive():
+            return
+        for turn in tuple(self._turns):
+            if turn.is_handed_over:
+                continue
+            if not len(turn.block.events):  # Ctrl-C came before its first frame
+                self._turns.remove(turn)
+                continue
+            if turn.frames is None:
+                turn.block.seal()
+                turn.frames = turn.block.events.frames
+            self._hand_over(self, turn)
+            turn.is_handed_over = True
+
+    def chunks(self, turn: Turn) -> Iterator[Chunk]:
+        """The chunks of a block whose turn it is. Called on the writer's thread."""
+        if not turn.is_written:
+            yield from self._chunks(turn.block)
+
+    def give_back(self, turn: Turn) -> None:
         """A block was written and can be filled again. Called on the writer's thread."""
-        self._waiting.popleft()
-        if block.tracks is self._tracks:
-            block.clear()
-        self._make_free(block)
+        if turn.is_written:
+            return
+        turn.is_written = True
+        turn.block.clear()
+        self._turns.popleft()
+        self._wake()
 
-    def _make_free(self, block: Block) -> None:
-        if block.tracks is self._tracks:  # else it has an old form
-            self._free.put(block)
+    def _wake(self) -> None:
+        if self._given_back.empty():
+            self._given_back.put(None)
 
     @property
     def oldest_waiting(self) -> int | None:
         """Number of the first frame that isn't written; None: all are."""
         with contextlib.suppress(IndexError):  # the writer's thread may take the last one away
-            return self._waiting[0][0]
+            return self._turns[0].first
         return None
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes in blocks that aren't written."""
-        return sum(block.bytes for _, block in tuple(self._waiting))
+        return sum(turn.block.bytes for turn in tuple(self._turns))
 
     def _next_block(self, event: Event, positions: Callable[[], Positions]) -> Block | None:
         """The block to go on with: another one if this one is full, or is old and the other one is free."""
         block = self._block
-        if block is not None and block.has_room() and not block.is_heavy and not self._has_another():
+        if block is not None and block.has_room() and not block.is_heavy and self._free_block() is None:
             return block  # it is old, but the writer is behind: then fewer and longer blocks are better
         start = positions()
         self.flush()
-        block = self._block = self._wait_for_block()
+        block = self._wait_for_block()
         if block is not None:
             block.start = start
             self._expires = event.log_time + self._max_age
-            self._waiting.append((event.frame, block))
+            self._turns.append(Turn(event.frame, block))
+            self._block = block
         return block
 
-    def _has_another(self) -> bool:
-        return not self._free.empty() or bool(self._unprepared)
+    def _free_block(self) -> Block | None:
+        taken = [self._in_preparation, *(turn.block for turn in tuple(self._turns))]
+        return next((block for block in self._blocks if block not in taken), None)
 
     def _wait_for_block(self) -> Block | None:
-        if not self._free.empty():
-            return self._free.get()
-        with contextlib.suppress(IndexError):  # the writer's thread was faster, and is about to make it free
-            return self._unprepared.pop()
+        block = self._free_block()
+        if block is not None:
+            return block
         began = time.monotonic()
         try:
-            while self._alive():
-                try:
-                    return self._free.get(timeout=0.1)
-                except queue.Empty:
-                    continue
+            while block is None and self._alive():
+                with contextlib.suppress(queue.Empty):
+                    self._given_back.get(timeout=0.1)
+                block = self._free_block()
         finally:
             self.seconds_waited += time.monotonic() - began
             self._waited()
-        return None
+        return block
 
 
 def _size(value: object) -> int:

@@ -60,6 +60,13 @@ class Events:
             self._others[self._count] = event
         self._count += 1
 
+    def drop(self, frame: int) -> None:
+        """Forget the event of a frame, the last one, however much of it was noted."""
+        while self._numbers and self._numbers[-3] >= frame:
+            del self._numbers[-3:]
+        self._count = len(self._numbers) // 3
+        self._others.pop(self._count, None)
+
     def clear(self) -> None:
         """Forget all."""
         self._numbers = array("q")

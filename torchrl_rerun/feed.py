@@ -44,13 +44,15 @@ class Feed:
 
     Args:
         settings: what the user asked for.
+        sees_all: whether nothing is added to what is seen here before the policy gets it.
 
     Attributes:
         recording: the recording in progress; None before the first frame.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, sees_all: Callable[[], bool]) -> None:
         self._settings = settings
+        self._sees_all = sees_all
         self.recording: Recording | None = None
         self._forget_keys()
         self._last: TensorDictBase | None = None
@@ -296,8 +298,13 @@ class Feed:
         if self._settings.in_keys is None:
             self._skipped.update(missing)
             missing = [key for key in missing if key[-1] not in _BOOKKEEPING]
-            if missing:
-                names = ", ".join(map(name_of, missing))
+            names = ", ".join(map(name_of, missing))
+            if missing and self._sees_all():
+                warn(
+                    f"{names} is in the environment's specs, but not in its first step, and is not recorded: give it from "
+                    "the first step on, if only zeros"
+                )
+            elif missing:
                 warn(f"{names} can't be seen where the recorder stands, and is not recorded: append the recorder last")
             return
         there = sorted(map(name_of, {*specs.data_keys(root), *specs.data_keys(following)}))

@@ -23,7 +23,8 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.opening import Settings, shared_paths
-from torchrl_rerun.recording import STATS, Options
+from torchrl_rerun.recording import Options
+from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import ImageFormat, Kind
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
@@ -147,8 +148,8 @@ class RerunRecorder(Transform):
 
     def _begin(self) -> None:
         """The state of a recorder that has seen nothing."""
-        self._feed: Feed | None = Feed(self._settings)
         self._owner = _Owner()
+        self._feed: Feed | None = Feed(self._settings, self._owner.stands_last)
         self._now = _Now()
         _close_at_end(self, self._feed)
 
@@ -273,12 +274,14 @@ class RerunRecorder(Transform):
     def stats(self) -> dict[str, float]:
         """What was recorded so far, for a training log: costs microseconds.
 
+        It is of the recorder's whole life: what comes after :meth:`close`, in the next file, is counted on.
+
         Returns:
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
               environments, episodes are those that have begun, of all recorded environments together.
-            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; ``frames_dropped``: those that
-              a live viewer was not sent.
-            - ``bytes_waiting``: of what is in memory; ``bytes_written``: of the file.
+            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
+              are lost, too. ``frames_dropped``: those that a live viewer was not sent.
+            - ``bytes_waiting``: of what is in memory; ``bytes_written``: to the file, its layout aside.
             - ``seconds_waited``: how long the environment has waited for the disk.
             - ``frames_per_second``: recorded, on average; ``bytes_per_second``: written, while there was something to
               write.
@@ -296,9 +299,8 @@ class RerunRecorder(Transform):
             (6, 5, 1, 0, 0)
             >>> env.close()
         """
-        if self._feed is None or self._feed.recording is None:
-            return dict.fromkeys(STATS, 0)
-        return self._feed.recording.stats()
+        recording = None if self._feed is None else self._feed.recording
+        return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
@@ -406,6 +408,15 @@ class _Owner:
             return False
         self._recorder = weakref.ref(recorder)
         return True
+
+    def stands_last(self) -> bool:
+        """Whether no transform comes after it. What is appended to no environment has none either."""
+        recorder = None if self._recorder is None else self._recorder()
+        env = None if recorder is None else recorder.environment
+        last = None if env is None else env.transform
+        while isinstance(last, Compose) and len(last.transforms):
+            last = last.transforms[-1]
+        return last is None or last is recorder
 
 
 def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:

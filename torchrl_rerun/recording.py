@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
-from torchrl_rerun.buffer import Arrays, Block, Buffer, Track
+from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import Rows
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.schema import Moment, Source, property_chunk, shown_envs
 from torchrl_rerun.sinks import RecordingError, Sink
+from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
 from torchrl_rerun.viewers import Viewer
@@ -49,22 +51,6 @@ CHUNK_SECONDS = 250e-6
 BATCH_SHARE = 16
 """The statistics over all environments wait in this part of the buffer, in addition to it."""
 
-STATS = (
-    "frames",
-    "steps",
-    "episodes",
-    "frames_written",
-    "frames_waiting",
-    "frames_lost",
-    "frames_dropped",
-    "bytes_waiting",
-    "bytes_written",
-    "seconds_waited",
-    "frames_per_second",
-    "bytes_per_second",
-)
-"""What :meth:`Recording.stats` tells, in this order."""
-
 Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
 """The values of a frame, in the order of :class:`Moment`; None where it had none."""
 
@@ -79,6 +65,21 @@ class Options:
     recording_id: str | None = None
     buffer_bytes: int = 64 << 20
     flush_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What the recordings that this one continues came to.
+
+    Attributes:
+        stats: the counts.
+        began: when the first of them began.
+        busy_seconds: how long their writers were at work.
+    """
+
+    stats: Stats = field(default_factory=Stats)
+    began: float = field(default_factory=time.monotonic)
+    busy_seconds: float = 0.0
 
 
 class Recording:
@@ -117,9 +118,11 @@ class Recording:
         chosen = resolve_envs(options.logged_envs, source.envs)
         self._select = _selection(chosen, source.envs)
         self.envs = [source.first_env + env for env in chosen]
-        self.episodes, self._sums = Episodes(len(chosen)), Sums(len(chosen))
+        self.episodes = Episodes(len(chosen))
+        self._sums, self._batch_sums = Sums(len(chosen)), Sums(source.envs)
         if continues is not None and continues.source.batch_size == source.batch_size:
-            self.episodes, self._sums = continues.episodes, continues._sums  # noqa: SLF001 - of the same class
+            self.episodes = continues.episodes
+            self._sums, self._batch_sums = continues._sums, continues._batch_sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
@@ -132,14 +135,16 @@ class Recording:
         self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
         self._news = False
-        self._batch_statistics = BatchStatistics(source.fps, Sums(source.envs))
+        self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
         self._error: Exception | None = None
         self._failed_at: int | None = None
         self._aftermath: RecordingError | None = None
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
-        self._began = time.monotonic()
+        self._before = _Before() if continues is None else continues._as_before()  # noqa: SLF001 - of the same class
+        self._at_first = self.episodes.frames, self.episodes.steps, self.episodes.begun()
+        self._at_last: Stats | None = None
         self.alive = True
         self.process = os.getpid()
         _open.add(self)
@@ -270,19 +275,25 @@ class Recording:
             return
         event = self.episodes.event(rows, time.time_ns(), is_step=is_step)
         kept = True
-        if self._batch is not None:
-            everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-            kept = self._batch.add(event if everyone is rows else event._replace(rows=everyone), moments, _nowhere)
-        if not concerns_none:
-            if self._select is not None:
-                moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
-            for arrays in moments:
-                for array in arrays or ():
-                    if array is None:  # `in` would compare arrays
-                        self._split_where_keys_are_missing(moments)
-            for buffer in self._in_detail:
-                kept = buffer.add(event, moments, self.episodes.positions) and kept
-        self.episodes.apply(event)
+        try:
+            if self._batch is not None:
+                everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
+                kept = self._batch.add(event if everyone is rows else event._replace(rows=everyone), moments, _nowhere)
+            if not concerns_none:
+                if self._select is not None:
+                    moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
+                for arrays in moments:
+                    for array in arrays or ():
+                        if array is None:  # `in` would compare arrays
+                            self._split_where_keys_are_missing(moments)
+                for buffer in self._in_detail:
+                    kept = buffer.add(event, moments, self.episodes.positions) and kept
+            self.episodes.apply(event)
+        except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
+            if self.episodes.frames == event.frame:
+                for buffer in self._buffers():
+                    buffer.drop(event.frame)
+            raise
         if not kept or self._news:
             self._tell()
 
@@ -353,6 +364,7 @@ class Recording:
                 self.abandon()
             return
         self._writer.finish()
+        self._conclude(self.lost_frames)
         try:
             self._raise_failure()
             self._embed_layout()
@@ -392,6 +404,12 @@ class Recording:
             self._aftermath = RecordingError(f"what came after {self.sink.label} was closed is not recorded: {error}")
             self._aftermath.__cause__ = error
             warn(f"{self._aftermath} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+            self._forget_returns()
+
+    def _forget_returns(self) -> None:
+        """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
+        self._sums.forget()
+        self._batch_sums.forget()
 
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
@@ -405,6 +423,7 @@ class Recording:
         self.alive = False
         if self._writer is not None:
             self._writer.finish()
+            self._conclude(self._frames)
         self.sink.discard()
         for viewer in self._viewers:
             viewer.close()
@@ -433,50 +452,79 @@ class Recording:
             now = self.episodes.frames
             self._writer.put(self._factory.rest(), frames=(now, now))
 
-    def _hand_over(self, buffer: Buffer, block: Block) -> None:
+    def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(buffer.chunks(block), functools.partial(buffer.give_back, block), block.events.frames)
+        self._writer.put(buffer.chunks(turn), functools.partial(buffer.give_back, turn), turn.frames)
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
 
     @property
-    def written_frames(self) -> int:
-        """How many frames, from the first one on, are with the sink in full."""
+    def _frames(self) -> int:
+        """How many frames there have been since the recording began, or went on in this file."""
+        return self.episodes.frames - self._at_first[0]
+
+    @property
+    def _unwritten_frames(self) -> int:
+        """How many of them aren't with the sink in full."""
         waiting = [self._factory.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
-        first = [self._failed_at, *waiting]
-        return min([frame for frame in first if frame is not None], default=self.episodes.frames)
+        oldest = min(
+            [frame for frame in (self._failed_at, *waiting) if frame is not None], default=self.episodes.frames
+        )
+        return self.episodes.frames - oldest
 
     @property
     def lost_frames(self) -> int:
-        """How many frames could not be written."""
+        """How many of them could not be written, or were and are gone with their file."""
+        if self.sink.trouble() is not None:
+            return self._frames
         has_failed = self._error is not None or (self._writer is not None and self._writer.error is not None)
-        return self.episodes.frames - self.written_frames if has_failed else 0
+        return self._unwritten_frames if has_failed else 0
 
-    def stats(self) -> dict[str, float]:
+    def stats(self) -> Stats:
         """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
-        frames, written, lost = self.episodes.frames, self.written_frames, self.lost_frames
-        size = self.sink.size()
-        busy = 0.0 if self._writer is None else self._writer.busy_seconds
-        elapsed = time.monotonic() - self._began
-        values = (
-            frames,
-            self.episodes.steps,
-            self.episodes.begun(),
-            written,
-            frames - written - lost,
-            lost,
-            max((viewer.dropped_frames for viewer in self._viewers), default=0),
-            self._factory.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers()),
-            size,
-            self._seconds_waited(),
-            frames / elapsed,
-            size / busy if busy else 0.0,
+        if self._at_last is not None:
+            return self._at_last
+        lost = self.lost_frames
+        return self._counted(lost, waiting=0 if lost else self._unwritten_frames)
+
+    def _counted(self, lost: int, waiting: int) -> Stats:
+        before, (_, steps, episodes) = self._before.stats, self._at_first
+        frames, size = before.frames + self._frames, before.bytes_written + self.sink.size()
+        seconds, busy = time.monotonic() - self._before.began, self._busy_seconds
+        return Stats(
+            frames=frames,
+            steps=before.steps + self.episodes.steps - steps,
+            episodes=before.episodes + self.episodes.begun() - episodes,
+            frames_written=before.frames_written + self._frames - lost - waiting,
+            frames_waiting=waiting,
+            frames_lost=before.frames_lost + lost,
+            frames_dropped=before.frames_dropped + max((viewer.dropped_frames for viewer in self._viewers), default=0),
+            bytes_waiting=self._waiting_bytes() if waiting else 0,
+            bytes_written=size,
+            seconds_waited=before.seconds_waited + self._seconds_waited(),
+            frames_per_second=frames / seconds,
+            bytes_per_second=size / busy if busy else 0.0,
         )
-        return dict(zip(STATS, values, strict=True))
+
+    @property
+    def _busy_seconds(self) -> float:
+        return self._before.busy_seconds + (0.0 if self._writer is None else self._writer.busy_seconds)
+
+    def _waiting_bytes(self) -> int:
+        return self._factory.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers())
+
+    def _conclude(self, lost: int) -> None:
+        """Nothing more is written: what is lost is so for good."""
+        self._at_last = self._counted(lost, waiting=0)
+        if lost or self._error is not None:
+            self._forget_returns()
+
+    def _as_before(self) -> _Before:
+        return _Before(self.stats(), self._before.began, self._busy_seconds)
 
     def _seconds_waited(self) -> float:
-        return self._small.seconds_waited + self._bulky.seconds_waited
+        return sum(buffer.seconds_waited for buffer in self._buffers())
 
     def _warn_of_waiting(self) -> None:
         """The environment is held up: say so once, with what to do about it."""
@@ -485,8 +533,8 @@ class Recording:
         self._warned_of_waiting = True
         stats = self.stats()
         warn(
-            f"the environment waits for {self.sink.label} to be written, {stats['seconds_waited']:.1f} s so far: "
-            f"{stats['frames_per_second']:.0f} frames/s are recorded, and {stats['bytes_per_second'] / 1e6:.0f} MB/s can "
+            f"the environment waits for {self.sink.label} to be written, {self._seconds_waited():.1f} s so far: "
+            f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.0f} MB/s can "
             "be written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
             "image_format (a larger buffer_bytes bridges short peaks)",
             RuntimeWarning,
@@ -506,11 +554,20 @@ class Recording:
             error = self.sink.trouble()
         if error is None:
             return None
-        # A dumped frame is lost all the same if its file is gone.
-        lost = self.episodes.frames if self.sink.trouble() is not None else self.lost_frames
-        failure = RecordingError(f"recording to {self.sink.label} failed, {lost} frames were lost: {error}")
+        if self._lacks_its_end():
+            message = (
+                f"all frames are in {self.sink.label}, but it has no footer and no layout: {error}. Once there is room "
+                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self.sink.identity)}` adds them"
+            )
+        else:
+            message = f"recording to {self.sink.label} failed, {self.lost_frames} frames were lost: {error}"
+        failure = RecordingError(message)
         failure.__cause__ = error
         return failure
+
+    def _lacks_its_end(self) -> bool:
+        """Whether all was written but what comes last."""
+        return not self.alive and self._error is None and self.sink.trouble() is None and not self.lost_frames
 
     def _raise_failure(self) -> None:
         failure = self._failure()

@@ -23,6 +23,12 @@ class Sums:
     def __init__(self, envs: int) -> None:
         self._envs = envs
         self._totals: dict[Key, npt.NDArray[np.float64]] = {}
+        self._before = 0.0  # of what was not summed up yet
+
+    def forget(self) -> None:
+        """Rewards were lost: the sums of the episodes in progress are NaN from now on, until these end."""
+        self._totals.clear()
+        self._before = np.nan
 
     def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
         """The sums of a block's rewards, at the frames of the track that they are in: ``[slots, envs, *shape]``."""
@@ -37,7 +43,7 @@ class Sums:
                 if stream.sums:
                     total = self._totals.get(stream.key)
                     if total is None:
-                        total = np.zeros((self._envs, *stream.shape))
+                        total = np.full((self._envs, *stream.shape), self._before)
                     array, slots = rewards.get(stream.sums, (None, []))
                     after = running_sums(total, block.events, array, slots)
                     self._totals[stream.key] = after[-1]
