@@ -23,6 +23,8 @@ from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.buffer import Block, Buffer
 from torchrl_rerun.events import Events
 from torchrl_rerun.recording import Recording
+from torchrl_rerun.sinks import has_footer, reader_of
+from torchrl_rerun.writer import Writer
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
@@ -592,6 +594,26 @@ def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
     assert set(x) <= {float(t) for t in range(env.t + 1)}
     returns = [value.item() for value in recorded["/env_0/episode_return"].values]
     assert returns == [float(step) for step in recorded["/env_0/episode_return"].along("step")]
+
+
+@pytest.mark.parametrize("then", ["close", "go on"])
+def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
+    count, came = 0, [True]
+    while came:
+        path = tmp_path / f"{count}.rrd"
+        env = cartpole().append_transform(RerunRecorder(path, blueprint=False))
+        env.rollout(5)
+        with interrupted(count, Recording.close, Recording._flush, Writer.finish) as came:
+            env.transform.close()
+        if then == "go on":
+            env.rollout(5)
+        env.close()
+        files = [path, *tmp_path.glob(f"{count}.part_*")]
+        assert all(has_footer(reader_of(file)) for file in files)
+        rows = [len(read(file)["/env_0/reward"].values) for file in files]
+        assert rows in ([[5]] if then == "close" else [[5, 5], [10]])  # it may come before anything is closed
+        count += 5
+    assert count > 50
 
 
 def test_an_exception_in_the_users_code(path):

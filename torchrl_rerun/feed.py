@@ -400,6 +400,8 @@ class Feed:
                 self._warn_of_emptiness(tensordict)
                 return None
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
+            if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
+                self.close_quietly()
             self._last = None if ended is None else self._last
             self._forget_keys()
             try:

@@ -95,6 +95,7 @@ class Recording:
 
     Attributes:
         alive: whether it is open, and of this process.
+        is_over: whether it was closed to the end; Ctrl-C may have come in between.
         process: the process that it is of.
 
     Raises:
@@ -146,6 +147,7 @@ class Recording:
         self._at_first = self.episodes.frames, self.episodes.steps, self.episodes.begun()
         self._at_last: Stats | None = None
         self.alive = True
+        self.is_over = False
         self.process = os.getpid()
         _open.add(self)
 
@@ -333,7 +335,7 @@ class Recording:
         Raises:
             RecordingError: it isn't, and why.
         """
-        if not self.alive:
+        if self._is_done():
             if self._aftermath is not None:
                 raise self._aftermath
             return
@@ -345,12 +347,12 @@ class Recording:
         self._raise_failure()
 
     def close(self) -> None:
-        """Dump, write the layout and end the recording. Closing again does nothing.
+        """Dump, write the layout and end the recording. Closing again does nothing, unless Ctrl-C came in between.
 
         Raises:
             RecordingError: something could not be written, and why.
         """
-        if not self.alive:
+        if self._is_done():
             aftermath, self._aftermath = self._aftermath, None  # closing again does nothing
             if aftermath is not None:
                 raise aftermath
@@ -369,9 +371,13 @@ class Recording:
             self._raise_failure()
             self._embed_layout()
         finally:
+            self.is_over = True
             self.sink.close()
             for viewer in self._viewers:
                 viewer.close()
+
+    def _is_done(self) -> bool:
+        return self.is_over or self.process != os.getpid()
 
     def keep(self) -> None:
         """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more."""
@@ -424,6 +430,7 @@ class Recording:
         if self._writer is not None:
             self._writer.finish()
             self._conclude(self._frames)
+        self.is_over = True
         self.sink.discard()
         for viewer in self._viewers:
             viewer.close()
