@@ -53,8 +53,9 @@ class RerunRecorder(Transform):
         sink: path of the ``.rrd`` file to write; a viewer that is watching, as its URL
             (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
             connect to; or a file and viewers, as a list. The file gets every frame; a viewer gets those that it takes in
-            time, and what it doesn't is dropped and counted. Inside the workers of a batched environment, and in a copy
-            of the recorder, each writes ``name.worker_{n}.rrd`` beside the file; all of them belong to one recording.
+            time, and what it doesn't is dropped and counted. A recording of days goes on in ``name.part_1.rrd`` and so
+            on. Inside the workers of a batched environment, and in a copy of the recorder, each writes
+            ``name.worker_{n}.rrd`` beside the file; all of them belong to one recording.
         in_keys: keys to record, also such as the policy writes. Default: every leaf of the environment's observation,
             action, reward and done specs.
         logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all

@@ -564,7 +564,7 @@ class Recording:
         if self._lacks_its_end():
             message = (
                 f"all frames are in {self.sink.label}, but it has no footer and no layout: {error}. Once there is room "
-                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self.sink.identity)}` adds them"
+                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self.sink.location)}` adds them"
             )
         else:
             message = f"recording to {self.sink.label} failed, {self.lost_frames} frames were lost: {error}"

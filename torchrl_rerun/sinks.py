@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import rerun as rr
@@ -19,6 +19,11 @@ try:
     import fcntl
 except ImportError:  # Windows: no file locks; an existing file is then never taken over while it is in use
     fcntl = None  # type: ignore[assignment]
+
+
+CHUNKS_PER_FILE = 1 << 16
+"""Chunks after which a recording goes on in another file. Rerun keeps an index of a file's chunks in memory, for its footer:
+in a run of days it would be gigabytes, and nothing could open the file."""
 
 
 class RecordingError(OSError):
@@ -34,7 +39,9 @@ class FileInUseError(FileExistsError):
 
 
 class FileSink:
-    """An ``.rrd`` file.
+    """An ``.rrd`` file; of a long recording several, one after the other: ``run.rrd``, ``run.part_1.rrd`` and so on.
+
+    Each of them can be opened by itself, and all together are shown as one recording. A finished one may be moved away.
 
     It is written with :meth:`rerun.chunk.LazyChunkStream.write_rrd`, chunk by chunk without a buffer of its own, and not
     with the file sink of ``rr.RecordingStream``: on a full disk that one never returns from ``disconnect()``, and the
@@ -44,6 +51,10 @@ class FileSink:
         path: the file to write; missing parent folders are made when it is opened.
         overwrite: replace an existing file. A file that another live recorder writes is never replaced.
         base: the path that the user gave, of which this is a sibling; None: this is it.
+        first: the file of which this continues the recording; None: this is the first.
+
+    Attributes:
+        path: the file that is written.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is false.
@@ -51,14 +62,23 @@ class FileSink:
         ValueError: the path is a folder, or doesn't end in ``.rrd``.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False, base: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        base: Path | None = None,
+        first: Path | None = None,
+    ) -> None:
         self.path = Path(path).expanduser().absolute()
         self.overwrite = overwrite
         self._base = base or self.path
+        self._first = first or self.path
+        self._finished: list[tuple[Path, int]] = []  # the files before this one; their locks are held to the end
+        self._following: Chunk | None = None
         self._handle: int | None = None
         self._replaced: Path | None = None
-        self._end: tuple[int, bytes] = 0, b""  # where the file ended when it was last looked at, and its last bytes
-        self._is_damaged = False
+        self._begin_file()
         if base is not None:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
@@ -75,9 +95,14 @@ class FileSink:
         return self.path.name
 
     @property
+    def location(self) -> str:
+        """Where it is found."""
+        return str(self.path)
+
+    @property
     def identity(self) -> str:
         """What recorders that share it have in common."""
-        return str(self.path)
+        return str(self._first)
 
     @property
     def for_workers(self) -> str:
@@ -88,11 +113,11 @@ class FileSink:
         )
 
     def next_part(self) -> FileSink:
-        """The sink of what comes after this one was closed: ``run.part_1.rrd``, or the next that isn't there."""
+        """The sink of what comes after this file: ``run.part_1.rrd``, or the next that isn't there."""
         part = 1
-        while (sink := self.sibling(f"part_{part}")).path.exists():
+        while (path := self._first.with_name(f"{self._first.stem}.part_{part}.rrd")).exists():
             part += 1
-        return sink
+        return FileSink(path, overwrite=self.overwrite, base=self._base, first=self._first)
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -101,7 +126,7 @@ class FileSink:
 
     def family(self) -> list[int]:
         """The numbers of the workers that write beside this one; empty if this isn't a worker's file."""
-        return family(self.path)
+        return family(self._first)
 
     def open(self) -> None:
         """Claim the path.
@@ -129,10 +154,48 @@ class FileSink:
             os.close(handle)
             raise
         self._handle = handle
+        self._begin_file()
+
+    def _begin_file(self) -> None:
+        self._end: tuple[int, bytes] = 0, b""  # where the file ended when all in it was whole, and its last bytes
+        self._is_damaged = False
+        self._chunks = 0
+        self._is_full = False
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
         """Write chunks as they come, then the footer. Each chunk is with the operating system before the next is asked for."""
-        LazyChunkStream.from_iter(chunks).write_rrd(self.path, application_id=application_id, recording_id=recording_id)
+        names = {"application_id": application_id, "recording_id": recording_id}
+        coming = iter(chunks)
+        static: list[Chunk] = []
+        self._following = next(coming, None)
+        while True:
+            LazyChunkStream.from_iter(self._part(coming, static)).write_rrd(self.path, **names)
+            self.settle()
+            if self._following is None:
+                return
+            self._go_on_in_another_file()
+
+    def _part(self, coming: Iterator[Chunk], static: list[Chunk]) -> Iterator[Chunk]:
+        """The chunks of one file: what doesn't change, which each file has, and what comes until it is full."""
+        yield from tuple(static)
+        chunk, self._following = self._following, None
+        while chunk is not None:
+            if chunk.is_static:
+                static.append(chunk)
+            self._chunks += 1
+            yield chunk
+            chunk = next(coming, None)
+            if self._is_full:
+                self._following = chunk
+                return
+
+    def _go_on_in_another_file(self) -> None:
+        another = self.next_part()
+        another.open()
+        assert self._handle is not None, "it is open"
+        self._finished.append((self.path, self._handle))
+        self._begin_file()
+        self.path, self._handle = another.path, another._handle  # noqa: SLF001 - of the same class
 
     def trouble(self) -> OSError | None:
         """What became of the file, if what was written can't be found any more."""
@@ -161,25 +224,29 @@ class FileSink:
     def size(self) -> int:
         """Bytes that are with the operating system."""
         if self._handle is not None:
-            return os.fstat(self._handle).st_size
-        return self.path.stat().st_size if self.path.exists() else 0
+            return sum(os.fstat(handle).st_size for _, handle in (*self._finished, (self.path, self._handle)))
+        return sum(path.stat().st_size for path in self._paths() if path.exists())
 
-    def settle(self) -> int:
-        """All that was written is whole: note where it ends, and return that."""
-        if self._handle is None:
-            return 0
-        size = os.fstat(self._handle).st_size
-        self._end = size, _last_bytes(self._handle, size)
-        return size
-
-    def truncate(self, size: int) -> None:
-        """Cut off what was written after ``size`` bytes: Rerun refuses a file that ends within a message."""
+    def settle(self) -> None:
+        """All that was written is whole."""
         if self._handle is not None:
-            os.ftruncate(self._handle, size)
+            size = os.fstat(self._handle).st_size
+            self._end = size, _last_bytes(self._handle, size)
+        self._is_full = self._chunks >= CHUNKS_PER_FILE
+
+    def truncate(self) -> None:
+        """Cut off what isn't whole: Rerun refuses a file that ends within a message."""
+        if self._handle is not None:
+            os.ftruncate(self._handle, self._end[0])
 
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
-        """Put a layout into the finished file, see :func:`embed`."""
-        embed(self.path, layout, application_id=application_id)
+        """Put a layout into the finished files, see :func:`embed`."""
+        for path in self._paths():
+            if path.exists():  # it may have been moved away
+                embed(path, layout, application_id=application_id)
+
+    def _paths(self) -> list[Path]:
+        return [*(path for path, _ in self._finished), self.path]
 
     def keep(self) -> None:
         """There is something to keep: remove the file that this one replaces."""
@@ -200,7 +267,8 @@ class FileSink:
         """Let go of the path."""
         self.keep()
         if self._handle is not None:
-            os.close(self._handle)
+            for handle in (*(handle for _, handle in self._finished), self._handle):
+                os.close(handle)
             self._handle = None
 
 
@@ -215,7 +283,7 @@ class NoFile:
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
-        self.label = identity
+        self.label = self.location = identity
         self.for_workers = f"each sends to {identity} by itself"
 
     def sibling(self, part: str) -> NoFile:
@@ -248,10 +316,10 @@ class NoFile:
         """Nothing."""
         return 0
 
-    settle = size
+    def settle(self) -> None:
+        """There is nothing that could end too early."""
 
-    def truncate(self, size: int) -> None:
-        """There is nothing to cut off."""
+    truncate = settle
 
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
         """Viewers have got theirs already."""

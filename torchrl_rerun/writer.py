@@ -46,7 +46,6 @@ class Writer:
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
         self.error: Exception | None = None
         self.busy_seconds = 0.0
-        self._whole_bytes = 0
         # A daemon: at interpreter exit Python would wait for any other thread before the recorder gets to close it.
         self._thread = threading.Thread(target=self._run, name="torchrl_rerun-writer", daemon=True)
         self._thread.start()
@@ -90,7 +89,7 @@ class Writer:
         except Exception as error:
             self.error = self.error or error
             with contextlib.suppress(OSError):
-                self._sink.truncate(self._whole_bytes)
+                self._sink.truncate()
             self._noticed()
 
     def _stream(self) -> Iterator[Chunk]:
@@ -111,7 +110,7 @@ class Writer:
             except Exception as error:
                 self.error = error  # the sink would wrap it beyond recognition
                 raise
-            self._whole_bytes = self._sink.settle()
+            self._sink.settle()
             job.written()
             if any(viewer.trouble() is not None for viewer in self._viewers):
                 self._noticed()

@@ -1,0 +1,148 @@
+"""Long recordings: several files, each whole by itself, together one recording."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import warnings
+
+import pytest
+from rerun.chunk import RrdReader
+from torchrl.envs import GymEnv, SerialEnv
+
+from readback import Recorded, read
+from reference import of_rollout
+from torchrl_rerun import RecordingError, RerunRecorder, sinks
+
+OBSERVED = ["observation", "done", "terminated", "truncated"]
+
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+
+
+@pytest.fixture
+def short_files(monkeypatch):
+    """Files that are full after a few blocks."""
+    monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 100)
+
+
+def parts(path):
+    return [path, *sorted(path.parent.glob(f"{path.stem}.part_*.rrd"), key=lambda part: int(part.stem.split("_")[-1]))]
+
+
+def together(files) -> Recorded:
+    """Several files of a recording as one."""
+    first, *others = map(read, files)
+    for other in others:
+        assert other.recording_id == first.recording_id
+        for entity, rows in other.entities.items():
+            first[entity].times += rows.times
+            first[entity].values += rows.values
+    return first
+
+
+def test_a_long_recording(path, short_files):
+    """Nothing is lost between files, twice, or at other times; each has its schema, colours, a footer and a layout."""
+    recorder = RerunRecorder(path, buffer_bytes=2_000, names={"observation": list("abcd")})
+    env = SerialEnv(2, cartpole).append_transform(recorder)
+    rollout = env.rollout(500, break_when_any_done=False)
+    dumped = env.transform.stats()
+    env.close()
+    files = parts(path)
+    assert len(files) > 3
+    of_rollout(rollout, observed=OBSERVED).compare(together(files))
+    last = -1
+    for file in files:
+        recorded = read(file)
+        assert recorded.schema == read(path).schema
+        assert recorded.static["/env_1/observation"] == read(path).static["/env_1/observation"]
+        frames = recorded["/env_0/reward"].along("frame")
+        assert frames[0] > last
+        last = frames[-1]
+        assert len(list(RrdReader(file).blueprints())) == 1
+        command = [sys.executable, "-m", "rerun_cli", "rrd", "verify", file]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert dumped["bytes_written"] > 0
+    assert dumped["frames"] == dumped["frames_written"] + dumped["frames_waiting"]
+
+
+def test_what_was_dumped_is_in_the_files(path, short_files):
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
+    sizes = []
+    for count in range(1, 6):
+        env.rollout(60, break_when_any_done=False)
+        env.transform.dump()
+        assert len(together(parts(path))["/env_0/reward"].values) == 60 * count
+        sizes.append(env.transform.stats()["bytes_written"])
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == sum(file.stat().st_size for file in parts(path))
+    env.close()
+
+
+def test_a_finished_file_may_be_moved_away(path, short_files, tmp_path):
+    """To a larger disk, say, while the run goes on."""
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
+    rollout = env.rollout(200, break_when_any_done=False)
+    env.transform.dump()
+    assert len(parts(path)) > 1
+    moved = path.rename(tmp_path / "archived.rrd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        env.rollout(100, break_when_any_done=False)
+        env.transform.dump()
+        env.close()
+    assert not path.exists()
+    rows = [len(read(file)["/env_0/reward"].values) for file in (moved, *parts(path)[1:])]
+    assert sum(rows) == rollout.shape[1] + 100
+
+
+def test_there_is_no_place_for_the_next_file(path, short_files):
+    """Training goes on; what is lost is counted, and the file before is whole."""
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
+    env.rollout(5, break_when_any_done=False)
+    env.transform.dump()
+    for number in range(1, 3):
+        path.with_name(f"{path.stem}.part_{number}.rrd").write_text("not ours")
+    path.with_name(f"{path.stem}.part_3.rrd").symlink_to("nowhere/at/all")  # it isn't there, and can't be made
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env.rollout(200, break_when_any_done=False)
+        with pytest.raises(RecordingError, match=r"[1-9][0-9]* frames were lost"):
+            env.transform.dump()
+        stats = env.transform.stats()
+        with pytest.raises(RecordingError):
+            env.close()
+    assert 0 < stats["frames_lost"] < stats["frames"]
+    recorded = read(path)
+    assert stats["frames_written"] <= len({f for env in range(2) for f in recorded[f"/env_{env}/done"].along("frame")})
+    command = [sys.executable, "-m", "rerun_cli", "rrd", "verify", path]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    for number in range(1, 3):
+        assert path.with_name(f"{path.stem}.part_{number}.rrd").read_text() == "not ours"
+
+
+def test_going_on_after_close(path, short_files):
+    """What comes after `close()` goes into the next file that isn't there, as if that one were full."""
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
+    env.rollout(100, break_when_any_done=False)
+    env.transform.close()
+    before = parts(path)
+    with pytest.warns(UserWarning, match=f"{before[-1].name} was closed; .*part_{len(before)}.rrd"):
+        env.rollout(100, break_when_any_done=False)
+    env.close()
+    assert len(parts(path)) > len(before) > 1
+    assert len(together(parts(path))["/env_0/reward"].values) == 200
+
+
+def test_workers_have_parts_of_their_own(path, short_files):
+    """Recorders on one path in one process stand for workers here: `run.worker_1.part_1.rrd`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = SerialEnv(2, lambda: cartpole().append_transform(RerunRecorder(path, buffer_bytes=1_000)))
+        env.rollout(200, break_when_any_done=False)
+        env.close()
+    for worker in range(2):
+        files = parts(path.with_name(f"{path.stem}.worker_{worker}.rrd"))
+        assert len(files) > 1
+        assert len(together(files)[f"/env_{worker}/reward"].values) == 200
