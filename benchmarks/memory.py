@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow as pa
+from rerun.chunk import Chunk, LazyChunkStream
 
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
+from torchrl_rerun.arrow import Column, Entity, chunks_of, number_lists, times_of
+from torchrl_rerun.buffer import MAX_SLOTS
 
 BUFFER_BYTES = 64 << 20  # the recorder's default
 TIMES_BUFFER = 3.0
@@ -56,8 +64,46 @@ def measure(effort: Effort) -> Report:
         (
             Detail("memory", "resident before the first frame", mega(before)),
             Detail("memory", "growth after each tenth of the run", f"{parts} MiB"),
+            _index_detail(steps),
             Detail("memory", "the run took", f"{seconds:.0f} s, {seconds / steps * 1e6:.0f} us a step"),
         ),
+    )
+
+
+def grown_by_index(chunks: int) -> list[float]:
+    """Bytes by which this process has grown after each tenth of so many chunks of few rows, written by Rerun alone."""
+    process = psutil.Process()
+    flag = Column("StateChange:state", "StateChange", "Text", pa.array([["done"]] * 2))
+    number = number_lists(np.zeros((2, 1), np.float32))
+    columns = [[number]] * 4 + [[flag, number]] * 3  # observation, action, reward and return, and three flags
+    entities = [Entity(f"/env_{env}/{i}", made) for env in range(SCALARS.envs) for i, made in enumerate(columns)]
+    seen: list[int] = []
+
+    def made(count: int) -> Iterator[Chunk]:
+        for i in range(count // len(entities)):
+            yield from chunks_of(times_of(np.full((2, 5), i), None), entities)
+            seen.append(process.memory_info().rss)
+
+    with tempfile.TemporaryDirectory() as folder:
+        names = {"application_id": "benchmarks", "recording_id": "index"}
+        for count in (10 * len(entities), chunks):  # the first to warm up
+            before = len(seen)
+            LazyChunkStream.from_iter(made(count)).write_rrd(Path(folder, "index.rrd"), **names)
+    first, *rest = seen[before:]
+    return [max(rest[: len(rest) * part // 10]) - first for part in range(1, 11)]
+
+
+def _index_detail(steps: int) -> Detail:
+    """In a process of its own, in which no memory lies that was used before."""
+    chunks = steps // MAX_SLOTS * SCALARS.envs * 7
+    code = f"from benchmarks.memory import grown_by_index; print(grown_by_index({chunks}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    tenths = [float(number) / (1 << 20) for number in run.stdout.strip(" []\n").split(",")]
+    return Detail(
+        "memory",
+        f"growth where Rerun alone writes as many chunks ({chunks:,}), after each tenth",
+        f"{', '.join(f'{number:.1f}' for number in tenths)} MiB",
+        {"index_bytes": tenths[-1] * (1 << 20)},
     )
 
 

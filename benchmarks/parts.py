@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import pyarrow as pa
 import torch
 from rerun.chunk import Chunk, LazyChunkStream
@@ -35,7 +34,6 @@ def measure(effort: Effort) -> Report:
             *_chunks(repetitions),
             *_row_bytes(),
             *_floor_of_files(),
-            *_index(effort.of(20_000, 5_000)),
         ),
     )
 
@@ -175,21 +173,3 @@ def _floor_of_files() -> Iterator[Detail]:
             bytes_per_second=total / seconds,
             of_lz4=alone / seconds,
         )
-
-
-def _index(chunks: int) -> Iterator[Detail]:
-    """Rerun keeps an index of a file's chunks in memory, for the footer."""
-    process = psutil.Process()
-    seen: list[int] = []
-
-    def made() -> Iterator[Chunk]:
-        for i in range(chunks // 6):
-            yield from chunks_of(_times(10, i * 10), _entities(6, 10))
-            if i % 100 == 0:
-                seen.append(process.memory_info().rss)
-
-    with tempfile.TemporaryDirectory() as folder:
-        _written(made(), Path(folder, "many.rrd"))
-    half = len(seen) // 2
-    growth = (seen[-1] - seen[half]) / (chunks / 2)
-    yield _detail("memory that Rerun keeps for a chunk that is written", f"{growth:.0f} bytes", index_bytes=growth)

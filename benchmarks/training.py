@@ -1,8 +1,9 @@
 """A live training loop, with and without recording.
 
 Several PPO trainings take turns, an iteration each, with the same random numbers: one that records all that its eight
-CartPoles do, one that doesn't, and another that doesn't, for how much two equal ones differ on this machine. All do the
-very same work, which is checked: recording must not change what is learned.
+CartPoles do, one that doesn't, another that doesn't, for how much two equal ones differ on this machine, and one with a
+transform that does nothing, for what any transform costs. All do the very same work, which is checked: recording must not
+change what is learned.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers import SamplerWithoutReplacement
-from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv
+from torchrl.envs import EnvBase, GymEnv, RewardSum, SerialEnv, Transform
 from torchrl.modules import MLP, OneHotCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -37,10 +38,10 @@ class Training:
     """PPO on eight CartPoles, an iteration at a time.
 
     Args:
-        path: the file to record to; None: nothing is recorded.
+        last: the transform that the environment ends with, such as the recorder; None: it has none more.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, last: Transform | None) -> None:
         torch.manual_seed(0)
         actor, critic = _actor(), _critic()
         self._advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
@@ -52,8 +53,8 @@ class Training:
         # With the transforms that a training has anyway: the first one costs a clone of each tensordict, TorchRL's own.
         env: EnvBase = SerialEnv(ENVS, functools.partial(GymEnv, "CartPole-v1")).append_transform(RewardSum())
         env.set_seed(0)
-        if path is not None:
-            env = env.append_transform(RerunRecorder(path))
+        if last is not None:
+            env = env.append_transform(last)
         self._collector = Collector(
             env, actor, frames_per_batch=FRAMES, total_frames=-1, auto_register_policy_transforms=True
         )
@@ -99,9 +100,10 @@ def measure(effort: Effort) -> Report:
     iterations = WARM_UP + effort.of(40, 10)
     with tempfile.TemporaryDirectory() as folder:
         trainings = {
-            "recording": Training(Path(folder, "run.rrd")),
+            "recording": Training(RerunRecorder(Path(folder, "run.rrd"))),
             "not": Training(None),
             "not either": Training(None),
+            "idle": Training(Transform()),
         }
         names = list(trainings)
         for number in range(iterations):
@@ -120,6 +122,7 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     without = [statistics.mean(pair) for pair in zip(seconds["not"], seconds["not either"], strict=True)]
     ratio, floor = _ratio(seconds["recording"], without), _ratio(seconds["not either"], seconds["not"])
+    idle = _ratio(seconds["idle"], without)
     steps = FRAMES // ENVS
     figure = "a live training loop"
     row = Row(
@@ -129,13 +132,19 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
         f"{ratio:.3f} x",
         f"<= {SLOWER} x",
         ratio <= SLOWER,
-        {"ratio": ratio, "noise_ratio": floor, **{f"{name}_s": value for name, value in medians.items()}},
+        {
+            "ratio": ratio,
+            "noise_ratio": floor,
+            "idle_ratio": idle,
+            **{f"{name}_s": value for name, value in medians.items()},
+        },
     )
     recording = trainings["recording"]
     return Report(
         (row,),
         (
             Detail(figure, "the same training beside itself, neither recording", f"{floor:.3f} x"),
+            Detail(figure, "with a transform that does nothing, beside without", f"{idle:.3f} x"),
             Detail(
                 figure,
                 f"difference of the medians, for each of the {steps} steps of an iteration",
