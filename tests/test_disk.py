@@ -54,6 +54,24 @@ def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
     return [line for line in done.stdout.splitlines() if "error" in line], done.stdout
 
 
+def test_dump_never_says_that_all_is_well_when_it_is_not(path):
+    """`close()` has said what was lost, once; `dump()` still does, since what it promises isn't so."""
+    code = """
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        env = cartpole().append_transform(RerunRecorder(path, buffer_bytes=1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        env.rollout(50, break_when_any_done=False)
+        for call in (env.transform.close, env.transform.close, env.transform.dump, env.transform.dump):
+            try:
+                call()
+                print("nothing")
+            except RecordingError as error:
+                print("frames were lost" in str(error))
+    """
+    assert run(code, path, timeout=60).stdout.split() == ["True", "nothing", "True", "True"]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder with room for 512 kB."""

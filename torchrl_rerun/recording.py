@@ -139,7 +139,8 @@ class Recording:
         self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
         self._error: Exception | None = None
         self._failed_at: int | None = None
-        self._aftermath: RecordingError | None = None
+        self._end: RecordingError | None = None  # of this recording
+        self._aftermath: RecordingError | None = None  # of what came after it
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
@@ -336,8 +337,9 @@ class Recording:
             RecordingError: it isn't, and why.
         """
         if self._is_done():
-            if self._aftermath is not None:
-                raise self._aftermath
+            failure = self._aftermath or self._end
+            if failure is not None:
+                raise failure
             return
         self._flush()
         if self._writer is not None:
@@ -368,7 +370,9 @@ class Recording:
         self._writer.finish()
         self._conclude(self.lost_frames)
         try:
-            self._raise_failure()
+            self._end = self._failure()
+            if self._end is not None:
+                raise self._end
             self._embed_layout()
         finally:
             self.is_over = True

@@ -89,7 +89,7 @@ class Plan:
             "buffer_bytes": rng.choice([1, 300, 3000, 30_000, 300_000, 1 << 20, 64 << 20]),
             "flush_seconds": rng.choice([0.01, 0.05, 1.0, 5.0]),
             "logged_envs": logged,
-            "image_format": rng.choice(["raw", "png"]),
+            "image_format": rng.choice(["raw", "png", "h264"]),
             "in_keys": None if rng.random() < 0.6 else rng.sample(everything, rng.randint(1, len(everything))),
             "blueprint": rng.random() < 0.4,
             "fps": rng.choice([None, 30]),
