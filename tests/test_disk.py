@@ -54,6 +54,29 @@ def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
     return [line for line in done.stdout.splitlines() if "error" in line], done.stdout
 
 
+def test_recording_goes_on_where_there_is_room_again(path):
+    """As the README says: after `close()`, in the next file."""
+    code = """
+        import contextlib, resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        env = cartpole().append_transform(RerunRecorder(path, buffer_bytes=1))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        env.rollout(50, break_when_any_done=False)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        try:
+            env.transform.dump()
+        except RecordingError:
+            with contextlib.suppress(RecordingError):
+                env.transform.close()
+        env.rollout(20, break_when_any_done=False)
+        env.transform.dump()
+        env.close()
+    """
+    run(code, path, timeout=60)
+    assert len(read(path.with_name("run.part_1.rrd"))["/env_0/reward"].values) == 20
+    assert 0 < len(read(path)["/env_0/reward"].values) < 50
+
+
 def test_dump_never_says_that_all_is_well_when_it_is_not(path):
     """`close()` has said what was lost, once; `dump()` still does, since what it promises isn't so."""
     code = """

@@ -169,7 +169,10 @@ def test_images_of_one_pixel(path, shape, image_format):
         return {"x": torch.full(shape, 40 * t, dtype=torch.uint8)}
 
     _, warned = record(Scripted(observe), path, image_format=image_format, kinds={"x": "image"})
-    assert warned == []
+    if image_format == "h264" and shape[-1] == 4:
+        assert warned == ["'x' is stored as 'png': 'h264' can't hold uint8 (1, 1, 4)"]
+    else:
+        assert warned == []
     recorded = read(path)
     if image_format in ("raw", "png"):
         assert_recorded(recorded, "x", observe)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import av
 import numpy as np
@@ -118,7 +120,10 @@ def test_formats_beside_one_another(path):
 
     formats = dict.fromkeys(["video", "alpha", "depth"], "h264") | {"raw": "raw"}
     _, warned = record(Scripted(observe), path, image_format=formats)
-    assert warned == []
+    assert warned == [
+        "'alpha' is stored as 'png': 'h264' can't hold uint8 (20, 30, 4)",
+        "'depth' is stored as 'raw': 'h264' can't hold float32 (20, 30, 1)",
+    ]
     recorded = read(path)
     assert [recorded.entry(key)["image_format"] for key in observe(0)] == ["h264", "png", "raw", "raw"]
     for t in range(6):
@@ -216,6 +221,18 @@ env.close()
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert len(read(path)["/env_0/pixels"].values) == 6
+
+
+def test_the_docs_read_a_video_back(path, tmp_path, monkeypatch):
+    record(Scripted(lambda t: {"pixels": picture(t, (48, 64, 3))}), tmp_path / "run.rrd", 30, image_format="h264")
+    page = Path(__file__).parents[1].joinpath("docs", "recording.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "CodecContext" in block)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(code, found)
+    wanted = read("run.rrd")["/env_0/pixels"].values
+    assert len(found["frames"]) == len(wanted) == 31
+    assert all((frame == value.numpy()).all() for frame, value in zip(found["frames"], wanted, strict=True))
 
 
 def test_samples_are_what_ffmpeg_decodes(path):

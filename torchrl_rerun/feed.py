@@ -291,8 +291,17 @@ class Feed:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
                 continue
+            self._warn_of_another_format(stream)
             streams.append(stream)
         return streams
+
+    def _warn_of_another_format(self, stream: Stream) -> None:
+        """Who asks for small images and can't have them must know; who asks for exact ones has them anyway."""
+        formats = self._settings.image_format
+        asked = "raw" if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(stream.key, "raw")
+        if stream.kind == "image" and asked not in ("raw", "png", stream.image_format):  # JPEG for all is the default
+            what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
+            warn(f"{name_of(stream.key)} is stored as {stream.image_format!r}: {asked!r} can't hold {what}")
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
         if self._settings.in_keys is None:
@@ -332,8 +341,7 @@ class Feed:
 
     def _values(self, reads: Sequence[_Read], tensordict: TensorDictBase) -> list[Any]:
         """What a tensordict holds of some keys, as it is; None for what it lacks."""
-        # Nearly all tensordicts are of this class, and to look into their dictionary takes a tenth of `get`'s time.
-        leaves = tensordict._tensordict if type(tensordict) is TensorDict else _NO_LEAVES  # noqa: SLF001
+        leaves = _leaves(tensordict)
         return [leaves[read.name] if read.name in leaves else self._value(read, tensordict) for read in reads]
 
     def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
@@ -457,6 +465,16 @@ class _Read:
             raise _ChangedError(f"{dtype} {shape}")
         array = value if self.stream.device else specs.as_array(value, self._batch_size)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
+
+
+def _leaves(tensordict: TensorDictBase) -> dict[str, Any]:
+    """What a tensordict holds, where that is known without asking it: to look there takes a tenth of `get`'s time."""
+    return tensordict._tensordict if type(tensordict) is TensorDict else _NO_LEAVES  # noqa: SLF001
+
+
+def value_at_root(tensordict: TensorDictBase, name: str) -> Any:
+    """The value of a key of one part; None: there is none."""
+    return _leaves(tensordict).get(name) if type(tensordict) is TensorDict else tensordict.get(name, None)
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:

@@ -187,7 +187,10 @@ def open_recording(
             viewer.close()
         raise
     if settings.options.logged_envs is None and len(recording.envs) < count:
-        warn(f"of {count} environments the first {len(recording.envs)} are recorded; choose with logged_envs=...")
+        warn(
+            f"of {count} environments the first {len(recording.envs)} are recorded in detail, and rewards and returns of all "
+            "as statistics, below /batch; with logged_envs=... you choose, and there are no statistics"
+        )
     return recording
 
 

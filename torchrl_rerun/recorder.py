@@ -21,7 +21,7 @@ from tensordict.utils import NestedKey
 from torchrl.envs import Compose, EnvBase, Transform
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_rerun.feed import Acted, Feed, Mask
+from torchrl_rerun.feed import Acted, Feed, Mask, value_at_root
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import Options
 from torchrl_rerun.stats import Stats
@@ -61,8 +61,8 @@ class RerunRecorder(Transform):
         logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
             of up to 64, else the first 16.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
-        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` (video: lossy, and a tenth of
-            JPEG's size), for all images or per key. Float images are always raw, and what has an alpha channel is
+        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` (video: lossy,
+            and smaller than JPEG), for all images or per key. Float images are always raw, and what has an alpha channel is
             never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``, and the native viewer plays it
             where an ``ffmpeg`` is installed. It has a keyframe at each episode's first frame and once a second; sizes
             that aren't even are filled up at the right and below with what is at the edge.
@@ -185,7 +185,7 @@ class RerunRecorder(Transform):
         feed, now = self._listening(), self._now
         if feed is not None and not now.is_rehearsal:
             now.acted = feed.acted(self._environment, tensordict)
-            now.step_mask = tensordict._get_str("_step", None)  # noqa: SLF001 - much sooner than `get`
+            now.step_mask = value_at_root(tensordict, "_step")
         return tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -281,11 +281,12 @@ class RerunRecorder(Transform):
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
               environments, episodes are those that have begun, of all recorded environments together.
             - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
-              are lost, too. ``frames_dropped``: those that a live viewer was not sent.
+              are lost, too. A frame is written when all of it is: encoded images wait for others for up to
+              ``flush_seconds``. ``frames_dropped``: those that a live viewer was not sent.
             - ``bytes_waiting``: of what is in memory; ``bytes_written``: to the file, its layout aside.
             - ``seconds_waited``: how long the environment has waited for the disk.
-            - ``frames_per_second``: recorded, on average; ``bytes_per_second``: written, while there was something to
-              write.
+            - ``frames_per_second``: recorded, on average; ``bytes_per_second``: how fast the writer is: bytes of the file
+              for each second in which it had something to encode and write.
 
         Examples:
             >>> import tempfile

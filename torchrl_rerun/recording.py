@@ -400,12 +400,12 @@ class Recording:
             return
         entities = sum(stream.lanes for track in self._small.tracks for stream in track.streams)
         cost = entities * CHUNK_SECONDS / self._small.slots
-        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // self._small.slots)
+        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // self._small.slots >> 20)
         warn(
             f"{len(self.envs)} environments are recorded in detail, and only {self._small.slots} frames of them fit into half "
             f"of buffer_bytes: each environment's step takes the writer about {cost * 1e6:.0f} us, "
             f"{cost * len(self.envs) * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
-            f"buffer_bytes={needed}"
+            f"buffer_bytes={needed} << 20"
         )
 
     def fail_to_go_on(self, error: OSError) -> None:
@@ -545,8 +545,8 @@ class Recording:
         stats = self.stats()
         warn(
             f"the environment waits for {self.sink.label} to be written, {self._seconds_waited():.1f} s so far: "
-            f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.0f} MB/s can "
-            "be written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
+            f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.3g} MB/s can "
+            "be encoded and written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
             "image_format (a larger buffer_bytes bridges short peaks)",
             RuntimeWarning,
         )
@@ -589,7 +589,10 @@ class Recording:
         failure = None if self._warned else self._failure()
         if failure is not None:
             self._warned = True
-            warn(f"{failure} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+            warn(
+                f"{failure} (training goes on, and is recorded again, in another file, after close(); dump() and close() will raise this)",
+                RuntimeWarning,
+            )
 
 
 def application_id(options: Options, source: Source) -> str:
