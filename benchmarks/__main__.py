@@ -36,6 +36,7 @@ MEASUREMENTS = {
     "video_files": "benchmarks.files:measure_video",
     "training": "benchmarks.training:measure",
     "scaling": "benchmarks.scaling:measure",
+    "accelerator": "benchmarks.accelerator:measure",
     "parts": "benchmarks.parts:measure",
 }
 

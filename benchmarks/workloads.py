@@ -71,20 +71,28 @@ class Workload:
     Args:
         sizes: what a step is made of.
         pool: values of many steps, ``[steps, envs, ...]`` per key; default: as much noise as is worth having.
+        device: where the environment's tensors are. Elsewhere than on the processor they keep the first step's values.
 
     Attributes:
         pool: as given.
+        device: as given.
         arrays: per key, the values of the present step, ``[envs, ...]``.
+        tensors: the same memory, if that is the processor's.
         root, following: the same memory as the tensordicts that go into a step and come out of it.
     """
 
-    def __init__(self, sizes: Sizes, pool: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
+    def __init__(
+        self, sizes: Sizes, pool: Mapping[str, npt.NDArray[Any]] | None = None, *, device: str = "cpu"
+    ) -> None:
         self.sizes = sizes
+        self.device = torch.device(device)
         self.pool = pool or noise(sizes, max(64, min(1 << 14, POOL_BYTES // sizes.step_bytes)))
         self._length = len(self.pool["reward"])
         self.arrays = {key: values[0].copy() for key, values in self.pool.items()}
-        tensors = {key: torch.from_numpy(array) for key, array in self.arrays.items()}
-        flags: dict[str, Any] = {key: torch.zeros(sizes.envs, 1, dtype=torch.bool) for key in ("done", "terminated")}
+        tensors = self.tensors = {key: torch.from_numpy(array).to(device) for key, array in self.arrays.items()}
+        flags: dict[str, Any] = {
+            key: torch.zeros(sizes.envs, 1, dtype=torch.bool, device=device) for key in ("done", "terminated")
+        }
         self.observed: dict[str, Any] = {key: tensors[key] for key in ("pixels", "observation") if key in tensors}
         self.outcome: dict[str, Any] = {"reward": tensors["reward"], **flags}
         self.root = TensorDict({**self.observed, "action": tensors["action"], **flags}, [sizes.envs])
@@ -149,14 +157,15 @@ class Instant(EnvBase):
 
     def __init__(self, workload: Workload) -> None:
         sizes = workload.sizes
-        super().__init__(batch_size=torch.Size([sizes.envs]))
+        super().__init__(batch_size=torch.Size([sizes.envs]), device=workload.device)
         shapes = sizes.shapes()
-        specs = {"observation": Unbounded(shapes["observation"])}
+        on = {"device": workload.device}
+        specs = {"observation": Unbounded(shapes["observation"], **on)}
         if sizes.pixels:
-            specs["pixels"] = Bounded(0, 255, shapes["pixels"], dtype=torch.uint8)
-        self.observation_spec = Composite(specs, shape=(sizes.envs,))
-        self.action_spec = Unbounded(shapes["action"])
-        self.reward_spec = Unbounded(shapes["reward"])
+            specs["pixels"] = Bounded(0, 255, shapes["pixels"], dtype=torch.uint8, **on)
+        self.observation_spec = Composite(specs, shape=(sizes.envs,), **on)
+        self.action_spec = Unbounded(shapes["action"], **on)
+        self.reward_spec = Unbounded(shapes["reward"], **on)
         self.workload = workload
 
     def _reset(self, tensordict: TensorDict | None = None, **_: object) -> TensorDict:
