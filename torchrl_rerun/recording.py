@@ -139,7 +139,7 @@ class Recording:
         self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
         self._error: Exception | None = None
         self._failed_at: int | None = None
-        self._end: RecordingError | None = None  # of this recording
+        self._end: tuple[str, BaseException | None] | None = None  # what this recording failed by, and its cause
         self._aftermath: RecordingError | None = None  # of what came after it
         self._warned = False
         self._warned_of_waiting = False
@@ -337,9 +337,11 @@ class Recording:
             RecordingError: it isn't, and why.
         """
         if self._is_done():
-            failure = self._aftermath or self._end
-            if failure is not None:
-                raise failure
+            if self._aftermath is not None:
+                raise self._aftermath
+            if self._end is not None:
+                what, cause = self._end
+                raise RecordingError(what) from cause
             return
         self._flush()
         if self._writer is not None:
@@ -370,9 +372,11 @@ class Recording:
         self._writer.finish()
         self._conclude(self.lost_frames)
         try:
-            self._end = self._failure()
-            if self._end is not None:
-                raise self._end
+            failure = self._failure()
+            if failure is not None:
+                # Not the error itself: with its traceback it would keep all of this alive.
+                self._end = str(failure), failure.__cause__
+                raise failure
             self._embed_layout()
         finally:
             self.is_over = True
