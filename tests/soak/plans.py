@@ -82,6 +82,8 @@ class Plan:
         sink = rng.choices(["file", "file+viewer", "file+server", "viewer"], [60, 25, 8, 7])[0]
         faults = ["kill", "disk", "removed", "emptied", "folder"] if sink == "file" else []
         faults = ["viewer_killed", "viewer_stopped"] if sink == "file+viewer" else faults
+        if way == "parallel" and "disk" in faults:
+            faults.remove("disk")  # what ParallelEnv shares with its workers is bound by the limit, too
         fault = rng.choice(faults) if faults and rng.random() < 0.45 else ""
         everything = [*layout.observed, *layout.acted, *layout.rewards, ("logits",)]
         logged = rng.choice([None, None, "all", sorted(rng.sample(range(envs), rng.randint(1, envs)))])
