@@ -255,8 +255,9 @@ class Iteration:
         was_open = self._is_recording and self._recorder._feed.recording.alive
         with self._may_fail("close"):
             self._recorder.close()
-            self.dumped = self.witness.lengths()
-            self._noted("closed")
+            if was_open:  # closing again does nothing, and says nothing
+                self.dumped = self.witness.lengths()
+                self._noted("closed")
         self.tally["closes"] += 1
         if was_open:
             self._note_end()
@@ -272,7 +273,7 @@ class Iteration:
         if self._recorder is None or not self._has_file or self._failed or not self._is_recording:
             return
         if self._recorder._feed.recording.alive and (len(self.witness.ended) - 1) not in self._gone:
-            copy = self.path.with_name("copy.rrd")
+            copy = self.path.parent.with_name("copy.rrd")  # elsewhere: a fault may have closed the folder
             shutil.copyfile(self._files()[-1], copy)
             if copy.stat().st_size:
                 self._compare(copy, len(self.witness.ended) - 1)
