@@ -257,16 +257,16 @@ def measure_video(effort: Effort) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         h264 = _recorded_as("h264", rollouts, Path(folder, "h264.rrd"))
         jpeg = _recorded_as("jpeg", rollouts, Path(folder, "jpeg.rrd"))
-        mp4_seconds, mp4 = _mp4(rollouts, Path(folder, "run.mp4"))
+        mp4 = _mp4(rollouts, Path(folder, "run.mp4"))
     size = f"{VIDEO_FRAMES} frames of {pictures[0].shape[0]}x{pictures[0].shape[1]}"
     row = Row(
         "file size, video",
         f"{size}, CartPole in {len(rollouts)} episodes, h264",
-        f"{mega(h264.whole)} with footer and layout; mp4 {mega(mp4)}",
-        f"{h264.whole / mp4:.2f} x",
+        f"{mega(h264.whole)} with footer and layout; mp4 {mega(mp4.whole)}",
+        f"{h264.whole / mp4.whole:.2f} x",
         f"<= {TIMES_MP4} x the mp4",
-        h264.whole <= TIMES_MP4 * mp4,
-        {"rrd_bytes": h264.whole, "mp4_bytes": mp4},
+        h264.whole <= TIMES_MP4 * mp4.whole,
+        {"rrd_bytes": h264.whole, "mp4_bytes": mp4.whole},
     )
     figure = f"file size, video, {size}"
     return Report(
@@ -274,13 +274,14 @@ def measure_video(effort: Effort) -> Report:
         tuple(
             Detail(
                 figure,
-                name,
-                f"{mega(whole)}, {raw / whole:.0f} x less than raw; {seconds / VIDEO_FRAMES * 1e3:.2f} ms a frame",
+                what,
+                f"{mega(video.whole)}, {raw / video.whole:.0f} x less than raw; "
+                f"{video.seconds / VIDEO_FRAMES * 1e3:.2f} ms a frame",
             )
-            for name, seconds, whole in (
-                ("h264: from the first frame until dump() returns", h264.seconds, h264.whole),
-                ("jpeg: likewise", jpeg.seconds, jpeg.whole),
-                ("mp4: encoded and muxed with PyAV", mp4_seconds, mp4),
+            for what, video in (
+                ("h264: from the first frame until dump() returns", h264),
+                ("jpeg: likewise", jpeg),
+                ("mp4: encoded and muxed with PyAV", mp4),
             )
         ),
     )
@@ -320,8 +321,8 @@ def _recorded_as(image_format: ImageFormat, rollouts: list[TensorDictBase], path
     return _Video(seconds, path.stat().st_size)
 
 
-def _mp4(rollouts: list[TensorDictBase], path: Path) -> tuple[float, int]:
-    """Seconds and bytes of the same frames in an mp4, as PyAV's users write one, with the recorder's settings."""
+def _mp4(rollouts: list[TensorDictBase], path: Path) -> _Video:
+    """The same frames in an mp4, as PyAV's users write one, with the recorder's settings."""
     start = time.perf_counter()
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS["h264"].encoder, rate=VIDEO_FPS, options=dict(CODECS["h264"].options))
@@ -336,4 +337,4 @@ def _mp4(rollouts: list[TensorDictBase], path: Path) -> tuple[float, int]:
                 frame.pict_type = PictureType.NONE if number else PictureType.I
                 container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return time.perf_counter() - start, path.stat().st_size
+    return _Video(time.perf_counter() - start, path.stat().st_size)

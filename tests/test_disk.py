@@ -54,14 +54,18 @@ def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
     return [line for line in done.stdout.splitlines() if "error" in line], done.stdout
 
 
-def test_recording_goes_on_where_there_is_room_again(path):
-    """As the README says: after `close()`, in the next file."""
-    code = """
+FULL_DISK = """
         import contextlib, resource, signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         env = cartpole().append_transform(RerunRecorder(path, buffer_bytes=1))
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
         env.rollout(50, break_when_any_done=False)
+"""
+
+
+def test_recording_goes_on_where_there_is_room_again(path):
+    """As the README says: after `close()`, in the next file."""
+    code = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         try:
             env.transform.dump()
@@ -72,7 +76,7 @@ def test_recording_goes_on_where_there_is_room_again(path):
         env.transform.dump()
         env.close()
     """
-    run(code, path, timeout=60)
+    run(FULL_DISK + code, path, timeout=60)
     assert len(read(path.with_name("run.part_1.rrd"))["/env_0/reward"].values) == 20
     assert 0 < len(read(path)["/env_0/reward"].values) < 50
 
@@ -80,11 +84,6 @@ def test_recording_goes_on_where_there_is_room_again(path):
 def test_dump_never_says_that_all_is_well_when_it_is_not(path):
     """`close()` has said what was lost, once; `dump()` still does, since what it promises isn't so."""
     code = """
-        import resource, signal
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        env = cartpole().append_transform(RerunRecorder(path, buffer_bytes=1))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-        env.rollout(50, break_when_any_done=False)
         for call in (env.transform.close, env.transform.close, env.transform.dump, env.transform.dump):
             try:
                 call()
@@ -92,7 +91,7 @@ def test_dump_never_says_that_all_is_well_when_it_is_not(path):
             except RecordingError as error:
                 print("frames were lost" in str(error))
     """
-    assert run(code, path, timeout=60).stdout.split() == ["True", "nothing", "True", "True"]
+    assert run(FULL_DISK + code, path, timeout=60).stdout.split() == ["True", "nothing", "True", "True"]
 
 
 @pytest.fixture

@@ -97,22 +97,7 @@ class ChunkFactory:
                             entities += self._entities(stream, env, sums[stream.key][slots, row], positions)
                 if entities:
                     yield from chunks_of(times_of(positions, self._fps), entities)
-        if len(block.events):
-            yield from self._pictures.due(int(block.events.numbers()[-1, 2]))
-
-    @property
-    def oldest_waiting(self) -> int | None:
-        """Number of the first frame of which a picture waits for others; None: there is none."""
-        return self._pictures.oldest_waiting
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Bytes of the pictures that wait for others."""
-        return self._pictures.waiting_bytes
-
-    def rest(self) -> Iterator[Chunk]:
-        """What of the blocks so far waits for more: encoded pictures."""
-        yield from self._pictures.rest()
+        yield from self._pictures.due(int(block.events.numbers()[-1, 2]))
 
     def _entities(self, stream: Stream, env: int, values: npt.NDArray[Any], positions: Positions) -> Iterator[Entity]:
         """What becomes of an environment's values ``[n, *stream.shape]``: one entity, or one for each agent."""

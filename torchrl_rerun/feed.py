@@ -30,8 +30,6 @@ Mask = npt.NDArray[np.bool_] | None
 Acted = dict[Key, Any] | list[Any]
 """The policy's values: of all keys that may be its, or once that is known of its keys in their order."""
 
-_NO_LEAVES: dict[str, Any] = {}
-
 _BOOKKEEPING = {"is_init", "traj_ids"}
 """What collectors add behind the recorder; a recording tells all of it by its timelines."""
 
@@ -341,7 +339,7 @@ class Feed:
 
     def _values(self, reads: Sequence[_Read], tensordict: TensorDictBase) -> list[Any]:
         """What a tensordict holds of some keys, as it is; None for what it lacks."""
-        leaves = _leaves(tensordict)
+        leaves = _leaves(tensordict) or {}
         return [leaves[read.name] if read.name in leaves else self._value(read, tensordict) for read in reads]
 
     def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
@@ -467,14 +465,15 @@ class _Read:
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
 
 
-def _leaves(tensordict: TensorDictBase) -> dict[str, Any]:
+def _leaves(tensordict: TensorDictBase) -> dict[str, Any] | None:
     """What a tensordict holds, where that is known without asking it: to look there takes a tenth of `get`'s time."""
-    return tensordict._tensordict if type(tensordict) is TensorDict else _NO_LEAVES  # noqa: SLF001
+    return tensordict._tensordict if type(tensordict) is TensorDict else None  # noqa: SLF001
 
 
 def value_at_root(tensordict: TensorDictBase, name: str) -> Any:
     """The value of a key of one part; None: there is none."""
-    return _leaves(tensordict).get(name) if type(tensordict) is TensorDict else tensordict.get(name, None)
+    leaves = _leaves(tensordict)
+    return tensordict.get(name, None) if leaves is None else leaves.get(name)
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:

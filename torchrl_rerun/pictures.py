@@ -55,7 +55,7 @@ class Pictures:
         """
         pile = self._piles.get(path)
         if pile is None:
-            pile = self._piles[path] = _Pile(stream, self._fps)
+            pile = self._piles[path] = _Pile(path, stream, self._fps)
         pile.add(rows, positions)
 
     def due(self, now: int) -> Iterator[Chunk]:
@@ -64,19 +64,19 @@ class Pictures:
         Args:
             now: nanoseconds since the epoch.
         """
-        oldest = min((pile.positions[0][0, LOG_TIME] for pile in self._piles.values() if pile.positions), default=now)
+        oldest = min((first[LOG_TIME] for first in self._firsts()), default=now)
         if now - oldest > self._max_age or self.waiting_bytes > WAITING_BYTES:
             yield from self.rest()
             return
-        for path, pile in self._piles.items():
+        for pile in self._piles.values():
             if pile.is_full:
-                yield from pile.chunks(path, self._fps)
+                yield from pile.chunks()
 
     def rest(self) -> Iterator[Chunk]:
         """Chunks of all that wait."""
-        for path, pile in self._piles.items():
-            if pile.positions:
-                yield from pile.chunks(path, self._fps)
+        for pile in self._piles.values():
+            if pile.first is not None:
+                yield from pile.chunks()
 
     @property
     def waiting_bytes(self) -> int:
@@ -86,28 +86,35 @@ class Pictures:
     @property
     def oldest_waiting(self) -> int | None:
         """Number of the first frame of which a picture waits; None: there is none."""
-        return min(
-            (pile.first_frame for pile in tuple(self._piles.values()) if pile.first_frame is not None), default=None
-        )
+        return min((int(first[FRAME]) for first in self._firsts()), default=None)
+
+    def _firsts(self) -> list[Positions]:
+        """Where the first picture of each pile is that has any. Also asked on other threads."""
+        return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
 
 
 class _Pile:
     """The pictures of one entity that wait.
 
     Attributes:
-        positions: where they are, a piece for each time that some were added.
-        first_frame: the frame of the first; None: there are none. This and ``bytes`` are looked at from other threads.
-        bytes: their size.
+        bytes: their size. This and ``first`` are looked at from other threads.
     """
 
-    def __init__(self, stream: Stream, fps: float | None) -> None:
+    def __init__(self, path: str, stream: Stream, fps: float | None) -> None:
+        self._path = path
         self._stream = stream
+        self._fps = fps
         self._encoder = _video_encoder(stream, fps) if stream.is_video else None
         self._files: list[bytes] = []
         self._keyframes: list[bool] = []
-        self.positions: list[Positions] = []
-        self.first_frame: int | None = None
+        self._positions: list[Positions] = []  # a piece for each time that some were added
         self.bytes = 0
+
+    @property
+    def first(self) -> Positions | None:
+        """Where the first of them is, ``[5]``; None: there are none."""
+        positions = self._positions
+        return positions[0][0] if positions else None
 
     @property
     def is_full(self) -> bool:
@@ -117,8 +124,6 @@ class _Pile:
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
         """Encode some."""
         stream = self._stream
-        if self.first_frame is None:
-            self.first_frame = int(positions[0, FRAME])
         if self._encoder is not None:
             samples = self._encoder.encode(channels_last(rows, stream.channels), positions[:, EPISODE])
             files = [sample.data for sample in samples]
@@ -129,10 +134,10 @@ class _Pile:
             stacks = [channels_last(row[None], channels_of(row) if varying else stream.channels) for row in rows]
             files = [encode(stack[0], stream.image_format) for stack in stacks]
         self._files += files
-        self.positions.append(positions)
+        self._positions.append(positions)
         self.bytes += sum(map(len, files))
 
-    def chunks(self, path: str, fps: float | None) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[Chunk]:
         """A chunk of all of them. They are forgotten when the next one is asked for: then it is with the sink."""
         count = len(self._files)
         values = lists(blobs(self._files), count)
@@ -144,10 +149,10 @@ class _Pile:
             ]
         else:
             columns = [Column("EncodedImage:blob", "EncodedImage", "Blob", values)]
-        positions = np.concatenate(self.positions)
-        yield from chunks_of(times_of(positions, fps), [Entity(path, columns)])
-        self._files, self._keyframes, self.positions = [], [], []
-        self.first_frame, self.bytes = None, 0
+        times = times_of(np.concatenate(self._positions), self._fps)
+        yield from chunks_of(times, [Entity(self._path, columns)])
+        self._files, self._keyframes, self._positions = [], [], []
+        self.bytes = 0
 
 
 def _video_encoder(stream: Stream, fps: float | None) -> VideoEncoder:

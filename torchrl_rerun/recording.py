@@ -127,8 +127,8 @@ class Recording:
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
-        pictures = Pictures(source.fps, max_age=self._max_age)
-        self._factory = ChunkFactory(self.envs, source.fps, self._sums, pictures)
+        self._pictures = Pictures(source.fps, max_age=self._max_age)
+        self._factory = ChunkFactory(self.envs, source.fps, self._sums, self._pictures)
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
         self._small = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
@@ -465,7 +465,7 @@ class Recording:
             buffer.flush()
         if self._writer is not None:
             now = self.episodes.frames
-            self._writer.put(self._factory.rest(), frames=(now, now))
+            self._writer.put(self._pictures.rest(), frames=(now, now))
 
     def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
@@ -482,7 +482,7 @@ class Recording:
     @property
     def _unwritten_frames(self) -> int:
         """How many of them aren't with the sink in full."""
-        waiting = [self._factory.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
+        waiting = [self._pictures.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
         oldest = min(
             [frame for frame in (self._failed_at, *waiting) if frame is not None], default=self.episodes.frames
         )
@@ -527,7 +527,7 @@ class Recording:
         return self._before.busy_seconds + (0.0 if self._writer is None else self._writer.busy_seconds)
 
     def _waiting_bytes(self) -> int:
-        return self._factory.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers())
+        return self._pictures.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers())
 
     def _conclude(self, lost: int) -> None:
         """Nothing more is written: what is lost is so for good."""
@@ -594,7 +594,8 @@ class Recording:
         if failure is not None:
             self._warned = True
             warn(
-                f"{failure} (training goes on, and is recorded again, in another file, after close(); dump() and close() will raise this)",
+                f"{failure} (training goes on, and is recorded again, in another file, after close(); dump() and close() "
+                "will raise this)",
                 RuntimeWarning,
             )
 

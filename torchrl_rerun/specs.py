@@ -229,9 +229,8 @@ def without_last_observations(
     for i, (key, values) in enumerate(zip(keys, observed, strict=True)):
         if key not in ours or values is None:
             continue
-        if isinstance(
-            values, torch.Tensor
-        ):  # on an accelerator: no question is asked whose answer it would take time for
+        if isinstance(values, torch.Tensor):
+            # On an accelerator: no question is asked whose answer it would take time for.
             mask = done.reshape(count, *[1] * (values.ndim - 1))
             out[i] = torch.where(mask, torch.nan if values.is_floating_point() else 0, values).to(values.dtype)
         elif values.dtype != object and done.any():
