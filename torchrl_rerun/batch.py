@@ -50,15 +50,17 @@ class BatchStatistics:
         block.wait()
         sums = self._sums.of(block)
         for number, track in enumerate(block.tracks):
-            frames = block.frames[number]
-            if not frames:
+            frames, present = np.array(block.frames[number], np.intp), block.presence(number)
+            slots = np.arange(len(frames)) if present is None else np.flatnonzero(present.any(axis=1))
+            frames = frames[slots]
+            if not len(frames):
                 continue
-            stepped = {values.stream.key: values.by_frame[: len(frames)] for values in block.values[number]}
+            stepped = {values.stream.key: values.by_frame[slots] for values in block.values[number]}
             entities = []
             for stream in track.streams:
-                present = None if stream.sums else block.presence(number)
-                values = sums[stream.key] if stream.sums else stepped[stream.key]
-                rows = statistics(values.reshape(*values.shape[:2], -1), present)
+                values = sums[stream.key][slots] if stream.sums else stepped[stream.key]
+                among = None if stream.sums or present is None else present[slots]
+                rows = statistics(values.reshape(*values.shape[:2], -1), among)
                 entities.append(Entity(batch_path(stream.key), [number_lists(rows)]))
             positions = np.zeros((len(frames), len(TIMELINES)), np.int64, order="F")
             positions[:, _TIMES] = block.events.numbers()[frames]

@@ -12,7 +12,7 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from torchrl_rerun.episodes import Positions
 from torchrl_rerun.events import Event, Events
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import PAGE, Stream
+
+ACTED = Moment.ACTED
 
 MAX_SLOTS = 2048
 """Frames of a block at the most. More would not be cheaper, and files would grow: LZ4 finds a time column in another
@@ -52,15 +54,17 @@ class Track:
         moment: when they get rows.
         streams: what is stored. Those that are sums of others take no room: they are worked out from them.
         at: where the values of each stream are among those of the moment.
+        is_summed: rewards are among them. Sums need those of all steps, also of steps that aren't recorded.
     """
 
     moment: Moment
     streams: tuple[Stream, ...]
     at: tuple[int, ...] = ()
+    is_summed: bool = False
 
     def part(self, at: Sequence[int]) -> Track:
         """A track of some of its streams, those whose values are at ``at``."""
-        return Track(self.moment, tuple(self.streams[self.at.index(i)] for i in at), tuple(at))
+        return replace(self, streams=tuple(self.streams[self.at.index(i)] for i in at), at=tuple(at))
 
     @property
     def row_bytes(self) -> int:
@@ -113,7 +117,7 @@ class Block:
 
     Attributes:
         start: where the environments were before it.
-        events: what happened, one event a frame.
+        events: what happened.
         frames: per track, which of these events gave it rows.
         values: per track, what is stored of each stream that is no sum.
         room: how many more frames there is room for, at least.
@@ -143,8 +147,8 @@ class Block:
         self.room = slots
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
-        # What `add` goes through, for each track: its moment, where its first value is, its frames; and arrays and
-        # where their values are, of streams that lie by frame, that lie by environment, that are Python objects, and
+        # What `add` goes through, for each track: its moment, whether it is summed, where its first value is, its frames;
+        # and arrays and where their values are, of streams that lie by frame, that lie by environment, that are Python objects, and
         # that are on an accelerator.
         self._plan = []
         for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
@@ -155,7 +159,7 @@ class Block:
             by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
             objects = [i for v, i in pairs if v.is_objects]
             first = track.at[0] if track.at else None
-            self._plan.append((track.moment, first, frames, by_frame, by_env, objects, far))
+            self._plan.append((track.moment, track.is_summed, first, frames, by_frame, by_env, objects, far))
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
@@ -199,12 +203,15 @@ class Block:
             moments: per moment, the values of all environments; None for a moment that had none. Where the values of a
                 track are missing, it gets no rows.
         """
-        number, rows = len(self.events), event.rows
+        number, after = len(self.events), event.after
         self.events.append(event)
         self.room -= 1
-        for moment, first, frames, by_frame, by_env, objects, far in self._plan:
+        for moment, is_summed, first, frames, by_frame, by_env, objects, far in self._plan:
             arrays = moments[moment]
             if arrays is None or (first is not None and arrays[first] is None):
+                continue
+            rows = event.rows if is_summed else event.before if moment is ACTED else after
+            if rows is not None and not len(rows):
                 continue
             slot = len(frames)
             frames.append(number)
@@ -227,9 +234,9 @@ class Block:
             if far:
                 self._transfer(far, slot, arrays)
 
-    def drop(self, frame: int) -> None:
-        """Forget a frame, the last one, however much of it was copied."""
-        self.events.drop(frame)
+    def drop(self, event: Event) -> None:
+        """Forget an event if it is the last one, however much of its frame was copied."""
+        self.events.drop(event)
         for frames in self.frames:
             while frames and frames[-1] >= len(self.events):
                 frames.pop()
@@ -257,7 +264,7 @@ class Block:
         """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
         frames = np.array(self.frames[track], np.intp)
         present = None
-        for position, rows in self.events.partial():
+        for position, rows in self.events.partial(before=self.tracks[track].moment is ACTED):
             slot = int(np.searchsorted(frames, position))
             if slot < len(frames) and frames[slot] == position:
                 if present is None:
@@ -323,6 +330,7 @@ class Buffer:
         self._waited = waited
         self._max_age = max_age * 1e9
         self._tracks: tuple[Track, ...] = ()
+        self._is_summed = False
         self._blocks: list[Block] = []
         self._in_preparation: Block | None = None
         self._block: Block | None = None
@@ -340,6 +348,7 @@ class Buffer:
     def tracks(self, tracks: Sequence[Track]) -> None:
         self.flush()
         self._tracks = tuple(tracks)
+        self._is_summed = any(track.is_summed for track in tracks)
         devices = sorted({stream.device for track in tracks for stream in track.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
         self._blocks = [
@@ -399,6 +408,8 @@ class Buffer:
             positions: where the environments are before it; asked at the start of a block.
         """
         block = self._block
+        if block is None and event.leaves_no_row and not self._is_summed:
+            return True  # the next block begins after it
         if (
             block is None
             or event.log_time > self._expires
@@ -411,10 +422,10 @@ class Buffer:
         block.add(event, moments)
         return True
 
-    def drop(self, frame: int) -> None:
-        """Forget the frame that is being added, however much of it was copied."""
+    def drop(self, event: Event) -> None:
+        """Forget what is being added, however much of it was copied."""
         if self._block is not None:
-            self._block.drop(frame)
+            self._block.drop(event)
 
     def flush(self) -> None:
         """Hand over what there is.

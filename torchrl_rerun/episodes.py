@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.events import Event, Rows
+from torchrl_rerun.events import NONE, Event, Rows
 
 FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME = range(5)
 """Columns of a position, in the order in which the timelines are written."""
@@ -49,14 +49,23 @@ class Episodes:
         self._latest = np.zeros((envs, len(TIMELINES)), np.int64)
         # The last event, while it was one of all environments: then their rows of `_latest` wait to be filled in.
         self._shared: Event | None = None
+        self._seen: Event | None = None
         self.all_begun = False
 
-    def event(self, rows: Rows, now: int, *, is_step: bool) -> Event:
-        """What is about to happen at time ``now``: the environments ``rows`` are stepped, or reset. Changes nothing."""
-        return Event(self.frames, self.steps + is_step, now, is_step, rows)
+    def event(self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None) -> Event:
+        """What is about to happen: environments are stepped, or reset. Changes nothing.
+
+        Args:
+            rows: which environments.
+            now: when, in nanoseconds since the epoch.
+            is_step: they are stepped.
+            picked: those whose frames before and after are recorded; None: all of them.
+        """
+        before, after = (rows, rows) if picked is None else picked
+        return Event(self.frames, self.steps + is_step, now, is_step, rows, before, after)
 
     def apply(self, event: Event) -> None:
-        """It happens: a new frame; a step on in the same episode, or step 0 of a new one."""
+        """It happens: a new frame, if it is recorded; a step on in the same episode, or step 0 of a new one."""
         rows = event.rows
         if event.is_step:
             self.steps = event.step
@@ -68,7 +77,8 @@ class Episodes:
             at = slice(None) if rows is None else rows
             self._episode[at] += 1
             self._episode_step[at] = -self._more_steps
-        self.frames += 1
+        self.frames += event.is_recorded
+        self._seen = event
         if rows is None:
             self._shared = event
             return
@@ -88,6 +98,14 @@ class Episodes:
         self._latest[:, EPISODE_STEP] = self._episode_step
         return self._latest.copy()
 
+    def has_seen(self, event: Event) -> bool:
+        """Whether an event was the last to happen."""
+        return self._seen is event
+
+    def of(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """The numbers of the episodes that environments are in."""
+        return self._episode if rows is None else self._episode[rows]
+
     def begun(self) -> int:
         """How many episodes have begun, of all environments together."""
         return int(self._episode.sum()) + len(self._episode)
@@ -95,7 +113,7 @@ class Episodes:
     def never_begun(self, rows: Rows) -> Rows:
         """Those of ``rows`` that were never reset, an empty array if there are none."""
         if self.all_begun:
-            return _NONE
+            return NONE
         fresh = self._episode < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
@@ -104,9 +122,6 @@ class Episodes:
         self._latest[at, FRAME] = event.frame
         self._latest[at, STEP] = event.step
         self._latest[at, LOG_TIME] = event.log_time
-
-
-_NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
 
 
 def check_envs(logged_envs: object) -> None:

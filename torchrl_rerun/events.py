@@ -13,15 +13,32 @@ Rows = npt.NDArray[np.intp] | None
 """Positions among the recorded environments; None: all of them."""
 
 
+NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
+
+
+class Ends(NamedTuple):
+    """Whose episodes end with a step, ``[envs]`` each, and how."""
+
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+
+    @property
+    def either(self) -> npt.NDArray[np.bool_]:
+        """Those that end in either way."""
+        return self.terminated | self.truncated
+
+
 class Event(NamedTuple):
-    """What happened in one frame: environments were reset, or stepped.
+    """What happened at one moment: environments were reset, or stepped.
 
     Attributes:
-        frame: number of the frame.
+        frame: number of the frame; the next one's too, if this one isn't recorded.
         step: calls of ``env.step`` so far.
         log_time: when it happened, in nanoseconds since the epoch.
         is_step: they were stepped, not reset.
         rows: which environments.
+        before: those whose frame before this was recorded: what the policy did then belongs to it.
+        after: those whose frame is recorded now.
     """
 
     frame: int
@@ -29,24 +46,39 @@ class Event(NamedTuple):
     log_time: int
     is_step: bool
     rows: Rows
+    before: Rows
+    after: Rows
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it makes a frame. One that concerns none of the recorded environments does, for the statistics of all."""
+        return self.after is self.rows or self.after is None or len(self.after) > 0
+
+    @property
+    def leaves_no_row(self) -> bool:
+        """Whether nothing of it is recorded: it counts alone."""
+        return not self.is_recorded and self.before is not None and not len(self.before)
 
 
 class Events:
-    """What happened in a block, in order.
+    """What happened in the time of a block, in order.
 
     Steps of all environments, which nearly all events are, are kept as numbers alone: going through thousands of Python
     objects would keep the GIL from the environment's thread for milliseconds.
 
     >>> events = Events()
-    >>> for event in (Event(7, 6, 0, True, None), Event(8, 7, 1, True, None), Event(9, 7, 2, False, np.array([1]))):
-    ...     events.append(event)
+    >>> second = np.array([1])
+    >>> events.append(Event(7, 6, 0, True, None, None, None))
+    >>> events.append(Event(8, 7, 1, True, None, None, None))
+    >>> events.append(Event(9, 7, 2, False, second, second, second))
     >>> len(events), events.frames, [(first, last, event and event.frame) for first, last, event in events.runs()]
     (3, (7, 10), [(0, 2, None), (2, 3, 9)])
     """
 
     def __init__(self) -> None:
         self._numbers = array("q")
-        self._others: dict[int, Event] = {}
+        self._others: dict[int, Event] = {}  # all that aren't steps of all environments
+        self._picked: dict[int, Event] = {}  # steps of all environments of which not all is recorded
         self._count = 0
 
     def __len__(self) -> int:
@@ -54,23 +86,27 @@ class Events:
 
     def append(self, event: Event) -> None:
         """Note an event."""
-        frame, step, log_time, is_step, rows = event
+        frame, step, log_time, is_step, rows, before, after = event
         self._numbers.extend((frame, step, log_time))
         if rows is not None or not is_step:
             self._others[self._count] = event
+        elif before is not None or after is not None:
+            self._picked[self._count] = event
         self._count += 1
 
-    def drop(self, frame: int) -> None:
-        """Forget the event of a frame, the last one, however much of it was noted."""
-        while self._numbers and self._numbers[-3] >= frame:
+    def drop(self, event: Event) -> None:
+        """Forget an event if it is the last one, however much of it was noted."""
+        if self._numbers and (self._numbers[-3], self._numbers[-1]) == (event.frame, event.log_time):
             del self._numbers[-3:]
         self._count = len(self._numbers) // 3
         self._others.pop(self._count, None)
+        self._picked.pop(self._count, None)
 
     def clear(self) -> None:
         """Forget all."""
         self._numbers = array("q")
         self._others.clear()
+        self._picked.clear()
         self._count = 0
 
     @property
@@ -82,11 +118,16 @@ class Events:
         """Frame, step and time of each: ``[n, 3]``."""
         return np.array(self._numbers, np.int64).reshape(-1, 3)
 
-    def partial(self) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-        """The events that were of some environments only, and which: their positions and rows."""
-        for position, event in self._others.items():
-            if event.rows is not None:
-                yield position, event.rows
+    def partial(self, *, before: bool) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """The events of which not all environments are recorded, and which are: their positions and rows.
+
+        Args:
+            before: of their frames before the event, not of those after it.
+        """
+        for position, event in (*self._others.items(), *self._picked.items()):
+            rows = event.before if before else event.after
+            if rows is not None:
+                yield position, rows
 
     def runs(self) -> Iterator[tuple[int, int, Event | None]]:
         """Stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""

@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
+from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
 from torchrl_rerun.schema import Moment
@@ -52,12 +53,24 @@ class Feed:
         self._settings = settings
         self._sees_all = sees_all
         self.recording: Recording | None = None
+        self._enabled = True
         self._forget_keys()
         self._last: TensorDictBase | None = None
         self._resets_itself = False
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
         self._process = os.getpid()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._enabled = enabled
+        if self.recording is not None:
+            self.recording.selection.enabled = enabled
 
     def close_quietly(self) -> None:
         """Close the recording where nobody is there to catch an error."""
@@ -75,6 +88,7 @@ class Feed:
         self._of_observed: list[_Read] | None = None
         self._of_following: list[_Read] = []
         self._of_acted: list[_Read] = []
+        self._ends: Callable[[TensorDictBase], Ends | None] = lambda _: None
 
     # --- live ---
 
@@ -143,7 +157,8 @@ class Feed:
             if self._resets_itself:
                 keys = [read.key for read in self._of_following[:count]]
                 observed = specs.without_last_observations(keys, observed, env(), following)
-            recording.step(self._actions(acted), observed, stepped, mask)
+            ends = self._ends(following) if recording.must_know_ends else None
+            recording.step(self._actions(acted), observed, stepped, mask, ends)
         except Exception as error:  # training goes on: it is kept for the next `dump()`
             recording.fail(error)
 
@@ -264,6 +279,7 @@ class Feed:
         self._of_following = [*(self._of_observed or ()), *self._reading(recording, stepped)]
         self._of_acted = self._reading(recording, policy)
         self._resets_itself = env is not None and specs.resets_itself(env)
+        self._ends = specs.ends_in(env, following)
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
@@ -417,6 +433,8 @@ class Feed:
                     raise  # before anything was recorded it is the user's to mend
                 ended.fail_to_go_on(error)
                 return None
+            if not self._enabled:
+                self.recording.selection.enabled = False
             if self._process != os.getpid():
                 # A process that multiprocessing forks forgets what was to be done at the end of its parent.
                 self._process = os.getpid()

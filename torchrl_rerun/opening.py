@@ -82,6 +82,12 @@ class Settings:
         _require("application_id", options.application_id, str | None, "a string")
         _require("recording_id", options.recording_id, str | None, "a string")
         numbers = {"fps": fps, "buffer_bytes": options.buffer_bytes, "flush_seconds": options.flush_seconds}
+        _require_count("skip", options.choice.skip, 1, "one frame in so many is recorded")
+        _require_count("recording_length", options.choice.recording_length, 0, "steps; 0: to the end of the episode")
+        for name in ("episode_trigger", "step_trigger"):
+            trigger = getattr(options.choice, name)
+            if trigger is not None and not callable(trigger):
+                raise TypeError(f"{name}={trigger!r} can't be called; pass a function of a number that returns a bool")
         for name, number in numbers.items():
             if number is not None and not number > 0:
                 raise ValueError(f"{name}={number!r} must be positive")
@@ -129,6 +135,13 @@ def _sinks(sink: Any, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...]]:
 def _require(name: str, value: Any, types: Any, what: str) -> None:
     if not isinstance(value, types):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass {what}")
+
+
+def _require_count(name: str, value: Any, least: int, what: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass a whole number: {what}")
+    if value < least:
+        raise ValueError(f"{name}={value}: pass {least} or more: {what}")
 
 
 def _require_pyav(image_format: str) -> None:

@@ -24,6 +24,7 @@ from torchrl.envs.utils import check_env_specs
 from torchrl_rerun.feed import Acted, Feed, Mask, value_at_root
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import Options
+from torchrl_rerun.selection import Choice, Trigger
 from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import ImageFormat, Kind
 from torchrl_rerun.warning import warn
@@ -60,6 +61,8 @@ class RerunRecorder(Transform):
             action, reward and done specs.
         logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
             of up to 64, else the first 16.
+        skip: record one frame in so many, and the first and the last of each episode in any case. ``episode_return`` is
+            that of all steps, whichever are recorded.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
         image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` (video: lossy,
             and smaller than JPEG), for all images or per key. Float images are always raw, and what has an alpha channel is
@@ -69,6 +72,13 @@ class RerunRecorder(Transform):
         kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
             ``"state"`` (categories and flags) or ``"text"``.
         names: per key, the names of the numbers of a row, or of the categories.
+        episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
+            returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
+            environment by itself; with neither trigger everything is recorded.
+        step_trigger: called with the number of each step, from 0; where it returns true, a recording starts with what
+            the step led to.
+        recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
+            0: to the end of the episode. What is running when a trigger starts another one ends there.
         blueprint: the layout that the viewer opens with: True, one made from the streams; False, none; or your own.
         application_id: groups recordings in the viewer. Default: the environment's name.
         recording_id: recordings of one id are shown as one. Default: a new one.
@@ -116,10 +126,14 @@ class RerunRecorder(Transform):
         *,
         in_keys: Sequence[NestedKey] | None = None,
         logged_envs: int | Sequence[int] | slice | str | None = None,
+        skip: int = 1,
         fps: float | None = None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
         kinds: Mapping[NestedKey, Kind] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
+        episode_trigger: Trigger | None = None,
+        step_trigger: Trigger | None = None,
+        recording_length: int = 0,
         blueprint: bool | rrb.Blueprint = True,
         application_id: str | None = None,
         recording_id: str | None = None,
@@ -138,6 +152,7 @@ class RerunRecorder(Transform):
             names=names,
             options=Options(
                 logged_envs=logged_envs,
+                choice=Choice(episode_trigger, step_trigger, recording_length, skip),
                 blueprint=blueprint,
                 application_id=application_id,
                 recording_id=recording_id,
@@ -271,6 +286,25 @@ class RerunRecorder(Transform):
             self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
         elif self._feed.recording is not None:
             self._feed.recording.close()
+
+    def switch(self, mode: str | bool | None = None) -> None:
+        """Turn recording off or on again. Steps and episodes are counted meanwhile, and triggers aren't asked.
+
+        Args:
+            mode: ``"on"``, ``"off"``, True or False; None: the opposite of what it is.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        if mode not in (None, "on", "off", True, False):
+            raise ValueError(f"mode={mode!r}: pass 'on', 'off', True, False or nothing")
+        if self._feed is not None:
+            self._feed.enabled = (not self.enabled) if mode is None else mode in ("on", True)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it records, see :meth:`switch`."""
+        return self._feed is not None and self._feed.enabled
 
     def stats(self) -> dict[str, float]:
         """What was recorded so far, for a training log: costs microseconds.

@@ -25,9 +25,10 @@ from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
-from torchrl_rerun.events import Rows
+from torchrl_rerun.events import NONE, Ends, Event, Rows
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.schema import Moment, Source, property_chunk, shown_envs
+from torchrl_rerun.selection import Choice, Selection
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import Key, Stream
@@ -60,6 +61,7 @@ class Options:
     """How it is recorded: the part of the recorder's arguments that isn't about TorchRL."""
 
     logged_envs: int | slice | Sequence[int] | str | None = None
+    choice: Choice = field(default_factory=Choice)
     blueprint: bool | rrb.Blueprint = True
     application_id: str | None = None
     recording_id: str | None = None
@@ -95,6 +97,7 @@ class Recording:
 
     Attributes:
         alive: whether it is open, and of this process.
+        selection: which frames are recorded.
         is_over: whether it was closed to the end; Ctrl-C may have come in between.
         process: the process that it is of.
 
@@ -120,9 +123,10 @@ class Recording:
         self._select = _selection(chosen, source.envs)
         self.envs = [source.first_env + env for env in chosen]
         self.episodes = Episodes(len(chosen))
+        self.selection = Selection(len(chosen), options.choice)
         self._sums, self._batch_sums = Sums(len(chosen)), Sums(source.envs)
         if continues is not None and continues.source.batch_size == source.batch_size:
-            self.episodes = continues.episodes
+            self.episodes, self.selection = continues.episodes, continues.selection
             self._sums, self._batch_sums = continues._sums, continues._batch_sums  # noqa: SLF001 - of the same class
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
@@ -194,7 +198,7 @@ class Recording:
             return
         rewards = tuple(self._described[Moment.STEPPED][i] for i in at)
         # Returns at steps alone: a row at each reset would show the mean fall and rise again.
-        tracks = (Track(Moment.STEPPED, rewards, tuple(at)), Track(Moment.STEPPED, tuple(sums)))
+        tracks = (Track(Moment.STEPPED, rewards, tuple(at), is_summed=True), Track(Moment.STEPPED, tuple(sums)))
         capacity = self._options.buffer_bytes // BATCH_SHARE
         self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
         self._batch.tracks = tracks
@@ -237,7 +241,14 @@ class Recording:
         """
         self._add((observed, None, None), mask, is_step=False)
 
-    def step(self, acted: Arrays, observed: Arrays, stepped: Arrays, mask: npt.NDArray[np.bool_] | None = None) -> None:
+    def step(
+        self,
+        acted: Arrays,
+        observed: Arrays,
+        stepped: Arrays,
+        mask: npt.NDArray[np.bool_] | None = None,
+        ends: Ends | None = None,
+    ) -> None:
         """Environments were stepped.
 
         Args:
@@ -245,8 +256,14 @@ class Recording:
             observed: what was observed then, for all environments.
             stepped: what else came of it, rewards for one, for all environments.
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
+            ends: whose episodes ended with it; None: nobody's, or it needn't be known, see :attr:`must_know_ends`.
         """
-        self._add((observed, stepped, acted), mask, is_step=True)
+        self._add((observed, stepped, acted), mask, is_step=True, ends=ends)
+
+    @property
+    def must_know_ends(self) -> bool:
+        """Whether :meth:`step` must be told whose episodes end."""
+        return self._options.choice.skip > 1
 
     @property
     def all_begun(self) -> bool:
@@ -270,18 +287,29 @@ class Recording:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
-    def _add(self, moments: Moments, mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
+    def _add(
+        self,
+        moments: Moments,
+        mask: npt.NDArray[np.bool_] | None,
+        *,
+        is_step: bool,
+        ends: Ends | None = None,
+    ) -> None:
         rows = self._rows(mask)
         concerns_none = rows is not None and not len(rows)
         if concerns_none and self._batch is None:
             self.episodes.steps += is_step
             return
-        event = self.episodes.event(rows, time.time_ns(), is_step=is_step)
+        if ends is not None and self._select is not None:
+            ends = Ends(ends.terminated[self._select], ends.truncated[self._select])
+        picked = None
+        if not (self.selection.takes_all or concerns_none):
+            picked = self._picked(rows, ends, is_step=is_step)
+        event = self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked)
         kept = True
         try:
             if self._batch is not None:
-                everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-                kept = self._batch.add(event if everyone is rows else event._replace(rows=everyone), moments, _nowhere)
+                kept = self._batch.add(self._of_batch(event, mask), moments, _nowhere)
             if not concerns_none:
                 if self._select is not None:
                     moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
@@ -293,12 +321,27 @@ class Recording:
                     kept = buffer.add(event, moments, self.episodes.positions) and kept
             self.episodes.apply(event)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
-            if self.episodes.frames == event.frame:
+            if not self.episodes.has_seen(event):
                 for buffer in self._buffers():
-                    buffer.drop(event.frame)
+                    buffer.drop(event)
             raise
         if not kept or self._news:
             self._tell()
+
+    def _picked(self, rows: Rows, ends: Ends | None, *, is_step: bool) -> tuple[Rows, Rows]:
+        """Whose frames before and after what happens now are recorded, of the environments ``rows``."""
+        if is_step:
+            ended = None if ends is None else ends.either
+            return self.selection.step(rows, self.episodes.steps + 1, ended)
+        return NONE, self.selection.reset(rows, self.episodes.of(rows) + 1)
+
+    def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
+        """What an event is for the statistics over all environments: they have rows where frames are recorded."""
+        everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
+        if event.rows is not None and not len(event.rows):  # it concerns only others than those that are recorded
+            return event._replace(rows=everyone, before=everyone, after=everyone)
+        recorded = everyone if event.is_recorded else NONE
+        return event._replace(rows=everyone, before=recorded, after=recorded)
 
     def _tell(self) -> None:
         """Warn, once each, of what the environment's thread should know."""
@@ -630,7 +673,8 @@ def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) 
             places[stream.is_bulky and stream.key not in summed].append(i)
     for is_bulky, at in places.items():
         if at:
-            yield Track(moment, tuple(streams[i] for i in at), tuple(at)), is_bulky
+            is_summed = any(streams[i].key in summed for i in at)
+            yield Track(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
     sums = tuple(stream for stream in streams if stream.sums)
     if sums:
         yield Track(moment, sums), False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -19,6 +19,7 @@ from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEn
 from torchrl.record import PixelRenderTransform
 
 from torchrl_rerun.devices import device_of
+from torchrl_rerun.events import Ends
 from torchrl_rerun.streams import Key, Leaf, UnsupportedLeafError
 
 _NOT_DATA = ("_reset", "_step")
@@ -66,6 +67,38 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
         for key, shape in shapes.items()
         if -1 not in shape  # of different shapes in different environments
     ]
+
+
+def ends_in(env: EnvBase | None, following: TensorDictBase) -> Callable[[TensorDictBase], Ends | None]:
+    """How to tell whose episodes end, from the data after a step.
+
+    Flags of single agents or groups end an environment's episode where TorchRL resets it for them: not if there are some
+    of the whole environment.
+
+    Args:
+        env: the environment; None: there is none.
+        following: the data after a step.
+    """
+    keys = [key for key in data_keys(following) if key[-1] in ("done", "terminated", "truncated")]
+    if env is not None:
+        groups = {as_key(key)[:-1] for key in env.reset_keys}
+        keys = [key for key in map(as_key, env.done_keys) if key[:-1] in groups]
+    elif keys:
+        outermost = min(map(len, keys))
+        keys = [key for key in keys if len(key) == outermost]
+
+    def ends(after: TensorDictBase) -> Ends | None:
+        count = after.batch_size.numel()
+        flags = {"done": np.zeros(count, bool), "terminated": np.zeros(count, bool), "truncated": np.zeros(count, bool)}
+        for key in keys:
+            value = after.get(key, None)
+            if value is not None:
+                flags[key[-1]] |= value.detach().cpu().numpy().reshape(count, -1).any(axis=1)
+        terminated, truncated = flags["terminated"], flags["truncated"]
+        terminated |= flags["done"] & ~truncated
+        return Ends(terminated, truncated) if terminated.any() or truncated.any() else None
+
+    return ends
 
 
 def data_keys(tensordict: TensorDictBase) -> list[Key]:

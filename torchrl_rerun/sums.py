@@ -69,8 +69,10 @@ def running_sums(
 
     >>> from torchrl_rerun.events import Event
     >>> events = Events()
-    >>> for event in (Event(0, 1, 0, True, None), Event(1, 1, 0, False, np.array([0])), Event(2, 2, 0, True, None)):
-    ...     events.append(event)
+    >>> first = np.array([0])
+    >>> events.append(Event(0, 1, 0, True, None, None, None))
+    >>> events.append(Event(1, 1, 0, False, first, first, first))
+    >>> events.append(Event(2, 2, 0, True, None, None, None))
     >>> running_sums(np.zeros(2), events, np.array([[1.0, 1.0], [2.0, 3.0]]), [0, 2]).tolist()
     [[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [2.0, 4.0]]
     """

@@ -20,10 +20,11 @@ class Timelines:
         events: what happened in it, one event a frame.
 
     >>> from torchrl_rerun.events import Event
-    >>> happened = Events()
-    >>> happened.append(Event(9, 8, 80, False, np.array([1])))
-    >>> happened.append(Event(10, 9, 90, True, None))
-    >>> timelines = Timelines(np.array([[8, 8, 0, 8, 70], [8, 8, 0, 8, 70]]), happened)
+    >>> events = Events()
+    >>> second = np.array([1])
+    >>> events.append(Event(9, 8, 80, False, second, second, second))
+    >>> events.append(Event(10, 9, 90, True, None, None, None))
+    >>> timelines = Timelines(np.array([[8, 8, 0, 8, 70], [8, 8, 0, 8, 70]]), events)
     >>> timelines.at(0, np.array([1])).tolist(), timelines.at(1, np.array([0, 1])).tolist()
     ([[10, 9, 0, 9, 90]], [[9, 8, 1, 0, 80], [10, 9, 1, 1, 90]])
     >>> timelines.before(0, np.array([1])).tolist()

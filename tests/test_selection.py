@@ -1,0 +1,325 @@
+"""Which frames are recorded: RecordVideo's own choices, and random ones against plain lists."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import RecordVideo
+from gymnasium.wrappers.vector import RecordVideo as VectorRecordVideo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrl.envs import GymEnv, GymWrapper, SerialEnv
+
+from readback import read
+from reference import Reference, per_env
+from test_random_sequences import KEYS, Counter, runs
+from torchrl_rerun import RerunRecorder
+
+# RecordVideo wants moviepy to be there, for the encoding alone, and moviepy wants a pillow of its own.
+for module in ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip"):
+    sys.modules.setdefault(module, types.ModuleType(module)).ImageSequenceClip = None
+from gymnasium.utils.save_video import capped_cubic_video_schedule  # noqa: E402
+
+LENGTHS = [3, 1, 6, 2, 4, 5, 1, 3]
+STEPS = 30
+
+TRIGGERS = {
+    "all episodes": {"episode_trigger": lambda _: True},
+    "cubic": {"episode_trigger": capped_cubic_video_schedule},
+    "every third": {"episode_trigger": lambda episode: episode % 3 == 1},
+    "steps": {"step_trigger": lambda step: step in (0, 7, 8, 20)},
+    "both": {"episode_trigger": lambda episode: episode == 2, "step_trigger": lambda step: step % 11 == 0},
+    "never": {"episode_trigger": lambda _: False},
+}
+
+
+class Lengths(gymnasium.Env):
+    """Episodes of known lengths, whose observations and pictures say which episode it is, and which step."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, shift: int = 0) -> None:
+        self.observation_space = gymnasium.spaces.Box(-1, 1000, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.render_mode = "rgb_array"
+        self.shift = shift
+        self.episode, self.t, self.renderings = -1, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.t += 1
+        ended = self.t >= LENGTHS[(self.episode + self.shift) % len(LENGTHS)]
+        return self._seen(), 1.0, ended, False, {}
+
+    def render(self):
+        self.renderings += 1
+        return np.full((4, 6, 3), (self.episode, self.t, self.shift), np.uint8)
+
+    def _seen(self):
+        return np.array([self.episode, self.t], np.float32)
+
+
+class _Noting:
+    """RecordVideo that notes what it would encode."""
+
+    def stop_recording(self):
+        self.videos = [
+            *getattr(self, "videos", []),
+            [tuple(map(int, frame[0, 0, :2])) for frame in self.recorded_frames],
+        ]
+        self.recorded_frames, self.recording, self._video_name = [], False, None
+
+
+class NotingRecordVideo(_Noting, RecordVideo):
+    pass
+
+
+class NotingVectorRecordVideo(_Noting, VectorRecordVideo):
+    pass
+
+
+def recorded_moments(path, env=0):
+    rows = read(path).entities.get(f"/env_{env}/observation")
+    return [] if rows is None else [tuple(map(int, value)) for value in rows.values]
+
+
+def of_record_video(tmp_path, triggers, length, shift=0):
+    video = NotingRecordVideo(
+        Lengths(shift), str(tempfile.mkdtemp(dir=tmp_path)), video_length=length, **TRIGGERS[triggers]
+    )
+    video.reset()
+    for number in range(STEPS):
+        if video.step(0)[2] and number + 1 < STEPS:
+            video.reset()
+    video.close()
+    return moments_of(video)
+
+
+def of_vector_record_video(tmp_path, triggers, length):
+    batch = gymnasium.vector.SyncVectorEnv([Lengths] * 3, autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+    video = NotingVectorRecordVideo(
+        batch, str(tempfile.mkdtemp(dir=tmp_path)), record_first_only=True, video_length=length, **TRIGGERS[triggers]
+    )
+    video.reset()
+    for number in range(STEPS):
+        ended = video.step(np.zeros(3, np.int64))[2]
+        if ended.any() and number + 1 < STEPS:
+            video.reset(options={"reset_mask": ended})
+    video.close()
+    return moments_of(video)
+
+
+def moments_of(video):
+    return [moment for one in getattr(video, "videos", []) for moment in one]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7])
+@pytest.mark.parametrize("triggers", TRIGGERS)
+def test_moments_are_those_of_record_video(path, tmp_path, triggers, length):
+    env = GymWrapper(Lengths()).append_transform(
+        RerunRecorder(path, recording_length=length, blueprint=False, **TRIGGERS[triggers])
+    )
+    env.rollout(STEPS, break_when_any_done=False)
+    env.close()
+    assert recorded_moments(path) == of_record_video(tmp_path, triggers, length)
+
+
+@pytest.mark.parametrize("length", [0, 4])
+@pytest.mark.parametrize("triggers", TRIGGERS)
+def test_each_environment_of_a_batch_goes_by_itself(path, tmp_path, triggers, length):
+    env = SerialEnv(3, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(3)]).append_transform(
+        RerunRecorder(path, recording_length=length, blueprint=False, **TRIGGERS[triggers])
+    )
+    env.rollout(STEPS, break_when_any_done=False)
+    env.close()
+    for shift in range(3):
+        assert recorded_moments(path, shift) == of_record_video(tmp_path, triggers, length, shift)
+    assert recorded_moments(path) == of_vector_record_video(tmp_path, triggers, length)
+
+
+@dataclass
+class Model:
+    """What is recorded of one environment: RecordVideo's rules and the skipping, step by step."""
+
+    episode_trigger: object
+    step_trigger: object
+    length: int
+    skip: int
+    running: bool = False
+    count: int = 0
+    since: int = 0
+    shown: list[int] = field(default_factory=list)
+
+    def take(self, frame, *, ends=False):
+        has_triggers = self.episode_trigger or self.step_trigger
+        if has_triggers and not self.running:
+            return
+        if self.since % self.skip == 0 or ends:
+            self.shown.append(frame)
+        self.count += 1
+        if has_triggers and self.length and self.count > self.length:
+            self.running = False
+
+    def reset(self, frame, episode):
+        self.since = 0
+        if not self.length:
+            self.running = False
+        if self.episode_trigger and self.episode_trigger(episode):
+            self.running, self.count = True, 0
+        self.take(frame)
+
+    def step(self, frame, step, *, ends):
+        self.since += 1
+        if self.step_trigger and self.step_trigger(step - 1):
+            self.running, self.count, self.since = True, 0, 0
+        self.take(frame, ends=ends)
+
+
+def only_shown(reference, models):
+    """The reference without what isn't recorded; frames are counted anew."""
+    numbers = {frame: number for number, frame in enumerate(sorted({f for model in models for f in model.shown}))}
+    for (env, key), rows in list(reference.rows.items()):
+        rows[:] = [row for row in rows if row.frame in models[env].shown]
+        for row in rows:
+            row.frame = numbers[row.frame]
+        if not rows:
+            del reference.rows[env, key]
+
+
+numbers = st.sets(st.integers(0, 12), max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(runs(), st.none() | numbers, st.none() | numbers, st.integers(0, 5), st.integers(1, 4))
+def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, skip):
+    envs, events, ends, buffer_bytes = run
+    choice = (None if episodes is None else episodes.__contains__, None if steps is None else steps.__contains__)
+    models = [Model(*choice, length, skip) for _ in range(envs)]
+    reference, returns = Reference(envs), {}
+    total = np.zeros(envs)
+
+    def reset(chosen):
+        for i in chosen:
+            total[i] = 0
+            models[i].reset(reference.frame, reference.at[i]["episode"])
+            returns[i, reference.frame] = 0.0
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.rrd")
+        recorder = RerunRecorder(
+            path,
+            image_format="raw",
+            buffer_bytes=buffer_bytes,
+            blueprint=False,
+            episode_trigger=choice[0],
+            step_trigger=choice[1],
+            recording_length=length,
+            skip=skip,
+        )
+        env = Counter(envs, itertools.chain(ends)).append_transform(recorder)
+        tensordict = env.reset()
+        reference.reset(per_env(tensordict, KEYS))
+        reset(range(envs))
+        for what, mask in events:
+            chosen = [i for i in range(envs) if mask is None or mask[i]]
+            if what == "dump" or not chosen:
+                recorder.dump()
+            elif what == "reset":
+                if mask is not None:
+                    tensordict["_reset"] = torch.tensor(mask)[:, None]
+                tensordict = env.reset(tensordict)
+                reference.reset(per_env(tensordict, KEYS, chosen))
+                reset(chosen)
+            else:
+                tensordict = env.rand_action(tensordict)
+                if mask is not None:
+                    tensordict["_step"] = torch.tensor(mask)
+                tensordict = env.step(tensordict)
+                following = tensordict["next"]
+                reference.steps(per_env(tensordict, ["action"], chosen), per_env(following, [*KEYS, "reward"], chosen))
+                for i in chosen:
+                    total[i] += following["reward"][i].double().item()
+                    models[i].step(reference.frame, reference.step, ends=bool(following["done"][i]))
+                    returns[i, reference.frame] = total[i]
+                tensordict = env.step_mdp(tensordict)
+                tensordict.pop("_step", None)
+        env.close()
+        wanted = [[returns[i, frame] for frame in model.shown] for i, model in enumerate(models)]
+        only_shown(reference, models)
+        recorded = read(path)
+        found = {p for p in recorded.entities if "episode_return" not in p}
+        assert found == {f"/env_{i}/{key}" for i, key in reference.rows}
+        reference.compare_returns = lambda *_: None  # it knows no rewards but those that are recorded
+        reference.compare(recorded)
+        for i in range(envs):
+            rows = recorded.entities.get(f"/env_{i}/episode_return")
+            assert [value.item() for value in (rows.values if rows else [])] == wanted[i]
+
+
+def test_the_first_and_the_last_frame_are_never_skipped(path):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(path, skip=4, blueprint=False))
+    env.rollout(10, break_when_any_done=False)
+    env.close()
+    assert recorded_moments(path) == [(0, 0), (0, 3), (1, 0), (1, 1), (2, 0), (2, 4), (2, 6)]
+
+
+def test_switch(path):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, blueprint=False))
+    recorder = env.transform
+    assert recorder.enabled
+    tensordict = env.reset(seed=0)
+    for _ in range(3):
+        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+    recorder.switch()
+    assert not recorder.enabled
+    for _ in range(2):
+        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+    recorder.switch("on")
+    for _ in range(2):
+        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+    env.close()
+    recorded = read(path)
+    assert recorded["/env_0/observation"].along("step") == [0, 1, 2, 3, 6, 7]
+    assert recorded["/env_0/observation"].along("frame") == [0, 1, 2, 3, 4, 5]
+    assert recorded["/env_0/action"].along("step") == [0, 1, 2, 3, 6]
+    assert [value.item() for value in recorded["/env_0/episode_return"].values] == [0, 1, 2, 3, 6, 7]
+    with pytest.raises(ValueError, match="mode='maybe'"):
+        recorder.switch("maybe")
+
+
+def test_off_from_the_beginning(path):
+    recorder = RerunRecorder(path, blueprint=False)
+    recorder.switch("off")
+    env = GymEnv("CartPole-v1").append_transform(recorder)
+    env.rollout(3)
+    recorder.switch(True)
+    env.rollout(3)
+    env.close()
+    assert set(read(path)["/env_0/observation"].along("episode")) == {1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "what"),
+    [
+        ({"skip": 0}, ValueError, "skip=0: pass 1 or more"),
+        ({"skip": 2.0}, TypeError, "skip=2.0 is a float"),
+        ({"recording_length": -1}, ValueError, "recording_length=-1: pass 0 or more"),
+        ({"episode_trigger": 100}, TypeError, "episode_trigger=100 can't be called"),
+    ],
+)
+def test_wrong_arguments(path, arguments, error, what):
+    with pytest.raises(error, match=what):
+        RerunRecorder(path, **arguments)
