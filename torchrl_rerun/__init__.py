@@ -6,13 +6,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchrl_rerun.keeping import Episode, Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.recorder import RerunRecorder
     from torchrl_rerun.repairing import Repaired, repair
     from torchrl_rerun.sinks import RecordingError
 
-__all__ = ["RecordingError", "Repaired", "RerunRecorder", "repair"]
+__all__ = [
+    "Episode",
+    "Keep",
+    "KeepBest",
+    "KeepIf",
+    "KeepLast",
+    "KeepWorst",
+    "RecordingError",
+    "Repaired",
+    "RerunRecorder",
+    "repair",
+]
 
-_HOMES = {"RecordingError": "sinks", "Repaired": "repairing", "RerunRecorder": "recorder", "repair": "repairing"}
+_HOMES = {
+    "Episode": "keeping",
+    "Keep": "keeping",
+    "KeepBest": "keeping",
+    "KeepIf": "keeping",
+    "KeepLast": "keeping",
+    "KeepWorst": "keeping",
+    "RecordingError": "sinks",
+    "Repaired": "repairing",
+    "RerunRecorder": "recorder",
+    "repair": "repairing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,110 @@
+"""Which episodes stay, against lists of all of them."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst
+
+returns = st.integers(-3, 3).map(float) | st.just(math.nan)
+
+
+@st.composite
+def histories(draw):
+    counts = {}
+    episodes = []
+    for env, value, interrupted in draw(st.lists(st.tuples(st.integers(0, 2), returns, st.booleans()), max_size=40)):
+        counts[env] = counts.get(env, -1) + 1
+        episodes.append(Episode(env, counts[env], value, 10, interrupted=interrupted))
+    return episodes
+
+
+def is_odd(episode):
+    return episode.episode % 2 == 1
+
+
+leaves = st.builds(
+    lambda kind, n, per_env, where: kind(n, per_env=per_env, where=where),
+    st.sampled_from([KeepLast, KeepBest, KeepWorst]),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from([None, is_odd]),
+) | st.just(KeepIf(lambda episode: episode.episode_return > 0))
+policies = st.recursive(
+    leaves, lambda inner: st.builds(lambda a, b, both: a & b if both else a | b, inner, inner, st.booleans())
+)
+
+
+def of_lists(policy, episodes):
+    """What a policy keeps of all episodes together."""
+    if isinstance(policy, KeepIf):
+        return {e.id for e in episodes if policy.predicate(e)}
+    if hasattr(policy, "how"):
+        first, second = of_lists(policy.first, episodes), of_lists(policy.second, episodes)
+        return first | second if policy.how == "|" else first & second
+    if policy.where is not None:
+        episodes = [e for e in episodes if policy.where(e)]
+    kept = set()
+    for env in {e.env for e in episodes} if policy.per_env else {None}:
+        some = [e for e in episodes if env in (None, e.env)]
+        if isinstance(policy, KeepLast):
+            kept |= {e.id for e in some[-policy.n :]}
+            continue
+        some = [e for e in some if not e.interrupted]
+        if isinstance(policy, KeepBest):
+            some = sorted((e for e in some if not math.isnan(e.episode_return)), key=lambda e: -e.episode_return)
+        else:
+            some = sorted(some, key=lambda e: -math.inf if math.isnan(e.episode_return) else e.episode_return)
+        kept |= {e.id for e in some[: policy.n]}  # sorted() is stable: of equal ones the earlier come first
+    return kept
+
+
+@settings(max_examples=300, deadline=None)
+@given(policies, histories())
+def test_what_stays_is_what_lists_say(policy, episodes):
+    keeper, there = policy.keeper(), {}
+    for number, episode in enumerate(episodes):
+        there[episode.id] = episode
+        for candidate in keeper.offer(episode):
+            if candidate.id in there and not keeper.holds(candidate):
+                keeper.forget(there.pop(candidate.id))
+        assert set(there) == of_lists(policy, episodes[: number + 1])
+
+
+def test_a_policy_can_be_used_twice():
+    policy = KeepLast(1)
+    first, second = policy.keeper(), policy.keeper()
+    first.offer(Episode(0, 0, 1.0, 1))
+    second.offer(Episode(0, 1, 1.0, 1))
+    assert first.holds(Episode(0, 0, 1.0, 1))
+
+
+def test_policies_are_pickled():
+    policy = KeepLast(3, where=is_odd) | KeepBest(2) & KeepWorst(1, per_env=True)
+    assert pickle.loads(pickle.dumps(policy)) == policy
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_wrong_numbers(n):
+    with pytest.raises(ValueError, match="pass how many episodes to keep"):
+        KeepBest(n)
+
+
+def test_what_is_no_policy():
+    with pytest.raises(TypeError):
+        KeepLast(1) | 5
+    with pytest.raises(TypeError, match="pass a function"):
+        KeepIf(0.5)
+
+
+def test_where_a_function_fails_the_episode_stays():
+    keeper = (KeepIf(lambda episode: episode["success"]) & KeepLast(5, where=lambda episode: 1 / 0)).keeper()
+    episode = Episode(2, 7, 1.0, 3)
+    with pytest.warns(RuntimeWarning, match="episode 7 of environment 2 is kept: .* failed: KeyError\\('success'\\)"):
+        assert keeper.offer(episode) == []
+    assert keeper.holds(episode)

@@ -1,0 +1,308 @@
+"""Keeping: which finished episodes stay, decided when they are over."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any
+
+Value = bool | int | float | str
+"""What an annotation can be."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What is known of an episode when it is over: the properties of its recording.
+
+    Attributes:
+        env: environment index.
+        episode: number of the episode in its environment, from 0.
+        episode_return: sum of its rewards, of all its steps whichever are recorded: the mean over agents, if there are
+            several; of the first reward, if there are several of these. NaN: it isn't known.
+        length: its steps.
+        terminated, truncated: how it ended.
+        interrupted: it was reset, or the recording closed, before it ended.
+        first_step: calls of ``env.step`` before it began.
+        start_time: when it began.
+        seed: the seed that the environment was given last before it began, if that is known.
+        annotations: what the user said of it, see ``RerunRecorder.annotate``.
+
+    >>> episode = Episode(0, 7, 12.5, 100, terminated=True, annotations={"success": True})
+    >>> episode["episode_return"], episode["success"], episode.get("collisions", 0)
+    (12.5, True, 0)
+    """
+
+    env: int
+    episode: int
+    episode_return: float
+    length: int
+    terminated: bool = False
+    truncated: bool = False
+    interrupted: bool = False
+    first_step: int = 0
+    start_time: datetime | None = None
+    seed: int | None = None
+    annotations: Mapping[str, Value | list[Value]] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.annotations[name] if name in self.annotations else self.properties[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A property or an annotation; ``default`` if it has none of this name."""
+        return self.annotations.get(name, self.properties.get(name, default))
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """All but the annotations."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "annotations"}
+
+    @property
+    def id(self) -> tuple[int, int]:
+        """What tells it from others: environment and episode."""
+        return self.env, self.episode
+
+
+PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")
+"""The names that annotations can't have."""
+
+Predicate = Callable[[Episode], bool]
+
+
+class Keep(ABC):
+    """Which finished episodes stay. Combine them with ``|`` (kept by either) and ``&`` (kept by both).
+
+    >>> KeepLast(10) | KeepWorst(5)
+    KeepLast(n=10, per_env=False) | KeepWorst(n=5, per_env=False)
+    """
+
+    def __or__(self, other: Keep) -> Keep:
+        return _Combined(self, other, "|") if isinstance(other, Keep) else NotImplemented
+
+    def __and__(self, other: Keep) -> Keep:
+        return _Combined(self, other, "&") if isinstance(other, Keep) else NotImplemented
+
+    @abstractmethod
+    def keeper(self) -> Keeper:
+        """One that has seen no episode yet."""
+
+    @property
+    def needs_return(self) -> bool:
+        """Whether it goes by the episodes' returns."""
+        return False
+
+
+class Keeper(ABC):
+    """Follows the episodes, and says which of them stay."""
+
+    @abstractmethod
+    def offer(self, episode: Episode) -> list[Episode]:
+        """An episode is over. Returns those that may have to go, itself included; :meth:`holds` says which."""
+
+    @abstractmethod
+    def holds(self, episode: Episode) -> bool:
+        """Whether an episode that was offered stays. Once it doesn't, it never does again."""
+
+    @abstractmethod
+    def forget(self, episode: Episode) -> None:
+        """An episode is gone, and is asked for no more."""
+
+
+@dataclass(frozen=True)
+class _Ranked(Keep):
+    n: int
+    per_env: bool = False
+    where: Predicate | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
+            raise ValueError(f"{type(self).__name__}({self.n!r}): pass how many episodes to keep, 1 or more")
+
+    def keeper(self) -> Keeper:
+        """One that has seen no episode yet."""
+        return _RankedKeeper(self)
+
+    @abstractmethod
+    def rank(self, episode: Episode) -> float | None:
+        """The higher, the sooner it stays; None: it doesn't count."""
+
+
+@dataclass(frozen=True)
+class KeepLast(_Ranked):
+    """The last ``n`` episodes.
+
+    Args:
+        n: how many.
+        per_env: so many of each environment, not of all together.
+        where: a function of an :class:`Episode`; only those of which it is true count.
+
+    >>> KeepLast(10, where=lambda episode: episode.terminated)  # the last ten that terminated
+    KeepLast(n=10, per_env=False)
+    """
+
+    def rank(self, episode: Episode) -> float | None:
+        """All the same: the order in which they were over decides."""
+        del episode
+        return 0.0
+
+
+@dataclass(frozen=True)
+class KeepBest(_Ranked):
+    """The ``n`` episodes of highest return, of equal ones the earlier. Interrupted ones don't count.
+
+    Args:
+        n: how many.
+        per_env: so many of each environment, not of all together.
+        where: a function of an :class:`Episode`; only those of which it is true count.
+    """
+
+    @property
+    def needs_return(self) -> bool:
+        """It does."""
+        return True
+
+    def rank(self, episode: Episode) -> float | None:
+        """Its return."""
+        is_comparable = not episode.interrupted and not math.isnan(episode.episode_return)
+        return episode.episode_return if is_comparable else None
+
+
+@dataclass(frozen=True)
+class KeepWorst(_Ranked):
+    """The ``n`` episodes of lowest return, of equal ones the earlier; NaN is the lowest. Interrupted ones don't count.
+
+    Args:
+        n: how many.
+        per_env: so many of each environment, not of all together.
+        where: a function of an :class:`Episode`; only those of which it is true count.
+    """
+
+    @property
+    def needs_return(self) -> bool:
+        """It does."""
+        return True
+
+    def rank(self, episode: Episode) -> float | None:
+        """Its return, with the other sign."""
+        if episode.interrupted:
+            return None
+        return math.inf if math.isnan(episode.episode_return) else -episode.episode_return
+
+
+@dataclass(frozen=True)
+class KeepIf(Keep):
+    """The episodes of which something is true.
+
+    Args:
+        predicate: a function of an :class:`Episode`, called once for each.
+
+    >>> failed = KeepIf(lambda episode: not episode.get("success", False))
+    """
+
+    predicate: Predicate = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.predicate):
+            raise TypeError(f"KeepIf({self.predicate!r}): pass a function of an episode that returns a bool")
+
+    def keeper(self) -> Keeper:
+        """One that has seen no episode yet."""
+        return _ConditionKeeper(self.predicate)
+
+
+@dataclass(frozen=True, repr=False)
+class _Combined(Keep):
+    first: Keep
+    second: Keep
+    how: str
+
+    def __repr__(self) -> str:
+        sides = (f"({side!r})" if isinstance(side, _Combined) else repr(side) for side in (self.first, self.second))
+        return f" {self.how} ".join(sides)
+
+    def keeper(self) -> Keeper:
+        return _CombinedKeeper(self.first.keeper(), self.second.keeper(), any if self.how == "|" else all)
+
+    @property
+    def needs_return(self) -> bool:
+        return self.first.needs_return or self.second.needs_return
+
+
+def _is_true(predicate: Predicate, episode: Episode) -> bool:
+    """What the user's function says. Where it fails the episode stays: what is gone can't be had back."""
+    try:
+        return bool(predicate(episode))
+    except Exception as error:
+        warnings.warn(
+            f"episode {episode.episode} of environment {episode.env} is kept: {predicate!r} failed: {error!r}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return True
+
+
+class _RankedKeeper(Keeper):
+    def __init__(self, policy: _Ranked) -> None:
+        self._policy = policy
+        self._is_last = isinstance(policy, KeepLast)
+        self._count = 0
+        self._kept: dict[int, list[tuple[float, int, Episode]]] = {}  # by environment: heaps, the next to go first
+        self._ids: set[tuple[int, int]] = set()
+
+    def offer(self, episode: Episode) -> list[Episode]:
+        rank = self._policy.rank(episode)
+        if rank is None or (self._policy.where is not None and not _is_true(self._policy.where, episode)):
+            return [episode]
+        self._count += 1
+        heap = self._kept.setdefault(episode.env if self._policy.per_env else -1, [])
+        heapq.heappush(heap, (rank, self._count if self._is_last else -self._count, episode))
+        self._ids.add(episode.id)
+        if len(heap) <= self._policy.n:
+            return []
+        gone = heapq.heappop(heap)[2]
+        self._ids.remove(gone.id)
+        return [gone]
+
+    def holds(self, episode: Episode) -> bool:
+        return episode.id in self._ids
+
+    def forget(self, episode: Episode) -> None:
+        pass  # it holds none but those that stay
+
+
+class _ConditionKeeper(Keeper):
+    def __init__(self, predicate: Predicate) -> None:
+        self._predicate = predicate
+        self._ids: set[tuple[int, int]] = set()
+
+    def offer(self, episode: Episode) -> list[Episode]:
+        if _is_true(self._predicate, episode):
+            self._ids.add(episode.id)
+            return []
+        return [episode]
+
+    def holds(self, episode: Episode) -> bool:
+        return episode.id in self._ids
+
+    def forget(self, episode: Episode) -> None:
+        self._ids.discard(episode.id)
+
+
+class _CombinedKeeper(Keeper):
+    def __init__(self, first: Keeper, second: Keeper, how: Callable[[Iterable[bool]], bool]) -> None:
+        self._sides = (first, second)
+        self._how = how
+
+    def offer(self, episode: Episode) -> list[Episode]:
+        return [gone for side in self._sides for gone in side.offer(episode)]
+
+    def holds(self, episode: Episode) -> bool:
+        return self._how([side.holds(episode) for side in self._sides])
+
+    def forget(self, episode: Episode) -> None:
+        for side in self._sides:
+            side.forget(episode)
