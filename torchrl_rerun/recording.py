@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
@@ -27,7 +26,7 @@ from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import NONE, Ends, Event, Rows
 from torchrl_rerun.pictures import Pictures
-from torchrl_rerun.schema import Moment, Source, property_chunk, shown_envs
+from torchrl_rerun.schema import Moment, Source, info_chunk, property_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.stats import Stats
@@ -224,8 +223,7 @@ class Recording:
         if self._writer is None:
             names = {"application_id": self.application_id, "recording_id": self.recording_id}
             self._writer = Writer(self.sink, self._viewers, self._noticed, **names)
-            info = rr.archetypes.RecordingInfo(name=Path(self.sink.label).stem, start_time=time.time_ns())
-            self._writer.put([Chunk.from_property("RecordingInfo", info)])
+            self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
         described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
         self._writer.put([property_chunk(self.source, self.envs, described, self._statistics), *static])
 

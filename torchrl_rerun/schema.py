@@ -14,9 +14,11 @@ import numpy as np
 import rerun as rr
 from rerun.chunk import Chunk
 
+from torchrl_rerun.keeping import Episode
 from torchrl_rerun.streams import Key, Stream
 
 PROPERTY = "torchrl_rerun"
+EPISODE = "episode"
 SCHEMA_VERSION = 1
 
 
@@ -76,6 +78,22 @@ def property_chunk(
     }
     summary = rr.AnyValues(env_name=source.name or "", envs=len(envs), schema=json.dumps(schema))
     return Chunk.from_property(PROPERTY, summary)
+
+
+def episode_chunk(episode: Episode) -> Chunk:
+    """The property that says what an episode came to: in catalogs ``property:episode:episode_return`` and so on."""
+    known = {name: value for name, value in episode.properties.items() if value is not None and name != "start_time"}
+    return Chunk.from_property(EPISODE, rr.AnyValues(**known, **episode.annotations))
+
+
+def info_chunk(name: str, start_time: int) -> Chunk:
+    """The property by which the viewer calls a recording, and sorts it.
+
+    Args:
+        name: its name.
+        start_time: nanoseconds since the epoch.
+    """
+    return Chunk.from_property("RecordingInfo", rr.archetypes.RecordingInfo(name=name, start_time=start_time))
 
 
 def shown_envs(envs: Sequence[int], each: int, workers: Sequence[int]) -> list[int]:
