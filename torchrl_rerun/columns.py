@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,10 @@ import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
-from torchrl_rerun.buffer import Block, Track
-from torchrl_rerun.episodes import Positions
 from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, channels_last, channels_of
 from torchrl_rerun.pictures import Pictures
-from torchrl_rerun.schema import Moment
+from torchrl_rerun.pieces import Piece
 from torchrl_rerun.streams import Stream, entity_path
-from torchrl_rerun.sums import Sums
-from torchrl_rerun.timelines import Timelines
 
 EXACT = "torchrl_rerun:exact"
 """The component that holds integers as they were, where ``Scalars:scalars`` can't."""
@@ -43,86 +39,50 @@ VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264}
 
 
 class ChunkFactory:
-    """Turns blocks into chunks.
+    """Turns the rows of environments into chunks.
 
     Args:
-        envs: the environment index of each row of the blocks.
         fps: frames per second of simulated time; None: no ``sim_time``.
-        sums: running sums of rewards so far.
-        pictures: encodes images.
+        pictures: takes images, and makes chunks of them when there are enough.
     """
 
-    def __init__(self, envs: Sequence[int], fps: float | None, sums: Sums, pictures: Pictures) -> None:
-        self._envs = list(envs)
+    def __init__(self, fps: float | None, pictures: Pictures) -> None:
         self._fps = fps
-        self._sums = sums
         self._pictures = pictures
 
-    def static(self, tracks: Sequence[Track]) -> Iterator[Chunk]:
-        """What does not change over time: names, colours, and how images are stored."""
-        for track in tracks:
-            for stream in track.streams:
-                columns = _static(stream)
-                if columns is None:
-                    continue
-                for env in self._envs[:1] if stream.shared else self._envs:
-                    for lane in range(stream.lanes):
-                        yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
+    def chunks(self, piece: Piece, env: int | None) -> Iterator[Chunk]:
+        """One chunk for each key and agent, but of encoded pictures.
 
-    def chunks(self, block: Block) -> Iterator[Chunk]:
-        """One chunk per environment, key and agent that has rows in the block; of encoded pictures when there are enough."""
-        block.wait()
-        timelines = Timelines(block.start, block.events)
-        sums = self._sums.of(block)
-        frames = [np.array(each, np.intp) for each in block.frames]
-        present = [block.presence(track) for track in range(len(block.tracks))]
-        together = _tracks_with_the_same_times(block)
-        for row, env in enumerate(self._envs):
-            for tracks in together:
-                first = tracks[0]
-                mask = present[first]
-                slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, row])
-                at = frames[first][slots]
-                if not len(at):
-                    continue
-                is_before = block.tracks[first].moment is Moment.ACTED
-                positions = timelines.before(row, at) if is_before else timelines.at(row, at)
-                entities: list[Entity] = []
-                for track in tracks:
-                    for stored in block.values[track]:
-                        if not (stored.stream.shared and row):
-                            entities += self._entities(stored.stream, env, stored.of(row, slots), positions)
-                    for stream in block.tracks[track].streams:
-                        if stream.sums:
-                            entities += self._entities(stream, env, sums[stream.key][slots, row], positions)
-                if entities:
-                    yield from chunks_of(times_of(positions, self._fps), entities)
-        yield from self._pictures.due(int(block.events.numbers()[-1, 2]))
-
-    def _entities(self, stream: Stream, env: int, values: npt.NDArray[Any], positions: Positions) -> Iterator[Entity]:
-        """What becomes of an environment's values ``[n, *stream.shape]``: one entity, or one for each agent."""
-        for lane in range(stream.lanes):
-            path, rows = entity_path(stream, env, lane), values[:, lane] if stream.agents else values
-            if stream.is_encoded:
-                self._pictures.add(path, stream, rows, positions)
-            else:
-                yield Entity(path, _COLUMNS[stream.kind](stream, rows))
+        Args:
+            piece: the rows.
+            env: environment index; None: the recording is of one environment.
+        """
+        entities: list[Entity] = []
+        for stream, values in piece.values:
+            for lane in range(stream.lanes):
+                path, rows = entity_path(stream, env, lane), values[:, lane] if stream.agents else values
+                if stream.is_encoded:
+                    self._pictures.add(path, stream, rows, piece.positions)
+                else:
+                    entities.append(Entity(path, _COLUMNS[stream.kind](stream, rows)))
+        if entities:
+            yield from chunks_of(times_of(piece.positions, self._fps), entities)
 
 
-def _tracks_with_the_same_times(block: Block) -> list[list[int]]:
-    """The tracks of a block that have any rows, those together whose rows come at the same moments."""
-    groups: list[list[int]] = []
-    for track, frames in enumerate(block.frames):
-        is_before = block.tracks[track].moment is Moment.ACTED
-        for group in groups:
-            first = group[0]
-            if block.frames[first] == frames and (block.tracks[first].moment is Moment.ACTED) is is_before:
-                group.append(track)
-                break
-        else:
-            if frames:
-                groups.append([track])
-    return groups
+def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iterator[Chunk]:
+    """What does not change over time: names, colours, and how images are stored.
+
+    Args:
+        streams: what is recorded.
+        envs: environment indices; None: the recording is of one environment.
+    """
+    for stream in streams:
+        columns = _static(stream)
+        if columns is None:
+            continue
+        for env in envs[:1] if stream.shared else envs:
+            for lane in range(stream.lanes):
+                yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
 
 
 # --- one function a kind: rows [n, *row_shape] to columns of n lists ---

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -22,10 +23,9 @@ from rerun.chunk import Chunk
 from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
-from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import NONE, Ends, Event, Rows
-from torchrl_rerun.pictures import Pictures
+from torchrl_rerun.output import WholeRun
 from torchrl_rerun.schema import Moment, Source, info_chunk, property_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
 from torchrl_rerun.sinks import RecordingError, Sink
@@ -130,12 +130,11 @@ class Recording:
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
-        self._pictures = Pictures(source.fps, max_age=self._max_age)
-        self._factory = ChunkFactory(self.envs, source.fps, self._sums, self._pictures)
+        self._output = WholeRun(self.envs, source.fps, self._sums, max_age=self._max_age)
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
-        self._small = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
-        self._bulky = self._buffer(len(chosen), options.buffer_bytes, self._factory.chunks)
+        self._small = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
+        self._bulky = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
         self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
         self._news = False
@@ -184,10 +183,14 @@ class Recording:
                 buffer.tracks = (*buffer.tracks, *added)
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
-        static = [*self._factory.static([track for track, _ in tracks])]
+        described = [(stream, each) for each in Moment for stream in self._described[each]]
+        statistics: list[Chunk] = []
         if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
-            static += self._describe_batch()
-        self._announce(static)
+            statistics += self._describe_batch()
+        self._begin_writing()
+        schema = property_chunk(self.source, self.envs, described, self._statistics)
+        assert self._writer is not None, "it was just begun"
+        self._writer.put([*self._output.describe(schema, streams), *statistics])
 
     def _describe_batch(self) -> Iterator[Chunk]:
         """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
@@ -219,13 +222,11 @@ class Recording:
             small = min(both // 2, self._small.bytes_at_most)
             self._small.capacity, self._bulky.capacity = small, both - small
 
-    def _announce(self, static: Sequence[Chunk]) -> None:
+    def _begin_writing(self) -> None:
         if self._writer is None:
             names = {"application_id": self.application_id, "recording_id": self.recording_id}
             self._writer = Writer(self.sink, self._viewers, self._noticed, **names)
             self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
-        described = [(stream, moment) for moment in Moment for stream in self._described[moment]]
-        self._writer.put([property_chunk(self.source, self.envs, described, self._statistics), *static])
 
     # --- steps ---
 
@@ -505,12 +506,22 @@ class Recording:
         for buffer in self._buffers():
             buffer.flush()
         if self._writer is not None:
-            now = self.episodes.frames
-            self._writer.put(self._pictures.rest(), frames=(now, now))
+            self._writer.put(self._output.rest(), frames=self._no_frames)
 
     def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
         self._writer.put(buffer.chunks(turn), functools.partial(buffer.give_back, turn), turn.frames)
+        self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
+
+    def _complete(self) -> int:
+        """Before which frame everything has been through the output."""
+        waiting = [buffer.oldest_waiting for buffer in self._buffers()]
+        return min((frame for frame in waiting if frame is not None), default=sys.maxsize)
+
+    @property
+    def _no_frames(self) -> tuple[int, int]:
+        """What comes is of frames that were counted already."""
+        return self.episodes.frames, self.episodes.frames
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
@@ -523,7 +534,7 @@ class Recording:
     @property
     def _unwritten_frames(self) -> int:
         """How many of them aren't with the sink in full."""
-        waiting = [self._pictures.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
+        waiting = [self._output.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
         oldest = min(
             [frame for frame in (self._failed_at, *waiting) if frame is not None], default=self.episodes.frames
         )
@@ -568,7 +579,7 @@ class Recording:
         return self._before.busy_seconds + (0.0 if self._writer is None else self._writer.busy_seconds)
 
     def _waiting_bytes(self) -> int:
-        return self._pictures.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers())
+        return self._output.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers())
 
     def _conclude(self, lost: int) -> None:
         """Nothing more is written: what is lost is so for good."""

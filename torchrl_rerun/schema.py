@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import rerun as rr
@@ -82,8 +83,9 @@ def property_chunk(
 
 def episode_chunk(episode: Episode) -> Chunk:
     """The property that says what an episode came to: in catalogs ``property:episode:episode_return`` and so on."""
-    known = {name: value for name, value in episode.properties.items() if value is not None and name != "start_time"}
-    return Chunk.from_property(EPISODE, rr.AnyValues(**known, **episode.annotations))
+    said: dict[str, Any] = {**episode.properties, **episode.annotations}
+    known = {name: value for name, value in said.items() if value is not None and name != "start_time"}
+    return Chunk.from_property(EPISODE, rr.AnyValues(**known))
 
 
 def info_chunk(name: str, start_time: int) -> Chunk:

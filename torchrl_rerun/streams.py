@@ -159,13 +159,17 @@ class Stream:
         """Bytes of one environment's value in the buffer."""
         return self.storage.itemsize * math.prod(self.shape)
 
-    def path(self, env: int, lane: int = 0) -> list[str]:
+    def path(self, env: int | None, lane: int = 0) -> list[str]:
         """The parts of the entity path of environment ``env``, for the agent at position ``lane``.
+
+        Args:
+            env: environment index; None: the recording is of one environment.
+            lane: position of the agent.
 
         >>> Stream(("agents", "reward"), "scalars", "float32", (2, 1), agents=("fox", "hare")).path(3, 1)
         ['env_3', 'agents', 'reward', 'hare']
         """
-        return [f"env_{env}", *self.key, *self.agents[lane : lane + 1]]
+        return [*([] if env is None else [f"env_{env}"]), *self.key, *self.agents[lane : lane + 1]]
 
     def as_json(self) -> dict[str, Any]:
         """What a reader must know to give the key back as it was."""
@@ -197,8 +201,14 @@ class Stream:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def entity_path(stream: Stream, env: int, lane: int = 0) -> str:
-    """The entity path at which a stream of environment ``env`` is recorded, escaped by Rerun's own rules."""
+def entity_path(stream: Stream, env: int | None, lane: int = 0) -> str:
+    """The entity path at which a stream of an environment is recorded, escaped by Rerun's own rules.
+
+    Args:
+        stream: the stream.
+        env: environment index; None: the recording is of one environment.
+        lane: position of the agent.
+    """
     return rr.new_entity_path(stream.path(env, lane))
 
 

@@ -1,0 +1,70 @@
+"""Output: what becomes of blocks, on the writer's thread. Here one recording of the whole run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rerun.chunk import Chunk
+
+from torchrl_rerun.buffer import Block
+from torchrl_rerun.columns import ChunkFactory, static_chunks
+from torchrl_rerun.pictures import Pictures
+from torchrl_rerun.pieces import pieces
+from torchrl_rerun.streams import Stream
+from torchrl_rerun.sums import Sums
+
+
+class WholeRun:
+    """All environments in one recording, each below ``/env_{i}``.
+
+    Args:
+        envs: the environment index of each row of the blocks.
+        fps: frames per second of simulated time; None: no ``sim_time``.
+        sums: running sums of rewards so far.
+        max_age: seconds after which a picture is due.
+    """
+
+    def __init__(self, envs: Sequence[int], fps: float | None, sums: Sums, *, max_age: float) -> None:
+        self._envs = list(envs)
+        self._sums = sums
+        self._pictures = Pictures(fps, max_age=max_age)
+        self._factory = ChunkFactory(fps, self._pictures)
+
+    def describe(self, schema: Chunk, streams: Sequence[Stream]) -> Iterator[Chunk]:
+        """What doesn't change over time.
+
+        Args:
+            schema: the recording's description, with all that is known by now.
+            streams: those that are new in it.
+        """
+        yield schema
+        yield from static_chunks(streams, self._envs)
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """What is to be written of a block at once."""
+        for piece in pieces(block, len(self._envs), self._sums):
+            yield from self._factory.chunks(piece, self._envs[piece.row])
+
+    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
+        """What is to be written after a block.
+
+        Args:
+            complete: says before which frame everything has come.
+        """
+        del complete
+        yield from self._pictures.due(time.time_ns())
+
+    def rest(self) -> Iterator[Chunk]:
+        """What is to be written so that all is."""
+        yield from self._pictures.rest()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of what waits."""
+        return self._pictures.waiting_bytes
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """Number of the first frame of which something waits; None: nothing does."""
+        return self._pictures.oldest_waiting
