@@ -55,7 +55,9 @@ class BatchStatistics:
             frames = frames[slots]
             if not len(frames):
                 continue
-            stepped = {values.stream.key: values.by_frame[slots] for values in block.values[number]}
+            stepped = {
+                values.stream.key: values.stream.numbers(values.by_frame[slots]) for values in block.values[number]
+            }
             entities = []
             for stream in track.streams:
                 values = sums[stream.key][slots] if stream.sums else stepped[stream.key]

@@ -89,7 +89,7 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
 
 
 def _scalars(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-    numbers = _widened(stream.dtype, rows)
+    numbers = stream.numbers(rows)
     if numbers.dtype.kind == "f":
         return [number_lists(numbers)]
     # The viewer plots no integers (rerun-sdk 0.41).
@@ -110,7 +110,7 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     offsets = np.zeros(len(flat) + 1, np.int32)
     np.cumsum(changed * codes.shape[1], out=offsets[1:])
     states = pa.ListArray.from_arrays(pa.array(offsets), labels, mask=pa.array(~changed))
-    return [Column("StateChange:state", "StateChange", "Text", states), number_lists(_widened(stream.dtype, rows))]
+    return [Column("StateChange:state", "StateChange", "Text", states), number_lists(stream.numbers(rows))]
 
 
 def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
@@ -132,7 +132,7 @@ def _tensor(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     if stream.dtype == "object":
         tensors = pa.concat_arrays([_tensor_data(row[None]) for row in rows])
     else:
-        tensors = _tensor_data(_widened(stream.dtype, rows))
+        tensors = _tensor_data(stream.numbers(rows))
     return [Column("Tensor:data", "Tensor", "TensorData", lists(tensors, len(rows)))]
 
 
@@ -213,13 +213,6 @@ def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
 
 
 # --- Arrow ---
-
-
-def _widened(dtype: str, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """16-bit floats as float32, which holds each of them exactly: the viewer shows no smaller ones."""
-    if dtype == "bfloat16":
-        return (rows.astype(np.uint32) << 16).view(np.float32)
-    return rows.astype(np.float32) if dtype == "float16" else rows
 
 
 _CHANNEL_TYPES = {

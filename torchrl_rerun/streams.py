@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import rerun as rr
 
 Kind = Literal["image", "scalars", "tensor", "state", "text"]
@@ -158,6 +159,12 @@ class Stream:
     def row_bytes(self) -> int:
         """Bytes of one environment's value in the buffer."""
         return self.storage.itemsize * math.prod(self.shape)
+
+    def numbers(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Buffered rows as numbers: 16-bit floats as float32, which holds each of them exactly, all others as they are."""
+        if self.dtype == "bfloat16":
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32) if self.dtype == "float16" else rows
 
     def path(self, env: int | None, lane: int = 0) -> list[str]:
         """The parts of the entity path of environment ``env``, for the agent at position ``lane``.

@@ -33,7 +33,7 @@ class Sums:
     def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
         """The sums of a block's rewards, at the frames of the track that they are in: ``[slots, envs, *shape]``."""
         rewards = {
-            values.stream.key: (values.by_frame, frames)
+            values.stream.key: (values.stream.numbers(values.by_frame[: len(frames)]), frames)
             for track, frames in zip(block.values, block.frames, strict=True)
             for values in track
         }

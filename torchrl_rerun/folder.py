@@ -1,0 +1,219 @@
+"""The run folder: a file for each episode that stays."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import rerun.blueprint as rrb
+from rerun.chunk import Chunk, LazyChunkStream
+
+from torchrl_rerun.keeping import Episode, Keep
+from torchrl_rerun.sinks import lock
+
+_OURS = re.compile(r"\.?(env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd|layout\.rbl)")
+
+
+class RunFolder:
+    """A folder of recordings of one episode each, and which of them stay there.
+
+    Args:
+        path: the folder; it is made when it is opened.
+        keep: which finished episodes stay; None: all.
+        overwrite: remove the recordings that an earlier run left in it.
+
+    Attributes:
+        path: the folder.
+        bytes: of the recordings that were written to it, also of those that are gone.
+
+    Raises:
+        PermissionError: the folder can't be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, keep: Keep | None = None, overwrite: bool = False) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.overwrite = overwrite
+        self.bytes = 0
+        self._keep = keep
+        self._keeper = None if keep is None else keep.keeper()
+        self._files: dict[tuple[int, int], Path] = {}
+        self._handle: int | None = None
+        self._is_ours = False
+        folder = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise PermissionError(f"{self.path} can't be recorded to: {folder} is not a folder that can be written")
+
+    # --- which episodes stay ---
+
+    def decide(self, episode: Episode) -> list[Episode]:
+        """An episode is over. Returns those that don't stay any longer, which may be itself."""
+        if self._keeper is None:
+            return []
+        gone = [each for each in self._keeper.offer(episode) if not self._keeper.holds(each)]
+        for each in gone:
+            self._keeper.forget(each)
+        return gone
+
+    def write(
+        self, stem: str, chunks: Iterable[Chunk], *, application_id: str, recording_id: str, of: Episode | None = None
+    ) -> Path:
+        """Write a recording. It gets its name when it is whole.
+
+        Args:
+            stem: the name, without ``.rrd``; where it is taken, it gets a number.
+            chunks: what is in it.
+            application_id, recording_id: what the recording is called.
+            of: the episode, if it is all of one.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        unfinished = self.path / f".{stem}.rrd"
+        failed: list[Exception] = []
+        try:
+            LazyChunkStream.from_iter(_noting(chunks, failed)).write_rrd(
+                unfinished, application_id=application_id, recording_id=recording_id
+            )
+            path, number = self.path / f"{stem}.rrd", 1
+            while path.exists():
+                number += 1
+                path = self.path / f"{stem}_{number}.rrd"
+            self.bytes += unfinished.stat().st_size
+            unfinished.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            if failed:  # Rerun would wrap it beyond recognition
+                raise failed[0] from None
+            raise
+        if of is not None:
+            self._files[of.id] = path
+        return path
+
+    def remove(self, episode: Episode) -> None:
+        """An episode doesn't stay: remove its file, if it has one."""
+        path = self._files.pop(episode.id, None)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    # --- what a sink is ---
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.path.name}/"
+
+    @property
+    def location(self) -> str:
+        """Where it is found."""
+        return str(self.path)
+
+    @property
+    def identity(self) -> str:
+        """What recorders that share it have in common."""
+        return str(self.path)
+
+    @property
+    def for_workers(self) -> str:
+        """What becomes of it in several workers."""
+        return f"each writes into a folder of its own inside {self.label} (worker_0, ...), with its own keep"
+
+    def continuation(self) -> RunFolder:
+        """The same: what comes after ``close()`` goes into further files of it."""
+        return self
+
+    def sibling(self, part: str) -> RunFolder:
+        """The folder of a worker."""
+        return RunFolder(self.path / part, keep=self._keep, overwrite=self.overwrite)
+
+    def family(self) -> list[int]:
+        """Its recordings are of one environment each."""
+        return []
+
+    def open(self) -> None:
+        """Claim the folder.
+
+        Raises:
+            FileInUseError: another live recorder writes to it.
+            FileExistsError: an earlier run left recordings in it, and ``overwrite`` is false.
+            OSError: it can't be made.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            lock(handle, self.path)
+            if not self._is_ours and not self.overwrite and (there := next(self._recordings(), None)) is not None:
+                raise FileExistsError(
+                    f"{self.path} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass "
+                    "overwrite=True"
+                )
+        except FileExistsError:
+            os.close(handle)
+            raise
+        self._handle = handle
+
+    def keep(self) -> None:
+        """There is something to keep: remove what an earlier run left."""
+        if not self._is_ours and self.overwrite:
+            for path in self._recordings():
+                path.unlink(missing_ok=True)
+        self._is_ours = True
+
+    def _recordings(self) -> Iterator[Path]:
+        return (path for path in sorted(self.path.iterdir()) if _OURS.fullmatch(path.name))
+
+    def write_all(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
+        """Let the chunks come: those of episodes are written by themselves."""
+        del application_id, recording_id
+        for _ in chunks:
+            pass
+
+    def trouble(self) -> OSError | None:
+        """What became of the folder, if it can't be found any more."""
+        if self._handle is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._handle), self.path.stat()):
+                return None
+        return FileNotFoundError(f"{self.path} was removed or replaced while it was being recorded to")
+
+    def check(self) -> None:
+        """Raise what became of the folder, if it can't be found any more."""
+        trouble = self.trouble()
+        if trouble is not None:
+            raise trouble
+
+    def size(self) -> int:
+        """Bytes that were written."""
+        return self.bytes
+
+    def settle(self) -> None:
+        """Each file is whole when it has its name."""
+
+    truncate = settle
+
+    def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
+        """Each file has got its own."""
+
+    def discard(self) -> None:
+        """Let go of the folder, and remove it if there is nothing in it."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+
+def _noting(chunks: Iterable[Chunk], failed: list[Exception]) -> Iterator[Chunk]:
+    try:
+        yield from chunks
+    except Exception as error:
+        failed.append(error)
+        raise
