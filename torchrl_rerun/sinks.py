@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ except ImportError:  # Windows: no file locks; an existing file is then never ta
 CHUNKS_PER_FILE = 1 << 16
 """Chunks after which a recording goes on in another file. Rerun keeps an index of a file's chunks in memory, for its footer:
 in a run of days it would be gigabytes, and nothing could open the file."""
+
+_OF_WORKER = re.compile(r"(?P<run>.+)\.worker_(?P<number>\d+)(?:\.part_\d+)?\.rrd")
 
 
 class RecordingError(OSError):
@@ -396,12 +399,11 @@ def reader_of(path: Path) -> RrdReader | None:
 
 def family(path: Path) -> list[int]:
     """The numbers of the workers whose files lie beside one of theirs; empty if ``path`` isn't a worker's file."""
-    base, dot, number = path.stem.rpartition(".worker_")
-    if not dot or not number.isdecimal():
+    own = _OF_WORKER.fullmatch(path.name)
+    if own is None:
         return []
-    prefix = base + dot
-    numbers = (file.stem.removeprefix(prefix) for file in path.parent.iterdir() if file.name.startswith(prefix))
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    there = (_OF_WORKER.fullmatch(file.name) for file in path.parent.iterdir())
+    return sorted({int(found["number"]) for found in there if found is not None and found["run"] == own["run"]})
 
 
 def lock(handle: int, path: Path) -> None:
