@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import subprocess
@@ -52,7 +53,7 @@ class FileSink:
 
     Args:
         path: the file to write; missing parent folders are made when it is opened.
-        overwrite: replace an existing file. A file that another live recorder writes is never replaced.
+        overwrite: replace an existing file; its parts go with it. What another live recorder writes stays.
         base: the path that the user gave, of which this is a sibling; None: this is it.
         first: the file of which this continues the recording; None: this is the first.
 
@@ -120,7 +121,7 @@ class FileSink:
         part = 1
         while (path := self._first.with_name(f"{self._first.stem}.part_{part}.rrd")).exists():
             part += 1
-        return FileSink(path, overwrite=self.overwrite, base=self._base, first=self._first)
+        return FileSink(path, base=self._base, first=self._first)
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -252,10 +253,16 @@ class FileSink:
         return [*(path for path, _ in self._finished), self.path]
 
     def keep(self) -> None:
-        """There is something to keep: remove the file that this one replaces."""
-        if self._replaced is not None:
-            self._replaced.unlink(missing_ok=True)
-            self._replaced = None
+        """There is something to keep: remove the file that this one replaces, and its parts."""
+        if self._replaced is None:
+            return
+        self._replaced.unlink(missing_ok=True)
+        self._replaced = None
+        prefix = f"{self._first.stem}.part_"
+        for part in self._first.parent.glob(f"{glob.escape(prefix)}*.rrd"):
+            if part.stem.removeprefix(prefix).isdecimal() and not _is_locked(part):  # our own are locked, too
+                with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
+                    part.unlink()
 
     def discard(self) -> None:
         """Let go of the path and remove the file; one that it replaced is back then."""
