@@ -135,6 +135,27 @@ def test_going_on_after_close(path, short_files):
     assert len(together(parts(path))["/env_0/reward"].values) == 200
 
 
+@pytest.mark.parametrize("recording_id", [None, "mine"])
+def test_going_on_with_another_batch_size(path, recording_id):
+    """Its frames begin at 0 again: it is another recording, also where the batch size is the first one once more."""
+    recorder = RerunRecorder(path, recording_id=recording_id)
+    files = [path, path.with_name("run.part_1.rrd"), path.with_name("run.part_2.rrd"), path.with_name("run.part_3.rrd")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for count in (2, 3, 2, 2):
+            recorder.log_rollout(SerialEnv(count, cartpole).rollout(5))
+            recorder.close()
+    recorded = [read(file) for file in files]
+    firsts = [each["/env_1/observation"].along("frame")[0] for each in recorded]
+    assert firsts == [0, 0, 0, 6]
+    first, second, third, fourth = (each.recording_id for each in recorded)
+    if recording_id is None:
+        assert len({first, second, third}) == 3
+        assert fourth == third
+    else:
+        assert {first, second, third, fourth} == {recording_id}
+
+
 def test_workers_have_parts_of_their_own(path, short_files):
     """Recorders on one path in one process stand for workers here: `run.worker_1.part_1.rrd`."""
     with warnings.catch_warnings():

@@ -91,7 +91,7 @@ class Recording:
         options: how to record them.
         viewers: open viewers; they are closed with the recording.
         recording_id: id of the Rerun recording.
-        continues: the recording whose counters go on, if it was of as many environments.
+        continues: the recording whose counters go on, if it was of the same batch size.
 
     Attributes:
         alive: whether it is open, and of this process.
