@@ -11,10 +11,11 @@ import sys
 
 import pytest
 from torchrl.envs import GymEnv, SerialEnv
+from torchrl.envs.utils import step_mdp
 
 from readback import read
 from test_faults import cartpole, run
-from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun import RecordingError, RerunRecorder, recording
 from torchrl_rerun.sinks import has_footer, is_whole, reader_of
 
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
@@ -262,4 +263,57 @@ def test_a_closed_recording_that_cannot_go_on(path):
         env.transform.dump()
     with pytest.raises(RecordingError, match="is not recorded"):
         env.close()
+    path.parent.unlink()
+
+
+def assert_counts(recorder, **counts) -> None:
+    stats = recorder.stats()
+    assert {name: stats[name] for name in counts} == counts
+
+
+def test_a_closed_recording_that_goes_on_later(path, monkeypatch):
+    """Not each step tries again. What was not recorded is counted, and what is recorded then is where it would have been."""
+    monkeypatch.setattr(recording, "RETRY_SECONDS", 1000.0)
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.close()
+    shutil.rmtree(path.parent)
+    path.parent.touch()
+    with pytest.warns(RuntimeWarning, match=r"after run\.rrd was closed is not recorded"):
+        env.rollout(5)
+    path.parent.unlink()
+    lost = env.rollout(3)
+    assert not path.parent.exists()
+    assert_counts(env.transform, frames=16, steps=13, episodes=6, frames_written=6, frames_lost=10)
+    with pytest.raises(RecordingError, match="10 frames were lost: "):
+        env.transform.dump()
+    with pytest.raises(RecordingError, match="10 frames were lost: "):
+        env.transform.close()
+    env.transform.close()
+    monkeypatch.setattr(recording, "RETRY_SECONDS", 0.0)
+    with pytest.warns(UserWarning, match=r"recorded in run\.part_1\.rrd"):
+        env.rollout(2, auto_reset=False, tensordict=step_mdp(lost[..., -1]))
+    env.rollout(4)
+    env.close()
+    assert_counts(env.transform, frames=23, steps=19, episodes=8, frames_written=13, frames_lost=10)
+    part = read(path.with_name("run.part_1.rrd"))
+    rows = part["/env_1/observation"]
+    assert rows.along("frame") == list(range(16, 23))
+    assert rows.along("step") == [14, 15, 15, 16, 17, 18, 19]
+    assert rows.along("episode") == [2] * 2 + [3] * 5
+    assert rows.along("episode_step") == [4, 5, 0, 1, 2, 3, 4]
+    assert [value.isnan().item() for value in part["/env_1/episode_return"].values] == [True] * 2 + [False] * 5
+
+
+def test_frames_of_another_batch_size_that_are_not_recorded(path):
+    recorder = RerunRecorder(path)
+    recorder.log_rollout(SerialEnv(2, cartpole).rollout(5))
+    recorder.close()
+    shutil.rmtree(path.parent)
+    path.parent.touch()
+    with pytest.warns(RuntimeWarning, match=r"after run\.rrd was closed is not recorded"):
+        recorder.log_rollout(SerialEnv(3, cartpole).rollout(4))
+    assert_counts(recorder, frames=11, steps=9, episodes=2, frames_written=6, frames_lost=5)
+    with pytest.raises(RecordingError, match="5 frames were lost: "):
+        recorder.close()
     path.parent.unlink()

@@ -135,6 +135,27 @@ def test_going_on_after_close(path, short_files):
     assert len(together(parts(path))["/env_0/reward"].values) == 200
 
 
+@pytest.mark.parametrize("recording_id", [None, "mine"])
+def test_going_on_with_another_batch_size(path, recording_id):
+    """Its frames begin at 0 again: it is another recording, also where the batch size is the first one once more."""
+    recorder = RerunRecorder(path, recording_id=recording_id)
+    files = [path, path.with_name("run.part_1.rrd"), path.with_name("run.part_2.rrd"), path.with_name("run.part_3.rrd")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for count in (2, 3, 2, 2):
+            recorder.log_rollout(SerialEnv(count, cartpole).rollout(5))
+            recorder.close()
+    recorded = [read(file) for file in files]
+    firsts = [each["/env_1/observation"].along("frame")[0] for each in recorded]
+    assert firsts == [0, 0, 0, 6]
+    first, second, third, fourth = (each.recording_id for each in recorded)
+    if recording_id is None:
+        assert len({first, second, third}) == 3
+        assert fourth == third
+    else:
+        assert {first, second, third, fourth} == {recording_id}
+
+
 def test_workers_have_parts_of_their_own(path, short_files):
     """Recorders on one path in one process stand for workers here: `run.worker_1.part_1.rrd`."""
     with warnings.catch_warnings():
@@ -146,3 +167,65 @@ def test_workers_have_parts_of_their_own(path, short_files):
         files = parts(path.with_name(f"{path.stem}.worker_{worker}.rrd"))
         assert len(files) > 1
         assert len(together(files)[f"/env_{worker}/reward"].values) == 200
+
+
+@pytest.fixture
+def older(path, short_files):
+    """Recordings of several files at the path: one of a recorder by itself, and one of two workers."""
+
+    def record(path):
+        env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
+        env.rollout(200, break_when_any_done=False)
+        env.close()
+        return parts(path)
+
+    return [file for name in ("run", "run.worker_0", "run.worker_1") for file in record(path.with_name(f"{name}.rrd"))]
+
+
+def test_the_parts_of_a_replaced_recording_go_with_it(path, older):
+    """Beside the new recording they would be taken for its own."""
+    others = [path.with_name(name) for name in ("run.part_of_it.rrd", "run.part_1.txt", "run.part_1.part_2.rrd")]
+    for other in others:
+        other.write_text("precious")
+    of_workers = [file for file in older if "worker" in file.name]
+    env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, overwrite=True))
+    env.reset()
+    assert all(file.exists() for file in older), "nothing is lost before it is known that the new one begins"
+    env.rollout(5)
+    assert sorted(path.parent.iterdir()) == sorted([path, *others, *of_workers])
+    env.close()
+    assert len(read(path)["/env_0/reward"].values) == 5
+
+
+def test_the_parts_of_a_replaced_workers_recording_go_with_it(path, older):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = SerialEnv(1, lambda: cartpole().append_transform(RerunRecorder(path, overwrite=True)))
+        env.rollout(5)
+        env.close()
+    new = path.with_name("run.worker_0.rrd")
+    assert sorted(path.parent.iterdir()) == sorted([new, *(file for file in older if "worker_0" not in file.name)])
+
+
+def test_parts_stay_with_a_recording_that_is_not_replaced_after_all(path, older):
+    before = {file: file.read_bytes() for file in older}
+    env = cartpole().append_transform(RerunRecorder(path, overwrite=True, in_keys=["obs"]))
+    with pytest.raises(KeyError, match="obs"):
+        env.rollout(5)
+    env.close()
+    assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+
+
+def test_a_part_that_is_being_recorded_stays(path):
+    """Its first file was closed, and may be replaced."""
+    first = cartpole().append_transform(RerunRecorder(path))
+    first.rollout(5)
+    first.transform.close()
+    with pytest.warns(UserWarning, match=r"run\.part_1\.rrd"):
+        first.rollout(5)
+    second = cartpole().append_transform(RerunRecorder(path, overwrite=True))
+    second.rollout(4)
+    first.close()
+    second.close()
+    part = path.with_name("run.part_1.rrd")
+    assert [len(read(file)["/env_0/reward"].values) for file in (path, part)] == [4, 5]

@@ -147,6 +147,23 @@ def test_the_layout_of_a_workers_file_shows_all_workers(path, recorded):
     assert_is_whole(files[1])
 
 
+def test_the_layout_of_a_part_of_a_workers_file_shows_all_workers_too(path, recorded):
+    from torchrl_rerun.schema import shown_envs
+    from torchrl_rerun.sinks import family
+
+    names = ["worker_0", "worker_0.part_1", "worker_0.part_2", "worker_2.part_7"]  # the second one has moved its first
+    files = [path.with_name(f"run.{name}.rrd") for name in names]
+    for file in (*files, path.with_name("run.part_1.rrd"), path.with_name("other.worker_5.part_1.rrd")):
+        file.write_bytes(recorded[1])
+    for file in files:
+        assert shown_envs([0, 1], 2, family(file)) == [0, 1, 4, 5]
+    assert family(path.with_name("run.part_1.rrd")) == []
+    repair(files[1])
+    (layout,) = RrdReader(files[1]).blueprints()
+    shown = str([chunk.to_record_batch() for chunk in RrdReader(files[1]).stream(store=layout)])
+    assert "env_4" in shown
+
+
 def test_another_place_leaves_the_file_as_it_is(path, recorded):
     out = path.with_name("out.rrd")
     path.write_bytes(recorded[1][:-7])

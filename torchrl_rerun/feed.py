@@ -119,7 +119,7 @@ class Feed:
             mask: which of them were reset.
             outcome: the data after the first step where that is known already, for the rewards in it.
         """
-        recording = self._opened(env, observed)
+        recording = self._opened(env, observed, mask, is_step=False)
         if recording is None or not self._fits(recording, observed):
             return
         if self._of_observed is None:
@@ -166,7 +166,7 @@ class Feed:
         self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask
     ) -> Recording | None:
         """The recording, opened, with all its keys described; None if that failed."""
-        recording = self._opened(env, following)
+        recording = self._opened(env, following, mask, is_step=True)
         if recording is None or self._is_described or not self._fits(recording, following):
             return recording
         self._begin_those_never_reset(recording, env, root, following, mask)
@@ -412,10 +412,10 @@ class Feed:
             self._warned_of_shape = True
             warn(f"nothing is recorded: the batch size {tuple(tensordict.batch_size)} means no environment")
 
-    def _opened(self, env: EnvOf, tensordict: TensorDictBase) -> Recording | None:
+    def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
         """The recording in progress, opened at the first frame, and again after it was closed or the process forked.
 
-        None: there are no environments to record, or the recording that was closed can't go on.
+        None: there are no environments to record, or the recording that was closed can't go on, and counts the frame.
         """
         if self.recording is None or not self.recording.alive:
             if not tensordict.batch_size.numel():
@@ -424,14 +424,19 @@ class Feed:
             ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
             if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
                 self.close_quietly()
+            batch_size = tuple(tensordict.batch_size)
+            if ended is not None and not ended.may_go_on:
+                ended.miss(batch_size, mask, is_step=is_step)
+                return None
             self._last = None if ended is None else self._last
             self._forget_keys()
             try:
-                self.recording = open_recording(self._settings, env(), tuple(tensordict.batch_size), ended)
+                self.recording = open_recording(self._settings, env(), batch_size, ended)
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
                 ended.fail_to_go_on(error)
+                ended.miss(batch_size, mask, is_step=is_step)
                 return None
             if not self._enabled:
                 self.recording.selection.enabled = False

@@ -166,7 +166,8 @@ def open_recording(
         settings: what the user asked for.
         env: the environment; None: there is none.
         batch_size: the environments' batch size.
-        ended: the recording that was closed before, whose counters go on.
+        ended: the recording that was closed before. Its counters go on if it was of this batch size; else it is another
+            recording that begins.
 
     Raises:
         FileExistsError: the file exists.
@@ -175,17 +176,17 @@ def open_recording(
         ConnectionError: there is no viewer.
     """
     count = int(np.prod(batch_size, dtype=np.int64))
-    if ended is not None:
-        sink, number = _next_part(ended), None
-        first_env, recording_id = ended.source.first_env, ended.recording_id
-    else:
+    if ended is None:
         sink, number = _claim(settings)
-        first_env, recording_id = (number or 0) * count, _recording_id(settings, number)
+        recording_id = _recording_id(settings, number)
+    else:
+        sink, number = _next_part(ended), ended.source.first_env // ended.source.envs
+        recording_id = _id_after(ended, settings, batch_size)
     source = Source(
         batch_size=batch_size,
         name=specs.env_name(env),
         fps=settings.fps or specs.frames_per_second(env),
-        first_env=first_env,
+        first_env=(number or 0) * count,
     )
     viewers = [Viewer(endpoint) for endpoint in settings.viewers]
     try:
@@ -208,7 +209,7 @@ def open_recording(
 
 
 def _next_part(ended: Recording) -> Sink:
-    """A finished file can't be written to: what comes after ``close()`` goes into another one of the same recording."""
+    """A finished file can't be written to: what comes after ``close()`` goes into another one."""
     sink = ended.sink.next_part()
     sink.open()
     if sink is not ended.sink:
@@ -250,3 +251,13 @@ def _recording_id(settings: Settings, number: int | None) -> str:
         return uuid.uuid4().hex
     family = os.getpid() if worker_number() is None else os.getppid()
     return uuid.uuid5(uuid.NAMESPACE_URL, f"{settings.sink.identity}#{family}").hex
+
+
+def _id_after(ended: Recording, settings: Settings, batch_size: tuple[int, ...]) -> str:
+    """The id of what comes after a recording: its own, unless frames begin at 0 again and would lie on top of its own.
+
+    Workers that share an id come to the same new one.
+    """
+    if ended.source.batch_size == batch_size or settings.options.recording_id is not None:
+        return ended.recording_id
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{ended.recording_id}#{batch_size}").hex

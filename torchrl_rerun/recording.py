@@ -5,7 +5,9 @@ This is what every front end feeds, whatever its environments look like; it know
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import os
 import shlex
 import sys
@@ -41,6 +43,9 @@ LIVE_SECONDS = 0.5
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before it is told so."""
+
+RETRY_SECONDS = 5.0
+"""Seconds between two tries to go on after :meth:`Recording.close`, each of which makes the environment wait."""
 
 SHORT_BLOCK = 100
 """Frames of a block below which the making of chunks costs several times what their data do."""
@@ -92,7 +97,7 @@ class Recording:
         options: how to record them.
         viewers: open viewers; they are closed with the recording.
         recording_id: id of the Rerun recording.
-        continues: the recording whose counters go on, if it was of as many environments.
+        continues: the recording whose counters go on, if it was of the same batch size.
 
     Attributes:
         alive: whether it is open, and of this process.
@@ -142,12 +147,14 @@ class Recording:
         self._error: Exception | None = None
         self._failed_at: int | None = None
         self._end: tuple[str, BaseException | None] | None = None  # what this recording failed by, and its cause
-        self._aftermath: RecordingError | None = None  # of what came after it
+        self._missed = 0  # frames that came after it, and that `close()` has not told of
+        self._hindrance: OSError | None = None  # why they could not be recorded
+        self._hindered_at = -math.inf
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
         self._before = _Before() if continues is None else continues._as_before()  # noqa: SLF001 - of the same class
-        self._at_first = self.episodes.frames, self.episodes.steps, self.episodes.begun()
+        self._at_first = self._counts
         self._at_last: Stats | None = None
         self.alive = True
         self.is_over = False
@@ -286,6 +293,17 @@ class Recording:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
+    def _event(self, rows: Rows, ends: Ends | None = None, *, is_step: bool) -> Event | None:
+        """What is about to happen to the environments ``rows``; None, a step at most, if that isn't recorded of any."""
+        picked = None
+        if rows is not None and not len(rows):
+            if self._batch is None:
+                self.episodes.steps += is_step
+                return None
+        elif not self.selection.takes_all:
+            picked = self._picked(rows, ends, is_step=is_step)
+        return self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked)
+
     def _add(
         self,
         moments: Moments,
@@ -294,22 +312,17 @@ class Recording:
         is_step: bool,
         ends: Ends | None = None,
     ) -> None:
-        rows = self._rows(mask)
-        concerns_none = rows is not None and not len(rows)
-        if concerns_none and self._batch is None:
-            self.episodes.steps += is_step
-            return
         if ends is not None and self._select is not None:
             ends = Ends(ends.terminated[self._select], ends.truncated[self._select])
-        picked = None
-        if not (self.selection.takes_all or concerns_none):
-            picked = self._picked(rows, ends, is_step=is_step)
-        event = self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked)
+        rows = self._rows(mask)
+        event = self._event(rows, ends, is_step=is_step)
+        if event is None:
+            return
         kept = True
         try:
             if self._batch is not None:
                 kept = self._batch.add(self._of_batch(event, mask), moments, _nowhere)
-            if not concerns_none:
+            if rows is None or len(rows):
                 if self._select is not None:
                     moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
                 for arrays in moments:
@@ -379,8 +392,8 @@ class Recording:
             RecordingError: it isn't, and why.
         """
         if self._is_done():
-            if self._aftermath is not None:
-                raise self._aftermath
+            if self._missed:
+                raise self._aftermath()
             if self._end is not None:
                 what, cause = self._end
                 raise RecordingError(what) from cause
@@ -399,8 +412,8 @@ class Recording:
             RecordingError: something could not be written, and why.
         """
         if self._is_done():
-            aftermath, self._aftermath = self._aftermath, None  # closing again does nothing
-            if aftermath is not None:
+            if self._missed:
+                aftermath, self._missed = self._aftermath(), 0  # closing again does nothing
                 raise aftermath
             return
         self.alive = False
@@ -454,13 +467,51 @@ class Recording:
             f"buffer_bytes={needed} << 20"
         )
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it is time to try to go on after :meth:`close`: at once, and every few seconds where that fails."""
+        return time.monotonic() - self._hindered_at >= RETRY_SECONDS
+
     def fail_to_go_on(self, error: OSError) -> None:
-        """What came after :meth:`close` can't be recorded: said once, and raised by :meth:`dump` and :meth:`close`."""
-        if self._aftermath is None:
-            self._aftermath = RecordingError(f"what came after {self.sink.label} was closed is not recorded: {error}")
-            self._aftermath.__cause__ = error
-            warn(f"{self._aftermath} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+        """What comes after :meth:`close` can't be recorded before the next try."""
+        self._hindrance, self._hindered_at = error, time.monotonic()
+
+    def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
+        """A frame came after :meth:`close`, and is lost: said once, and raised by :meth:`dump` and :meth:`close`.
+
+        It is counted as if it had been recorded, so that what goes on later is where it would have been.
+
+        Args:
+            batch_size: of the environments, which may be others.
+            mask: which of them were reset or stepped; None: all.
+            is_step: whether it was a step.
+        """
+        assert self._at_last is not None, "it is over"
+        before = self._counts
+        if batch_size != self.source.batch_size:
+            self.episodes.frames += 1
+            self.episodes.steps += is_step
+        elif (event := self._event(self._rows(mask), is_step=is_step)) is not None:
+            self.episodes.apply(event)
+        frames, steps, episodes = (now - then for now, then in zip(self._counts, before, strict=True))
+        self._at_last = dataclasses.replace(
+            self._at_last,
+            frames=self._at_last.frames + frames,
+            steps=self._at_last.steps + steps,
+            episodes=self._at_last.episodes + episodes,
+            frames_lost=self._at_last.frames_lost + frames,
+        )
+        self._missed += frames
+        if self._missed == frames == 1:
             self._forget_returns()
+            warn(f"{self._aftermath()} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+
+    def _aftermath(self) -> RecordingError:
+        failure = RecordingError(
+            f"what came after {self.sink.label} was closed is not recorded, {self._missed} frames were lost: {self._hindrance}"
+        )
+        failure.__cause__ = self._hindrance
+        return failure
 
     def _forget_returns(self) -> None:
         """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
@@ -479,7 +530,7 @@ class Recording:
         self.alive = False
         if self._writer is not None:
             self._writer.finish()
-            self._conclude(self._frames)
+        self._conclude(self._frames)
         self.is_over = True
         self.sink.discard()
         for viewer in self._viewers:
@@ -525,6 +576,11 @@ class Recording:
 
     def _alive(self) -> bool:
         return self._error is None and self._writer is not None and self._writer.alive()
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        """Frames, steps and episodes so far, of all recordings whose counters went on."""
+        return self.episodes.frames, self.episodes.steps, self.episodes.begun()
 
     @property
     def _frames(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ except ImportError:  # Windows: no file locks; an existing file is then never ta
 CHUNKS_PER_FILE = 1 << 16
 """Chunks after which a recording goes on in another file. Rerun keeps an index of a file's chunks in memory, for its footer:
 in a run of days it would be gigabytes, and nothing could open the file."""
+
+_OF_WORKER = re.compile(r"(?P<run>.+)\.worker_(?P<number>\d+)(?:\.part_\d+)?\.rrd")
 
 
 class RecordingError(OSError):
@@ -49,7 +53,7 @@ class FileSink:
 
     Args:
         path: the file to write; missing parent folders are made when it is opened.
-        overwrite: replace an existing file. A file that another live recorder writes is never replaced.
+        overwrite: replace an existing file; its parts go with it. What another live recorder writes stays.
         base: the path that the user gave, of which this is a sibling; None: this is it.
         first: the file of which this continues the recording; None: this is the first.
 
@@ -117,7 +121,7 @@ class FileSink:
         part = 1
         while (path := self._first.with_name(f"{self._first.stem}.part_{part}.rrd")).exists():
             part += 1
-        return FileSink(path, overwrite=self.overwrite, base=self._base, first=self._first)
+        return FileSink(path, base=self._base, first=self._first)
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -249,10 +253,16 @@ class FileSink:
         return [*(path for path, _ in self._finished), self.path]
 
     def keep(self) -> None:
-        """There is something to keep: remove the file that this one replaces."""
-        if self._replaced is not None:
-            self._replaced.unlink(missing_ok=True)
-            self._replaced = None
+        """There is something to keep: remove the file that this one replaces, and its parts."""
+        if self._replaced is None:
+            return
+        self._replaced.unlink(missing_ok=True)
+        self._replaced = None
+        prefix = f"{self._first.stem}.part_"
+        for part in self._first.parent.glob(f"{glob.escape(prefix)}*.rrd"):
+            if part.stem.removeprefix(prefix).isdecimal() and not _is_locked(part):  # our own are locked, too
+                with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
+                    part.unlink()
 
     def discard(self) -> None:
         """Let go of the path and remove the file; one that it replaced is back then."""
@@ -396,12 +406,11 @@ def reader_of(path: Path) -> RrdReader | None:
 
 def family(path: Path) -> list[int]:
     """The numbers of the workers whose files lie beside one of theirs; empty if ``path`` isn't a worker's file."""
-    base, dot, number = path.stem.rpartition(".worker_")
-    if not dot or not number.isdecimal():
+    own = _OF_WORKER.fullmatch(path.name)
+    if own is None:
         return []
-    prefix = base + dot
-    numbers = (file.stem.removeprefix(prefix) for file in path.parent.iterdir() if file.name.startswith(prefix))
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    there = (_OF_WORKER.fullmatch(file.name) for file in path.parent.iterdir())
+    return sorted({int(found["number"]) for found in there if found is not None and found["run"] == own["run"]})
 
 
 def lock(handle: int, path: Path) -> None:
