@@ -242,7 +242,7 @@ class Block:
                 frames.pop()
 
     def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
-        self.object_bytes += sum(_size(value) for values in objects for value in values)
+        self.object_bytes += sum(size_of(value) for values in objects for value in values)
         self.is_heavy = self.object_bytes > self._object_capacity
 
     def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
@@ -513,5 +513,6 @@ class Buffer:
         return block
 
 
-def _size(value: object) -> int:
+def size_of(value: object) -> int:
+    """Bytes of a Python object, about."""
     return len(value) if isinstance(value, str) else int(getattr(value, "nbytes", 64))

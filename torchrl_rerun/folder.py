@@ -48,6 +48,11 @@ class RunFolder:
 
     # --- which episodes stay ---
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every episode stays."""
+        return self._keeper is None
+
     def decide(self, episode: Episode) -> list[Episode]:
         """An episode is over. Returns those that don't stay any longer, which may be itself."""
         if self._keeper is None:
@@ -57,7 +62,7 @@ class RunFolder:
             self._keeper.forget(each)
         return gone
 
-    def write(
+    def write_file(
         self, stem: str, chunks: Iterable[Chunk], *, application_id: str, recording_id: str, of: Episode | None = None
     ) -> Path:
         """Write a recording. It gets its name when it is whole.
@@ -65,7 +70,8 @@ class RunFolder:
         Args:
             stem: the name, without ``.rrd``; where it is taken, it gets a number.
             chunks: what is in it.
-            application_id, recording_id: what the recording is called.
+            application_id: what the run is called.
+            recording_id: what the recording is called.
             of: the episode, if it is all of one.
 
         Raises:
@@ -142,18 +148,21 @@ class RunFolder:
             OSError: it can't be made.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDONLY)
+        self._handle = os.open(self.path, os.O_RDONLY)
         try:
-            lock(handle, self.path)
-            if not self._is_ours and not self.overwrite and (there := next(self._recordings(), None)) is not None:
-                raise FileExistsError(
-                    f"{self.path} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass "
-                    "overwrite=True"
-                )
+            lock(self._handle, self.path)
+            self._refuse_what_is_there()
         except FileExistsError:
-            os.close(handle)
+            self.close()
             raise
-        self._handle = handle
+
+    def _refuse_what_is_there(self) -> None:
+        there = None if self._is_ours or self.overwrite else next(self._recordings(), None)
+        if there is not None:
+            raise FileExistsError(
+                f"{self.path} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass "
+                "overwrite=True"
+            )
 
     def keep(self) -> None:
         """There is something to keep: remove what an earlier run left."""
@@ -165,7 +174,7 @@ class RunFolder:
     def _recordings(self) -> Iterator[Path]:
         return (path for path in sorted(self.path.iterdir()) if _OURS.fullmatch(path.name))
 
-    def write_all(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
+    def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
         """Let the chunks come: those of episodes are written by themselves."""
         del application_id, recording_id
         for _ in chunks:

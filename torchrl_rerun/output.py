@@ -11,7 +11,8 @@ from torchrl_rerun.buffer import Block
 from torchrl_rerun.columns import ChunkFactory, static_chunks
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import pieces
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.schema import Described, Source, Split, property_chunk
+from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
 
 
@@ -19,27 +20,33 @@ class WholeRun:
     """All environments in one recording, each below ``/env_{i}``.
 
     Args:
+        source: the environments.
         envs: the environment index of each row of the blocks.
-        fps: frames per second of simulated time; None: no ``sim_time``.
         sums: running sums of rewards so far.
+        split: what the recording is of, a run or a part of it.
         max_age: seconds after which a picture is due.
     """
 
-    def __init__(self, envs: Sequence[int], fps: float | None, sums: Sums, *, max_age: float) -> None:
+    def __init__(self, source: Source, envs: Sequence[int], sums: Sums, *, split: Split, max_age: float) -> None:
+        self._source = source
         self._envs = list(envs)
         self._sums = sums
-        self._pictures = Pictures(fps, max_age=max_age)
-        self._factory = ChunkFactory(fps, self._pictures)
+        self._split = split
+        self._pictures = Pictures(source.fps, max_age=max_age)
+        self._factory = ChunkFactory(source.fps, self._pictures)
 
-    def describe(self, schema: Chunk, streams: Sequence[Stream]) -> Iterator[Chunk]:
+    def describe(
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
+    ) -> Iterator[Chunk]:
         """What doesn't change over time.
 
         Args:
-            schema: the recording's description, with all that is known by now.
-            streams: those that are new in it.
+            described: all that is recorded, as far as it is known by now.
+            new: the streams that are new in it.
+            statistics: the keys of which there are statistics over all environments.
         """
-        yield schema
-        yield from static_chunks(streams, self._envs)
+        yield property_chunk(self._source, self._envs, described, statistics, split=self._split)
+        yield from static_chunks(new, self._envs)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """What is to be written of a block at once."""

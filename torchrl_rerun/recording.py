@@ -25,10 +25,12 @@ from rerun.chunk import Chunk
 from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
+from torchrl_rerun.episode_files import EpisodeFiles
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import NONE, Ends, Event, Rows
+from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.output import WholeRun
-from torchrl_rerun.schema import Moment, Source, info_chunk, property_chunk, shown_envs
+from torchrl_rerun.schema import Moment, Source, Split, info_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
 from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.stats import Stats
@@ -66,6 +68,7 @@ class Options:
 
     logged_envs: int | slice | Sequence[int] | str | None = None
     choice: Choice = field(default_factory=Choice)
+    split: Split = "run"
     blueprint: bool | rrb.Blueprint = True
     application_id: str | None = None
     recording_id: str | None = None
@@ -135,7 +138,20 @@ class Recording:
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
-        self._output = WholeRun(self.envs, source.fps, self._sums, max_age=self._max_age)
+        self._output: WholeRun | EpisodeFiles
+        if isinstance(sink, RunFolder):
+            self._output = EpisodeFiles(
+                sink,
+                source,
+                self.envs,
+                self._sums,
+                application_id=self.application_id,
+                recording_id=recording_id,
+                capacity=options.buffer_bytes,
+                max_age=options.flush_seconds,
+            )
+        else:
+            self._output = WholeRun(source, self.envs, self._sums, split=options.split, max_age=self._max_age)
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
         self._small = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
@@ -190,14 +206,13 @@ class Recording:
                 buffer.tracks = (*buffer.tracks, *added)
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
-        described = [(stream, each) for each in Moment for stream in self._described[each]]
         statistics: list[Chunk] = []
         if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
             statistics += self._describe_batch()
         self._begin_writing()
-        schema = property_chunk(self.source, self.envs, described, self._statistics)
+        described = [(stream, each) for each in Moment for stream in self._described[each]]
         assert self._writer is not None, "it was just begun"
-        self._writer.put([*self._output.describe(schema, streams), *statistics])
+        self._writer.put([*self._output.describe(described, streams, self._statistics), *statistics])
 
     def _describe_batch(self) -> Iterator[Chunk]:
         """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rerun as rr
@@ -21,6 +21,9 @@ from torchrl_rerun.streams import Key, Stream
 PROPERTY = "torchrl_rerun"
 EPISODE = "episode"
 SCHEMA_VERSION = 1
+
+Split = Literal["run", "dump", "episode"]
+"""What a recording is of: a run, the time between two dumps, or an episode of one environment."""
 
 
 class Moment(IntEnum):
@@ -56,16 +59,26 @@ class Source:
         return int(np.prod(self.batch_size, dtype=np.int64))
 
 
+Described = tuple[Stream, Moment]
+"""What is recorded, and when."""
+
+
 def property_chunk(
-    source: Source, envs: Sequence[int], streams: Sequence[tuple[Stream, Moment]], statistics: Sequence[Key] = ()
+    source: Source,
+    envs: Sequence[int],
+    described: Sequence[Described],
+    statistics: Sequence[Key] = (),
+    *,
+    split: Split = "run",
 ) -> Chunk:
     """The property that describes a recording; the last one in a recording counts.
 
     Args:
         source: the environments.
         envs: indices of those that are recorded.
-        streams: what is recorded of each, and when.
+        described: what is recorded of each, and when.
         statistics: the keys of which there are statistics over all environments.
+        split: what a recording is of. Of one episode it has no ``/env_{i}``.
     """
     schema = {
         "schema_version": SCHEMA_VERSION,
@@ -73,7 +86,8 @@ def property_chunk(
         "batch_size": list(source.batch_size),
         "envs": list(envs),
         "fps": source.fps,
-        "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in streams],
+        "split": split,
+        "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in described],
         "statistics": [list(key) for key in statistics],
         "versions": _versions(),
     }

@@ -1,0 +1,324 @@
+"""Episode files: the rows of each episode wait in memory until it is over, and are written if it stays."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rerun.chunk import Chunk, RrdReader
+
+from torchrl_rerun.buffer import Block, size_of
+from torchrl_rerun.columns import ChunkFactory, static_chunks
+from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP
+from torchrl_rerun.folder import RunFolder
+from torchrl_rerun.keeping import Episode
+from torchrl_rerun.ledger import Over
+from torchrl_rerun.pictures import Pictures
+from torchrl_rerun.pieces import Piece, pieces
+from torchrl_rerun.schema import Described, Source, episode_chunk, info_chunk, property_chunk
+from torchrl_rerun.streams import Key, Stream
+from torchrl_rerun.sums import Sums
+
+
+class EpisodeFiles:
+    """Each episode that stays in a recording of its own, without ``/env_{i}``; its ``frame`` is the ``episode_step``.
+
+    What doesn't stay is forgotten without having been encoded. Where memory doesn't suffice, the longest of the episodes
+    in progress goes to the disk in parts, which become one file or are removed when it is over.
+
+    Args:
+        folder: where the recordings go.
+        source: the environments.
+        envs: the environment index of each row of the blocks.
+        sums: running sums of rewards so far.
+        application_id, recording_id: what the run is called.
+        capacity: bytes that may wait in memory.
+        max_age: seconds that an episode waits, when it is over, for others to take its place.
+
+    Attributes:
+        over: the environment's thread adds the episodes that are over, in order.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        source: Source,
+        envs: Sequence[int],
+        sums: Sums,
+        *,
+        application_id: str,
+        recording_id: str,
+        capacity: int,
+        max_age: float,
+    ) -> None:
+        self._folder = folder
+        self._source = source
+        self._envs = list(envs)
+        self._sums = sums
+        self._application_id = application_id
+        self._recording_id = recording_id
+        self._capacity = capacity
+        self._max_age = max_age
+        self._described: tuple[Described, ...] = ()
+        self.over: collections.deque[Over] = collections.deque()
+        self._in_progress: dict[tuple[int, int], _Rows] = {}
+        self._waiting: dict[tuple[int, int], _Finished] = {}
+        self._last_over = np.full(len(self._envs), -1)
+        self._has_warned = False
+
+    # --- what an output is ---
+
+    def describe(
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
+    ) -> Iterator[Chunk]:
+        """Note what is recorded: each file says it."""
+        del new, statistics
+        self._described = tuple(described)
+        self._schema_of.cache_clear()
+        self.__dict__.pop("_static", None)
+        yield from ()
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """Take the rows of a block."""
+        for piece in pieces(block, len(self._envs), self._sums):
+            episodes = piece.positions[:, EPISODE]
+            bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
+            for first, last in itertools.pairwise(bounds):
+                self._take(piece, int(episodes[first]), slice(first, last))
+        self._relieve()
+        yield from ()
+
+    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
+        """Finish the episodes that are over, and write those that have waited long enough.
+
+        Args:
+            complete: says before which frame everything has come.
+        """
+        count = len(self.over)  # before it is asked: more may be over by then
+        self._finish(count, complete())
+        due = time.monotonic() - self._max_age
+        for finished in [each for each in self._waiting.values() if each.since <= due]:
+            self._write(finished)
+        yield from ()
+
+    def rest(self) -> Iterator[Chunk]:
+        """Write everything, also parts of what is in progress."""
+        self._finish(len(self.over), sys.maxsize)
+        for finished in list(self._waiting.values()):
+            self._write(finished)
+        for rows in self._in_progress.values():
+            self._write_part(rows)
+        yield from ()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of what waits."""
+        return sum(rows.bytes for rows in self._all_rows())
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """Number of the first frame of which something waits; None: nothing does."""
+        return min((rows.first for rows in self._all_rows() if rows.bytes), default=None)
+
+    def _all_rows(self) -> list[_Rows]:
+        """Also asked for on other threads."""
+        return [*tuple(self._in_progress.values()), *(finished.rows for finished in tuple(self._waiting.values()))]
+
+    # --- rows ---
+
+    def _take(self, piece: Piece, episode: int, part: slice) -> None:
+        if episode <= self._last_over[piece.row]:
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"environment {self._envs[piece.row]} was stepped after its episode was over, without a reset: what came "
+                    "of that belongs to no episode, and is not recorded",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return
+        key = piece.row, episode
+        rows = self._in_progress.get(key)
+        if rows is None:
+            rows = self._in_progress[key] = _Rows(self._envs[piece.row], episode, self._source.fps)
+        rows.add(piece, part)
+
+    def _relieve(self) -> None:
+        """Make room: what is over is written first."""
+        for finished in list(self._waiting.values()):
+            if self.waiting_bytes <= self._capacity:
+                return
+            self._write(finished)
+        while self.waiting_bytes > self._capacity:
+            self._write_part(max(self._in_progress.values(), key=lambda rows: rows.bytes))
+
+    # --- episodes ---
+
+    def _finish(self, count: int, complete: int) -> None:
+        while count and self.over[0].before <= complete:
+            over = self.over.popleft()
+            count -= 1
+            self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
+            rows = self._in_progress.pop((over.row, over.episode.episode), None)
+            if rows is None:
+                continue  # nothing of it was recorded
+            self._waiting[over.episode.id] = _Finished(over.episode, rows, time.monotonic())
+            for gone in self._folder.decide(over.episode):
+                self._forget(gone)
+            if self._folder.keeps_all:
+                self._write(self._waiting[over.episode.id])
+
+    def _forget(self, episode: Episode) -> None:
+        finished = self._waiting.pop(episode.id, None)
+        if finished is None:
+            self._folder.remove(episode)
+        else:
+            finished.rows.remove_parts()
+
+    def _write(self, finished: _Finished) -> None:
+        episode, rows = finished.episode, finished.rows
+        self._write_file(rows, episode, self._stem(rows), of=episode)
+        rows.remove_parts()
+        del self._waiting[episode.id]
+
+    def _write_part(self, rows: _Rows) -> None:
+        """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
+        if rows.bytes:
+            stem = f"{self._stem(rows)}.part_{len(rows.parts)}"
+            rows.parts.append(self._write_file(rows, rows.so_far(), stem))
+            rows.clear()
+
+    def _write_file(self, rows: _Rows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
+        return self._folder.write_file(
+            stem,
+            self._chunks(rows, episode, stem, [] if of is None else rows.parts),
+            application_id=self._application_id,
+            recording_id=f"{self._stem(rows)}_{self._recording_id}",
+            of=of,
+        )
+
+    def _chunks(self, rows: _Rows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
+        began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
+        yield info_chunk(stem, began)
+        yield self._schema_of(episode.env)
+        yield episode_chunk(episode)
+        yield from self._static
+        for part in parts:
+            yield from (chunk for chunk in RrdReader(part).stream() if not chunk.is_static)
+        yield from rows.chunks()
+
+    def _stem(self, rows: _Rows) -> str:
+        width = len(str(self._source.first_env + self._source.envs - 1))
+        return f"env_{rows.env:0{width}}_episode_{rows.episode:06}"
+
+    @functools.cached_property
+    def _static(self) -> list[Chunk]:
+        return [*static_chunks((stream for stream, _ in self._described), [None])]
+
+    @functools.cache  # noqa: B019 - it lives as long as the recording
+    def _schema_of(self, env: int) -> Chunk:
+        return property_chunk(self._source, [env], self._described, split="episode")
+
+
+class _Finished(NamedTuple):
+    episode: Episode
+    rows: _Rows
+    since: float
+
+
+class _Rows:
+    """The rows of an episode that are in memory.
+
+    Attributes:
+        env: environment index.
+        episode: number of the episode.
+        first: frame, of the run, of the first of them.
+        bytes: their size.
+        parts: files that hold those before them.
+    """
+
+    def __init__(self, env: int, episode: int, fps: float | None) -> None:
+        self.env = env
+        self.episode = episode
+        self.parts: list[Path] = []
+        self._pictures = Pictures(fps, max_age=float("inf"))
+        self._factory = ChunkFactory(fps, self._pictures)
+        self._length = 0
+        self._began: tuple[int, int] | None = None
+        self._return = np.nan
+        self.clear()
+
+    def clear(self) -> None:
+        """They are written."""
+        self._pieces: dict[tuple[Key, ...], list[Piece]] = {}
+        self.first = 0
+        self.bytes = 0
+
+    def add(self, piece: Piece, part: slice) -> None:
+        """Copy a part of the rows of a block."""
+        positions = piece.positions[part].copy(order="F")
+        if not self.bytes:
+            self.first = int(positions[0, FRAME])
+        if self._began is None:
+            self._began = int(positions[0, STEP] - positions[0, EPISODE_STEP]), int(positions[0, LOG_TIME])
+        self.first = min(self.first, int(positions[0, FRAME]))
+        self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
+        positions[:, FRAME] = positions[:, EPISODE_STEP]
+        values = [(stream, rows[part].copy()) for stream, rows in piece.values]
+        for stream, rows in values:
+            if stream.sums:
+                self._return = float(rows[-1].mean())
+        streams = tuple(stream.key for stream, _ in values)
+        self._pieces.setdefault(streams, []).append(Piece(piece.row, positions, values))
+        self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
+
+    def so_far(self) -> Episode:
+        """What is known of the episode from its rows."""
+        first_step, began = self._began or (0, 0)
+        return Episode(
+            self.env,
+            self.episode,
+            self._return,
+            self._length,
+            interrupted=True,
+            first_step=first_step,
+            start_time=datetime.fromtimestamp(began / 1e9, UTC),
+        )
+
+    def chunks(self) -> Iterator[Chunk]:
+        """One chunk for each key and agent."""
+        for group in self._pieces.values():
+            yield from self._factory.chunks(_joined(group), None)
+        yield from self._pictures.rest()
+
+    def remove_parts(self) -> None:
+        """Remove the files that hold the rows before these."""
+        for part in self.parts:
+            part.unlink(missing_ok=True)
+        self.parts.clear()
+
+
+def _joined(group: Sequence[Piece]) -> Piece:
+    """The pieces of an episode that are of the same streams, as one."""
+    if len(group) == 1:
+        return group[0]
+    columns = zip(*(piece.values for piece in group), strict=True)
+    return Piece(
+        group[0].row,
+        np.asfortranarray(np.concatenate([piece.positions for piece in group])),
+        [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
+    )
+
+
+def _bytes(rows: npt.NDArray[Any]) -> int:
+    return sum(map(size_of, rows.reshape(-1))) if rows.dtype == object else rows.nbytes
