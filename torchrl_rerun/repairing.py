@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,16 +17,11 @@ import numpy as np
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.blueprint import layout
+from torchrl_rerun.embedding import add_layout, encode
+from torchrl_rerun.framing import FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, messages
 from torchrl_rerun.schema import PROPERTY, shown_envs
-from torchrl_rerun.sinks import embed, family, has_footer, is_whole, lock, reader_of
+from torchrl_rerun.sinks import family, has_footer, is_whole, lock, reader_of
 from torchrl_rerun.streams import Stream
-
-# An .rrd file is a header, then messages that say their kind and length, then the footer (rerun-sdk 0.41).
-_MAGIC = b"RRF2"
-_HEADER_BYTES = 12
-_MESSAGE = struct.Struct("<QQ")
-_FOOTER = 0  # or zeros: what some file systems leave of a growing file when the power goes
-_MESSAGES = (1, 2, 3)
 
 _ENV = re.compile(r"/env_(\d+)/")
 
@@ -89,10 +83,10 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         if target != source and target.exists():
             raise FileExistsError(f"{target} exists; choose another path")
         lock(file.fileno(), source)
-        begins = file.read(len(_MAGIC))
+        begins = file.read(len(MAGIC))
         if not begins:
             raise ValueError(f"{source} is empty: nothing was recorded in it")
-        if begins != _MAGIC:
+        if begins != MAGIC:
             raise ValueError(f"{source} is not a recording: it doesn't begin as an .rrd file does")
         if is_whole(source):
             if target != source:
@@ -118,7 +112,7 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
         each = int(np.prod(contents.schema["batch_size"], dtype=np.int64))
         shown = shown_envs(contents.schema["envs"], each, family(source))
         made = layout(streams, shown, contents.schema["fps"], statistics)
-        embed(mended, made, application_id=contents.application_id)
+        add_layout(mended, encode(made, contents.application_id))
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)
     shutil.copymode(source, mended)
@@ -140,15 +134,13 @@ def _whole_bytes(file: BinaryIO, path: Path, size: int) -> int:
     Raises:
         ValueError: what comes then is no unfinished message: whole ones may follow it.
     """
-    end = _HEADER_BYTES
-    while end + _MESSAGE.size <= size:
-        file.seek(end)
-        kind, length = _MESSAGE.unpack(file.read(_MESSAGE.size))
-        if kind not in (_FOOTER, *_MESSAGES):
-            raise ValueError(f"{path} is damaged at byte {end:,} of {size:,}: nothing is cut off there")
-        if kind == _FOOTER or end + _MESSAGE.size + length > size:
+    end = HEADER_BYTES
+    for start, kind, length in messages(file, size):
+        if kind not in (FOOTER, *MESSAGES):
+            raise ValueError(f"{path} is damaged at byte {start:,} of {size:,}: nothing is cut off there")
+        if kind == FOOTER or start + MESSAGE.size + length > size:
             break
-        end += _MESSAGE.size + length
+        end = start + MESSAGE.size + length
     return end
 
 
@@ -203,7 +195,7 @@ def _rewrite(readable: Path, mended: Path, source: Path) -> _Contents:
     if reader is None:
         raise ValueError(f"{source} is damaged: Rerun can't read it")
     try:
-        # `rerun rrd route` leaves an empty one beside each layout (rerun-sdk 0.41).
+        # `rerun rrd route` leaves an empty one beside each layout that it joins to a file (rerun-sdk 0.41).
         recordings = [each for each in reader.recordings() if next(iter(reader.stream(store=each)), None) is not None]
         if not recordings:
             return _Contents()

@@ -6,16 +6,15 @@ import contextlib
 import glob
 import os
 import re
-import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream, RrdReader
+
+from torchrl_rerun.embedding import add_layout, encode
 
 try:
     import fcntl
@@ -145,7 +144,7 @@ class FileSink:
             # Kept until it is known that there is something to replace it.
             self._replaced = self.path.with_name(f".{self.path.name}.replaced")
             self.path.replace(self._replaced)
-        flags = os.O_RDWR | os.O_CREAT | (0 if self.overwrite else os.O_EXCL)
+        flags = os.O_RDWR | os.O_CREAT | (0 if self.overwrite else os.O_EXCL) | getattr(os, "O_BINARY", 0)
         try:
             handle = os.open(self.path, flags, 0o666)
         except FileExistsError:
@@ -244,10 +243,11 @@ class FileSink:
             os.ftruncate(self._handle, self._end[0])
 
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
-        """Put a layout into the finished files, see :func:`embed`."""
-        for path in self._paths():
-            if path.exists():  # it may have been moved away
-                embed(path, layout, application_id=application_id)
+        """Put a layout into the finished files."""
+        assert self._handle is not None, "it is open"
+        encoded = encode(layout, application_id)
+        for path, handle in (*self._finished, (self.path, self._handle)):
+            add_layout(path, encoded, handle=handle)  # by its handle: it may have been moved away, or be read-only
 
     def _paths(self) -> list[Path]:
         return [*(path for path, _ in self._finished), self.path]
@@ -347,34 +347,6 @@ Sink = FileSink | NoFile
 """Where a recording is kept."""
 
 
-def embed(path: Path, layout: rrb.Blueprint, *, application_id: str) -> None:
-    """Put a layout into a finished file, so that the viewer opens with it.
-
-    Args:
-        path: the file.
-        layout: the layout.
-        application_id: of the recording in the file.
-
-    Raises:
-        OSError: it couldn't be done; the file is as it was.
-    """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as folder:
-        layout_file, joined = Path(folder, "layout.rbl"), Path(folder, "joined.rrd")
-        layout_file.write_bytes(_encoded(layout, application_id))
-        run = subprocess.run(
-            [sys.executable, "-m", "rerun_cli", "rrd", "route", path, layout_file, "-o", joined],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        if run.returncode:
-            raise OSError(f"the layout could not be added to {path}: {run.stderr.strip()[-500:]}")
-        if not is_whole(joined):  # on a full disk `route` writes a part and reports success (rerun-sdk 0.41)
-            raise OSError(f"the layout could not be added to {path}: no room for a copy of it")
-        joined.replace(path)
-
-
 def is_whole(path: Path) -> bool:
     """Whether a file has all that closing a recording gives it: a footer and a layout."""
     reader = reader_of(path)
@@ -445,11 +417,3 @@ def _is_locked(path: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _encoded(layout: rrb.Blueprint, application_id: str) -> bytes:
-    """A layout as the bytes of an ``.rbl`` file. ``Blueprint.save`` would write it with the SDK's file sink, see above."""
-    stream = rr.RecordingStream(application_id, send_properties=False)
-    storage = rr.binary_stream(recording=stream)
-    stream.send_blueprint(layout)
-    return storage.read(flush=True, flush_timeout_sec=10.0) or b""

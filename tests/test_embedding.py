@@ -1,0 +1,230 @@
+"""A layout is put into finished files in place: all of it or nothing, and what is recorded stays."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import rerun.blueprint as rrb
+from rerun.chunk import RrdReader
+from torchrl.envs import GymEnv
+
+from readback import read, same
+from torchrl_rerun import RerunRecorder, embedding, repair
+from torchrl_rerun.embedding import add_layout, encode
+from torchrl_rerun.framing import MESSAGE, TRAILER, Footer
+
+NAME = "ViewBlueprint:display_name"
+LAYOUT = rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name="the reward"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> bytes:
+    """A recording that has no layout yet."""
+    path = tmp_path_factory.mktemp("finished") / "run.rrd"
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, blueprint=False))
+    env.rollout(30, break_when_any_done=False)
+    env.close()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def layout():
+    return encode(LAYOUT, "CartPole-v1")
+
+
+class Slow(io.FileIO):
+    """A file that writes a few bytes at a time; it notes what is in it then, and may fail."""
+
+    def __init__(self, path, *, step: int, fails_at: int | None = None) -> None:
+        super().__init__(path, "rb+")
+        self.path, self.step, self.fails_at = path, step, fails_at
+        self.states: list[bytes] = []
+
+    def write(self, data) -> int:
+        if len(self.states) == self.fails_at:
+            self.fails_at = None
+            raise OSError("something happened")
+        written = super().write(data[: self.step])
+        self.states.append(self.path.read_bytes())
+        return written
+
+
+def recorded_in(path):
+    return {entity: rows for entity, rows in read(path).entities.items() if rows.values}
+
+
+def assert_same_rows(path, finished, scratch) -> None:
+    scratch.write_bytes(finished)
+    before, after = recorded_in(scratch), recorded_in(path)
+    assert before
+    assert after.keys() == before.keys()
+    for entity, rows in before.items():
+        assert after[entity].times == rows.times
+        assert all(map(same, after[entity].values, rows.values))
+
+
+def assert_has_layout(path) -> None:
+    reader = RrdReader(path)
+    (store,) = reader.blueprints()
+    chunks = [chunk.to_record_batch() for chunk in reader.stream(store=store)]
+    names = [chunk.column(NAME).to_pylist() for chunk in chunks if NAME in chunk.schema.names]
+    assert [["the reward"]] in names
+    assert len(reader.recordings()) == 1
+
+
+def assert_rerun_verifies(path) -> None:
+    command = [sys.executable, "-m", "rerun_cli", "rrd", "verify", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "ERROR" not in done.stderr + done.stdout
+
+
+def test_the_layout_comes_behind_what_is_recorded(path, finished, layout):
+    path.write_bytes(finished)
+    recorded = Footer.read(io.BytesIO(finished)).start
+    add_layout(path, layout)
+    assert path.read_bytes()[:recorded] == finished[:recorded]
+    assert_has_layout(path)
+    assert_rerun_verifies(path)
+    assert_same_rows(path, finished, path.with_name("before.rrd"))
+    assert RrdReader(path).store() is not None
+    assert repair(path) is None  # it is whole
+
+
+def test_all_that_rerun_writes_reads_all_of_it(path, finished, layout):
+    """Those who don't use the footer, too: joining files goes through the messages one by one."""
+    path.write_bytes(finished)
+    add_layout(path, layout)
+    joined = path.with_name("joined.rrd")
+    subprocess.run([sys.executable, "-m", "rerun_cli", "rrd", "merge", path, "-o", joined], check=True)
+    assert_has_layout(joined)
+    assert_same_rows(joined, finished, path.with_name("before.rrd"))
+
+
+def test_one_layout_is_for_many_files(path, finished, layout):
+    longer = path.with_name("longer.rrd")
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(longer, blueprint=False))
+    env.rollout(300, break_when_any_done=False)
+    env.close()
+    path.write_bytes(finished)
+    for file in (path, longer):
+        add_layout(file, layout)
+        assert_has_layout(file)
+        assert_rerun_verifies(file)
+
+
+def test_nothing_else_comes_into_the_file(path, finished, layout):
+    """Rerun announces a recording with each layout, which would be shown as an empty one beside the other."""
+    path.write_bytes(finished)
+    add_layout(path, layout)
+    path.write_bytes(path.read_bytes()[: -TRAILER.size])  # without a footer, all messages are looked at
+    with pytest.warns(match="no footer"):
+        reader = RrdReader(path)
+    assert len(reader.recordings()) == 1
+
+
+@pytest.mark.parametrize("step", [2500, 1 << 20])
+def test_whatever_a_kill_leaves_can_be_repaired(path, finished, layout, step):
+    path.write_bytes(finished)
+    with Slow(path, step=step) as file:
+        embedding._add(file, layout)
+    assert len(file.states) >= 4
+    assert_has_layout(path)
+    assert path.read_bytes() == file.states[-1]
+    for state in file.states[:-1]:
+        path.write_bytes(state)
+        assert repair(path) is not None  # it isn't taken for whole
+        assert_rerun_verifies(path)
+        assert len(RrdReader(path).blueprints()) == 1
+        assert_same_rows(path, finished, path.with_name("before.rrd"))
+
+
+def test_an_error_leaves_the_file_as_it_was(path, finished, layout):
+    path.write_bytes(finished)
+    with Slow(path, step=2500) as file:
+        embedding._add(file, layout)
+    for number in range(len(file.states)):
+        path.write_bytes(finished)
+        failing = Slow(path, step=2500, fails_at=number)
+        with failing, pytest.raises(OSError, match="something happened"):
+            embedding._add(failing, layout)
+        assert path.read_bytes() == finished
+
+
+@pytest.mark.parametrize("room", [0, 1, 5000])
+def test_no_room_for_the_layout(path, finished, layout, room):
+    path.write_bytes(finished)
+    source = f"""
+import resource, signal
+from pathlib import Path
+import rerun.blueprint as rrb
+from torchrl_rerun.embedding import add_layout, encode
+layout = encode(rrb.Blueprint(rrb.TimeSeriesView()), "CartPole-v1")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({len(finished) + room},) * 2)
+try:
+    add_layout(Path({str(path)!r}), layout)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    assert "the layout could not be added to" in done.stdout
+    assert "File too large" in done.stdout
+    assert path.read_bytes() == finished
+
+
+def test_what_is_no_finished_file_is_left_alone(path, finished, layout):
+    start = Footer.read(io.BytesIO(finished)).start
+    elsewhere = bytearray(finished)
+    elsewhere[-TRAILER.size : -TRAILER.size + 8] = (start + MESSAGE.size - 1).to_bytes(8, "little")
+    headless = bytearray(finished)
+    headless[start] = 2
+    for content, message in (
+        (b"", "too short"),
+        (finished[:30], "too short"),
+        (finished[:-1], "doesn't end with a footer"),
+        (finished[:start], "doesn't end with a footer"),
+        (finished + b"more", "doesn't end with a footer"),
+        (finished[:20] + finished[21:], "its footer is said to be"),
+        (elsewhere, "its footer is said to be"),
+        (headless, "there is no footer at byte"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=f"the layout could not be added to .*{message}"):
+            add_layout(path, layout)
+        assert path.read_bytes() == content
+    path.unlink()
+    with pytest.raises(OSError, match="could not be added"):
+        add_layout(path, layout)
+    assert not path.exists()
+
+
+def test_closing_adds_the_layout_in_place(path):
+    """To the very file that is recorded: a link stays a link, and who has it open has all of it."""
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, blueprint=LAYOUT))
+    env.rollout(5)
+    env.transform.dump()
+    link = path.with_name("link.rrd")
+    link.hardlink_to(path)
+    env.close()
+    assert link.samefile(path)
+    assert_has_layout(link)
+
+
+def test_a_layout_of_hundreds_of_views(path, finished):
+    """Numbers in the footer grow beyond one and two bytes."""
+    views = [rrb.TextDocumentView(origin=f"/{number}", name="the reward") for number in range(300)]
+    path.write_bytes(finished)
+    add_layout(path, encode(rrb.Blueprint(*views), "CartPole-v1"))
+    assert_has_layout(path)
+    assert_rerun_verifies(path)
+    reader = RrdReader(path)
+    assert len(list(reader.stream(store=reader.blueprints()[0]))) > 600
+
+
+def test_the_checksum_is_the_one_that_rerun_writes(finished):
+    footer = Footer.read(io.BytesIO(finished))
+    assert footer.encoded() == finished[footer.start :]
