@@ -44,6 +44,11 @@ class Recorded:
     def __getitem__(self, entity: str) -> Rows:
         return self.entities[entity]
 
+    @property
+    def episode(self) -> dict[str, Any]:
+        """The properties of a recording of one episode."""
+        return {name: values[0] for name, values in self.static["/__properties/episode"].items()}
+
     def keys(self) -> set[tuple[str, ...]]:
         return {tuple(entry["key"]) for entry in self.schema["keys"]}
 
@@ -63,9 +68,7 @@ def read(path: str | Path) -> Recorded:
     for chunk in reader.stream():
         batch = chunk.to_record_batch()
         if chunk.is_static:
-            values = {
-                name: batch.column(name)[0].as_py() for name in batch.schema.names if ":" in name or name == "schema"
-            }
+            values = {name: batch.column(name)[0].as_py() for name in batch.schema.names if "RowId" not in name}
             static.setdefault(chunk.entity_path, {}).update(values)
             if chunk.entity_path == "/__properties/torchrl_rerun":
                 schema = json.loads(values["schema"][0])
@@ -75,7 +78,8 @@ def read(path: str | Path) -> Recorded:
     for entry in schema.get("keys", ()):
         for env in schema["envs"]:
             for agent in entry.get("agents") or [None]:
-                parts = [f"env_{env}", *entry["key"], *([agent] if agent else [])]
+                where = [] if schema["split"] == "episode" else [f"env_{env}"]
+                parts = [*where, *entry["key"], *([agent] if agent else [])]
                 paths[rr.new_entity_path(parts)] = entry
     entities: dict[str, Rows] = {}
     for path_, batch in batches:
@@ -105,6 +109,16 @@ def read(path: str | Path) -> Recorded:
             assert order == sorted(order), "a decoder needs them in order"
             rows.values = [_picture(paths[path_], picture) for picture in _decoded(rows.samples)]
     return Recorded(schema, entities, store.recording_id, store.application_id, static)
+
+
+def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
+    """The recordings of a run folder, by environment and episode."""
+    recorded = {}
+    for path in sorted(Path(folder).rglob("*.rrd")):
+        one = read(path)
+        assert (one.episode["env"], one.episode["episode"]) not in recorded
+        recorded[one.episode["env"], one.episode["episode"]] = one
+    return recorded
 
 
 def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:

@@ -16,7 +16,7 @@ _DONE_FLAGS = ("done", "terminated", "truncated")
 
 
 def layout(
-    streams: Sequence[Stream], envs: Sequence[int], fps: float | None = None, statistics: Sequence[Key] = ()
+    streams: Sequence[Stream], envs: Sequence[int | None], fps: float | None = None, statistics: Sequence[Key] = ()
 ) -> rrb.Blueprint:
     """A grid of environments, each with its images, its reward and return, its states and its other numbers.
 
@@ -24,7 +24,7 @@ def layout(
 
     Args:
         streams: what is recorded of each environment.
-        envs: environment indices; the first 16 get a cell.
+        envs: environment indices, of which the first 16 get a cell; None: the recording is of one environment.
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
         statistics: the keys of which there are statistics over all environments.
     """
@@ -53,11 +53,13 @@ def _overview(statistics: Sequence[Key]) -> rrb.Container:
     )
 
 
-def _cell(streams: Sequence[Stream], env: int, *, alone: bool, first: bool, crowded: bool) -> rrb.Container | rrb.View:
+def _cell(
+    streams: Sequence[Stream], env: int | None, *, alone: bool, first: bool, crowded: bool
+) -> rrb.Container | rrb.View:
     shown = [stream for stream in streams if first or not stream.shared]
     pictures = list(_pictures(shown, env))
     plots = list(_plots(shown, env, legends=not crowded))
-    name = f"env {env}"
+    name = None if env is None else f"env {env}"
     if not plots or not pictures:
         return _stack(pictures or plots, 6 if alone else 3 if crowded else 4, name=name)
     return rrb.Horizontal(
@@ -75,7 +77,7 @@ def _stack(views: Sequence[rrb.View], most: int, name: str | None = None) -> rrb
     return rrb.Vertical(*views[: most - 1], rrb.Tabs(*views[most - 1 :]), name=name)
 
 
-def _pictures(streams: Sequence[Stream], env: int) -> Iterator[rrb.View]:
+def _pictures(streams: Sequence[Stream], env: int | None) -> Iterator[rrb.View]:
     """Images, tensors and texts, in this order."""
     for kind, view in (("image", rrb.Spatial2DView), ("tensor", rrb.TensorView), ("text", rrb.TextDocumentView)):
         for stream in streams:
@@ -84,7 +86,7 @@ def _pictures(streams: Sequence[Stream], env: int) -> Iterator[rrb.View]:
                     yield view(origin=entity_path(stream, env, lane), name=_title(stream, env, lane))
 
 
-def _plots(streams: Sequence[Stream], env: int, *, legends: bool) -> Iterator[rrb.View]:
+def _plots(streams: Sequence[Stream], env: int | None, *, legends: bool) -> Iterator[rrb.View]:
     """Reward and return on one plot, all states as lanes of one view, and every other key of numbers on its own.
 
     The lanes come second, but last if they hold nothing but the flags of the episodes' ends.
@@ -94,42 +96,55 @@ def _plots(streams: Sequence[Stream], env: int, *, legends: bool) -> Iterator[rr
     states = _lanes(streams)
     second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
     if gains:
-        yield _series(gains, env, f"env {env}: reward and return", legend=legends)
+        yield _series(gains, env, _named(env, "reward and return"), legend=legends)
     if states and second:
         yield _state_lanes(states, env)
     for stream in numbers:
         if stream not in gains:
-            yield _series([stream], env, _title(stream, env), legend=legends, axis=_around_the_cursor())
+            yield _series([stream], env, _title(stream, env), legend=legends, axis=_around_the_cursor(env))
     if states and not second:
         yield _state_lanes(states, env)
 
 
-def _state_lanes(states: Sequence[Stream], env: int) -> rrb.View:
+def _state_lanes(states: Sequence[Stream], env: int | None) -> rrb.View:
     paths = [entity_path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
     title = ", ".join(dict.fromkeys(stream.key[-1] for stream in states))
     return rrb.StateTimelineView(
-        origin=f"/env_{env}", contents=paths, name=f"env {env}: {title}", time_view=_around_the_cursor()
+        origin=_origin(env), contents=paths, name=_named(env, title), time_view=_around_the_cursor(env)
     )
 
 
 def _series(
-    streams: Sequence[Stream], env: int, name: str, *, legend: bool, axis: rrb.archetypes.TimeAxis | None = None
+    streams: Sequence[Stream], env: int | None, name: str, *, legend: bool, axis: rrb.archetypes.TimeAxis | None = None
 ) -> rrb.TimeSeriesView:
     paths = [entity_path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
     return rrb.TimeSeriesView(
-        origin=f"/env_{env}", contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
+        origin=_origin(env), contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
     )
 
 
-def _around_the_cursor() -> rrb.archetypes.TimeAxis:
-    """What was just before and will be just after the moment shown: a long run on one axis would be a smear."""
+def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:
+    """What was just before and will be just after the moment shown: a long run on one axis would be a smear.
+
+    None: a recording of one episode is shown whole.
+    """
+    if env is None:
+        return None
     before, after = rr.TimeRangeBoundary.cursor_relative(seq=-60), rr.TimeRangeBoundary.cursor_relative(seq=30)
     return rrb.archetypes.TimeAxis(view_range=rr.TimeRange(start=before, end=after))
 
 
-def _title(stream: Stream, env: int, lane: int = 0) -> str:
+def _title(stream: Stream, env: int | None, lane: int = 0) -> str:
     parts = [*stream.key, *(stream.agents[lane : lane + 1] if stream.kind in ("image", "tensor", "text") else ())]
-    return f"env {env}: {' / '.join(parts)}"
+    return _named(env, " / ".join(parts))
+
+
+def _named(env: int | None, what: str) -> str:
+    return what if env is None else f"env {env}: {what}"
+
+
+def _origin(env: int | None) -> str:
+    return "/" if env is None else f"/env_{env}"
 
 
 def _lanes(streams: Sequence[Stream]) -> list[Stream]:

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import rerun.blueprint as rrb
 from rerun.chunk import Chunk, RrdReader
 
 from torchrl_rerun.buffer import Block, size_of
 from torchrl_rerun.columns import ChunkFactory, static_chunks
+from torchrl_rerun.embedding import EncodedLayout, encode
 from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Episode
@@ -70,18 +72,26 @@ class EpisodeFiles:
         self._capacity = capacity
         self._max_age = max_age
         self._described: tuple[Described, ...] = ()
+        self._layout: EncodedLayout | None = None
         self.over: collections.deque[Over] = collections.deque()
         self._in_progress: dict[tuple[int, int], _Rows] = {}
         self._waiting: dict[tuple[int, int], _Finished] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
 
+    def lay_out(self, layout: rrb.Blueprint) -> None:
+        """Say how the viewer opens with an episode."""
+        try:
+            self._layout = encode(layout, self._application_id)
+        except (LookupError, ValueError) as error:
+            warnings.warn(f"the recordings are complete, but have no layout: {error}", RuntimeWarning, stacklevel=2)
+
     # --- what an output is ---
 
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
     ) -> Iterator[Chunk]:
-        """Note what is recorded: each file says it."""
+        """Note what is recorded, for each file says it."""
         del new, statistics
         self._described = tuple(described)
         self._schema_of.cache_clear()
@@ -172,6 +182,9 @@ class EpisodeFiles:
             rows = self._in_progress.pop((over.row, over.episode.episode), None)
             if rows is None:
                 continue  # nothing of it was recorded
+            if not over.episode.length:  # it was reset, or the recording closed, before its first step
+                rows.remove_parts()
+                continue
             self._waiting[over.episode.id] = _Finished(over.episode, rows, time.monotonic())
             for gone in self._folder.decide(over.episode):
                 self._forget(gone)
@@ -204,6 +217,7 @@ class EpisodeFiles:
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
             application_id=self._application_id,
             recording_id=f"{self._stem(rows)}_{self._recording_id}",
+            layout=self._layout,
             of=of,
         )
 

@@ -109,7 +109,12 @@ class Feed:
         return {key: specs.value_of(root, key) for key in keys}
 
     def reset(
-        self, env: EnvOf, observed: TensorDictBase, mask: Mask = None, *, outcome: TensorDictBase | None = None
+        self,
+        env: EnvOf,
+        observed: TensorDictBase,
+        mask: Mask = None,
+        *,
+        outcome: TensorDictBase | None = None,
     ) -> None:
         """Environments were reset.
 
@@ -127,7 +132,8 @@ class Feed:
                 self._describe_observed(recording, env(), observed, outcome)
         if self._of_observed is not None:
             try:
-                recording.reset(self._arrays(self._of_observed, observed), mask)
+                arrays = self._arrays(self._of_observed, observed)
+                recording.reset(arrays, mask, specs.seeds(env()) if recording.must_know_ends else ())
             except Exception as error:  # training goes on: it is kept for the next `dump()`
                 recording.fail(error)
 
@@ -161,6 +167,18 @@ class Feed:
             recording.step(self._actions(acted), observed, stepped, mask, ends)
         except Exception as error:  # training goes on: it is kept for the next `dump()`
             recording.fail(error)
+
+    @property
+    def must_know_ends(self) -> bool:
+        """Whether :meth:`ended` is to be told of ends that :meth:`step` may not have seen."""
+        return self.recording is not None and self.recording.must_know_ends and not self._sees_all()
+
+    def ended(self, following: TensorDictBase) -> None:
+        """What came of a step, after all transforms."""
+        if self.recording is not None and self.recording.alive and self._fits(self.recording, following):
+            ends = self._ends(following)
+            if ends is not None:
+                self.recording.end(ends)
 
     def _begun_stepping(
         self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask

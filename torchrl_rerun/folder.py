@@ -11,6 +11,7 @@ from pathlib import Path
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
+from torchrl_rerun.embedding import EncodedLayout, add_layout
 from torchrl_rerun.keeping import Episode, Keep
 from torchrl_rerun.sinks import lock
 
@@ -63,7 +64,14 @@ class RunFolder:
         return gone
 
     def write_file(
-        self, stem: str, chunks: Iterable[Chunk], *, application_id: str, recording_id: str, of: Episode | None = None
+        self,
+        stem: str,
+        chunks: Iterable[Chunk],
+        *,
+        application_id: str,
+        recording_id: str,
+        layout: EncodedLayout | None = None,
+        of: Episode | None = None,
     ) -> Path:
         """Write a recording. It gets its name when it is whole.
 
@@ -72,6 +80,7 @@ class RunFolder:
             chunks: what is in it.
             application_id: what the run is called.
             recording_id: what the recording is called.
+            layout: what the viewer opens it with.
             of: the episode, if it is all of one.
 
         Raises:
@@ -83,6 +92,8 @@ class RunFolder:
             LazyChunkStream.from_iter(_noting(chunks, failed)).write_rrd(
                 unfinished, application_id=application_id, recording_id=recording_id
             )
+            if layout is not None:
+                add_layout(unfinished, layout)
             path, number = self.path / f"{stem}.rrd", 1
             while path.exists():
                 number += 1

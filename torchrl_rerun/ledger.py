@@ -54,24 +54,20 @@ class Ledger:
         self._seeds: list[int | None] = [None] * count
         self._annotations: list[dict[str, Value | list[Value]]] = [{} for _ in envs]
 
-    def reset(
-        self, event: Event, episodes: npt.NDArray[np.int64], ends: Ends | None, seeds: Sequence[int | None]
-    ) -> list[Over]:
+    def reset(self, event: Event, episodes: npt.NDArray[np.int64], seeds: Sequence[int | None]) -> list[Over]:
         """Environments were reset. Returns the episodes that are over with it.
 
         Args:
             event: what happened.
             episodes: the numbers of the episodes that begin, one for each of these environments.
-            ends: whose episodes ended before it, as is known only now.
-            seeds: the environments' seeds, one for each of the recorded ones.
+            seeds: the environments' seeds, one for each of the recorded ones; empty: they aren't known.
         """
         at = self._at(event)
-        self._note(at, ends)
         over = [*self._close(at, event.frame)]
         self._begin(at, event, episodes)
         self._terminated[at] = self._truncated[at] = False
         for row in at:
-            self._seeds[row] = seeds[row]
+            self._seeds[row] = seeds[row] if seeds else None
         return over
 
     def step(
@@ -94,7 +90,11 @@ class Ledger:
                 self._return = np.zeros(rewards.shape)
             self._return[at] += rewards[at]
         if ends is not None:
-            self._note(at, ends)
+            self._end(at, ends)
+
+    def end(self, ends: Ends) -> None:
+        """Episodes have ended; also those of which it was said already."""
+        self._end(np.flatnonzero(self._is_open), ends)
 
     def forget_returns(self) -> None:
         """Rewards were lost: the returns of the episodes in progress aren't known any more."""
@@ -148,10 +148,9 @@ class Ledger:
     def _at(self, event: Event) -> npt.NDArray[np.intp]:
         return np.arange(len(self._envs)) if event.rows is None else event.rows
 
-    def _note(self, at: slice | npt.NDArray[np.intp], ends: Ends | None) -> None:
-        if ends is not None:
-            self._terminated[at] |= ends.terminated[at]
-            self._truncated[at] |= ends.truncated[at]
+    def _end(self, at: slice | npt.NDArray[np.intp], ends: Ends) -> None:
+        self._terminated[at] |= ends.terminated[at]
+        self._truncated[at] |= ends.truncated[at]
 
     def _close(self, rows: npt.NDArray[np.intp], before: int) -> Iterator[Over]:
         for row in rows[self._is_open[rows]]:
@@ -161,7 +160,7 @@ class Ledger:
             episode = Episode(
                 env=self._envs[row],
                 episode=int(self._number[row]),
-                episode_return=np.nan if self._return is None else float(self._return[row].mean()),
+                episode_return=self._return_of(row) if self._length[row] else 0.0,
                 length=int(self._length[row]),
                 terminated=bool(self._terminated[row]),
                 truncated=bool(self._truncated[row]),
@@ -172,6 +171,9 @@ class Ledger:
                 annotations=annotations,
             )
             yield Over(int(row), episode, before)
+
+    def _return_of(self, row: int) -> float:
+        return np.nan if self._return is None else float(self._return[row].mean())
 
 
 def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Value]]:

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
 from torchrl_rerun.episodes import check_envs
+from torchrl_rerun.folder import RunFolder
+from torchrl_rerun.keeping import Keep
 from torchrl_rerun.recording import Options, Recording, application_id
-from torchrl_rerun.schema import Source
+from torchrl_rerun.schema import SPLITS, Source
 from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, VIDEO_FORMATS, ImageFormat, Key, Kind
 from torchrl_rerun.viewers import Endpoint, Viewer
@@ -106,7 +109,12 @@ class Settings:
         for key, labels in (names or {}).items():
             if isinstance(labels, str):
                 raise TypeError(f"names[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
-        kept, viewers = _sinks(sink, overwrite=overwrite)
+        if options.split not in SPLITS:
+            raise ValueError(f"split={options.split!r}: choose one of {', '.join(map(repr, SPLITS))}")
+        _require("keep", options.keep, Keep | None, "a policy, like KeepLast(20) | KeepWorst(20)")
+        if options.keep is not None and options.split != "episode":
+            raise ValueError(f"keep={options.keep!r} is about episodes: it needs split='episode'")
+        kept, viewers = _sinks(sink, options, overwrite=overwrite)
         return cls(
             sink=kept,
             viewers=viewers,
@@ -120,16 +128,35 @@ class Settings:
         )
 
 
-def _sinks(sink: Any, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...]]:
-    """One sink or several: a file at the most, and viewers."""
+def _sinks(sink: Any, options: Options, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...]]:
+    """One sink or several: a file or a folder at the most, and viewers."""
     several = sink if isinstance(sink, Sequence) and not isinstance(sink, str) else [sink]
-    files = [each for each in several if isinstance(each, os.PathLike) or (isinstance(each, str) and "://" not in each)]
-    viewers = tuple(Endpoint.of(each) for each in several if each not in files)
-    if len(files) > 1 or not several:
+    paths = [each for each in several if isinstance(each, os.PathLike) or (isinstance(each, str) and "://" not in each)]
+    viewers = tuple(Endpoint.of(each) for each in several if each not in paths)
+    if len(paths) > 1 or not several:
         raise ValueError(f"sink={sink!r}: pass one file, viewers, or one file and viewers")
-    if files:
-        return FileSink(files[0], overwrite=overwrite), viewers
-    return NoFile(viewers[0].url), viewers
+    if options.split != "run" and (viewers or not paths):
+        raise ValueError(
+            f"split={options.split!r} records into a folder, and viewers watch whole runs: use split='run'"
+        )
+    if not paths:
+        return NoFile(viewers[0].url), viewers
+    return _path_sink(Path(paths[0]), options, overwrite=overwrite), viewers
+
+
+def _path_sink(path: Path, options: Options, *, overwrite: bool) -> FileSink | RunFolder:
+    """A file, or a folder of them."""
+    if path.suffix == ".rrd":
+        if options.split != "run":
+            raise ValueError(
+                f"split={options.split!r} makes several files: pass a folder instead of {os.fspath(path)!r}"
+            )
+        return FileSink(path, overwrite=overwrite)
+    if options.split == "episode":
+        return RunFolder(path, keep=options.keep, overwrite=overwrite)
+    if path.suffix:
+        raise ValueError(f"{os.fspath(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
+    return FileSink(path / f"{options.split}.rrd", overwrite=overwrite)
 
 
 def _require(name: str, value: Any, types: Any, what: str) -> None:
@@ -210,7 +237,7 @@ def open_recording(
 
 def _next_part(ended: Recording) -> Sink:
     """A finished file can't be written to: what comes after ``close()`` goes into another one."""
-    sink = ended.sink.next_part()
+    sink = ended.sink.continuation()
     sink.open()
     if sink is not ended.sink:
         warn(f"{ended.sink.label} was closed; what comes now is recorded in {sink.label}")

@@ -8,7 +8,8 @@ import os
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from types import FrameType
+from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, Self
 
 import numpy as np
@@ -18,13 +19,17 @@ import rerun.blueprint as rrb
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torchrl.envs import Compose, EnvBase, Transform
+from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.feed import Acted, Feed, Mask, value_at_root
+from torchrl_rerun.keeping import Keep
+from torchrl_rerun.ledger import checked_annotations
 from torchrl_rerun.opening import Settings, shared_paths
 from torchrl_rerun.recording import Options
+from torchrl_rerun.schema import Split
 from torchrl_rerun.selection import Choice, Trigger
+from torchrl_rerun.sinks import NoFile
 from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import ImageFormat, Kind
 from torchrl_rerun.warning import warn
@@ -79,6 +84,14 @@ class RerunRecorder(Transform):
             the step led to.
         recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
             0: to the end of the episode. What is running when a trigger starts another one ends there.
+        split: what a recording is of: ``"run"``, or ``"episode"``, each finished episode of each environment: these are
+            files of their own in a folder, named by environment and episode, with the same entity paths in each
+            (``/reward``, without ``/env_{i}``), the ``episode_step`` as their ``frame``, and what became of the episode
+            as properties, see :class:`Episode`.
+        keep: with ``split="episode"``, which finished episodes stay: :class:`KeepLast`, :class:`KeepBest`,
+            :class:`KeepWorst`, :class:`KeepIf`, combined with ``|`` and ``&``. Default: all. It is decided when an episode
+            is over; what doesn't stay is forgotten before it is encoded if it fits into ``buffer_bytes``, and else removed
+            from the disk.
         blueprint: the layout that the viewer opens with: True, one made from the streams; False, none; or your own.
         application_id: groups recordings in the viewer. Default: the environment's name.
         recording_id: recordings of one id are shown as one. Default: a new one.
@@ -134,6 +147,8 @@ class RerunRecorder(Transform):
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,
+        split: Split = "run",
+        keep: Keep | None = None,
         blueprint: bool | rrb.Blueprint = True,
         application_id: str | None = None,
         recording_id: str | None = None,
@@ -153,6 +168,8 @@ class RerunRecorder(Transform):
             options=Options(
                 logged_envs=logged_envs,
                 choice=Choice(episode_trigger, step_trigger, recording_length, skip),
+                split=split,
+                keep=keep,
                 blueprint=blueprint,
                 application_id=application_id,
                 recording_id=recording_id,
@@ -176,7 +193,7 @@ class RerunRecorder(Transform):
         if feed is not None:
             mask = _reset_mask(env, tensordict)
             if mask is None:
-                self._now.is_rehearsal = _inside(check_env_specs.__code__)
+                self._now.is_rehearsal = _inside(*_REHEARSALS)
             if not self._now.is_rehearsal:
                 feed.reset(self._environment, tensordict_reset, mask)
         return tensordict_reset
@@ -210,6 +227,15 @@ class RerunRecorder(Transform):
             feed.step(self._environment, tensordict, now.acted, next_tensordict, mask)
             now.acted, now.step_mask = {}, None
         return next_tensordict
+
+    def _post_step_mdp_hooks(
+        self, tensordict: TensorDictBase, tensordict_: TensorDictBase
+    ) -> tuple[TensorDictBase, TensorDictBase]:
+        # Transforms that come after this one may have ended the episode.
+        feed = self._feed
+        if feed is not None and feed.must_know_ends and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
+            feed.ended(tensordict["next"])
+        return tensordict, tensordict_
 
     def _check_batched_worker_compat(self) -> None:
         sink = self._settings.sink
@@ -305,6 +331,47 @@ class RerunRecorder(Transform):
     def enabled(self) -> bool:
         """Whether it records, see :meth:`switch`."""
         return self._feed is not None and self._feed.enabled
+
+    def annotate(self, env: int | None = None, **values: Any) -> None:
+        """Say something of the episode that an environment is in: it becomes a property of its recording.
+
+        An episode can be annotated until its environment is reset, or :meth:`dump` or :meth:`close` comes after its end.
+
+        Args:
+            env: environment index; it can be left out if only one is recorded.
+            values: numbers, truth values, strings, or lists of such, by their names.
+
+        Raises:
+            ValueError: the environment is in no episode, a name is taken, or there is no ``split="episode"``.
+            IndexError: the environment isn't recorded.
+            TypeError: a value can't be a property.
+
+        Examples:
+            >>> import os, tempfile
+            >>> from torchrl.envs import GymEnv
+            >>> from torchrl_rerun import KeepIf, RerunRecorder
+            >>> folder = tempfile.mkdtemp()
+            >>> recorder = RerunRecorder(folder, split="episode", keep=KeepIf(lambda e: e["success"]))
+            >>> env = GymEnv("CartPole-v1").append_transform(recorder)
+            >>> for success in (True, False):
+            ...     rollout = env.rollout(100)
+            ...     env.transform.annotate(success=success)
+            >>> env.close()
+            >>> os.listdir(folder)
+            ['env_0_episode_000000.rrd']
+        """
+        if self._settings.options.split != "episode":
+            raise ValueError("annotations are properties of episodes: they need split='episode'")
+        said = checked_annotations(values)
+        if self._feed is not None and self._feed.enabled:
+            if self._feed.recording is None or not self._feed.recording.alive:
+                raise ValueError("nothing to annotate yet: reset the environment first")
+            self._feed.recording.annotate(env, said)
+
+    @property
+    def path(self) -> Path | None:
+        """The file or the folder that is recorded to; None: live viewers alone."""
+        return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
 
     def stats(self) -> dict[str, float]:
         """What was recorded so far, for a training log: costs microseconds.
@@ -475,11 +542,15 @@ def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
     return together
 
 
-def _inside(code: Any, depth: int = 50) -> bool:
-    """Whether a function is being executed, among the innermost ``depth`` calls."""
+_REHEARSALS = (check_env_specs.__code__, EnvCreator.init_.__code__)
+"""What tries an environment out before it is used: to check it, or to know it before workers make their own."""
+
+
+def _inside(*codes: CodeType, depth: int = 50) -> bool:
+    """Whether one of some functions is being executed, among the innermost ``depth`` calls."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
     while frame is not None and depth:
-        if frame.f_code is code:
+        if frame.f_code in codes:
             return True
         frame, depth = frame.f_back, depth - 1
     return False

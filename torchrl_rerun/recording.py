@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import shlex
 import sys
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,8 @@ from torchrl_rerun.episode_files import EpisodeFiles
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
 from torchrl_rerun.events import NONE, Ends, Event, Rows
 from torchrl_rerun.folder import RunFolder
+from torchrl_rerun.keeping import Keep, Value
+from torchrl_rerun.ledger import Ledger
 from torchrl_rerun.output import WholeRun
 from torchrl_rerun.schema import Moment, Source, Split, info_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
@@ -69,6 +73,7 @@ class Options:
     logged_envs: int | slice | Sequence[int] | str | None = None
     choice: Choice = field(default_factory=Choice)
     split: Split = "run"
+    keep: Keep | None = None
     blueprint: bool | rrb.Blueprint = True
     application_id: str | None = None
     recording_id: str | None = None
@@ -138,9 +143,10 @@ class Recording:
         self.recording_id = recording_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
-        self._output: WholeRun | EpisodeFiles
+        self._episode_files: EpisodeFiles | None = None
+        self._ledger = Ledger(self.envs)
         if isinstance(sink, RunFolder):
-            self._output = EpisodeFiles(
+            self._episode_files = EpisodeFiles(
                 sink,
                 source,
                 self.envs,
@@ -150,12 +156,14 @@ class Recording:
                 capacity=options.buffer_bytes,
                 max_age=options.flush_seconds,
             )
-        else:
-            self._output = WholeRun(source, self.envs, self._sums, split=options.split, max_age=self._max_age)
+        self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
+            source, self.envs, self._sums, split=options.split, max_age=self._max_age
+        )
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
         self._small = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
         self._bulky = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
+        self._reward: int | None = None  # where the first reward is among what is described of steps
         self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
         self._news = False
@@ -199,6 +207,9 @@ class Recording:
         if not streams:
             return
         self._described[moment] = list(streams)
+        if moment is Moment.STEPPED:
+            summed = {stream.sums for stream in self._described[Moment.OBSERVED] if stream.sums}
+            self._reward = next((i for i, stream in enumerate(streams) if stream.key in summed), None)
         tracks = [*_tracks(moment, streams, {stream.sums for stream in self.streams})]
         for buffer, bulk in ((self._small, False), (self._bulky, True)):
             added = [track for track, is_bulky in tracks if is_bulky is bulk]
@@ -207,12 +218,17 @@ class Recording:
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
         statistics: list[Chunk] = []
-        if moment is Moment.STEPPED and self._options.logged_envs is None and self._select is not None:
+        if moment is Moment.STEPPED and self._has_statistics:
             statistics += self._describe_batch()
         self._begin_writing()
         described = [(stream, each) for each in Moment for stream in self._described[each]]
         assert self._writer is not None, "it was just begun"
-        self._writer.put([*self._output.describe(described, streams, self._statistics), *statistics])
+        self._writer.put(itertools.chain(self._output.describe(described, streams, self._statistics), statistics))
+
+    @property
+    def _has_statistics(self) -> bool:
+        """Whether not all environments are recorded in detail, by default."""
+        return self._options.logged_envs is None and self._select is not None and self._episode_files is None
 
     def _describe_batch(self) -> Iterator[Chunk]:
         """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
@@ -252,15 +268,21 @@ class Recording:
 
     # --- steps ---
 
-    def reset(self, observed: Arrays, mask: npt.NDArray[np.bool_] | None = None) -> None:
+    def reset(
+        self,
+        observed: Arrays,
+        mask: npt.NDArray[np.bool_] | None = None,
+        seeds: Sequence[int | None] = (),
+    ) -> None:
         """Environments were reset.
 
         Args:
             observed: what was observed, for all environments: an array ``[envs, *stream.shape]`` for each stream that
                 was described for this moment but the sums; None for what is missing.
             mask: bool ``[envs]``, which ones were reset; None: all. The values of the others are not looked at.
+            seeds: the seed of each environment, if it is known; empty: none is.
         """
-        self._add((observed, None, None), mask, is_step=False)
+        self._add((observed, None, None), mask, is_step=False, seeds=seeds)
 
     def step(
         self,
@@ -284,7 +306,35 @@ class Recording:
     @property
     def must_know_ends(self) -> bool:
         """Whether :meth:`step` must be told whose episodes end."""
-        return self._options.choice.skip > 1
+        return self._options.choice.skip > 1 or self._episode_files is not None
+
+    def end(self, ends: Ends) -> None:
+        """Say whose episodes ended with the last step, if only now it is known."""
+        chosen = self._selected_ends(ends)
+        if chosen is not None:
+            self._ledger.end(chosen)
+
+    def _selected_ends(self, ends: Ends | None) -> Ends | None:
+        if ends is None or self._select is None:
+            return ends
+        return Ends(ends.terminated[self._select], ends.truncated[self._select])
+
+    def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
+        """Add to what is known of the episode that an environment is in.
+
+        Args:
+            env: environment index; None: the only one.
+            values: what to add.
+
+        Raises:
+            IndexError: the environment isn't recorded.
+            ValueError: there are several and none is named, or it is in no episode.
+        """
+        if env is None and len(self.envs) > 1:
+            raise ValueError(f"env is missing: {len(self.envs)} environments are recorded")
+        if env is not None and env not in self.envs:
+            raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self.envs))}")
+        self._ledger.annotate([0 if env is None else self.envs.index(env)], values)
 
     @property
     def all_begun(self) -> bool:
@@ -326,9 +376,9 @@ class Recording:
         *,
         is_step: bool,
         ends: Ends | None = None,
+        seeds: Sequence[int | None] = (),
     ) -> None:
-        if ends is not None and self._select is not None:
-            ends = Ends(ends.terminated[self._select], ends.truncated[self._select])
+        ends = self._selected_ends(ends)
         rows = self._rows(mask)
         event = self._event(rows, ends, is_step=is_step)
         if event is None:
@@ -352,6 +402,8 @@ class Recording:
                 for buffer in self._buffers():
                     buffer.drop(event)
             raise
+        if self._episode_files is not None and (rows is None or len(rows)):
+            self._enter(event, moments[Moment.STEPPED], ends, seeds)
         if not kept or self._news:
             self._tell()
 
@@ -361,6 +413,23 @@ class Recording:
             ended = None if ends is None else ends.either
             return self.selection.step(rows, self.episodes.steps + 1, ended)
         return NONE, self.selection.reset(rows, self.episodes.of(rows) + 1)
+
+    def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
+        """Keep the ledger of the episodes."""
+        assert self._episode_files is not None, "there is one"
+        episodes = self.episodes.of(event.rows)
+        if event.is_step:
+            self._ledger.step(event, episodes, self._rewards(stepped), ends)
+        else:
+            chosen = seeds if self._select is None or not seeds else list(np.array(seeds, object)[self._select])
+            self._episode_files.over.extend(self._ledger.reset(event, episodes, chosen))
+
+    def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
+        """The first of the rewards, as numbers."""
+        if stepped is None or self._reward is None or (values := stepped[self._reward]) is None:
+            return None
+        stream = self._described[Moment.STEPPED][self._reward]
+        return stream.numbers(values.cpu().numpy() if stream.device else values)
 
     def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
         """What an event is for the statistics over all environments: they have rows where frames are recorded."""
@@ -413,6 +482,8 @@ class Recording:
                 what, cause = self._end
                 raise RecordingError(what) from cause
             return
+        if self._episode_files is not None:
+            self._episode_files.over.extend(self._ledger.ended(self.episodes.frames))
         self._flush()
         if self._writer is not None:
             self._writer.flush()
@@ -432,6 +503,8 @@ class Recording:
                 raise aftermath
             return
         self.alive = False
+        if self._episode_files is not None:
+            self._episode_files.over.extend(self._ledger.close(self.episodes.frames))
         self._flush()
         if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
             try:
@@ -458,8 +531,18 @@ class Recording:
         return self.is_over or self.process != os.getpid()
 
     def keep(self) -> None:
-        """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more."""
+        """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more.
+
+        Raises:
+            ValueError: the episodes' returns aren't known, and are asked for.
+        """
+        if self._reward is None and self._options.keep is not None and self._options.keep.needs_return:
+            raise ValueError(
+                f"keep={self._options.keep!r} goes by the reward, which is not recorded: add it to in_keys"
+            )
         self.sink.keep()
+        if self._episode_files is not None and (made := self._layout()) is not None:
+            self._episode_files.lay_out(made)
         if self._writer is not None:
             for buffer in self._buffers():
                 self._writer.put(buffer.prepare())
@@ -532,10 +615,13 @@ class Recording:
         """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
         self._sums.forget()
         self._batch_sums.forget()
+        self._ledger.forget_returns()
 
     def _layout(self) -> rrb.Blueprint | None:
         wanted = self._options.blueprint
         if isinstance(wanted, bool):
+            if self._episode_files is not None:
+                return layout(self.streams, [None], self.source.fps) if wanted else None
             shown = shown_envs(self.envs, self.source.envs, self.sink.family())
             return layout(self.streams, shown, self.source.fps, self._statistics) if wanted else None
         return wanted

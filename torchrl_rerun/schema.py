@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import rerun as rr
@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 
 Split = Literal["run", "dump", "episode"]
 """What a recording is of: a run, the time between two dumps, or an episode of one environment."""
+SPLITS = get_args(Split)
 
 
 class Moment(IntEnum):

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream, RrdReader
@@ -39,6 +40,71 @@ class RecordingError(OSError):
 
 class FileInUseError(FileExistsError):
     """Another live recorder writes to the path."""
+
+
+class Sink(Protocol):
+    """Where a recording is kept: a file, a folder of them, or nowhere.
+
+    Attributes:
+        label: what messages call it.
+        location: where it is found.
+        identity: what recorders that share it have in common.
+        for_workers: what becomes of it in several workers.
+    """
+
+    @property
+    def label(self) -> str: ...  # noqa: D102
+
+    @property
+    def location(self) -> str: ...  # noqa: D102
+
+    @property
+    def identity(self) -> str: ...  # noqa: D102
+
+    @property
+    def for_workers(self) -> str: ...  # noqa: D102
+
+    def open(self) -> None:
+        """Claim it."""
+
+    def sibling(self, part: str) -> Sink:
+        """The sink of another recorder that shares it."""
+
+    def continuation(self) -> Sink:
+        """The sink of what comes after :meth:`close`."""
+
+    def family(self) -> list[int]:
+        """The numbers of the workers that record beside this one; empty if this isn't a worker's."""
+
+    def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
+        """Write chunks as they come; to be asked for the next one means that those before are kept."""
+
+    def settle(self) -> None:
+        """All that was written is whole."""
+
+    def truncate(self) -> None:
+        """Cut off what isn't."""
+
+    def trouble(self) -> OSError | None:
+        """What became of it, if what was written can't be found any more."""
+
+    def check(self) -> None:
+        """Raise that."""
+
+    def size(self) -> int:
+        """Bytes that are kept."""
+
+    def keep(self) -> None:
+        """There is something to keep: what it replaces can go."""
+
+    def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
+        """Add the layout that the viewer opens with."""
+
+    def discard(self) -> None:
+        """Let go of it, and leave nothing."""
+
+    def close(self) -> None:
+        """Let go of it."""
 
 
 class FileSink:
@@ -121,6 +187,10 @@ class FileSink:
         while (path := self._first.with_name(f"{self._first.stem}.part_{part}.rrd")).exists():
             part += 1
         return FileSink(path, base=self._base, first=self._first)
+
+    def continuation(self) -> FileSink:
+        """The sink of what comes after :meth:`close`."""
+        return self.next_part()
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -301,7 +371,7 @@ class NoFile:
         del part
         return self
 
-    def next_part(self) -> NoFile:
+    def continuation(self) -> NoFile:
         """The same."""
         return self
 
@@ -341,10 +411,6 @@ class NoFile:
         """There is nothing to keep."""
 
     discard = close = keep
-
-
-Sink = FileSink | NoFile
-"""Where a recording is kept."""
 
 
 def is_whole(path: Path) -> bool:

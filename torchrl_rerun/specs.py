@@ -290,6 +290,19 @@ def env_name(env: EnvBase | None) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def seeds(env: EnvBase | None) -> list[int | None]:
+    """The seed that each environment was given last, as far as gymnasium's environments say it."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    if env is None or isinstance(env, ParallelEnv) or env.is_closed:
+        return [None] * (0 if env is None else env.batch_size.numel())
+    if isinstance(env, SerialEnv):
+        return [seed for each in env._envs for seed in seeds(each)]  # noqa: SLF001 - there is no public way to them
+    simulator = getattr(getattr(env, "_env", None), "unwrapped", None)
+    seed = getattr(simulator, "_np_random_seed", None)  # the public property would seed it
+    return [seed if isinstance(seed, int) and seed >= 0 else None] * env.batch_size.numel()
+
+
 def frames_per_second(env: EnvBase | None) -> float | None:
     """How many frames make a second of simulated time: ``metadata["render_fps"]`` or ``1 / dt``, if either is said."""
     inner = _innermost(env)

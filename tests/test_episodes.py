@@ -1,0 +1,482 @@
+"""split="episode": each episode that stays in a file of its own, with what became of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrl.collectors import Collector
+from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
+
+from readback import read, read_folder, same
+from reference import Reference, per_env
+from test_keeping import of_lists, policies
+from test_random_sequences import KEYS, Counter, runs
+from test_selection import Lengths
+from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst, RerunRecorder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Episodes:
+    """What becomes of each environment's episodes, step by step."""
+
+    def __init__(self, envs):
+        self.over = []
+        self.now = [None] * envs
+        self.lost = set()
+
+    def reset(self, env, at):
+        self.close(env)
+        self.now[env] = {"env": env, "episode": at["episode"], "first_step": at["step"], "rewards": [], "ends": False}
+
+    def step(self, env, reward, at, *, ends):
+        if self.now[env] is None:  # after its end, without a reset
+            self.lost.add((env, at["frame"]))
+        else:
+            self.now[env]["rewards"].append(reward)
+            self.now[env]["ends"] |= ends
+
+    def close(self, env, *, only_ended=False):
+        now = self.now[env]
+        if now is None or (only_ended and not now["ends"]):
+            return
+        self.now[env] = None
+        if not now["rewards"]:
+            return  # nothing was done in it
+        self.over.append(
+            Episode(
+                env=env,
+                episode=now["episode"],
+                episode_return=float(np.sum(now["rewards"])),
+                length=len(now["rewards"]),
+                terminated=now["ends"],
+                interrupted=not now["ends"],
+                first_step=now["first_step"],
+            )
+        )
+
+
+@settings(max_examples=150, deadline=None)
+@given(runs(), st.none() | policies)
+def test_what_is_on_disk_is_what_lists_keep(run, keep):
+    envs, events, ends, buffer_bytes = run
+    reference, episodes = Reference(envs), Episodes(envs)
+
+    def reset(chosen):
+        for i in chosen:
+            episodes.reset(i, reference.at[i])
+
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = RerunRecorder(
+            folder, split="episode", keep=keep, image_format="raw", buffer_bytes=buffer_bytes, blueprint=False
+        )
+        env = Counter(envs, itertools.chain(ends)).append_transform(recorder)
+        tensordict = env.reset()
+        reference.reset(per_env(tensordict, KEYS))
+        reset(range(envs))
+        for what, mask in events:
+            chosen = [i for i in range(envs) if mask is None or mask[i]]
+            if what == "dump" or not chosen:
+                for i in range(envs):
+                    episodes.close(i, only_ended=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*after its episode was over")
+                    recorder.dump()
+            elif what == "reset":
+                if mask is not None:
+                    tensordict["_reset"] = torch.tensor(mask)[:, None]
+                tensordict = env.reset(tensordict)
+                reference.reset(per_env(tensordict, KEYS, chosen))
+                reset(chosen)
+            else:
+                tensordict = env.rand_action(tensordict)
+                if mask is not None:
+                    tensordict["_step"] = torch.tensor(mask)
+                tensordict = env.step(tensordict)
+                following = tensordict["next"]
+                reference.steps(per_env(tensordict, ["action"], chosen), per_env(following, [*KEYS, "reward"], chosen))
+                for i in chosen:
+                    reward = following["reward"][i].double().item()
+                    episodes.step(i, reward, reference.at[i], ends=bool(following["done"][i]))
+                tensordict = env.step_mdp(tensordict)
+                tensordict.pop("_step", None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*after its episode was over")
+            env.close()
+        for i in range(envs):
+            episodes.close(i)
+        over = {episode.id: episode for episode in episodes.over}
+        kept = set(over) if keep is None else of_lists(keep, episodes.over)
+        recorded = read_folder(folder)
+        assert set(recorded) == kept
+        assert len(os.listdir(folder)) == len(kept)
+        for id_ in kept:
+            check(recorded[id_], over[id_], reference, episodes.lost)
+
+
+def check(recorded, episode, reference, lost=frozenset()):
+    found = recorded.episode
+    for name in ("env", "episode", "length", "terminated", "truncated", "interrupted", "first_step"):
+        assert found[name] == getattr(episode, name), name
+    assert found["episode_return"] == pytest.approx(episode.episode_return, abs=1e-9)
+    expected = {}
+    for (env, key), rows in reference.rows.items():
+        rows = [row for row in rows if row.episode == episode.episode and (env, row.frame) not in lost]
+        if env == episode.env and rows:
+            expected[f"/{key}"] = rows
+    assert {path for path in recorded.entities if path != "/episode_return"} == set(expected)
+    for path, rows in expected.items():
+        entity = recorded[path]
+        if path == "/action" and lost:
+            continue  # what was done after the end belongs to it if it was known by then
+        assert [same(value, row.value) for value, row in zip(entity.values, rows, strict=True)] == [True] * len(rows)
+        for timeline in ("step", "episode", "episode_step"):
+            assert entity.along(timeline) == [getattr(row, timeline) for row in rows], (path, timeline)
+        assert entity.along("frame") == entity.along("episode_step")
+
+
+def test_each_episode_is_a_file(folder):
+    env = SerialEnv(3, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(3)]).append_transform(
+        RerunRecorder(folder, split="episode")
+    )
+    env.rollout(9, break_when_any_done=False)
+    env.close()
+    assert names(folder) == [
+        "env_0_episode_000000.rrd",  # of 3 steps
+        "env_0_episode_000001.rrd",  # of 1
+        "env_0_episode_000002.rrd",  # of 6, of which 5 were made
+        "env_1_episode_000000.rrd",
+        "env_1_episode_000001.rrd",
+        "env_1_episode_000002.rrd",
+        "env_2_episode_000000.rrd",
+        "env_2_episode_000001.rrd",
+        "env_2_episode_000002.rrd",
+    ]
+    recorded = read_folder(folder)
+    assert {id_: (e.episode["length"], e.episode["interrupted"]) for id_, e in recorded.items()} == {
+        (0, 0): (3, False),
+        (0, 1): (1, False),
+        (0, 2): (5, True),
+        (1, 0): (1, False),
+        (1, 1): (6, False),
+        (1, 2): (2, False),
+        (2, 0): (6, False),
+        (2, 1): (2, False),
+        (2, 2): (1, True),
+    }
+    paths = {frozenset(each.entities) for each in recorded.values()}
+    assert paths == {
+        frozenset({"/observation", "/reward", "/episode_return", "/action", "/done", "/terminated", "/truncated"})
+    }
+    assert len({each.recording_id for each in recorded.values()}) == 9
+
+
+def test_numbers_are_padded_so_that_names_sort(folder):
+    env = SerialEnv(12, lambda: GymEnv("CartPole-v1")).append_transform(RerunRecorder(folder, split="episode"))
+    env.rollout(3)
+    env.close()
+    assert names(folder)[2:4] == ["env_02_episode_000000.rrd", "env_03_episode_000000.rrd"]
+
+
+def test_nothing_stays_that_is_not_kept(folder):
+    recorder = RerunRecorder(folder, split="episode", keep=KeepBest(2))
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    for _ in range(8):
+        env.rollout(100)
+    recorder.dump()
+    assert names(folder) == ["env_0_episode_000002.rrd", "env_0_episode_000005.rrd"]  # of 6 and 5 steps
+    for _ in range(8):  # again
+        env.rollout(100)
+    env.close()
+    assert names(folder) == ["env_0_episode_000002.rrd", "env_0_episode_000010.rrd"]
+
+
+def test_what_is_not_kept_is_never_written(folder, monkeypatch):
+    written = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda path, target: written.append(path.name) or replace(path, target))
+    recorder = RerunRecorder(folder, split="episode", keep=KeepLast(2))
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    for _ in range(50):
+        env.rollout(100)
+    env.close()
+    assert written == [".env_0_episode_000048.rrd", ".env_0_episode_000049.rrd"]
+
+
+def test_kept_episodes_are_on_the_disk_soon(folder):
+    """What is kept outlives the process, though nobody dumps."""
+    recorder = RerunRecorder(folder, split="episode", keep=KeepLast(100), flush_seconds=0.2)
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    for _ in range(500):
+        env.rollout(1)
+        time.sleep(0.01)
+        if len(names(folder)) > 3:
+            break
+    else:
+        pytest.fail("nothing was written in 5 s")
+    env.close()
+
+
+def test_annotations_and_seed(folder):
+    recorder = RerunRecorder(folder, split="episode", keep=KeepIf(lambda episode: episode["success"]))
+    env = GymEnv("CartPole-v1").append_transform(recorder)
+    env.set_seed(11)
+    for success in (True, False, True):
+        env.rollout(100)
+        recorder.annotate(success=np.bool_(success), distances=torch.tensor([0.5, 1.5]), note="a")
+    env.close()
+    recorded = read_folder(folder)
+    assert set(recorded) == {(0, 0), (0, 2)}
+    episode = recorded[0, 2].episode
+    assert (episode["success"], episode["note"], episode["seed"]) == (True, "a", 11)
+    whole = recorded[0, 2].static["/__properties/episode"]
+    assert whole["distances"] == [0.5, 1.5]
+
+
+def test_annotating_one_of_several(folder):
+    recorder = RerunRecorder(folder, split="episode", logged_envs=[1, 2])
+    env = SerialEnv(3, lambda: GymEnv("CartPole-v1")).append_transform(recorder)
+    with pytest.raises(ValueError, match="nothing to annotate yet"):
+        recorder.annotate(1, success=True)
+    env.rollout(3)
+    recorder.annotate(env=2, success=True)
+    with pytest.raises(ValueError, match="env is missing: 2 environments"):
+        recorder.annotate(success=True)
+    with pytest.raises(IndexError, match="env=0 is not recorded; recorded are 1, 2"):
+        recorder.annotate(0, success=True)
+    with pytest.raises(ValueError, match="'length' is what the recorder itself says"):
+        recorder.annotate(1, length=3)
+    with pytest.raises(TypeError, match="what=<object"):
+        recorder.annotate(1, what=object())
+    env.close()
+    recorded = read_folder(folder)
+    assert recorded[2, 0].episode["success"] is True
+    assert "success" not in recorded[1, 0].episode
+
+
+def test_annotating_whole_runs(path):
+    recorder = RerunRecorder(path)
+    with pytest.raises(ValueError, match="they need split='episode'"):
+        recorder.annotate(success=True)
+
+
+def test_a_limit_behind_the_recorder_is_known(folder):
+    """Collectors put their own limit behind: the reset tells how the episode ended."""
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    env = env.append_transform(StepCounter(max_steps=2))
+    env.rollout(9, break_when_any_done=False)
+    env.close()
+    recorded = read_folder(folder)
+    ends = [(e.episode["length"], e.episode["terminated"], e.episode["truncated"]) for e in recorded.values()]
+    assert ends[:3] == [(2, False, True), (1, True, False), (2, False, True)]
+
+
+def test_episodes_go_on_in_the_next_batch_of_a_collector(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    collector = Collector(env, frames_per_batch=4, total_frames=16)
+    for _ in collector:
+        pass
+    collector.shutdown()
+    recorded = read_folder(folder)
+    assert [each.episode["length"] for each in recorded.values()] == [3, 1, 6, 2, 4]
+    assert not any(each.episode["interrupted"] for each in list(recorded.values())[:-1])
+
+
+def test_a_reset_in_the_middle_interrupts(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    env.rollout(2)
+    env.rollout(1)
+    env.close()
+    recorded = read_folder(folder)
+    assert [(e.episode["length"], e.episode["interrupted"]) for e in recorded.values()] == [(2, True), (1, False)]
+
+
+def test_an_episode_too_long_for_memory(folder):
+    """It goes to the disk in parts, which become one file."""
+    recorder = RerunRecorder(folder, split="episode", image_format="raw", buffer_bytes=1 << 16)
+    env = SerialEnv(2, [lambda: GymWrapper(Pictures(40)), lambda: GymWrapper(Pictures(25))]).append_transform(recorder)
+    parts = set()
+    tensordict = env.reset()
+    for _ in range(40):
+        tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]
+        parts |= {name for name in names(folder) if "part" in name}
+    env.close()
+    assert parts
+    recorded = read_folder(folder)
+    assert [path.name for path in sorted(folder.iterdir())] == [
+        "env_0_episode_000000.rrd",
+        "env_1_episode_000000.rrd",
+        "env_1_episode_000001.rrd",
+    ]
+    rows = recorded[0, 0]["/pixels"]
+    assert rows.along("frame") == list(range(41))
+    assert [int(value[0, 0, 0]) for value in rows.values] == list(range(41))
+
+
+class Pictures(Lengths):
+    """One long episode of pictures."""
+
+    def __init__(self, length):
+        super().__init__()
+        import gymnasium
+
+        self.length = length
+        self.observation_space = gymnasium.spaces.Dict(pixels=gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8))
+
+    def step(self, action):
+        self.t += 1
+        return self._seen(), 1.0, self.t >= self.length, False, {}
+
+    def _seen(self):
+        return {"pixels": np.full((32, 32, 3), self.t, np.uint8)}
+
+
+def test_dump_in_the_middle_makes_it_durable(folder):
+    recorder = RerunRecorder(folder, split="episode", keep=KeepWorst(1))
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    tensordict = env.reset()
+    tensordict = env.step(env.rand_action(tensordict))["next"]
+    recorder.dump()
+    assert names(folder) == ["env_0_episode_000000.part_0.rrd"]
+    part = read(folder / "env_0_episode_000000.part_0.rrd")
+    assert (part.episode["interrupted"], part.episode["length"], part.episode["episode_return"]) == (True, 1, 1.0)
+    assert recorder.stats()["frames_waiting"] == 0
+    for _ in range(2):
+        tensordict = env.step(env.rand_action(tensordict))["next"]
+    recorder.dump()
+    assert names(folder) == ["env_0_episode_000000.rrd"]
+    assert read(folder / "env_0_episode_000000.rrd")["/observation"].along("frame") == [0, 1, 2, 3]
+    env.rollout(5)
+    env.close()
+    assert names(folder) == ["env_0_episode_000001.rrd"]  # of one step
+
+
+def test_triggers_and_files(folder):
+    env = GymWrapper(Lengths()).append_transform(
+        RerunRecorder(folder, split="episode", episode_trigger=lambda episode: episode % 3 == 0)
+    )
+    env.rollout(30, break_when_any_done=False)
+    env.close()
+    recorded = read_folder(folder)
+    assert [id_[1] for id_ in recorded] == [0, 3, 6, 9]
+    assert [each.episode["length"] for each in recorded.values()] == [3, 2, 1, 1]
+    assert [len(each["/observation"].values) for each in recorded.values()] == [4, 3, 2, 2]
+
+
+def test_in_workers(folder):
+    env = ParallelEnv(2, lambda: GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode")))
+    env.rollout(6, break_when_any_done=False)
+    env.close()
+    assert names(folder) == ["worker_0", "worker_1"]
+    assert set(read_folder(folder)) == {(env, episode) for env in range(2) for episode in range(3)}
+
+
+def test_agents(folder):
+    from torchrl.envs import VmasEnv
+
+    env = VmasEnv("navigation", num_envs=2, seed=0, max_steps=5, n_agents=3).append_transform(
+        RerunRecorder(folder, split="episode")
+    )
+    rollout = env.rollout(5)
+    env.close()
+    recorded = read_folder(folder)
+    assert set(recorded) == {(0, 0), (1, 0)}
+    total = rollout["next", "agents", "reward"][1].double().sum(0).mean().item()
+    assert recorded[1, 0].episode["episode_return"] == pytest.approx(total)
+    assert "/agents/reward/agent_2" in recorded[1, 0].entities
+
+
+def test_a_folder_that_holds_recordings(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    env.rollout(30)
+    env.close()
+    (folder / "notes.txt").write_text("mine")
+    again = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    with pytest.raises(FileExistsError, match=r"holds recordings of an earlier run \(env_0_episode_000000.rrd, ...\)"):
+        again.reset()
+    assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]
+    over = RerunRecorder(folder, split="episode", overwrite=True)
+    env = GymWrapper(Lengths()).append_transform(over)
+    env.reset()
+    assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]  # nothing has come yet
+    env.rollout(1)
+    env.close()
+    assert names(folder) == ["env_0_episode_000001.rrd", "notes.txt"]
+
+
+def test_two_recorders_in_one_folder(folder):
+    first = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    first.rollout(1)
+    second = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    with pytest.raises(FileExistsError, match="is being written by another recorder"):
+        second.reset()
+    first.close()
+
+
+def test_stepping_on_after_the_end(folder):
+    recorder = RerunRecorder(folder, split="episode")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    tensordict = env.rollout(100)[-1]
+    recorder.dump()
+    env.step(env.rand_action(env.step_mdp(tensordict)))
+    with pytest.warns(RuntimeWarning, match="environment 0 was stepped after its episode was over, without a reset"):
+        env.close()
+    assert read(folder / "env_0_episode_000000.rrd")["/observation"].along("frame") == [0, 1, 2, 3]
+
+
+def test_going_on_after_close(folder):
+    recorder = RerunRecorder(folder, split="episode")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    tensordict = env.reset()
+    tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+    recorder.close()
+    tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+    env.rollout(1)
+    env.close()
+    assert names(folder) == [
+        "env_0_episode_000000.rrd",
+        "env_0_episode_000000_2.rrd",
+        "env_0_episode_000001.rrd",
+    ]
+    first, second = (read(folder / name).episode for name in names(folder)[:2])
+    assert (first["length"], second["length"], second["first_step"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "what"),
+    [
+        ({"sink": "run.rrd", "split": "episode"}, ValueError, "makes several files: pass a folder"),
+        ({"sink": "run", "split": "steps"}, ValueError, "split='steps': choose one of 'run', 'dump', 'episode'"),
+        ({"sink": "run", "keep": KeepLast(1)}, ValueError, "it needs split='episode'"),
+        ({"sink": "run", "split": "episode", "keep": 5}, TypeError, "keep=5 is a int; pass a policy"),
+        ({"sink": "rerun+http://127.0.0.1:9876/proxy", "split": "episode"}, ValueError, "records into a folder"),
+    ],
+)
+def test_wrong_arguments(tmp_path, monkeypatch, arguments, error, what):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=what):
+        RerunRecorder(**arguments)
+
+
+def test_keeping_by_a_reward_that_is_not_recorded(folder):
+    recorder = RerunRecorder(folder, split="episode", keep=KeepBest(1), in_keys=["observation"])
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    with pytest.raises(ValueError, match="goes by the reward, which is not recorded: add it to in_keys"):
+        env.rollout(1)
