@@ -23,7 +23,7 @@ from torchrl_rerun.columns import ChunkFactory, static_chunks
 from torchrl_rerun.embedding import EncodedLayout, encode
 from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP
 from torchrl_rerun.folder import RunFolder
-from torchrl_rerun.keeping import Episode
+from torchrl_rerun.keeping import Episode, EpisodeId
 from torchrl_rerun.ledger import Over
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece, pieces
@@ -75,7 +75,7 @@ class EpisodeFiles:
         self._layout: EncodedLayout | None = None
         self.over: collections.deque[Over] = collections.deque()
         self._in_progress: dict[tuple[int, int], _Rows] = {}
-        self._waiting: dict[tuple[int, int], _Finished] = {}
+        self._waiting: dict[EpisodeId, _Finished] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
 

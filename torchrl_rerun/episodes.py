@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,18 @@ Positions = npt.NDArray[np.int64]
 
 MAX_LOGGED_ENVS = 64
 FEW_LOGGED_ENVS = 16
+
+
+class Progress(NamedTuple):
+    """Where a run is: what a program that goes on for another one must know.
+
+    Attributes:
+        steps: how many calls of ``env.step`` there have been.
+        episodes: ``[envs]``, the number of each environment's episode.
+    """
+
+    steps: int
+    episodes: npt.NDArray[np.int64]
 
 
 class Episodes:
@@ -51,6 +64,18 @@ class Episodes:
         self._shared: Event | None = None
         self._seen: Event | None = None
         self.all_begun = False
+
+    @property
+    def progress(self) -> Progress:
+        """Where the environments are."""
+        return Progress(self.steps, self._episode.copy())
+
+    def resume(self, progress: Progress) -> None:
+        """Go on where another program was stopped, as far as the environments are the same."""
+        self.steps = progress.steps
+        known = min(len(self._episode), len(progress.episodes))
+        self._episode[:known] = progress.episodes[:known]
+        self._latest[:, STEP] = progress.steps
 
     def event(self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None) -> Event:
         """What is about to happen: environments are stepped, or reset. Changes nothing.

@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
+from torchrl_rerun.episodes import Progress
 from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
@@ -54,6 +55,7 @@ class Feed:
         self._sees_all = sees_all
         self.recording: Recording | None = None
         self._enabled = True
+        self._resumed: Progress | None = None
         self._forget_keys()
         self._last: TensorDictBase | None = None
         self._resets_itself = False
@@ -71,6 +73,17 @@ class Feed:
         self._enabled = enabled
         if self.recording is not None:
             self.recording.selection.enabled = enabled
+
+    @property
+    def progress(self) -> Progress | None:
+        """Where the run is; None: nothing has been seen of it."""
+        return self._resumed if self.recording is None else self.recording.episodes.progress
+
+    def resume(self, progress: Progress) -> None:
+        """Go on where another program was stopped, in a recording of its own."""
+        self.close_quietly()
+        self.recording = None
+        self._resumed = progress
 
     def close_quietly(self) -> None:
         """Close the recording where nobody is there to catch an error."""
@@ -449,13 +462,14 @@ class Feed:
             self._last = None if ended is None else self._last
             self._forget_keys()
             try:
-                self.recording = open_recording(self._settings, env(), batch_size, ended)
+                self.recording = open_recording(self._settings, env(), batch_size, ended, self._resumed)
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
                 ended.fail_to_go_on(error)
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
+            self._resumed = None
             if not self._enabled:
                 self.recording.selection.enabled = False
             if self._process != os.getpid():

@@ -12,8 +12,8 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.embedding import EncodedLayout, add_layout
-from torchrl_rerun.keeping import Episode, Keep
-from torchrl_rerun.sinks import lock
+from torchrl_rerun.keeping import Episode, EpisodeId, Keep
+from torchrl_rerun.sinks import check_folder, lock
 
 _OURS = re.compile(r"\.?(env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd|layout\.rbl)")
 
@@ -40,12 +40,10 @@ class RunFolder:
         self.bytes = 0
         self._keep = keep
         self._keeper = None if keep is None else keep.keeper()
-        self._files: dict[tuple[int, int], Path] = {}
+        self._files: dict[EpisodeId, Path] = {}
         self._handle: int | None = None
         self._is_ours = False
-        folder = next(parent for parent in (self.path, *self.path.parents) if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise PermissionError(f"{self.path} can't be recorded to: {folder} is not a folder that can be written")
+        check_folder(self.path)
 
     # --- which episodes stay ---
 
@@ -140,6 +138,11 @@ class RunFolder:
 
     def continuation(self) -> RunFolder:
         """The same: what comes after ``close()`` goes into further files of it."""
+        return self
+
+    def resumed(self) -> RunFolder:
+        """The same: what is there is of this run."""
+        self._is_ours = True
         return self
 
     def sibling(self, part: str) -> RunFolder:

@@ -62,10 +62,12 @@ class Episode:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "annotations"}
 
     @property
-    def id(self) -> tuple[int, int]:
-        """What tells it from others: environment and episode."""
-        return self.env, self.episode
+    def id(self) -> EpisodeId:
+        """What tells it from others: after a restart numbers may come again."""
+        return self.env, self.episode, self.start_time
 
+
+EpisodeId = tuple[int, int, datetime | None]
 
 PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")
 """The names that annotations can't have."""
@@ -251,7 +253,7 @@ class _RankedKeeper(Keeper):
         self._is_last = isinstance(policy, KeepLast)
         self._count = 0
         self._kept: dict[int, list[tuple[float, int, Episode]]] = {}  # by environment: heaps, the next to go first
-        self._ids: set[tuple[int, int]] = set()
+        self._ids: set[EpisodeId] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
         rank = self._policy.rank(episode)
@@ -277,7 +279,7 @@ class _RankedKeeper(Keeper):
 class _ConditionKeeper(Keeper):
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
-        self._ids: set[tuple[int, int]] = set()
+        self._ids: set[EpisodeId] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
         if _is_true(self._predicate, episode):

@@ -16,7 +16,8 @@ from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
-from torchrl_rerun.episodes import check_envs
+from torchrl_rerun.dumps import DumpFile
+from torchrl_rerun.episodes import Progress, check_envs
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.recording import Options, Recording, application_id
@@ -156,7 +157,9 @@ def _path_sink(path: Path, options: Options, *, overwrite: bool) -> FileSink | R
         return RunFolder(path, keep=options.keep, overwrite=overwrite)
     if path.suffix:
         raise ValueError(f"{os.fspath(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
-    return FileSink(path / f"{options.split}.rrd", overwrite=overwrite)
+    if options.split == "dump":
+        return DumpFile(path.expanduser().absolute(), overwrite=overwrite)
+    return FileSink(path / "run.rrd", overwrite=overwrite, may_exist=True)
 
 
 def _require(name: str, value: Any, types: Any, what: str) -> None:
@@ -185,7 +188,11 @@ shared_paths: set[str] = set()
 
 
 def open_recording(
-    settings: Settings, env: EnvBase | None, batch_size: tuple[int, ...], ended: Recording | None
+    settings: Settings,
+    env: EnvBase | None,
+    batch_size: tuple[int, ...],
+    ended: Recording | None,
+    resumed: Progress | None = None,
 ) -> Recording:
     """Begin a recording, or the next part of one that was closed.
 
@@ -195,6 +202,7 @@ def open_recording(
         batch_size: the environments' batch size.
         ended: the recording that was closed before. Its counters go on if it was of this batch size; else it is another
             recording that begins.
+        resumed: where the run was when the program stopped that this one goes on for; None: it begins.
 
     Raises:
         FileExistsError: the file exists.
@@ -204,10 +212,13 @@ def open_recording(
     """
     count = int(np.prod(batch_size, dtype=np.int64))
     if ended is None:
-        sink, number = _claim(settings)
+        sink, number = _claim(settings, is_resumed=resumed is not None)
         recording_id = _recording_id(settings, number)
     else:
-        sink, number = _next_part(ended), ended.source.first_env // ended.source.envs
+        sink, number = (
+            _next_part(ended, is_announced=settings.options.split != "dump"),
+            ended.source.first_env // ended.source.envs,
+        )
         recording_id = _id_after(ended, settings, batch_size)
     source = Source(
         batch_size=batch_size,
@@ -219,14 +230,14 @@ def open_recording(
     try:
         for viewer in viewers:
             viewer.open(application_id=application_id(settings.options, source), recording_id=recording_id)
-        recording = Recording(
-            sink, source, settings.options, viewers=viewers, recording_id=recording_id, continues=ended
-        )
+        recording = Recording(sink, source, settings.options, viewers=viewers, run_id=recording_id, continues=ended)
     except BaseException:
         sink.discard()
         for viewer in viewers:
             viewer.close()
         raise
+    if resumed is not None:
+        recording.episodes.resume(resumed)
     if settings.options.logged_envs is None and len(recording.envs) < count:
         warn(
             f"of {count} environments the first {len(recording.envs)} are recorded in detail, and rewards and returns of all "
@@ -235,23 +246,26 @@ def open_recording(
     return recording
 
 
-def _next_part(ended: Recording) -> Sink:
+def _next_part(ended: Recording, *, is_announced: bool) -> Sink:
     """A finished file can't be written to: what comes after ``close()`` goes into another one."""
     sink = ended.sink.continuation()
     sink.open()
-    if sink is not ended.sink:
+    if is_announced and sink is not ended.sink:
         warn(f"{ended.sink.label} was closed; what comes now is recorded in {sink.label}")
     return sink
 
 
-def _claim(settings: Settings) -> tuple[Sink, int | None]:
+def _claim(settings: Settings, *, is_resumed: bool) -> tuple[Sink, int | None]:
     """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
     number = _number(settings)
     if number is None:
-        settings.sink.open()
-        return settings.sink, None
+        sink = settings.sink.resumed() if is_resumed else settings.sink
+        sink.open()
+        return sink, None
     while True:
         sink = settings.sink.sibling(f"worker_{number}")
+        if is_resumed:
+            sink = sink.resumed()
         try:
             sink.open()
         except FileExistsError as taken:
@@ -286,5 +300,5 @@ def _id_after(ended: Recording, settings: Settings, batch_size: tuple[int, ...])
     Workers that share an id come to the same new one.
     """
     if ended.source.batch_size == batch_size or settings.options.recording_id is not None:
-        return ended.recording_id
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"{ended.recording_id}#{batch_size}").hex
+        return ended.run_id
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{ended.run_id}#{batch_size}").hex

@@ -9,6 +9,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.buffer import Block
 from torchrl_rerun.columns import ChunkFactory, static_chunks
+from torchrl_rerun.episodes import FRAME
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import pieces
 from torchrl_rerun.schema import Described, Source, Split, property_chunk
@@ -25,13 +26,24 @@ class WholeRun:
         sums: running sums of rewards so far.
         split: what the recording is of, a run or a part of it.
         max_age: seconds after which a picture is due.
+        first_frame: number of the frame that is 0 in the recording.
     """
 
-    def __init__(self, source: Source, envs: Sequence[int], sums: Sums, *, split: Split, max_age: float) -> None:
+    def __init__(
+        self,
+        source: Source,
+        envs: Sequence[int],
+        sums: Sums,
+        *,
+        split: Split,
+        max_age: float,
+        first_frame: int = 0,
+    ) -> None:
         self._source = source
         self._envs = list(envs)
         self._sums = sums
         self._split = split
+        self._first_frame = first_frame
         self._pictures = Pictures(source.fps, max_age=max_age)
         self._factory = ChunkFactory(source.fps, self._pictures)
 
@@ -51,6 +63,7 @@ class WholeRun:
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """What is to be written of a block at once."""
         for piece in pieces(block, len(self._envs), self._sums):
+            piece.positions[:, FRAME] -= self._first_frame
             yield from self._factory.chunks(piece, self._envs[piece.row])
 
     def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
@@ -74,4 +87,5 @@ class WholeRun:
     @property
     def oldest_waiting(self) -> int | None:
         """Number of the first frame of which something waits; None: nothing does."""
-        return self._pictures.oldest_waiting
+        oldest = self._pictures.oldest_waiting
+        return None if oldest is None else oldest + self._first_frame

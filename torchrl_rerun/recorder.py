@@ -22,6 +22,8 @@ from tensordict.utils import NestedKey
 from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_rerun.dumps import DumpFile
+from torchrl_rerun.episodes import Progress
 from torchrl_rerun.feed import Acted, Feed, Mask, value_at_root
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.ledger import checked_annotations
@@ -56,7 +58,7 @@ class RerunRecorder(Transform):
     its own (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
 
     Args:
-        sink: path of the ``.rrd`` file to write; a viewer that is watching, as its URL
+        sink: path of the ``.rrd`` file to write, or of a folder, for several or one (``run.rrd``); a viewer that is watching, as its URL
             (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
             connect to; or a file and viewers, as a list. The file gets every frame; a viewer gets those that it takes in
             time, and what it doesn't is dropped and counted. A recording of days goes on in ``name.part_1.rrd`` and so
@@ -84,7 +86,8 @@ class RerunRecorder(Transform):
             the step led to.
         recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
             0: to the end of the episode. What is running when a trigger starts another one ends there.
-        split: what a recording is of: ``"run"``, or ``"episode"``, each finished episode of each environment: these are
+        split: what a recording is of: ``"run"``; ``"dump"``, what came since the last :meth:`dump`, in files of a folder
+            that are numbered; or ``"episode"``, each finished episode of each environment: these are
             files of their own in a folder, named by environment and episode, with the same entity paths in each
             (``/reward``, without ``/env_{i}``), the ``episode_step`` as their ``frame``, and what became of the episode
             as properties, see :class:`Episode`.
@@ -270,6 +273,28 @@ class RerunRecorder(Transform):
             copy._feed = None
         return copy
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        del keep_vars
+        progress = None if self._feed is None else self._feed.progress
+        if progress is not None:
+            destination[f"{prefix}steps"] = torch.tensor(progress.steps)
+            destination[f"{prefix}episodes"] = torch.from_numpy(progress.episodes)
+            destination[f"{prefix}sink"] = torch.tensor(list(self._settings.sink.identity.encode()), dtype=torch.uint8)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        # Checkpoints that were made without a recorder, or before it had recorded anything, are as good.
+        if self._feed is None or f"{prefix}sink" not in state_dict:
+            return
+        identity = bytes(state_dict[f"{prefix}sink"].tolist()).decode()
+        if identity != self._settings.sink.identity:
+            warn(
+                f"what was recorded to {identity} goes on there: the recorder of {self._settings.sink.identity} doesn't take "
+                "over its step and episode numbers"
+            )
+            return
+        episodes = state_dict[f"{prefix}episodes"].cpu().numpy().astype(np.int64)
+        self._feed.resume(Progress(int(state_dict[f"{prefix}steps"]), episodes))
+
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         for name in ("_feed", "_owner", "_now"):
@@ -286,17 +311,29 @@ class RerunRecorder(Transform):
     def dump(self, suffix: str | None = None, step: int | None = None) -> None:
         """Make everything recorded so far durable, and return when it is. Never ends an episode.
 
+        With ``split="dump"`` it ends the recording, and what comes is another one: ``dump_000001.rrd`` in the folder.
+
         Args:
-            suffix: accepted as ``VideoRecorder`` accepts it; a single recording has no use for it.
-            step: likewise.
+            suffix: with ``split="dump"`` what is added to the name of the recording; else it has no use.
+            step: likewise, as ``step_{step}``, where there is no suffix.
 
         Raises:
             RecordingError: something could not be written; the message says why, and how many frames are lost.
+            ValueError: ``suffix`` can't be part of a file's name.
         """
-        del suffix, step
+        if suffix is not None and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
+            raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
         self._release_held()
-        if self._feed is not None and self._feed.recording is not None:
-            self._feed.recording.dump()
+        recording = None if self._feed is None else self._feed.recording
+        if recording is None:
+            return
+        if isinstance(recording.sink, DumpFile) and recording.alive:
+            recording.close()
+            name = suffix or (None if step is None else f"step_{step}")
+            if name is not None:
+                recording.sink.call(name)
+        else:
+            recording.dump()
 
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.

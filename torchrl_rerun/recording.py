@@ -104,7 +104,7 @@ class Recording:
         source: the environments.
         options: how to record them.
         viewers: open viewers; they are closed with the recording.
-        recording_id: id of the Rerun recording.
+        run_id: id of the Rerun recording, or of the run that it is a part of.
         continues: the recording whose counters go on, if it was of the same batch size.
 
     Attributes:
@@ -124,7 +124,7 @@ class Recording:
         options: Options,
         *,
         viewers: Sequence[Viewer] = (),
-        recording_id: str,
+        run_id: str,
         continues: Recording | None = None,
     ) -> None:
         self.source = source
@@ -140,7 +140,9 @@ class Recording:
         if continues is not None and continues.source.batch_size == source.batch_size:
             self.episodes, self.selection = continues.episodes, continues.selection
             self._sums, self._batch_sums = continues._sums, continues._batch_sums  # noqa: SLF001 - of the same class
-        self.recording_id = recording_id
+        self.run_id = run_id
+        is_dump = options.split == "dump"
+        self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
         self._episode_files: EpisodeFiles | None = None
@@ -152,12 +154,17 @@ class Recording:
                 self.envs,
                 self._sums,
                 application_id=self.application_id,
-                recording_id=recording_id,
+                recording_id=run_id,
                 capacity=options.buffer_bytes,
                 max_age=options.flush_seconds,
             )
         self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
-            source, self.envs, self._sums, split=options.split, max_age=self._max_age
+            source,
+            self.envs,
+            self._sums,
+            split=options.split,
+            max_age=self._max_age,
+            first_frame=self.episodes.frames if is_dump else 0,
         )
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]

@@ -73,6 +73,9 @@ class Sink(Protocol):
     def continuation(self) -> Sink:
         """The sink of what comes after :meth:`close`."""
 
+    def resumed(self) -> Sink:
+        """The sink of what comes after a restart of the program."""
+
     def family(self) -> list[int]:
         """The numbers of the workers that record beside this one; empty if this isn't a worker's."""
 
@@ -121,6 +124,7 @@ class FileSink:
         overwrite: replace an existing file; its parts go with it. What another live recorder writes stays.
         base: the path that the user gave, of which this is a sibling; None: this is it.
         first: the file of which this continues the recording; None: this is the first.
+        may_exist: whether it does is not looked at before it is opened: a run may be resumed by then.
 
     Attributes:
         path: the file that is written.
@@ -138,6 +142,7 @@ class FileSink:
         overwrite: bool = False,
         base: Path | None = None,
         first: Path | None = None,
+        may_exist: bool = False,
     ) -> None:
         self.path = Path(path).expanduser().absolute()
         self.overwrite = overwrite
@@ -152,11 +157,9 @@ class FileSink:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
             raise ValueError(f"{os.fspath(path)!r} is not a file to record to; give a path that ends in '.rrd'")
-        if self.path.exists() and not overwrite:
+        if self.path.exists() and not overwrite and not may_exist:
             raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True")
-        folder = next(parent for parent in self.path.parents if parent.exists())
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise PermissionError(f"{self.path} can't be recorded to: {folder} is not a folder that can be written")
+        check_folder(self.path.parent)
 
     @property
     def label(self) -> str:
@@ -192,6 +195,14 @@ class FileSink:
         """The sink of what comes after :meth:`close`."""
         return self.next_part()
 
+    def resumed(self) -> FileSink:
+        """The sink of a run that goes on after a restart: this one, or ``run.resumed_1.rrd`` and so on."""
+        path, number = self._first, 0
+        while path.exists():
+            number += 1
+            path = self._first.with_name(f"{self._first.stem}.resumed_{number}.rrd")
+        return self if not number else FileSink(path, base=self._base)
+
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
         path = self._base.with_name(f"{self._base.stem}.{part}.rrd")
@@ -210,7 +221,7 @@ class FileSink:
             OSError: it can't be created.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.overwrite and self.path.exists() and not _is_locked(self.path):
+        if self.overwrite and self.path.exists() and not is_locked(self.path):
             # Kept until it is known that there is something to replace it.
             self._replaced = self.path.with_name(f".{self.path.name}.replaced")
             self.path.replace(self._replaced)
@@ -218,7 +229,7 @@ class FileSink:
         try:
             handle = os.open(self.path, flags, 0o666)
         except FileExistsError:
-            if _is_locked(self.path):
+            if is_locked(self.path):
                 raise FileInUseError(f"{self.path} is being written by another recorder") from None
             raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True") from None
         try:
@@ -298,7 +309,7 @@ class FileSink:
         """Bytes that are with the operating system."""
         if self._handle is not None:
             return sum(os.fstat(handle).st_size for _, handle in (*self._finished, (self.path, self._handle)))
-        return sum(path.stat().st_size for path in self._paths() if path.exists())
+        return sum(path.stat().st_size for path in self.paths() if path.exists())
 
     def settle(self) -> None:
         """All that was written is whole."""
@@ -319,7 +330,8 @@ class FileSink:
         for path, handle in (*self._finished, (self.path, self._handle)):
             add_layout(path, encoded, handle=handle)  # by its handle: it may have been moved away, or be read-only
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
+        """The files of this recording."""
         return [*(path for path, _ in self._finished), self.path]
 
     def keep(self) -> None:
@@ -330,7 +342,7 @@ class FileSink:
         self._replaced = None
         prefix = f"{self._first.stem}.part_"
         for part in self._first.parent.glob(f"{glob.escape(prefix)}*.rrd"):
-            if part.stem.removeprefix(prefix).isdecimal() and not _is_locked(part):  # our own are locked, too
+            if part.stem.removeprefix(prefix).isdecimal() and not is_locked(part):  # our own are locked, too
                 with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
                     part.unlink()
 
@@ -372,6 +384,10 @@ class NoFile:
         return self
 
     def continuation(self) -> NoFile:
+        """The same."""
+        return self
+
+    def resumed(self) -> NoFile:
         """The same."""
         return self
 
@@ -442,6 +458,17 @@ def reader_of(path: Path) -> RrdReader | None:
         return reader
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a folder that can't be recorded to, if only because it can't be made.
+
+    Raises:
+        PermissionError: it can't.
+    """
+    folder = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path} can't be recorded to: {folder} is not a folder that can be written")
+
+
 def family(path: Path) -> list[int]:
     """The numbers of the workers whose files lie beside one of theirs; empty if ``path`` isn't a worker's file."""
     own = _OF_WORKER.fullmatch(path.name)
@@ -472,7 +499,8 @@ def _last_bytes(handle: int, size: int) -> bytes:
     return os.pread(handle, count, size - count)
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a file, see :func:`lock`."""
     if fcntl is None:
         return False
     try:

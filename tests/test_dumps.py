@@ -1,0 +1,142 @@
+"""split="dump": a recording for what came between two dumps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrl.collectors import Collector
+from torchrl.envs import GymWrapper, ParallelEnv, SerialEnv
+
+from readback import read
+from test_selection import Lengths
+from torchrl_rerun import RerunRecorder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_each_dump_is_a_recording(folder):
+    recorder = RerunRecorder(folder, split="dump")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    for _ in range(3):
+        env.rollout(100)
+        recorder.dump()
+    recorder.dump()  # nothing has come
+    env.rollout(100)
+    env.close()
+    assert names(folder) == [f"dump_00000{i}.rrd" for i in range(4)]
+    recorded = [read(folder / name) for name in names(folder)]
+    assert len({each.recording_id for each in recorded}) == 4
+    for number, each in enumerate(recorded):
+        rows = each["/env_0/observation"]
+        assert set(rows.along("episode")) == {number}
+        assert rows.along("frame") == list(range(len(rows.values)))
+        assert rows.along("sim_time") == [frame * 10**8 for frame in rows.along("frame")]
+        assert [value.item() for value in each["/env_0/episode_return"].values] == rows.along("episode_step")
+    steps = [step for each in recorded for step in each["/env_0/observation"].along("step")]
+    assert steps == [0, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 10, 11, 12]
+
+
+def test_names(folder):
+    recorder = RerunRecorder(folder, split="dump")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    for arguments in ({"suffix": "eval"}, {"step": 20}, {"suffix": "eval", "step": 30}, {}):
+        env.rollout(2)
+        recorder.dump(**arguments)
+    with pytest.raises(ValueError, match="suffix='a/b' can't be part of a file's name"):
+        recorder.dump("a/b")
+    assert names(folder) == [
+        "dump_000000_eval.rrd",
+        "dump_000001_step_20.rrd",
+        "dump_000002_eval.rrd",
+        "dump_000003.rrd",
+    ]
+
+
+def test_dump_in_the_middle_of_an_episode(folder):
+    """It ends the recording, not the episode."""
+    recorder = RerunRecorder(folder, split="dump")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    tensordict = env.reset()
+    actions = []
+    for _ in range(3):
+        tensordict = env.rand_action(tensordict)
+        actions.append(tensordict["action"].clone())
+        tensordict = env.step_mdp(env.step(tensordict))
+        recorder.dump()
+    env.close()
+    first, second, third = (read(folder / name) for name in names(folder))
+    assert first["/env_0/observation"].along("episode_step") == [0, 1]
+    assert third["/env_0/observation"].along("episode_step") == [3]
+    assert third["/env_0/episode_return"].values[0].item() == 3
+    # What the policy did then belongs to the last frame of the recording before.
+    assert second["/env_0/action"].along("frame") == [-1]
+    assert second["/env_0/action"].along("episode_step") == [1]
+    for each, action in zip((first, second, third), actions, strict=True):
+        assert torch.equal(each["/env_0/action"].values[0], action)
+
+
+def test_in_a_batch_and_with_pictures(folder):
+    recorder = RerunRecorder(folder, split="dump", kinds={"observation": "tensor"})
+    env = SerialEnv(3, lambda: GymWrapper(Lengths())).append_transform(recorder)
+    for _ in range(2):
+        env.rollout(4, break_when_any_done=False)
+        recorder.dump()
+        assert recorder.stats()["frames_waiting"] == 0
+    assert recorder.stats()["frames"] == recorder.stats()["frames_written"] == 11  # resets included
+    env.close()
+    assert [len(read(folder / name)["/env_2/observation"].values) for name in names(folder)] == [6, 5]
+
+
+def test_in_workers(folder):
+    env = ParallelEnv(2, lambda: GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="dump")))
+    env.rollout(6, break_when_any_done=False)
+    env.close()
+    assert names(folder) == ["worker_0", "worker_1"]
+    assert names(folder / "worker_1") == ["dump_000000.rrd"]
+
+
+def test_a_folder_that_holds_dumps(folder):
+    def make(**arguments):
+        return GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="dump", **arguments))
+
+    env = make()
+    for _ in range(3):
+        env.rollout(2)
+        env.transform.dump()
+    env.close()
+    with pytest.raises(FileExistsError, match="holds recordings of an earlier run"):
+        make().rollout(1)
+    assert len(names(folder)) == 3
+    env = make(overwrite=True)
+    env.reset()
+    assert len([name for name in names(folder) if not name.startswith(".")]) == 3  # nothing has come yet
+    env.rollout(2)
+    env.close()
+    assert names(folder) == ["dump_000000.rrd"]
+
+
+def test_a_folder_for_whole_runs(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder))
+    env.rollout(2)
+    env.close()
+    assert names(folder) == ["run.rrd"]
+    with pytest.raises(FileExistsError, match=r"run.rrd exists"):
+        GymWrapper(Lengths()).append_transform(RerunRecorder(folder)).rollout(1)
+
+
+def test_after_a_collector(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="dump"))
+    recorder = env.transform
+    collector = Collector(env, frames_per_batch=4, total_frames=12)
+    for number, _ in enumerate(collector):
+        recorder.dump(suffix=f"batch_{number}")
+    collector.shutdown()
+    # When its frames are spent the collector closes the environment before it gives the last batch.
+    assert names(folder) == ["dump_000000_batch_0.rrd", "dump_000001_batch_1.rrd", "dump_000002.rrd"]
