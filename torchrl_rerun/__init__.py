@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrl_rerun.keeping import Episode, Keep, KeepBest, KeepIf, KeepLast, KeepWorst
+    from torchrl_rerun.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.recorder import RerunRecorder
     from torchrl_rerun.repairing import Repaired, repair
     from torchrl_rerun.sinks import RecordingError
@@ -18,9 +19,12 @@ __all__ = [
     "KeepIf",
     "KeepLast",
     "KeepWorst",
+    "Listing",
+    "RecordedEpisode",
     "RecordingError",
     "Repaired",
     "RerunRecorder",
+    "list_episodes",
     "repair",
 ]
 
@@ -31,9 +35,12 @@ _HOMES = {
     "KeepIf": "keeping",
     "KeepLast": "keeping",
     "KeepWorst": "keeping",
+    "Listing": "listing",
+    "RecordedEpisode": "listing",
     "RecordingError": "sinks",
     "Repaired": "repairing",
     "RerunRecorder": "recorder",
+    "list_episodes": "listing",
     "repair": "repairing",
 }
 

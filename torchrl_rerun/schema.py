@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
@@ -20,6 +21,7 @@ from torchrl_rerun.streams import Key, Stream
 
 PROPERTY = "torchrl_rerun"
 EPISODE = "episode"
+RECORDING_INFO = "RecordingInfo"
 SCHEMA_VERSION = 1
 
 Split = Literal["run", "dump", "episode"]
@@ -99,7 +101,13 @@ def property_chunk(
 def episode_chunk(episode: Episode) -> Chunk:
     """The property that says what an episode came to: in catalogs ``property:episode:episode_return`` and so on."""
     said: dict[str, Any] = {**episode.properties, **episode.annotations}
-    known = {name: value for name, value in said.items() if value is not None and name != "start_time"}
+    # Arrow arrays are taken as they are. Of plain values Rerun drops empty strings, and all that isn't of the type which
+    # the name had first in this process (rerun-sdk 0.41).
+    known = {
+        name: pa.array(value if isinstance(value, list) else [value])
+        for name, value in said.items()
+        if value is not None and name != "start_time"
+    }
     return Chunk.from_property(EPISODE, rr.AnyValues(**known))
 
 
@@ -110,7 +118,7 @@ def info_chunk(name: str, start_time: int) -> Chunk:
         name: its name.
         start_time: nanoseconds since the epoch.
     """
-    return Chunk.from_property("RecordingInfo", rr.archetypes.RecordingInfo(name=name, start_time=start_time))
+    return Chunk.from_property(RECORDING_INFO, rr.archetypes.RecordingInfo(name=name, start_time=start_time))
 
 
 def shown_envs(envs: Sequence[int], each: int, workers: Sequence[int]) -> list[int]:

@@ -1,0 +1,180 @@
+"""Listing: which episodes are recorded in a folder, and what they came to, without reading their rows."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rerun.chunk import Chunk, RrdReader
+
+from torchrl_rerun.keeping import PROPERTIES, Episode
+from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO
+
+_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+_NEEDED = frozenset({"env", "episode", "episode_return", "length"})
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """An episode that has a recording of its own.
+
+    Attributes:
+        episode: what is known of it.
+        recording_id: id of its recording.
+        paths: its files, one after the other; several if it was dumped before it was over. The last says what it came to.
+        size: bytes of them all.
+    """
+
+    episode: Episode
+    recording_id: str
+    paths: tuple[Path, ...]
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """The file that says what it came to: the only one, if it ended."""
+        return self.paths[-1]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What there is in a folder.
+
+    Attributes:
+        episodes: those that have recordings of their own, in the order in which they began.
+        runs: files of ``torchrl_rerun`` that hold whole runs.
+        unreadable: files that hold nothing, or that Rerun can't read: torn, damaged, or still being written.
+    """
+
+    episodes: list[RecordedEpisode]
+    runs: list[Path]
+    unreadable: list[Path]
+
+
+def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter) -> Listing:
+    """What is recorded in the files of a folder and of the folders in it. Their properties alone are read.
+
+    Files that somebody else made are left out, and so is what is hidden.
+
+    Args:
+        path: the folder, or an ``.rrd`` file.
+        progress: is given the files, and gives them back one by one.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from rerun.chunk import LazyChunkStream
+        >>> from torchrl_rerun.schema import Source, episode_chunk, property_chunk
+        >>> with TemporaryDirectory() as folder:
+        ...     chunks = [property_chunk(Source(()), [0], []), episode_chunk(Episode(0, 7, 12.5, 100, terminated=True))]
+        ...     file = Path(folder, "env_0_episode_000007.rrd")
+        ...     LazyChunkStream.from_iter(chunks).write_rrd(file, application_id="CartPole-v1", recording_id="7")
+        ...     [found] = list_episodes(folder).episodes
+        >>> found.path.name, found.episode.episode_return, found.episode.terminated
+        ('env_0_episode_000007.rrd', 12.5, True)
+    """
+    root = Path(path)
+    if not root.exists():
+        raise FileNotFoundError(f"{root} doesn't exist")
+    parts: dict[tuple[Path, str], list[_Part]] = {}
+    runs: list[Path] = []
+    unreadable: list[Path] = []
+    for file in progress([*_files(root)] if root.is_dir() else [root]):
+        try:
+            size, found = file.stat().st_size, _properties(file)
+        except (OSError, RuntimeError, ValueError):
+            if file.exists():  # a recorder may have removed it meanwhile
+                unreadable.append(file)
+            continue
+        for recording_id, properties in found:
+            episode = _episode(properties)
+            if episode is not None:
+                parts.setdefault((file.parent, recording_id), []).append(_Part(episode, file, size))
+            elif PROPERTY in properties:
+                runs.append(file)
+    episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in parts.items()]
+    return Listing(sorted(episodes, key=_beginning), runs, unreadable)
+
+
+@dataclass(frozen=True)
+class _Part:
+    episode: Episode
+    file: Path
+    size: int
+
+
+def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
+    parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
+    files = tuple(part.file for part in parts)
+    return RecordedEpisode(parts[-1].episode, recording_id, files, sum(part.size for part in parts))
+
+
+def _beginning(recorded: RecordedEpisode) -> tuple[datetime, int, int, int]:
+    episode = recorded.episode
+    return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # in such a one a layout is added
+        yield from (Path(parent, name) for name in sorted(files) if name.endswith(".rrd") and not name.startswith("."))
+
+
+def _properties(file: Path) -> list[tuple[str, dict[str, dict[str, Any]]]]:
+    """The recordings in a file: their ids and their properties' fields, by the names of the properties.
+
+    Raises:
+        ValueError: there is nothing in it, or not yet what an episode came to.
+        RuntimeError: Rerun can't read it. (Of a few damages to a property's own bytes Rerun dies instead, with rerun-sdk
+            0.41; a file that ends too early, or in zeros, is none of them.)
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
+        reader = RrdReader(file)
+        recordings = reader.recordings()
+    if not recordings:
+        raise ValueError(f"there is nothing in {file}")
+    found = []
+    for recording in recordings:
+        try:
+            stream, is_finished = (
+                reader.store(store=recording).stream(),
+                True,
+            )  # loads those chunks that pass the filter
+        except RuntimeError:  # no footer says where they are: all are read
+            stream, is_finished = reader.stream(store=recording), False
+        chunks = stream.filter(content=list(_PATHS), is_static=True).to_chunks()
+        properties = {_PATHS[chunk.entity_path]: _fields(chunk) for chunk in chunks}  # the last one of each counts
+        if not is_finished and EPISODE not in properties:
+            raise ValueError(f"{file} is not finished: what there is of it is not all that there would be")
+        found.append((recording.recording_id, properties))
+    return found
+
+
+def _fields(chunk: Chunk) -> dict[str, Any]:
+    """A property's fields: single values as they are, several as lists."""
+    batch = chunk.to_record_batch()
+    row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
+    return {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
+
+
+def _episode(properties: dict[str, dict[str, Any]]) -> Episode | None:
+    """None: it is none of ``torchrl_rerun``."""
+    fields = properties.get(EPISODE, {})
+    if PROPERTY not in properties or not fields.keys() >= _NEEDED:
+        return None
+    nanoseconds = properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
+    return Episode(
+        **{name: value for name, value in fields.items() if name in PROPERTIES},
+        start_time=None if nanoseconds is None else _EPOCH + timedelta(microseconds=nanoseconds // 1000),
+        annotations={name: value for name, value in fields.items() if name not in PROPERTIES},
+    )

@@ -1,0 +1,213 @@
+"""Episodes as rows: their columns, the order, and which columns there is room for."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from torchrl_rerun.listing import RecordedEpisode
+
+_ALIASES = {"episode_return": "return", "start_time": "started", "bytes": "size"}
+_ALWAYS = ("env", "episode", "return")
+_LAST_TO_GO = ("ended", "length")
+_FIRST_TO_GO = ("file", "size", "first_step", "started", "seed")
+_GAP = 2
+LONGEST = 30
+"""Cells of a terminal that a text gets."""
+
+_CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Attributes:
+        name: its heading.
+        value: what an episode has there; None: nothing.
+        text: how it is shown.
+    """
+
+    name: str
+    value: Callable[[RecordedEpisode], Any]
+    text: Callable[[Any], str]
+
+
+def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, Column]:
+    """The columns of some episodes, by their names.
+
+    Args:
+        episodes: the rows.
+        folder: what their files' paths are shown relative to.
+    """
+
+    def file(recorded: RecordedEpisode) -> str:
+        others = len(recorded.paths) - 1
+        return f"{recorded.path.relative_to(folder)}{f' and {others} more' if others else ''}"
+
+    columns = [
+        Column("env", lambda each: each.episode.env, str),
+        Column("episode", lambda each: each.episode.episode, str),
+        Column("return", lambda each: each.episode.episode_return, _plain),
+        Column("length", lambda each: each.episode.length, _plain),
+        Column("ended", _end, str),
+        Column("first_step", lambda each: each.episode.first_step, _plain),
+        Column("started", _start, str),
+        Column("size", lambda each: each.size, decimal),
+    ]
+    if any(each.episode.seed is not None for each in episodes):
+        columns.append(Column("seed", lambda each: each.episode.seed, str))
+    taken = {column.name for column in columns} | {"file"}
+    for name in dict.fromkeys(name for each in episodes for name in each.episode.annotations):
+        heading = f"annotated {name}" if name in taken else name
+        columns.append(Column(heading, _annotated(name), _plain))
+    columns.append(Column("file", file, _plain))
+    return {column.name: column for column in columns}
+
+
+def column_named(name: str, columns: dict[str, Column]) -> Column:
+    """The column of a name.
+
+    Raises:
+        ValueError: there is none; names those there are.
+    """
+    column = columns.get(_ALIASES.get(name, name))
+    if column is None:
+        raise ValueError(f"there is no column {name!r}, but {', '.join(columns)}")
+    return column
+
+
+def condition(said: str, columns: dict[str, Column]) -> Callable[[RecordedEpisode], bool]:
+    """Whether an episode has a value of which something is true: ``"success=false"``, ``"length<20"``.
+
+    Raises:
+        ValueError: it isn't a column, a comparison and a value.
+    """
+    parts = _CONDITION.fullmatch(said)
+    if parts is None:
+        raise ValueError(f"{said!r} is not a column, one of {' '.join(_COMPARISONS)}, and a value")
+    value, compare = column_named(parts[1], columns).value, _COMPARISONS[parts[2]]
+    try:
+        limit = json.loads(parts[3])
+    except ValueError:
+        limit = parts[3]
+
+    def is_true(recorded: RecordedEpisode) -> bool:
+        kind, found = _rank(value(recorded))
+        kind_of_limit, wanted = _rank(parts[3] if kind == _TEXT and not isinstance(limit, str) else limit)
+        return bool(compare(found, wanted)) if kind == kind_of_limit else compare is operator.ne and kind < _NOTHING
+
+    return is_true
+
+
+def ordered(episodes: Sequence[RecordedEpisode], column: Column, *, reverse: bool = False) -> list[RecordedEpisode]:
+    """The episodes in the order of a column; those that have nothing there, or NaN, come last either way."""
+    ranks = [(_rank(column.value(each)), each) for each in episodes]
+    known = [pair for pair in ranks if pair[0][0] < _NOTHING]
+    known.sort(key=lambda pair: pair[0], reverse=reverse)
+    return [each for _, each in known] + [each for rank, each in ranks if rank[0] == _NOTHING]
+
+
+def drawn(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], *, longest: int | None = None) -> Table:
+    """The episodes as a table, which is as wide as it has to be.
+
+    Args:
+        episodes: the rows.
+        columns: the columns.
+        longest: cells to which texts are shortened, but for the names of files.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in columns:
+        values = [column.value(each) for each in episodes]
+        is_number = all(_rank(value)[0] in {_NUMBER, _NOTHING} and not isinstance(value, bool) for value in values)
+        table.add_column(
+            Text(column.name),
+            justify="right" if is_number else "left",
+            no_wrap=True,
+            max_width=None if column.name == "file" else longest,
+        )
+    for each in episodes:
+        cells = (Text(_text(column, each)) for column in columns)
+        table.add_row(*cells, style="dim" if each.episode.interrupted else "")
+    return table
+
+
+def fitting(
+    episodes: Sequence[RecordedEpisode], columns: Sequence[Column], width: int, wanted: Column | None = None
+) -> list[Column]:
+    """Those columns for which a terminal has room, and the one that is ``wanted``."""
+    widths = {}
+    for column in columns:
+        wide = max(cell_len(_text(column, each)) for each in episodes)
+        widths[column.name] = max(cell_len(column.name), wide if column.name == "file" else min(wide, LONGEST)) + _GAP
+    annotations = [column.name for column in columns if column.name not in (*_ALWAYS, *_LAST_TO_GO, *_FIRST_TO_GO)]
+    for name in (*_FIRST_TO_GO, *reversed(annotations), *_LAST_TO_GO):
+        if sum(widths.values()) - _GAP > width and not (wanted and name == wanted.name):
+            widths.pop(name, None)
+    return [column for column in columns if column.name in widths]
+
+
+_NUMBER, _TEXT, _LIST, _NOTHING = range(4)
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    """What makes any values comparable: numbers come before texts, before lists, before nothing."""
+    if isinstance(value, str):
+        return _TEXT, value
+    if isinstance(value, list):
+        return _LIST, [_rank(each) for each in value]
+    if isinstance(value, (int, float)) and not math.isnan(value):
+        return _NUMBER, value
+    return _NOTHING, 0
+
+
+def _text(column: Column, recorded: RecordedEpisode) -> str:
+    value = column.value(recorded)
+    return "" if value is None else column.text(value)
+
+
+def _end(recorded: RecordedEpisode) -> str:
+    episode = recorded.episode
+    ways = [name for name in ("terminated", "truncated", "interrupted") if episode[name]]
+    return ", ".join(ways)
+
+
+def _start(recorded: RecordedEpisode) -> str | None:
+    began = recorded.episode.start_time
+    return None if began is None else began.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list):
+        return " ".join(_plain(each) for each in value)
+    text = str(value)
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _annotated(name: str) -> Callable[[RecordedEpisode], Any]:
+    return lambda each: each.episode.annotations.get(name)
