@@ -83,7 +83,10 @@ def test_after_the_first_frames(folder):
     env.load_state_dict(state)
     env.rollout(2)
     env.close()
-    assert read(folder / "run.resumed_2.rrd")["/env_0/observation"].along("step") == [6, 7]  # the second episode has one step
+    assert read(folder / "run.resumed_2.rrd")["/env_0/observation"].along("step") == [
+        6,
+        7,
+    ]  # the second episode has one step
 
 
 def test_checkpoints_of_before(folder):

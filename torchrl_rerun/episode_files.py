@@ -23,7 +23,7 @@ from torchrl_rerun.columns import ChunkFactory, static_chunks
 from torchrl_rerun.embedding import EncodedLayout, encode
 from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP
 from torchrl_rerun.folder import RunFolder
-from torchrl_rerun.keeping import Episode, EpisodeId
+from torchrl_rerun.keeping import Episode, EpisodeKey
 from torchrl_rerun.ledger import Over
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece, pieces
@@ -75,7 +75,7 @@ class EpisodeFiles:
         self._layout: EncodedLayout | None = None
         self.over: collections.deque[Over] = collections.deque()
         self._in_progress: dict[tuple[int, int], _Rows] = {}
-        self._waiting: dict[EpisodeId, _Finished] = {}
+        self._waiting: dict[EpisodeKey, _Finished] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
 
@@ -185,14 +185,14 @@ class EpisodeFiles:
             if not over.episode.length:  # it was reset, or the recording closed, before its first step
                 rows.remove_parts()
                 continue
-            self._waiting[over.episode.id] = _Finished(over.episode, rows, time.monotonic())
+            self._waiting[over.episode.key] = _Finished(over.episode, rows, time.monotonic())
             for gone in self._folder.decide(over.episode):
                 self._forget(gone)
             if self._folder.keeps_all:
-                self._write(self._waiting[over.episode.id])
+                self._write(self._waiting[over.episode.key])
 
     def _forget(self, episode: Episode) -> None:
-        finished = self._waiting.pop(episode.id, None)
+        finished = self._waiting.pop(episode.key, None)
         if finished is None:
             self._folder.remove(episode)
         else:
@@ -202,7 +202,7 @@ class EpisodeFiles:
         episode, rows = finished.episode, finished.rows
         self._write_file(rows, episode, self._stem(rows), of=episode)
         rows.remove_parts()
-        del self._waiting[episode.id]
+        del self._waiting[episode.key]
 
     def _write_part(self, rows: _Rows) -> None:
         """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
@@ -216,7 +216,8 @@ class EpisodeFiles:
             stem,
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
             application_id=self._application_id,
-            recording_id=f"{self._stem(rows)}_{self._recording_id}",
+            # The viewer shows its first letters alone.
+            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}_{self._recording_id}",
             layout=self._layout,
             of=of,
         )
@@ -232,8 +233,12 @@ class EpisodeFiles:
         yield from rows.chunks()
 
     def _stem(self, rows: _Rows) -> str:
-        width = len(str(self._source.first_env + self._source.envs - 1))
-        return f"env_{rows.env:0{width}}_episode_{rows.episode:06}"
+        return f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+
+    @property
+    def _width(self) -> int:
+        """Digits of environment indices, so that names sort."""
+        return len(str(self._source.first_env + self._source.envs - 1))
 
     @functools.cached_property
     def _static(self) -> list[Chunk]:

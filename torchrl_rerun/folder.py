@@ -12,7 +12,8 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.embedding import EncodedLayout, add_layout
-from torchrl_rerun.keeping import Episode, EpisodeId, Keep
+from torchrl_rerun.keeping import Episode, EpisodeKey, Keep
+from torchrl_rerun.listing import list_episodes
 from torchrl_rerun.sinks import check_folder, lock
 
 _OURS = re.compile(r"\.?(env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd|layout\.rbl)")
@@ -40,7 +41,7 @@ class RunFolder:
         self.bytes = 0
         self._keep = keep
         self._keeper = None if keep is None else keep.keeper()
-        self._files: dict[EpisodeId, Path] = {}
+        self._files: dict[EpisodeKey, tuple[Path, ...]] = {}
         self._handle: int | None = None
         self._is_ours = False
         check_folder(self.path)
@@ -105,13 +106,12 @@ class RunFolder:
                 raise failed[0] from None
             raise
         if of is not None:
-            self._files[of.id] = path
+            self._files[of.key] = (path,)
         return path
 
     def remove(self, episode: Episode) -> None:
         """An episode doesn't stay: remove its file, if it has one."""
-        path = self._files.pop(episode.id, None)
-        if path is not None:
+        for path in self._files.pop(episode.key, ()):
             path.unlink(missing_ok=True)
 
     # --- what a sink is ---
@@ -141,9 +141,10 @@ class RunFolder:
         return self
 
     def resumed(self) -> RunFolder:
-        """The same: what is there is of this run."""
-        self._is_ours = True
-        return self
+        """The same, knowing that what is there is of this run."""
+        resumed = RunFolder(self.path, keep=self._keep)
+        resumed._is_ours = True
+        return resumed
 
     def sibling(self, part: str) -> RunFolder:
         """The folder of a worker."""
@@ -166,6 +167,7 @@ class RunFolder:
         try:
             lock(self._handle, self.path)
             self._refuse_what_is_there()
+            self._take_over_what_is_there()
         except FileExistsError:
             self.close()
             raise
@@ -177,6 +179,16 @@ class RunFolder:
                 f"{self.path} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass "
                 "overwrite=True"
             )
+
+    def _take_over_what_is_there(self) -> None:
+        """Which of the episodes of before stay is decided again, together with those to come."""
+        if not self._is_ours or self._keeper is None or self._files:
+            return
+        for found in list_episodes(self.path).episodes:
+            if found.path.parent == self.path:  # not of a worker, in a folder of its own
+                self._files[found.episode.key] = found.paths
+                for gone in self.decide(found.episode):
+                    self.remove(gone)
 
     def keep(self) -> None:
         """There is something to keep: remove what an earlier run left."""

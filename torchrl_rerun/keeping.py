@@ -62,12 +62,17 @@ class Episode:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "annotations"}
 
     @property
-    def id(self) -> EpisodeId:
-        """What tells it from others: after a restart numbers may come again."""
+    def id(self) -> tuple[int, int]:
+        """Environment and episode."""
+        return self.env, self.episode
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What tells it from all others of a run: after a restart numbers may come again."""
         return self.env, self.episode, self.start_time
 
 
-EpisodeId = tuple[int, int, datetime | None]
+EpisodeKey = tuple[int, int, datetime | None]
 
 PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")
 """The names that annotations can't have."""
@@ -253,7 +258,7 @@ class _RankedKeeper(Keeper):
         self._is_last = isinstance(policy, KeepLast)
         self._count = 0
         self._kept: dict[int, list[tuple[float, int, Episode]]] = {}  # by environment: heaps, the next to go first
-        self._ids: set[EpisodeId] = set()
+        self._ids: set[EpisodeKey] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
         rank = self._policy.rank(episode)
@@ -262,15 +267,15 @@ class _RankedKeeper(Keeper):
         self._count += 1
         heap = self._kept.setdefault(episode.env if self._policy.per_env else -1, [])
         heapq.heappush(heap, (rank, self._count if self._is_last else -self._count, episode))
-        self._ids.add(episode.id)
+        self._ids.add(episode.key)
         if len(heap) <= self._policy.n:
             return []
         gone = heapq.heappop(heap)[2]
-        self._ids.remove(gone.id)
+        self._ids.remove(gone.key)
         return [gone]
 
     def holds(self, episode: Episode) -> bool:
-        return episode.id in self._ids
+        return episode.key in self._ids
 
     def forget(self, episode: Episode) -> None:
         pass  # it holds none but those that stay
@@ -279,19 +284,19 @@ class _RankedKeeper(Keeper):
 class _ConditionKeeper(Keeper):
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
-        self._ids: set[EpisodeId] = set()
+        self._ids: set[EpisodeKey] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
         if _is_true(self._predicate, episode):
-            self._ids.add(episode.id)
+            self._ids.add(episode.key)
             return []
         return [episode]
 
     def holds(self, episode: Episode) -> bool:
-        return episode.id in self._ids
+        return episode.key in self._ids
 
     def forget(self, episode: Episode) -> None:
-        self._ids.discard(episode.id)
+        self._ids.discard(episode.key)
 
 
 class _CombinedKeeper(Keeper):

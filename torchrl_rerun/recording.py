@@ -184,6 +184,7 @@ class Recording:
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
+        self._annotated: dict[str, type] = {}
         self._before = _Before() if continues is None else continues._as_before()  # noqa: SLF001 - of the same class
         self._at_first = self._counts
         self._at_last: Stats | None = None
@@ -342,6 +343,12 @@ class Recording:
         if env is not None and env not in self.envs:
             raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self.envs))}")
         self._ledger.annotate([0 if env is None else self.envs.index(env)], values)
+        for name, value in values.items():
+            first = self._annotated.setdefault(name, type(value))
+            if not isinstance(value, first):
+                warn(
+                    f"{name} was a {first.__name__} before and is now {value!r}: catalogs want one type for all episodes"
+                )
 
     @property
     def all_begun(self) -> bool:

@@ -300,7 +300,8 @@ def seeds(env: EnvBase | None) -> list[int | None]:
         return [seed for each in env._envs for seed in seeds(each)]  # noqa: SLF001 - there is no public way to them
     simulator = getattr(getattr(env, "_env", None), "unwrapped", None)
     seed = getattr(simulator, "_np_random_seed", None)  # the public property would seed it
-    return [seed if isinstance(seed, int) and seed >= 0 else None] * env.batch_size.numel()
+    is_given = isinstance(seed, int) and 0 <= seed < 1 << 63  # else it drew one of 128 bits itself
+    return [seed if is_given else None] * env.batch_size.numel()
 
 
 def frames_per_second(env: EnvBase | None) -> float | None:
