@@ -102,7 +102,8 @@ class Episodes:
             at = slice(None) if rows is None else rows
             self._episode[at] += 1
             self._episode_step[at] = -self._more_steps
-        self.frames += event.is_recorded
+        if event.after is rows or event.is_recorded:
+            self.frames += 1
         self._seen = event
         if rows is None:
             self._shared = event

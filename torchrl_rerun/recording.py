@@ -110,6 +110,7 @@ class Recording:
     Attributes:
         alive: whether it is open, and of this process.
         selection: which frames are recorded.
+        must_know_ends: whether :meth:`step` must be told whose episodes end.
         is_over: whether it was closed to the end; Ctrl-C may have come in between.
         process: the process that it is of.
 
@@ -158,6 +159,7 @@ class Recording:
                 capacity=options.buffer_bytes,
                 max_age=options.flush_seconds,
             )
+        self.must_know_ends = options.choice.skip > 1 or self._episode_files is not None
         self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
             source,
             self.envs,
@@ -311,19 +313,12 @@ class Recording:
         """
         self._add((observed, stepped, acted), mask, is_step=True, ends=ends)
 
-    @property
-    def must_know_ends(self) -> bool:
-        """Whether :meth:`step` must be told whose episodes end."""
-        return self._options.choice.skip > 1 or self._episode_files is not None
-
     def end(self, ends: Ends) -> None:
         """Say whose episodes ended with the last step, if only now it is known."""
-        chosen = self._selected_ends(ends)
-        if chosen is not None:
-            self._ledger.end(chosen)
+        self._ledger.end(self._selected_ends(ends))
 
-    def _selected_ends(self, ends: Ends | None) -> Ends | None:
-        if ends is None or self._select is None:
+    def _selected_ends(self, ends: Ends) -> Ends:
+        if self._select is None:
             return ends
         return Ends(ends.terminated[self._select], ends.truncated[self._select])
 
@@ -357,7 +352,7 @@ class Recording:
 
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
-        fresh = self.episodes.never_begun(self._rows(mask))
+        fresh = self.episodes.never_begun(None if mask is None else self._rows(mask))
         if fresh is not None and not len(fresh):
             return None
         out = np.zeros(self.source.envs, np.bool_)
@@ -365,9 +360,7 @@ class Recording:
         out[at if self._select is None else np.arange(len(out))[self._select][at]] = True
         return out
 
-    def _rows(self, mask: npt.NDArray[np.bool_] | None) -> Rows:
-        if mask is None:
-            return None
+    def _rows(self, mask: npt.NDArray[np.bool_]) -> Rows:
         if self._select is not None:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
@@ -392,8 +385,9 @@ class Recording:
         ends: Ends | None = None,
         seeds: Sequence[int | None] = (),
     ) -> None:
-        ends = self._selected_ends(ends)
-        rows = self._rows(mask)
+        if ends is not None:
+            ends = self._selected_ends(ends)
+        rows = None if mask is None else self._rows(mask)
         event = self._event(rows, ends, is_step=is_step)
         if event is None:
             return
@@ -448,8 +442,8 @@ class Recording:
     def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
         """What an event is for the statistics over all environments: they have rows where frames are recorded."""
         everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-        if event.rows is not None and not len(event.rows):  # it concerns only others than those that are recorded
-            return event._replace(rows=everyone, before=everyone, after=everyone)
+        if everyone is event.rows and event.after is event.rows:
+            return event  # nearly always
         recorded = everyone if event.is_recorded else NONE
         return event._replace(rows=everyone, before=recorded, after=recorded)
 
@@ -603,7 +597,7 @@ class Recording:
         if batch_size != self.source.batch_size:
             self.episodes.frames += 1
             self.episodes.steps += is_step
-        elif (event := self._event(self._rows(mask), is_step=is_step)) is not None:
+        elif (event := self._event(None if mask is None else self._rows(mask), is_step=is_step)) is not None:
             self.episodes.apply(event)
         frames, steps, episodes = (now - then for now, then in zip(self._counts, before, strict=True))
         self._at_last = dataclasses.replace(
