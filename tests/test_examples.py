@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from readback import read
+from torchrl_rerun import list_episodes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -31,3 +32,13 @@ def test_record_training(tmp_path, capsys):
     main_of("record_training")(["--iterations", "2", "--frames-per-batch", "64", "--every", "1", "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     assert max(read(out)["/env_0/reward"].along("episode")) >= 1
+
+
+def test_keep_the_failures(tmp_path, capsys):
+    out = tmp_path / "failures"
+    main_of("keep_the_failures")(["--steps", "60", "--distraction", "1", "--out", str(out)])
+    kept = list_episodes(out).episodes
+    assert f"{len(kept)} of " in capsys.readouterr().out
+    assert len(kept) >= 4
+    assert all(found.episode.terminated for found in kept)
+    assert len(read(kept[0].path)["/pixels"].values) > 2

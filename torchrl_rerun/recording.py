@@ -62,6 +62,9 @@ CHUNK_SECONDS = 250e-6
 BATCH_SHARE = 16
 """The statistics over all environments wait in this part of the buffer, in addition to it."""
 
+BLOCKS_SHARE = 4
+"""Where episodes wait in memory until they are over, blocks have this part of the buffer."""
+
 Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
 """The values of a frame, in the order of :class:`Moment`; None where it had none."""
 
@@ -146,19 +149,9 @@ class Recording:
         self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
-        self._episode_files: EpisodeFiles | None = None
         self._ledger = Ledger(self.envs)
-        if isinstance(sink, RunFolder):
-            self._episode_files = EpisodeFiles(
-                sink,
-                source,
-                self.envs,
-                self._sums,
-                application_id=self.application_id,
-                recording_id=run_id,
-                capacity=options.buffer_bytes,
-                max_age=options.flush_seconds,
-            )
+        self._episode_files = self._files_in(sink) if isinstance(sink, RunFolder) else None
+        self._block_bytes = options.buffer_bytes // (1 if self._episode_files is None else BLOCKS_SHARE)
         self.must_know_ends = options.choice.skip > 1 or self._episode_files is not None
         self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
             source,
@@ -170,8 +163,8 @@ class Recording:
         )
         self._writer: Writer | None = None
         self._described: list[list[Stream]] = [[] for _ in Moment]
-        self._small = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
-        self._bulky = self._buffer(len(chosen), options.buffer_bytes, self._output.chunks)
+        self._small = self._buffer(len(chosen), self._block_bytes, self._output.chunks)
+        self._bulky = self._buffer(len(chosen), self._block_bytes, self._output.chunks)
         self._reward: int | None = None  # where the first reward is among what is described of steps
         self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
@@ -194,6 +187,19 @@ class Recording:
         self.is_over = False
         self.process = os.getpid()
         _open.add(self)
+
+    def _files_in(self, folder: RunFolder) -> EpisodeFiles:
+        options = self._options
+        return EpisodeFiles(
+            folder,
+            self.source,
+            self.envs,
+            self._sums,
+            application_id=self.application_id,
+            recording_id=self.run_id,
+            capacity=options.buffer_bytes - options.buffer_bytes // BLOCKS_SHARE,
+            max_age=options.flush_seconds,
+        )
 
     def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
         return Buffer(
@@ -265,7 +271,7 @@ class Recording:
 
     def _share_out(self) -> None:
         """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
-        both = self._options.buffer_bytes
+        both = self._block_bytes
         if self._small.tracks and self._bulky.tracks:
             small = min(both // 2, self._small.bytes_at_most)
             self._small.capacity, self._bulky.capacity = small, both - small
