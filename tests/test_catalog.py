@@ -2,47 +2,43 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import rerun as rr
+from torchrl.envs import GymWrapper
 
 from episode_folders import episode, write_episode
-from torchrl_rerun import list_episodes
+from test_selection import LENGTHS, Lengths
+from torchrl_rerun import RerunRecorder, list_episodes
 
-HOW_TO = """
-import rerun as rr
-from datafusion import col
-from torchrl_rerun import list_episodes
-
-files = [found.path for found in list_episodes("runs/ppo").episodes]
-with rr.server.Server(host="127.0.0.1", datasets={"ppo": files}) as server:
-    dataset = server.client().get_dataset("ppo")
-    episodes = dataset.segment_table().select(
-        col("rerun_segment_id"),
-        col("property:episode:episode_return")[0].alias("episode_return"),
-        col("property:episode:success")[0].alias("success"),
-    )
-    worst = episodes.filter(col("episode_return") < -5.0).sort(col("episode_return").sort()).to_pandas()
-    of_worst = dataset.filter_segments(list(worst["rerun_segment_id"]))
-    rewards = of_worst.filter_contents("/reward").reader(index="frame").to_pandas()
-"""
+HOW_TO = (
+    (Path(__file__).parents[1] / "docs/episodes.md")
+    .read_text()
+    .split("```python\nimport rerun as rr\n")[1]
+    .split("```")[0]
+)
 
 
 def test_episodes_are_found_by_what_they_came_to(tmp_path, monkeypatch):
-    """Ten episodes of two workers, of returns 0, -1 and so on; the odd ones a success."""
-    for number in range(10):
-        known = {"terminated": True, "annotations": {"success": bool(number % 2)}}
-        write_episode(tmp_path / f"runs/ppo/worker_{number % 2}", episode(number, -float(number), 10, **known))
+    """As the docs say it, in the folders of two workers."""
     monkeypatch.chdir(tmp_path)
-    found = {}
+    for worker in range(2):
+        recorder = RerunRecorder(f"runs/ppo/worker_{worker}", split="episode", recording_id=f"run_{worker}")
+        env = GymWrapper(Lengths(worker)).append_transform(recorder)
+        for _ in range(5):
+            env.rollout(100)
+            recorder.annotate(success=bool(worker))
+        env.close()
+    found = {"rr": rr}
     exec(HOW_TO, found)
     worst, rewards = found["worst"], found["rewards"]
-    assert worst["episode_return"].tolist() == [-9.0, -8.0, -7.0, -6.0]
-    assert worst["success"].tolist() == [True, False, True, False]
-    ids = worst["rerun_segment_id"].tolist()
-    assert ids[0] == "env_0_episode_000009_run"
-    rewards = rewards.sort_values(["rerun_segment_id", "frame"])
-    assert rewards["rerun_segment_id"].tolist() == [each for each in sorted(ids) for _ in range(10)]
-    assert rewards["frame"].tolist() == 4 * list(range(1, 11))
-    assert [row.tolist() for row in rewards["/reward:Scalars:scalars"]] == 4 * [[float(step)] for step in range(10)]
+    lengths = sorted(length for length in [*LENGTHS[:5], *LENGTHS[1:6]] if length < 3)
+    assert worst["episode_return"].tolist() == lengths
+    assert set(worst["success"]) == {True, False}
+    assert len(rewards) == sum(lengths)
+    assert set(rewards["rerun_segment_id"]) == set(worst["rerun_segment_id"])
+    assert {row.tolist()[0] for row in rewards["/reward:Scalars:scalars"]} == {1.0}
+    assert found["dataset"].default_blueprint() is not None
 
 
 def test_of_an_unfinished_episode_the_last_part_is_there(tmp_path):
