@@ -12,7 +12,7 @@ import time
 
 import pytest
 from rerun.chunk import RrdReader
-from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
+from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, TransformedEnv
 
 from readback import read
 from test_faults import PREAMBLE, cartpole, run
@@ -221,3 +221,12 @@ def test_workers_that_get_a_recorder_of_their_parents(path):
     counts = [recorded_steps(path.with_name(f"run.worker_{number}.rrd"), number) for number in range(2)]
     assert sorted(counts) == [3, 4]
     assert files_beside(path) == ["run.rrd", "run.worker_0.rrd", "run.worker_1.rrd"]
+
+
+def test_workers_whose_environment_is_tried_out_before(path):
+    """Lambdas become an ``EnvCreator``, which makes one environment here, and steps it, to know what it is like."""
+    env = ParallelEnv(2, lambda: GymEnv("CartPole-v1").append_transform(RerunRecorder(path)))
+    env.rollout(3)
+    env.close()
+    assert sorted(file.name for file in path.parent.iterdir()) == ["run.worker_0.rrd", "run.worker_1.rrd"]
+    assert read(path.with_name("run.worker_1.rrd"))["/env_1/observation"].along("step") == [0, 1, 2, 3]

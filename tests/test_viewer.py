@@ -119,3 +119,20 @@ def test_no_layout(path):
     record(cartpole(), path, 5, blueprint=False)
     assert RrdReader(path).blueprints() == []
     assert len(RrdReader(path).recordings()) == 1
+
+
+def test_a_run_folder(viewer, tmp_path):
+    """Each episode opens with its layout; the picture is of the one that is shown."""
+    folder = tmp_path / "run"
+    record(SerialEnv(2, pixel_cartpole), folder, 60, split="episode")
+    files = sorted(folder.glob("*.rrd"))
+    assert len(files) > 3
+    views = opened(viewer, folder, 5)
+    assert rerun_views(views) == [
+        ("2D", "/pixels", "pixels"),
+        ("StateTimeline", "/", "action, terminated, truncated"),
+        ("TimeSeries", "/", "observation"),
+        ("TimeSeries", "/", "reward and return"),
+    ]
+    assert [view.reports for view in views] == [[] for _ in views]
+    assert all(RrdReader(file).blueprints() for file in files)
