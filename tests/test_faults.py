@@ -261,9 +261,11 @@ def test_options_that_do_not_fit_the_data(path, options, message):
 
 
 def test_a_path_that_is_no_recording(tmp_path):
-    for name in ("run.mp4", "run"):
-        with pytest.raises(ValueError, match=r"ends in '\.rrd'"):
-            RerunRecorder(tmp_path / name)
+    with pytest.raises(ValueError, match=r"neither a folder nor a file to record to, which ends in '\.rrd'"):
+        RerunRecorder(tmp_path / "run.mp4")
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(PermissionError, match="notes is not a folder that can be written"):
+        RerunRecorder(tmp_path / "notes")
 
 
 class Odd(EnvBase):
