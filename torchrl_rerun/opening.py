@@ -239,10 +239,14 @@ def open_recording(
     if resumed is not None:
         recording.episodes.resume(resumed)
     if settings.options.logged_envs is None and len(recording.envs) < count:
-        warn(
-            f"of {count} environments the first {len(recording.envs)} are recorded in detail, and rewards and returns of all "
-            "as statistics, below /batch; with logged_envs=... you choose, and there are no statistics"
-        )
+        first = f"of {count} environments the first {len(recording.envs)} are recorded"
+        if settings.options.split == "episode":
+            warn(f"{first}; with logged_envs=... you choose")
+        else:
+            warn(
+                f"{first} in detail, and rewards and returns of all as statistics, below /batch; with logged_envs=... you "
+                "choose, and there are no statistics"
+            )
     return recording
 
 
