@@ -341,6 +341,22 @@ def test_after_closing_in_the_middle_of_an_episode(path):
     assert env.rendered == [(0, 0), (0, 1), (0, 2)]
 
 
+def test_pictures_that_fail_when_a_recording_goes_on(path):
+    env = Noting()
+    recording = GymWrapper(env).append_transform(Recorder(path))
+    recording.rollout(2)
+    recording.transform.close()
+    env.render = functools.partial(fails, None)
+    with pytest.warns(UserWarning, match="no display"):
+        recording.rollout(2)
+    del env.render
+    recording.rollout(2)
+    recording.close()
+    after = read(path.with_name("run.part_1.rrd"))
+    assert observed(after) == [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+    assert pictured(after) == [(2, 0), (2, 1), (2, 2)]
+
+
 def test_a_recorder_that_comes_late_has_no_picture_of_before(path):
     env = Noting()
     base = GymWrapper(env)

@@ -43,15 +43,16 @@ class Camera:
         self._view: tuple[EnvBase, list[int], EnvBase] | None = None
 
     def first(self, env: EnvBase | None, index: int) -> Leaf:
-        """What an environment's pictures are.
+        """What an environment's pictures are, when a recording begins.
 
         Args:
             env: the environment.
             index: which one of the flattened batch is looked at.
 
         Raises:
-            ValueError: it can't be rendered, and never could be.
+            ValueError: it can't be rendered, and never could be. If it could, its pictures are taken to be as they were.
         """
+        self._view = None  # of workers that may have been closed since
         try:
             self._taken = self._look(env, [index])
             picture = as_picture(self._taken[index])
@@ -133,8 +134,10 @@ class Camera:
             return rendered
         if isinstance(env, ParallelEnv):
             return dict(zip(envs, self._of_workers(env, envs).render(), strict=True))
-        options = inspect.signature(env.render).parameters
-        render = functools.partial(env.render, mode="rgb_array") if "mode" in options else env.render
+        render = env.render  # found by way of TorchRL's `__getattr__`, which takes it a tenth of a millisecond
+        options = inspect.signature(render).parameters
+        if "mode" in options:
+            render = functools.partial(render, mode="rgb_array")
         if "env_index" in options:  # VMAS
             return {index: render(env_index=index) for index in envs}
         if not env.batch_dims:

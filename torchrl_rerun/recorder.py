@@ -79,8 +79,8 @@ class RerunRecorder(Transform):
         names: per key, the names of the numbers of a row, or of the categories.
         render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
             others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
-            gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once at the first
-            reset, recorded or not, to see what they are. Where a later picture fails, or is of another size,
+            gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when
+            a recording begins, whether that frame is recorded or not, to see what they are. Where a later picture fails, or is of another size,
             the frame is recorded without it, which is said once.
         episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
             returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
