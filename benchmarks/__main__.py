@@ -35,6 +35,7 @@ MEASUREMENTS = {
     "memory": "benchmarks.memory:measure",
     "video_files": "benchmarks.files:measure_video",
     "training": "benchmarks.training:measure",
+    "rendering": "benchmarks.rendering:measure",
     "scaling": "benchmarks.scaling:measure",
     "accelerator": "benchmarks.accelerator:measure",
     "parts": "benchmarks.parts:measure",
