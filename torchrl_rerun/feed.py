@@ -16,6 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
+from torchrl_rerun.camera import PIXELS, Camera
 from torchrl_rerun.episodes import Progress
 from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
@@ -56,6 +57,7 @@ class Feed:
         self.recording: Recording | None = None
         self._enabled = True
         self._resumed: Progress | None = None
+        self._camera = Camera() if settings.render else None
         self._forget_keys()
         self._last: TensorDictBase | None = None
         self._resets_itself = False
@@ -128,6 +130,7 @@ class Feed:
         mask: Mask = None,
         *,
         outcome: TensorDictBase | None = None,
+        is_past: bool = False,
     ) -> None:
         """Environments were reset.
 
@@ -136,6 +139,7 @@ class Feed:
             observed: the data after the reset, of all environments.
             mask: which of them were reset.
             outcome: the data after the first step where that is known already, for the rewards in it.
+            is_past: they have been stepped since, and can't be rendered as they were.
         """
         recording = self._opened(env, observed, mask, is_step=False)
         if recording is None or not self._fits(recording, observed):
@@ -146,7 +150,11 @@ class Feed:
         if self._of_observed is not None:
             try:
                 arrays = self._arrays(self._of_observed, observed)
-                recording.reset(arrays, mask, specs.seeds(env()) if recording.must_know_ends else ())
+                render = None
+                if self._camera is not None:
+                    arrays.append(None)
+                    render = None if is_past else self._camera.at(env)
+                recording.reset(arrays, mask, specs.seeds(env()) if recording.must_know_ends else (), render=render)
             except Exception as error:  # training goes on: it is kept for the next `dump()`
                 recording.fail(error)
 
@@ -177,7 +185,11 @@ class Feed:
                 keys = [read.key for read in self._of_following[:count]]
                 observed = specs.without_last_observations(keys, observed, env(), following)
             ends = self._ends(following) if recording.must_know_ends else None
-            recording.step(self._actions(acted), observed, stepped, mask, ends)
+            render = None
+            if self._camera is not None:
+                observed.append(None)
+                render = self._camera.at(env, following)
+            recording.step(self._actions(acted), observed, stepped, mask, ends, render=render)
         except Exception as error:  # training goes on: it is kept for the next `dump()`
             recording.fail(error)
 
@@ -215,7 +227,7 @@ class Feed:
         """Environments may have been reset before our time: what the policy saw is their first observation then."""
         fresh = recording.never_reset(mask)
         if fresh is not None:
-            self.reset(env, _observed_in(root, following), fresh)
+            self.reset(env, _observed_in(root, following), fresh, is_past=True)
 
     # --- stored ---
 
@@ -279,6 +291,7 @@ class Feed:
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
         values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}
         streams = self._streams(env, observed, {key: value for key, value in values.items() if value is not None})
+        pictures = [] if self._camera is None else [self._rendered(self._camera, recording, env, observed)]
         self._of_observed = self._reading(recording, streams)
         rewards = specs.reward_leaves(env, observed, outcome)
         sums = [
@@ -286,7 +299,24 @@ class Feed:
             for leaf in rewards
             if self._settings.in_keys is None or leaf.key in self._settings.in_keys
         ]
-        recording.describe(Moment.OBSERVED, [*streams, *sums])
+        recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
+
+    def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
+        """The stream of what is rendered."""
+        settings = self._settings
+        if (env is not None and PIXELS in specs.default_keys(env)) or specs.value_of(observed, PIXELS) is not None:
+            raise ValueError(
+                "render=True records pictures as 'pixels', which the environment gives already: leave out one of them"
+            )
+        leaf = camera.first(env, recording.envs[0] - recording.source.first_env)
+        try:
+            stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
+        except UnsupportedLeafError as reason:
+            raise ValueError(f"render() gives no picture: {reason}") from reason
+        if stream.kind != "image" and PIXELS not in settings.kinds:
+            raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
+        self._warn_of_another_format(stream)
+        return stream
 
     def _describe_stepped(
         self,
@@ -297,7 +327,8 @@ class Feed:
         following: TensorDictBase,
     ) -> None:
         assert isinstance(acted, dict), "what is the policy's is not known yet"
-        described = {*(read.key for read in self._of_observed or ()), *self._skipped}
+        rendered = () if self._camera is None else (PIXELS,)
+        described = {*(read.key for read in self._of_observed or ()), *self._skipped, *rendered}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted]) if key not in described]
         values = {key: specs.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}

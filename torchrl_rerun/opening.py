@@ -40,6 +40,7 @@ class Settings:
         fps: frames per second of simulated time; None: what the environment says.
         image_format: one for all images, or per key.
         kinds, names: overrides per key.
+        render: whether the environment is rendered where it is recorded.
         options: the rest, which the recording sees to.
         process: the process that the recorder was made in.
         is_copy: it was copied or pickled, and has no right to the path itself.
@@ -52,6 +53,7 @@ class Settings:
     image_format: ImageFormat | Mapping[Key, ImageFormat]
     kinds: Mapping[Key, Kind]
     names: Mapping[Key, tuple[str, ...]]
+    render: bool
     options: Options
     process: int
     is_copy: bool = False
@@ -67,6 +69,7 @@ class Settings:
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat],
         kinds: Mapping[NestedKey, Kind] | None,
         names: Mapping[NestedKey, Sequence[str]] | None,
+        render: bool,
         options: Options,
     ) -> Settings:
         """What the user asked for, if it makes sense.
@@ -82,6 +85,7 @@ class Settings:
         _require("kinds", kinds, Mapping | None, 'a dictionary, like {"observation": "scalars"}')
         _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
         _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
+        _require("render", render, bool, "True or False")
         _require("blueprint", options.blueprint, bool | rrb.Blueprint, "True, False or a rerun.blueprint.Blueprint")
         _require("application_id", options.application_id, str | None, "a string")
         _require("recording_id", options.recording_id, str | None, "a string")
@@ -124,6 +128,7 @@ class Settings:
             image_format=image_format if isinstance(image_format, str) else formats,
             kinds={specs.as_key(key): kind for key, kind in (kinds or {}).items()},
             names={specs.as_key(key): tuple(labels) for key, labels in (names or {}).items()},
+            render=render,
             options=options,
             process=os.getpid(),
         )

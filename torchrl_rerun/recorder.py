@@ -79,6 +79,11 @@ class RerunRecorder(Transform):
         kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
             ``"state"`` (categories and flags) or ``"text"``.
         names: per key, the names of the numbers of a row, or of the categories.
+        render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
+            others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
+            gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when
+            a recording begins, whether that frame is recorded or not, to see what they are. Where a later picture fails, or is of another size,
+            the frame is recorded without it, which is said once.
         episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
             returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
             environment by itself; with neither trigger everything is recorded.
@@ -111,7 +116,8 @@ class RerunRecorder(Transform):
             ``names`` or ``image_format`` names one that isn't recorded.
         ConnectionError: at the first reset, when there is no viewer at the address.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
-        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data.
+        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data; at the first reset, when
+            ``render`` asks for pictures that the environment can't give, or gives as ``"pixels"`` already.
         ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
     .. note:: :meth:`dump` makes everything so far durable: it is with the operating system, and outlives the process.
@@ -147,6 +153,7 @@ class RerunRecorder(Transform):
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
         kinds: Mapping[NestedKey, Kind] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
+        render: bool = False,
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,
@@ -168,6 +175,7 @@ class RerunRecorder(Transform):
             image_format=image_format,
             kinds=kinds,
             names=names,
+            render=render,
             options=Options(
                 logged_envs=logged_envs,
                 choice=Choice(episode_trigger, step_trigger, recording_length, skip),
@@ -453,9 +461,13 @@ class RerunRecorder(Transform):
         Args:
             env: the environment of the rollout.
             tensordict: what the rollout passes: the data after a step, of the environment's batch size.
+
+        Raises:
+            ValueError: with ``render=True``, which is for environments that the recorder is appended to.
         """
         if self._feed is None or self.environment is not None:
             return  # appended: the environment's own steps are recorded already
+        self._must_not_render()
         if "next" in tensordict.keys():
             self._feed.transition(env, tensordict)
             return
@@ -475,9 +487,11 @@ class RerunRecorder(Transform):
 
         Raises:
             KeyError: there is no ``"next"``: it isn't a rollout.
+            ValueError: with ``render=True``: what is stored can't be rendered any more.
         """
         if self._feed is None:
             return
+        self._must_not_render()
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
@@ -508,6 +522,13 @@ class RerunRecorder(Transform):
     def _listening(self) -> Feed | None:
         """The feed, if this recorder is the one among its clones that it listens to."""
         return self._feed if self._feed is not None and self._owner.is_or_becomes(self) else None
+
+    def _must_not_render(self) -> None:
+        if self._settings.render:
+            raise ValueError(
+                "render=True takes pictures of an environment while it runs, which data that is stored or passed to a "
+                "callback has none of: append the recorder to the environment, or leave out render"
+            )
 
     def _release_held(self) -> None:
         if self._now.held is not None and self._feed is not None:

@@ -65,6 +65,10 @@ BATCH_SHARE = 16
 BLOCKS_SHARE = 4
 """Where episodes wait in memory until they are over, blocks have this part of the buffer."""
 
+Render = Callable[[Sequence[int]], Sequence[npt.NDArray[Any]] | None]
+"""Gives pictures of environments of the flattened batch as they are now, one each, all of one dtype and shape; None: no
+picture can be had."""
+
 Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
 """The values of a frame, in the order of :class:`Moment`; None where it had none."""
 
@@ -289,6 +293,8 @@ class Recording:
         observed: Arrays,
         mask: npt.NDArray[np.bool_] | None = None,
         seeds: Sequence[int | None] = (),
+        *,
+        render: Render | None = None,
     ) -> None:
         """Environments were reset.
 
@@ -297,8 +303,10 @@ class Recording:
                 was described for this moment but the sums; None for what is missing.
             mask: bool ``[envs]``, which ones were reset; None: all. The values of the others are not looked at.
             seeds: the seed of each environment, if it is known; empty: none is.
+            render: where the last of what was observed comes from, which is None then: called for those environments
+                alone that are recorded now, if any is.
         """
-        self._add((observed, None, None), mask, is_step=False, seeds=seeds)
+        self._add((observed, None, None), mask, is_step=False, seeds=seeds, render=render)
 
     def step(
         self,
@@ -307,6 +315,8 @@ class Recording:
         stepped: Arrays,
         mask: npt.NDArray[np.bool_] | None = None,
         ends: Ends | None = None,
+        *,
+        render: Render | None = None,
     ) -> None:
         """Environments were stepped.
 
@@ -316,8 +326,9 @@ class Recording:
             stepped: what else came of it, rewards for one, for all environments.
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
             ends: whose episodes ended with it; None: nobody's, or it needn't be known, see :attr:`must_know_ends`.
+            render: where the last of what was observed comes from, as for :meth:`reset`.
         """
-        self._add((observed, stepped, acted), mask, is_step=True, ends=ends)
+        self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render)
 
     def end(self, ends: Ends) -> None:
         """Say whose episodes ended with the last step, if only now it is known."""
@@ -390,6 +401,7 @@ class Recording:
         is_step: bool,
         ends: Ends | None = None,
         seeds: Sequence[int | None] = (),
+        render: Render | None = None,
     ) -> None:
         if ends is not None:
             ends = self._selected_ends(ends)
@@ -404,6 +416,8 @@ class Recording:
             if rows is None or len(rows):
                 if self._select is not None:
                     moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
+                if render is not None and event.is_recorded:
+                    moments = (self._rendered(moments[0], event.after, render), *moments[1:])
                 for arrays in moments:
                     for array in arrays or ():
                         if array is None:  # `in` would compare arrays
@@ -466,6 +480,20 @@ class Recording:
             return arrays
         select, envs = self._select, self.source.envs
         return [array if array is None or len(array) != envs else array[select] for array in arrays]
+
+    def _rendered(self, observed: Arrays | None, rows: Rows, render: Render) -> Arrays:
+        """What was observed, with pictures of the environments ``rows`` as the last of it."""
+        assert observed is not None, "frames with pictures have observations"
+        shown = range(len(self.envs)) if rows is None else rows.tolist()
+        pictures = render([self.envs[row] - self.source.first_env for row in shown])
+        if pictures is None:
+            return observed
+        if len(self.envs) == 1:
+            return [*observed[:-1], pictures[0][np.newaxis]]
+        values = np.empty((len(self.envs), *pictures[0].shape), pictures[0].dtype)  # only rows that count are looked at
+        for row, picture in zip(shown, pictures, strict=True):
+            values[row] = picture
+        return [*observed[:-1], values]
 
     def _split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
         """Keys that now come without the others of their track get a track of their own: each has its own rows then."""

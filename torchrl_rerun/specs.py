@@ -15,7 +15,16 @@ from gymnasium.envs.registration import load_env_creator
 from tensordict import NonTensorData, NonTensorStack, TensorDictBase, is_tensor_collection
 from tensordict.base import _is_leaf_nontensor
 from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
-from torchrl.envs import Compose, EnvBase, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs import (
+    AutoResetTransform,
+    Compose,
+    EnvBase,
+    GymWrapper,
+    ParallelEnv,
+    SerialEnv,
+    Transform,
+    TransformedEnv,
+)
 from torchrl.record import PixelRenderTransform
 
 from torchrl_rerun.devices import device_of
@@ -233,17 +242,52 @@ def _agents(key: Key, shape: tuple[int, ...], tensordict: TensorDictBase, env: E
 
 def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
     """Whether non-tensor data is one picture of a whole batch, as ``PixelRenderTransform`` makes where it can't split."""
-    chain = getattr(env, "transform", None) if isinstance(env, TransformedEnv) else None
-    transforms = list(chain) if isinstance(chain, Compose) else [chain]
     return isinstance(value, NonTensorData) and any(
         isinstance(transform, PixelRenderTransform) and key in map(as_key, transform.out_keys)
-        for transform in transforms
+        for transform in _chain(env)
     )
 
 
 def resets_itself(env: EnvBase) -> bool:
     """Whether a step of the environment that ends an episode returns the first observation of the next one."""
     return bool(env.__dict__.get("_torchrl_native_autoreset", False))
+
+
+def reset_within_step(env: EnvBase | None, following: TensorDictBase) -> npt.NDArray[np.bool_] | None:
+    """Which environments are in their next episode already after a step, though it led to the end of the last one.
+
+    Args:
+        env: the environment.
+        following: what came of the step, of all environments.
+
+    Returns:
+        bool ``[envs]``; None: no environment that there is resets itself so.
+    """
+    if env is None or not _resets_within_steps(env):
+        return None
+    count = following.batch_size.numel()
+    gone = np.zeros(count, np.bool_)
+    for key in env.done_keys:
+        gone |= following.get(key).cpu().numpy().reshape(count, -1).any(axis=1)
+    return gone
+
+
+def _resets_within_steps(env: EnvBase) -> bool:
+    while isinstance(env, TransformedEnv | SerialEnv):
+        if resets_itself(env):
+            return True
+        if isinstance(env, SerialEnv):
+            return any(map(_resets_within_steps, env._envs))  # noqa: SLF001 - there is no public way to them
+        if any(isinstance(transform, AutoResetTransform) for transform in _chain(env)):
+            return True
+        env = env.base_env
+    mode = getattr(getattr(env, "_env", None), "autoreset_mode", None) if isinstance(env, GymWrapper) else None
+    return resets_itself(env) or mode is gymnasium.vector.AutoresetMode.SAME_STEP
+
+
+def _chain(env: EnvBase | None) -> list[Transform]:
+    chain = getattr(env, "transform", None) if isinstance(env, TransformedEnv) else None
+    return list(chain) if isinstance(chain, Compose) else [chain]
 
 
 def without_last_observations(
