@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
@@ -417,7 +417,7 @@ class Feed:
 
     def _values(self, reads: Sequence[_Read], tensordict: TensorDictBase) -> list[Any]:
         """What a tensordict holds of some keys, as it is; None for what it lacks."""
-        leaves = _leaves(tensordict) or {}
+        leaves = specs.leaves(tensordict) or {}
         return [leaves[read.name] if read.name in leaves else self._value(read, tensordict) for read in reads]
 
     def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
@@ -549,17 +549,6 @@ class _Read:
             raise _ChangedError(f"{dtype} {shape}")
         array = value if self.stream.device else specs.as_array(value, self._batch_size)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
-
-
-def _leaves(tensordict: TensorDictBase) -> dict[str, Any] | None:
-    """What a tensordict holds, where that is known without asking it: to look there takes a tenth of `get`'s time."""
-    return tensordict._tensordict if type(tensordict) is TensorDict else None  # noqa: SLF001
-
-
-def value_at_root(tensordict: TensorDictBase, name: str) -> Any:
-    """The value of a key of one part; None: there is none."""
-    leaves = _leaves(tensordict)
-    return tensordict.get(name, None) if leaves is None else leaves.get(name)
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:

@@ -22,9 +22,10 @@ from tensordict.utils import NestedKey
 from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
+from torchrl_rerun import specs
 from torchrl_rerun.dumps import DumpFile
 from torchrl_rerun.episodes import Progress
-from torchrl_rerun.feed import Acted, Feed, Mask, value_at_root
+from torchrl_rerun.feed import Acted, Feed, Mask
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.ledger import checked_annotations
 from torchrl_rerun.opening import Settings, shared_paths
@@ -228,7 +229,7 @@ class RerunRecorder(Transform):
         feed, now = self._listening(), self._now
         if feed is not None and not now.is_rehearsal:
             now.acted = feed.acted(self._environment, tensordict)
-            now.step_mask = value_at_root(tensordict, "_step")
+            now.step_mask = specs.value_at_root(tensordict, "_step")
         return tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:

@@ -62,6 +62,7 @@ class Selection:
 
     def __init__(self, envs: int, choice: Choice) -> None:
         self._choice = choice
+        self._everyone = np.arange(envs)
         self._is_enabled = True
         self._was_recorded = np.ones(envs, np.bool_)  # each one's frame before
         self._is_running = np.full(envs, not choice.has_triggers)
@@ -103,6 +104,8 @@ class Selection:
             step: calls of ``env.step`` so far, this one included.
             ended: bool ``[envs]``, whose episodes end; None: nobody's.
         """
+        if not (self._is_enabled or self._was_recorded.any()):
+            return NONE, NONE
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
@@ -111,7 +114,7 @@ class Selection:
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
     def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
-        return np.arange(len(self._was_recorded)) if rows is None else rows
+        return self._everyone if rows is None else rows
 
     def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
         self._is_running[at] = True

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.envs.registration import load_env_creator
-from tensordict import NonTensorData, NonTensorStack, TensorDictBase, is_tensor_collection
+from tensordict import NonTensorData, NonTensorStack, TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.base import _is_leaf_nontensor
 from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import (
@@ -96,24 +96,47 @@ def ends_in(env: EnvBase | None, following: TensorDictBase) -> Callable[[TensorD
         outermost = min(map(len, keys))
         keys = [key for key in keys if len(key) == outermost]
 
+    # Where there is a `done` it is up whenever one of the others is.
+    asked = [key for key in keys if key[-1] == "done"] or keys
+
     def ends(after: TensorDictBase) -> Ends | None:
+        if not any(_flags(after, key).any() for key in asked):
+            return None
         count = after.batch_size.numel()
-        flags = {"done": np.zeros(count, bool), "terminated": np.zeros(count, bool), "truncated": np.zeros(count, bool)}
+        raised = {name: np.zeros(count, bool) for name in ("done", "terminated", "truncated")}
         for key in keys:
-            value = after.get(key, None)
-            if value is not None:
-                flags[key[-1]] |= value.detach().cpu().numpy().reshape(count, -1).any(axis=1)
-        terminated, truncated = flags["terminated"], flags["truncated"]
-        terminated |= flags["done"] & ~truncated
-        return Ends(terminated, truncated) if terminated.any() or truncated.any() else None
+            raised[key[-1]] |= _flags(after, key).reshape(count, -1).any(axis=1)
+        terminated, truncated = raised["terminated"], raised["truncated"]
+        terminated |= raised["done"] & ~truncated
+        return Ends(terminated, truncated)
 
     return ends
 
 
+def _flags(tensordict: TensorDictBase, key: Key) -> npt.NDArray[np.bool_]:
+    """A flag of all environments; none is up where it is missing."""
+    value = value_at_root(tensordict, key[0]) if len(key) == 1 else tensordict.get(key, None)
+    if value is None:
+        return np.zeros(tensordict.batch_size, bool)
+    flags: npt.NDArray[np.bool_] = (value if value.device.type == "cpu" else value.cpu()).numpy()
+    return flags
+
+
+def value_at_root(tensordict: TensorDictBase, name: str) -> Any:
+    """The value of a key of one part; None: there is none."""
+    there = leaves(tensordict)
+    return tensordict.get(name, None) if there is None else there.get(name)
+
+
+def leaves(tensordict: TensorDictBase) -> dict[str, Any] | None:
+    """What a tensordict holds, where that is known without asking it: to look there takes a tenth of `get`'s time."""
+    return tensordict._tensordict if type(tensordict) is TensorDict else None  # noqa: SLF001
+
+
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
     """The keys of all leaves of a tensordict that are data, those under ``"next"`` left out."""
-    leaves = tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
-    keys = (as_key(key) for key in leaves)
+    found = tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
+    keys = (as_key(key) for key in found)
     return [key for key in keys if key[0] != "next" and key[-1] not in _NOT_DATA]
 
 
