@@ -38,7 +38,8 @@ def layout(
         rrb.Vertical(_overview(statistics), grid, row_shares=[1, 3]) if statistics else grid,
         rrb.TimePanel(timeline="frame", fps=fps, state="collapsed"),
         rrb.SelectionPanel(state="collapsed"),
-        rrb.BlueprintPanel(state="collapsed"),
+        # Of one episode: the list of episodes is above it.
+        rrb.BlueprintPanel(state="expanded" if shown[0] is None else "collapsed"),
         auto_views=False,
     )
 
