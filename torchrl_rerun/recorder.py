@@ -369,7 +369,7 @@ class RerunRecorder(Transform):
         """Whether it records, see :meth:`switch`."""
         return self._feed is not None and self._feed.enabled
 
-    def annotate(self, env: int | None = None, **values: Any) -> None:
+    def annotate(self, /, env: int | None = None, **values: Any) -> None:
         """Say something of the episode that an environment is in: it becomes a property of its recording.
 
         An episode can be annotated until its environment is reset, or :meth:`dump` or :meth:`close` comes after its end.
