@@ -209,6 +209,22 @@ def test_parts_beside_the_whole_episode_are_not_listed_with_it(folder):
     assert [path.name for path in found.paths] == ["env_0_episode_000000.rrd"]
 
 
+def test_what_is_replaced_stays_until_what_replaces_it_is_there(folder):
+    """Else a kill in between would leave neither."""
+    recorder = RerunRecorder(
+        folder, split="episode", keep=KeepLast(1), buffer_bytes=1500, flush_seconds=100, blueprint=False
+    )
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    env.rollout(10)
+    recorder.dump()
+    for _ in range(20):
+        env.rollout(10)
+        recorder._feed.recording._writer.flush()
+        assert any(".part_" not in name for name in names(folder))
+    env.close()
+    assert names(folder) == ["env_0_episode_000020.rrd"]
+
+
 # --- Ctrl-C ---
 
 
@@ -502,7 +518,7 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
     env = Counter(2, itertools.repeat([False, True])).append_transform(recorder)
     most = 0
     tensordict = env.reset()
-    for _ in range(3000):
+    for _ in range(1500):
         tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]
         most = max(most, recorder.stats()["bytes_waiting"])
     recorder.dump()
@@ -516,7 +532,7 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
     assert len([name for name in names(folder) if name.startswith("env_1")]) <= 6
     env.close()
     rows = read(folder / "env_0_episode_000000.rrd")["/image"]
-    assert rows.along("frame") == list(range(3001))
+    assert rows.along("frame") == list(range(1501))
 
 
 def test_a_dump_at_every_step(folder):
