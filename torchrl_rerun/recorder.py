@@ -81,7 +81,7 @@ class RerunRecorder(Transform):
         names: per key, the names of the numbers of a row, or of the categories.
         episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
             returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
-            environment by itself; with neither trigger everything is recorded.
+            environment by itself; with neither trigger everything is recorded. A trigger that fails counts as true.
         step_trigger: called with the number of each step, from 0; where it returns true, a recording starts with what
             the step led to.
         recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
