@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,12 +42,10 @@ class EpisodeFiles:
         source: the environments.
         envs: the environment index of each row of the blocks.
         sums: running sums of rewards so far.
+        over: the environment's thread adds the episodes that are over, in order.
         application_id, recording_id: what the run is called.
         capacity: bytes that may wait in memory.
         max_age: seconds that an episode waits, when it is over, for others to take its place.
-
-    Attributes:
-        over: the environment's thread adds the episodes that are over, in order.
     """
 
     def __init__(
@@ -57,6 +54,7 @@ class EpisodeFiles:
         source: Source,
         envs: Sequence[int],
         sums: Sums,
+        over: collections.deque[Over],
         *,
         application_id: str,
         recording_id: str,
@@ -73,9 +71,11 @@ class EpisodeFiles:
         self._max_age = max_age
         self._described: tuple[Described, ...] = ()
         self._layout: EncodedLayout | None = None
-        self.over: collections.deque[Over] = collections.deque()
+        self._over = over
         self._in_progress: dict[tuple[int, int], _Rows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
+        self._gone: collections.deque[tuple[float, Episode]] = collections.deque()  # since when; in order
+        self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
 
@@ -94,7 +94,7 @@ class EpisodeFiles:
         """Note what is recorded, for each file says it."""
         del new, statistics
         self._described = tuple(described)
-        self._schema_of.cache_clear()
+        self._schemas.clear()
         self.__dict__.pop("_static", None)
         yield from ()
 
@@ -114,18 +114,24 @@ class EpisodeFiles:
         Args:
             complete: says before which frame everything has come.
         """
-        count = len(self.over)  # before it is asked: more may be over by then
+        count = len(self._over)  # before it is asked: more may be over by then
         self._finish(count, complete())
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
+        self._remove_those_replaced()
         yield from ()
 
-    def rest(self) -> Iterator[Chunk]:
-        """Write everything, also parts of what is in progress."""
-        self._finish(len(self.over), sys.maxsize)
+    def rest(self, complete: int) -> Iterator[Chunk]:
+        """Write everything, also parts of what is in progress.
+
+        Args:
+            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+        """
+        self._finish(len(self._over), complete)
         for finished in list(self._waiting.values()):
             self._write(finished)
+        self._remove_those_replaced()
         for rows in self._in_progress.values():
             self._write_part(rows)
         yield from ()
@@ -175,17 +181,17 @@ class EpisodeFiles:
     # --- episodes ---
 
     def _finish(self, count: int, complete: int) -> None:
-        while count and self.over[0].before <= complete:
-            over = self.over.popleft()
+        while count and self._over[0].before <= complete:
+            over = self._over.popleft()
             count -= 1
             self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
             rows = self._in_progress.pop((over.row, over.episode.episode), None)
             if rows is None:
-                continue  # nothing of it was recorded
+                continue  # nothing of it was recorded, or it was over before: Ctrl-C came in between
             if not over.episode.length:  # it was reset, or the recording closed, before its first step
                 rows.remove_parts()
                 continue
-            self._waiting[over.episode.key] = _Finished(over.episode, rows, time.monotonic())
+            self._waiting[over.episode.key] = _Finished(over.episode, rows, over.since)
             for gone in self._folder.decide(over.episode):
                 self._forget(gone)
             if self._folder.keeps_all:
@@ -194,9 +200,15 @@ class EpisodeFiles:
     def _forget(self, episode: Episode) -> None:
         finished = self._waiting.pop(episode.key, None)
         if finished is None:
-            self._folder.remove(episode)
+            self._gone.append((time.monotonic(), episode))
         else:
             finished.rows.remove_parts()
+
+    def _remove_those_replaced(self) -> None:
+        """A file goes when those that took its place are on the disk: a kill in between would cost both."""
+        oldest = next((finished.since for finished in self._waiting.values()), float("inf"))
+        while self._gone and self._gone[0][0] < oldest:
+            self._folder.remove(self._gone.popleft()[1])
 
     def _write(self, finished: _Finished) -> None:
         episode, rows = finished.episode, finished.rows
@@ -244,9 +256,10 @@ class EpisodeFiles:
     def _static(self) -> list[Chunk]:
         return [*static_chunks((stream for stream, _ in self._described), [None])]
 
-    @functools.cache  # noqa: B019 - it lives as long as the recording
     def _schema_of(self, env: int) -> Chunk:
-        return property_chunk(self._source, [env], self._described, split="episode")
+        if env not in self._schemas:
+            self._schemas[env] = property_chunk(self._source, [env], self._described, split="episode")
+        return self._schemas[env]
 
 
 class _Finished(NamedTuple):
@@ -270,8 +283,7 @@ class _Rows:
         self.env = env
         self.episode = episode
         self.parts: list[Path] = []
-        self._pictures = Pictures(fps, max_age=float("inf"))
-        self._factory = ChunkFactory(fps, self._pictures)
+        self._fps = fps
         self._length = 0
         self._began: tuple[int, int] | None = None
         self._return = np.nan
@@ -316,9 +328,11 @@ class _Rows:
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk for each key and agent."""
+        pictures = Pictures(self._fps, max_age=float("inf"))  # new ones: each part of a video begins with a keyframe
+        factory = ChunkFactory(self._fps, pictures)
         for group in self._pieces.values():
-            yield from self._factory.chunks(_joined(group), None)
-        yield from self._pictures.rest()
+            yield from factory.chunks(_joined(group), None)
+        yield from pictures.rest()
 
     def remove_parts(self) -> None:
         """Remove the files that hold the rows before these."""

@@ -59,8 +59,8 @@ class Episodes:
         self._episode = np.full(envs, -1, np.int64)
         self._episode_step = np.zeros(envs, np.int64)
         self._more_steps = 0  # of all environments, to be added
-        self._latest = np.zeros((envs, len(TIMELINES)), np.int64)
-        # The last event, while it was one of all environments: then their rows of `_latest` wait to be filled in.
+        self._stamps = np.zeros((envs, 3), np.int64)  # frame, step and time of each one's last frame
+        # The last event, while it was one of all environments: then `_stamps` waits to be filled in.
         self._shared: Event | None = None
         self._seen: Event | None = None
         self.all_begun = False
@@ -75,7 +75,7 @@ class Episodes:
         self.steps = progress.steps
         known = min(len(self._episode), len(progress.episodes))
         self._episode[:known] = progress.episodes[:known]
-        self._latest[:, STEP] = progress.steps
+        self._stamps[:, 1] = progress.steps
 
     def event(self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None) -> Event:
         """What is about to happen: environments are stepped, or reset. Changes nothing.
@@ -92,37 +92,43 @@ class Episodes:
     def apply(self, event: Event) -> None:
         """It happens: a new frame, if it is recorded; a step on in the same episode, or step 0 of a new one."""
         rows = event.rows
+        is_recorded = event.after is rows or event.is_recorded
+        # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
         if event.is_step:
             self.steps = event.step
             if rows is None:
                 self._more_steps += 1
             else:
                 self._episode_step[rows] += 1
+        elif rows is None:
+            self._episode += 1
+            self._episode_step[:] = -self._more_steps
         else:
-            at = slice(None) if rows is None else rows
-            self._episode[at] += 1
-            self._episode_step[at] = -self._more_steps
-        if event.after is rows or event.is_recorded:
+            self._episode[rows] += 1
+            self._episode_step[rows] = -self._more_steps
+        if is_recorded:
             self.frames += 1
-        self._seen = event
         if rows is None:
             self._shared = event
-            return
-        if self._shared is not None:
-            self._stamp(slice(None), self._shared)
-            self._shared = None
-        self._stamp(rows, event)
+        else:
+            if self._shared is not None:
+                self._stamps[:] = self._shared[:3]
+                self._shared = None
+            self._stamps[rows] = event[:3]
+        self._seen = event
 
     def positions(self) -> Positions:
         """Where each environment is, ``[envs, 5]``: at its last frame. The episode is -1 before the first reset."""
         if self._shared is not None:
-            self._stamp(slice(None), self._shared)
+            self._stamps[:] = self._shared[:3]
             self._shared = None
         self._episode_step += self._more_steps
         self._more_steps = 0
-        self._latest[:, EPISODE] = self._episode
-        self._latest[:, EPISODE_STEP] = self._episode_step
-        return self._latest.copy()
+        latest = np.empty((len(self._episode), len(TIMELINES)), np.int64)
+        latest[:, [FRAME, STEP, LOG_TIME]] = self._stamps
+        latest[:, EPISODE] = self._episode
+        latest[:, EPISODE_STEP] = self._episode_step
+        return latest
 
     def has_seen(self, event: Event) -> bool:
         """Whether an event was the last to happen."""
@@ -143,11 +149,6 @@ class Episodes:
         fresh = self._episode < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
-
-    def _stamp(self, at: slice | npt.NDArray[np.intp], event: Event) -> None:
-        self._latest[at, FRAME] = event.frame
-        self._latest[at, STEP] = event.step
-        self._latest[at, LOG_TIME] = event.log_time
 
 
 def check_envs(logged_envs: object) -> None:

@@ -16,7 +16,7 @@ from torchrl_rerun.keeping import Episode, EpisodeKey, Keep
 from torchrl_rerun.listing import list_episodes
 from torchrl_rerun.sinks import check_folder, lock
 
-_OURS = re.compile(r"\.?(env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd|layout\.rbl)")
+_OURS = re.compile(r"\.?(env_\d+_episode_\d+(\.part_\d+)?(_\d+)?\.rrd|layout\.rbl)")
 
 
 class RunFolder:
@@ -105,7 +105,7 @@ class RunFolder:
             if failed:  # Rerun would wrap it beyond recognition
                 raise failed[0] from None
             raise
-        if of is not None:
+        if of is not None and self._keeper is not None:
             self._files[of.key] = (path,)
         return path
 
@@ -182,7 +182,12 @@ class RunFolder:
 
     def _take_over_what_is_there(self) -> None:
         """Which of the episodes of before stay is decided again, together with those to come."""
-        if not self._is_ours or self._keeper is None or self._files:
+        if not self._is_ours:
+            return
+        for path in self._recordings():
+            if path.name.startswith("."):  # what a killed program was writing
+                path.unlink(missing_ok=True)
+        if self._keeper is None or self._files:
             return
         for found in list_episodes(self.path).episodes:
             if found.path.parent == self.path:  # not of a worker, in a folder of its own

@@ -5,12 +5,15 @@ It is kept on the environment's thread, where the user can add to an episode unt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import collections
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from torchrl_rerun.events import Ends, Event
 from torchrl_rerun.keeping import PROPERTIES, Episode, Value
@@ -23,11 +26,13 @@ class Over(NamedTuple):
         row: which of the recorded environments' it was.
         episode: what it came to.
         before: all its rows are at frames before this one.
+        since: when that was, on the monotonic clock.
     """
 
     row: int
     episode: Episode
     before: int
+    since: float
 
 
 class Ledger:
@@ -35,27 +40,33 @@ class Ledger:
 
     An episode is over when its environment is reset, so that annotations can be made after its last step.
 
+    Ctrl-C may come at any point of :meth:`reset` and :meth:`step`: called again with the same event they do the rest. An
+    episode may then be over twice, of which the first time counts.
+
     Args:
         envs: the environments' indices.
+
+    Attributes:
+        over: the episodes that are over, in order; whoever finishes them takes them away.
     """
 
     def __init__(self, envs: Sequence[int]) -> None:
         count = len(envs)
         self._envs = list(envs)
+        self.over: collections.deque[Over] = collections.deque()
         self._is_open = np.zeros(count, np.bool_)
         self._all_open = False
         self._terminated = np.zeros(count, np.bool_)
         self._truncated = np.zeros(count, np.bool_)
-        self._number = np.zeros(count, np.int64)
+        self._number = np.full(count, -1, np.int64)
         self._first_step = np.zeros(count, np.int64)
         self._began = np.zeros(count, np.int64)
-        self._length = np.zeros(count, np.int64)
-        self._return: npt.NDArray[np.float64] | None = None
+        self._so_far = _SoFar(None, np.zeros(count, np.int64), None)
         self._seeds: list[int | None] = [None] * count
         self._annotations: list[dict[str, Value | list[Value]]] = [{} for _ in envs]
 
-    def reset(self, event: Event, episodes: npt.NDArray[np.int64], seeds: Sequence[int | None]) -> list[Over]:
-        """Environments were reset. Returns the episodes that are over with it.
+    def reset(self, event: Event, episodes: npt.NDArray[np.int64], seeds: Sequence[int | None]) -> None:
+        """Environments were reset: the episodes that they were in are over.
 
         Args:
             event: what happened.
@@ -63,12 +74,11 @@ class Ledger:
             seeds: the environments' seeds, one for each of the recorded ones; empty: they aren't known.
         """
         at = self._at(event)
-        over = [*self._close(at, event.frame)]
-        self._begin(at, event, episodes)
+        self._close(at[self._number[at] != episodes], event.frame)
         self._terminated[at] = self._truncated[at] = False
         for row in at:
             self._seeds[row] = seeds[row] if seeds else None
-        return over
+        self._begin(at, event, episodes)
 
     def step(
         self, event: Event, episodes: npt.NDArray[np.int64], rewards: npt.NDArray[Any] | None, ends: Ends | None
@@ -81,16 +91,27 @@ class Ledger:
             rewards: ``[envs, ...]`` of all that are recorded; None: there are none.
             ends: whose episodes ended.
         """
-        at = slice(None) if event.rows is None else event.rows
+        before = self._so_far
+        if before.event is event:
+            return
         if not self._all_open:
             self._go_on(self._at(event), event, episodes)
-        self._length[at] += 1
-        if rewards is not None:
-            if self._return is None:
-                self._return = np.zeros(rewards.shape)
-            self._return[at] += rewards[at]
         if ends is not None:
-            self._end(at, ends)
+            self._end(slice(None) if event.rows is None else event.rows, ends)
+        if event.rows is None:
+            length = before.length + 1
+        else:
+            length = before.length.copy()
+            length[event.rows] += 1
+        returns = before.returns
+        if rewards is not None:
+            returns = np.zeros(rewards.shape) if returns is None else returns
+            if event.rows is None:
+                returns = returns + rewards
+            else:
+                returns = returns.copy()
+                returns[event.rows] += rewards[event.rows]
+        self._so_far = _SoFar(event, length, returns)
 
     def end(self, ends: Ends) -> None:
         """Episodes have ended; also those of which it was said already."""
@@ -98,8 +119,8 @@ class Ledger:
 
     def forget_returns(self) -> None:
         """Rewards were lost: the returns of the episodes in progress aren't known any more."""
-        if self._return is not None:
-            self._return[:] = np.nan
+        if self._so_far.returns is not None:
+            self._so_far.returns[:] = np.nan
 
     def annotate(self, rows: Sequence[int], values: Mapping[str, Value | list[Value]]) -> None:
         """Add to what is known of the episodes that environments are in.
@@ -115,29 +136,30 @@ class Ledger:
                 )
             self._annotations[row].update(values)
 
-    def ended(self, before: int) -> list[Over]:
-        """Those that have ended already, though their environments haven't been reset; they are over now.
+    def close_ended(self, before: int) -> None:
+        """Those that have ended already, though their environments haven't been reset, are over now.
 
         Args:
             before: the number of the next frame.
         """
-        return [*self._close(np.flatnonzero(self._terminated | self._truncated), before)]
+        self._close(np.flatnonzero(self._terminated | self._truncated), before)
 
-    def close(self, before: int) -> list[Over]:
-        """All that were in progress; they are over now.
+    def close(self, before: int) -> None:
+        """All that were in progress are over now.
 
         Args:
             before: the number of the next frame.
         """
-        return [*self._close(np.arange(len(self._envs)), before)]
+        self._close(np.arange(len(self._envs)), before)
 
     def _begin(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
+        self._first_step[at], self._began[at] = event.step - event.is_step, event.log_time
+        self._so_far.length[at] = 0
+        if self._so_far.returns is not None:
+            self._so_far.returns[at] = 0.0
+        self._number[at] = episodes
         self._is_open[at] = True
         self._all_open = bool(self._is_open.all())
-        self._number[at] = episodes
-        self._first_step[at], self._began[at], self._length[at] = event.step - event.is_step, event.log_time, 0
-        if self._return is not None:
-            self._return[at] = 0.0
 
     def _go_on(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
         """Episodes whose recording was closed go on, in another one; what comes after an episode's end belongs to none."""
@@ -152,28 +174,45 @@ class Ledger:
         self._terminated[at] |= ends.terminated[at]
         self._truncated[at] |= ends.truncated[at]
 
-    def _close(self, rows: npt.NDArray[np.intp], before: int) -> Iterator[Over]:
+    def _close(self, rows: npt.NDArray[np.intp], before: int) -> None:
+        since, lengths = time.monotonic(), self._so_far.length
         for row in rows[self._is_open[rows]]:
-            self._is_open[row] = self._all_open = False
-            annotations, self._annotations[row] = self._annotations[row], {}
             has_ended = self._terminated[row] or self._truncated[row]
             episode = Episode(
                 env=self._envs[row],
                 episode=int(self._number[row]),
-                episode_return=self._return_of(row) if self._length[row] else 0.0,
-                length=int(self._length[row]),
+                episode_return=self._return_of(row) if lengths[row] else 0.0,
+                length=int(lengths[row]),
                 terminated=bool(self._terminated[row]),
                 truncated=bool(self._truncated[row]),
                 interrupted=not has_ended,
                 first_step=int(self._first_step[row]),
                 start_time=datetime.fromtimestamp(self._began[row] / 1e9, UTC),
                 seed=self._seeds[row],
-                annotations=annotations,
+                annotations=self._annotations[row],
             )
-            yield Over(int(row), episode, before)
+            self.over.append(Over(int(row), episode, before, since))
+            self._all_open = False
+            self._is_open[row] = False
+            self._annotations[row] = {}
 
     def _return_of(self, row: int) -> float:
-        return np.nan if self._return is None else float(self._return[row].mean())
+        returns = self._so_far.returns
+        return np.nan if returns is None else float(returns[row].mean())
+
+
+class _SoFar(NamedTuple):
+    """What the episodes in progress came to, replaced in one go.
+
+    Attributes:
+        event: the last step; None: there was none.
+        length: ``[envs]``, their steps.
+        returns: ``[envs, ...]``, the sums of their rewards; None: there were none.
+    """
+
+    event: Event | None
+    length: npt.NDArray[np.int64]
+    returns: npt.NDArray[np.float64] | None
 
 
 def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Value]]:
@@ -181,7 +220,7 @@ def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Val
 
     Raises:
         ValueError: a name is taken.
-        TypeError: a value is no number, truth value or string, nor a list of such.
+        TypeError: a value is no number, truth value or string, nor a list of such, or can't be stored.
 
     >>> checked_annotations({"success": np.bool_(True), "distances": np.array([0.5, 2.0])})
     {'success': True, 'distances': [0.5, 2.0]}
@@ -190,9 +229,15 @@ def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Val
     for name, value in values.items():
         if name in PROPERTIES:
             raise ValueError(f"{name!r} is what the recorder itself says of an episode; choose another name")
+        if not name:
+            raise ValueError("an annotation must have a name")
         plain = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or torch
         several = list(plain) if isinstance(plain, list | tuple) else [plain]
         if not several or not isinstance(several[0], bool | int | float | str) or len(set(map(type, several))) > 1:
             raise TypeError(f"{name}={value!r}: pass a number, a truth value, a string, or a list of such of one type")
+        try:
+            pa.array([name]), pa.array(several)
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise TypeError(f"{name}={value!r} can't be stored: {error}") from None
         out[name] = several if isinstance(plain, list | tuple) else plain
     return out

@@ -111,8 +111,16 @@ class _Part:
     file: Path
     size: int
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether it was written before the episode was over."""
+        return ".part_" in self.file.name
+
 
 def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
+    # A kill may come before the parts of an episode are removed that was written as a whole.
+    whole = {part.episode.start_time for part in parts if not part.is_partial}
+    parts = [part for part in parts if not (part.is_partial and part.episode.start_time in whole)]
     parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
     files = tuple(part.file for part in parts)
     return RecordedEpisode(parts[-1].episode, recording_id, files, sum(part.size for part in parts))

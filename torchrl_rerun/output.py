@@ -75,8 +75,13 @@ class WholeRun:
         del complete
         yield from self._pictures.due(time.time_ns())
 
-    def rest(self) -> Iterator[Chunk]:
-        """What is to be written so that all is."""
+    def rest(self, complete: int) -> Iterator[Chunk]:
+        """What is to be written so that all is.
+
+        Args:
+            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+        """
+        del complete
         yield from self._pictures.rest()
 
     @property

@@ -87,7 +87,7 @@ class RerunRecorder(Transform):
             the frame is recorded without it, which is said once.
         episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
             returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
-            environment by itself; with neither trigger everything is recorded.
+            environment by itself; with neither trigger everything is recorded. A trigger that fails counts as true.
         step_trigger: called with the number of each step, from 0; where it returns true, a recording starts with what
             the step led to.
         recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
@@ -378,7 +378,7 @@ class RerunRecorder(Transform):
         """Whether it records, see :meth:`switch`."""
         return self._feed is not None and self._feed.enabled
 
-    def annotate(self, env: int | None = None, **values: Any) -> None:
+    def annotate(self, /, env: int | None = None, **values: Any) -> None:
         """Say something of the episode that an environment is in: it becomes a property of its recording.
 
         An episode can be annotated until its environment is reset, or :meth:`dump` or :meth:`close` comes after its end.

@@ -199,6 +199,7 @@ class Recording:
             self.source,
             self.envs,
             self._sums,
+            self._ledger.over,
             application_id=self.application_id,
             recording_id=self.run_id,
             capacity=options.buffer_bytes - options.buffer_bytes // BLOCKS_SHARE,
@@ -425,13 +426,14 @@ class Recording:
                 for buffer in self._in_detail:
                     kept = buffer.add(event, moments, self.episodes.positions) and kept
             self.episodes.apply(event)
+            self._enter(event, moments[Moment.STEPPED], ends, seeds)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
-            if not self.episodes.has_seen(event):
+            if self.episodes.has_seen(event):
+                self._enter(event, moments[Moment.STEPPED], ends, seeds)
+            else:
                 for buffer in self._buffers():
                     buffer.drop(event)
             raise
-        if self._episode_files is not None and (rows is None or len(rows)):
-            self._enter(event, moments[Moment.STEPPED], ends, seeds)
         if not kept or self._news:
             self._tell()
 
@@ -443,14 +445,15 @@ class Recording:
         return NONE, self.selection.reset(rows, self.episodes.of(rows) + 1)
 
     def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
-        """Keep the ledger of the episodes."""
-        assert self._episode_files is not None, "there is one"
+        """Keep the ledger of the episodes, if they are what is recorded."""
+        if self._episode_files is None or (event.rows is not None and not len(event.rows)):
+            return
         episodes = self.episodes.of(event.rows)
         if event.is_step:
             self._ledger.step(event, episodes, self._rewards(stepped), ends)
         else:
             chosen = seeds if self._select is None or not seeds else list(np.array(seeds, object)[self._select])
-            self._episode_files.over.extend(self._ledger.reset(event, episodes, chosen))
+            self._ledger.reset(event, episodes, chosen)
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """The first of the rewards, as numbers."""
@@ -525,7 +528,7 @@ class Recording:
                 raise RecordingError(what) from cause
             return
         if self._episode_files is not None:
-            self._episode_files.over.extend(self._ledger.ended(self.episodes.frames))
+            self._ledger.close_ended(self.episodes.frames)
         self._flush()
         if self._writer is not None:
             self._writer.flush()
@@ -546,7 +549,7 @@ class Recording:
             return
         self.alive = False
         if self._episode_files is not None:
-            self._episode_files.over.extend(self._ledger.close(self.episodes.frames))
+            self._ledger.close(self.episodes.frames)
         self._flush()
         if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
             try:
@@ -700,7 +703,7 @@ class Recording:
         for buffer in self._buffers():
             buffer.flush()
         if self._writer is not None:
-            self._writer.put(self._output.rest(), frames=self._no_frames)
+            self._writer.put(self._output.rest(self.episodes.frames), frames=self._no_frames)
 
     def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
         assert self._writer is not None, "blocks exist only once something was described"
@@ -815,7 +818,7 @@ class Recording:
                 warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
 
     def _failure(self) -> RecordingError | None:
-        error = self._error or (self._writer.error if self._writer is not None else None)
+        error: BaseException | None = self._error or (self._writer.error if self._writer is not None else None)
         if error is None:
             error = self.sink.trouble()
         if error is None:

@@ -103,12 +103,11 @@ def episode_chunk(episode: Episode) -> Chunk:
     said: dict[str, Any] = {**episode.properties, **episode.annotations}
     # Arrow arrays are taken as they are. Of plain values Rerun drops empty strings, and all that isn't of the type which
     # the name had first in this process (rerun-sdk 0.41).
-    known = {
-        name: pa.array(value if isinstance(value, list) else [value])
-        for name, value in said.items()
-        if value is not None and name != "start_time"
-    }
-    return Chunk.from_property(EPISODE, rr.AnyValues(**known))
+    values = rr.AnyValues()
+    for name, value in said.items():
+        if value is not None and name != "start_time":  # one by one: a name may be that of an argument
+            values = values.with_component_from_data(name, pa.array(value if isinstance(value, list) else [value]))
+    return Chunk.from_property(EPISODE, values)
 
 
 def info_chunk(name: str, start_time: int) -> Chunk:

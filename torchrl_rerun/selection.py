@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.events import NONE, Rows
+from torchrl_rerun.warning import warn
 
 Trigger = Callable[[int], bool]
 """Whether a recording starts at an episode, or at a step."""
@@ -68,6 +69,7 @@ class Selection:
         self._is_running = np.full(envs, not choice.has_triggers)
         self._length = np.zeros(envs, np.int64)  # frames since what is running was started
         self._since = np.zeros(envs, np.int64)  # steps since the episode, or what is running, began
+        self._has_warned = False
         self.takes_all = choice.is_everything
 
     @property
@@ -93,7 +95,8 @@ class Selection:
             if not self._choice.recording_length:
                 self._is_running[at] = False
             if self._choice.episode_trigger is not None and self._is_enabled:
-                self._start([env for env, n in zip(at, episodes, strict=True) if self._choice.episode_trigger(int(n))])
+                trigger = self._choice.episode_trigger
+                self._start([env for env, n in zip(at, episodes, strict=True) if self._asked(trigger, int(n))])
         return self._picked(rows, at, None)
 
     def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
@@ -109,9 +112,20 @@ class Selection:
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
-        if self._choice.step_trigger is not None and self._is_enabled and self._choice.step_trigger(step - 1):
+        trigger = self._choice.step_trigger
+        if trigger is not None and self._is_enabled and self._asked(trigger, step - 1):
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
+
+    def _asked(self, trigger: Trigger, number: int) -> bool:
+        """What the user's function says. Where it fails it is recorded: what isn't can't be had back."""
+        try:
+            return bool(trigger(number))
+        except Exception as error:
+            if not self._has_warned:
+                self._has_warned = True
+                warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
+            return True
 
     def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
         return self._everyone if rows is None else rows

@@ -44,7 +44,7 @@ class Writer:
         self._application_id = application_id
         self._recording_id = recording_id
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.busy_seconds = 0.0
         # A daemon: at interpreter exit Python would wait for any other thread before the recorder gets to close it.
         self._thread = threading.Thread(target=self._run, name="torchrl_rerun-writer", daemon=True)
@@ -86,7 +86,7 @@ class Writer:
     def _run(self) -> None:
         try:
             self._sink.write(self._stream(), application_id=self._application_id, recording_id=self._recording_id)
-        except Exception as error:
+        except BaseException as error:  # a panic of Rerun's, for one, isn't an Exception
             self.error = self.error or error
             with contextlib.suppress(OSError):
                 self._sink.truncate()

@@ -1,0 +1,562 @@
+"""split="episode" and split="dump" when things go wrong: kills, full disks, Ctrl-C, and programs that end as they please."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import gc
+import itertools
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torchrl.envs import GymWrapper
+
+import killed_episodes
+from interrupts import interrupted
+from readback import read
+from test_disk import small_disk
+from test_episodes import Pictures
+from test_faults import run
+from test_random_sequences import Counter
+from test_selection import LENGTHS, Lengths
+from torchrl_rerun import (
+    Episode,
+    Keep,
+    KeepBest,
+    KeepIf,
+    KeepLast,
+    RecordingError,
+    RerunRecorder,
+    list_episodes,
+)
+from torchrl_rerun.buffer import Block, Buffer
+from torchrl_rerun.ledger import Ledger
+from torchrl_rerun.recording import Recording
+from torchrl_rerun.writer import Writer
+
+__all__ = ["small_disk"]  # a fixture
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- kill -9 ---
+
+
+def over_by(steps: int) -> Iterator[Episode]:
+    """The episodes that are over after so many steps of `killed_episodes`, in order."""
+    ends: list[list[int]] = [[*itertools.accumulate(LENGTHS[(n + env) % 8] for n in range(steps))] for env in range(2)]
+    for step, env in itertools.product(range(1, steps + 1), range(2)):
+        if step in ends[env]:
+            number = ends[env].index(step)
+            length = LENGTHS[(number + env) % 8]
+            yield Episode(env, number, float(length), length, first_step=step - length, terminated=True)
+
+
+def in_progress(steps: int, env: int) -> tuple[int, int]:
+    """The episode that an environment is in after so many steps, and how many it has made in it."""
+    made = [episode for episode in over_by(steps) if episode.env == env]
+    return len(made), steps - sum(episode.length for episode in made)
+
+
+def kept(keep: Keep | None, episodes: list[Episode]) -> list[Episode]:
+    """Which of some episodes stay."""
+    if keep is None:
+        return episodes
+    keeper, there = keep.keeper(), {}
+    for number, episode in enumerate(episodes):
+        marked = dataclasses.replace(episode, start_time=datetime.fromtimestamp(number, UTC))
+        there[marked.key] = episode
+        for candidate in keeper.offer(marked):
+            if not keeper.holds(candidate):
+                there.pop(candidate.key, None)
+    return [*there.values()]
+
+
+def ids(episodes) -> set[tuple[int, int]]:
+    return {episode.id for episode in episodes}
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    command = [sys.executable, killed_episodes.__file__, str(tmp_path), str(seed)]
+    forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert forked.stderr == ""
+    found = collections.Counter(check(tmp_path / f"run_{i}", i) for i in range(killed_episodes.RUNS))
+    print(dict(found))
+    assert check(tmp_path / "whole", 1) == "closed"
+    assert check(tmp_path / "slow", 4) == "recorded"
+    assert found["dumped"] > 2
+    resumed = 0
+    for number in range(killed_episodes.RUNS):
+        if resumed < 5 and tmp_path.joinpath(f"run_{number}.state").exists():
+            resume(tmp_path / f"run_{number}", number)
+            resumed += 1
+    assert resumed > 2
+
+
+def check(folder: Path, number: int) -> str:
+    """How far a process got, after the folder that it left was compared with what happened."""
+    keep = killed_episodes.KEEPS[number % len(killed_episodes.KEEPS)]
+    lines = [line.split() for line in folder.with_suffix(".notes").read_text().splitlines()]
+    notes = [(what, int(step), int(moment)) for what, step, moment in lines]
+    made, dumped = (max([step for what, step, _ in notes if what == wanted], default=0) for wanted in ("step", "dump"))
+    closed = notes[-1:] and notes[-1][0] == "closed"
+    killed_at = notes[-1][2] if notes else 0
+    # Blocks become as old as `flush_seconds`, and so do episodes, until the block after it; and others share the processor.
+    long_ago = killed_at - int((2 * killed_episodes.FLUSH_SECONDS + 1.5) * 1e9)
+    settled = max([step for what, step, moment in notes if what == "step" and moment < long_ago], default=0)
+    seen = {"whole": set(), "parts": collections.defaultdict(list)}
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        recorded = read(path)
+        episode = recorded.episode
+        id_ = episode["env"], episode["episode"]
+        rows = [tuple(map(int, value)) for value in recorded["/observation"].values]
+        moments = recorded["/observation"].along("episode_step")
+        assert rows == [(id_[1], t) for t in moments], path
+        assert recorded["/observation"].along("frame") == moments
+        if ".part_" in path.name:
+            assert episode["interrupted"]
+            seen["parts"][id_] += moments
+            continue
+        seen["whole"].add(id_)
+        assert moments == list(range(episode["length"] + 1))
+        assert len(recorded["/reward"].values) == len(recorded["/action"].values) == episode["length"]
+        assert episode["episode_return"] == episode["length"] == recorded["/episode_return"].values[-1].item()
+        if not episode["interrupted"]:
+            assert episode["length"] == LENGTHS[sum(id_) % 8]
+    over = [*over_by(made + 1)]  # the last one may not have been noted
+    stay = ids(kept(keep, over))
+    for steps in (dumped, settled):
+        missing = ids(kept(keep, [*over_by(steps)])) & stay - seen["whole"]
+        assert not missing, f"{folder.name}: {missing} were over after {steps} steps of {made}"
+    if closed:
+        ends = [
+            Episode(env, *in_progress(made, env)[:1], 0.0, in_progress(made, env)[1], interrupted=True)
+            for env in range(2)
+        ]
+        assert seen["whole"] == ids(kept(keep, [*over_by(made), *(end for end in ends if end.length)]))
+        assert not seen["parts"]
+    else:
+        assert seen["whole"] <= ids(over)
+    for env in range(2) if dumped and not closed else ():
+        episode, steps = in_progress(dumped, env)
+        if (env, episode) not in seen["whole"] and ((env, episode) in stay or (env, episode) not in ids(over)):
+            assert sorted(seen["parts"][env, episode])[: steps + 1] == list(range(steps + 1))
+    listing = list_episodes(folder)
+    assert not listing.unreadable
+    assert ids(found.episode for found in listing.episodes) == seen["whole"] | set(seen["parts"])
+    return "closed" if closed else "dumped" if dumped else "recorded"
+
+
+def resume(folder: Path, number: int) -> None:
+    """A restart in the folder of a killed run: what was there is part of what the policy decides on."""
+    keep = killed_episodes.KEEPS[number % len(killed_episodes.KEEPS)]
+    before = [found.episode for found in list_episodes(folder).episodes]
+    state = torch.load(folder.with_suffix(".state"), weights_only=True)
+    [numbers] = [value for name, value in state.items() if name.endswith("episodes")]
+    env = killed_episodes.environment(folder, keep)
+    env.load_state_dict(state)
+    env.rollout(30, break_when_any_done=False)
+    env.close()
+    made = [*over_by(30)]
+    made += [
+        Episode(env, *in_progress(30, env)[:1], 0.0, in_progress(30, env)[1], interrupted=True) for env in range(2)
+    ]
+    made = [
+        dataclasses.replace(e, episode=e.episode + 1 + int(numbers[e.env]), episode_return=float(e.length))
+        for e in made
+    ]
+    listing = list_episodes(folder)
+    assert not listing.unreadable
+    assert not [name for name in names(folder) if name.startswith(".")]
+    wanted = kept(keep, [*before, *(episode for episode in made if episode.length)])
+    found = [found.episode for found in listing.episodes]
+    assert sorted((e.env, e.episode, e.length) for e in found) == sorted((e.env, e.episode, e.length) for e in wanted)
+
+
+def test_parts_beside_the_whole_episode_are_not_listed_with_it(folder):
+    """A kill may come when the episode is written, and before its parts are removed."""
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    tensordict = env.reset()
+    env.step(env.rand_action(tensordict))
+    env.transform.dump()
+    part = folder / "env_0_episode_000000.part_0.rrd"
+    kept = part.read_bytes()
+    env.close()
+    part.write_bytes(kept)
+    [found] = list_episodes(folder).episodes
+    assert [path.name for path in found.paths] == ["env_0_episode_000000.rrd"]
+
+
+def test_what_is_replaced_stays_until_what_replaces_it_is_there(folder):
+    """Else a kill in between would leave neither."""
+    recorder = RerunRecorder(
+        folder, split="episode", keep=KeepLast(1), buffer_bytes=1500, flush_seconds=100, blueprint=False
+    )
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    env.rollout(10)
+    recorder.dump()
+    for _ in range(20):
+        env.rollout(10)
+        recorder._feed.recording._writer.flush()
+        assert any(".part_" not in name for name in names(folder))
+    env.close()
+    assert names(folder) == ["env_0_episode_000020.rrd"]
+
+
+# --- Ctrl-C ---
+
+
+def test_ctrl_c_loses_no_episode_and_makes_none_twice(folder):
+    """Wherever it comes in a reset, a step or a dump, each frame that was recorded is in the file of its episode."""
+    recorder = RerunRecorder(folder, split="episode", blueprint=False)
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    functions = [Recording._add, Recording._enter, Recording._event, Recording.dump, Buffer.add, Block.add]
+    functions += [Ledger.reset, Ledger.step, Ledger.close_ended, Ledger._begin, Ledger._close, Ledger._go_on]
+    plain = env.base_env._env
+    tensordict, count, without = env.reset(), 0, 0
+    while without < 6:
+        with interrupted(count, *functions) as came:
+            for _ in range(2):
+                following = env.step(env.rand_action(tensordict))["next"]
+                tensordict = env.reset() if following["done"].any() else following
+                if count % 5 == 0:
+                    recorder.dump()
+        if came and (plain.t == 0 or plain.t >= LENGTHS[plain.episode % 8]):
+            tensordict = env.reset()
+        without += not came
+        count += 13
+    env.close()
+    assert count > 1000
+    stats, steps = recorder.stats(), 0
+    for found in list_episodes(folder).episodes:
+        [path], episode = found.paths, found.episode
+        recorded = read(path)
+        assert recorded["/observation"].along("episode_step") == list(range(episode.length + 1))
+        assert recorded["/episode_return"].values[-1].item() == episode.episode_return == episode.length
+        assert len({int(value[0]) for value in recorded["/observation"].values}) == 1
+        steps += episode.length
+    assert steps == stats["steps"]
+    assert stats["frames"] == stats["frames_written"] == steps + stats["episodes"]
+
+
+@pytest.mark.parametrize("split", ["dump", "episode"])
+def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, split):
+    count, came = 0, [True]
+    while came:
+        folder = tmp_path / str(count)
+        env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split=split, blueprint=False))
+        env.rollout(5, break_when_any_done=False)
+        with interrupted(count, Recording.close, Recording._flush, Writer.finish, Ledger.close, Ledger._close) as came:
+            env.transform.close()
+        env.close()
+        if split == "episode":
+            assert [(e.episode.episode, e.episode.length) for e in list_episodes(folder).episodes] == [
+                (0, 3),
+                (1, 1),
+                (2, 1),
+            ]
+        else:
+            assert len(read(folder / "dump_000000.rrd")["/env_0/reward"].values) == 5
+        count += 17
+    assert count > 100
+
+
+# --- the user's functions ---
+
+
+@pytest.mark.parametrize("trigger", ["episode_trigger", "step_trigger"])
+def test_a_trigger_that_fails(folder, trigger):
+    """Training goes on, it is said once, and what it fails at is recorded."""
+
+    def fails(number):
+        if number % 2:
+            raise ZeroDivisionError
+        return False
+
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode", **{trigger: fails}))
+    with pytest.warns(RuntimeWarning, match=r"fails at .* failed at 1: ZeroDivisionError\(\)") as warned:
+        env.rollout(30, break_when_any_done=False)
+    env.close()
+    assert len([w for w in warned if "ZeroDivisionError" in str(w.message)]) == 1
+    there = [found.episode.episode for found in list_episodes(folder).episodes]
+    assert there == ([1, 3, 5, 7, 9] if trigger == "episode_trigger" else [*range(9), 10])
+
+
+@pytest.mark.parametrize("leave", [SystemExit, KeyboardInterrupt])
+def test_a_predicate_that_ends_the_writers_thread(folder, leave):
+    """What isn't an Exception ends the thread: that is an error like any other."""
+
+    def predicate(episode):
+        raise leave
+
+    recorder = RerunRecorder(folder, split="episode", keep=KeepIf(predicate))
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    env.rollout(3)
+    with pytest.raises(RecordingError, match="frames were lost"):
+        recorder.dump()
+    with pytest.raises(RecordingError):
+        env.close()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"drop_untyped_nones": False},
+        {"self": 1},
+        {"cls": "x"},
+        {"a/b": 1.5},
+        {"höhe ü": ["ß"]},
+        {"a:b": True},
+        {"Env": 3},
+    ],
+)
+def test_annotations_of_any_name(folder, values):
+    recorder = RerunRecorder(folder, split="episode")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    env.rollout(3)
+    recorder.annotate(**values)
+    env.close()
+    [found] = list_episodes(folder).episodes
+    assert {
+        name: [value] if values[name] == ["ß"] else value for name, value in found.episode.annotations.items()
+    } == values
+
+
+@pytest.mark.parametrize(
+    ("values", "error"), [({"x": 1 << 70}, TypeError), ({"x": "\ud800"}, TypeError), ({"": 1}, ValueError)]
+)
+def test_annotations_that_cannot_be_stored(folder, values, error):
+    recorder = RerunRecorder(folder, split="episode")
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    env.rollout(3)
+    with pytest.raises(error):
+        recorder.annotate(**values)
+    env.close()
+    assert len(list_episodes(folder).episodes) == 1
+
+
+def test_a_key_where_recordings_keep_their_properties(folder):
+    class Colliding(Lengths):
+        def __init__(self):
+            super().__init__()
+            space = gymnasium.spaces.Dict(episode=gymnasium.spaces.Box(-1, 1000, (2,), np.float32))
+            self.observation_space = gymnasium.spaces.Dict(__properties=space)
+
+        def _seen(self):
+            return {"__properties": {"episode": super()._seen()}}
+
+    env = GymWrapper(Colliding()).append_transform(RerunRecorder(folder, split="episode"))
+    with pytest.warns(UserWarning, match=r"'__properties', 'episode'.* is not recorded"):
+        env.rollout(3)
+    env.close()
+    assert len(list_episodes(folder).episodes) == 1
+
+
+# --- the disk ---
+
+TRAIN = """
+    import shutil
+    for split in ("dump", "episode"):
+        folder = os.path.join(path, split)
+        recorder = RerunRecorder(folder, split=split, flush_seconds=0.05, buffer_bytes=100_000)
+        env = SerialEnv(2, cartpole).append_transform(recorder)
+
+        def check():
+            s = recorder.stats()
+            assert s["frames"] == s["frames_written"] + s["frames_waiting"] + s["frames_lost"], s
+
+        env.rollout(20, break_when_any_done=False)
+        {fault}
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            for _ in range(30):
+                env.rollout(20, break_when_any_done=False)
+                time.sleep(0.01)
+                check()
+        print(split, "warnings", sum("training goes on" in str(w.message) for w in warned))
+        for call in (recorder.dump, env.close):
+            start = time.monotonic()
+            try:
+                call()
+            except RecordingError as error:
+                print(split, "error", error)
+            assert time.monotonic() - start < 10
+            check()
+        print(split, "lost", recorder.stats()["frames_lost"] > 0)
+        {mended}
+    ended = time.monotonic()
+    import atexit
+    atexit.register(lambda: print("exits after", time.monotonic() - ended))
+"""
+
+
+def train(folder, fault: str, mended: str = "") -> list[str]:
+    """Training with a fault in the middle, first with one split and then with the other: what was said."""
+    said = run(TRAIN.format(fault=fault, mended=mended), folder, timeout=100).stdout.splitlines()
+    assert float(said.pop().split()[-1]) < 5
+    return said
+
+
+def test_a_full_disk(small_disk):
+    stuffing = small_disk / "stuffing"
+    fill = f"open({str(stuffing)!r}, 'wb').write(bytes(shutil.disk_usage(path).free - 100_000))"
+    said = train(small_disk, fill, f"os.unlink({str(stuffing)!r})")
+    assert [line.split()[:2] for line in said] == [
+        ["dump", "warnings"],
+        ["dump", "error"],  # which closes it
+        ["dump", "lost"],
+        ["episode", "warnings"],
+        ["episode", "error"],
+        ["episode", "error"],
+        ["episode", "lost"],
+    ]
+    assert all("No space left on device" in line and " 0 frames" not in line for line in said if " error " in line)
+    assert all(line.endswith("True") for line in said if " lost " in line)
+    for path in small_disk.rglob("*.rrd"):
+        assert not path.name.startswith(".")
+        recorded = read(path)
+        if path.parent.name == "episode":
+            assert len(recorded["/observation"].values) == recorded.episode["length"] + 1
+
+
+def test_the_folder_is_deleted(tmp_path):
+    said = train(tmp_path, "shutil.rmtree(folder)")
+    assert [line for line in said if "warnings" in line] == ["dump warnings 1", "episode warnings 1"]
+    errors = [line for line in said if " error " in line]
+    assert [line.split()[0] for line in errors] == ["dump", "episode", "episode"]
+    assert all("was removed or replaced" in line and " 0 frames" not in line for line in errors)
+    assert not names(tmp_path)
+
+
+# --- the end of the program, and copies ---
+
+
+def test_episodes_are_written_however_the_program_ends(folder):
+    run(
+        """
+        env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, split="episode"))
+        env.rollout(5, break_when_any_done=False)
+        raise RuntimeError
+        """,
+        folder,
+        code=1,
+    )
+    assert [found.episode.length for found in list_episodes(folder).episodes] == [5, 5]
+
+
+def test_a_recorder_that_is_garbage_collected(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
+    env.rollout(5, break_when_any_done=False)
+    env.transform.__dict__["_parent"] = None
+    del env
+    gc.collect()
+    assert [found.episode.length for found in list_episodes(folder).episodes] == [3, 1, 1]
+
+
+def test_a_forked_child_has_a_folder_of_its_own(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode", keep=KeepLast(2)))
+    env.rollout(3)
+    child = os.fork()
+    if child == 0:
+        try:
+            env.rollout(1)
+            env.transform.close()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    env.rollout(1)
+    env.rollout(6)
+    env.close()
+    assert names(folder) == ["env_0_episode_000001.rrd", "env_0_episode_000002.rrd", "worker_0"]
+    assert len(names(folder / "worker_0")) == 1
+
+
+def test_copies_record_into_folders_of_their_own(folder):
+    recorder = RerunRecorder(folder, split="episode", keep=KeepLast(2) & KeepBest(2))
+    envs = [
+        GymWrapper(Lengths()).append_transform(each)
+        for each in (recorder, copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder)))
+    ]
+    for env in envs:
+        env.rollout(3)
+    for env in envs:
+        env.close()
+    assert names(folder) == ["env_0_episode_000000.rrd", "worker_0", "worker_1"]
+
+
+# --- memory ---
+
+
+def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(folder):
+    """Beside blocks of `buffer_bytes` at most, as much waits, and a frame; what is gone leaves nothing behind."""
+    bound = 1 << 16
+    recorder = RerunRecorder(
+        folder, split="episode", keep=KeepLast(3) | KeepBest(2), image_format="raw", buffer_bytes=bound, blueprint=False
+    )
+    env = Counter(2, itertools.repeat([False, True])).append_transform(recorder)
+    most = 0
+    tensordict = env.reset()
+    for _ in range(1500):
+        tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]
+        most = max(most, recorder.stats()["bytes_waiting"])
+    recorder.dump()
+    output, sink = recorder._feed.recording._output, recorder._feed.recording.sink
+    assert most <= 2 * bound + 400
+    assert len(output._in_progress) <= 2
+    assert not output._waiting
+    assert not output._gone
+    assert not output._over
+    assert len(sink._files) == 5
+    assert len([name for name in names(folder) if name.startswith("env_1")]) <= 6
+    env.close()
+    rows = read(folder / "env_0_episode_000000.rrd")["/image"]
+    assert rows.along("frame") == list(range(1501))
+
+
+def test_a_dump_at_every_step(folder):
+    """Hundreds of parts become one file, and each part of a video can be played by itself."""
+    env = GymWrapper(Pictures(60)).append_transform(
+        RerunRecorder(folder, split="episode", image_format="h264", blueprint=False)
+    )
+    tensordict = env.reset()
+    for _ in range(59):
+        tensordict = env.step(env.rand_action(tensordict))["next"]
+        env.transform.dump()
+    assert len(names(folder)) == 59
+    assert read(folder / "env_0_episode_000000.part_30.rrd")["/pixels"].keyframes == [True]
+    env.step(env.rand_action(tensordict))
+    env.close()
+    assert names(folder) == ["env_0_episode_000000.rrd"]
+    assert read(folder / "env_0_episode_000000.rrd")["/pixels"].along("frame") == list(range(61))
+
+
+def test_a_recorder_that_is_appended_late(folder):
+    env = GymWrapper(Lengths())
+    tensordict = env.reset()
+    env = env.append_transform(RerunRecorder(folder, split="episode"))
+    for _ in range(3):
+        tensordict = env.step(env.rand_action(tensordict))["next"]
+    env.close()
+    assert [found.episode.length for found in list_episodes(folder).episodes] == [3]
