@@ -13,7 +13,7 @@ from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
 from readback import read, read_folder
 from test_selection import Lengths
-from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder
+from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes
 
 
 @pytest.fixture
@@ -202,3 +202,20 @@ def test_after_a_crash(folder):
     subprocess.run([*command, "resume", folder.parent / "state.pt"], check=True)
     assert set(crashed) < set(names(folder))
     assert "env_0_episode_000003_2.rrd" in names(folder) or "env_0_episode_000004.rrd" in names(folder)
+
+
+def test_numbers_that_come_again(folder):
+    """They are recordings of their own, also if the user has named the run."""
+    env = make(folder, split="episode", recording_id="mine")
+    env.rollout(4, break_when_any_done=False)
+    state = env.state_dict()
+    env.rollout(3)
+    env.close()
+    env = make(folder, split="episode", recording_id="mine")
+    env.load_state_dict(state)
+    env.rollout(3)
+    env.close()
+    assert names(folder)[-2:] == ["env_0_episode_000002.rrd", "env_0_episode_000002_2.rrd"]
+    found = list_episodes(folder).episodes
+    assert [each.recording_id for each in found][-2:] == ["e0_ep000002_mine", "e0_ep000002_2_mine"]
+    assert [len(each.paths) for each in found] == [1] * 4

@@ -229,7 +229,7 @@ class EpisodeFiles:
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
             application_id=self._application_id,
             # The viewer shows its first letters alone.
-            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}_{self._recording_id}",
+            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{rows.added}_{self._recording_id}",
             layout=self._layout,
             of=of,
         )
@@ -245,7 +245,10 @@ class EpisodeFiles:
         yield from rows.chunks()
 
     def _stem(self, rows: _Rows) -> str:
-        return f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+        stem = f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+        if rows.added is None:
+            rows.added = self._folder.free_number(stem)
+        return f"{stem}{rows.added}"
 
     @property
     def _width(self) -> int:
@@ -277,12 +280,14 @@ class _Rows:
         first: frame, of the run, of the first of them.
         bytes: their size.
         parts: files that hold those before them.
+        added: what is added to the name, since another one has it; None: it has no name yet.
     """
 
     def __init__(self, env: int, episode: int, fps: float | None) -> None:
         self.env = env
         self.episode = episode
         self.parts: list[Path] = []
+        self.added: str | None = None
         self._fps = fps
         self._length = 0
         self._began: tuple[int, int] | None = None

@@ -62,6 +62,14 @@ class RunFolder:
             self._keeper.forget(each)
         return gone
 
+    def free_number(self, stem: str) -> str:
+        """What makes a name one that isn't taken by an episode of the same numbers: nothing, ``_2``, ``_3`` and so on."""
+        number, added = 1, ""
+        while any((self.path / f"{stem}{added}{part}.rrd").exists() for part in ("", ".part_0")):
+            number += 1
+            added = f"_{number}"
+        return added
+
     def write_file(
         self,
         stem: str,
@@ -75,7 +83,7 @@ class RunFolder:
         """Write a recording. It gets its name when it is whole.
 
         Args:
-            stem: the name, without ``.rrd``; where it is taken, it gets a number.
+            stem: the name, without ``.rrd``.
             chunks: what is in it.
             application_id: what the run is called.
             recording_id: what the recording is called.
@@ -93,10 +101,7 @@ class RunFolder:
             )
             if layout is not None:
                 add_layout(unfinished, layout)
-            path, number = self.path / f"{stem}.rrd", 1
-            while path.exists():
-                number += 1
-                path = self.path / f"{stem}_{number}.rrd"
+            path = self.path / f"{stem}.rrd"
             self.bytes += unfinished.stat().st_size
             unfinished.replace(path)
         except BaseException:
