@@ -32,9 +32,8 @@ def test_episodes_are_found_by_what_they_came_to(tmp_path, monkeypatch):
     found = {"rr": rr}
     exec(HOW_TO, found)
     worst, rewards = found["worst"], found["rewards"]
-    lengths = sorted(length for length in [*LENGTHS[:5], *LENGTHS[1:6]] if length < 3)
+    lengths = sorted(length for length in [*LENGTHS[:5], *LENGTHS[1:6]] if length > 1)[:5]
     assert worst["episode_return"].tolist() == lengths
-    assert set(worst["success"]) == {True, False}
     assert len(rewards) == sum(lengths)
     assert set(rewards["rerun_segment_id"]) == set(worst["rerun_segment_id"])
     assert {row.tolist()[0] for row in rewards["/reward:Scalars:scalars"]} == {1.0}

@@ -253,7 +253,7 @@ def test_annotations_and_seed(folder):
 def test_annotating_one_of_several(folder):
     recorder = RerunRecorder(folder, split="episode", logged_envs=[1, 2])
     env = SerialEnv(3, lambda: GymEnv("CartPole-v1")).append_transform(recorder)
-    with pytest.raises(ValueError, match="nothing to annotate yet"):
+    with pytest.raises(ValueError, match="there is nothing to annotate"):
         recorder.annotate(1, success=True)
     env.rollout(3)
     recorder.annotate(env=2, success=True)
@@ -465,7 +465,7 @@ def test_going_on_after_close(folder):
         ({"sink": "run.rrd", "split": "episode"}, ValueError, "makes several files: pass a folder"),
         ({"sink": "run", "split": "steps"}, ValueError, "split='steps': choose one of 'run', 'dump', 'episode'"),
         ({"sink": "run", "keep": KeepLast(1)}, ValueError, "it needs split='episode'"),
-        ({"sink": "run", "split": "episode", "keep": 5}, TypeError, "keep=5 is a int; pass a policy"),
+        ({"sink": "run", "split": "episode", "keep": 5}, TypeError, "keep=5 is of type int; pass a policy"),
         ({"sink": "rerun+http://127.0.0.1:9876/proxy", "split": "episode"}, ValueError, "records into a folder"),
     ],
 )

@@ -105,6 +105,16 @@ def test_what_is_no_policy():
 def test_where_a_function_fails_the_episode_stays():
     keeper = (KeepIf(lambda episode: episode["success"]) & KeepLast(5, where=lambda episode: 1 / 0)).keeper()
     episode = Episode(2, 7, 1.0, 3)
-    with pytest.warns(RuntimeWarning, match="episode 7 of environment 2 is kept: .* failed: KeyError\\('success'\\)"):
-        assert keeper.offer(episode) == []
+    with pytest.warns(RuntimeWarning, match="failed on episode 7 of environment 2") as warned:
+        gone = [each for offered in (episode, Episode(2, 8, 1.0, 3)) for each in keeper.offer(offered)]
+    assert gone == []
     assert keeper.holds(episode)
+    assert len(warned) == 2  # one for each function, in the line where it stands
+    assert {warning.filename for warning in warned} == {__file__}
+
+
+def test_what_is_combined_wrongly():
+    with pytest.raises(TypeError, match=r"combine policies with \| and &"):
+        KeepLast(1) or KeepBest(1)
+    with pytest.raises(TypeError, match="where='terminated': pass a function"):
+        KeepLast(1, where="terminated")

@@ -364,7 +364,9 @@ def test_what_cannot_be_listed(tmp_path, run):
     (tmp_path / "empty").mkdir()
     assert_refused("empty holds no episodes", tmp_path / "empty")
     whole = write_run(tmp_path / "my run.rrd")
-    assert_refused(f"holds a whole run, no episodes of their own: open it with `rerun '{whole}'`", whole)
+    assert_refused(
+        f"holds recordings of several episodes each, and none of one: open them with `rerun '{whole}'`", whole
+    )
     other = tmp_path / "empty" / "other.rrd"
     write_chunks(other, [Chunk.from_property("a", rr.AnyValues(b=1))], "other")
     assert_refused("other.rrd is no recording of torchrl_rerun", other)
@@ -384,7 +386,7 @@ def test_a_real_recording_of_a_run(path):
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
     env.rollout(3)
     env.close()
-    assert_refused("holds a whole run", path)
+    assert_refused("holds recordings of several episodes each", path)
 
 
 def test_the_command_itself(run):

@@ -207,6 +207,7 @@ numbers = st.sets(st.integers(0, 12), max_size=6)
 def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, skip):
     envs, events, ends, buffer_bytes = run
     choice = (None if episodes is None else episodes.__contains__, None if steps is None else steps.__contains__)
+    length = 0 if choice == (None, None) else length
     models = [Model(*choice, length, skip) for _ in range(envs)]
     reference, returns = Reference(envs), {}
     total = np.zeros(envs)
@@ -315,7 +316,8 @@ def test_off_from_the_beginning(path):
     ("arguments", "error", "what"),
     [
         ({"skip": 0}, ValueError, "skip=0: pass 1 or more"),
-        ({"skip": 2.0}, TypeError, "skip=2.0 is a float"),
+        ({"skip": 2.0}, TypeError, "skip=2.0 is of type float"),
+        ({"recording_length": 5}, ValueError, "recording_length is about what a trigger starts"),
         ({"recording_length": -1}, ValueError, "recording_length=-1: pass 0 or more"),
         ({"episode_trigger": 100}, TypeError, "episode_trigger=100 can't be called"),
     ],

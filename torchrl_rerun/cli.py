@@ -112,6 +112,7 @@ def list_recorded(
         str | None, typer.Option("--sort", "-s", metavar="COLUMN", help="Order them by this column, not by time.")
     ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The other way round.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="The paths of their files alone, one a line.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="A JSON array of all that is known of each, instead of a table.")
     ] = False,
@@ -146,7 +147,11 @@ def list_recorded(
         episodes = ordered(episodes, by, reverse=reverse)
     elif reverse:
         episodes.reverse()
-    if as_json:
+    if paths:
+        for each in episodes:
+            for path in each.paths:
+                typer.echo(path)
+    elif as_json:
         typer.echo(json.dumps([_as_json(each) for each in episodes], indent=2))
     elif episodes:
         _print_table(episodes, list(columns.values()), by)
@@ -195,7 +200,7 @@ def _extreme(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWorst) 
 def _why_none(listing: Listing, run: Path) -> str:
     if listing.runs:
         files = " ".join(shlex.quote(str(file)) for file in listing.runs[:3])
-        return f"{run} holds a whole run, no episodes of their own: open it with `rerun {files}`"
+        return f"{run} holds recordings of several episodes each, and none of one: open them with `rerun {files}`"
     if listing.unreadable:
         file = shlex.quote(str(listing.unreadable[0]))
         return (

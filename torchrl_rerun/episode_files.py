@@ -7,7 +7,7 @@ import functools
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,6 @@ class EpisodeFiles:
         self._over = over
         self._in_progress: dict[tuple[int, int], _Rows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
-        self._gone: collections.deque[tuple[float, Episode]] = collections.deque()  # since when; in order
         self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
@@ -119,7 +118,6 @@ class EpisodeFiles:
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
-        self._remove_those_replaced()
         yield from ()
 
     def rest(self, complete: int) -> Iterator[Chunk]:
@@ -131,7 +129,6 @@ class EpisodeFiles:
         self._finish(len(self._over), complete)
         for finished in list(self._waiting.values()):
             self._write(finished)
-        self._remove_those_replaced()
         for rows in self._in_progress.values():
             self._write_part(rows)
         yield from ()
@@ -191,30 +188,41 @@ class EpisodeFiles:
             if not over.episode.length:  # it was reset, or the recording closed, before its first step
                 rows.remove_parts()
                 continue
-            self._waiting[over.episode.key] = _Finished(over.episode, rows, over.since)
-            for gone in self._folder.decide(over.episode):
-                self._forget(gone)
-            if self._folder.keeps_all:
-                self._write(self._waiting[over.episode.key])
+            self._decide(_Finished(over.episode, rows, over.since, []))
 
-    def _forget(self, episode: Episode) -> None:
-        finished = self._waiting.pop(episode.key, None)
-        if finished is None:
-            self._gone.append((time.monotonic(), episode))
-        else:
+    def _decide(self, finished: _Finished) -> None:
+        """Let an episode that is over wait to be written, or go, and let go those that it takes the place of.
+
+        A file goes when what takes its place is on the disk: a kill in between would cost both.
+        """
+        stays = True
+        for gone in self._folder.decide(finished.episode):
+            waiting = self._waiting.pop(gone.key, None)
+            if gone is finished.episode:
+                stays = False
+            elif waiting is None:
+                finished.replaces.append(gone)
+            else:
+                waiting.rows.remove_parts()
+                finished.replaces.extend(waiting.replaces)
+        if not stays:
             finished.rows.remove_parts()
+            self._remove(finished.replaces)
+            return
+        self._waiting[finished.episode.key] = finished
+        if self._folder.keeps_all:
+            self._write(finished)
 
-    def _remove_those_replaced(self) -> None:
-        """A file goes when those that took its place are on the disk: a kill in between would cost both."""
-        oldest = next((finished.since for finished in self._waiting.values()), float("inf"))
-        while self._gone and self._gone[0][0] < oldest:
-            self._folder.remove(self._gone.popleft()[1])
+    def _remove(self, episodes: Iterable[Episode]) -> None:
+        for episode in episodes:
+            self._folder.remove(episode)
 
     def _write(self, finished: _Finished) -> None:
         episode, rows = finished.episode, finished.rows
         self._write_file(rows, episode, self._stem(rows), of=episode)
         rows.remove_parts()
         del self._waiting[episode.key]
+        self._remove(finished.replaces)
 
     def _write_part(self, rows: _Rows) -> None:
         """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
@@ -266,9 +274,19 @@ class EpisodeFiles:
 
 
 class _Finished(NamedTuple):
+    """An episode that is over, and stays as it looks.
+
+    Attributes:
+        episode: what it came to.
+        rows: its rows.
+        since: when it was over, on the monotonic clock.
+        replaces: those whose files go when it has one.
+    """
+
     episode: Episode
     rows: _Rows
     since: float
+    replaces: list[Episode]
 
 
 class _Rows:

@@ -93,6 +93,9 @@ class Keep(ABC):
     def __and__(self, other: Keep) -> Keep:
         return _Combined(self, other, "&") if isinstance(other, Keep) else NotImplemented
 
+    def __bool__(self) -> bool:
+        raise TypeError("combine policies with | and &, not with `or` and `and`")
+
     @abstractmethod
     def keeper(self) -> Keeper:
         """One that has seen no episode yet."""
@@ -128,6 +131,8 @@ class _Ranked(Keep):
     def __post_init__(self) -> None:
         if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 1:
             raise ValueError(f"{type(self).__name__}({self.n!r}): pass how many episodes to keep, 1 or more")
+        if self.where is not None and not callable(self.where):
+            raise TypeError(f"where={self.where!r}: pass a function of an episode that returns a bool")
 
     def keeper(self) -> Keeper:
         """One that has seen no episode yet."""
@@ -239,22 +244,40 @@ class _Combined(Keep):
         return self.first.needs_return or self.second.needs_return
 
 
-def _is_true(predicate: Predicate, episode: Episode) -> bool:
-    """What the user's function says. Where it fails the episode stays: what is gone can't be had back."""
-    try:
-        return bool(predicate(episode))
-    except Exception as error:
-        warnings.warn(
-            f"episode {episode.episode} of environment {episode.env} is kept: {predicate!r} failed: {error!r}",
-            RuntimeWarning,
-            stacklevel=2,
+class _Asked:
+    """The user's function, asked of each episode. Where it fails it counts as true: what is gone can't be had back."""
+
+    def __init__(self, predicate: Predicate) -> None:
+        self._predicate = predicate
+        self._has_failed = False
+
+    def __call__(self, episode: Episode) -> bool:
+        try:
+            return bool(self._predicate(episode))
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                self._warn(episode, error)
+            return True
+
+    def _warn(self, episode: Episode, error: Exception) -> None:
+        names = ", ".join(PROPERTIES)
+        message = (
+            f"keep: a function failed on episode {episode.episode} of environment {episode.env} and counts as true, here and "
+            f"wherever it fails again: {error!r}. An episode has {names}, and annotations: episode[name], or "
+            "episode.get(name, default)"
         )
-        return True
+        code = getattr(self._predicate, "__code__", None)
+        if code is None:
+            warnings.warn(f"{message} ({self._predicate!r})", RuntimeWarning, stacklevel=3)
+        else:
+            warnings.warn_explicit(message, RuntimeWarning, code.co_filename, code.co_firstlineno)
 
 
 class _RankedKeeper(Keeper):
     def __init__(self, policy: _Ranked) -> None:
         self._policy = policy
+        self._where = None if policy.where is None else _Asked(policy.where)
         self._is_last = isinstance(policy, KeepLast)
         self._count = 0
         self._kept: dict[int, list[tuple[float, int, Episode]]] = {}  # by environment: heaps, the next to go first
@@ -262,7 +285,7 @@ class _RankedKeeper(Keeper):
 
     def offer(self, episode: Episode) -> list[Episode]:
         rank = self._policy.rank(episode)
-        if rank is None or (self._policy.where is not None and not _is_true(self._policy.where, episode)):
+        if rank is None or (self._where is not None and not self._where(episode)):
             return [episode]
         self._count += 1
         heap = self._kept.setdefault(episode.env if self._policy.per_env else -1, [])
@@ -283,11 +306,11 @@ class _RankedKeeper(Keeper):
 
 class _ConditionKeeper(Keeper):
     def __init__(self, predicate: Predicate) -> None:
-        self._predicate = predicate
+        self._is_true = _Asked(predicate)
         self._ids: set[EpisodeKey] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
-        if _is_true(self._predicate, episode):
+        if self._is_true(episode):
             self._ids.add(episode.key)
             return []
         return [episode]

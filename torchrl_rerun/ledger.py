@@ -216,7 +216,7 @@ class _SoFar(NamedTuple):
 
 
 def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Value]]:
-    """What the user says of an episode, if it can be a property of a recording.
+    """What the user says of an episode, if it can be a property of a recording; numbers as floats.
 
     Raises:
         ValueError: a name is taken.
@@ -233,11 +233,15 @@ def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Val
             raise ValueError("an annotation must have a name")
         plain = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or torch
         several = list(plain) if isinstance(plain, list | tuple) else [plain]
-        if not several or not isinstance(several[0], bool | int | float | str) or len(set(map(type, several))) > 1:
-            raise TypeError(f"{name}={value!r}: pass a number, a truth value, a string, or a list of such of one type")
+        # All numbers are of one type: catalogs leave out episodes whose properties are of another one than the first's.
         try:
-            pa.array([name]), pa.array(several)
+            several = [
+                float(each) if isinstance(each, int) and not isinstance(each, bool) else each for each in several
+            ]
+            pa.array([name]), pa.array(several if all(isinstance(each, str) for each in several) else [])
         except (OverflowError, UnicodeEncodeError) as error:
             raise TypeError(f"{name}={value!r} can't be stored: {error}") from None
-        out[name] = several if isinstance(plain, list | tuple) else plain
+        if not several or not isinstance(several[0], bool | float | str) or len(set(map(type, several))) > 1:
+            raise TypeError(f"{name}={value!r}: pass a number, a truth value, a string, or a list of such of one type")
+        out[name] = several if isinstance(plain, list | tuple) else several[0]
     return out

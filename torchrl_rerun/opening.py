@@ -92,6 +92,10 @@ class Settings:
         numbers = {"fps": fps, "buffer_bytes": options.buffer_bytes, "flush_seconds": options.flush_seconds}
         _require_count("skip", options.choice.skip, 1, "one frame in so many is recorded")
         _require_count("recording_length", options.choice.recording_length, 0, "steps; 0: to the end of the episode")
+        if options.choice.recording_length and not options.choice.has_triggers:
+            raise ValueError(
+                "recording_length is about what a trigger starts: pass episode_trigger or step_trigger, too"
+            )
         for name in ("episode_trigger", "step_trigger"):
             trigger = getattr(options.choice, name)
             if trigger is not None and not callable(trigger):
@@ -169,12 +173,12 @@ def _path_sink(path: Path, options: Options, *, overwrite: bool) -> FileSink | R
 
 def _require(name: str, value: Any, types: Any, what: str) -> None:
     if not isinstance(value, types):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass {what}")
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass {what}")
 
 
 def _require_count(name: str, value: Any, least: int, what: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; pass a whole number: {what}")
+        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass a whole number: {what}")
     if value < least:
         raise ValueError(f"{name}={value}: pass {least} or more: {what}")
 
@@ -242,7 +246,7 @@ def open_recording(
             viewer.close()
         raise
     if resumed is not None:
-        recording.episodes.resume(resumed)
+        recording.resume(resumed)
     if settings.options.logged_envs is None and len(recording.envs) < count:
         first = f"of {count} environments the first {len(recording.envs)} are recorded"
         if settings.options.split == "episode":

@@ -253,7 +253,7 @@ class RerunRecorder(Transform):
         sink = self._settings.sink
         shared_paths.add(sink.identity)
         warn(
-            f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}, and dump() doesn't reach it. "
+            f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}. "
             "Append the recorder to the batched environment for a single recording."
         )
 
@@ -295,7 +295,9 @@ class RerunRecorder(Transform):
         if self._feed is None or f"{prefix}sink" not in state_dict:
             return
         identity = bytes(state_dict[f"{prefix}sink"].tolist()).decode()
-        if identity != self._settings.sink.identity:
+        before, here = Path(identity), Path(self._settings.sink.identity)
+        was_moved = before.name == here.name and not before.exists()
+        if before != here and not was_moved:
             warn(
                 f"what was recorded to {identity} goes on there: the recorder of {self._settings.sink.identity} doesn't take "
                 "over its step and episode numbers"
@@ -411,7 +413,7 @@ class RerunRecorder(Transform):
         said = checked_annotations(values)
         if self._feed is not None and self._feed.enabled:
             if self._feed.recording is None or not self._feed.recording.alive:
-                raise ValueError("nothing to annotate yet: reset the environment first")
+                raise ValueError("there is nothing to annotate: reset the environment first")
             self._feed.recording.annotate(env, said)
 
     @property

@@ -28,7 +28,7 @@ from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.episode_files import EpisodeFiles
-from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, resolve_envs
+from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, Progress, resolve_envs
 from torchrl_rerun.events import NONE, Ends, Event, Rows
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep, Value
@@ -331,6 +331,11 @@ class Recording:
         """
         self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render)
 
+    def resume(self, progress: Progress) -> None:
+        """Go on where another program was stopped."""
+        self.episodes.resume(progress)
+        self._at_first = self._counts
+
     def end(self, ends: Ends) -> None:
         """Say whose episodes ended with the last step, if only now it is known."""
         self._ledger.end(self._selected_ends(ends))
@@ -351,6 +356,10 @@ class Recording:
             IndexError: the environment isn't recorded.
             ValueError: there are several and none is named, or it is in no episode.
         """
+        if not isinstance(env, int | None) or isinstance(env, bool):
+            raise TypeError(
+                f"env={env!r} is no environment index; annotations are passed by name: annotate(success=True)"
+            )
         if env is None and len(self.envs) > 1:
             raise ValueError(f"env is missing: {len(self.envs)} environments are recorded")
         if env is not None and env not in self.envs:
@@ -360,7 +369,7 @@ class Recording:
             first = self._annotated.setdefault(name, type(value))
             if not isinstance(value, first):
                 warn(
-                    f"{name} was a {first.__name__} before and is now {value!r}: catalogs want one type for all episodes"
+                    f"{name} was of type {first.__name__} before and is now {value!r}: catalogs leave such episodes out"
                 )
 
     @property

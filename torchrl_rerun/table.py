@@ -20,8 +20,9 @@ from torchrl_rerun.listing import RecordedEpisode
 
 _ALIASES = {"episode_return": "return", "start_time": "started", "bytes": "size"}
 _ALWAYS = ("env", "episode", "return")
-_LAST_TO_GO = ("ended", "length")
-_FIRST_TO_GO = ("file", "size", "first_step", "started", "seed")
+_LAST_TO_GO = ("file", "ended", "length")
+_FIRST_TO_GO = ("size", "first_step", "seed", "started")
+_ENDS = ("terminated", "truncated", "interrupted")
 _GAP = 2
 LONGEST = 30
 """Cells of a terminal that a text gets."""
@@ -91,6 +92,8 @@ def column_named(name: str, columns: dict[str, Column]) -> Column:
         ValueError: there is none; names those there are.
     """
     column = columns.get(_ALIASES.get(name, name))
+    if column is None and name in _ENDS:
+        return Column(name, lambda each: each.episode[name], _plain)
     if column is None:
         raise ValueError(f"there is no column {name!r}, but {', '.join(columns)}")
     return column
@@ -187,7 +190,7 @@ def _text(column: Column, recorded: RecordedEpisode) -> str:
 
 def _end(recorded: RecordedEpisode) -> str:
     episode = recorded.episode
-    ways = [name for name in ("terminated", "truncated", "interrupted") if episode[name]]
+    ways = [name for name in _ENDS if episode[name]]
     return ", ".join(ways)
 
 
