@@ -510,7 +510,7 @@ def test_copies_record_into_folders_of_their_own(folder):
 
 
 def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(folder):
-    """Beside blocks of `buffer_bytes` at most, as much waits, and a frame; what is gone leaves nothing behind."""
+    """All that waits is bounded by `buffer_bytes`, a block that is being taken apart and a frame aside; nothing is left behind."""
     bound = 1 << 16
     recorder = RerunRecorder(
         folder, split="episode", keep=KeepLast(3) | KeepBest(2), image_format="raw", buffer_bytes=bound, blueprint=False
@@ -523,10 +523,9 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
         most = max(most, recorder.stats()["bytes_waiting"])
     recorder.dump()
     output, sink = recorder._feed.recording._output, recorder._feed.recording.sink
-    assert most <= 2 * bound + 400
+    assert most <= 1.25 * bound + 400
     assert len(output._in_progress) <= 2
     assert not output._waiting
-    assert not output._gone
     assert not output._over
     assert len(sink._files) == 5
     assert len([name for name in names(folder) if name.startswith("env_1")]) <= 6
