@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,7 +20,8 @@ from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from benchmarks.report import Detail, Effort, Report, Row
-from benchmarks.timing import mega
+from benchmarks.timing import Contender, mega, micro, take_turns
+from benchmarks.workloads import SCALARS, Recorded, Workload
 from torchrl_rerun import Keep, KeepLast, KeepWorst, RerunRecorder, list_episodes
 from torchrl_rerun.schema import info_chunk
 
@@ -114,8 +116,33 @@ def measure(effort: Effort) -> Report:
                 "the run without a recorder, and with one",
                 f"{alone:.1f} s, {kept:.1f} s, {kept / alone:.2f} x",
             ),
+            _thread_detail(effort),
         ),
     )
+
+
+def _thread_detail(effort: Effort) -> Detail:
+    """What a step costs the environment's thread where episodes are told apart, or frames chosen."""
+    workload = Workload(SCALARS)
+    options: dict[str, dict[str, Any]] = {
+        "all of a run": {},
+        'split="episode"': {"split": "episode", "keep": KEEP},
+        "skip=4": {"skip": 4},
+        "a trigger that is never true": {"episode_trigger": lambda _: False},
+        "off": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = {
+            name: Recorded(workload, Path(folder, str(number) + ("" if "split" in each else ".rrd")), **each)
+            for number, (name, each) in enumerate(options.items())
+        }
+        recorded["off"].recorder.switch("off")
+        contenders = {name: Contender(each.step) for name, each in recorded.items()}
+        timings = take_turns(contenders, workload.renew, rounds=effort.of(15, 7), steps=40)
+        for each in recorded.values():
+            each.close()
+    medians = ", ".join(f"{name} {micro(timings[name].median)}" for name in options)
+    return Detail("an episode that isn't kept", f"the hooks of a step, {SCALARS}", medians)
 
 
 def _run(folder: Path | None, episodes: int, keep: Keep | None = None) -> float:

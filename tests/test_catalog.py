@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import rerun as rr
+from datafusion import col
 from torchrl.envs import GymWrapper
 
 from episode_folders import episode, write_episode
@@ -32,12 +33,23 @@ def test_episodes_are_found_by_what_they_came_to(tmp_path, monkeypatch):
     found = {"rr": rr}
     exec(HOW_TO, found)
     worst, rewards = found["worst"], found["rewards"]
-    lengths = sorted(length for length in [*LENGTHS[:5], *LENGTHS[1:6]] if length > 1)[:5]
+    lengths = sorted([*LENGTHS[:5], *LENGTHS[1:6]])[:5]
     assert worst["episode_return"].tolist() == lengths
     assert len(rewards) == sum(lengths)
     assert set(rewards["rerun_segment_id"]) == set(worst["rerun_segment_id"])
     assert {row.tolist()[0] for row in rewards["/reward:Scalars:scalars"]} == {1.0}
     assert found["dataset"].default_blueprint() is not None
+
+
+def test_episodes_are_filtered_by_their_return(tmp_path):
+    for number in range(6):
+        write_episode(tmp_path, episode(number, -float(number), 10))
+    files = [found.path for found in list_episodes(tmp_path).episodes]
+    with rr.server.Server(host="127.0.0.1", datasets={"ppo": files}) as server:
+        dataset = server.client().get_dataset("ppo")
+        value = col("property:episode:episode_return")[0]
+        found = dataset.segment_table().filter(value < -2.5).sort(value.sort()).to_pylist()
+    assert [row["property:episode:episode_return"] for row in found] == [[-5.0], [-4.0], [-3.0]]
 
 
 def test_of_an_unfinished_episode_the_last_part_is_there(tmp_path):
