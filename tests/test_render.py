@@ -484,5 +484,5 @@ def test_stored_data_cannot_be_rendered(path):
     ):
         with pytest.raises(ValueError, match="append the recorder to the environment"):
             record(Recorder(path))
-    with pytest.raises(TypeError, match="render='pixels' is a str"):
+    with pytest.raises(TypeError, match="render='pixels' is of type str"):
         RerunRecorder(path, render="pixels")

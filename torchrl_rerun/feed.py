@@ -361,6 +361,7 @@ class Feed:
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
+                self._check_place(key)
                 leaf = specs.leaf_of(key, value, tensordict, env)
                 stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
             except UnsupportedLeafError as reason:
@@ -370,6 +371,11 @@ class Feed:
             self._warn_of_another_format(stream)
             streams.append(stream)
         return streams
+
+    def _check_place(self, key: Key) -> None:
+        """Of one episode there is no ``/env_{i}`` before the key."""
+        if key[0] == "__properties" and self._settings.options.split == "episode":
+            raise UnsupportedLeafError("'__properties' is where recordings keep what is known of them")
 
     def _warn_of_another_format(self, stream: Stream) -> None:
         """Who asks for small images and can't have them must know; who asks for exact ones has them anyway."""

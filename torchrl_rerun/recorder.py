@@ -59,8 +59,8 @@ class RerunRecorder(Transform):
     its own (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
 
     Args:
-        sink: path of the ``.rrd`` file to write, or of a folder, for several or one (``run.rrd``); a viewer that is watching, as its URL
-            (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
+        sink: path of the ``.rrd`` file to write, or of a folder for several, or for one (``run.rrd``); a viewer that is
+            watching, as its URL (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
             connect to; or a file and viewers, as a list. The file gets every frame; a viewer gets those that it takes in
             time, and what it doesn't is dropped and counted. A recording of days goes on in ``name.part_1.rrd`` and so
             on. Inside the workers of a batched environment, and in a copy of the recorder, each writes
@@ -82,9 +82,9 @@ class RerunRecorder(Transform):
         names: per key, the names of the numbers of a row, or of the categories.
         render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
             others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
-            gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when
-            a recording begins, whether that frame is recorded or not, to see what they are. Where a later picture fails, or is of another size,
-            the frame is recorded without it, which is said once.
+            gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when a recording
+            begins, whether that frame is recorded or not, to see what they are. Where a later picture fails, or is of
+            another size, the frame is recorded without it, which is said once.
         episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
             returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
             environment by itself; with neither trigger everything is recorded. A trigger that fails counts as true.
@@ -108,7 +108,8 @@ class RerunRecorder(Transform):
             whatever it says. When it is full the environment waits for the writer. Images that are encoded already may
             take 8 MiB more, until they are enough to be written together.
         flush_seconds: what is older than this is written when the next frame comes, though the buffer isn't full.
-        overwrite: replace an existing file.
+        overwrite: replace an existing file and its parts, or the recordings that an earlier run left in a folder. A run
+            that goes on after a restart (``env.load_state_dict``) replaces nothing.
 
     Raises:
         FileExistsError: the file exists, and ``overwrite`` is false.
@@ -125,6 +126,9 @@ class RerunRecorder(Transform):
         ``env.close()``, the end of the program and the end of the recorder's life dump too, so that nothing is lost
         where that is forgotten. Errors of the disk never reach the environment's methods: training goes on, a warning
         says so at once, and the next :meth:`dump` or :meth:`close` raises :class:`RecordingError`.
+
+    .. note:: The environment's ``state_dict()`` holds how many steps and episodes there have been. Where it is loaded
+        after a restart they are counted on, in further files of the same folder.
 
     .. note:: In front of other transforms it records what passes at its place, and says once which keys it can't see.
         ``check_env_specs`` leaves nothing in the recording, except where the recorder lives in worker processes, which

@@ -286,9 +286,7 @@ def describe(
 
 
 def _check_name(key: Key) -> None:
-    """Entity paths are made of parts that aren't empty, in UTF-8; one begins them that is Rerun's own."""
-    if key[0] == "__properties":
-        raise UnsupportedLeafError("'__properties' is where recordings keep what is known of them")
+    """Entity paths are made of parts that aren't empty, in UTF-8."""
     for part in key:
         if not part:
             raise UnsupportedLeafError("an empty name can't be part of an entity path")
