@@ -31,13 +31,17 @@ def save(report: Report, about: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps({"about": dict(about), **report.as_json()}, indent=2) + "\n")
 
 
+BAR = r"\|"
+"""What stands for ``|`` within a cell."""
+
+
 def into_readme(report: Report, about: Mapping[str, Any], path: Path) -> None:
     """Put the rows between the README's two marks, as Markdown, with the machine below them."""
     lines = ["| figure | workload | measured | ratio | must reach | holds |", "|---|---|---|---|---|---|"]
     for row in report.rows:
         verdict = {True: "yes", False: "no", None: "not yet"}[row.holds]
         cells = (row.figure, row.workload, row.measured, row.ratio, row.must_reach, verdict)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
     machine = "; ".join(f"{name} {value}" for name, value in about.items())
     text = path.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
