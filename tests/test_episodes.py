@@ -421,6 +421,18 @@ def test_a_folder_that_holds_recordings(folder):
     assert names(folder) == ["env_0_episode_000001.rrd", "notes.txt"]
 
 
+def test_all_that_an_earlier_run_left_is_replaced(folder):
+    """Parts, and what got a number since its name was taken, too."""
+    folder.mkdir()
+    left = ["env_0_episode_000004_2.rrd", "env_0_episode_000004_2.part_0.rrd", "env_0_episode_000005.part_1.rrd"]
+    for name in left:
+        (folder / name).touch()
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode", overwrite=True))
+    env.rollout(100)
+    env.close()
+    assert names(folder) == ["env_0_episode_000000.rrd"]
+
+
 def test_two_recorders_in_one_folder(folder):
     first = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     first.rollout(1)

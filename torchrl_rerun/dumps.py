@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from torchrl_rerun.sinks import FileSink, is_locked
+from torchrl_rerun.sinks import FileSink, is_locked, refuse_earlier_run
 
 _OURS = re.compile(r"dump_\d{6}(_.*)?\.rrd", re.DOTALL)
 
@@ -56,10 +56,7 @@ class DumpFile(FileSink):
         """
         there = [] if self._number or self.overwrite else self._dumps()
         if there:
-            raise FileExistsError(
-                f"{self.path.parent} holds recordings of an earlier run ({there[0].name}, ...); choose another folder or pass "
-                "overwrite=True"
-            )
+            refuse_earlier_run(self.path.parent, there[0])
         super().open()
 
     def keep(self) -> None:

@@ -14,9 +14,9 @@ from rerun.chunk import Chunk, LazyChunkStream
 from torchrl_rerun.embedding import EncodedLayout, add_layout
 from torchrl_rerun.keeping import Episode, EpisodeKey, Keep
 from torchrl_rerun.listing import list_episodes
-from torchrl_rerun.sinks import check_folder, lock
+from torchrl_rerun.sinks import check_folder, lock, refuse_earlier_run
 
-_OURS = re.compile(r"\.?(env_\d+_episode_\d+(\.part_\d+)?(_\d+)?\.rrd|layout\.rbl)")
+_OURS = re.compile(r"\.?env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd")
 
 
 class RunFolder:
@@ -180,10 +180,7 @@ class RunFolder:
     def _refuse_what_is_there(self) -> None:
         there = None if self._is_ours or self.overwrite else next(self._recordings(), None)
         if there is not None:
-            raise FileExistsError(
-                f"{self.path} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass "
-                "overwrite=True"
-            )
+            refuse_earlier_run(self.path, there)
 
     def _take_over_what_is_there(self) -> None:
         """Which of the episodes of before stay is decided again, together with those to come."""

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream, RrdReader
@@ -467,6 +467,13 @@ def check_folder(path: Path) -> None:
     folder = next(parent for parent in (path, *path.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise PermissionError(f"{path} can't be recorded to: {folder} is not a folder that can be written")
+
+
+def refuse_earlier_run(folder: Path, there: Path) -> NoReturn:
+    """Say that a folder holds the recordings of an earlier run, of which ``there`` is one."""
+    raise FileExistsError(
+        f"{folder} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass overwrite=True"
+    )
 
 
 def family(path: Path) -> list[int]:
