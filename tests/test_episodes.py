@@ -18,10 +18,10 @@ from torchrl.collectors import Collector
 from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
 
 from readback import read, read_folder, same
-from reference import Reference, per_env
+from reference import Reference
 from test_keeping import of_lists, policies
-from test_random_sequences import KEYS, Counter, runs
-from test_selection import Lengths
+from test_random_sequences import Counter, runs
+from test_selection import Lengths, drive
 from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst, RerunRecorder
 
 
@@ -83,40 +83,22 @@ def test_what_is_on_disk_is_what_lists_keep(run, keep):
         for i in chosen:
             episodes.reset(i, reference.at[i])
 
+    def step(i, reward, *, ends):
+        episodes.step(i, reward, reference.at[i], ends=ends)
+
+    def dump():
+        for i in range(envs):
+            episodes.close(i, only_ended=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*after its episode was over")
+            recorder.dump()
+
     with tempfile.TemporaryDirectory() as folder:
         recorder = RerunRecorder(
             folder, split="episode", keep=keep, image_format="raw", buffer_bytes=buffer_bytes, blueprint=False
         )
         env = Counter(envs, itertools.chain(ends)).append_transform(recorder)
-        tensordict = env.reset()
-        reference.reset(per_env(tensordict, KEYS))
-        reset(range(envs))
-        for what, mask in events:
-            chosen = [i for i in range(envs) if mask is None or mask[i]]
-            if what == "dump" or not chosen:
-                for i in range(envs):
-                    episodes.close(i, only_ended=True)
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*after its episode was over")
-                    recorder.dump()
-            elif what == "reset":
-                if mask is not None:
-                    tensordict["_reset"] = torch.tensor(mask)[:, None]
-                tensordict = env.reset(tensordict)
-                reference.reset(per_env(tensordict, KEYS, chosen))
-                reset(chosen)
-            else:
-                tensordict = env.rand_action(tensordict)
-                if mask is not None:
-                    tensordict["_step"] = torch.tensor(mask)
-                tensordict = env.step(tensordict)
-                following = tensordict["next"]
-                reference.steps(per_env(tensordict, ["action"], chosen), per_env(following, [*KEYS, "reward"], chosen))
-                for i in chosen:
-                    reward = following["reward"][i].double().item()
-                    episodes.step(i, reward, reference.at[i], ends=bool(following["done"][i]))
-                tensordict = env.step_mdp(tensordict)
-                tensordict.pop("_step", None)
+        drive(env, events, reference, dumped=dump, was_reset=reset, was_stepped=step)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*after its episode was over")
             env.close()

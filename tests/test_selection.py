@@ -199,6 +199,35 @@ def only_shown(reference, models):
             del reference.rows[env, key]
 
 
+def drive(env, events, reference, *, dumped, was_reset, was_stepped):
+    """Reset and step an environment as ``events`` say, and tell a reference and three functions of it."""
+    envs = env.batch_size[0]
+    tensordict = env.reset()
+    reference.reset(per_env(tensordict, KEYS))
+    was_reset(range(envs))
+    for what, mask in events:
+        chosen = [i for i in range(envs) if mask is None or mask[i]]
+        if what == "dump" or not chosen:
+            dumped()
+        elif what == "reset":
+            if mask is not None:
+                tensordict["_reset"] = torch.tensor(mask)[:, None]
+            tensordict = env.reset(tensordict)
+            reference.reset(per_env(tensordict, KEYS, chosen))
+            was_reset(chosen)
+        else:
+            tensordict = env.rand_action(tensordict)
+            if mask is not None:
+                tensordict["_step"] = torch.tensor(mask)
+            tensordict = env.step(tensordict)
+            following = tensordict["next"]
+            reference.steps(per_env(tensordict, ["action"], chosen), per_env(following, [*KEYS, "reward"], chosen))
+            for i in chosen:
+                was_stepped(i, following["reward"][i].double().item(), ends=bool(following["done"][i]))
+            tensordict = env.step_mdp(tensordict)
+            tensordict.pop("_step", None)
+
+
 numbers = st.sets(st.integers(0, 12), max_size=6)
 
 
@@ -218,6 +247,11 @@ def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, s
             models[i].reset(reference.frame, reference.at[i]["episode"])
             returns[i, reference.frame] = 0.0
 
+    def step(i, reward, *, ends):
+        total[i] += reward
+        models[i].step(reference.frame, reference.step, ends=ends)
+        returns[i, reference.frame] = total[i]
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.rrd")
         recorder = RerunRecorder(
@@ -231,32 +265,7 @@ def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, s
             skip=skip,
         )
         env = Counter(envs, itertools.chain(ends)).append_transform(recorder)
-        tensordict = env.reset()
-        reference.reset(per_env(tensordict, KEYS))
-        reset(range(envs))
-        for what, mask in events:
-            chosen = [i for i in range(envs) if mask is None or mask[i]]
-            if what == "dump" or not chosen:
-                recorder.dump()
-            elif what == "reset":
-                if mask is not None:
-                    tensordict["_reset"] = torch.tensor(mask)[:, None]
-                tensordict = env.reset(tensordict)
-                reference.reset(per_env(tensordict, KEYS, chosen))
-                reset(chosen)
-            else:
-                tensordict = env.rand_action(tensordict)
-                if mask is not None:
-                    tensordict["_step"] = torch.tensor(mask)
-                tensordict = env.step(tensordict)
-                following = tensordict["next"]
-                reference.steps(per_env(tensordict, ["action"], chosen), per_env(following, [*KEYS, "reward"], chosen))
-                for i in chosen:
-                    total[i] += following["reward"][i].double().item()
-                    models[i].step(reference.frame, reference.step, ends=bool(following["done"][i]))
-                    returns[i, reference.frame] = total[i]
-                tensordict = env.step_mdp(tensordict)
-                tensordict.pop("_step", None)
+        drive(env, events, reference, dumped=recorder.dump, was_reset=reset, was_stepped=step)
         env.close()
         wanted = [[returns[i, frame] for frame in model.shown] for i, model in enumerate(models)]
         only_shown(reference, models)
