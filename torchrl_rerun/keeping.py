@@ -162,8 +162,15 @@ class KeepLast(_Ranked):
         return 0.0
 
 
+class _ByReturn(_Ranked):
+    @property
+    def needs_return(self) -> bool:
+        """It does."""
+        return True
+
+
 @dataclass(frozen=True)
-class KeepBest(_Ranked):
+class KeepBest(_ByReturn):
     """The ``n`` episodes of highest return, of equal ones the earlier. Interrupted ones don't count.
 
     Args:
@@ -172,11 +179,6 @@ class KeepBest(_Ranked):
         where: a function of an :class:`Episode`; only those of which it is true count.
     """
 
-    @property
-    def needs_return(self) -> bool:
-        """It does."""
-        return True
-
     def rank(self, episode: Episode) -> float | None:
         """Its return."""
         is_comparable = not episode.interrupted and not math.isnan(episode.episode_return)
@@ -184,7 +186,7 @@ class KeepBest(_Ranked):
 
 
 @dataclass(frozen=True)
-class KeepWorst(_Ranked):
+class KeepWorst(_ByReturn):
     """The ``n`` episodes of lowest return, of equal ones the earlier; NaN is the lowest. Interrupted ones don't count.
 
     Args:
@@ -192,11 +194,6 @@ class KeepWorst(_Ranked):
         per_env: so many of each environment, not of all together.
         where: a function of an :class:`Episode`; only those of which it is true count.
     """
-
-    @property
-    def needs_return(self) -> bool:
-        """It does."""
-        return True
 
     def rank(self, episode: Episode) -> float | None:
         """Its return, with the other sign."""
