@@ -140,3 +140,13 @@ def test_after_a_collector(folder):
     collector.shutdown()
     # When its frames are spent the collector closes the environment before it gives the last batch.
     assert names(folder) == ["dump_000000_batch_0.rrd", "dump_000001_batch_1.rrd", "dump_000002.rrd"]
+
+
+def test_a_suffix_that_names_no_file(path):
+    """Who calls ``dump`` as one calls ``VideoRecorder`` may pass anything."""
+    recorder = RerunRecorder(path)
+    env = GymWrapper(Lengths()).append_transform(recorder)
+    env.rollout(2)
+    recorder.dump("eval/0")
+    env.close()
+    assert len(read(path)["/env_0/observation"].values) == 3

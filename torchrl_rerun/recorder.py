@@ -336,7 +336,8 @@ class RerunRecorder(Transform):
             RecordingError: something could not be written; the message says why, and how many frames are lost.
             ValueError: ``suffix`` can't be part of a file's name.
         """
-        if suffix is not None and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
+        names_a_file = suffix is not None and self._settings.options.split == "dump"
+        if names_a_file and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
             raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
         self._release_held()
         recording = None if self._feed is None else self._feed.recording
