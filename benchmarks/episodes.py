@@ -83,6 +83,10 @@ def measure(effort: Effort) -> Report:
         written = _run(folder / "all", 200) - alone * 200 / episodes
         left = len(list_episodes(folder / "kept").episodes)
         floor = _floor(folder)
+        _run(folder / "bare", 50, blueprint=False)
+        size, bare = (
+            statistics.mean(found.size for found in list_episodes(folder / which).episodes) for which in ("all", "bare")
+        )
     each, file = (kept - alone) / episodes, written / 200
     most_files, grown = seen[0], seen[1]
     workload = f"{ENVS} envs, {episodes:,} episodes of about {LENGTH} steps, keep={KEEP!r}"
@@ -116,9 +120,20 @@ def measure(effort: Effort) -> Report:
                 "the run without a recorder, and with one",
                 f"{alone:.1f} s, {kept:.1f} s, {kept / alone:.2f} x",
             ),
+            Detail(
+                "an episode that isn't kept",
+                "the file of one that is, and without its layout",
+                f"{kilo(size)}, {kilo(bare)}",
+                {"bytes": size, "bytes_without_layout": bare},
+            ),
             _thread_detail(effort),
         ),
     )
+
+
+def kilo(size: float) -> str:
+    """Bytes to read."""
+    return f"{size / 1000:.0f} kB"
 
 
 def _thread_detail(effort: Effort) -> Detail:
@@ -145,12 +160,12 @@ def _thread_detail(effort: Effort) -> Detail:
     return Detail("an episode that isn't kept", f"the hooks of a step, {SCALARS}", medians)
 
 
-def _run(folder: Path | None, episodes: int, keep: Keep | None = None) -> float:
+def _run(folder: Path | None, episodes: int, keep: Keep | None = None, *, blueprint: bool = True) -> float:
     """Seconds that so many episodes take, the end of the recording included."""
     short = Short()
     env: EnvBase = short
     if folder is not None:
-        env = short.append_transform(RerunRecorder(folder, split="episode", keep=keep))
+        env = short.append_transform(RerunRecorder(folder, split="episode", keep=keep, blueprint=blueprint))
     action = torch.zeros(ENVS, 6)
     tensordict = env.reset()
     began = time.perf_counter()
