@@ -140,7 +140,7 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
             picture = buffer.reshape(image_format["height"], image_format["width"], depth)
         return picture if entry["dtype"] == "object" else _picture(entry, picture)
     if kind == "tensor":
-        data = row["Tensor:data"][0]
+        data = (row.get("BarChart:values") or row["Tensor:data"])[0]
         assert list(data["shape"]) == list(shape)
         flat = data["buffer"]
     else:

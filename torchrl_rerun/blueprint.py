@@ -1,127 +1,345 @@
-"""The layout that the viewer opens with: a cell per environment, made from its streams."""
+"""The layout that the viewer opens with, made from what is recorded, and its parts, of which others can be made.
+
+:func:`layout` is what ``RerunRecorder(..., blueprint=True)`` uses. For a layout of your own, pass a function of
+:class:`Contents` that puts parts together::
+
+    import rerun.blueprint as rrb
+    from torchrl_rerun import RerunRecorder, blueprint
+
+    def mine(contents):
+        return rrb.Blueprint(
+            rrb.Horizontal(blueprint.wall(contents), *blueprint.plots(contents, env=0)),
+            *blueprint.panels(contents),
+        )
+
+    RerunRecorder("run.rrd", blueprint=mine)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import rerun as rr
 import rerun.blueprint as rrb
 
+from torchrl_rerun.palette import PALETTE
 from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
 
-MAX_CELLS = 16
-"""Environments that are shown at once; the others are in the recording, and in the viewer's list of streams."""
+MAX_CELLS = 4
+"""Environments that are shown with all that there is of them, one fewer if there are pictures; more are shown as a wall,
+with details of a few."""
+
+MAX_WALL = 64
+"""Environments on a wall; the others are in the recording, and in the viewer's list of streams."""
+
+MAX_DETAILS = 8
+"""Environments beside a wall that are shown with all that there is of them."""
+
+MAX_LINES = 16
+"""Environments whose returns are lines of one plot."""
 
 _DONE_FLAGS = ("done", "terminated", "truncated")
 
 
-def layout(
-    streams: Sequence[Stream], envs: Sequence[int | None], fps: float | None = None, statistics: Sequence[Key] = ()
-) -> rrb.Blueprint:
-    """A grid of environments, each with its images, its reward and return, its states and its other numbers.
+@dataclass(frozen=True)
+class Contents:
+    """What there is in a recording to be laid out.
 
-    Above it are the statistics over all environments, where there are any.
-
-    Args:
+    Attributes:
         streams: what is recorded of each environment.
-        envs: environment indices, of which the first 16 get a cell; None: the recording is of one environment.
+        envs: environment indices; None: the recording is of one environment, as of one episode.
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
         statistics: the keys of which there are statistics over all environments.
     """
-    shown = envs[:MAX_CELLS]
-    crowded = len(shown) > 4
-    cells = [_cell(streams, env, alone=len(shown) == 1, first=env == envs[0], crowded=crowded) for env in shown]
-    # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
-    columns = 1 if len(cells) < 4 and any(stream.kind == "image" for stream in streams) else None
-    grid = rrb.Grid(*cells, grid_columns=columns, name="environments") if len(cells) > 1 else cells[0]
-    return rrb.Blueprint(
-        rrb.Vertical(_overview(statistics), grid, row_shares=[1, 3]) if statistics else grid,
-        rrb.TimePanel(timeline="frame", fps=fps, state="collapsed"),
-        rrb.SelectionPanel(state="collapsed"),
-        # Of one episode: the list of episodes is above it.
-        rrb.BlueprintPanel(state="expanded" if shown[0] is None else "collapsed"),
-        auto_views=False,
-    )
+
+    streams: Sequence[Stream]
+    envs: Sequence[int | None]
+    fps: float | None = None
+    statistics: Sequence[Key] = ()
+
+    @classmethod
+    def of_schema(cls, schema: Mapping[str, Any], envs: Sequence[int | None]) -> Contents:
+        """What a recording says of itself.
+
+        Args:
+            schema: the schema in it.
+            envs: environment indices.
+        """
+        return cls(
+            [Stream.from_json(entry) for entry in schema["keys"]],
+            [None] if schema.get("split") == "episode" else envs,
+            schema["fps"],
+            [tuple(key) for key in schema.get("statistics", ())],
+        )
+
+    def of(self, env: int | None) -> list[Stream]:
+        """What is recorded of an environment: what all share is with the first one."""
+        return [stream for stream in self.streams if env == self.envs[0] or not stream.shared]
 
 
-def _overview(statistics: Sequence[Key]) -> rrb.Container:
-    return rrb.Horizontal(
-        *(
-            rrb.TimeSeriesView(origin=batch_path(key), name=f"all environments: {' / '.join(key)}")
-            for key in statistics
+def layout(contents: Contents, *, live: bool = False) -> rrb.Blueprint:
+    """The whole of it.
+
+    Up to four environments have a cell each, or three if there are pictures. Of more there is a wall of their pictures, or of their returns, with the
+    returns of all on one plot, or the statistics over all, and the details of a few.
+
+    Args:
+        contents: what there is.
+        live: whether it is watched while it is recorded.
+    """
+    envs = contents.envs
+    are_seen = any(stream.is_picture for stream in contents.streams)
+    if len(envs) > MAX_CELLS - are_seen or contents.statistics:
+        root: rrb.Container | rrb.View = _overview(contents)
+    elif len(envs) > 1:
+        # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
+        columns = 1 if are_seen else 2
+        root = rrb.Grid(*(cell(contents, env) for env in envs), grid_columns=columns, name="environments")
+    else:
+        root = cell(contents, envs[0])
+    return rrb.Blueprint(root, *panels(contents, live=live), auto_views=False)
+
+
+def panels(contents: Contents, *, live: bool = False) -> list[rrb.BlueprintPart]:
+    """Around the views: the time, by frames, and nothing else, or of one episode the list of all episodes, too.
+
+    Args:
+        contents: what there is.
+        live: whether it is watched while it is recorded: the newest frame is shown. Else it is played from the first one
+            on, an episode again and again.
+    """
+    is_episode = contents.envs[0] is None
+    return [
+        rrb.TimePanel(
+            timeline="frame",
+            fps=contents.fps,
+            state="collapsed",
+            play_state="following" if live else "playing",
+            loop_mode="all" if is_episode else "off",
         ),
-        name="all environments",
-    )
+        rrb.SelectionPanel(state="collapsed"),
+        rrb.BlueprintPanel(state="expanded" if is_episode else "collapsed"),
+    ]
 
 
-def _cell(
-    streams: Sequence[Stream], env: int | None, *, alone: bool, first: bool, crowded: bool
-) -> rrb.Container | rrb.View:
-    shown = [stream for stream in streams if first or not stream.shared]
-    pictures = list(_pictures(shown, env))
-    plots = list(_plots(shown, env, legends=not crowded))
+def cell(contents: Contents, env: int | None) -> rrb.Container | rrb.View:
+    """All that there is of one environment: pictures, with plots beside them.
+
+    Args:
+        contents: what there is.
+        env: the environment's index.
+    """
     name = None if env is None else f"env {env}"
-    if not plots or not pictures:
-        return _stack(pictures or plots, 6 if alone else 3 if crowded else 4, name=name)
+    alone = len(contents.envs) == 1
+    seen, plotted = pictures(contents, env), plots(contents, env)
+    if not seen or not plotted:
+        return _stack(seen or plotted, 6 if alone else 3, name)
+    columns = 1 if len(seen) < 3 else 2
     return rrb.Horizontal(
-        _stack(pictures, 3 if alone else 2),
-        _stack(plots, 4 if alone else 3),
+        seen[0] if len(seen) == 1 else rrb.Grid(*seen, grid_columns=columns),
+        _stack(plotted, 4 if alone else 3),
         name=name,
         column_shares=[3, 2] if alone else [1, 1],
     )
 
 
-def _stack(views: Sequence[rrb.View], most: int, name: str | None = None) -> rrb.Container:
-    """Views below one another; those for which there is no room share the last place, as tabs."""
-    if len(views) <= most:
-        return rrb.Vertical(*views, name=name)
-    return rrb.Vertical(*views[: most - 1], rrb.Tabs(*views[most - 1 :]), name=name)
+def pictures(contents: Contents, env: int | None) -> list[rrb.View]:
+    """A view of each image, then of each tensor, then of each text of an environment, in this order.
 
-
-def _pictures(streams: Sequence[Stream], env: int | None) -> Iterator[rrb.View]:
-    """Images, tensors and texts, in this order."""
-    for kind, view in (("image", rrb.Spatial2DView), ("tensor", rrb.TensorView), ("text", rrb.TextDocumentView)):
-        for stream in streams:
-            if stream.kind == kind:
-                for lane in range(stream.lanes):
-                    yield view(origin=entity_path(stream, env, lane), name=_title(stream, env, lane))
-
-
-def _plots(streams: Sequence[Stream], env: int | None, *, legends: bool) -> Iterator[rrb.View]:
-    """Reward and return on one plot, all states as lanes of one view, and every other key of numbers on its own.
-
-    The lanes come second, but last if they hold nothing but the flags of the episodes' ends.
+    Args:
+        contents: what there is.
+        env: the environment's index.
     """
-    numbers = [stream for stream in streams if stream.kind == "scalars"]
-    gains = [stream for stream in numbers if stream.sums or "reward" in stream.key[-1]]
+    streams = contents.of(env)
+    shown = (
+        (rrb.Spatial2DView, [stream for stream in streams if stream.is_picture]),
+        (rrb.BarChartView, [stream for stream in streams if stream.is_vector]),
+        (rrb.TensorView, [stream for stream in streams if stream.kind == "tensor" and not stream.is_vector]),
+        (rrb.TextDocumentView, [stream for stream in streams if stream.kind == "text"]),
+    )
+    return [
+        view(origin=entity_path(stream, env, lane), name=_named(contents, env, stream, lane))
+        for view, of_kind in shown
+        for stream in of_kind
+        for lane in range(stream.lanes)
+    ]
+
+
+def plots(contents: Contents, env: int | None) -> list[rrb.View]:
+    """Views of the numbers of an environment: rewards and returns, its states as lanes, and every other key.
+
+    Where there are several agents, what each has one number of is a plot with a line for each of them, and what each has
+    several of is a plot for each of them.
+
+    Args:
+        contents: what there is.
+        env: the environment's index.
+    """
+    return list(_plots(contents, env))
+
+
+def wall(contents: Contents, envs: Sequence[int | None] | None = None) -> rrb.Container:
+    """The pictures of many environments, or their returns if there are none, in a grid.
+
+    Args:
+        contents: what there is.
+        envs: which ones; None: the first 64.
+    """
+    shown = (contents.envs if envs is None else envs)[:MAX_WALL]
+    columns = math.ceil(math.sqrt(len(shown)))
+    cameras = [stream for stream in contents.streams if stream.is_picture and not stream.shared]
+    walls = [
+        rrb.Grid(
+            *(rrb.Spatial2DView(origin=entity_path(stream, env, lane), name=f"env {env}") for env in shown),
+            grid_columns=columns,
+            name=_named(contents, None, stream, lane),
+        )
+        for stream in cameras
+        for lane in range(stream.lanes)
+    ]
+    if not walls:
+        gains = [stream for stream in contents.streams if stream.sums] or _numbers(contents.streams)
+        walls = [
+            rrb.Grid(
+                *(_series(gains[:1], env, f"env {env}", legend=False) for env in shown),
+                grid_columns=columns,
+                name=" / ".join(gains[0].key),
+            )
+        ]
+    return walls[0] if len(walls) == 1 else rrb.Tabs(*walls, name="environments")
+
+
+def returns(contents: Contents, envs: Sequence[int | None] | None = None) -> rrb.View:
+    """The returns of several environments as lines of one plot.
+
+    Args:
+        contents: what there is.
+        envs: which ones; None: the first 16.
+    """
+    shown = (contents.envs if envs is None else envs)[:MAX_LINES]
+    sums = [stream for stream in contents.streams if stream.sums]
+    lines: dict[rr.EntityPath | str, Any] = {
+        entity_path(stream, env, lane): _line(
+            " / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), PALETTE[row % len(PALETTE)]
+        )
+        for stream in sums[:1]
+        for row, env in enumerate(shown)
+        for lane in range(stream.lanes)
+    }
+    some = "" if len(shown) == len(contents.envs) else f", the first {len(shown)} environments"
+    return rrb.TimeSeriesView(origin="/", contents=list(lines), overrides=lines, name=f"episode_return{some}")
+
+
+def statistics(contents: Contents) -> list[rrb.View]:
+    """Plots of the statistics over all environments: the mean, the range, and the quantiles in between.
+
+    Args:
+        contents: what there is.
+    """
+    return [
+        rrb.TimeSeriesView(origin=batch_path(key), name=f"{' / '.join(key)}, all environments")
+        for key in contents.statistics
+    ]
+
+
+def _overview(contents: Contents) -> rrb.Container:
+    """A wall, what all come to, and the details of a few."""
+    details = rrb.Tabs(*(_details(contents, env) for env in contents.envs[:MAX_DETAILS]), name="details")
+    if contents.statistics:
+        left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(contents)), wall(contents))
+    elif any(stream.sums for stream in contents.streams):
+        left = rrb.Vertical(wall(contents), returns(contents), row_shares=[3, 1])
+    else:
+        left = wall(contents)
+    return rrb.Horizontal(left, details, column_shares=[2, 1])
+
+
+def _details(contents: Contents, env: int | None) -> rrb.Container:
+    """What there is of one environment, below one another."""
+    views = [*pictures(contents, env)[:1], *plots(contents, env)]
+    return _stack(views, 5, f"env {env}")
+
+
+def _stack(views: Sequence[rrb.View], most: int, name: str | None = None) -> rrb.Container:
+    """Views below one another; those for which there is no room share the last place, as tabs. Lanes need less room."""
+    parts: list[rrb.View | rrb.Container] = list(views)
+    if len(views) > most:
+        parts = [*views[: most - 1], rrb.Tabs(*views[most - 1 :])]
+    return rrb.Vertical(*parts, row_shares=[_share(part) for part in parts], name=name)
+
+
+def _share(part: rrb.View | rrb.Container) -> float:
+    """Of the height: a lane needs less than a plot does."""
+    lanes = part.contents if isinstance(part, rrb.StateTimelineView) else None
+    return min(3.0, 1.0 + len(lanes) / 2) if isinstance(lanes, list) else 3.0
+
+
+def _plots(contents: Contents, env: int | None) -> Iterator[rrb.View]:
+    """Returns and rewards first. The lanes come second, but last if they hold nothing but the flags of the ends.
+
+    What the environment says beside what the policy sees comes after all that.
+    """
+    streams = contents.of(env)
+    gains = [stream for stream in streams if stream.kind == "scalars" and (stream.sums or "reward" in stream.key[-1])]
+    others = [stream for stream in _numbers(streams) if stream not in gains]
     states = _lanes(streams)
     second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
-    if gains:
-        yield _series(gains, env, _named(env, "reward and return"), legend=legends)
+    several = any(stream.agents for stream in gains)
+    if gains and not several:
+        yield _series(gains, env, _titled(contents, env, "reward and return"))
+    for name, some in (
+        ("return", [stream for stream in gains if stream.sums]),
+        ("reward", [stream for stream in gains if not stream.sums]),
+    ):
+        if several and some:
+            yield _series(some, env, _titled(contents, env, f"{name} of each agent"))
     if states and second:
-        yield _state_lanes(states, env)
-    for stream in numbers:
-        if stream not in gains:
-            yield _series([stream], env, _title(stream, env), legend=legends, axis=_around_the_cursor(env))
+        yield _state_lanes(contents, states, env)
+    for stream in sorted(others, key=lambda stream: "info" in stream.key):
+        yield from _numbers_of(contents, stream, env)
     if states and not second:
-        yield _state_lanes(states, env)
+        yield _state_lanes(contents, states, env)
 
 
-def _state_lanes(states: Sequence[Stream], env: int | None) -> rrb.View:
+def _numbers_of(contents: Contents, stream: Stream, env: int | None) -> Iterator[rrb.View]:
+    """A plot of a key, or of each agent's."""
+    axis = _around_the_cursor(env)
+    if len(stream.agents) < 2 or math.prod(stream.row_shape) == 1:
+        yield _series([stream], env, _titled(contents, env, " / ".join(stream.key)), axis=axis)
+        return
+    for lane in range(stream.lanes):
+        path = entity_path(stream, env, lane)
+        yield rrb.TimeSeriesView(origin=path, name=_named(contents, env, stream, lane), axis_x=axis)
+
+
+def _state_lanes(contents: Contents, states: Sequence[Stream], env: int | None) -> rrb.View:
     paths = [entity_path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
     title = ", ".join(dict.fromkeys(stream.key[-1] for stream in states))
     return rrb.StateTimelineView(
-        origin=_origin(env), contents=paths, name=_named(env, title), time_view=_around_the_cursor(env)
+        origin=_origin(env), contents=paths, name=_titled(contents, env, title), time_view=_around_the_cursor(env)
     )
 
 
 def _series(
-    streams: Sequence[Stream], env: int | None, name: str, *, legend: bool, axis: rrb.archetypes.TimeAxis | None = None
+    streams: Sequence[Stream],
+    env: int | None,
+    name: str,
+    *,
+    legend: bool = True,
+    axis: rrb.archetypes.TimeAxis | None = None,
 ) -> rrb.TimeSeriesView:
     paths = [entity_path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
     return rrb.TimeSeriesView(
         origin=_origin(env), contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
     )
+
+
+def _line(name: str, color: int) -> rrb.Visualizer:
+    """How a line is called and coloured in one view, whatever it is in others."""
+    return rr.SeriesLines(names=name, colors=color).visualizer()
 
 
 def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:
@@ -135,17 +353,22 @@ def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:
     return rrb.archetypes.TimeAxis(view_range=rr.TimeRange(start=before, end=after))
 
 
-def _title(stream: Stream, env: int | None, lane: int = 0) -> str:
-    parts = [*stream.key, *(stream.agents[lane : lane + 1] if stream.kind in ("image", "tensor", "text") else ())]
-    return _named(env, " / ".join(parts))
+def _named(contents: Contents, env: int | None, stream: Stream, lane: int) -> str:
+    """The title of a view of one agent's part of a key."""
+    return _titled(contents, env, " / ".join([*stream.key, *stream.agents[lane : lane + 1]]))
 
 
-def _named(env: int | None, what: str) -> str:
-    return what if env is None else f"env {env}: {what}"
+def _titled(contents: Contents, env: int | None, what: str) -> str:
+    """Which environment it is of needn't be said of the only one."""
+    return what if env is None or len(contents.envs) == 1 else f"env {env}: {what}"
 
 
 def _origin(env: int | None) -> str:
     return "/" if env is None else f"/env_{env}"
+
+
+def _numbers(streams: Sequence[Stream]) -> list[Stream]:
+    return [stream for stream in streams if stream.kind == "scalars"]
 
 
 def _lanes(streams: Sequence[Stream]) -> list[Stream]:

@@ -20,6 +20,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
 from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, channels_last, channels_of
+from torchrl_rerun.palette import FLAG_COLORS, PALETTE
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
 from torchrl_rerun.streams import Stream, entity_path
@@ -30,9 +31,6 @@ EXACT = "torchrl_rerun:exact"
 EXACT_FLOATS = 2**53
 """The largest integer up to which float64 holds each one."""
 
-# Colours of the lines of a plot and of the states of a lane: distinct on a dark background and for colour-blind eyes.
-PALETTE = (0x4E9BE6FF, 0xF2A33AFF, 0x5FC08BFF, 0xE4638CFF, 0xA98BEFFF, 0xE8D44DFF, 0x3FC6CFFF, 0xD98A5AFF)
-FLAG_COLORS = {"done": 0xA0A8B8FF, "terminated": 0xE4638CFF, "truncated": 0xF2A33AFF}
 MAX_CONFIGURED_STATES = 32
 
 VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264}
@@ -133,6 +131,8 @@ def _tensor(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
         tensors = pa.concat_arrays([_tensor_data(row[None]) for row in rows])
     else:
         tensors = _tensor_data(stream.numbers(rows))
+    if stream.is_vector:
+        return [Column("BarChart:values", "BarChart", "TensorData", lists(tensors, len(rows)))]
     return [Column("Tensor:data", "Tensor", "TensorData", lists(tensors, len(rows)))]
 
 

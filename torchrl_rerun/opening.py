@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,15 @@ class Settings:
         _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
         _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
         _require("render", render, bool, "True or False")
-        _require("blueprint", options.blueprint, bool | rrb.Blueprint, "True, False or a rerun.blueprint.Blueprint")
+        _require(
+            "blueprint",
+            options.blueprint,
+            bool | rrb.Blueprint | Callable,
+            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.blueprint.Contents that makes one",
+        )
+        _require(
+            "aggregate", options.aggregate, bool | None, "True, False, or None: where not all are recorded in detail"
+        )
         _require("application_id", options.application_id, str | None, "a string")
         _require("recording_id", options.recording_id, str | None, "a string")
         numbers = {"fps": fps, "buffer_bytes": options.buffer_bytes, "flush_seconds": options.flush_seconds}
@@ -123,6 +132,8 @@ class Settings:
         _require("keep", options.keep, Keep | None, "a policy, like KeepLast(20) | KeepWorst(20)")
         if options.keep is not None and options.split != "episode":
             raise ValueError(f"keep={options.keep!r} is about episodes: it needs split='episode'")
+        if options.aggregate and options.split == "episode":
+            raise ValueError("aggregate=True is about all environments: it needs split='run' or 'dump'")
         kept, viewers = _sinks(sink, options, overwrite=overwrite)
         return cls(
             sink=kept,
@@ -235,11 +246,18 @@ def open_recording(
         fps=settings.fps or specs.frames_per_second(env),
         first_env=(number or 0) * count,
     )
+    options = settings.options
+    if options.aggregate and number is not None:
+        warn(
+            "aggregate=True: a recorder inside the environments of a batch sees but its own ones, so that there are no "
+            "statistics over all; append it to the batched environment instead"
+        )
+        options = dataclasses.replace(options, aggregate=False)
     viewers = [Viewer(endpoint) for endpoint in settings.viewers]
     try:
         for viewer in viewers:
             viewer.open(application_id=application_id(settings.options, source), recording_id=recording_id)
-        recording = Recording(sink, source, settings.options, viewers=viewers, run_id=recording_id, continues=ended)
+        recording = Recording(sink, source, options, viewers=viewers, run_id=recording_id, continues=ended)
     except BaseException:
         sink.discard()
         for viewer in viewers:
@@ -249,13 +267,9 @@ def open_recording(
         recording.resume(resumed)
     if settings.options.logged_envs is None and len(recording.envs) < count:
         first = f"of {count} environments the first {len(recording.envs)} are recorded"
-        if settings.options.split == "episode":
-            warn(f"{first}; with logged_envs=... you choose")
-        else:
-            warn(
-                f"{first} in detail, and rewards and returns of all as statistics, below /batch; with logged_envs=... you "
-                "choose, and there are no statistics"
-            )
+        if recording.has_statistics:
+            first += " in detail, and rewards and returns of all as statistics, below /batch"
+        warn(f"{first}; with logged_envs=... you choose")
     return recording
 
 

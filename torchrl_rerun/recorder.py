@@ -7,7 +7,7 @@ import multiprocessing.util
 import os
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Self
@@ -23,6 +23,7 @@ from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun import specs
+from torchrl_rerun.blueprint import Contents
 from torchrl_rerun.dumps import DumpFile
 from torchrl_rerun.episodes import Progress
 from torchrl_rerun.feed import Acted, Feed, Mask
@@ -69,6 +70,9 @@ class RerunRecorder(Transform):
             action, reward and done specs.
         logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
             of up to 64, else the first 16.
+        aggregate: whether to record the mean, the minimum, the maximum and quantiles of the rewards and returns over all
+            environments at each frame, below ``/batch``. Default: where not all environments are recorded, and
+            ``logged_envs`` doesn't say which.
         skip: record one frame in so many, and the first and the last of each episode in any case. ``episode_return`` is
             that of all steps, whichever are recorded.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
@@ -101,7 +105,8 @@ class RerunRecorder(Transform):
             :class:`KeepWorst`, :class:`KeepIf`, combined with ``|`` and ``&``. Default: all. It is decided when an episode
             is over; what doesn't stay is forgotten before it is encoded if it fits into ``buffer_bytes``, and else removed
             from the disk.
-        blueprint: the layout that the viewer opens with: True, one made from the streams; False, none; or your own.
+        blueprint: the layout that the viewer opens with: True, one made from the streams; False, none; your own; or a
+            function that makes it of what is recorded, see :mod:`torchrl_rerun.blueprint`.
         application_id: groups recordings in the viewer. Default: the environment's name.
         recording_id: recordings of one id are shown as one. Default: a new one.
         buffer_bytes: bound on what waits in memory to be written, in bytes; at least one frame of everything fits
@@ -153,6 +158,7 @@ class RerunRecorder(Transform):
         *,
         in_keys: Sequence[NestedKey] | None = None,
         logged_envs: int | Sequence[int] | slice | str | None = None,
+        aggregate: bool | None = None,
         skip: int = 1,
         fps: float | None = None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
@@ -164,7 +170,7 @@ class RerunRecorder(Transform):
         recording_length: int = 0,
         split: Split = "run",
         keep: Keep | None = None,
-        blueprint: bool | rrb.Blueprint = True,
+        blueprint: bool | rrb.Blueprint | Callable[[Contents], rrb.Blueprint] = True,
         application_id: str | None = None,
         recording_id: str | None = None,
         buffer_bytes: int = 64 << 20,
@@ -183,6 +189,7 @@ class RerunRecorder(Transform):
             render=render,
             options=Options(
                 logged_envs=logged_envs,
+                aggregate=aggregate,
                 choice=Choice(episode_trigger, step_trigger, recording_length, skip),
                 split=split,
                 keep=keep,

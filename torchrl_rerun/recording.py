@@ -25,7 +25,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.batch import BatchStatistics
-from torchrl_rerun.blueprint import layout
+from torchrl_rerun.blueprint import Contents, layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.episode_files import EpisodeFiles
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, Progress, resolve_envs
@@ -78,10 +78,11 @@ class Options:
     """How it is recorded: the part of the recorder's arguments that isn't about TorchRL."""
 
     logged_envs: int | slice | Sequence[int] | str | None = None
+    aggregate: bool | None = None
     choice: Choice = field(default_factory=Choice)
     split: Split = "run"
     keep: Keep | None = None
-    blueprint: bool | rrb.Blueprint = True
+    blueprint: bool | rrb.Blueprint | Callable[[Contents], rrb.Blueprint] = True
     application_id: str | None = None
     recording_id: str | None = None
     buffer_bytes: int = 64 << 20
@@ -239,7 +240,7 @@ class Recording:
         self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
         self._share_out()
         statistics: list[Chunk] = []
-        if moment is Moment.STEPPED and self._has_statistics:
+        if moment is Moment.STEPPED and self.has_statistics:
             statistics += self._describe_batch()
         self._begin_writing()
         described = [(stream, each) for each in Moment for stream in self._described[each]]
@@ -247,12 +248,14 @@ class Recording:
         self._writer.put(itertools.chain(self._output.describe(described, streams, self._statistics), statistics))
 
     @property
-    def _has_statistics(self) -> bool:
-        """Whether not all environments are recorded in detail, by default."""
-        return self._options.logged_envs is None and self._select is not None and self._episode_files is None
+    def has_statistics(self) -> bool:
+        """Whether they are asked for, or by default not all environments are recorded in detail."""
+        if self._options.aggregate is None:
+            return self._options.logged_envs is None and self._select is not None and self._episode_files is None
+        return self._options.aggregate
 
     def _describe_batch(self) -> Iterator[Chunk]:
-        """Of many environments, of which only some are recorded, the rewards and returns of all are summed up."""
+        """Of many environments the rewards and returns of all are summed up."""
         sums = [stream for stream in self._described[Moment.OBSERVED] if stream.sums]
         at = [i for i, stream in enumerate(self._described[Moment.STEPPED]) if stream.key in {s.sums for s in sums}]
         if not at:
@@ -602,7 +605,7 @@ class Recording:
                 self._writer.put(buffer.prepare())
         self._warn_of_short_blocks()
         for viewer in self._viewers:
-            if (made := self._layout()) is not None:
+            if (made := self._layout(live=True)) is not None:
                 viewer.show(made)
 
     def _warn_of_short_blocks(self) -> None:
@@ -671,14 +674,24 @@ class Recording:
         self._batch_sums.forget()
         self._ledger.forget_returns()
 
-    def _layout(self) -> rrb.Blueprint | None:
+    def _layout(self, *, live: bool = False) -> rrb.Blueprint | None:
+        """The layout of what is known by now; ``live``: for those who watch."""
         wanted = self._options.blueprint
-        if isinstance(wanted, bool):
-            if self._episode_files is not None:
-                return layout(self.streams, [None], self.source.fps) if wanted else None
-            shown = shown_envs(self.envs, self.source.envs, self.sink.family())
-            return layout(self.streams, shown, self.source.fps, self._statistics) if wanted else None
-        return wanted
+        if wanted is False or isinstance(wanted, rrb.Blueprint):
+            return wanted or None
+        shown = (
+            [None] if self._episode_files is not None else shown_envs(self.envs, self.source.envs, self.sink.family())
+        )
+        contents = Contents(self.streams, shown, self.source.fps, self._statistics)
+        if callable(wanted):
+            try:
+                made: object = wanted(contents)
+            except Exception as error:  # training goes on
+                made = error
+            if isinstance(made, rrb.Blueprint):
+                return made
+            warn(f"blueprint={wanted!r} gave {made!r} instead of a layout: there is one made from the streams instead")
+        return layout(contents, live=live)
 
     def abandon(self) -> None:
         """Stop, and remove the file: what was begun can't be recorded as the user asked."""

@@ -16,12 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from rerun.chunk import Chunk, LazyChunkStream
 
-from torchrl_rerun.blueprint import layout
+from torchrl_rerun.blueprint import Contents, layout
 from torchrl_rerun.embedding import add_layout, encode
 from torchrl_rerun.framing import FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, messages
 from torchrl_rerun.schema import PROPERTY, shown_envs
 from torchrl_rerun.sinks import family, has_footer, is_whole, lock, reader_of
-from torchrl_rerun.streams import Stream
 
 _ENV = re.compile(r"/env_(\d+)/")
 
@@ -107,11 +106,9 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
     if contents.schema is None:
         raise ValueError(f"{source} holds nothing to repair: no recording of torchrl_rerun has begun in it")
     try:
-        streams = [Stream.from_json(entry) for entry in contents.schema["keys"]]
-        statistics = [tuple(key) for key in contents.schema.get("statistics", ())]
         each = int(np.prod(contents.schema["batch_size"], dtype=np.int64))
         shown = shown_envs(contents.schema["envs"], each, family(source))
-        made = layout(streams, shown, contents.schema["fps"], statistics)
+        made = layout(Contents.of_schema(contents.schema, shown))
         add_layout(mended, encode(made, contents.application_id))
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)

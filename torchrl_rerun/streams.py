@@ -141,6 +141,16 @@ class Stream:
         return self.kind == "state" and self.dtype == "bool" and self.discrete is None
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is to be looked at as it is."""
+        return self.kind == "image"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether this is a tensor of one dimension, which is shown as bars."""
+        return self.kind == "tensor" and self.dtype != "object" and len(self.row_shape) == 1
+
+    @property
     def is_encoded(self) -> bool:
         """Whether its images are compressed, one by one or as a video."""
         return self.image_format not in (None, "raw")
