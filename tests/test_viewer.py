@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-import socket
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rerun.blueprint as rrb
-import rerun_cli
 from PIL import Image
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 from torchrl.envs.libs.vmas import VmasEnv
 
-from torchrl_rerun import RerunRecorder
+from looking import headless_viewer, opened, record, rerun_views
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
@@ -24,46 +20,8 @@ pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixe
 
 @pytest.fixture
 def viewer():
-    from rerun.experimental import ViewerClient
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    try:
-        client = ViewerClient.spawn(
-            headless=True,
-            port=port,
-            hide_welcome_screen=True,
-            detach_process=False,
-            executable_path=str(Path(rerun_cli.__file__).with_name("rerun")),
-        )
-    except Exception as error:
-        pytest.skip(f"the viewer doesn't start ({error}): install a graphics driver, Debian's mesa-vulkan-drivers")
-    with client:
+    with headless_viewer() as client:
         yield client
-
-
-def opened(viewer, path, frame):
-    viewer.open([str(path)])
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        state = viewer.get_state()
-        if not state.loading and state.views:
-            break
-        time.sleep(0.2)
-    viewer.set_time("frame", play_state="paused", sequence=frame)
-    time.sleep(1.0)
-    return viewer.get_state().views
-
-
-def record(env, path, steps, **options):
-    env = env.append_transform(RerunRecorder(path, **options))
-    env.rollout(steps, break_when_any_done=False)
-    env.close()
-
-
-def rerun_views(views):
-    return sorted((view.view_class, str(view.origin), view.name) for view in views)
 
 
 def test_a_cell_for_each_environment(viewer, path, tmp_path):
@@ -101,12 +59,6 @@ def test_every_kind(viewer, path):
     # What there is no room for is behind tabs.
     assert {view.view_class for view in views} >= {"2D", "TimeSeries", "StateTimeline"}
     assert [(view.name, view.reports) for view in views if view.reports] == []
-
-
-def test_at_most_16_cells(viewer, path):
-    record(SerialEnv(20, cartpole), path, 5)
-    views = opened(viewer, path, 3)
-    assert {view.origin for view in views} == {f"/env_{env}" for env in range(16)}
 
 
 def test_a_layout_of_the_users_own(viewer, path):

@@ -1,15 +1,15 @@
 """The layout that the viewer opens with, made from what is recorded, and its parts, of which others can be made.
 
 :func:`layout` is what ``RerunRecorder(..., blueprint=True)`` uses. For a layout of your own, pass a function of
-:class:`Contents` that puts parts together::
+:class:`Recorded` that puts parts together::
 
     import rerun.blueprint as rrb
     from torchrl_rerun import RerunRecorder, blueprint
 
-    def mine(contents):
+    def mine(recorded):
         return rrb.Blueprint(
-            rrb.Horizontal(blueprint.wall(contents), *blueprint.plots(contents, env=0)),
-            *blueprint.panels(contents),
+            rrb.Horizontal(blueprint.wall(recorded), *blueprint.plots(recorded, env=0)),
+            *blueprint.panels(recorded),
         )
 
     RerunRecorder("run.rrd", blueprint=mine)
@@ -38,6 +38,9 @@ MAX_WALL = 64
 MAX_DETAILS = 8
 """Environments beside a wall that are shown with all that there is of them."""
 
+MAX_BESIDE = 4
+"""Agents whose plots are side by side; those of more are tabs."""
+
 MAX_LINES = 16
 """Environments whose returns are lines of one plot."""
 
@@ -45,7 +48,7 @@ _DONE_FLAGS = ("done", "terminated", "truncated")
 
 
 @dataclass(frozen=True)
-class Contents:
+class Recorded:
     """What there is in a recording to be laid out.
 
     Attributes:
@@ -61,7 +64,7 @@ class Contents:
     statistics: Sequence[Key] = ()
 
     @classmethod
-    def of_schema(cls, schema: Mapping[str, Any], envs: Sequence[int | None]) -> Contents:
+    def of_schema(cls, schema: Mapping[str, Any], envs: Sequence[int | None]) -> Recorded:
         """What a recording says of itself.
 
         Args:
@@ -80,42 +83,42 @@ class Contents:
         return [stream for stream in self.streams if env == self.envs[0] or not stream.shared]
 
 
-def layout(contents: Contents, *, live: bool = False) -> rrb.Blueprint:
+def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
     """The whole of it.
 
     Up to four environments have a cell each, or three if there are pictures. Of more there is a wall of their pictures, or of their returns, with the
     returns of all on one plot, or the statistics over all, and the details of a few.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         live: whether it is watched while it is recorded.
     """
-    envs = contents.envs
-    are_seen = any(stream.is_picture for stream in contents.streams)
-    if len(envs) > MAX_CELLS - are_seen or contents.statistics:
-        root: rrb.Container | rrb.View = _overview(contents)
+    envs = recorded.envs
+    are_seen = any(stream.is_picture for stream in recorded.streams)
+    if len(envs) > MAX_CELLS - are_seen or recorded.statistics:
+        root: rrb.Container | rrb.View = _overview(recorded)
     elif len(envs) > 1:
         # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
         columns = 1 if are_seen else 2
-        root = rrb.Grid(*(cell(contents, env) for env in envs), grid_columns=columns, name="environments")
+        root = rrb.Grid(*(cell(recorded, env) for env in envs), grid_columns=columns, name="environments")
     else:
-        root = cell(contents, envs[0])
-    return rrb.Blueprint(root, *panels(contents, live=live), auto_views=False)
+        root = cell(recorded, envs[0])
+    return rrb.Blueprint(root, *panels(recorded, live=live), auto_views=False)
 
 
-def panels(contents: Contents, *, live: bool = False) -> list[rrb.BlueprintPart]:
+def panels(recorded: Recorded, *, live: bool = False) -> list[rrb.BlueprintPart]:
     """Around the views: the time, by frames, and nothing else, or of one episode the list of all episodes, too.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         live: whether it is watched while it is recorded: the newest frame is shown. Else it is played from the first one
             on, an episode again and again.
     """
-    is_episode = contents.envs[0] is None
+    is_episode = recorded.envs[0] is None
     return [
         rrb.TimePanel(
             timeline="frame",
-            fps=contents.fps,
+            fps=recorded.fps,
             state="collapsed",
             play_state="following" if live else "playing",
             loop_mode="all" if is_episode else "off",
@@ -125,16 +128,16 @@ def panels(contents: Contents, *, live: bool = False) -> list[rrb.BlueprintPart]
     ]
 
 
-def cell(contents: Contents, env: int | None) -> rrb.Container | rrb.View:
+def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
     """All that there is of one environment: pictures, with plots beside them.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         env: the environment's index.
     """
     name = None if env is None else f"env {env}"
-    alone = len(contents.envs) == 1
-    seen, plotted = pictures(contents, env), plots(contents, env)
+    alone = len(recorded.envs) == 1
+    seen, plotted = pictures(recorded, env), plots(recorded, env)
     if not seen or not plotted:
         return _stack(seen or plotted, 6 if alone else 3, name)
     columns = 1 if len(seen) < 3 else 2
@@ -146,81 +149,82 @@ def cell(contents: Contents, env: int | None) -> rrb.Container | rrb.View:
     )
 
 
-def pictures(contents: Contents, env: int | None) -> list[rrb.View]:
+def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
     """A view of each image, then of each tensor, then of each text of an environment, in this order.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         env: the environment's index.
     """
-    streams = contents.of(env)
-    shown = (
-        (rrb.Spatial2DView, [stream for stream in streams if stream.is_picture]),
-        (rrb.BarChartView, [stream for stream in streams if stream.is_vector]),
-        (rrb.TensorView, [stream for stream in streams if stream.kind == "tensor" and not stream.is_vector]),
-        (rrb.TextDocumentView, [stream for stream in streams if stream.kind == "text"]),
+    streams = recorded.of(env)
+    no_legend = {"plot_legend": rrb.PlotLegend(visible=False)}  # it would say the entity path
+    shown: tuple[tuple[Any, dict[str, Any], list[Stream]], ...] = (
+        (rrb.Spatial2DView, {}, [stream for stream in streams if stream.is_picture]),
+        (rrb.BarChartView, no_legend, [stream for stream in streams if stream.is_vector]),
+        (rrb.TensorView, {}, [stream for stream in streams if stream.kind == "tensor" and not stream.is_vector]),
+        (rrb.TextDocumentView, {}, [stream for stream in streams if stream.kind == "text"]),
     )
     return [
-        view(origin=entity_path(stream, env, lane), name=_named(contents, env, stream, lane))
-        for view, of_kind in shown
+        view(origin=entity_path(stream, env, lane), name=_named(recorded, env, stream, lane), **options)
+        for view, options, of_kind in shown
         for stream in of_kind
         for lane in range(stream.lanes)
     ]
 
 
-def plots(contents: Contents, env: int | None) -> list[rrb.View]:
+def plots(recorded: Recorded, env: int | None) -> list[rrb.View | rrb.Container]:
     """Views of the numbers of an environment: rewards and returns, its states as lanes, and every other key.
 
     Where there are several agents, what each has one number of is a plot with a line for each of them, and what each has
-    several of is a plot for each of them.
+    several of is a plot for each of them, side by side.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         env: the environment's index.
     """
-    return list(_plots(contents, env))
+    return list(_plots(recorded, env))
 
 
-def wall(contents: Contents, envs: Sequence[int | None] | None = None) -> rrb.Container:
+def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container:
     """The pictures of many environments, or their returns if there are none, in a grid.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         envs: which ones; None: the first 64.
     """
-    shown = (contents.envs if envs is None else envs)[:MAX_WALL]
+    shown = (recorded.envs if envs is None else envs)[:MAX_WALL]
     columns = math.ceil(math.sqrt(len(shown)))
-    cameras = [stream for stream in contents.streams if stream.is_picture and not stream.shared]
+    cameras = [stream for stream in recorded.streams if stream.is_picture and not stream.shared]
     walls = [
         rrb.Grid(
             *(rrb.Spatial2DView(origin=entity_path(stream, env, lane), name=f"env {env}") for env in shown),
             grid_columns=columns,
-            name=_named(contents, None, stream, lane),
+            name=_named(recorded, None, stream, lane),
         )
         for stream in cameras
         for lane in range(stream.lanes)
     ]
     if not walls:
-        gains = [stream for stream in contents.streams if stream.sums] or _numbers(contents.streams)
+        gains = [stream for stream in recorded.streams if stream.sums][:1]
         walls = [
             rrb.Grid(
-                *(_series(gains[:1], env, f"env {env}", legend=False) for env in shown),
+                *(_series(gains, env, f"env {env}", legend=False) if gains else cell(recorded, env) for env in shown),
                 grid_columns=columns,
-                name=" / ".join(gains[0].key),
+                name="environments",
             )
         ]
     return walls[0] if len(walls) == 1 else rrb.Tabs(*walls, name="environments")
 
 
-def returns(contents: Contents, envs: Sequence[int | None] | None = None) -> rrb.View:
+def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.View:
     """The returns of several environments as lines of one plot.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
         envs: which ones; None: the first 16.
     """
-    shown = (contents.envs if envs is None else envs)[:MAX_LINES]
-    sums = [stream for stream in contents.streams if stream.sums]
+    shown = (recorded.envs if envs is None else envs)[:MAX_LINES]
+    sums = [stream for stream in recorded.streams if stream.sums]
     lines: dict[rr.EntityPath | str, Any] = {
         entity_path(stream, env, lane): _line(
             " / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), PALETTE[row % len(PALETTE)]
@@ -229,41 +233,42 @@ def returns(contents: Contents, envs: Sequence[int | None] | None = None) -> rrb
         for row, env in enumerate(shown)
         for lane in range(stream.lanes)
     }
-    some = "" if len(shown) == len(contents.envs) else f", the first {len(shown)} environments"
+    some = "" if len(shown) == len(recorded.envs) else f", the first {len(shown)} environments"
     return rrb.TimeSeriesView(origin="/", contents=list(lines), overrides=lines, name=f"episode_return{some}")
 
 
-def statistics(contents: Contents) -> list[rrb.View]:
+def statistics(recorded: Recorded) -> list[rrb.View]:
     """Plots of the statistics over all environments: the mean, the range, and the quantiles in between.
 
     Args:
-        contents: what there is.
+        recorded: what there is.
     """
     return [
         rrb.TimeSeriesView(origin=batch_path(key), name=f"{' / '.join(key)}, all environments")
-        for key in contents.statistics
+        for key in recorded.statistics
     ]
 
 
-def _overview(contents: Contents) -> rrb.Container:
+def _overview(recorded: Recorded) -> rrb.Container:
     """A wall, what all come to, and the details of a few."""
-    details = rrb.Tabs(*(_details(contents, env) for env in contents.envs[:MAX_DETAILS]), name="details")
-    if contents.statistics:
-        left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(contents)), wall(contents))
-    elif any(stream.sums for stream in contents.streams):
-        left = rrb.Vertical(wall(contents), returns(contents), row_shares=[3, 1])
+    details = rrb.Tabs(*(_details(recorded, env) for env in recorded.envs[:MAX_DETAILS]), name="details")
+    if recorded.statistics:
+        shares = [1, 2] if any(stream.is_picture for stream in recorded.streams) else [1, 1]
+        left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares)
+    elif any(stream.sums for stream in recorded.streams):
+        left = rrb.Vertical(wall(recorded), returns(recorded), row_shares=[3, 1])
     else:
-        left = wall(contents)
+        left = wall(recorded)
     return rrb.Horizontal(left, details, column_shares=[2, 1])
 
 
-def _details(contents: Contents, env: int | None) -> rrb.Container:
+def _details(recorded: Recorded, env: int | None) -> rrb.Container:
     """What there is of one environment, below one another."""
-    views = [*pictures(contents, env)[:1], *plots(contents, env)]
+    views = [*pictures(recorded, env)[:1], *plots(recorded, env)]
     return _stack(views, 5, f"env {env}")
 
 
-def _stack(views: Sequence[rrb.View], most: int, name: str | None = None) -> rrb.Container:
+def _stack(views: Sequence[rrb.View | rrb.Container], most: int, name: str | None = None) -> rrb.Container:
     """Views below one another; those for which there is no room share the last place, as tabs. Lanes need less room."""
     parts: list[rrb.View | rrb.Container] = list(views)
     if len(views) > most:
@@ -277,49 +282,63 @@ def _share(part: rrb.View | rrb.Container) -> float:
     return min(3.0, 1.0 + len(lanes) / 2) if isinstance(lanes, list) else 3.0
 
 
-def _plots(contents: Contents, env: int | None) -> Iterator[rrb.View]:
+def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Container]:
     """Returns and rewards first. The lanes come second, but last if they hold nothing but the flags of the ends.
 
     What the environment says beside what the policy sees comes after all that.
     """
-    streams = contents.of(env)
+    streams = recorded.of(env)
     gains = [stream for stream in streams if stream.kind == "scalars" and (stream.sums or "reward" in stream.key[-1])]
     others = [stream for stream in _numbers(streams) if stream not in gains]
     states = _lanes(streams)
     second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
     several = any(stream.agents for stream in gains)
     if gains and not several:
-        yield _series(gains, env, _titled(contents, env, "reward and return"))
+        yield _series(gains, env, _titled(recorded, env, "reward and return"))
     for name, some in (
         ("return", [stream for stream in gains if stream.sums]),
         ("reward", [stream for stream in gains if not stream.sums]),
     ):
         if several and some:
-            yield _series(some, env, _titled(contents, env, f"{name} of each agent"))
+            yield _series(some, env, _titled(recorded, env, f"{name} of each agent"))
     if states and second:
-        yield _state_lanes(contents, states, env)
-    for stream in sorted(others, key=lambda stream: "info" in stream.key):
-        yield from _numbers_of(contents, stream, env)
+        yield _state_lanes(recorded, states, env)
+    for stream in sorted(others, key=_rank):
+        yield _numbers_of(recorded, stream, env)
     if states and not second:
-        yield _state_lanes(contents, states, env)
+        yield _state_lanes(recorded, states, env)
 
 
-def _numbers_of(contents: Contents, stream: Stream, env: int | None) -> Iterator[rrb.View]:
-    """A plot of a key, or of each agent's."""
-    axis = _around_the_cursor(env)
+def _rank(stream: Stream) -> int:
+    """Actions, then what the policy sees, then what is only told beside it."""
+    if stream.key[-1].startswith("action"):
+        return 0
+    return 2 if "info" in stream.key or stream.key[-1] == "step_count" else 1
+
+
+def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View | rrb.Container:
+    """A plot of a key, or one of each agent's side by side."""
+    title, axis = " / ".join(stream.key), _around_the_cursor(env)
     if len(stream.agents) < 2 or math.prod(stream.row_shape) == 1:
-        yield _series([stream], env, _titled(contents, env, " / ".join(stream.key)), axis=axis)
-        return
-    for lane in range(stream.lanes):
-        path = entity_path(stream, env, lane)
-        yield rrb.TimeSeriesView(origin=path, name=_named(contents, env, stream, lane), axis_x=axis)
+        return _series([stream], env, _titled(recorded, env, title), axis=axis)
+    views = [
+        rrb.TimeSeriesView(
+            origin=entity_path(stream, env, lane),
+            name=_named(recorded, env, stream, lane),
+            axis_x=axis,
+            plot_legend=rrb.PlotLegend(visible=lane == 0),
+        )
+        for lane in range(stream.lanes)
+    ]
+    side = rrb.Horizontal if len(views) <= MAX_BESIDE else rrb.Tabs
+    return side(*views, name=_titled(recorded, env, title))
 
 
-def _state_lanes(contents: Contents, states: Sequence[Stream], env: int | None) -> rrb.View:
+def _state_lanes(recorded: Recorded, states: Sequence[Stream], env: int | None) -> rrb.View:
     paths = [entity_path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
     title = ", ".join(dict.fromkeys(stream.key[-1] for stream in states))
     return rrb.StateTimelineView(
-        origin=_origin(env), contents=paths, name=_titled(contents, env, title), time_view=_around_the_cursor(env)
+        origin=_origin(env), contents=paths, name=_titled(recorded, env, title), time_view=_around_the_cursor(env)
     )
 
 
@@ -353,14 +372,15 @@ def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:
     return rrb.archetypes.TimeAxis(view_range=rr.TimeRange(start=before, end=after))
 
 
-def _named(contents: Contents, env: int | None, stream: Stream, lane: int) -> str:
+def _named(recorded: Recorded, env: int | None, stream: Stream, lane: int) -> str:
     """The title of a view of one agent's part of a key."""
-    return _titled(contents, env, " / ".join([*stream.key, *stream.agents[lane : lane + 1]]))
+    key = " / ".join(stream.key)
+    return _titled(recorded, env, f"{stream.agents[lane]}: {stream.key[-1]}" if stream.agents else key)
 
 
-def _titled(contents: Contents, env: int | None, what: str) -> str:
+def _titled(recorded: Recorded, env: int | None, what: str) -> str:
     """Which environment it is of needn't be said of the only one."""
-    return what if env is None or len(contents.envs) == 1 else f"env {env}: {what}"
+    return what if env is None or len(recorded.envs) == 1 else f"env {env}: {what}"
 
 
 def _origin(env: int | None) -> str:

@@ -91,7 +91,7 @@ class Settings:
             "blueprint",
             options.blueprint,
             bool | rrb.Blueprint | Callable,
-            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.blueprint.Contents that makes one",
+            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.blueprint.Recorded that makes one",
         )
         _require(
             "aggregate", options.aggregate, bool | None, "True, False, or None: where not all are recorded in detail"

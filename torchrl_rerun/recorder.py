@@ -23,7 +23,7 @@ from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun import specs
-from torchrl_rerun.blueprint import Contents
+from torchrl_rerun.blueprint import Recorded
 from torchrl_rerun.dumps import DumpFile
 from torchrl_rerun.episodes import Progress
 from torchrl_rerun.feed import Acted, Feed, Mask
@@ -170,7 +170,7 @@ class RerunRecorder(Transform):
         recording_length: int = 0,
         split: Split = "run",
         keep: Keep | None = None,
-        blueprint: bool | rrb.Blueprint | Callable[[Contents], rrb.Blueprint] = True,
+        blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True,
         application_id: str | None = None,
         recording_id: str | None = None,
         buffer_bytes: int = 64 << 20,

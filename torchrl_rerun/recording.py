@@ -25,7 +25,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.batch import BatchStatistics
-from torchrl_rerun.blueprint import Contents, layout
+from torchrl_rerun.blueprint import Recorded, layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.episode_files import EpisodeFiles
 from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, Progress, resolve_envs
@@ -82,7 +82,7 @@ class Options:
     choice: Choice = field(default_factory=Choice)
     split: Split = "run"
     keep: Keep | None = None
-    blueprint: bool | rrb.Blueprint | Callable[[Contents], rrb.Blueprint] = True
+    blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True
     application_id: str | None = None
     recording_id: str | None = None
     buffer_bytes: int = 64 << 20
@@ -682,16 +682,16 @@ class Recording:
         shown = (
             [None] if self._episode_files is not None else shown_envs(self.envs, self.source.envs, self.sink.family())
         )
-        contents = Contents(self.streams, shown, self.source.fps, self._statistics)
+        recorded = Recorded(self.streams, shown, self.source.fps, self._statistics)
         if callable(wanted):
             try:
-                made: object = wanted(contents)
+                made: object = wanted(recorded)
             except Exception as error:  # training goes on
                 made = error
             if isinstance(made, rrb.Blueprint):
                 return made
             warn(f"blueprint={wanted!r} gave {made!r} instead of a layout: there is one made from the streams instead")
-        return layout(contents, live=live)
+        return layout(recorded, live=live)
 
     def abandon(self) -> None:
         """Stop, and remove the file: what was begun can't be recorded as the user asked."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from rerun.chunk import Chunk, LazyChunkStream
 
-from torchrl_rerun.blueprint import Contents, layout
+from torchrl_rerun.blueprint import Recorded, layout
 from torchrl_rerun.embedding import add_layout, encode
 from torchrl_rerun.framing import FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, messages
 from torchrl_rerun.schema import PROPERTY, shown_envs
@@ -108,7 +108,7 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
     try:
         each = int(np.prod(contents.schema["batch_size"], dtype=np.int64))
         shown = shown_envs(contents.schema["envs"], each, family(source))
-        made = layout(Contents.of_schema(contents.schema, shown))
+        made = layout(Recorded.of_schema(contents.schema, shown))
         add_layout(mended, encode(made, contents.application_id))
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)

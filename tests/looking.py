@@ -1,0 +1,62 @@
+"""Recordings opened in the real viewer, without a display."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import rerun_cli
+
+from torchrl_rerun import RerunRecorder
+
+
+@contextlib.contextmanager
+def headless_viewer():
+    from rerun.experimental import ViewerClient
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        client = ViewerClient.spawn(
+            headless=True,
+            port=port,
+            hide_welcome_screen=True,
+            detach_process=False,
+            executable_path=str(Path(rerun_cli.__file__).with_name("rerun")),
+        )
+    except Exception as error:
+        pytest.skip(f"the viewer doesn't start ({error}): install a graphics driver, Debian's mesa-vulkan-drivers")
+    with client:
+        yield client
+
+
+def opened(viewer, path, frame):
+    """The views of a recording, at one of its frames."""
+    viewer.open([str(path)])
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        state = viewer.get_state()
+        if not state.loading and state.views:
+            break
+        time.sleep(0.2)
+    viewer.set_time("frame", play_state="paused", sequence=frame)
+    time.sleep(1.0)
+    return viewer.get_state().views
+
+
+def rerun_views(views):
+    return sorted((view.view_class, str(view.origin), view.name) for view in views)
+
+
+def trouble(views):
+    return [(view.name, view.reports) for view in views if view.reports]
+
+
+def record(env, path, steps, **options):
+    env = env.append_transform(RerunRecorder(path, **options))
+    env.rollout(steps, break_when_any_done=False)
+    env.close()

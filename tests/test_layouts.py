@@ -1,0 +1,168 @@
+"""The layout made from the streams: as the viewer shows it for each scene of the gallery, and its parts."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import rerun.blueprint as rrb
+from rerun.chunk import RrdReader
+from torchrl.envs import GymEnv, SerialEnv
+
+from looking import headless_viewer, opened, record, rerun_views, trouble
+from readback import read
+from torchrl_rerun import RerunRecorder, blueprint
+from torchrl_rerun.streams import Stream
+
+cartpole = functools.partial(GymEnv, "CartPole-v1")
+
+SCENES = (
+    "one_environment",
+    "four_environments",
+    "sixteen_environments",
+    "sixty_four_environments",
+    "thousands_of_environments",
+    "joints",
+    "long_vectors",
+    "agents",
+    "cameras",
+    "the_worst_episode",
+)
+
+
+@pytest.fixture
+def viewer():
+    with headless_viewer() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def gallery():
+    spec = importlib.util.spec_from_file_location("gallery", Path(__file__).parents[1] / "docs/gallery.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gallery"] = module  # dataclasses and pickles look for it there
+    spec.loader.exec_module(module)
+    assert tuple(module.SCENES) == SCENES
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:of 4096 environments")
+@pytest.mark.parametrize("name", SCENES)
+def test_nothing_is_wrong_in_any_view(name, gallery, viewer, tmp_path):
+    file = gallery.SCENES[name].record(tmp_path / f"{name}.rrd", 24)
+    assert len(RrdReader(file).blueprints()) == 1
+    views = opened(viewer, file, 5)
+    assert views
+    assert trouble(views) == []
+
+
+def test_a_wall_with_the_details_of_one(viewer, path):
+    record(SerialEnv(20, cartpole), path, 5)
+    views = rerun_views(opened(viewer, path, 3))
+    assert {(origin, name) for _, origin, name in views if ":" not in name} == {
+        *((f"/env_{env}", f"env {env}") for env in range(20)),
+        ("/", "episode_return, the first 16 environments"),
+    }
+    assert {name for _, _, name in views if ":" in name} == {
+        f"env {env}: {name}"
+        for env in range(8)  # a tab each
+        for name in ("reward and return", "action, terminated, truncated", "observation")
+    }
+
+
+def recorded_of(envs, *streams):
+    return blueprint.Recorded(streams, envs)
+
+
+def names_in(part):
+    if isinstance(part, rrb.Container):
+        return [name for each in part.contents for name in names_in(each)]
+    return [part.name]
+
+
+REWARD = Stream(("reward",), "scalars", "float32", (1,))
+RETURN = Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",))
+FLAG = Stream(("terminated",), "state", "bool", (1,))
+
+
+def test_actions_come_before_what_is_only_told():
+    many = [Stream((name,), "scalars", "float32", (2,)) for name in ("step_count", "position", "action")]
+    names = names_in(blueprint.cell(recorded_of([0], REWARD, RETURN, *many), 0))
+    assert names == ["reward and return", "action", "position", "step_count"]
+
+
+def test_each_agent_has_a_plot_of_its_own():
+    observation = Stream(("agents", "observation"), "scalars", "float32", (2, 4), agents=("fox", "hare"))
+    reward = Stream(("agents", "reward"), "scalars", "float32", (2, 1), agents=("fox", "hare"))
+    names = [name for part in blueprint.plots(recorded_of([0], reward, observation), 0) for name in names_in(part)]
+    assert names == ["reward of each agent", "fox: observation", "hare: observation"]
+
+
+def test_a_wall_of_what_has_neither_pictures_nor_returns():
+    parts = recorded_of([0, 1], FLAG, Stream(("x",), "scalars", "float32", (2,)))
+    assert names_in(blueprint.wall(parts)) == ["env 0: x", "env 0: terminated", "env 1: x", "env 1: terminated"]
+
+
+def test_a_function_makes_the_layout(path, viewer):
+    def mine(recorded):
+        assert recorded.envs == [0, 1]
+        return rrb.Blueprint(
+            rrb.Horizontal(blueprint.wall(recorded), *blueprint.plots(recorded, env=1)),
+            *blueprint.panels(recorded),
+            auto_views=False,
+        )
+
+    record(SerialEnv(2, cartpole), path, 5, blueprint=mine)
+    assert {name for _, _, name in rerun_views(opened(viewer, path, 3))} == {
+        "env 0",
+        "env 1",
+        "env 1: reward and return",
+        "env 1: action, terminated, truncated",
+        "env 1: observation",
+    }
+
+
+def test_where_it_fails_there_is_the_one_made_from_the_streams(path):
+    def mine(recorded):
+        raise KeyError("pixels")
+
+    with pytest.warns(UserWarning, match="gave KeyError.*'pixels'.*made from the streams"):
+        record(cartpole(), path, 5, blueprint=mine)
+    assert len(RrdReader(path).blueprints()) == 1
+    with pytest.raises(TypeError, match="blueprint='wall' is of type str; pass True"):
+        RerunRecorder(path, blueprint="wall")
+
+
+def test_statistics_where_they_are_asked_for(path):
+    record(SerialEnv(3, cartpole), path, 5, aggregate=True)
+    recorded = read(path)
+    assert recorded.schema["envs"] == [0, 1, 2]
+    assert recorded.schema["statistics"] == [["reward"], ["episode_return"]]
+    assert [row.tolist()[0] for row in recorded["/batch/reward"].values] == [1.0] * 5
+
+
+@pytest.mark.filterwarnings("ignore:of 100 environments")
+def test_no_statistics_where_they_are_not_wanted(path):
+    from test_batch import Walkers
+
+    record(Walkers(), path, 5, aggregate=False)
+    recorded = read(path)
+    assert recorded.schema["statistics"] == []
+    assert len(recorded.schema["envs"]) == 16
+    with pytest.raises(ValueError, match="aggregate=True is about all environments"):
+        RerunRecorder(path.with_suffix(""), aggregate=True, split="episode")
+
+
+def test_workers_have_no_statistics(path):
+    def make():
+        return cartpole().append_transform(RerunRecorder(path, aggregate=True))
+
+    env = SerialEnv(2, make)
+    with pytest.warns(UserWarning, match="a recorder inside the environments of a batch sees but its own ones"):
+        env.rollout(5)
+    env.close()
+    for number in range(2):
+        assert read(path.with_name(f"run.worker_{number}.rrd")).schema["statistics"] == []
