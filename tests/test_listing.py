@@ -365,7 +365,8 @@ def test_what_cannot_be_listed(tmp_path, run):
     assert_refused("empty holds no episodes", tmp_path / "empty")
     whole = write_run(tmp_path / "my run.rrd")
     assert_refused(
-        f"holds recordings of several episodes each, and none of one: open them with `rerun '{whole}'`", whole
+        f"holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view '{whole}'`",
+        whole,
     )
     other = tmp_path / "empty" / "other.rrd"
     write_chunks(other, [Chunk.from_property("a", rr.AnyValues(b=1))], "other")

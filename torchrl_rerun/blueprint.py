@@ -18,7 +18,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ import rerun as rr
 import rerun.blueprint as rrb
 
 from torchrl_rerun.palette import PALETTE
+from torchrl_rerun.schema import Schema
 from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
 
 MAX_CELLS = 4
@@ -64,19 +65,15 @@ class Recorded:
     statistics: Sequence[Key] = ()
 
     @classmethod
-    def of_schema(cls, schema: Mapping[str, Any], envs: Sequence[int | None]) -> Recorded:
+    def of_schema(cls, schema: Schema, envs: Sequence[int | None]) -> Recorded:
         """What a recording says of itself.
 
         Args:
             schema: the schema in it.
             envs: environment indices.
         """
-        return cls(
-            [Stream.from_json(entry) for entry in schema["keys"]],
-            [None] if schema.get("split") == "episode" else envs,
-            schema["fps"],
-            [tuple(key) for key in schema.get("statistics", ())],
-        )
+        streams = [stream for stream, _ in schema.described]
+        return cls(streams, [None] if schema.split == "episode" else envs, schema.source.fps, schema.statistics)
 
     def of(self, env: int | None) -> list[Stream]:
         """What is recorded of an environment: what all share is with the first one."""

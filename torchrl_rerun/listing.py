@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from rerun.chunk import Chunk, RrdReader
-
+from torchrl_rerun.contents import Contents, contents_of
+from torchrl_rerun.finding import recordings_in
 from torchrl_rerun.keeping import PROPERTIES, Episode
 from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO
 
-_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
 _NEEDED = frozenset({"env", "episode", "episode_return", "length"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -88,21 +86,33 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
     parts: dict[tuple[Path, str], list[_Part]] = {}
     runs: list[Path] = []
     unreadable: list[Path] = []
-    for file in progress([*_files(root)] if root.is_dir() else [root]):
+    for file in progress([*recordings_in(root)] if root.is_dir() else [root]):
         try:
-            size, found = file.stat().st_size, _properties(file)
+            size, found = file.stat().st_size, contents_of(file)
+            _check(found)
         except (OSError, RuntimeError, ValueError):
             if file.exists():  # a recorder may have removed it meanwhile
                 unreadable.append(file)
             continue
-        for recording_id, properties in found:
-            episode = _episode(properties)
+        for recording in found:
+            episode = _episode(recording.properties)
             if episode is not None:
-                parts.setdefault((file.parent, recording_id), []).append(_Part(episode, file, size))
-            elif PROPERTY in properties:
+                parts.setdefault((file.parent, recording.recording_id), []).append(_Part(episode, file, size))
+            elif PROPERTY in recording.properties:
                 runs.append(file)
     episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in parts.items()]
     return Listing(sorted(episodes, key=_beginning), runs, unreadable)
+
+
+def _check(found: Sequence[Contents]) -> None:
+    """Refuse what doesn't say yet what an episode came to.
+
+    Raises:
+        ValueError: it may come to more.
+    """
+    for recording in found:
+        if not recording.is_finished and EPISODE not in recording.properties:
+            raise ValueError(f"{recording.file} is not finished: what there is of it is not all that there would be")
 
 
 @dataclass(frozen=True)
@@ -129,50 +139,6 @@ def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
 def _beginning(recorded: RecordedEpisode) -> tuple[datetime, int, int, int]:
     episode = recorded.episode
     return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # in such a one a layout is added
-        yield from (Path(parent, name) for name in sorted(files) if name.endswith(".rrd") and not name.startswith("."))
-
-
-def _properties(file: Path) -> list[tuple[str, dict[str, dict[str, Any]]]]:
-    """The recordings in a file: their ids and their properties' fields, by the names of the properties.
-
-    Raises:
-        ValueError: there is nothing in it, or not yet what an episode came to.
-        RuntimeError: Rerun can't read it. (Of a few damages to a property's own bytes Rerun dies instead, with rerun-sdk
-            0.41; a file that ends too early, or in zeros, is none of them.)
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
-        reader = RrdReader(file)
-        recordings = reader.recordings()
-    if not recordings:
-        raise ValueError(f"there is nothing in {file}")
-    found = []
-    for recording in recordings:
-        try:
-            stream, is_finished = (
-                reader.store(store=recording).stream(),
-                True,
-            )  # loads those chunks that pass the filter
-        except RuntimeError:  # no footer says where they are: all are read
-            stream, is_finished = reader.stream(store=recording), False
-        chunks = stream.filter(content=list(_PATHS), is_static=True).to_chunks()
-        properties = {_PATHS[chunk.entity_path]: _fields(chunk) for chunk in chunks}  # the last one of each counts
-        if not is_finished and EPISODE not in properties:
-            raise ValueError(f"{file} is not finished: what there is of it is not all that there would be")
-        found.append((recording.recording_id, properties))
-    return found
-
-
-def _fields(chunk: Chunk) -> dict[str, Any]:
-    """A property's fields: single values as they are, several as lists."""
-    batch = chunk.to_record_batch()
-    row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
-    return {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
 
 
 def _episode(properties: dict[str, dict[str, Any]]) -> Episode | None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.blueprint import Recorded, layout
 from torchrl_rerun.embedding import add_layout, encode
 from torchrl_rerun.framing import FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, messages
-from torchrl_rerun.schema import PROPERTY, shown_envs
+from torchrl_rerun.schema import PROPERTY, Schema, shown_envs
 from torchrl_rerun.sinks import family, has_footer, is_whole, lock, reader_of
 
 _ENV = re.compile(r"/env_(\d+)/")
@@ -106,9 +105,9 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
     if contents.schema is None:
         raise ValueError(f"{source} holds nothing to repair: no recording of torchrl_rerun has begun in it")
     try:
-        each = int(np.prod(contents.schema["batch_size"], dtype=np.int64))
-        shown = shown_envs(contents.schema["envs"], each, family(source))
-        made = layout(Recorded.of_schema(contents.schema, shown))
+        schema = Schema.from_fields(contents.schema)
+        shown = shown_envs(schema.envs, schema.source.envs, family(source))
+        made = layout(Recorded.of_schema(schema, shown))
         add_layout(mended, encode(made, contents.application_id))
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -64,6 +64,44 @@ class Source:
 
 Described = tuple[Stream, Moment]
 """What is recorded, and when."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a recording says of itself; see :func:`property_chunk`.
+
+    Attributes:
+        source: the environments; ``first_env`` isn't known.
+        envs: indices of those that are recorded.
+        described: what is recorded of each, and when.
+        statistics: the keys of which there are statistics over all environments.
+        split: what the recording is of.
+        versions: of Python and the libraries, by their names.
+    """
+
+    source: Source
+    envs: tuple[int, ...]
+    described: tuple[Described, ...]
+    statistics: tuple[Key, ...]
+    split: Split
+    versions: dict[str, str]
+
+    @classmethod
+    def from_json(cls, text: str) -> Schema:
+        """The schema in a recording's property."""
+        return cls.from_fields(json.loads(text))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
+        """The schema that consists of these fields."""
+        return cls(
+            Source(tuple(fields["batch_size"]), fields["env_name"], fields["fps"]),
+            tuple(fields["envs"]),
+            tuple((Stream.from_json(entry), Moment[entry["moment"].upper()]) for entry in fields["keys"]),
+            tuple(tuple(key) for key in fields.get("statistics", ())),
+            fields["split"],
+            fields["versions"],
+        )
 
 
 def property_chunk(

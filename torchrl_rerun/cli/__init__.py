@@ -1,0 +1,33 @@
+"""The command line: ``torchrl-rerun``. Each command has a module; what it needs beyond this is imported when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from torchrl_rerun.cli.export import export_pictures
+from torchrl_rerun.cli.info import show_info
+from torchrl_rerun.cli.ls import list_recorded
+from torchrl_rerun.cli.repair import repair_files
+from torchrl_rerun.cli.screenshot import take_screenshots
+from torchrl_rerun.cli.view import view_recordings
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def torchrl_rerun() -> None:
+    """Recordings that RerunRecorder made."""
+
+
+app.command("view")(view_recordings)
+app.command("ls")(list_recorded)
+app.command("info")(show_info)
+app.command("export")(export_pictures)
+app.command("screenshot")(take_screenshots)
+app.command("repair")(repair_files)

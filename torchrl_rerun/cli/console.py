@@ -1,0 +1,59 @@
+"""What all commands say things with: the terminal, complaints, progress bars."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+Item = TypeVar("Item")
+
+said = Console(highlight=False, soft_wrap=True)
+complaints = Console(stderr=True, highlight=False, soft_wrap=True)
+NO_END = 1 << 16
+"""Columns of a pipe."""
+
+
+def fail(what: str, why: object) -> NoReturn:
+    """End the program with status 1.
+
+    Args:
+        what: what hasn't come about, as "nothing to list".
+        why: the reason, and what to do.
+    """
+    complaints.print(f"[red]{what}[/]:", escape(str(why)))
+    raise typer.Exit(1)
+
+
+def count(number: int, unit: str) -> str:
+    """A number of things.
+
+    >>> count(1, "frame"), count(2_000, "frame")
+    ('1 frame', '2,000 frames')
+    """
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
+def with_progress(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
+    """The same items, and a bar if they take longer than a second.
+
+    Args:
+        items: what is gone through.
+        total: how many they are; None: unknown.
+        what: what is done with them.
+    """
+    soon, coming = time.monotonic() + 1.0, iter(items)
+    for done, item in enumerate(coming, 1):
+        yield item
+        if complaints.is_terminal and time.monotonic() > soon:
+            from rich.progress import Progress
+
+            with Progress(console=complaints, transient=True) as bar:
+                task = bar.add_task(escape(what), total=total, completed=done)
+                for slow in coming:
+                    yield slow
+                    bar.advance(task)

@@ -1,0 +1,139 @@
+"""``torchrl-rerun info``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
+
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, said, with_progress
+
+if TYPE_CHECKING:
+    from torchrl_rerun.describing import Described, Description, Part
+
+_WHAT = "nothing to tell"
+_SPLITS = {"run": "a run", "dump": "a dump", "episode": "an episode"}
+
+
+def show_info(
+    recordings: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON array of recordings, instead of tables.")] = False,
+) -> None:
+    """Tell what recordings hold: environments, episodes, keys, sizes, versions, and whether the files are whole.
+
+    Their indexes are read, and not what is recorded, so that it takes no longer for large ones. The episodes of a folder
+    are summed up; `ls` lists them one by one.
+    """
+    from torchrl_rerun.describing import describe_files
+
+    descriptions, others = [], []
+    for path in recordings:
+        try:
+            found, rest = describe_files(path, lambda files: with_progress(files, len(files), "reading"))
+        except OSError as error:
+            fail(_WHAT, error)
+        descriptions += found
+        others += rest
+    if as_json:
+        typer.echo(json.dumps([_as_json(each) for each in descriptions], indent=2))
+    else:
+        for number, description in enumerate(descriptions):
+            if number:
+                said.print()
+            _print(description)
+    for part in [*others, *(part for each in descriptions for part in each.files)]:
+        if part.trouble is not None:
+            complaints.print(
+                f"[yellow]{'not finished' if part not in others else 'not read'}[/]:", escape(part.trouble)
+            )
+    raise typer.Exit(not descriptions)
+
+
+def _as_json(description: Description) -> dict[str, object]:
+    fields = dataclasses.asdict(description)
+    for file in fields["files"]:
+        file["path"] = str(file["path"])
+    return fields
+
+
+def _print(description: Description) -> None:
+    said.print(f"[bold]{escape(_name(description.files))}[/]: {', '.join(_facts(description.files))}")
+    facts = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(no_wrap=not said.is_terminal)
+    for name, value in _lines(description):
+        facts.add_row(name, escape(value))
+    keys = Table(box=None, padding=(0, 0, 0, 2), header_style="bold")
+    for heading in ("key", "kind", "dtype", "shape", "format", "rows", "size"):
+        keys.add_column(heading, justify="right" if heading in {"rows", "size"} else "left", no_wrap=True)
+    for key in description.keys:
+        keys.add_row(*map(escape, _cells(key)))
+    # As wide as a terminal, or as what is in it.
+    console = said if said.is_terminal else Console(width=NO_END, highlight=False)
+    console.print(facts)
+    console.print(keys)
+
+
+def _name(files: Sequence[Part]) -> str:
+    first = files[0].path
+    return str(first) if len(files) == 1 else f"{first} and {len(files) - 1} more"
+
+
+def _facts(files: Sequence[Part]) -> Iterator[str]:
+    yield decimal(sum(part.bytes for part in files))
+    unfinished = sum(part.trouble is not None for part in files)
+    yield f"{unfinished} unfinished" if unfinished and len(files) > 1 else "unfinished" if unfinished else "finished"
+    without = sum(not part.has_layout for part in files)
+    yield (
+        f"{without} without a layout"
+        if 0 < without < len(files)
+        else "without a layout"
+        if without
+        else "with a layout"
+    )
+
+
+def _lines(description: Description) -> Iterator[tuple[str, str]]:
+    envs, batch = description.envs, list(description.batch_size)
+    name = description.env_name or description.application_id
+    yield "environment", f"{name}, batch size {batch}, {_count_of_envs(envs)}"
+    yield "frames per second", f"{description.fps:g}" if description.fps is not None else "not known"
+    number = f"{description.recordings:,}, each" if description.recordings > 1 else "1,"
+    yield "recordings", f"{number} of {_SPLITS[description.split]}"
+    for timeline, (first, last) in description.spans.items():
+        if timeline == "log_time":
+            began, ended = (datetime.fromtimestamp(value / 1e9).astimezone() for value in (first, last))
+            yield "recorded", f"{began:%Y-%m-%d %H:%M:%S} to {ended:%Y-%m-%d %H:%M:%S}"
+        else:
+            yield f"{timeline}s", f"{first:,} to {last:,}"
+    yield "versions", ", ".join(f"{package} {version}" for package, version in description.versions.items())
+
+
+def _count_of_envs(envs: Sequence[int]) -> str:
+    if len(envs) == 1:
+        return f"environment {envs[0]} recorded"
+    whole = list(envs) == list(range(envs[0], envs[-1] + 1))
+    return f"environments {f'{envs[0]} to {envs[-1]}' if whole else ', '.join(map(str, envs))} recorded"
+
+
+def _cells(key: Described) -> Iterator[str]:
+    yield "/".join(key.key)
+    yield key.kind
+    yield key.dtype
+    yield "x".join(map(str, key.shape)) + (f" ({count(len(key.agents), 'agent')})" if key.agents else "")
+    yield key.image_format or ""
+    yield "" if key.rows is None else f"{key.rows:,}"
+    yield "" if key.bytes is None else decimal(key.bytes)

@@ -1,0 +1,134 @@
+"""``torchrl-rerun ls``."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from torchrl_rerun.cli.choosing import Best, Last, Where, Worst, check_choice, chosen, columns_in, listed
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, said
+
+if TYPE_CHECKING:
+    from torchrl_rerun.listing import Listing, RecordedEpisode
+    from torchrl_rerun.table import Column
+
+_WHAT = "nothing to list"
+
+
+def list_recorded(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A folder of episodes, or one of them.", show_default=False)
+    ],
+    *,
+    where: Where = None,
+    best: Best = None,
+    worst: Worst = None,
+    last: Last = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", "-s", metavar="COLUMN", help="Order them by this column, not by time.")
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", "-r", help="The other way round.")] = False,
+    paths: Annotated[bool, typer.Option("--paths", help="The paths of their files alone, one a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON array of all that is known of each, instead of a table.")
+    ] = False,
+) -> None:
+    """List the episodes that a recorder with `split="episode"` wrote, in the order in which they began.
+
+    Columns are what is known of each episode, and what was said of it with `annotate`. A terminal gets those for which
+    it has room; a pipe gets them all. Conditions name a column and a value:
+
+        torchrl-rerun ls runs/ppo --where success=false --worst 5
+    """
+    from torchrl_rerun.table import column_named, ordered
+
+    check_choice(best, worst, last)
+    try:
+        listing = listed(run)
+        if not listing.episodes:
+            fail(_WHAT, _why_none(listing, run))
+        columns = columns_in(listing, run)
+        by = None if sort is None else column_named(sort, columns)
+        episodes = chosen(listing, columns, where=where, best=best, worst=worst, last=last)
+    except (OSError, ValueError) as error:
+        fail(_WHAT, error)
+    if by is not None:
+        episodes = ordered(episodes, by, reverse=reverse)
+    elif reverse:
+        episodes.reverse()
+    if paths:
+        for each in episodes:
+            for path in each.paths:
+                typer.echo(path)
+    elif as_json:
+        typer.echo(json.dumps([_as_json(each) for each in episodes], indent=2))
+    elif episodes:
+        _print_table(episodes, list(columns.values()), by)
+    else:
+        complaints.print(f"none of {count(len(listing.episodes), 'episode')}")
+    if listing.unreadable:
+        first = escape(shlex.quote(str(listing.unreadable[0])))
+        complaints.print(
+            f"[yellow]left out[/]: {count(len(listing.unreadable), 'file')} still being written, or left behind by a "
+            f"killed process; then `torchrl-rerun repair {first}`"
+        )
+
+
+def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], sort: Column | None) -> None:
+    from torchrl_rerun.table import LONGEST, drawn, fitting
+
+    if not said.is_terminal:
+        Console(width=NO_END, highlight=False).print(drawn(episodes, columns))
+        return
+    shown = fitting(episodes, columns, said.width, sort)
+    Console(highlight=False).print(drawn(episodes, shown, longest=LONGEST))
+    hidden = ", ".join(column.name for column in columns if column not in shown)
+    if hidden:
+        complaints.print(f"[dim]no room for: {escape(hidden)}[/]")
+
+
+def _why_none(listing: Listing, run: Path) -> str:
+    if listing.runs:
+        files = " ".join(shlex.quote(str(file)) for file in listing.runs[:3])
+        return f"{run} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view {files}`"
+    if listing.unreadable:
+        file = shlex.quote(str(listing.unreadable[0]))
+        return (
+            f"{run} holds nothing that can be read: a recorder still writes to it, or was killed; then "
+            f"`torchrl-rerun repair {file}` makes it whole"
+        )
+    if run.is_dir():
+        return f"{run} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
+    return f"{run} is no recording of torchrl_rerun"
+
+
+def _as_json(recorded: RecordedEpisode) -> dict[str, Any]:
+    began = recorded.episode.start_time
+    properties = recorded.episode.properties | {"start_time": None if began is None else began.isoformat()}
+    known = properties | {
+        "annotations": dict(recorded.episode.annotations),
+        "path": str(recorded.path),
+        "paths": [str(path) for path in recorded.paths],
+        "size": recorded.size,
+        "recording_id": recorded.recording_id,
+    }
+    return {name: _finite(value) for name, value in known.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return value

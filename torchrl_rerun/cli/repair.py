@@ -1,0 +1,65 @@
+"""``torchrl-rerun repair``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from torchrl_rerun.cli.console import complaints, count, said
+
+if TYPE_CHECKING:
+    from torchrl_rerun.repairing import Repaired
+
+
+def repair_files(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings to repair.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the repaired recording to this path, and leave FILE as it is."),
+    ] = None,
+) -> None:
+    """Make recordings whole that a killed process left behind.
+
+    A recording is finished when its environment is closed or its program ends. After `kill -9`, or a loss of power, it
+    has no footer and no layout, and may end in the middle of a write; Rerun then refuses to open it. This cuts off what
+    was not written to its end, and adds what is missing. All that was dumped is still there.
+
+    Each file is replaced by the repaired one at the very end, so that nothing is lost whatever goes wrong. Files that
+    are whole are left as they are, and those that a recorder still writes to are refused.
+    """
+    from torchrl_rerun.repairing import repair
+
+    if out is not None and len(files) > 1:
+        raise typer.BadParameter("is for one FILE", param_hint="'--out' / '-o'")
+    failed = False
+    for file in files:
+        try:
+            with complaints.status(f"repairing {escape(str(file))}"), warnings.catch_warnings(record=True) as warned:
+                repaired = repair(file, out)
+        except (OSError, ValueError) as error:
+            complaints.print("[red]not repaired[/]:", escape(str(error)))
+            failed = True
+            continue
+        for warning in warned:
+            complaints.print(f"[yellow]{escape(str(file))}[/]:", escape(str(warning.message)))
+        said.print(f"[green]{escape(str(out or file))}[/]:", _summary(repaired, copied=out is not None))
+    raise typer.Exit(failed)
+
+
+def _summary(repaired: Repaired | None, *, copied: bool) -> str:
+    if repaired is None:
+        return "whole already, " + ("copied as it is" if copied else "nothing to do")
+    found = ", ".join(
+        count(number, unit)
+        for number, unit in (
+            (repaired.frames, "frame"),
+            (repaired.episodes, "episode"),
+            (repaired.envs, "environment"),
+        )
+    )
+    cut = f"; {count(repaired.cut_bytes, 'byte')} of an unfinished write cut off" if repaired.cut_bytes else ""
+    return f"whole again, {found}{cut}"

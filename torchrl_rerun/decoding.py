@@ -1,0 +1,228 @@
+"""Decoding: pictures, out of the files of a recording, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image
+
+from torchrl_rerun.contents import Contents, contents_of, rows_of
+from torchrl_rerun.images import COLOR_MODELS
+from torchrl_rerun.streams import Stream, entity_path
+
+if TYPE_CHECKING:
+    import av
+    from av.video.codeccontext import VideoCodecContext
+
+_DECODERS: Mapping[str, str] = {"h264": "h264", "av1": "libdav1d"}
+"""FFmpeg's decoders of the video formats. Its own of AV1 needs hardware."""
+
+_CHANNEL_TYPES = {6: np.uint8, 33: np.float16, 34: np.float32, 35: np.float64}
+_DEPTHS = {model.value: depth for depth, model in COLOR_MODELS.items()}
+
+
+@dataclass(frozen=True)
+class Track:
+    """The pictures of one camera of one environment (and agent), wherever they are stored.
+
+    Attributes:
+        files: the recording's files that may hold some, in their order.
+        path: the entity path.
+        stream: how they were recorded.
+        env: the environment's index.
+        lane: position of the agent.
+        fps: frames per second of simulated time; None: unknown.
+    """
+
+    files: tuple[Path, ...]
+    path: str
+    stream: Stream
+    env: int
+    lane: int
+    fps: float | None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the pictures; None: they vary."""
+        if self.stream.dtype == "object":
+            return None
+        first = 1 if self.stream.channels == "CHW" else 0
+        height, width = self.stream.row_shape[first : first + 2]
+        return height, width
+
+
+class Picture(NamedTuple):
+    """A picture as it was seen.
+
+    Attributes:
+        frame: when.
+        episode: the number of its environment's episode.
+        pixels: ``[height, width, depth]``, channels last however they were recorded, and of the recorded size.
+    """
+
+    frame: int
+    episode: int
+    pixels: npt.NDArray[Any]
+
+
+class Stored(NamedTuple):
+    """A picture as it is stored: encoded, but for raw ones, which are decoded with no more work.
+
+    Attributes:
+        frame: when it was seen.
+        episode: the number of its environment's episode.
+        data: a sample of a video, a file, or pixels.
+        is_keyframe: whether it can be decoded without those before it.
+    """
+
+    frame: int
+    episode: int
+    data: bytes | npt.NDArray[Any]
+    is_keyframe: bool
+
+    @property
+    def sample(self) -> bytes:
+        """The sample, of a video."""
+        return cast("bytes", self.data)
+
+
+def tracks_of(files: Sequence[Path]) -> list[Track]:
+    """All pictures in some files. What is of one recording and at one path is one track.
+
+    Args:
+        files: the files, those of one recording in the order in which they were begun.
+
+    Raises:
+        RuntimeError, ValueError: a file can't be read, or there is nothing in it.
+    """
+    found: dict[tuple[Path, str, str], Track] = {}
+    for contents in (each for file in files for each in contents_of(file)):
+        for track in _tracks(contents):
+            key = contents.file.parent, contents.recording_id, track.path
+            before = found[key].files if key in found else ()
+            found[key] = dataclasses.replace(track, files=(*before, contents.file))
+    return list(found.values())
+
+
+def _tracks(contents: Contents) -> Iterator[Track]:
+    schema = contents.schema
+    if schema is None:
+        return
+    for stream, _ in schema.described:
+        if stream.kind == "image":
+            for env in schema.envs[:1] if stream.shared else schema.envs:
+                for lane in range(stream.lanes):
+                    path = entity_path(stream, None if schema.split == "episode" else env, lane)
+                    yield Track((contents.file,), path, stream, env, lane, schema.source.fps)
+
+
+def stored(track: Track) -> Iterator[Stored]:
+    """What is stored of a track, without decoding it, a chunk at a time in memory."""
+    for file in track.files:
+        for batch in rows_of(file, track.path):
+            times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode")), strict=True)
+            for (frame, episode), (data, is_keyframe) in zip(times, _values(batch), strict=True):
+                yield Stored(frame, episode, data, is_keyframe)
+
+
+def pictures(track: Track, coming: Iterable[Stored] | None = None) -> Iterator[Picture]:
+    """The pictures of a track, decoded.
+
+    A video whose first sample isn't a keyframe, as in a part of a recording by itself, begins with the next one.
+
+    Args:
+        track: the track.
+        coming: what is stored of it, if it was asked for already.
+    """
+    coming = stored(track) if coming is None else coming
+    for each in _video(track, coming) if track.stream.is_video else _stills(coming):
+        if track.size is not None:
+            height, width = track.size  # video is filled up to sizes that its codec can have
+            yield each._replace(pixels=each.pixels[:height, :width])
+        else:
+            yield each
+
+
+def _stills(coming: Iterable[Stored]) -> Iterator[Picture]:
+    for each in coming:
+        pixels = np.asarray(Image.open(io.BytesIO(each.data))) if isinstance(each.data, bytes) else each.data
+        yield Picture(each.frame, each.episode, pixels[..., None] if pixels.ndim == 2 else pixels)
+
+
+def from_keyframe(coming: Iterable[Stored]) -> Iterator[Stored]:
+    """What comes from the first keyframe on: nothing before it can be decoded."""
+    return itertools.dropwhile(lambda each: not each.is_keyframe, coming)
+
+
+def decoder_of(image_format: str) -> VideoCodecContext:
+    """A decoder of a video format, which holds no pictures back.
+
+    Raises:
+        ImportError: PyAV is missing.
+    """
+    import av  # noqa: PLC0415 - an extra
+
+    decoder = av.CodecContext.create(_DECODERS[image_format], "r")
+    decoder.thread_count = 1
+    return cast("VideoCodecContext", decoder)
+
+
+def _video(track: Track, coming: Iterable[Stored]) -> Iterator[Picture]:
+    import av  # noqa: PLC0415 - an extra
+
+    stream = track.stream
+    assert stream.image_format is not None, "it is a video"
+    decoder = decoder_of(stream.image_format)
+    is_grey = stream.channels == "HW" or stream.row_shape[0 if stream.channels == "CHW" else -1] == 1
+    waiting: dict[int, Stored] = {}
+
+    def decoded(frames: Iterable[av.VideoFrame]) -> Iterator[Picture]:
+        for frame in frames:
+            each = waiting.pop(cast("int", frame.pts))
+            pixels = frame.to_ndarray(format="rgb24")
+            yield Picture(each.frame, each.episode, pixels[..., :1] if is_grey else pixels)
+
+    for number, each in enumerate(from_keyframe(coming)):
+        waiting[number] = each
+        packet = av.Packet(each.sample)
+        packet.pts = number
+        yield from decoded(decoder.decode(packet))
+    yield from decoded(decoder.decode(None))
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[tuple[bytes | npt.NDArray[Any], bool]]:
+    """What is stored in each row, and whether it can be decoded by itself.
+
+    Raises:
+        ValueError: it is stored in no way that is known.
+    """
+    names = set(batch.schema.names)
+    if "VideoStream:sample" in names:
+        keyframes = batch.column("VideoStream:is_keyframe").flatten().to_pylist()
+        samples = _bytes(batch.column("VideoStream:sample"))
+        yield from zip((sample.tobytes() for sample in samples), keyframes, strict=True)
+    elif "EncodedImage:blob" in names:
+        yield from ((file.tobytes(), True) for file in _bytes(batch.column("EncodedImage:blob")))
+    elif "Image:buffer" in names:
+        formats = batch.column("Image:format").flatten().to_pylist()
+        for buffer, said in zip(_bytes(batch.column("Image:buffer")), formats, strict=True):
+            depth, dtype = _DEPTHS[said["color_model"]], _CHANNEL_TYPES[said["channel_datatype"]]
+            yield buffer.view(dtype).reshape(said["height"], said["width"], depth), True
+    else:
+        raise ValueError(f"there are no pictures in {', '.join(sorted(names))}")
+
+
+def _bytes(column: pa.ListArray) -> Iterator[npt.NDArray[np.uint8]]:
+    """The one value of each row, without a copy."""
+    values = column.flatten()
+    data, ends = values.values.to_numpy(), values.offsets.to_numpy()
+    return (data[first:last] for first, last in itertools.pairwise(ends))

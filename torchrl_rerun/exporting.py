@@ -1,0 +1,352 @@
+"""Exporting: pictures as mp4 files, a video of each environment, or of all of them side by side.
+
+What is a video in the recording is copied as it is; everything else is encoded. Needs PyAV, which is an extra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import OutputContainer
+from PIL import Image
+
+from torchrl_rerun.contents import index_of
+from torchrl_rerun.decoding import Picture, Stored, Track, decoder_of, from_keyframe, pictures, stored, tracks_of
+from torchrl_rerun.finding import files_of, why_unreadable
+from torchrl_rerun.video import USUAL_FPS, VideoEncoder
+
+GRID_SIZE = (2160, 3840)
+"""Height and width that a grid doesn't exceed: larger videos play in few places."""
+
+_FORMAT = "h264"
+_SHAPE = 16 / 9
+_OF_RECORDING = re.compile(r"(?:\.worker_\d+)?(?:\.part_\d+)?$")
+
+Item = TypeVar("Item")
+Progress = Callable[[Iterable[Item], int | None], Iterable[Item]]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video to be written.
+
+    Attributes:
+        path: the file.
+        tracks: what is in it; of several each gets a cell of a grid.
+        fps: frames per second; None: neither the recording nor the user says.
+    """
+
+    path: Path
+    tracks: tuple[Track, ...]
+    fps: float | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A video that was written.
+
+    Attributes:
+        path: the file.
+        pictures: how many are in it.
+        size: its width and height.
+        recorded_size: width and height of what was recorded.
+        fps: frames per second.
+        is_copy: whether the recording's own video was copied, and nothing encoded.
+        left_out: how many pictures at the beginning couldn't be decoded, since they came before a keyframe.
+    """
+
+    path: Path
+    pictures: int
+    size: tuple[int, int]
+    recorded_size: tuple[int, int]
+    fps: float
+    is_copy: bool
+    left_out: int
+
+
+# --- which videos ---
+
+
+def videos_of(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    envs: Sequence[int] | None = None,
+    keys: Sequence[str] | None = None,
+    grid: bool = False,
+    fps: float | None = None,
+    overwrite: bool = False,
+) -> list[Video]:
+    """Which videos a recording gives: one of each environment, camera and agent, or a grid of each camera.
+
+    Args:
+        path: the recording, or a folder of them.
+        out: a folder, or a file that ends in ``.mp4`` for the only video; None: each lies beside its recording.
+        envs: indices of the environments; None: all.
+        keys: the keys of the cameras, nested ones as ``"agents/pixels"``; None: all.
+        grid: one video of all environments.
+        fps: frames per second; None: what the recording says.
+        overwrite: replace files that exist.
+
+    Raises:
+        FileNotFoundError: there is no recording.
+        FileExistsError: a video exists, and ``overwrite`` is false.
+        IndexError, KeyError: no such environment, no such camera.
+        ValueError: a file can't be read, there are no pictures, or several videos would be one file.
+    """
+    root = Path(path)
+    files = files_of(root)
+    for file in files:
+        trouble = why_unreadable(file)
+        if trouble is not None:
+            raise ValueError(trouble)
+    found = tracks_of(files)
+    if not found:
+        raise ValueError(f"{root} holds no pictures")
+    chosen = _chosen(found, envs, keys)
+    named = _named(found, grid=grid)
+    videos = [
+        Video(_place(root, tracks[0], name, out), kept, fps or tracks[0].fps)
+        for name, tracks in named
+        if (kept := tuple(track for track in tracks if track in chosen))
+    ]
+    if not videos:
+        raise ValueError(f"{root} holds no pictures of that environment under that key")
+    if out is not None and Path(out).suffix == ".mp4":
+        if len(videos) > 1:
+            raise ValueError(
+                f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
+            )
+        videos = [dataclasses.replace(videos[0], path=Path(out))]
+    there = [video.path for video in videos if video.path.exists()]
+    if there and not overwrite:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise FileExistsError(f"{there[0]}{more} exists already: choose another place with --out, or pass --overwrite")
+    return videos
+
+
+def _chosen(found: Sequence[Track], envs: Sequence[int] | None, keys: Sequence[str] | None) -> set[Track]:
+    known_envs = sorted({track.env for track in found})
+    known_keys = list(dict.fromkeys("/".join(track.stream.key) for track in found))
+    for env in envs or ():
+        if env not in known_envs:
+            raise IndexError(f"there are no pictures of environment {env}, but of {', '.join(map(str, known_envs))}")
+    for key in keys or ():
+        if key not in known_keys:
+            raise KeyError(f"there are no pictures under {key!r}, but under {', '.join(map(repr, known_keys))}")
+    return {
+        track for track in found if (not envs or track.env in envs) and (not keys or "/".join(track.stream.key) in keys)
+    }
+
+
+def _named(found: Sequence[Track], *, grid: bool) -> Iterator[tuple[str, list[Track]]]:
+    """The videos by their names, which say what differs within a recording: environment, camera, agent."""
+    recordings: dict[tuple[Path, str], list[Track]] = {}
+    for track in found:
+        recordings.setdefault((track.files[0].parent, _recording(track)), []).append(track)
+    for (_, recording), tracks in recordings.items():
+        one_env = len({track.env for track in tracks}) == 1
+        one_key = len({track.stream.key for track in tracks}) == 1
+        videos: dict[str, list[Track]] = {}
+        for track in tracks:
+            parts = [
+                *([] if one_env or grid else [f"env_{track.env}"]),
+                *([] if one_key else track.stream.key),
+                *([] if grid else track.stream.agents[track.lane : track.lane + 1]),
+            ]
+            name = ".".join([recording, *(re.sub(r"[^\w-]", "_", part) for part in parts)])
+            if not grid:
+                name = _free(name, videos)  # what an environment recorded after `close()` may be another recording
+            videos.setdefault(name, []).append(track)
+        yield from videos.items()
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    return next(
+        free for number in itertools.count(1) if (free := f"{name}_{number}" if number > 1 else name) not in taken
+    )
+
+
+def _recording(track: Track) -> str:
+    return _OF_RECORDING.sub("", track.files[0].stem)
+
+
+def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | None) -> Path:
+    """Where a video goes: beside its recording, or to the same place in another folder."""
+    folder = track.files[0].parent
+    if out is not None:
+        folder = Path(out) / (folder.relative_to(root) if root.is_dir() else "")
+    return folder / f"{name}.mp4"
+
+
+# --- writing one ---
+
+
+def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) -> Exported:
+    """Write a video. It gets its name when it is whole.
+
+    A picture is shown until the next one of its environment comes, at the time ``frame / fps``. In a grid each cell shows
+    the last picture of its environment, and is black before the first.
+
+    Args:
+        video: what to write.
+        progress: is given what becomes a frame each, and how many there are at the most, and gives them back one by one.
+
+    Raises:
+        OSError: it can't be written.
+        ValueError: its pictures are of several sizes, or there are none.
+    """
+    fps = video.fps or float(USUAL_FPS)
+    total = sum(map(_rows, video.tracks))
+    first = video.tracks[0]
+    is_copy = len(video.tracks) == 1 and first.stream.is_video
+    codec = str(first.stream.image_format) if is_copy else _FORMAT
+    counted = _Counted()
+    if is_copy:
+        coming = from_keyframe(counted.all(progress(stored(first), total)))
+    else:
+        seen = pictures(first) if len(video.tracks) == 1 else _grid(video.tracks)
+        coming = _encoded(counted.all(progress(seen, total)), fps)
+    begun = next(coming, None)
+    if begun is None:
+        raise ValueError(f"{first.files[0]} holds no pictures at {first.path}")
+    unfinished = video.path.with_name(f".{video.path.stem}.{os.getpid()}.mp4")
+    video.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with av.open(unfinished, "w", options={"movflags": "faststart"}) as container:
+            size, written = _mux(container, itertools.chain([begun], coming), codec, fps)
+        unfinished.replace(video.path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    recorded_size = first.size[::-1] if first.size and len(video.tracks) == 1 else size
+    return Exported(video.path, written, size, recorded_size, fps, is_copy, counted.number - written)
+
+
+class _Counted:
+    """How many came."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def all(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            self.number += 1
+            yield item
+
+
+def _rows(track: Track) -> int:
+    count = 0
+    for file in track.files:
+        index = index_of(file)
+        if index is not None:
+            is_of_track = np.array(index["chunk_entity_path"].to_pylist()) == track.path
+            is_static = index["chunk_is_static"].to_numpy()
+            count += int(index["chunk_num_rows"].to_numpy()[is_of_track & ~is_static].sum())
+    return count
+
+
+def _encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
+    encoder, shape = VideoEncoder(_FORMAT, fps), None
+    for picture in seen:
+        pixels = _bytes(picture.pixels)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise ValueError(f"pictures of {shape} and {pixels.shape} can't be one video")
+        (sample,) = encoder.encode(pixels[None], [picture.episode])
+        yield Stored(picture.frame, picture.episode, *sample)
+
+
+def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Pixels as video has them: floats from 0 to 1 as bytes, and without an alpha channel."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1) * 255).astype(np.uint8)
+    return pixels[..., :3]
+
+
+def _mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: float) -> tuple[tuple[int, int], int]:
+    """Write samples. Returns the width and height that they have, and how many there were."""
+    rate = Fraction(fps).limit_denominator(1001)
+    first, size, count = None, (0, 0), 0
+    for each, following in _pairs(coming):
+        if first is None:
+            first, size = each, _coded_size(codec, each)
+            stream = container.add_mux_stream(codec, rate=rate, width=size[0], height=size[1])
+        packet = av.Packet(each.sample)
+        packet.stream, packet.time_base, packet.is_keyframe = stream, 1 / rate, each.is_keyframe
+        packet.pts = packet.dts = each.frame - first.frame
+        packet.duration = 1 if following is None else following.frame - each.frame
+        container.mux_one(packet)
+        count += 1
+    return size, count
+
+
+def _pairs(coming: Iterable[Stored]) -> Iterator[tuple[Stored, Stored | None]]:
+    """Each with the one that follows it."""
+    before: Stored | None = None
+    for each in coming:
+        if before is not None:
+            yield before, each
+        before = each
+    if before is not None:
+        yield before, None
+
+
+def _coded_size(codec: str, sample: Stored) -> tuple[int, int]:
+    decoder = decoder_of(codec)
+    for frame in (*decoder.decode(av.Packet(sample.sample)), *decoder.decode(None)):
+        return frame.width, frame.height
+    raise ValueError(f"its first {codec} sample can't be decoded")
+
+
+# --- grids ---
+
+
+def _grid(tracks: Sequence[Track]) -> Iterator[Picture]:
+    """All tracks side by side, a picture for each frame at which any has one."""
+    sizes = [track.size for track in tracks]
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        raise ValueError("pictures of varying sizes can't be in a grid")
+    height, width = (max(size[axis] for size in known) for axis in (0, 1))
+    columns = _columns(len(tracks), width / height)
+    shrink = math.ceil(max(width * columns / GRID_SIZE[1], height * -(-len(tracks) // columns) / GRID_SIZE[0], 1))
+    height, width = -(-height // shrink), -(-width // shrink)
+    canvas = np.zeros((height * -(-len(tracks) // columns), width * columns, 3), np.uint8)
+    coming = heapq.merge(*map(_in_cell, itertools.count(), tracks), key=lambda pair: pair[1].frame)
+    for frame, seen in itertools.groupby(coming, key=lambda pair: pair[1].frame):
+        for cell, picture in seen:
+            pixels = Image.fromarray(_as_rgb(picture.pixels)).reduce(shrink)
+            top, left = cell // columns * height, cell % columns * width
+            canvas[top : top + pixels.height, left : left + pixels.width] = np.asarray(pixels)
+        yield Picture(frame, 0, canvas)
+
+
+def _in_cell(cell: int, track: Track) -> Iterator[tuple[int, Picture]]:
+    return ((cell, picture) for picture in pictures(track))
+
+
+def _as_rgb(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(np.broadcast_to(_bytes(pixels), (*pixels.shape[:2], 3)))
+
+
+def _columns(cells: int, shape: float) -> int:
+    """The number of columns by which a grid is of about the shape of a screen.
+
+    >>> [_columns(cells, 1.0) for cells in (1, 2, 4, 16)]
+    [1, 2, 2, 6]
+    """
+    return min(range(1, cells + 1), key=lambda columns: abs(math.log(columns * shape / -(-cells // columns) / _SHAPE)))
