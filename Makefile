@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test lint bench soak gallery clean
 
 demo: .venv/.demo  ## record four CartPoles, and say how to watch them
 	$(BIN)/python examples/parallel_cartpole.py
@@ -20,6 +20,9 @@ bench: .venv/.demo  ## what recording costs; ARGS="--quick --only memory" for so
 
 soak: .venv/.test  ## ten minutes of random environments, sinks and faults; ARGS="--seconds 60 --seed 1", or --only SEED
 	$(BIN)/python -m tests.soak $(ARGS)
+
+gallery: .venv/.test  ## record the scenes of docs/gallery.md and take their pictures; ARGS="cameras agents" for some
+	$(BIN)/python docs/gallery.py $(ARGS)
 
 clean:
 	rm -rf .venv recordings

@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -26,9 +27,10 @@ from torchrl.envs import EnvBase, GymEnv, GymWrapper, PendulumEnv, SerialEnv, St
 from torchrl.envs.libs.vmas import VmasEnv
 
 from torchrl_rerun import KeepWorst, RerunRecorder, list_episodes
+from torchrl_rerun.screenshots import Moment, screenshots
 
 PICTURES = Path(__file__).with_name("gallery")
-WIDTH = 1440
+SIZE = (1600, 900)
 
 cartpole = functools.partial(GymEnv, "CartPole-v1", categorical_action_encoding=True)
 seen_cartpole = functools.partial(cartpole, render_mode="rgb_array")
@@ -216,17 +218,15 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.scenes or SCENES:
             scene = SCENES[name]
             file = scene.record(Path(folder, f"{name}.rrd"), args.steps)
+            [shot] = screenshots([file], [Moment("frame", str(scene.frame))], size=SIZE, wait=60.0)
+            if shot.errors:
+                raise SystemExit(f"{name}: {'; '.join(shot.errors)}")
             picture = args.out / f"{name}.png"
-            take(file, picture, at=("frame", scene.frame))
-            shrink(picture)
+            # Few colours make it small enough for a page.
+            Image.open(BytesIO(shot.png)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+                picture, optimize=True
+            )
             print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")
-
-
-def shrink(picture: Path) -> None:
-    """Make a picture small enough for a page."""
-    image = Image.open(picture).convert("RGB")
-    image = image.resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-    image.quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 if __name__ == "__main__":
