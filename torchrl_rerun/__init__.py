@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchrl_rerun.keeping import Episode, Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.listing import Listing, RecordedEpisode, list_episodes
+    from torchrl_rerun.reading import LoadedEpisode, Recordings, load
     from torchrl_rerun.recorder import RerunRecorder
     from torchrl_rerun.repairing import Repaired, repair
     from torchrl_rerun.sinks import RecordingError
@@ -20,11 +21,14 @@ __all__ = [
     "KeepLast",
     "KeepWorst",
     "Listing",
+    "LoadedEpisode",
     "RecordedEpisode",
     "RecordingError",
+    "Recordings",
     "Repaired",
     "RerunRecorder",
     "list_episodes",
+    "load",
     "repair",
 ]
 
@@ -36,11 +40,14 @@ _HOMES = {
     "KeepLast": "keeping",
     "KeepWorst": "keeping",
     "Listing": "listing",
+    "LoadedEpisode": "reading",
     "RecordedEpisode": "listing",
     "RecordingError": "sinks",
+    "Recordings": "reading",
     "Repaired": "repairing",
     "RerunRecorder": "recorder",
     "list_episodes": "listing",
+    "load": "reading",
     "repair": "repairing",
 }
 

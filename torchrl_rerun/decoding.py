@@ -66,11 +66,13 @@ class Picture(NamedTuple):
     Attributes:
         frame: when.
         episode: the number of its environment's episode.
+        episode_step: steps of the episode before it.
         pixels: ``[height, width, depth]``, channels last however they were recorded, and of the recorded size.
     """
 
     frame: int
     episode: int
+    episode_step: int
     pixels: npt.NDArray[Any]
 
 
@@ -80,12 +82,14 @@ class Stored(NamedTuple):
     Attributes:
         frame: when it was seen.
         episode: the number of its environment's episode.
+        episode_step: steps of the episode before it.
         data: a sample of a video, a file, or pixels.
         is_keyframe: whether it can be decoded without those before it.
     """
 
     frame: int
     episode: int
+    episode_step: int
     data: bytes | npt.NDArray[Any]
     is_keyframe: bool
 
@@ -129,9 +133,9 @@ def stored(track: Track) -> Iterator[Stored]:
     """What is stored of a track, without decoding it, a chunk at a time in memory."""
     for file in track.files:
         for batch in rows_of(file, track.path):
-            times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode")), strict=True)
-            for (frame, episode), (data, is_keyframe) in zip(times, _values(batch), strict=True):
-                yield Stored(frame, episode, data, is_keyframe)
+            times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
+            for (frame, episode, step), (data, is_keyframe) in zip(times, _values(batch), strict=True):
+                yield Stored(frame, episode, step, data, is_keyframe)
 
 
 def pictures(track: Track, coming: Iterable[Stored] | None = None) -> Iterator[Picture]:
@@ -155,7 +159,7 @@ def pictures(track: Track, coming: Iterable[Stored] | None = None) -> Iterator[P
 def _stills(coming: Iterable[Stored]) -> Iterator[Picture]:
     for each in coming:
         pixels = np.asarray(Image.open(io.BytesIO(each.data))) if isinstance(each.data, bytes) else each.data
-        yield Picture(each.frame, each.episode, pixels[..., None] if pixels.ndim == 2 else pixels)
+        yield Picture(*each[:3], pixels[..., None] if pixels.ndim == 2 else pixels)
 
 
 def from_keyframe(coming: Iterable[Stored]) -> Iterator[Stored]:
@@ -189,7 +193,7 @@ def _video(track: Track, coming: Iterable[Stored]) -> Iterator[Picture]:
         for frame in frames:
             each = waiting.pop(cast("int", frame.pts))
             pixels = frame.to_ndarray(format="rgb24")
-            yield Picture(each.frame, each.episode, pixels[..., :1] if is_grey else pixels)
+            yield Picture(*each[:3], pixels[..., :1] if is_grey else pixels)
 
     for number, each in enumerate(from_keyframe(coming)):
         waiting[number] = each

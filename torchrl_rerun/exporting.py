@@ -267,7 +267,7 @@ def _encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
         if pixels.shape != shape:
             raise ValueError(f"pictures of {shape} and {pixels.shape} can't be one video")
         (sample,) = encoder.encode(pixels[None], [picture.episode])
-        yield Stored(picture.frame, picture.episode, *sample)
+        yield Stored(*picture[:3], *sample)
 
 
 def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -332,7 +332,7 @@ def _grid(tracks: Sequence[Track]) -> Iterator[Picture]:
             pixels = Image.fromarray(_as_rgb(picture.pixels)).reduce(shrink)
             top, left = cell // columns * height, cell % columns * width
             canvas[top : top + pixels.height, left : left + pixels.width] = np.asarray(pixels)
-        yield Picture(frame, 0, canvas)
+        yield Picture(frame, 0, 0, canvas)
 
 
 def _in_cell(cell: int, track: Track) -> Iterator[tuple[int, Picture]]:

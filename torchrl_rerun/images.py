@@ -31,6 +31,17 @@ def channels_last(pictures: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]
     return pictures[..., None] if channels == "HW" else pictures
 
 
+def channels_as(picture: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]:
+    """A picture ``[height, width, depth]`` with its channels where ``channels`` says: the way back.
+
+    >>> channels_as(np.zeros((84, 96, 3), np.uint8), "CHW").shape
+    (3, 84, 96)
+    """
+    if channels == "CHW":
+        return np.moveaxis(picture, -1, 0)
+    return picture[..., 0] if channels == "HW" else picture
+
+
 def channels_of(picture: npt.NDArray[Any]) -> str:
     """Where a picture by itself keeps its channels."""
     if picture.ndim == 2:
