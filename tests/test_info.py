@@ -93,19 +93,20 @@ def test_what_was_recorded_is_not_read(run, tmp_path):
 def test_pictures_agents_and_statistics(tmp_path):
     record(Scripted(lambda t: {"x": picture(t, (32, 48, 3))}), tmp_path / "a.rrd", image_format="h264", fps=12.5)
     env = VmasEnv("flocking", num_envs=70, n_agents=3, max_steps=20)
-    env = env.append_transform(RerunRecorder(tmp_path / "b.rrd", logged_envs=[3, 5]))
-    env.rollout(4)
+    env = env.append_transform(RerunRecorder(tmp_path / "b.rrd"))
+    with pytest.warns(UserWarning, match="first 16 are recorded"):
+        env.rollout(4)
     env.close()
     pictures, agents = told(tmp_path)
     (key,) = (key for key in pictures["keys"] if key["key"] == ["x"])
     assert (key["image_format"], key["rows"], pictures["fps"]) == ("h264", 6, 12.5)
-    assert agents["envs"] == [3, 5]
+    assert agents["envs"] == list(range(16))
     (key,) = (key for key in agents["keys"] if key["key"] == ["agents", "observation"])
-    assert (key["agents"], key["rows"]) == (["agent_0", "agent_1", "agent_2"], 2 * 3 * 5)
+    assert (key["agents"], key["rows"]) == (["agent_0", "agent_1", "agent_2"], 16 * 3 * 5)
     (key,) = (key for key in agents["keys"] if key["key"] == ["batch", "agents", "reward"])
     assert (key["kind"], key["rows"]) == ("statistics", 4)
     said = info(tmp_path).stdout
-    assert "environments 3, 5 recorded" in said
+    assert "batch size [70], environments 0 to 15 recorded" in said
     assert "3x18 (3 agents)" in said
 
 
