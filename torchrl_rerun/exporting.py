@@ -25,7 +25,7 @@ from PIL import Image
 
 from torchrl_rerun.contents import index_of
 from torchrl_rerun.decoding import Picture, Stored, Track, decoder_of, from_keyframe, pictures, stored, tracks_of
-from torchrl_rerun.finding import files_of, why_unreadable
+from torchrl_rerun.finding import whole_files_of
 from torchrl_rerun.video import USUAL_FPS, VideoEncoder
 
 GRID_SIZE = (2160, 3840)
@@ -108,16 +108,11 @@ def videos_of(
         ValueError: a file can't be read, there are no pictures, or several videos would be one file.
     """
     root = Path(path)
-    files = files_of(root)
-    for file in files:
-        trouble = why_unreadable(file)
-        if trouble is not None:
-            raise ValueError(trouble)
-    found = tracks_of(files)
+    found = tracks_of(whole_files_of(root))
     if not found:
         raise ValueError(f"{root} holds no pictures")
     chosen = _chosen(found, envs, keys)
-    named = _named(found, grid=grid)
+    named = _named(found, root, grid=grid)
     videos = [
         Video(_place(root, tracks[0], name, out), kept, fps or tracks[0].fps)
         for name, tracks in named
@@ -152,11 +147,12 @@ def _chosen(found: Sequence[Track], envs: Sequence[int] | None, keys: Sequence[s
     }
 
 
-def _named(found: Sequence[Track], *, grid: bool) -> Iterator[tuple[str, list[Track]]]:
+def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[str, list[Track]]]:
     """The videos by their names, which say what differs within a recording: environment, camera, agent."""
     recordings: dict[tuple[Path, str], list[Track]] = {}
     for track in found:
-        recordings.setdefault((track.files[0].parent, _recording(track)), []).append(track)
+        recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
+        recordings.setdefault((track.files[0].parent, recording), []).append(track)
     for (_, recording), tracks in recordings.items():
         one_env = len({track.env for track in tracks}) == 1
         one_key = len({track.stream.key for track in tracks}) == 1
@@ -178,10 +174,6 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
     return next(
         free for number in itertools.count(1) if (free := f"{name}_{number}" if number > 1 else name) not in taken
     )
-
-
-def _recording(track: Track) -> str:
-    return _OF_RECORDING.sub("", track.files[0].stem)
 
 
 def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | None) -> Path:
@@ -323,9 +315,10 @@ def _grid(tracks: Sequence[Track]) -> Iterator[Picture]:
         raise ValueError("pictures of varying sizes can't be in a grid")
     height, width = (max(size[axis] for size in known) for axis in (0, 1))
     columns = _columns(len(tracks), width / height)
-    shrink = math.ceil(max(width * columns / GRID_SIZE[1], height * -(-len(tracks) // columns) / GRID_SIZE[0], 1))
+    rows = -(-len(tracks) // columns)
+    shrink = math.ceil(max(height * rows / GRID_SIZE[0], width * columns / GRID_SIZE[1], 1))
     height, width = -(-height // shrink), -(-width // shrink)
-    canvas = np.zeros((height * -(-len(tracks) // columns), width * columns, 3), np.uint8)
+    canvas = np.zeros((height * rows, width * columns, 3), np.uint8)
     coming = heapq.merge(*map(_in_cell, itertools.count(), tracks), key=lambda pair: pair[1].frame)
     for frame, seen in itertools.groupby(coming, key=lambda pair: pair[1].frame):
         for cell, picture in seen:
@@ -344,9 +337,14 @@ def _as_rgb(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _columns(cells: int, shape: float) -> int:
-    """The number of columns by which a grid is of about the shape of a screen.
+    """The number of columns by which a grid is about as wide as a screen, and has few empty places.
 
-    >>> [_columns(cells, 1.0) for cells in (1, 2, 4, 16)]
-    [1, 2, 2, 6]
+    >>> [_columns(cells, 1.5) for cells in (1, 2, 3, 4, 16, 64)]
+    [1, 2, 2, 2, 4, 8]
     """
-    return min(range(1, cells + 1), key=lambda columns: abs(math.log(columns * shape / -(-cells // columns) / _SHAPE)))
+
+    def badness(columns: int) -> float:
+        rows = -(-cells // columns)
+        return abs(math.log(columns / rows * shape / _SHAPE)) + (rows * columns - cells) / cells
+
+    return min(range(1, cells + 1), key=badness)

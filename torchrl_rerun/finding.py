@@ -58,6 +58,21 @@ def _with_its_parts(file: Path) -> list[Path]:
     return sorted(order, key=order.__getitem__)
 
 
+def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The same, all of which can be read.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: a file can't be opened; says why, and what to do.
+    """
+    found = files_of(path)
+    for file in found:
+        trouble = why_unreadable(file)
+        if trouble is not None:
+            raise ValueError(trouble)
+    return found
+
+
 def why_unreadable(file: Path) -> str | None:
     """Why a file can't be opened, and what to do about it; None: it can.
 

@@ -15,6 +15,8 @@ from rerun.experimental import Recording, ViewerClient
 from torchrl_rerun.viewing import LOOPBACK, Viewer, ViewerError, free_port, headless
 
 _PAUSE = 0.2
+_MESSAGES_STAY = 5.0
+"""Seconds for which messages of the viewer's own lie over what it shows, after its start (rerun-sdk 0.41)."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,12 @@ def screenshots(
     with headless(port, size) as viewer:
         client = _connected(viewer, port)
         client.open([str(file.absolute()) for file in files])
+        clear = time.monotonic() + _MESSAGES_STAY
         recording = _loaded(client, viewer, wait)
         for moment in moments:
             if moment is not None:
                 client.set_time(moment.timeline, play_state="paused", **_time(moment, recording))
-            yield _settled(client, wait)
+            yield _settled(client, wait, clear)
 
 
 def _connected(viewer: Viewer, port: int) -> ViewerClient:
@@ -121,10 +124,10 @@ def _loaded(client: ViewerClient, viewer: Viewer, wait: float) -> Recording:
         time.sleep(_PAUSE)
 
 
-def _settled(client: ViewerClient, wait: float) -> Screenshot:
-    deadline = time.monotonic() + wait
+def _settled(client: ViewerClient, wait: float, clear: float) -> Screenshot:
+    deadline = max(time.monotonic() + wait, clear)
     png, before = client.take_screenshot(), b""
-    while png != before and time.monotonic() < deadline:
+    while (png != before or time.monotonic() < clear) and time.monotonic() < deadline:
         time.sleep(_PAUSE)
         png, before = client.take_screenshot(), png
     errors: list[str] = []

@@ -49,7 +49,7 @@ def take_screenshots(
 
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
     """
-    from torchrl_rerun.finding import files_of, why_unreadable
+    from torchrl_rerun.finding import whole_files_of
     from torchrl_rerun.screenshots import Moment, screenshots
     from torchrl_rerun.viewing import ViewerError, ended_by_signals
 
@@ -57,14 +57,10 @@ def take_screenshots(
     try:
         moments = [Moment.parse(each) for each in at or ()]
         places = _places(out, moments)
-        for place in places:
-            if place.exists() and not overwrite:
-                raise FileExistsError(f"{place} exists already: choose another name, or pass --overwrite")
-        files = files_of(recording)
-        for file in files:
-            trouble = why_unreadable(file)
-            if trouble is not None:
-                raise ValueError(trouble)
+        there = next((place for place in places if place.exists()), None)
+        if there is not None and not overwrite:
+            fail(_WHAT, f"{there} exists already: choose another name, or pass --overwrite")
+        files = whole_files_of(recording)
         width, height = map(int, size.split("x"))
         shots = screenshots(files, moments or [None], size=(width, height), wait=wait)
         with ended_by_signals():

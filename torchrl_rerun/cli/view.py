@@ -113,9 +113,11 @@ def _serve(files: Sequence[Path], bind: str, port: int | None, web_port: int | N
 
     for given in (port, web_port):
         if given is not None and not is_free(bind, given):
-            raise OSError(f"port {given} of {bind} can't be listened on: leave it out, and a free one is taken")
-    port = port or free_port(bind, GRPC_PORT)
-    web_port = web_port or free_port(bind, WEB_PORT)
+            raise OSError(f"nothing can listen on port {given} of {bind}: leave it out, and a free one is taken")
+    try:
+        port, web_port = port or free_port(bind, GRPC_PORT), web_port or free_port(bind, WEB_PORT)
+    except OSError as error:
+        raise OSError(f"{bind} is no address of this machine: {error.strerror}") from None
     with in_browsers(files, bind=bind, port=port, web_port=web_port) as viewer:
         for each in (port, web_port):
             viewer.wait_until_it_listens(bind, each)

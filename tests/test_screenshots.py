@@ -1,0 +1,127 @@
+"""`torchrl-rerun screenshot`: what the real viewer shows, as a picture."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import rerun as rr
+import torch
+from PIL import Image
+from rerun.chunk import Chunk
+from rerun.experimental import Recording, Timeline
+from typer.testing import CliRunner
+
+from episode_folders import write_chunks
+from test_hostile import Scripted, record
+from torchrl_rerun.cli import app
+from torchrl_rerun.screenshots import Moment, _time
+
+COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torch.uint8)
+
+
+def shoot(*arguments):
+    return CliRunner().invoke(app, ["screenshot", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Pictures of one colour each, as video, another colour at each frame."""
+    path = tmp_path_factory.mktemp("screenshots") / "run.rrd"
+    env = Scripted(lambda t: {"x": COLOURS[t % 3].expand(64, 64, 3)})
+    record(env, path, 8, image_format="h264", fps=10)
+    return path
+
+
+def share(picture, colour) -> float:
+    """How much of a picture is of about a colour."""
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    return float((np.abs(pixels - colour.numpy()).max(-1) < 12).mean())
+
+
+def needs_a_driver(done):
+    if "graphics driver" in done.stderr:
+        pytest.skip(done.stderr)
+    return done
+
+
+def test_pictures_of_several_moments(run, tmp_path):
+    done = needs_a_driver(
+        shoot(run, tmp_path / "at_{}.png", "--at", "frame=4", "--at", "sim_time=0.2", "--size", "800x600")
+    )
+    assert done.exit_code == 0, done.stderr
+    for place, colour in (("4", COLOURS[1]), ("0.2", COLOURS[2])):
+        picture = tmp_path / f"at_{place}.png"
+        assert f"{picture}\n" in done.stdout, "and not that it was still changing"
+        assert Image.open(picture).size == (800, 600)
+        assert share(picture, colour) > 0.1
+        assert sum(share(picture, other) for other in COLOURS) - share(picture, colour) < 0.01
+
+
+def test_a_view_that_fails(tmp_path):
+    """Its exit status says so; there is a picture nevertheless."""
+    path = tmp_path / "broken.rrd"
+    size = rr.components.ImageFormat(width=64, height=64, color_model="RGB", channel_datatype="U8")
+    images = rr.Image.columns(buffer=[b"too short"], format=[size])
+    write_chunks(path, [Chunk.from_columns("/x", [rr.TimeColumn("frame", sequence=[0])], images)], "broken")
+    done = needs_a_driver(shoot(path, tmp_path / "out.png"))
+    assert done.exit_code == 1
+    assert "a view fails: x: Invalid data length" in done.stderr
+    assert (tmp_path / "out.png").exists()
+
+
+def test_refused(run, tmp_path):
+    (tmp_path / "there.png").write_text("mine")
+    (tmp_path / "text.rrd").write_text("not a recording")
+    for why, *arguments in [
+        ("there.png exists already", run, tmp_path / "there.png"),
+        ("text.rrd is not a recording", tmp_path / "text.rrd", tmp_path / "out.png"),
+        ("'60' is not a timeline and a place on it", run, tmp_path / "out.png", "--at", "60"),
+        ("{} stands for the places of --at", run, tmp_path / "out_{}.png"),
+    ]:
+        done = shoot(*arguments)
+        assert done.exit_code == 1
+        assert why in done.stderr
+    assert shoot(run, tmp_path / "out.png", "--size", "large").exit_code == 2
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".png"] == ["there.png"]
+
+
+def test_places_on_timelines():
+    second = 1_000_000_000
+    timelines = [
+        Timeline("frame", "sequence", 0, 8),
+        Timeline("sim_time", "duration", 0, 2 * second),
+        Timeline("log_time", "timestamp", 0, second * 86400),
+    ]
+    recording = Recording("", "", timelines, None, None)
+    assert _time(Moment("frame", "8"), recording) == {"sequence": 8}
+    assert _time(Moment("sim_time", "1.5"), recording) == {"duration": np.timedelta64(3 * second // 2, "ns")}
+    there = _time(Moment("log_time", "1970-01-01T01:00:00+00:00"), recording)
+    assert there == {"timestamp": np.datetime64(3600 * second, "ns")}
+    for said, why in [
+        ("frame=9", "nothing is recorded at frame=9, but from 0 to 8"),
+        ("frame=1.5", "'1.5' is no place on frame: give a whole number"),
+        ("sim_time=2.5", "nothing is recorded at sim_time=2.5, but from 0 to 2"),
+        ("log_time=noon", "give a date and time"),
+        ("time=1", "there is no timeline 'time', but frame, sim_time, log_time"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            _time(Moment.parse(said), recording)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="drivers are found by the environment on Linux")
+def test_without_a_graphics_driver(run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torchrl_rerun.cli", "screenshot", run, tmp_path / "out.png"],
+        env=os.environ | {"VK_DRIVER_FILES": "/nothing", "VK_ICD_FILENAMES": "/nothing", "WGPU_BACKEND": "vulkan"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no screenshot: there is no graphics driver: install one (Debian: apt-get install mesa-vulkan-drivers)" in (
+        done.stderr
+    )
