@@ -32,7 +32,10 @@ EXACT_FLOATS = 2**53
 
 # Colours of the lines of a plot and of the states of a lane: distinct on a dark background and for colour-blind eyes.
 PALETTE = (0x4E9BE6FF, 0xF2A33AFF, 0x5FC08BFF, 0xE4638CFF, 0xA98BEFFF, 0xE8D44DFF, 0x3FC6CFFF, 0xD98A5AFF)
-FLAG_COLORS = {"done": 0xA0A8B8FF, "terminated": 0xE4638CFF, "truncated": 0xF2A33AFF}
+TONES = ((0x00, 0.0), (0xFF, 0.5), (0x00, 0.4))
+"""Where the palette is used up it is used again, mixed with so much white or black."""
+
+FLAG_COLORS = {"done": 0xA0A8B8FF, "terminated": 0xE5484DFF, "truncated": 0xF2A33AFF}
 MAX_CONFIGURED_STATES = 32
 
 VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264}
@@ -77,11 +80,9 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
         envs: environment indices; None: the recording is of one environment.
     """
     for stream in streams:
-        columns = _static(stream)
-        if columns is None:
-            continue
-        for env in envs[:1] if stream.shared else envs:
-            for lane in range(stream.lanes):
+        for lane in range(stream.lanes):
+            columns = _static(stream, lane)
+            for env in envs[: 1 if stream.shared else None] if columns is not None else ():
                 yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
 
 
@@ -176,20 +177,14 @@ def _label(stream: Stream, category: int) -> str:
     return stream.names[category] if 0 <= category < len(stream.names) else str(category)
 
 
-def _static(stream: Stream) -> Any:
+def _static(stream: Stream, lane: int) -> Any:
     """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing."""
     if stream.is_video:
         return rr.VideoStream.columns(codec=[VIDEO_CODECS[stream.image_format]])
     if stream.is_encoded:
         return rr.EncodedImage.columns(media_type=[MEDIA_TYPES[stream.image_format]])
     if stream.kind == "scalars":
-        size = math.prod(stream.row_shape)
-        names = list(stream.names) or [stream.key[-1] if size == 1 else f"{stream.key[-1]}[{i}]" for i in range(size)]
-        if size == 1 and stream.agents:
-            return None  # each agent is an entity: the viewer names it, and gives it a colour of its own
-        first = 1 if stream.key[-1].startswith("reward") else 0  # beside its running sum on one plot
-        colors = [PALETTE[(first + i) % len(PALETTE)] for i in range(size)]
-        return series_style(names, colors)
+        return _lines(stream, lane)
     if stream.kind == "state":
         if stream.is_flag:
             flag = stream.key[-1]
@@ -200,11 +195,38 @@ def _static(stream: Stream) -> Any:
             if not 0 < count <= MAX_CONFIGURED_STATES:
                 return None
             labels = [_label(stream, category) for category in range(count)]
-            shades = [PALETTE[i % len(PALETTE)] for i in range(count)]
+            shades = [color(i) for i in range(count)]
         return rr.StateConfiguration.columns(
             values=labels, labels=labels, colors=np.array(shades, np.uint32)
         ).partition([len(labels)])
     return None
+
+
+def _lines(stream: Stream, lane: int) -> Any:
+    """The names and colours of a plot's lines, which are all agents' and may be of a reward and its running sum."""
+    size = math.prod(stream.row_shape)
+    is_reward = stream.key[-1].startswith("reward")
+    if not stream.agents:
+        names = stream.names or ([stream.key[-1]] if size == 1 else [f"{stream.key[-1]}[{i}]" for i in range(size)])
+        return series_style(names, [color(is_reward + i) for i in range(size)])
+    if size == 1:
+        # The viewer names each by its path. A reward has a lighter tone of the colour that the agent's return has.
+        return rr.SeriesLines.columns(colors=np.array([color(lane + is_reward * len(PALETTE))], np.uint32))
+    agent = stream.agents[lane]
+    names = [f"{agent} {name}" for name in stream.names] or [f"{agent}[{i}]" for i in range(size)]
+    return series_style(names, [color(lane * size + i) for i in range(size)])
+
+
+def color(number: int) -> int:
+    """The colour of a line or a state by its position: the first 24 are distinct.
+
+    >>> [f"{color(number):08X}" for number in (0, 1, 8, 16, 24)]
+    ['4E9BE6FF', 'F2A33AFF', 'A6CDF2FF', '2F5D8AFF', '4E9BE6FF']
+    """
+    times, position = divmod(number, len(PALETTE))
+    other, share = TONES[times % len(TONES)]
+    red, green, blue, alpha = PALETTE[position].to_bytes(4)
+    return int.from_bytes((*(round(part + (other - part) * share) for part in (red, green, blue)), alpha))
 
 
 def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
