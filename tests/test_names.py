@@ -25,8 +25,9 @@ from torchrl.envs.libs.vmas import VmasEnv
 
 from readback import read
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.columns import static_chunks
 from torchrl_rerun.names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
-from torchrl_rerun.streams import Leaf
+from torchrl_rerun.streams import Leaf, Stream
 
 CARTPOLE = ["cart position", "cart velocity", "pole angle", "pole angular velocity"]
 CHEETAH = [
@@ -203,37 +204,31 @@ def test_what_is_known_of_robots_is_what_their_models_say(name):
     assert expected or size > 64  # which is no plot
 
 
-@pytest.mark.parametrize("name", [name for name in ROBOTS if name.endswith("v5")])
+@pytest.mark.parametrize("name", [name for name in ROBOTS if name.endswith("v5") and "Humanoid" not in name])
 def test_each_number_of_an_observation_is_what_it_is_called(name):
-    """Each joint is moved by itself, and so is each of the numbers that have its name."""
+    """Each joint is moved by itself, and of the numbers that are called after joints only its own changes."""
     import mujoco
 
-    env = (
-        gymnasium.make(name, exclude_current_positions_from_observation=False)
-        if "Cheetah" in name
-        else gymnasium.make(name)
-    )
+    options = {"Ant-v5": {"include_cfrc_ext_in_observation": False}}
+    env = gymnasium.make(name, **options.get(name, {}))
     env.reset(seed=0)
     simulator = env.unwrapped
-    size = env.observation_space.shape[0]
-    labels = next((o for o in known(name).observations if len(o) == size), None)
-    if labels is None:
-        pytest.skip(f"{size} numbers are no plot")
+    (labels,) = (each for each in known(name).observations if len(each) == env.observation_space.shape[0])
     robot = Robot.of(simulator.model)
-    for names, what in ((robot.positions, simulator.data.qpos), (robot.velocities, simulator.data.qvel)):
-        for i, joint in enumerate(names):
-            if re.search(r" [qw][wxyz]$| v[xyz]$", joint):
-                continue  # a quaternion isn't moved by one of its numbers
-            before, was = simulator._get_obs().copy(), what[i]
-            what[i] = was + 0.1
+    seen = set()
+    for joints, values in ((robot.positions, simulator.data.qpos), (robot.velocities, simulator.data.qvel)):
+        for i, joint in enumerate(joints):
+            before, value = simulator._get_obs(), values[i]
+            values[i] += 0.1
             mujoco.mj_forward(simulator.model, simulator.data)
-            changed = {labels[k] for k in np.flatnonzero(~np.isclose(before, simulator._get_obs(), atol=1e-4))}
-            what[i] = was
+            changed = ~np.isclose(before, simulator._get_obs(), atol=1e-4)
+            values[i] = value
             mujoco.mj_forward(simulator.model, simulator.data)
-            if joint in labels:
-                assert joint in changed
-            of_others = {label for label in changed if label in {*robot.positions, *robot.velocities}} - {joint}
-            assert not of_others
+            moved = {labels[k] for k in np.flatnonzero(changed)} & {*robot.positions, *robot.velocities}
+            assert moved == {joint} & set(labels)
+            seen |= moved
+    assert seen == set(labels) & {*robot.positions, *robot.velocities}
+    assert seen
 
 
 # --- what is said of others is true ---
@@ -326,6 +321,16 @@ def test_agents_have_names_and_colours_of_their_own(path):
     assert lines == [
         recorded.static[f"/env_0/agents/{key}/{agent}"] for key in ("reward", "episode_return") for agent in agents
     ]
+
+
+def test_agents_of_several_groups_have_colours_of_their_own():
+    groups = {"wolves": ("wolf_0", "wolf_1"), "sheep": ("sheep_0",)}
+    rewards = [Stream((group, "reward"), "scalars", "float32", (len(a), 1), agents=a) for group, a in groups.items()]
+    (colors,) = zip(
+        *(chunk.to_record_batch().column("SeriesLines:colors").to_pylist()[0] for chunk in static_chunks(rewards, [0])),
+        strict=True,
+    )
+    assert len(set(colors)) == 3
 
 
 def test_many_categories_are_a_lane(path):

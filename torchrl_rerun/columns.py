@@ -8,6 +8,7 @@ column of their own beside it. These columns claim no component type, since Reru
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -79,11 +80,20 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
         streams: what is recorded.
         envs: environment indices; None: the recording is of one environment.
     """
+    streams = list(streams)
+    before = _agents_before(streams)
     for stream in streams:
         for lane in range(stream.lanes):
-            columns = _static(stream, lane)
+            columns = _static(stream, lane, before.get(stream.key[0], 0) + lane)
             for env in envs[: 1 if stream.shared else None] if columns is not None else ():
                 yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
+
+
+def _agents_before(streams: Sequence[Stream]) -> dict[str, int]:
+    """How many agents come before those of each group, in the order of the groups' names."""
+    groups = {stream.key[0]: stream.lanes for stream in streams if stream.agents}
+    counts = itertools.accumulate((groups[name] for name in sorted(groups)), initial=0)
+    return dict(zip(sorted(groups), counts, strict=False))
 
 
 # --- one function a kind: rows [n, *row_shape] to columns of n lists ---
@@ -177,14 +187,17 @@ def _label(stream: Stream, category: int) -> str:
     return stream.names[category] if 0 <= category < len(stream.names) else str(category)
 
 
-def _static(stream: Stream, lane: int) -> Any:
-    """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing."""
+def _static(stream: Stream, lane: int, agent: int) -> Any:
+    """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing.
+
+    ``agent`` is the lane's number among the agents of all groups.
+    """
     if stream.is_video:
         return rr.VideoStream.columns(codec=[VIDEO_CODECS[stream.image_format]])
     if stream.is_encoded:
         return rr.EncodedImage.columns(media_type=[MEDIA_TYPES[stream.image_format]])
     if stream.kind == "scalars":
-        return _lines(stream, lane)
+        return _lines(stream, lane, agent)
     if stream.kind == "state":
         if stream.is_flag:
             flag = stream.key[-1]
@@ -202,7 +215,7 @@ def _static(stream: Stream, lane: int) -> Any:
     return None
 
 
-def _lines(stream: Stream, lane: int) -> Any:
+def _lines(stream: Stream, lane: int, agent: int) -> Any:
     """The names and colours of a plot's lines, which are all agents' and may be of a reward and its running sum."""
     size = math.prod(stream.row_shape)
     is_reward = stream.key[-1].startswith("reward")
@@ -211,9 +224,9 @@ def _lines(stream: Stream, lane: int) -> Any:
         return series_style(names, [color(is_reward + i) for i in range(size)])
     if size == 1:
         # The viewer names each by its path. A reward has a lighter tone of the colour that the agent's return has.
-        return rr.SeriesLines.columns(colors=np.array([color(lane + is_reward * len(PALETTE))], np.uint32))
-    agent = stream.agents[lane]
-    names = [f"{agent} {name}" for name in stream.names] or [f"{agent}[{i}]" for i in range(size)]
+        return rr.SeriesLines.columns(colors=np.array([color(agent + is_reward * len(PALETTE))], np.uint32))
+    whose = stream.agents[lane]
+    names = [f"{whose} {name}" for name in stream.names] or [f"{whose}[{i}]" for i in range(size)]
     return series_style(names, [color(lane * size + i) for i in range(size)])
 
 
