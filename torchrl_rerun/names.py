@@ -57,10 +57,12 @@ def known_names(leaf: Leaf, env: EnvBase | None) -> Labels:
         candidates, fits, size = "controls", is_row, math.prod(leaf.shape)
     else:
         one = is_row if leaf.discrete == "one_hot" else leaf.shape in ((), (1,))
-        candidates, fits, size = "actions", one and len(leaf.categories) == 1, max(leaf.categories)
+        candidates, fits, size = "actions", one and len(leaf.categories) == 1, max(leaf.categories, default=0)
     if not fits:
         return ()
-    return next((labels for labels in getattr(_names_of(env), candidates) if len(labels) == size), ())
+    with contextlib.suppress(Exception):  # environments are asked here: an answer isn't worth an error
+        return next((labels for labels in getattr(_names_of(env), candidates) if len(labels) == size), ())
+    return ()
 
 
 def _names_of(env: EnvBase) -> Names:
@@ -118,22 +120,21 @@ def of_simulator(simulator: Any) -> Names:
         simulator: a gymnasium environment, unwrapped.
     """
     known = _of_path(_path(type(simulator)))
-    with contextlib.suppress(Exception):  # whatever it is: it isn't asked to be what we take it for
-        if callable(getattr(simulator, "get_action_meanings", None)):
-            return dataclasses.replace(known, actions=(tuple(map(str, simulator.get_action_meanings())),))
-        model = getattr(simulator, "model", None)
-        if type(model).__name__ == "MjModel":
-            robot = Robot.of(model)
-            structure = getattr(simulator, "observation_structure", None)
-            if isinstance(structure, dict):
-                return robot.names(structure.get("skipped_qpos", 0))
-            is_the_known_one = known.controls == (robot.actuators,)
-            return Names(known.observations if is_the_known_one else (), controls=(robot.actuators,))
+    if callable(getattr(simulator, "get_action_meanings", None)):
+        return dataclasses.replace(known, actions=(tuple(map(str, simulator.get_action_meanings())),))
+    model = getattr(simulator, "model", None)
+    if type(model).__name__ == "MjModel":
+        robot = Robot.of(model)
+        structure = getattr(simulator, "observation_structure", None)
+        if isinstance(structure, dict):
+            return robot.names(structure.get("skipped_qpos", 0))
+        is_the_known_one = known.controls == (robot.actuators,)
+        return Names(known.observations if is_the_known_one else (), controls=(robot.actuators,))
     return known
 
 
 def _path(thing: type | Callable[..., Any]) -> str:
-    return f"{thing.__module__}:{thing.__qualname__}"
+    return f"{thing.__module__}:{getattr(thing, '__qualname__', '')}"  # a partial function has none
 
 
 def _of_path(path: str) -> Names:
