@@ -61,6 +61,17 @@ def test_every_kind(viewer, path):
     assert [(view.name, view.reports) for view in views if view.reports] == []
 
 
+def test_many_states(viewer, path):
+    """500 of them in one lane, and names in the other."""
+    record(GymEnv("Taxi-v4"), path, 15)
+    views = opened(viewer, path, 10)
+    assert rerun_views(views) == [
+        ("StateTimeline", "/env_0", "observation, action, terminated, truncated"),
+        ("TimeSeries", "/env_0", "reward and return"),
+    ]
+    assert [view.reports for view in views] == [[], []]
+
+
 def test_a_layout_of_the_users_own(viewer, path):
     mine = rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name="mine"), auto_views=False)
     record(cartpole(), path, 5, blueprint=mine)

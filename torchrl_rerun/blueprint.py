@@ -25,7 +25,7 @@ from typing import Any
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.palette import PALETTE
+from torchrl_rerun.palette import color
 from torchrl_rerun.schema import Schema
 from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
 
@@ -223,9 +223,7 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
     shown = (recorded.envs if envs is None else envs)[:MAX_LINES]
     sums = [stream for stream in recorded.streams if stream.sums]
     lines: dict[rr.EntityPath | str, Any] = {
-        entity_path(stream, env, lane): _line(
-            " / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), PALETTE[row % len(PALETTE)]
-        )
+        entity_path(stream, env, lane): _line(" / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), color(row))
         for stream in sums[:1]
         for row, env in enumerate(shown)
         for lane in range(stream.lanes)
@@ -353,9 +351,9 @@ def _series(
     )
 
 
-def _line(name: str, color: int) -> rrb.Visualizer:
+def _line(name: str, shade: int) -> rrb.Visualizer:
     """How a line is called and coloured in one view, whatever it is in others."""
-    return rr.SeriesLines(names=name, colors=color).visualizer()
+    return rr.SeriesLines(names=name, colors=shade).visualizer()
 
 
 def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:

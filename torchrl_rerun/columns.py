@@ -8,6 +8,7 @@ column of their own beside it. These columns claim no component type, since Reru
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
 from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, channels_last, channels_of
-from torchrl_rerun.palette import FLAG_COLORS, PALETTE
+from torchrl_rerun.palette import FLAG_COLORS, PALETTE, color
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
 from torchrl_rerun.streams import Stream, entity_path
@@ -74,13 +75,20 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
         streams: what is recorded.
         envs: environment indices; None: the recording is of one environment.
     """
+    streams = list(streams)
+    before = _agents_before(streams)
     for stream in streams:
-        columns = _static(stream)
-        if columns is None:
-            continue
-        for env in envs[:1] if stream.shared else envs:
-            for lane in range(stream.lanes):
+        for lane in range(stream.lanes):
+            columns = _static(stream, lane, before.get(stream.key[0], 0) + lane)
+            for env in envs[: 1 if stream.shared else None] if columns is not None else ():
                 yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
+
+
+def _agents_before(streams: Sequence[Stream]) -> dict[str, int]:
+    """How many agents come before those of each group, in the order of the groups' names."""
+    groups = {stream.key[0]: stream.lanes for stream in streams if stream.agents}
+    counts = itertools.accumulate((groups[name] for name in sorted(groups)), initial=0)
+    return dict(zip(sorted(groups), counts, strict=False))
 
 
 # --- one function a kind: rows [n, *row_shape] to columns of n lists ---
@@ -176,20 +184,17 @@ def _label(stream: Stream, category: int) -> str:
     return stream.names[category] if 0 <= category < len(stream.names) else str(category)
 
 
-def _static(stream: Stream) -> Any:
-    """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing."""
+def _static(stream: Stream, lane: int, agent: int) -> Any:
+    """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing.
+
+    ``agent`` is the lane's number among the agents of all groups.
+    """
     if stream.is_video:
         return rr.VideoStream.columns(codec=[VIDEO_CODECS[stream.image_format]])
     if stream.is_encoded:
         return rr.EncodedImage.columns(media_type=[MEDIA_TYPES[stream.image_format]])
     if stream.kind == "scalars":
-        size = math.prod(stream.row_shape)
-        names = list(stream.names) or [stream.key[-1] if size == 1 else f"{stream.key[-1]}[{i}]" for i in range(size)]
-        if size == 1 and stream.agents:
-            return None  # each agent is an entity: the viewer names it, and gives it a colour of its own
-        first = 1 if stream.key[-1].startswith("reward") else 0  # beside its running sum on one plot
-        colors = [PALETTE[(first + i) % len(PALETTE)] for i in range(size)]
-        return series_style(names, colors)
+        return _lines(stream, lane, agent)
     if stream.kind == "state":
         if stream.is_flag:
             flag = stream.key[-1]
@@ -200,11 +205,26 @@ def _static(stream: Stream) -> Any:
             if not 0 < count <= MAX_CONFIGURED_STATES:
                 return None
             labels = [_label(stream, category) for category in range(count)]
-            shades = [PALETTE[i % len(PALETTE)] for i in range(count)]
+            shades = [color(i) for i in range(count)]
         return rr.StateConfiguration.columns(
             values=labels, labels=labels, colors=np.array(shades, np.uint32)
         ).partition([len(labels)])
     return None
+
+
+def _lines(stream: Stream, lane: int, agent: int) -> Any:
+    """The names and colours of a plot's lines, which are all agents' and may be of a reward and its running sum."""
+    size = math.prod(stream.row_shape)
+    is_reward = stream.key[-1].startswith("reward")
+    if not stream.agents:
+        names = stream.names or ([stream.key[-1]] if size == 1 else [f"{stream.key[-1]}[{i}]" for i in range(size)])
+        return series_style(names, [color(is_reward + i) for i in range(size)])
+    if size == 1:
+        # The viewer names each by its path. A reward has a lighter tone of the colour that the agent's return has.
+        return rr.SeriesLines.columns(colors=np.array([color(agent + is_reward * len(PALETTE))], np.uint32))
+    whose = stream.agents[lane]
+    names = [f"{whose} {name}" for name in stream.names] or [f"{whose}[{i}]" for i in range(size)]
+    return series_style(names, [color(lane * size + i) for i in range(size)])
 
 
 def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:

@@ -83,7 +83,8 @@ class RerunRecorder(Transform):
             that aren't even are filled up at the right and below with what is at the edge.
         kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
             ``"state"`` (categories and flags) or ``"text"``.
-        names: per key, the names of the numbers of a row, or of the categories.
+        names: per key, the names of the numbers of a row, or of the categories. Default: what well-known environments
+            (gymnasium's own, Atari games) call their observations and actions.
         render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
             others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
             gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when a recording

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from torchrl.record import PixelRenderTransform
 
 from torchrl_rerun.devices import device_of
 from torchrl_rerun.events import Ends
+from torchrl_rerun.names import known_names
 from torchrl_rerun.streams import Key, Leaf, UnsupportedLeafError
 
 _NOT_DATA = ("_reset", "_step")
@@ -170,7 +172,8 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
     discrete, categories = _discrete(spec_of(env, key))
     if dtype == "bool" and discrete == "index":
         discrete, categories = None, ()  # a flag, not a category
-    return Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories, device=device_of(value))
+    leaf = Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories, device=device_of(value))
+    return dataclasses.replace(leaf, names=known_names(leaf, env))
 
 
 def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:

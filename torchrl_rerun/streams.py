@@ -33,7 +33,10 @@ VIDEO_FORMATS: tuple[str, ...] = ("h264",)
 PAGE = 4096
 
 MAX_SCALARS = 64
-"""The largest row that is plotted; anything larger is a tensor."""
+"""The largest row that is plotted; anything larger is a tensor, but for one-hot values."""
+
+MAX_CATEGORIES = 4096
+"""The largest one-hot value that is a state."""
 
 # torch's name of a dtype -> the numpy dtype that holds the same bits.
 _STORAGE = {
@@ -68,6 +71,7 @@ class Leaf:
         sample: one environment's value of non-tensor data, else None.
         shared: one value of non-tensor data stands for the whole batch.
         device: the accelerator that the values are on, as PyTorch names it; empty: none.
+        names: what the environment is known to call its numbers, or the categories of a discrete leaf; empty: not known.
     """
 
     key: Key
@@ -79,6 +83,7 @@ class Leaf:
     sample: Any = None
     shared: bool = False
     device: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,8 @@ def describe(
     Args:
         leaf: what is known of the key.
         kinds: the user's overrides of the kind.
-        names: the user's names of the numbers of a row, or of the categories.
+        names: the user's names of the numbers of a row, or of the categories; where there are none, even empty ones, the
+            leaf's own.
         image_format: one format for all images, or one per key (``"jpeg"`` where a key is not named).
 
     Raises:
@@ -289,7 +295,7 @@ def describe(
         channels=channels,
         discrete=leaf.discrete if kind == "state" else None,
         categories=leaf.categories if kind == "state" else (),
-        names=_checked_names(leaf, kind, row_shape, names.get(leaf.key, ())),
+        names=_checked_names(leaf, kind, row_shape, names[leaf.key]) if leaf.key in names else _own_names(leaf, kind),
         shared=leaf.shared,
         device=leaf.device,
     )
@@ -310,13 +316,18 @@ def _kind(leaf: Leaf, row_shape: tuple[int, ...]) -> Kind:
     size = math.prod(row_shape)
     if leaf.dtype == "object":
         return _kind_of_object(leaf)
-    if leaf.discrete is not None and size <= MAX_SCALARS and len(row_shape) <= 1:
+    if leaf.discrete is not None and size <= _most(leaf, "state") and len(row_shape) <= 1:
         return "state"
     if _channels(row_shape) is not None and _is_picture(leaf.dtype, row_shape):
         return "image"
     if size <= MAX_SCALARS and len(row_shape) <= 1:
         return "state" if leaf.dtype == "bool" else "scalars"
     return "tensor"
+
+
+def _most(leaf: Leaf, kind: Kind) -> int:
+    """How many numbers a row of this kind may have."""
+    return MAX_CATEGORIES if kind == "state" and leaf.discrete == "one_hot" else MAX_SCALARS
 
 
 def _kind_of_object(leaf: Leaf) -> Kind:
@@ -384,10 +395,16 @@ def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels"
         )
-    if kind in ("scalars", "state") and (len(row_shape) > 1 or math.prod(row_shape) > MAX_SCALARS):
-        raise ValueError(f"{what} doesn't fit shape {row_shape}; at most {MAX_SCALARS} numbers in one dimension")
+    most = _most(leaf, kind)
+    if kind in ("scalars", "state") and (len(row_shape) > 1 or math.prod(row_shape) > most):
+        raise ValueError(f"{what} doesn't fit shape {row_shape}; at most {most} numbers in one dimension")
     if kind == "state" and "float" in leaf.dtype:
         raise ValueError(f"{what} doesn't fit {leaf.dtype}; states are whole numbers or booleans")
+
+
+def _own_names(leaf: Leaf, kind: Kind) -> tuple[str, ...]:
+    """The leaf's names, if they still are names of what the user's kind shows."""
+    return leaf.names if kind == ("scalars" if leaf.discrete is None else "state") else ()
 
 
 def _checked_names(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], names: Sequence[str]) -> tuple[str, ...]:
