@@ -431,7 +431,7 @@ class RerunRecorder(Transform):
 
     @property
     def path(self) -> Path | None:
-        """The file or the folder that is recorded to; None: live viewers alone."""
+        """The file or the folder that is recorded to. None where there are live viewers alone."""
         return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
 
     def stats(self) -> dict[str, float]:
@@ -440,6 +440,8 @@ class RerunRecorder(Transform):
         It is of the recorder's whole life: what comes after :meth:`close`, in the next file, is counted on.
 
         Returns:
+            Numbers by their names.
+
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
               environments, episodes are those that have begun, of all recorded environments together.
             - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
