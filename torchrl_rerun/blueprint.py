@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
+from torchrl_rerun.streams import PICTURES, Key, Stream, batch_path, entity_path
 
 MAX_CELLS = 16
 """Environments that are shown at once; the others are in the recording, and in the viewer's list of streams."""
@@ -32,7 +32,7 @@ def layout(
     crowded = len(shown) > 4
     cells = [_cell(streams, env, alone=len(shown) == 1, first=env == envs[0], crowded=crowded) for env in shown]
     # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
-    columns = 1 if len(cells) < 4 and any(stream.kind == "image" for stream in streams) else None
+    columns = 1 if len(cells) < 4 and any(stream.is_picture for stream in streams) else None
     grid = rrb.Grid(*cells, grid_columns=columns, name="environments") if len(cells) > 1 else cells[0]
     return rrb.Blueprint(
         rrb.Vertical(_overview(statistics), grid, row_shares=[1, 3]) if statistics else grid,
@@ -79,8 +79,13 @@ def _stack(views: Sequence[rrb.View], most: int, name: str | None = None) -> rrb
 
 
 def _pictures(streams: Sequence[Stream], env: int | None) -> Iterator[rrb.View]:
-    """Images, tensors and texts, in this order."""
-    for kind, view in (("image", rrb.Spatial2DView), ("tensor", rrb.TensorView), ("text", rrb.TextDocumentView)):
+    """Images, depth, segmentations, tensors and texts, in this order."""
+    views = {
+        **dict.fromkeys(PICTURES, rrb.Spatial2DView),
+        "tensor": rrb.TensorView,
+        "text": rrb.TextDocumentView,
+    }
+    for kind, view in views.items():
         for stream in streams:
             if stream.kind == kind:
                 for lane in range(stream.lanes):
@@ -136,7 +141,10 @@ def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:
 
 
 def _title(stream: Stream, env: int | None, lane: int = 0) -> str:
-    parts = [*stream.key, *(stream.agents[lane : lane + 1] if stream.kind in ("image", "tensor", "text") else ())]
+    parts = [
+        *stream.key,
+        *(stream.agents[lane : lane + 1] if stream.is_picture or stream.kind in ("tensor", "text") else ()),
+    ]
     return _named(env, " / ".join(parts))
 
 
