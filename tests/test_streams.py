@@ -81,7 +81,7 @@ def test_image_format(dtype, shape, asked, stored):
         ("instance_ids", "uint16", (48, 64), "segmentation"),
         ("segmentation", "float32", (48, 64), "tensor"),
         ("segmentation", "int64", (3,), "scalars"),
-        ("instances", "int64", (10, 7), "segmentation"),
+        ("instances", "int64", (10, 7), "tensor"),
         ("segment", "uint8", (48, 64), "image"),
     ],
 )

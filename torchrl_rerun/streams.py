@@ -58,7 +58,7 @@ _INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "i
 
 _DEPTH = re.compile(r"(.*[^a-z])?depth([^a-z]?(image|img|map))?", re.IGNORECASE)
 _SEGMENTATION = re.compile(
-    r"(.*[^a-z])?(segmentation|(semantic|instance)s?([^a-z]?seg)?|seg)([^a-z]?(image|img|map|mask|ids?))?",
+    r"(.*[^a-z])?(segmentation|(semantic|instance)([^a-z]?seg)?|seg)([^a-z]?(image|img|map|mask|ids?))?",
     re.IGNORECASE,
 )
 
