@@ -15,7 +15,7 @@ lint: .venv/.test  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/.demo  ## what recording costs; ARGS="--quick --only memory" for some of it
+bench: .venv/.test  ## what recording costs; ARGS="--quick --only memory" for some of it
 	$(BIN)/python -m benchmarks $(ARGS)
 
 soak: .venv/.test  ## ten minutes of random environments, sinks and faults; ARGS="--seconds 60 --seed 1", or --only SEED

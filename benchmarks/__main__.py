@@ -40,6 +40,8 @@ MEASUREMENTS = {
     "scaling": "benchmarks.scaling:measure",
     "accelerator": "benchmarks.accelerator:measure",
     "parts": "benchmarks.parts:measure",
+    "image_formats": "benchmarks.image_formats:measure",
+    "encoding": "benchmarks.encoding:measure",
 }
 
 

@@ -20,21 +20,25 @@ import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
-from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, channels_last, channels_of
+from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, pictures_of, shown
 from torchrl_rerun.palette import FLAG_COLORS, PALETTE, color
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
 from torchrl_rerun.streams import Stream, entity_path
 
 EXACT = "torchrl_rerun:exact"
-"""The component that holds integers as they were, where ``Scalars:scalars`` can't."""
+"""The component that holds integers as they were, where ``Scalars:scalars`` can't, and the numbers of a picture that the
+viewer would show in other colours."""
 
 EXACT_FLOATS = 2**53
 """The largest integer up to which float64 holds each one."""
 
 MAX_CONFIGURED_STATES = 32
 
-VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264}
+VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
+
+ARCHETYPES: Mapping[str, str] = {"image": "Image", "depth": "DepthImage", "segmentation": "SegmentationImage"}
+"""Of raw pictures, by kind."""
 
 
 class ChunkFactory:
@@ -119,18 +123,24 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     return [Column("StateChange:state", "StateChange", "Text", states), number_lists(stream.numbers(rows))]
 
 
-def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+def _picture(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+    columns = []
     if stream.dtype == "object":
-        pictures = [channels_last(row[None], channels_of(row))[0] for row in rows]
+        pictures = [pictures_of(stream, rows[i : i + 1])[0] for i in range(len(rows))]
         buffers = blobs([picture.tobytes() for picture in pictures])
         formats = pa.concat_arrays([_image_formats(1, *picture.shape, picture.dtype) for picture in pictures])
     else:
-        stacked = channels_last(rows, stream.channels)
+        stacked = pictures_of(stream, rows)
+        if stream.kind == "image" and stacked.dtype.kind == "f" and (stacked < 0).any():
+            columns.append(Column(EXACT, None, None, lists(flat(stacked), len(rows))))
+            stacked = shown(stacked)
         buffers = lists(flat(np.ascontiguousarray(stacked).reshape(-1).view(np.uint8)), len(rows), not_null=True)
-        formats = _image_formats(*stacked.shape, stacked.dtype)
+        formats = _image_formats(*stacked.shape, stacked.dtype, is_image=stream.kind == "image")
+    archetype = ARCHETYPES[stream.kind]
     return [
-        Column("Image:buffer", "Image", "ImageBuffer", lists(buffers, len(rows))),
-        Column("Image:format", "Image", "ImageFormat", lists(formats, len(rows))),
+        Column(f"{archetype}:buffer", archetype, "ImageBuffer", lists(buffers, len(rows))),
+        Column(f"{archetype}:format", archetype, "ImageFormat", lists(formats, len(rows))),
+        *columns,
     ]
 
 
@@ -151,7 +161,9 @@ def _text(_: Stream, rows: npt.NDArray[Any]) -> list[Column]:
 _COLUMNS: Mapping[str, Callable[[Stream, npt.NDArray[Any]], list[Column]]] = {
     "scalars": _scalars,
     "state": _state,
-    "image": _image,
+    "image": _picture,
+    "depth": _picture,
+    "segmentation": _picture,
     "tensor": _tensor,
     "text": _text,
 }
@@ -193,6 +205,8 @@ def _static(stream: Stream, lane: int, agent: int) -> Any:
         return rr.VideoStream.columns(codec=[VIDEO_CODECS[stream.image_format]])
     if stream.is_encoded:
         return rr.EncodedImage.columns(media_type=[MEDIA_TYPES[stream.image_format]])
+    if stream.kind == "segmentation" and stream.names:
+        return rr.AnnotationContext.columns(context=rr.components.AnnotationContext(list(enumerate(stream.names))))
     if stream.kind == "scalars":
         return _lines(stream, lane, agent)
     if stream.kind == "state":
@@ -235,22 +249,16 @@ def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
 # --- Arrow ---
 
 
-_CHANNEL_TYPES = {
-    "uint8": rr.ChannelDatatype.U8,
-    "float16": rr.ChannelDatatype.F16,
-    "float32": rr.ChannelDatatype.F32,
-    "float64": rr.ChannelDatatype.F64,
-}
-
-
 @functools.lru_cache(maxsize=256)
-def _image_formats(count: int, height: int, width: int, depth: int, dtype: np.dtype[Any]) -> pa.Array:
+def _image_formats(
+    count: int, height: int, width: int, depth: int, dtype: np.dtype[Any], *, is_image: bool = True
+) -> pa.Array:
     """The same format so many times; Rerun takes longer to make one than to make the rest of a chunk."""
     image_format = rr.components.ImageFormat(
         width=width,
         height=height,
-        color_model=COLOR_MODELS[depth],
-        channel_datatype=_CHANNEL_TYPES[dtype.name],
+        color_model=COLOR_MODELS[depth] if is_image else None,
+        channel_datatype=rr.ChannelDatatype.from_np_dtype(np.dtype(np.uint8) if dtype.kind == "b" else dtype),
     )
     return rr.components.ImageFormatBatch([image_format] * count).as_arrow_array()
 

@@ -10,9 +10,7 @@ import numpy.typing as npt
 import rerun as rr
 from PIL import Image
 
-from torchrl_rerun.streams import ImageFormat
-
-JPEG_QUALITY = 90
+from torchrl_rerun.streams import Stream
 
 MEDIA_TYPES: dict[str | None, str] = {"png": "image/png", "jpeg": "image/jpeg"}
 
@@ -49,12 +47,61 @@ def channels_of(picture: npt.NDArray[Any]) -> str:
     return "HWC" if picture.shape[-1] in COLOR_MODELS else "CHW"
 
 
-def encode(picture: npt.NDArray[np.uint8], image_format: ImageFormat) -> bytes:
-    """One picture ``[height, width, depth]`` (1, 3 or 4 channels) as a PNG (exact) or JPEG (lossy) file."""
+def pictures_of(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows of a stream as pictures that can be shown, ``[n, height, width, depth]``, all of one size.
+
+    The frames of a stack are side by side, the newest one at the right, or only that one is there.
+
+    Args:
+        stream: the stream, of pictures.
+        rows: ``[n, *stream.row_shape]``; of pictures that vary in size one alone.
+
+    >>> stack = Stream(("pixels",), "image", "uint8", (4, 84, 96), channels="CHW", stack=4)
+    >>> pictures_of(stack, np.zeros((5, 4, 84, 96), np.uint8)).shape
+    (5, 84, 384, 1)
+    """
+    if stream.dtype == "object":
+        return channels_last(rows[0][None], channels_of(rows[0]))
+    if not stream.stack:
+        return channels_last(rows, stream.channels)
+    frames = _frames_of(stream, rows)
+    if stream.newest:
+        return np.ascontiguousarray(frames[:, -1])
+    count, stack, height, width, depth = frames.shape
+    return frames.swapaxes(1, 2).reshape(count, height, stack * width, depth)
+
+
+def _frames_of(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The frames of stacks, ``[n, frames, height, width, depth]``."""
+    if rows.ndim == 4:  # they are along the channels
+        if stream.channels == "CHW":
+            rows = rows.reshape(len(rows), stream.stack, -1, *rows.shape[2:])
+        else:
+            rows = np.moveaxis(rows.reshape(*rows.shape[:3], stream.stack, -1), 3, 1)
+    return np.moveaxis(rows, 2, -1) if stream.channels == "CHW" else rows
+
+
+def shown(pictures: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Pictures of floats, some of them below 0, as 8-bit ones in which 0 is grey, and -1 and 1 are black and white.
+
+    The viewer takes floats for what they are from 0 to 1 and from 0 to 255. Anything else it stretches from the least to
+    the greatest of each picture, and of colours shows pale ones; it can't be told better (rerun-sdk 0.41).
+
+    Args:
+        pictures: ``[n, height, width, depth]``. One with numbers beyond -1 and 1 is scaled by the largest of them.
+    """
+    numbers = np.nan_to_num(pictures.astype(np.float32), posinf=0, neginf=0)
+    largest = np.maximum(np.abs(numbers).max(axis=(1, 2, 3), keepdims=True), 1)
+    eighth_bits: npt.NDArray[np.uint8] = np.rint((numbers / largest + 1) * 127.5).astype(np.uint8)
+    return eighth_bits
+
+
+def encode(picture: npt.NDArray[np.uint8], quality: int) -> bytes:
+    """One picture ``[height, width, depth]`` (1, 3 or 4 channels) as a JPEG file of some quality; 0: as PNG, exact."""
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
     file = io.BytesIO()
-    if image_format == "jpeg":
-        image.save(file, "jpeg", quality=JPEG_QUALITY)
+    if quality:
+        image.save(file, "jpeg", quality=quality)
     else:
         image.save(file, "png", compress_level=1)  # exact at any level; the higher ones cost 10 times as much
     return file.getvalue()

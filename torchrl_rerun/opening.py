@@ -24,7 +24,7 @@ from torchrl_rerun.keeping import Keep
 from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.schema import SPLITS, Source
 from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
-from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, VIDEO_FORMATS, ImageFormat, Key, Kind
+from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, STACKS, VIDEO_FORMATS, ImageFormat, Key, Kind, Stacks
 from torchrl_rerun.viewers import Endpoint, Viewer
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker, worker_number
@@ -40,6 +40,8 @@ class Settings:
         in_keys: the keys to record; None: those of the environment's specs.
         fps: frames per second of simulated time; None: what the environment says.
         image_format: one for all images, or per key.
+        jpeg_quality: of JPEG files.
+        stacks: what is recorded of stacks of frames, of all or per key.
         kinds, names: overrides per key.
         render: whether the environment is rendered where it is recorded.
         options: the rest, which the recording sees to.
@@ -52,6 +54,8 @@ class Settings:
     in_keys: tuple[Key, ...] | None
     fps: float | None
     image_format: ImageFormat | Mapping[Key, ImageFormat]
+    jpeg_quality: int
+    stacks: Stacks | Mapping[Key, Stacks]
     kinds: Mapping[Key, Kind]
     names: Mapping[Key, tuple[str, ...]]
     render: bool
@@ -68,6 +72,8 @@ class Settings:
         in_keys: Sequence[NestedKey] | None,
         fps: float | None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat],
+        jpeg_quality: int,
+        stacks: Stacks | Mapping[NestedKey, Stacks],
         kinds: Mapping[NestedKey, Kind] | None,
         names: Mapping[NestedKey, Sequence[str]] | None,
         render: bool,
@@ -86,6 +92,9 @@ class Settings:
         _require("kinds", kinds, Mapping | None, 'a dictionary, like {"observation": "scalars"}')
         _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
         _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
+        _require(
+            "stacks", stacks, str | Mapping, '"all", "newest" or "none", or a dictionary, like {"pixels": "newest"}'
+        )
         _require("render", render, bool, "True or False")
         _require(
             "blueprint",
@@ -121,6 +130,13 @@ class Settings:
                 raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
             if chosen in VIDEO_FORMATS:
                 _require_pyav(chosen)
+        _require_count("jpeg_quality", jpeg_quality, 1, "from 1 to 95, as Pillow has them")
+        if jpeg_quality > 95:
+            raise ValueError(f"jpeg_quality={jpeg_quality}: pass 95 or less; image_format='png' loses nothing")
+        of_stacks = {specs.as_key(k): v for k, v in stacks.items()} if isinstance(stacks, Mapping) else {}
+        for said in of_stacks.values() if isinstance(stacks, Mapping) else [stacks]:
+            if said not in STACKS:
+                raise ValueError(f"stacks={said!r}: choose one of {', '.join(map(repr, STACKS))}")
         for key, kind in (kinds or {}).items():
             if kind not in KINDS:
                 raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
@@ -141,6 +157,8 @@ class Settings:
             in_keys=None if in_keys is None else tuple(specs.as_key(key) for key in in_keys),
             fps=fps,
             image_format=image_format if isinstance(image_format, str) else formats,
+            jpeg_quality=jpeg_quality,
+            stacks=stacks if isinstance(stacks, str) else of_stacks,
             kinds={specs.as_key(key): kind for key, kind in (kinds or {}).items()},
             names={specs.as_key(key): tuple(labels) for key, labels in (names or {}).items()},
             render=render,

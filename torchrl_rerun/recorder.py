@@ -35,7 +35,7 @@ from torchrl_rerun.schema import Split
 from torchrl_rerun.selection import Choice, Trigger
 from torchrl_rerun.sinks import NoFile
 from torchrl_rerun.stats import Stats
-from torchrl_rerun.streams import ImageFormat, Kind
+from torchrl_rerun.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
 
@@ -76,15 +76,21 @@ class RerunRecorder(Transform):
         skip: record one frame in so many, and the first and the last of each episode in any case. ``episode_return`` is
             that of all steps, whichever are recorded.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
-        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` (video: lossy,
-            and smaller than JPEG), for all images or per key. Float images are always raw, and what has an alpha channel is
-            never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``, and the native viewer plays it
-            where an ``ffmpeg`` is installed. It has a keyframe at each episode's first frame and once a second; sizes
-            that aren't even are filled up at the right and below with what is at the edge.
-        kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
-            ``"state"`` (categories and flags) or ``"text"``.
-        names: per key, the names of the numbers of a row, or of the categories. Default: what well-known environments
-            (gymnasium's own, Atari games) call their observations and actions.
+        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
+            and much smaller than JPEG), for all images or per key. Float images, depth and segmentations are always raw,
+            and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
+            H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
+            costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
+            aren't even, or are below 4, are filled up at the right and below with what is at the edge.
+        jpeg_quality: of JPEG files, 1 to 95.
+        stacks: what is recorded of images that are stacks of frames (``[4, 84, 84]``, of gymnasium's
+            ``FrameStackObservation`` or TorchRL's ``CatFrames``), of all or per key: ``"all"`` of them, side by side, or
+            only the ``"newest"``; ``"none"``: ``[4, H, W]`` is RGBA, and what has any other number of channels no image.
+        kinds: how to show a key where the guess is wrong: ``"image"``, ``"depth"`` and ``"segmentation"`` (one channel of
+            numbers, of classes), ``"scalars"`` (up to 64 numbers), ``"tensor"``, ``"state"`` (categories and flags) or
+            ``"text"``.
+        names: per key, the names of the numbers of a row, of the categories, or of the classes of a segmentation. Default:
+            what well-known environments (gymnasium's own, Atari games) call their observations and actions.
         render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
             others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
             gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when a recording
@@ -121,10 +127,10 @@ class RerunRecorder(Transform):
         FileExistsError: the file exists, and ``overwrite`` is false.
         OSError: the folder can't be written.
         KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
-            ``names`` or ``image_format`` names one that isn't recorded.
+            ``names``, ``image_format`` or ``stacks`` names one that isn't recorded.
         ConnectionError: at the first reset, when there is no viewer at the address.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
-        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data; at the first reset, when
+        ValueError: an argument is out of its range, or ``kinds``, ``names`` or ``stacks`` don't fit the data; at the first reset, when
             ``render`` asks for pictures that the environment can't give, or gives as ``"pixels"`` already.
         ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
@@ -163,6 +169,8 @@ class RerunRecorder(Transform):
         skip: int = 1,
         fps: float | None = None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
+        jpeg_quality: int = JPEG_QUALITY,
+        stacks: Stacks | Mapping[NestedKey, Stacks] = "all",
         kinds: Mapping[NestedKey, Kind] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
         render: bool = False,
@@ -185,6 +193,8 @@ class RerunRecorder(Transform):
             in_keys=None if in_keys is None else self.in_keys,
             fps=fps,
             image_format=image_format,
+            jpeg_quality=jpeg_quality,
+            stacks=stacks,
             kinds=kinds,
             names=names,
             render=render,
