@@ -29,17 +29,6 @@ def channels_last(pictures: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]
     return pictures[..., None] if channels == "HW" else pictures
 
 
-def channels_as(picture: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]:
-    """A picture ``[height, width, depth]`` with its channels where ``channels`` says: the way back.
-
-    >>> channels_as(np.zeros((84, 96, 3), np.uint8), "CHW").shape
-    (3, 84, 96)
-    """
-    if channels == "CHW":
-        return np.moveaxis(picture, -1, 0)
-    return picture[..., 0] if channels == "HW" else picture
-
-
 def channels_of(picture: npt.NDArray[Any]) -> str:
     """Where a picture by itself keeps its channels."""
     if picture.ndim == 2:
@@ -81,6 +70,35 @@ def _frames_of(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.moveaxis(rows, 2, -1) if stream.channels == "CHW" else rows
 
 
+def row_of(stream: Stream, picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A picture ``[height, width, depth]`` as the row that it was made of: the way back of :func:`pictures_of`.
+
+    Of a stack of which the newest frame alone was recorded it is that frame.
+
+    Args:
+        stream: the stream, of pictures.
+        picture: one picture, which may be larger than what was recorded, at the right, below and in depth.
+
+    >>> stack = Stream(("pixels",), "image", "uint8", (4, 84, 96), channels="CHW", stack=4)
+    >>> row_of(stack, np.zeros((84, 384, 3), np.uint8)).shape
+    (4, 84, 96)
+    """
+    if stream.dtype == "object":
+        return picture
+    height, width, depth = stream.picture_shape
+    picture = picture[:height, :width, :depth]
+    if not stream.stack:
+        if stream.channels == "CHW":
+            return np.moveaxis(picture, -1, 0)
+        return picture[..., 0] if stream.channels == "HW" else picture
+    beside = 1 if stream.newest else stream.stack
+    frames = picture.reshape(height, beside, -1, depth).swapaxes(0, 1)
+    if stream.channels == "CHW":
+        frames = np.moveaxis(frames, -1, 1)
+        return frames.reshape(-1, *frames.shape[2:]) if len(stream.row_shape) == 3 else frames
+    return np.moveaxis(frames, 0, 2).reshape(height, -1, beside * depth) if len(stream.row_shape) == 3 else frames
+
+
 def shown(pictures: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Pictures of floats, some of them below 0, as 8-bit ones in which 0 is grey, and -1 and 1 are black and white.
 
@@ -101,7 +119,8 @@ def encode(picture: npt.NDArray[np.uint8], quality: int) -> bytes:
     image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
     file = io.BytesIO()
     if quality:
-        image.save(file, "jpeg", quality=quality)
+        # Colours at the full resolution: at half of it those of games are not the same (23 dB, and 35 dB without).
+        image.save(file, "jpeg", quality=quality, subsampling=0)
     else:
         image.save(file, "png", compress_level=1)  # exact at any level; the higher ones cost 10 times as much
     return file.getvalue()

@@ -183,6 +183,21 @@ class Stream:
         return self.kind in PICTURES
 
     @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Height, width and depth of each picture, of one size, as it is shown: the frames of a stack are side by side.
+
+        >>> Stream(("pixels",), "image", "uint8", (4, 84, 96), channels="CHW", stack=4).picture_shape
+        (84, 384, 1)
+        """
+        shape = self.row_shape
+        beside = 1 if self.newest else max(1, self.stack)
+        frame = shape[1:] if len(shape) == 4 else shape
+        depth, *size = (
+            (1, *frame) if self.channels == "HW" else frame if self.channels == "CHW" else (frame[2], *frame[:2])
+        )
+        return size[0], size[1] * beside, depth if len(shape) == 4 else depth // max(1, self.stack)
+
+    @property
     def is_flag(self) -> bool:
         """Whether this is a state of booleans, each up or down, and not a category."""
         return self.kind == "state" and self.dtype == "bool" and self.discrete is None
