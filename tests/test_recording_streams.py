@@ -234,8 +234,9 @@ def train_until_frames_are_dropped(env):
         assert time.monotonic() < deadline
         env.rollout(10)
         time.sleep(0.1)
-    time.sleep(0.2)  # for the writer to notice
-    env.rollout(10)
+    for _ in range(20):  # the writer notices with the next block, and the frame after that says so
+        time.sleep(0.1)
+        env.rollout(10)
 
 
 @pytest.mark.usefixtures("impatient")
