@@ -36,6 +36,7 @@ MEASUREMENTS = {
     "episodes": "benchmarks.episodes:measure",
     "video_files": "benchmarks.files:measure_video",
     "training": "benchmarks.training:measure",
+    "live": "benchmarks.live:measure",
     "rendering": "benchmarks.rendering:measure",
     "scaling": "benchmarks.scaling:measure",
     "accelerator": "benchmarks.accelerator:measure",

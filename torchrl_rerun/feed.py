@@ -21,6 +21,7 @@ from torchrl_rerun.episodes import Progress
 from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
+from torchrl_rerun.rerun_streams import OutOfReachError
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.sinks import RecordingError
 from torchrl_rerun.streams import Key, Leaf, Stream, UnsupportedLeafError, describe, name_of
@@ -64,6 +65,7 @@ class Feed:
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
         self._process = os.getpid()
+        self._is_elsewhere = False  # what is recorded to, and can't be had here
 
     @property
     def enabled(self) -> bool:
@@ -499,8 +501,11 @@ class Feed:
     def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
         """The recording in progress, opened at the first frame, and again after it was closed or the process forked.
 
-        None: there are no environments to record, or the recording that was closed can't go on, and counts the frame.
+        None: there are no environments to record, what is recorded to is out of reach, or the recording that was closed
+        can't go on, and counts the frame.
         """
+        if self._is_elsewhere:
+            return None
         if self.recording is None or not self.recording.alive:
             if not tensordict.batch_size.numel():
                 self._warn_of_emptiness(tensordict)
@@ -516,6 +521,10 @@ class Feed:
             self._forget_keys()
             try:
                 self.recording = open_recording(self._settings, env(), batch_size, ended, self._resumed)
+            except OutOfReachError as error:
+                self._is_elsewhere = True
+                warn(f"nothing is recorded here: {error}")
+                return None
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
