@@ -83,7 +83,7 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
     before = _agents_before(streams)
     for stream in streams:
         for lane in range(stream.lanes):
-            columns = _static(stream, lane, before.get(stream.key[0], 0) + lane)
+            columns = _static(stream, before.get(stream.key[0], 0) + lane)
             for env in envs[: 1 if stream.shared else None] if columns is not None else ():
                 yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
 
@@ -196,7 +196,7 @@ def _label(stream: Stream, category: int) -> str:
     return stream.names[category] if 0 <= category < len(stream.names) else str(category)
 
 
-def _static(stream: Stream, lane: int, agent: int) -> Any:
+def _static(stream: Stream, agent: int) -> Any:
     """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing.
 
     ``agent`` is the lane's number among the agents of all groups.
@@ -208,7 +208,7 @@ def _static(stream: Stream, lane: int, agent: int) -> Any:
     if stream.kind == "segmentation" and stream.names:
         return rr.AnnotationContext.columns(context=rr.components.AnnotationContext(list(enumerate(stream.names))))
     if stream.kind == "scalars":
-        return _lines(stream, lane, agent)
+        return _lines(stream, agent)
     if stream.kind == "state":
         if stream.is_flag:
             flag = stream.key[-1]
@@ -226,19 +226,16 @@ def _static(stream: Stream, lane: int, agent: int) -> Any:
     return None
 
 
-def _lines(stream: Stream, lane: int, agent: int) -> Any:
-    """The names and colours of a plot's lines, which are all agents' and may be of a reward and its running sum."""
-    size = math.prod(stream.row_shape)
-    is_reward = stream.key[-1].startswith("reward")
-    if not stream.agents:
-        names = stream.names or ([stream.key[-1]] if size == 1 else [f"{stream.key[-1]}[{i}]" for i in range(size)])
-        return series_style(names, [color(is_reward + i) for i in range(size)])
-    if size == 1:
+def _lines(stream: Stream, agent: int) -> Any:
+    """The names and colours of a plot's lines, which are all agents' if each has one, and may be a reward and its sum."""
+    size, key = math.prod(stream.row_shape), stream.key[-1]
+    is_reward = key.startswith("reward")
+    if size == 1 and stream.agents:
         # The viewer names each by its path. A reward has a lighter tone of the colour that the agent's return has.
         return rr.SeriesLines.columns(colors=np.array([color(agent + is_reward * len(PALETTE))], np.uint32))
-    whose = stream.agents[lane]
-    names = [f"{whose} {name}" for name in stream.names] or [f"{whose}[{i}]" for i in range(size)]
-    return series_style(names, [color(lane * size + i) for i in range(size)])
+    names = stream.names or ([key] if size == 1 else [f"{key}[{i}]" for i in range(size)])
+    things = list(dict.fromkeys(name.removesuffix(" vel") for name in names))  # each has the colour of its velocity
+    return series_style(names, [color(is_reward + things.index(name.removesuffix(" vel"))) for name in names])
 
 
 def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
