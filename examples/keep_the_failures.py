@@ -17,11 +17,6 @@ from torchrl.envs import GymEnv, ParallelEnv
 
 from torchrl_rerun import Episode, KeepIf, RerunRecorder
 
-NAMES = {
-    "observation": ["cart position", "cart velocity", "pole angle", "pole velocity"],
-    "action": ["left", "right"],
-}
-
 # Success is to keep the pole up for four seconds.
 make_env = functools.partial(
     GymEnv,
@@ -59,7 +54,6 @@ def main(argv: list[str] | None = None) -> None:
         split="episode",
         keep=KeepIf(has_failed),
         skip=2,
-        names=NAMES,
         buffer_bytes=512 << 20,  # four episodes of raw pixels: those that succeed are never encoded
         overwrite=True,
     )
@@ -76,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{kept} of {episodes:.0f} episodes failed, and are kept in {args.out}; the worst of them, and how to watch them:"
     )
     print(f"    {commands / 'torchrl-rerun'} ls {args.out} --worst 5")
-    print(f"    {commands / 'rerun'} {args.out}/*.rrd")
+    print(f"    {commands / 'torchrl-rerun'} view {args.out} --worst 5")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,6 @@ from torchrl.envs import GymEnv, ParallelEnv
 
 from torchrl_rerun import RerunRecorder
 
-NAMES = {
-    "observation": ["cart position", "cart velocity", "pole angle", "pole velocity"],
-    "action": ["left", "right"],
-}
-
 make_env = functools.partial(
     GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False, categorical_action_encoding=True
 )
@@ -46,13 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
-    env = ParallelEnv(4, make_env).append_transform(RerunRecorder(args.out, names=NAMES, overwrite=True))
+    env = ParallelEnv(4, make_env).append_transform(RerunRecorder(args.out, overwrite=True))
     env.set_seed(0)
     env.rollout(args.steps, Push(), break_when_any_done=False, trust_policy=True)
     env.close()
 
     print(f"recorded {args.steps} steps of 4 environments to {args.out}; to watch them:")
-    print(f"    {Path(sys.executable).parent / 'rerun'} {args.out}")
+    print(f"    {Path(sys.executable).parent / 'torchrl-rerun'} view {args.out}")
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     collector.shutdown()
     watched.close()
 
-    print(f"to watch the evaluations:\n    {Path(sys.executable).parent / 'rerun'} {args.out}")
+    print(f"to watch the evaluations:\n    {Path(sys.executable).parent / 'torchrl-rerun'} view {args.out}")
 
 
 if __name__ == "__main__":

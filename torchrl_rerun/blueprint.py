@@ -277,7 +277,7 @@ def _stack(views: Sequence[rrb.View | rrb.Container], most: int, name: str | Non
 def _share(part: rrb.View | rrb.Container) -> float:
     """Of the height: a lane needs less than a plot does."""
     lanes = part.contents if isinstance(part, rrb.StateTimelineView) else None
-    return min(3.0, 0.7 + 0.4 * len(lanes)) if isinstance(lanes, list) else 3.0
+    return min(3.0, 0.9 + 0.45 * len(lanes)) if isinstance(lanes, list) else 3.0
 
 
 def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Container]:

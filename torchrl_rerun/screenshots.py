@@ -73,7 +73,7 @@ def screenshots(
 
     Args:
         files: the recordings; what is shown is the one that is opened last.
-        moments: when; None: where the viewer opens it.
+        moments: when; None: at the beginning.
         size: width and height.
         wait: seconds after which a picture is taken anyway.
 
@@ -88,8 +88,9 @@ def screenshots(
         clear = time.monotonic() + _MESSAGES_STAY
         recording = _loaded(client, viewer, wait)
         for moment in moments:
-            if moment is not None:
-                client.set_time(moment.timeline, play_state="paused", **_time(moment, recording))
+            timeline = recording.current_timeline if moment is None else moment.timeline
+            if timeline is not None:
+                client.set_time(timeline, play_state="paused", **_time(moment, recording))
             yield _settled(client, wait, clear)
 
 
@@ -139,9 +140,16 @@ def _settled(client: ViewerClient, wait: float, clear: float) -> Screenshot:
     return Screenshot(png, png == before, tuple(errors), tuple(warnings))
 
 
-def _time(moment: Moment, recording: Recording) -> dict[str, Any]:
-    """The argument by which the viewer is told where to go."""
+def _time(moment: Moment | None, recording: Recording) -> dict[str, Any]:
+    """The argument by which the viewer is told where to go; None: to the beginning of what it shows."""
     timelines = {timeline.name: timeline for timeline in recording.timelines}
+    if moment is None:
+        shown = timelines.get(recording.current_timeline or "")
+        return (
+            {}
+            if shown is None or shown.start is None
+            else {shown.time_type: _KINDS[shown.time_type].argument(shown.start)}
+        )
     timeline = timelines.get(moment.timeline)
     if timeline is None:
         raise ValueError(f"there is no timeline {moment.timeline!r}, but {', '.join(timelines)}")
