@@ -36,6 +36,10 @@ with details of a few."""
 MAX_WALL = 64
 """Environments on a wall; the others are in the recording, and in the viewer's list of streams."""
 
+MAX_TITLES = 16
+"""Pictures on a wall that have a title each, which takes as much room as a small picture; of more the viewer says on
+hovering whose they are."""
+
 MAX_DETAILS = 8
 """Environments beside a wall that are shown with all that there is of them."""
 
@@ -197,7 +201,12 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     cameras = [stream for stream in recorded.streams if stream.is_picture and not stream.shared]
     walls = [
         rrb.Grid(
-            *(rrb.Spatial2DView(origin=entity_path(stream, env, lane), name=f"env {env}") for env in shown),
+            *(
+                rrb.Spatial2DView(
+                    origin=entity_path(stream, env, lane), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES
+                )
+                for env in shown
+            ),
             grid_columns=columns,
             name=_named(recorded, None, stream, lane),
         )
