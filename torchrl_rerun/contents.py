@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rerun.chunk import Chunk, LazyChunkStream, RrdReader, StoreEntry
+from rerun.chunk import LazyChunkStream, RrdReader, StoreEntry
 
 from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO, Schema
 
-_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+"""Where the properties are that are known here, and their names."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ def contents_of(file: Path) -> list[Contents]:
     found = []
     for recording in recordings:
         stream, is_finished = _stream(reader, recording)
-        chunks = stream.filter(content=list(_PATHS), is_static=True).to_chunks()
-        properties = {_PATHS[chunk.entity_path]: _fields(chunk) for chunk in chunks}  # the last one of each counts
+        chunks = stream.filter(content=list(PROPERTY_PATHS), is_static=True).to_chunks()
+        properties = {
+            PROPERTY_PATHS[chunk.entity_path]: property_in(chunk.to_record_batch()) for chunk in chunks
+        }  # the last one of each counts
         found.append(
             Contents(file, recording.application_id, recording.recording_id, properties, is_finished, has_layout)
         )
@@ -116,8 +119,7 @@ def _stream(reader: RrdReader, recording: StoreEntry) -> tuple[LazyChunkStream, 
         return reader.stream(store=recording), False
 
 
-def _fields(chunk: Chunk) -> dict[str, Any]:
-    """A property's fields: single values as they are, several as lists."""
-    batch = chunk.to_record_batch()
+def property_in(batch: pa.RecordBatch) -> dict[str, Any]:
+    """A property's fields, from its chunk: single values as they are, several as lists."""
     row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
     return {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}

@@ -133,9 +133,14 @@ def stored(track: Track) -> Iterator[Stored]:
     """What is stored of a track, without decoding it, a chunk at a time in memory."""
     for file in track.files:
         for batch in rows_of(file, track.path):
-            times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
-            for (frame, episode, step), (data, is_keyframe) in zip(times, _values(batch), strict=True):
-                yield Stored(frame, episode, step, data, is_keyframe)
+            yield from stored_in(batch)
+
+
+def stored_in(batch: pa.RecordBatch) -> Iterator[Stored]:
+    """What is stored in some rows of a track."""
+    times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
+    for (frame, episode, step), (data, is_keyframe) in zip(times, _values(batch), strict=True):
+        yield Stored(frame, episode, step, data, is_keyframe)
 
 
 def pictures(track: Track, coming: Iterable[Stored] | None = None) -> Iterator[Picture]:
