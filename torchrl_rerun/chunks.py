@@ -10,14 +10,17 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrl_rerun.contents import PROPERTY_PATHS, Contents, property_in
+from torchrl_rerun.contents import PROPERTY_PATHS, Contents, add_property
 from torchrl_rerun.framing import FOOTER, MAGIC, MESSAGE, Footer, fields_of, messages
+
+if TYPE_CHECKING:
+    from rerun.catalog import DatasetEntry
 
 Codes = npt.NDArray[np.int64]
 """A number for each row that says where it is, ``episode << 32 | episode_step``: they grow within an environment."""
@@ -46,21 +49,14 @@ class Place(NamedTuple):
 
 
 class Part(Protocol):
-    """What one file, or one segment of a catalog, holds of a recording.
+    """What one file, or one segment of a catalog, holds of a recording."""
 
-    Attributes:
-        contents: what it says of itself.
-        began: ``log_time`` of its first row, nanoseconds since the epoch; 0: there is none.
-        steps: the first and the last ``step`` of its rows.
-    """
-
-    contents: Contents
-    began: int
-    steps: tuple[int, int]
+    @property
+    def contents(self) -> Contents:
+        """What it says of itself."""
 
     def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
         """The chunks of an entity that may have rows in a span, in the order of their rows."""
-        ...
 
 
 def episode_span(episode: int) -> Span:
@@ -84,22 +80,24 @@ class FilePart:
 
     Attributes:
         contents: what it says of itself.
-        began: ``log_time`` of its first row.
-        steps: the first and the last ``step`` of its rows.
+        began: ``log_time`` of its first row, nanoseconds since the epoch; 0: there is none.
+        steps: the first and the last ``step`` of each entity.
         places: where the chunks of each entity are.
         stamp: when the file was written.
     """
 
     contents: Contents
     began: int
-    steps: tuple[int, int]
+    steps: Mapping[str, tuple[int, int]]
     places: Mapping[str, Sequence[Place]]
     stamp: int
 
     def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
         """The chunks of an entity that may have rows in a span, in the order of their rows."""
         for place in self.places.get(path, ()):
-            if place.first <= span[1] and place.last >= span[0]:
+            if span == ALL:
+                yield _chunk(self.contents.file, place)
+            elif place.first <= span[1] and place.last >= span[0]:
                 yield _CACHE.chunk(self, place)
 
 
@@ -142,11 +140,10 @@ def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
             table = dict(fields_of(index[_TABLE]))
             plain = _CODEC.decompress(table[_TABLE_BYTES], table[_TABLE_SIZE])
             rows = _Rows.of_table(pa.ipc.open_stream(plain).read_all())
-            properties = {
-                PROPERTY_PATHS[path]: property_in(_decoded(_read(opened, offset, size)))
-                for path, offset, size in zip(rows.paths, rows.offsets.tolist(), rows.sizes.tolist(), strict=True)
-                if path in PROPERTY_PATHS
-            }
+            properties: dict[str, dict[str, Any]] = {}
+            for path, offset, size in zip(rows.paths, rows.offsets.tolist(), rows.sizes.tolist(), strict=True):
+                if path in PROPERTY_PATHS:
+                    add_property(properties, path, _decoded(_read(opened, offset, size)))
             found.append(rows.part(file, index[_STORE], properties, is_finished=True, has_layout=has_layout))
     return found
 
@@ -167,7 +164,7 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
         batch = _decoded(message)
         path = batch.schema.metadata[b"rerun:entity_path"].decode()
         if path in PROPERTY_PATHS:
-            properties.setdefault(store, {})[PROPERTY_PATHS[path]] = property_in(batch)
+            add_property(properties.setdefault(store, {}), path, batch)
         if "episode" in batch.schema.names and len(batch):
             times = (batch.column(name).cast(pa.int64()).to_numpy() for name in _TIMES)
             ends = (end for column in times for end in (column.min(), column.max()))
@@ -195,8 +192,8 @@ class _Rows(NamedTuple):
             if name not in table.schema.names:  # nothing was recorded
                 return np.full(len(table), -1)
             values = table.column(name)
-            values = values if pa.types.is_unsigned_integer(values.type) else values.cast(pa.int64())
-            return values.fill_null(-1).to_numpy().astype(np.int64) if values.null_count else values.to_numpy()
+            numbers: npt.NDArray[np.int64] = values.cast(pa.int64()).fill_null(-1).to_numpy()
+            return numbers
 
         times = [column(f"{name}:{end}") for name in _TIMES for end in ("start", "end")]
         offsets, sizes = column("chunk_byte_offset"), column("chunk_byte_size")
@@ -223,12 +220,16 @@ class _Rows(NamedTuple):
         first = first_episode << 32 | np.where(within_one, first_step, 0)
         last = last_episode << 32 | np.where(within_one, last_step, 0xFFFFFFFF)
         places: dict[str, list[Place]] = {}
+        steps: dict[str, tuple[int, int]] = {}
         columns = (first, last, self.offsets[at], self.sizes[at])
         for row, *place in zip(at.tolist(), *(column.tolist() for column in columns), strict=True):
-            places.setdefault(self.paths[row], []).append(Place(*place))
+            path = self.paths[row]
+            places.setdefault(path, []).append(Place(*place))
+            before = steps.get(path, (2**63 - 1, 0))
+            steps[path] = min(before[0], int(self.times[row, 4])), max(before[1], int(self.times[row, 5]))
         for of_one in places.values():
             of_one.sort()
-        steps, began = self.times[at, 4:6], self.times[at, 6]
+        began = self.times[at, 6]
         fields = dict(fields_of(store))
         contents = Contents(
             file,
@@ -241,7 +242,7 @@ class _Rows(NamedTuple):
         return FilePart(
             contents,
             int(began.min(initial=2**63 - 1)) if len(at) else 0,
-            (int(steps[:, 0].min()), int(steps[:, 1].max())) if len(at) else (0, 0),
+            steps,
             places,
             file.stat().st_mtime_ns,
         )
@@ -255,6 +256,11 @@ def _kind(store: bytes) -> int:
 def _read(opened: BinaryIO, offset: int, size: int) -> bytes:
     opened.seek(offset)
     return opened.read(size)
+
+
+def _chunk(file: Path, place: Place) -> pa.RecordBatch:
+    with file.open("rb") as opened:
+        return _decoded(_read(opened, place.offset, place.size))
 
 
 def _decoded(message: bytes) -> pa.RecordBatch:
@@ -283,11 +289,10 @@ class _Cache:
     def chunk(self, part: FilePart, place: Place) -> pa.RecordBatch:
         """A chunk of a file."""
         file = part.contents.file
-        key = file, part.stamp, place.offset
+        key = file, part.stamp, place.offset  # another recording may be written to the same path
         batch = self._held.pop(key, None)
         if batch is None:
-            with file.open("rb", buffering=0) as opened:
-                batch = _decoded(_read(opened, place.offset, place.size))  # type: ignore[arg-type]
+            batch = _chunk(file, place)
             self._bytes += batch.nbytes
         self._held[key] = batch
         while self._bytes > CACHE_BYTES and len(self._held) > 1:
@@ -296,3 +301,29 @@ class _Cache:
 
 
 _CACHE = _Cache()
+
+
+# --- catalogs ---
+
+
+class SegmentPart:
+    """A segment of a dataset of Rerun's catalog; see :class:`Part`. Of an entity all chunks are read.
+
+    Args:
+        dataset: the dataset.
+        segment: the segment's id.
+    """
+
+    def __init__(self, dataset: DatasetEntry, segment: str) -> None:
+        self._store = dataset.segment_store(segment)
+        chunks = self._store.stream().filter(content=list(PROPERTY_PATHS), is_static=True).to_chunks()
+        properties: dict[str, dict[str, Any]] = {}
+        for chunk in chunks:
+            add_property(properties, chunk.entity_path, chunk.to_record_batch())
+        self.contents = Contents(Path(dataset.name, segment), dataset.name, segment, properties, True, True)  # noqa: FBT003
+
+    def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
+        """The chunks of an entity, in the order of their rows."""
+        del span
+        found = (chunk.to_record_batch() for chunk in self._store.stream().filter(content=path, is_static=False))
+        yield from sorted((batch for batch in found if len(batch)), key=lambda batch: int(codes_of(batch)[0]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,11 +13,11 @@ import pyarrow as pa
 import torch
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
-from torchrl_rerun.chunks import ALL, Codes, Part, Span, codes_of, episode_span
+from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
 from torchrl_rerun.decoding import Stored, Track, pictures, stored_in
 from torchrl_rerun.images import channels_as
 from torchrl_rerun.keeping import Episode
-from torchrl_rerun.rows import Rows, batches_of, codes_in, values_in
+from torchrl_rerun.rows import Held, Rows, codes_in, held_of, rows_in
 from torchrl_rerun.schema import Described, Moment, Schema
 from torchrl_rerun.streams import Key, Stream, entity_path, name_of
 
@@ -98,21 +97,23 @@ class History:
 
     def codes(self, stream: Stream, span: Span = ALL) -> Codes:
         """Where a key has rows, which are not decoded."""
-        return _common([codes_in(self._batches(stream, lane, span)) for lane in range(stream.lanes)])
+        return _common([codes_in(self._held(stream, lane, span)) for lane in range(stream.lanes)])
 
     def _of_lane(self, stream: Stream, lane: int, span: Span) -> Rows:
         if not stream.is_picture:
-            return values_in(self._batches(stream, lane, span), stream)
+            return rows_in(self._held(stream, lane, span), stream)
         if not stream.is_video or span == ALL:
-            coming = itertools.chain.from_iterable(map(stored_in, self._batches(stream, lane, span)))
-            return self._pictures(stream, lane, list(coming))
+            return self._pictures(stream, lane, self._stored(stream, lane, span))
         # A video is decoded from the keyframe before, of which each episode has one at its beginning.
         since = span[0] >> 32 << 32, span[1]
-        coming = list(itertools.chain.from_iterable(map(stored_in, self._batches(stream, lane, since))))
+        coming = self._stored(stream, lane, since)
         starts = [number for number, each in enumerate(coming) if each.is_keyframe and _code(each) <= span[0]]
         rows = self._pictures(stream, lane, coming[starts[-1] if starts else 0 :])
         first = np.searchsorted(rows.codes, span[0])
         return Rows(rows.codes[first:], rows.values[first:])
+
+    def _stored(self, stream: Stream, lane: int, span: Span) -> list[Stored]:
+        return [each for _, batch in self._held(stream, lane, span) for each in stored_in(batch)]
 
     def _pictures(self, stream: Stream, lane: int, coming: Sequence[Stored]) -> Rows:
         values = np.empty((len(coming), *(() if stream.dtype == "object" else stream.row_shape)), stream.storage)
@@ -120,14 +121,14 @@ class History:
         track = Track((), "", stream, self.env, lane, self.run.schema.source.fps)
         count = 0
         for picture in pictures(track, coming):
-            values[count] = picture.pixels if stream.dtype == "object" else _shaped(stream, picture.pixels)
+            values[count] = picture.pixels if stream.dtype == "object" else channels_as(picture.pixels, stream.channels)
             codes[count] = picture.episode << 32 | picture.episode_step
             count += 1
         return Rows(codes[:count], values[:count])  # of a video what comes before a keyframe can't be decoded
 
-    def _batches(self, stream: Stream, lane: int, span: Span) -> Iterator[pa.RecordBatch]:
+    def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
         env = None if self.run.schema.split == "episode" else self.env
-        return batches_of(self.run.parts, entity_path(stream, env, lane), span)
+        return held_of(self.run.parts, entity_path(stream, env, lane), span)
 
     # --- steps ---
 
@@ -187,14 +188,12 @@ class History:
         if not streams:
             return []
         spine = sums or min(flags or streams, key=_cost)
-        batches = list(self._batches(spine, 0, ALL))
-        if not batches:
+        held = [
+            (codes, *map(_numbers, batch.select(["step", "log_time"]))) for codes, batch in self._held(spine, 0, ALL)
+        ]
+        if not held:
             return []
-        codes = codes_in(batches)
-        step, time = (
-            np.concatenate([batch.column(name).cast(pa.int64()).to_numpy() for batch in batches])
-            for name in ("step", "log_time")
-        )
+        codes, step, time = (np.concatenate(columns) for columns in zip(*held, strict=True))
         last = np.append(np.flatnonzero(codes[1:] >> 32 != codes[:-1] >> 32), len(codes) - 1)
         first = np.append(0, last[:-1] + 1)
         ends = codes[last]
@@ -239,6 +238,11 @@ class History:
 
 
 # --- codes ---
+
+
+def _numbers(column: pa.Array) -> npt.NDArray[np.int64]:
+    numbers: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    return numbers
 
 
 def _code(each: Stored) -> int:
@@ -288,10 +292,6 @@ def _deciding(streams: Sequence[Stream]) -> list[Stream]:
 def _cost(stream: Stream) -> tuple[bool, int]:
     """What it takes to read it."""
     return stream.is_picture, stream.row_bytes
-
-
-def _shaped(stream: Stream, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return channels_as(pixels, stream.channels)
 
 
 def as_tensor(stream: Stream, values: npt.NDArray[Any]) -> Any:

@@ -38,7 +38,8 @@ class StepDataset(Dataset[TensorDictBase]):
         if slice_len is not None and slice_len < 1:
             raise ValueError(f"slice_len={slice_len}: pass how many steps a slice has, 1 or more")
         self._slice_len = slice_len
-        self._episodes = [each for each in _steps_of(episodes, keys) if len(each.steps.before) >= (slice_len or 1)]
+        found = sorted(_steps_of(episodes, keys), key=lambda each: each.number)
+        self._episodes = [each for each in found if len(each.steps.before) >= (slice_len or 1)]
         counts = [len(each.steps.before) - (slice_len or 1) + 1 for each in self._episodes]
         self._ends = np.cumsum(counts, dtype=np.int64)
 
@@ -69,7 +70,9 @@ def replay_buffer(
     found = _steps_of(episodes, keys)
     longest = max((len(each.steps.before) for each in found), default=0)
     if longest < (slice_len or 1):
-        raise ValueError(f"no episode has {slice_len} steps: the longest has {longest}" if longest else "there are no steps")
+        raise ValueError(
+            f"no episode has {slice_len} steps: the longest has {longest}" if longest else "there are no steps"
+        )
     sampler = RandomSampler() if slice_len is None else SliceSampler(slice_len=slice_len, traj_key=TRAJECTORY)
     storage = LazyTensorStorage(sum(len(each.steps.before) for each in found)) if storage is None else storage
     buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size)
@@ -116,13 +119,13 @@ def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> 
 def _pieces(found: Sequence[_Steps]) -> Iterator[TensorDict]:
     """Steps with their episodes' numbers. Of short episodes that follow one another several are read at once."""
     together: list[_Steps] = []
-    for each in [each for each in found if len(each.steps.before)]:
-        if together and (_follows(together[-1], each) and sum(map(_bytes, [*together, each])) <= PIECE_BYTES):
-            together.append(each)
-        else:
-            if together:
-                yield _read(together)
-            together = [each]
+    size = 0
+    for each in (each for each in found if len(each.steps.before)):
+        size += _bytes(each)
+        if together and (size > PIECE_BYTES or not _follows(together[-1], each)):
+            yield _read(together)
+            together, size = [], _bytes(each)
+        together.append(each)
     if together:
         yield _read(together)
 

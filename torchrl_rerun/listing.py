@@ -100,7 +100,7 @@ def listing_of(files: Iterable[Path]) -> Listing:
                 unreadable.append(file)
             continue
         for recording in found:
-            episode = _episode(recording.properties)
+            episode = episode_in(recording.properties)
             if episode is not None:
                 parts.setdefault((file.parent, recording.recording_id), []).append(_Part(episode, file, size))
             elif PROPERTY in recording.properties:
@@ -146,8 +146,8 @@ def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
     return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
 
 
-def _episode(properties: dict[str, dict[str, Any]]) -> Episode | None:
-    """None: it is none of ``torchrl_rerun``."""
+def episode_in(properties: dict[str, dict[str, Any]]) -> Episode | None:
+    """What a recording's properties say that its episode came to; None: it is none of ``torchrl_rerun``."""
     fields = properties.get(EPISODE, {})
     if PROPERTY not in properties or not fields.keys() >= _NEEDED:
         return None

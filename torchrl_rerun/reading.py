@@ -10,37 +10,38 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 
-from torchrl_rerun.chunks import ALL, FilePart, Part, Span, episode_span, parts_in
+from torchrl_rerun.chunks import ALL, FilePart, Part, SegmentPart, Span, episode_span, parts_in
 from torchrl_rerun.finding import files_of, why_unreadable
 from torchrl_rerun.history import History, as_tensor
 from torchrl_rerun.keeping import Episode, Predicate
-from torchrl_rerun.listing import beginning, listing_of
+from torchrl_rerun.listing import beginning, episode_in, listing_of
 from torchrl_rerun.schema import Schema
 from torchrl_rerun.streams import Key, name_of
 
 if TYPE_CHECKING:
+    from rerun.catalog import DatasetEntry
     from torchrl.data import Storage, TensorDictReplayBuffer
 
     from torchrl_rerun.learning import StepDataset
 
-Source = str | os.PathLike[str]
+Place = str | os.PathLike[str]
 
 
-def load(source: Source | Iterable[Source]) -> Recordings:
+def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
     """The episodes in a recording, to read them back as they were recorded.
 
     Nothing but what describes the recording is read until it is asked for.
 
     Args:
         source: an ``.rrd`` file (its parts and the files of its workers come with it), a folder, a pattern such as
-            ``"runs/*.rrd"``, or several of these. The file of a run that was killed, or that goes on, is read as far as
-            it is written.
+            ``"runs/*.rrd"``, or several of these; or a dataset of Rerun's catalog. The file of a run that was killed, or
+            that goes on, is read as far as it is written.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -60,11 +61,14 @@ def load(source: Source | Iterable[Source]) -> Recordings:
         >>> (episode.tensordict()["next", "observation"] == rollout["next", "observation"]).all()
         tensor(True)
     """
-    given = [source] if isinstance(source, str | os.PathLike) else list(source)
-    files = {file.resolve(): file for each in given for file in _files(os.fspath(each))}
-    found = [*_histories(list(files.values()))]
+    if hasattr(source, "segment_store"):  # `rerun.catalog` is imported by who has a dataset
+        found = list(_segments(cast("DatasetEntry", source)))
+    else:
+        given = [source] if isinstance(source, str | os.PathLike) else list(cast("Iterable[Place]", source))
+        files = {file.resolve(): file for each in given for file in _files(os.fspath(each))}
+        found = list(_histories(list(files.values())))
     if not found:
-        raise ValueError(f"there is no recording of torchrl_rerun in {', '.join(map(str, given))}")
+        raise ValueError(f"there is no recording of torchrl_rerun in {source}")
     return Recordings(found)
 
 
@@ -313,6 +317,16 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
             yield History(run, env), None
 
 
+def _segments(dataset: DatasetEntry) -> Iterator[tuple[History, Episode | None]]:
+    for segment in dataset.segment_ids():
+        part = SegmentPart(dataset, segment)
+        if part.contents.schema is not None:
+            run = _Run([part], _schema(part))
+            episode = episode_in(part.contents.properties) if run.schema.split == "episode" else None
+            for env in run.schema.envs if episode is None else [episode.env]:
+                yield History(run, env), episode
+
+
 def _whole_runs(runs: Sequence[Path], unreadable: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
     """What is no recording of an episode. A file that is damaged is left out, and named, unless it is all that there is.
 
@@ -334,16 +348,19 @@ def _whole_runs(runs: Sequence[Path], unreadable: Sequence[Path], *, is_all: boo
 def _runs(parts: Iterable[FilePart]) -> Iterator[_Run]:
     """Parts that follow one another, put together."""
     found: dict[tuple[Any, ...], list[FilePart]] = {}
+    ends: dict[tuple[Any, ...], dict[str, int]] = {}
     for part in sorted(parts, key=lambda part: part.began):
         schema, contents = _schema(part), part.contents
         # A dump goes on where the one before ended.
         same = contents.application_id if schema.split == "dump" else contents.recording_id
         key = contents.file.parent, same, schema.split, schema.source.batch_size, schema.envs
-        before = found.get(key)
-        if before is not None and part.steps[0] < before[-1].steps[1]:  # begun anew, under the same name
-            yield _Run(before, _schema(before[-1]))
-            before = None
-        found[key] = [*(before or ()), part]
+        reached = ends.setdefault(key, {})
+        if any(first < reached.get(path, 0) for path, (first, _) in part.steps.items()):
+            of_one = found.pop(key)  # it was begun anew, under the same name
+            reached.clear()
+            yield _Run(of_one, _schema(of_one[-1]))
+        found.setdefault(key, []).append(part)
+        reached.update({path: last for path, (_, last) in part.steps.items()})
     for of_one in found.values():
         yield _Run(of_one, _schema(of_one[-1]))
 
@@ -359,24 +376,35 @@ def _rollout(
     schemas = [histories[0][0].run.schema for histories in environments]
     if len({schema.source.batch_size for schema in schemas}) > 1:
         raise ValueError("there are recordings of several batch sizes: load one of them")
-    of_each = [_steps(histories, keys) for histories in environments]
-    lengths = [len(steps) for steps in of_each]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"the environments took different numbers of steps ({min(lengths)} to {max(lengths)}), which no rollout "
-            "holds: take their episodes one by one"
-        )
     size = schemas[0].source.batch_size
-    if math.prod(size) != len(of_each):  # some of them, or those of several workers
-        size = (len(of_each),)
+    if math.prod(size) != len(environments):  # some of them, or those of several workers
+        size = (len(environments),)
+    first = _steps(environments[0], keys)
     if not size:
-        return of_each[0]
-    for stream, _ in schemas[0].described:
-        if stream.shared and stream.key in of_each[0].keys(include_nested=True):  # noqa: SIM118
-            for steps in of_each[1:]:
-                steps.set(stream.key, of_each[0].get(stream.key))
-                steps.set(("next", *stream.key), of_each[0].get(("next", *stream.key)))
-    return torch.stack(of_each, 0).reshape(*size, lengths[0])
+        return first
+    # One after the other into where they belong: `torch.stack` would need twice the memory, and the time to get it.
+    tensors = list(first.keys(include_nested=True, leaves_only=True))
+    objects = [key for stream, _ in schemas[0].described if stream.dtype == "object" for key in _twice(stream.key)]
+    objects = [key for key in objects if first.get(key, None) is not None]
+    out = TensorDict(batch_size=[len(environments), len(first)])
+    for key in tensors:
+        out.set(key, first.get(key).new_empty((len(environments), *first.get(key).shape)))
+    non_tensors = []
+    for number, histories in enumerate(environments):
+        steps = _steps(histories, keys) if number else first
+        if len(steps) != len(first):
+            raise ValueError(
+                f"the environments took different numbers of steps ({len(first)} and {len(steps)}), which no rollout "
+                "holds: take their episodes one by one"
+            )
+        for key in tensors:  # what is shared by all is held by the first
+            out.get(key)[number] = steps.get(key, first.get(key))
+        non_tensors.append(first.select(*objects).update(steps.select(*objects, strict=False)))
+    return out.update(torch.stack(non_tensors, 0)).reshape(*size, len(first))
+
+
+def _twice(key: Key) -> tuple[Key, Key]:
+    return key, ("next", *key)
 
 
 def _steps(histories: Sequence[tuple[History, Sequence[int] | None]], keys: Sequence[Key] | None) -> TensorDict:

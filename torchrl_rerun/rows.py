@@ -27,7 +27,19 @@ class Rows(NamedTuple):
     values: npt.NDArray[Any]
 
 
-def batches_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[pa.RecordBatch]:
+class Held(NamedTuple):
+    """Some rows of one entity, not decoded.
+
+    Attributes:
+        codes: where they are, ``[n]``.
+        batch: their columns.
+    """
+
+    codes: Codes
+    batch: pa.RecordBatch
+
+
+def held_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[Held]:
     """What is recorded of an entity in a span."""
     for part in parts:
         for batch in part.chunks(path, span):
@@ -37,24 +49,24 @@ def batches_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[pa.Reco
             codes = codes_of(batch)
             first, end = np.searchsorted(codes, [span[0], span[1] + 1]) if span != ALL else (0, len(codes))
             if end > first:
-                yield batch if end - first == len(batch) else batch.slice(first, end - first)
+                yield Held(codes[first:end], batch.slice(first, end - first))
 
 
-def codes_in(batches: Iterable[pa.RecordBatch]) -> Codes:
+def codes_in(held: Iterable[Held]) -> Codes:
     """Where all rows are."""
-    return np.concatenate([np.zeros(0, np.int64), *map(codes_of, batches)])
+    return np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in held)])
 
 
-def values_in(batches: Iterable[pa.RecordBatch], stream: Stream) -> Rows:
+def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
     """The rows of an entity that isn't a picture.
 
     Args:
-        batches: what is recorded of it.
+        held: what is recorded of it.
         stream: how it was recorded.
     """
     codes, values = [np.zeros(0, np.int64)], [np.zeros((0, *stream.row_shape), stream.storage)]
-    for batch in batches:
-        codes.append(codes_of(batch))
+    for at, batch in held:
+        codes.append(at)
         values.append(_DECODERS[stream.kind](stream, batch))
     return Rows(np.concatenate(codes), np.concatenate(values))
 
@@ -81,6 +93,8 @@ def _narrowed(stream: Stream, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _tensor(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
     data = batch.column("BarChart:values" if "BarChart:values" in batch.schema.names else "Tensor:data").flatten()
     shapes, buffers = data.field("shape"), data.field("buffer")
+    if buffers.offset:  # of a slice of a union pyarrow 26 gives the types, and the wrong offsets
+        buffers = buffers.take(pa.array(np.arange(len(batch))))
     if stream.dtype == "object":
         out = np.empty(len(batch), object)
         for row in range(len(batch)):
