@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rerun.chunk import Chunk, LazyChunkStream, RrdReader, StoreEntry
+from rerun.chunk import LazyChunkStream, RrdReader, StoreEntry
 
 from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO, Schema
 
-_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+"""Where the properties are that are known here, and their names."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,10 @@ def contents_of(file: Path) -> list[Contents]:
     found = []
     for recording in recordings:
         stream, is_finished = _stream(reader, recording)
-        chunks = stream.filter(content=list(_PATHS), is_static=True).to_chunks()
-        properties = {_PATHS[chunk.entity_path]: _fields(chunk) for chunk in chunks}  # the last one of each counts
+        chunks = stream.filter(content=list(PROPERTY_PATHS), is_static=True).to_chunks()
+        properties: dict[str, dict[str, Any]] = {}
+        for chunk in chunks:
+            add_property(properties, chunk.entity_path, chunk.to_record_batch())
         found.append(
             Contents(file, recording.application_id, recording.recording_id, properties, is_finished, has_layout)
         )
@@ -116,8 +119,16 @@ def _stream(reader: RrdReader, recording: StoreEntry) -> tuple[LazyChunkStream, 
         return reader.stream(store=recording), False
 
 
-def _fields(chunk: Chunk) -> dict[str, Any]:
-    """A property's fields: single values as they are, several as lists."""
-    batch = chunk.to_record_batch()
+def add_property(properties: dict[str, dict[str, Any]], path: str, batch: pa.RecordBatch) -> None:
+    """Note a property's fields, single values as they are, several as lists: the last one of each counts.
+
+    Others may have put the fields of a property into chunks of their own.
+
+    Args:
+        properties: those that are known, by their names.
+        path: where the property is.
+        batch: its chunk.
+    """
     row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
-    return {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
+    fields = {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
+    properties.setdefault(PROPERTY_PATHS[path], {}).update(fields)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import rerun as rr
 from PIL import Image
 
+from torchrl_rerun.columns import ARCHETYPES, EXACT
 from torchrl_rerun.contents import Contents, contents_of, rows_of
 from torchrl_rerun.images import COLOR_MODELS
 from torchrl_rerun.streams import Stream, entity_path
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 _DECODERS: Mapping[str, str] = {"h264": "h264", "av1": "libdav1d"}
 """FFmpeg's decoders of the video formats. Its own of AV1 needs hardware."""
 
-_CHANNEL_TYPES = {6: np.uint8, 33: np.float16, 34: np.float32, 35: np.float64}
 _DEPTHS = {model.value: depth for depth, model in COLOR_MODELS.items()}
 
 
@@ -55,8 +56,7 @@ class Track:
         """Height and width of the pictures; None: they vary."""
         if self.stream.dtype == "object":
             return None
-        first = 1 if self.stream.channels == "CHW" else 0
-        height, width = self.stream.row_shape[first : first + 2]
+        height, width, _ = self.stream.picture_shape
         return height, width
 
 
@@ -133,9 +133,14 @@ def stored(track: Track) -> Iterator[Stored]:
     """What is stored of a track, without decoding it, a chunk at a time in memory."""
     for file in track.files:
         for batch in rows_of(file, track.path):
-            times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
-            for (frame, episode, step), (data, is_keyframe) in zip(times, _values(batch), strict=True):
-                yield Stored(frame, episode, step, data, is_keyframe)
+            yield from stored_in(batch)
+
+
+def stored_in(batch: pa.RecordBatch) -> Iterator[Stored]:
+    """What is stored in some rows of a track."""
+    times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
+    for (frame, episode, step), (data, is_keyframe) in zip(times, _values(batch), strict=True):
+        yield Stored(frame, episode, step, data, is_keyframe)
 
 
 def pictures(track: Track, coming: Iterable[Stored] | None = None) -> Iterator[Picture]:
@@ -214,15 +219,22 @@ def _values(batch: pa.RecordBatch) -> Iterator[tuple[bytes | npt.NDArray[Any], b
         keyframes = batch.column("VideoStream:is_keyframe").flatten().to_pylist()
         samples = _bytes(batch.column("VideoStream:sample"))
         yield from zip((sample.tobytes() for sample in samples), keyframes, strict=True)
-    elif "EncodedImage:blob" in names:
+        return
+    if "EncodedImage:blob" in names:
         yield from ((file.tobytes(), True) for file in _bytes(batch.column("EncodedImage:blob")))
-    elif "Image:buffer" in names:
-        formats = batch.column("Image:format").flatten().to_pylist()
-        for buffer, said in zip(_bytes(batch.column("Image:buffer")), formats, strict=True):
-            depth, dtype = _DEPTHS[said["color_model"]], _CHANNEL_TYPES[said["channel_datatype"]]
-            yield buffer.view(dtype).reshape(said["height"], said["width"], depth), True
-    else:
+        return
+    archetype = next((each for each in ARCHETYPES.values() if f"{each}:buffer" in names), None)
+    if archetype is None:
         raise ValueError(f"there are no pictures in {', '.join(sorted(names))}")
+    formats = batch.column(f"{archetype}:format").flatten().to_pylist()
+    # What the viewer would show wrongly is there once more as it was.
+    exact = batch.column(EXACT) if EXACT in names else [pa.scalar(None)] * len(batch)
+    for buffer, said, numbers in zip(_bytes(batch.column(f"{archetype}:buffer")), formats, exact, strict=True):
+        if numbers.is_valid:
+            pixels = numbers.values.to_numpy(zero_copy_only=False)
+        else:
+            pixels = buffer.view(rr.ChannelDatatype(said["channel_datatype"]).to_np_dtype())
+        yield pixels.reshape(said["height"], said["width"], _DEPTHS.get(said["color_model"], 1)), True
 
 
 def _bytes(column: pa.ListArray) -> Iterator[npt.NDArray[np.uint8]]:

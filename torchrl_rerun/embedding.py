@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.framing import FOOTER, MESSAGE, TRAILER, Footer, messages
+from torchrl_rerun.framing import FOOTER, MESSAGE, TRAILER, Footer, fields_of, messages
 
 # Fields of Rerun's protobuf messages (rerun-sdk 0.41). A footer holds the index of each store in the file: here one.
 _INDEX = 1
@@ -44,7 +44,7 @@ class EncodedLayout:
             writer.write_table(table)
         plain = stream.getvalue()
         compressed = pa.Codec("lz4_raw").compress(plain, asbytes=True)
-        held = dict(_fields(self.index[_TABLE])) | {_BYTES: compressed, _BYTES_UNCOMPRESSED: len(plain)}
+        held = dict(fields_of(self.index[_TABLE])) | {_BYTES: compressed, _BYTES_UNCOMPRESSED: len(plain)}
         return _field(_INDEX, _joined(self.index | {_TABLE: _joined(held)}))
 
 
@@ -64,17 +64,17 @@ def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
     encoded = storage.read(flush=True, flush_timeout_sec=10.0) or b""
 
     footer = Footer.read(io.BytesIO(encoded))
-    indexes = list(_fields(footer.payload))
+    indexes = list(fields_of(footer.payload))
     if len(indexes) != 1:
         raise ValueError(f"Rerun encodes the layout as {len(indexes)} stores")
-    index = dict(_fields(indexes[0][1]))
+    index = dict(fields_of(indexes[0][1]))
     kept, moved = b"", {}
     for start, kind, length in messages(io.BytesIO(encoded), footer.start):
         message = encoded[start : start + MESSAGE.size + length]
         if kind != FOOTER and index[_STORE] in message:  # the others announce a recording, which stays empty
             moved[start + MESSAGE.size] = len(kept) + MESSAGE.size
             kept += message
-    table = dict(_fields(index[_TABLE]))
+    table = dict(fields_of(index[_TABLE]))
     plain = pa.Codec("lz4_raw").decompress(table[_BYTES], table[_BYTES_UNCOMPRESSED])
     chunks = pa.ipc.open_stream(plain).read_all()
     return EncodedLayout(kept, index, _moved(chunks, moved.__getitem__))
@@ -135,31 +135,6 @@ def _write(file: io.FileIO, at: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of an encoded protobuf message: numbers, and bytes of any meaning.
-
-    Raises:
-        ValueError: it is none, or has fields of other types.
-    """
-    stream = io.BytesIO(message)
-    while stream.tell() < len(message):
-        number, kind = divmod(_read_varint(stream), 8)
-        if kind not in (0, 2):
-            raise ValueError(f"field {number} has the unexpected type {kind}")
-        value = _read_varint(stream)
-        yield number, stream.read(value) if kind else value
-
-
-def _read_varint(stream: io.BytesIO) -> int:
-    value = shift = 0
-    while True:
-        (byte,) = stream.read(1)
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value
 
 
 def _field(number: int, value: bytes | int) -> bytes:

@@ -6,10 +6,11 @@ lies; and a trailer of fixed size, which says where the footer lies. What a kill
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import xxhash
 
@@ -77,3 +78,28 @@ def messages(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
         kind, length = MESSAGE.unpack(file.read(MESSAGE.size))
         yield start, kind, length
         start += MESSAGE.size + length
+
+
+def fields_of(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of an encoded protobuf message: numbers, and bytes of any meaning.
+
+    Raises:
+        ValueError: it is none, or has fields of other types.
+    """
+    stream = io.BytesIO(message)
+    while stream.tell() < len(message):
+        number, kind = divmod(_read_varint(stream), 8)
+        if kind not in (0, 2):
+            raise ValueError(f"field {number} has the unexpected type {kind}")
+        value = _read_varint(stream)
+        yield number, stream.read(value) if kind else value
+
+
+def _read_varint(stream: io.BytesIO) -> int:
+    value = shift = 0
+    while True:
+        (byte,) = stream.read(1)
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value

@@ -83,10 +83,15 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
     root = Path(path)
     if not root.exists():
         raise FileNotFoundError(f"{root} doesn't exist")
+    return listing_of(progress([*recordings_in(root)] if root.is_dir() else [root]))
+
+
+def listing_of(files: Iterable[Path]) -> Listing:
+    """What is recorded in some files; see :func:`list_episodes`."""
     parts: dict[tuple[Path, str], list[_Part]] = {}
     runs: list[Path] = []
     unreadable: list[Path] = []
-    for file in progress([*recordings_in(root)] if root.is_dir() else [root]):
+    for file in files:
         try:
             size, found = file.stat().st_size, contents_of(file)
             _check(found)
@@ -95,13 +100,13 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
                 unreadable.append(file)
             continue
         for recording in found:
-            episode = _episode(recording.properties)
+            episode = episode_in(recording.properties)
             if episode is not None:
                 parts.setdefault((file.parent, recording.recording_id), []).append(_Part(episode, file, size))
             elif PROPERTY in recording.properties:
                 runs.append(file)
     episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in parts.items()]
-    return Listing(sorted(episodes, key=_beginning), runs, unreadable)
+    return Listing(sorted(episodes, key=lambda each: beginning(each.episode)), runs, unreadable)
 
 
 def _check(found: Sequence[Contents]) -> None:
@@ -136,13 +141,13 @@ def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
     return RecordedEpisode(parts[-1].episode, recording_id, files, sum(part.size for part in parts))
 
 
-def _beginning(recorded: RecordedEpisode) -> tuple[datetime, int, int, int]:
-    episode = recorded.episode
+def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
+    """By which episodes are in the order in which they began."""
     return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
 
 
-def _episode(properties: dict[str, dict[str, Any]]) -> Episode | None:
-    """None: it is none of ``torchrl_rerun``."""
+def episode_in(properties: dict[str, dict[str, Any]]) -> Episode | None:
+    """What a recording's properties say that its episode came to; None: it is none of ``torchrl_rerun``."""
     fields = properties.get(EPISODE, {})
     if PROPERTY not in properties or not fields.keys() >= _NEEDED:
         return None

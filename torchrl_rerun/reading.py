@@ -6,46 +6,46 @@ import functools
 import glob
 import math
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from tensordict import NonTensorData, NonTensorStack, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 
-from torchrl_rerun.contents import Contents, contents_of
-from torchrl_rerun.decoding import Stored, Track, pictures, stored
-from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, LOG_TIME, STEP, TIMELINES, Positions
-from torchrl_rerun.finding import files_of
-from torchrl_rerun.images import row_of
+from torchrl_rerun.chunks import ALL, FilePart, Part, SegmentPart, Span, episode_span, parts_in
+from torchrl_rerun.finding import files_of, why_unreadable
+from torchrl_rerun.history import History, as_tensor
 from torchrl_rerun.keeping import Episode, Predicate
-from torchrl_rerun.listing import list_episodes
-from torchrl_rerun.rows import Rows, read_rows
-from torchrl_rerun.schema import Moment, Schema
-from torchrl_rerun.streams import Key, Stream, entity_path, name_of
+from torchrl_rerun.listing import beginning, episode_in, listing_of
+from torchrl_rerun.schema import Schema
+from torchrl_rerun.streams import Key, name_of
 
-_FLAGS = ("done", "terminated", "truncated")
-_EPOCH = datetime.fromtimestamp(0, UTC)
+if TYPE_CHECKING:
+    from rerun.catalog import DatasetEntry
+    from torchrl.data import Storage, TensorDictReplayBuffer
+
+    from torchrl_rerun.learning import StepDataset
+
+Place = str | os.PathLike[str]
 
 
-def load(path: str | os.PathLike[str], where: Predicate | None = None) -> Recordings:
+def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
     """The episodes in a recording, to read them back as they were recorded.
 
-    Nothing but what describes them is read until it is asked for.
+    Nothing but what describes the recording is read until it is asked for.
 
     Args:
-        path: an ``.rrd`` file (its parts and the files of its workers come with it), a folder, or a pattern such as
-            ``"runs/*.rrd"``. The file of a run that was killed is as good.
-        where: which episodes: a function of an :class:`Episode`, as ``lambda episode: episode.episode_return < 50``.
+        source: an ``.rrd`` file (its parts and the files of its workers come with it), a folder, a pattern such as
+            ``"runs/*.rrd"``, or several of these; or a dataset of Rerun's catalog. The file of a run that was killed, or
+            that goes on, is read as far as it is written.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: there is no recording of ``torchrl_rerun`` in it.
+        ValueError: there is no recording of ``torchrl_rerun`` in it, or a file is damaged.
 
     Examples:
         >>> import tempfile
@@ -61,28 +61,43 @@ def load(path: str | os.PathLike[str], where: Predicate | None = None) -> Record
         >>> (episode.tensordict()["next", "observation"] == rollout["next", "observation"]).all()
         tensor(True)
     """
-    given = os.fspath(path)
-    is_pattern = glob.has_magic(given) and not Path(given).exists()
-    found = sorted(glob.glob(given, recursive=True)) if is_pattern else [given]  # noqa: PTH207 - it may be absolute
+    if hasattr(source, "segment_store"):  # `rerun.catalog` is imported by who has a dataset
+        found = list(_segments(cast("DatasetEntry", source)))
+    else:
+        given = [source] if isinstance(source, str | os.PathLike) else list(source)
+        files = {file.resolve(): file for each in given for file in _files(os.fspath(each))}
+        found = list(_histories(list(files.values())))
     if not found:
-        raise FileNotFoundError(f"nothing matches {given!r}")
-    episodes: list[LoadedEpisode] = []
-    for each in found:
-        episodes += _episodes_at(Path(each))
-    if not episodes:
-        raise ValueError(f"there is no episode of torchrl_rerun in {given!r}")
-    return Recordings(episodes if where is None else [each for each in episodes if where(each.properties)])
+        raise ValueError(f"there is no recording of torchrl_rerun in {source}")
+    return Recordings(found)
 
 
 class Recordings(Sequence["LoadedEpisode"]):
-    """Episodes of recordings, in the order in which they began in each environment.
+    """Episodes of recordings, in the order in which they began.
 
     Args:
-        episodes: the episodes.
+        histories: the environments that are recorded, each with its episodes if they are known.
+        chosen: which of their episodes; None: all.
     """
 
-    def __init__(self, episodes: Sequence[LoadedEpisode]) -> None:
-        self._episodes = list(episodes)
+    def __init__(
+        self,
+        histories: Sequence[tuple[History, Episode | None]],
+        chosen: Sequence[LoadedEpisode] | None = None,
+    ) -> None:
+        self._histories = histories
+        self._chosen = chosen
+
+    @functools.cached_property
+    def _episodes(self) -> Sequence[LoadedEpisode]:
+        if self._chosen is not None:
+            return self._chosen
+        found = [
+            LoadedEpisode(history, episode)
+            for history, known in self._histories
+            for episode in (history.episodes() if known is None else [known])
+        ]
+        return sorted(found, key=lambda each: beginning(each.properties))
 
     def __len__(self) -> int:
         return len(self._episodes)
@@ -92,22 +107,29 @@ class Recordings(Sequence["LoadedEpisode"]):
     @overload
     def __getitem__(self, index: slice) -> Recordings: ...
     def __getitem__(self, index: int | slice) -> LoadedEpisode | Recordings:
-        return Recordings(self._episodes[index]) if isinstance(index, slice) else self._episodes[index]
+        return Recordings(self._histories, self._episodes[index]) if isinstance(index, slice) else self._episodes[index]
 
     def __repr__(self) -> str:
         keys = ", ".join(name_of(key) for key in self.keys())
         return f"{len(self)} episodes, {sum(each.properties.length for each in self)} steps, of {keys}"
 
     def where(self, predicate: Predicate) -> Recordings:
-        """Those of which something is true: ``load(path).where(lambda episode: episode.truncated)``."""
-        return Recordings([each for each in self if predicate(each.properties)])
+        """Those of which something is true: ``load(path).where(lambda episode: episode.episode_return < 50)``.
+
+        Args:
+            predicate: a function of an :class:`Episode`.
+        """
+        return Recordings(self._histories, [each for each in self if predicate(each.properties)])
 
     def keys(self) -> list[Key]:
         """The keys that are recorded of any."""
-        return list(dict.fromkeys(key for each in self for key in each.keys()))
+        histories = [history for history, _ in self._histories]
+        if self._chosen is not None:
+            histories = [each.history for each in self._chosen]
+        return list(dict.fromkeys(stream.key for each in histories for stream, _ in each.run.schema.described))
 
     def rollout(self, keys: Sequence[NestedKey] | None = None) -> TensorDictBase:
-        """All steps of all environments, ``[*batch, time]``, as the rollout that was recorded held them.
+        """The steps of all episodes, ``[*batch, time]``, as the rollout that was recorded held them.
 
         Args:
             keys: which ones; None: all but the returns that the recorder worked out.
@@ -116,32 +138,95 @@ class Recordings(Sequence["LoadedEpisode"]):
             ValueError: the environments haven't taken the same number of steps, or there are several recordings.
             KeyError: a key isn't recorded.
         """
-        return _rollout(self._episodes, _wanted(keys))
+        return _rollout(self._by_environment(), wanted_keys(keys))
+
+    def dataset(self, slice_len: int | None = None, keys: Sequence[NestedKey] | None = None) -> StepDataset:
+        """The steps as a ``torch.utils.data.Dataset``, read from the files when they are asked for.
+
+        Its items are tensordicts: pass ``collate_fn=torch.stack`` to a ``DataLoader``. It can be sent to workers.
+
+        Args:
+            slice_len: items are so many steps of an episode, ``[slice_len]``, from each at which as many follow; None:
+                single steps, ``[]``.
+            keys: which ones; None: all but the returns that the recorder worked out.
+
+        Raises:
+            KeyError: a key isn't recorded.
+            ValueError: ``slice_len`` is less than 1.
+        """
+        from torchrl_rerun.learning import StepDataset  # noqa: PLC0415 - it needs this module
+
+        return StepDataset(list(self), slice_len, wanted_keys(keys))
+
+    def replay_buffer(
+        self,
+        *,
+        batch_size: int,
+        slice_len: int | None = None,
+        storage: Storage | None = None,
+        keys: Sequence[NestedKey] | None = None,
+    ) -> TensorDictReplayBuffer:
+        """A replay buffer of TorchRL that holds all the steps.
+
+        Which episode a step is of it says under ``("collector", "traj_ids")``, as TorchRL's collectors do: slices don't
+        go beyond the end of an episode, also of one that was interrupted.
+
+        Args:
+            batch_size: steps in a sample.
+            slice_len: samples are made of so many steps in a row each; None: of single steps.
+            storage: where they are held; None: in memory.
+            keys: which ones; None: all but the returns that the recorder worked out.
+
+        Raises:
+            KeyError: a key isn't recorded.
+            ValueError: there are no steps, or no slice is as long.
+        """
+        from torchrl_rerun.learning import replay_buffer  # noqa: PLC0415 - TorchRL's data takes a second to import
+
+        return replay_buffer(
+            list(self), batch_size=batch_size, slice_len=slice_len, storage=storage, keys=wanted_keys(keys)
+        )
+
+    def _by_environment(self) -> list[list[tuple[History, Sequence[int] | None]]]:
+        """The environments, each with the numbers of the episodes that are wanted of it; None: all."""
+        if self._chosen is None and all(known is None for _, known in self._histories):
+            return [[(history, None)] for history, _ in self._histories]
+        found: dict[tuple[Any, int], dict[int, tuple[History, list[int]]]] = {}
+        for each in self:
+            history, run = each.history, each.history.run
+            whose = each.files[0].parent if run.schema.split == "episode" else id(run)
+            of_one = found.setdefault((whose, history.env), {})
+            of_one.setdefault(id(history), (history, []))[1].append(each.properties.episode)
+        return [list(histories.values()) for histories in found.values()]
 
 
 class LoadedEpisode:
     """An episode in a recording.
 
     Args:
-        environment: the environment of which it is.
+        history: the environment of which it is.
         properties: what it came to.
 
     Attributes:
+        history: the environment of which it is.
         properties: what it came to.
-        files: the files that it is in.
     """
 
-    def __init__(self, environment: _Environment, properties: Episode) -> None:
-        self._environment = environment
+    def __init__(self, history: History, properties: Episode) -> None:
+        self.history = history
         self.properties = properties
-        self.files = environment.run.files
 
     def __repr__(self) -> str:
         return f"LoadedEpisode({self.properties})"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of its recording."""
+        return tuple(dict.fromkeys(part.contents.file for part in self.history.run.parts))
+
     def keys(self) -> list[Key]:
         """The keys that are recorded."""
-        return [stream.key for stream, _ in self._environment.run.schema.described]
+        return [stream.key for stream, _ in self.history.run.schema.described]
 
     def tensordict(self, keys: Sequence[NestedKey] | None = None) -> TensorDict:
         """Its steps, ``[time]``: what was observed and done at t at the root, what came of it (t + 1) below ``"next"``.
@@ -155,323 +240,190 @@ class LoadedEpisode:
         Raises:
             KeyError: a key isn't recorded.
         """
-        return self._environment.steps(_wanted(keys), self.properties.episode)
+        return self.history.steps(self.history.described(wanted_keys(keys)), episode_span(self.properties.episode))
 
     def __getitem__(self, key: NestedKey) -> Any:
-        """All values of a key, ``[rows, ...]``: of an observation one more than there are steps."""
-        stream, _ = self._environment.described(_as_key(key))
-        return _as_tensor(stream, self._environment.rows(stream, self.properties.episode).values)
+        """All values of a key, ``[rows, ...]``: of an observation one more than there are steps.
+
+        Of non-tensor data it is a list.
+        """
+        [(stream, _)] = self.history.described([_as_key(key)])
+        return as_tensor(stream, self.history.rows(stream, episode_span(self.properties.episode)).values)
 
 
 # --- where recordings are ---
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """A recording, in one or several files that follow one another.
+    """A recording, in parts that follow one another.
 
     Attributes:
-        files: its files.
+        parts: these.
         schema: what it says of itself.
     """
 
-    files: tuple[Path, ...]
+    parts: Sequence[Part]
     schema: Schema
 
 
-def _episodes_at(path: Path) -> Iterator[LoadedEpisode]:
-    if path.is_dir():
-        listing = list_episodes(path)
-        files = listing.runs
-        of_their_own = listing.episodes
-    else:
-        files = files_of(path)
-        of_their_own = [found for file in files for found in list_episodes(file).episodes]
-    for found in of_their_own:
-        schema = contents_of(found.path)[0].schema
-        assert schema is not None, "it is listed"
-        yield LoadedEpisode(_Environment(_Run(found.paths, schema), found.episode.env), found.episode)
-    for run in _runs(files):
-        for env in run.schema.envs:
-            environment = _Environment(run, env)
-            for properties in environment.episodes():
-                yield LoadedEpisode(environment, properties)
+class _EpisodeRun:
+    """The recording of one episode, which is opened when it is asked for.
+
+    Args:
+        files: its files.
+        recording_id: its id; other recordings may be in them, too.
+    """
+
+    def __init__(self, files: Sequence[Path], recording_id: str) -> None:
+        self._files = files
+        self._recording_id = recording_id
+
+    @functools.cached_property
+    def parts(self) -> Sequence[Part]:
+        """What follows one another."""
+        found = [part for file in self._files for part in parts_in(file)]
+        return [part for part in found if part.contents.recording_id == self._recording_id]
+
+    @property
+    def schema(self) -> Schema:
+        """What it says of itself."""
+        return _schema(self.parts[-1])
 
 
-def _runs(files: Sequence[Path]) -> list[_Run]:
-    """Recordings of whole runs, or of dumps, with the files that belong together."""
-    found: dict[tuple[Any, ...], list[Contents]] = {}
-    for contents in (each for file in files for each in contents_of(file)):
-        schema = contents.schema
-        if schema is not None and schema.split != "episode":
-            # A dump goes on where the one before ended.
-            same = contents.application_id if schema.split == "dump" else contents.recording_id
-            found.setdefault((contents.file.parent, same, schema.envs), []).append(contents)
-    return [_Run(tuple(dict.fromkeys(each.file for each in parts)), _last_schema(parts)) for parts in found.values()]
-
-
-def _last_schema(parts: Sequence[Contents]) -> Schema:
-    schema = parts[-1].schema
+def _schema(part: Part) -> Schema:
+    schema = part.contents.schema
     assert schema is not None, "it was looked at"
     return schema
 
 
-# --- one environment ---
-
-
-class _Environment:
-    """One environment of a recording."""
-
-    def __init__(self, run: _Run, env: int) -> None:
-        self.run = run
-        self.env = env
-        self._columns: dict[Key, _Column] = {}
-
-    def described(self, key: Key) -> tuple[Stream, Moment]:
-        for stream, moment in self.run.schema.described:
-            if stream.key == key:
-                return stream, moment
-        there = ", ".join(name_of(stream.key) for stream, _ in self.run.schema.described)
-        raise KeyError(f"{name_of(key)} is not recorded, but {there}")
-
-    def rows(self, stream: Stream, episode: int | None) -> Rows:
-        """The rows of a key; None: of all episodes."""
-        column = self._columns.get(stream.key)
-        if column is None:
-            column = self._columns[stream.key] = _Column(self.run, self.env, stream)
-        return column.of(episode)
-
-    def steps(self, keys: Sequence[Key] | None, episode: int | None) -> TensorDict:
-        """Steps, in TorchRL's form; None: of all episodes, one after the other."""
-        described = self.run.schema.described
-        if keys is None:
-            wanted = [(stream, moment) for stream, moment in described if not stream.sums]
-        else:
-            wanted = [self.described(key) for key in keys]
-        wanted = [each for each in wanted if not (each[0].shared and self.env != self.run.schema.envs[0])]
-        read = {stream.key: self.rows(stream, episode) for stream, _ in wanted}
-        frames = _common([read[stream.key].positions for stream, moment in wanted if moment is Moment.OBSERVED])
-        if frames is None:
-            frames = self._observed(episode)
-        before, after = _transitions(
-            frames,
-            acted=[read[stream.key].positions for stream, moment in wanted if moment is Moment.ACTED],
-            stepped=[read[stream.key].positions for stream, moment in wanted if moment is Moment.STEPPED],
-        )
-        out = TensorDict(batch_size=[len(before)])
-        following = TensorDict(batch_size=[len(before)])
-        for stream, moment in wanted:
-            rows = read[stream.key]
-            codes = _codes(rows.positions)
-            if moment is not Moment.STEPPED:
-                _set(out, stream, rows.values[np.searchsorted(codes, before)])
-            if moment is not Moment.ACTED:
-                _set(following, stream, rows.values[np.searchsorted(codes, after)])
-        return out.set("next", following)
-
-    def _observed(self, episode: int | None) -> npt.NDArray[np.int64]:
-        """Where something was observed, where nothing of it is wanted."""
-        described = [(stream, moment) for stream, moment in self.run.schema.described if not stream.shared]
-        observed = [stream for stream, moment in described if moment is Moment.OBSERVED]
-        if observed:
-            return _codes(self.rows(min(observed, key=_cost), episode).positions)
-        stepped = [stream for stream, moment in described if moment is Moment.STEPPED]
-        if stepped:
-            codes = _codes(self.rows(min(stepped, key=_cost), episode).positions)
-            return np.unique(np.concatenate([codes - 1, codes]))
-        raise KeyError("neither observations nor rewards nor flags are recorded: there are no steps to give back")
-
-    def episodes(self) -> list[Episode]:
-        """What the episodes came to."""
-        streams = [stream for stream, _ in self.run.schema.described if not stream.shared]
-        sums = [stream for stream in streams if stream.sums][:1]
-        flags = [stream for stream in streams if stream.key[-1] in _FLAGS]
-        outermost = min((len(stream.key) for stream in flags), default=0)
-        flags = [stream for stream in flags if len(stream.key) == outermost]
-        spine = self.rows((sums or flags or [min(streams, key=_cost)])[0], None)
-        if not len(spine.positions):
-            return []
-        numbers = spine.positions[:, EPISODE]
-        last = np.append(np.flatnonzero(numbers[1:] != numbers[:-1]), len(numbers) - 1)
-        first = np.append(0, last[:-1] + 1)
-        returns = spine.values.reshape(len(numbers), -1).mean(axis=1)[last] if sums else np.full(len(last), np.nan)
-        raised = {name: np.zeros(len(last), bool) for name in _FLAGS}
-        for stream in flags:
-            rows = self.rows(stream, None)
-            at = np.searchsorted(_codes(rows.positions), _codes(spine.positions[last]))
-            at = np.minimum(at, len(rows.values) - 1)
-            raised[stream.key[-1]] |= rows.values[at].reshape(len(last), -1).any(axis=1)
-        raised["terminated"] |= raised["done"] & ~raised["truncated"]
-        return [
-            Episode(
-                env=self.env,
-                episode=int(numbers[end]),
-                episode_return=float(returns[i]),
-                length=int(spine.positions[end, EPISODE_STEP]),
-                terminated=bool(raised["terminated"][i]),
-                truncated=bool(raised["truncated"][i]),
-                interrupted=not (raised["terminated"][i] or raised["truncated"][i]),
-                first_step=int(spine.positions[begin, STEP] - spine.positions[begin, EPISODE_STEP]),
-                start_time=_EPOCH + timedelta(microseconds=int(spine.positions[begin, LOG_TIME]) // 1000),
-            )
-            for i, (begin, end) in enumerate(zip(first, last, strict=True))
-        ]
-
-
-class _Column:
-    """A key of one environment: read episode by episode, it is read once."""
-
-    def __init__(self, run: _Run, env: int, stream: Stream) -> None:
-        self._run = run
-        self._env = env
-        self._stream = stream
-        self._coming: Iterator[Rows] | None = None
-        self._ahead: Rows | None = None
-        self._done = -1
-
-    def of(self, episode: int | None) -> Rows:
-        """The rows of an episode; None: of all."""
-        if episode is None:
-            return _joined(self._stream, self._chunks(None))
-        if self._stream.kind == "image":
-            return _joined(self._stream, self._chunks(episode))
-        if self._coming is None or episode <= self._done:
-            self._coming, self._ahead = self._chunks(None), None
-        found = []
-        while True:
-            rows = self._ahead if self._ahead is not None else next(self._coming, None)
-            self._ahead = None
-            if rows is None:
-                self._coming = None
-                break
-            numbers = rows.positions[:, EPISODE]
-            begin, end = np.searchsorted(numbers, [episode, episode + 1])
-            if end > begin:
-                found.append(Rows(rows.positions[begin:end], rows.values[begin:end]))
-            if end < len(numbers):
-                self._ahead = Rows(rows.positions[end:], rows.values[end:])
-                break
-        self._done = episode
-        return _joined(self._stream, iter(found))
-
-    def _chunks(self, episode: int | None) -> Iterator[Rows]:
-        """All rows, or those of an episode, of all agents together."""
-        stream = self._stream
-        env = None if self._run.schema.split == "episode" else self._env
-        read = [self._of_lane(entity_path(stream, env, lane), lane, episode) for lane in range(stream.lanes)]
-        if not stream.agents:
-            yield from read[0]
-            return
-        for lanes in zip(*read, strict=True):
-            yield Rows(lanes[0].positions, np.stack([rows.values for rows in lanes], axis=1))
-
-    def _of_lane(self, path: str, lane: int, episode: int | None) -> Iterator[Rows]:
-        if self._stream.kind != "image":
-            yield from read_rows(self._run.files, path, self._stream)
-            return
-        track = Track(self._run.files, path, self._stream, self._env, lane, self._run.schema.source.fps)
-        wanted: Iterator[Stored] = (each for each in stored(track) if episode in (None, each.episode))
-        for picture in pictures(track, wanted):
-            positions = np.zeros((1, len(TIMELINES)), np.int64)
-            positions[0, EPISODE], positions[0, EPISODE_STEP] = picture.episode, picture.episode_step
-            values = np.empty(1, object) if self._stream.dtype == "object" else None
-            if values is None:
-                yield Rows(positions, row_of(self._stream, picture.pixels)[None])
-            else:
-                values[0] = picture.pixels
-                yield Rows(positions, values)
-
-
-# --- steps ---
-
-
-def _codes(positions: Positions) -> npt.NDArray[np.int64]:
-    """A number for each row, which says its episode and its step in it: they grow, and come once in an environment."""
-    return (positions[:, EPISODE] << 32) | positions[:, EPISODE_STEP]
-
-
-def _common(several: Sequence[Positions]) -> npt.NDArray[np.int64] | None:
-    """Where all keys have rows; None: there are no keys."""
-    if not several:
-        return None
-    return functools.reduce(np.intersect1d, (_codes(positions) for positions in several))
-
-
-def _transitions(
-    frames: npt.NDArray[np.int64], *, acted: Sequence[Positions], stepped: Sequence[Positions]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """From where to where there are steps of which everything is known."""
-    before, after = frames[:-1], frames[1:]
-    is_whole = before >> 32 == after >> 32
-    for positions in acted:
-        is_whole &= np.isin(before, _codes(positions))
-    for positions in stepped:
-        is_whole &= np.isin(after, _codes(positions))
-    return before[is_whole], after[is_whole]
-
-
-def _rollout(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> TensorDictBase:
-    environments = {id(each._environment): each._environment for each in episodes}  # noqa: SLF001 - its own
-    if len({each.run.schema.source.batch_size for each in environments.values()}) > 1:
-        raise ValueError("there are recordings of several batch sizes: load one of them")
-    of_each = [environment.steps(keys, None) for environment in environments.values()]
-    lengths = [len(steps) for steps in of_each]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"the environments took different numbers of steps ({min(lengths)} to {max(lengths)}), which no rollout "
-            "holds: take their episodes one by one"
-        )
-    run = next(iter(environments.values())).run
-    size = run.schema.source.batch_size
-    if math.prod(size) != len(of_each):  # some of them, or those of several workers
-        size = (len(of_each),)
-    if not size:
-        return of_each[0]
-    return torch.stack(of_each, 0).reshape(*size, lengths[0])
-
-
-# --- values ---
-
-
-def _joined(stream: Stream, chunks: Iterator[Rows]) -> Rows:
-    found = list(chunks)
-    if not found:
-        return Rows(np.zeros((0, len(TIMELINES)), np.int64), np.zeros((0, *stream.shape), stream.storage))
-    if len(found) == 1:
-        return found[0]
-    positions, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Rows(positions, values)
-
-
-def _as_tensor(stream: Stream, values: npt.NDArray[Any]) -> Any:
-    if stream.dtype == "object":
-        return list(values)
-    values = np.ascontiguousarray(values)
-    return (
-        torch.from_numpy(values).view(getattr(torch, stream.dtype))
-        if stream.dtype == "bfloat16"
-        else torch.from_numpy(values)
-    )
-
-
-def _set(tensordict: TensorDict, stream: Stream, values: npt.NDArray[Any]) -> None:
-    if stream.dtype == "object":
-        tensordict.set(stream.key, NonTensorStack(*(NonTensorData(value) for value in values)))
+def _files(given: str) -> Iterator[Path]:
+    if glob.has_magic(given) and not Path(given).exists():
+        matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - it may be absolute
+        if not matches:
+            raise FileNotFoundError(f"nothing matches {given!r}")
+        for match in matches:
+            yield from files_of(match)
     else:
-        tensordict.set(stream.key, _as_tensor(stream, values))
+        yield from files_of(given)
 
 
-def _cost(stream: Stream) -> tuple[bool, int]:
-    """What it takes to read it."""
-    return stream.kind == "image", stream.row_bytes
+def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]]:
+    listing = listing_of(files)
+    for found in listing.episodes:
+        yield History(_EpisodeRun(found.paths, found.recording_id), found.episode.env), found.episode
+    for run in _runs(_whole_runs(listing.runs, listing.unreadable, is_all=len(files) == 1)):
+        for env in run.schema.envs:
+            yield History(run, env), None
+
+
+def _segments(dataset: DatasetEntry) -> Iterator[tuple[History, Episode | None]]:
+    for segment in dataset.segment_ids():
+        part = SegmentPart(dataset, segment)
+        if part.contents.schema is not None:
+            run = _Run([part], _schema(part))
+            episode = episode_in(part.contents.properties) if run.schema.split == "episode" else None
+            for env in run.schema.envs if episode is None else [episode.env]:
+                yield History(run, env), episode
+
+
+def _whole_runs(runs: Sequence[Path], unreadable: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
+    """What is no recording of an episode. A file that is damaged is left out, and named, unless it is all that there is.
+
+    Raises:
+        ValueError: all that there is can't be read.
+    """
+    for file in (*dict.fromkeys(runs), *unreadable):
+        try:
+            found = parts_in(file)
+        except ValueError as error:
+            said = f"{why_unreadable(file) or error}"
+            if is_all:
+                raise ValueError(said) from error
+            warnings.warn(f"left out: {said}", RuntimeWarning, stacklevel=2)
+            continue
+        yield from (part for part in found if part.contents.schema is not None and _schema(part).split != "episode")
+
+
+def _runs(parts: Iterable[FilePart]) -> Iterator[_Run]:
+    """Parts that follow one another, put together."""
+    found: dict[tuple[Any, ...], list[FilePart]] = {}
+    ends: dict[tuple[Any, ...], dict[str, int]] = {}
+    for part in sorted(parts, key=lambda part: part.began):
+        schema, contents = _schema(part), part.contents
+        # A dump goes on where the one before ended.
+        same = contents.application_id if schema.split == "dump" else contents.recording_id
+        key = contents.file.parent, same, schema.split, schema.source.batch_size, schema.envs
+        reached = ends.setdefault(key, {})
+        if any(first < reached.get(path, 0) for path, (first, _) in part.steps.items()):
+            of_one = found.pop(key)  # it was begun anew, under the same name
+            reached.clear()
+            yield _Run(of_one, _schema(of_one[-1]))
+        found.setdefault(key, []).append(part)
+        reached.update({path: last for path, (_, last) in part.steps.items()})
+    for of_one in found.values():
+        yield _Run(of_one, _schema(of_one[-1]))
+
+
+# --- rollouts ---
+
+
+def _rollout(
+    environments: Sequence[Sequence[tuple[History, Sequence[int] | None]]], keys: Sequence[Key] | None
+) -> TensorDictBase:
+    if not environments:
+        raise ValueError("there are no episodes")
+    schemas = [histories[0][0].run.schema for histories in environments]
+    if len({schema.source.batch_size for schema in schemas}) > 1:
+        raise ValueError("there are recordings of several batch sizes: load one of them")
+    size = schemas[0].source.batch_size
+    if math.prod(size) != len(environments):  # some of them, or those of several workers
+        size = (len(environments),)
+    first = _steps(environments[0], keys)
+    if not size:
+        return first
+    # One after the other into where they belong: `torch.stack` would need twice the memory, and the time to get it.
+    tensors = list(first.keys(include_nested=True, leaves_only=True))
+    objects = [key for stream, _ in schemas[0].described if stream.dtype == "object" for key in _twice(stream.key)]
+    objects = [key for key in objects if first.get(key, None) is not None]
+    out = TensorDict(batch_size=[len(environments), len(first)])
+    for key in tensors:
+        out.set(key, first.get(key).new_empty((len(environments), *first.get(key).shape)))
+    non_tensors = []
+    for number, histories in enumerate(environments):
+        steps = _steps(histories, keys) if number else first
+        if len(steps) != len(first):
+            raise ValueError(
+                f"the environments took different numbers of steps ({len(first)} and {len(steps)}), which no rollout "
+                "holds: take their episodes one by one"
+            )
+        for key in tensors:  # what is shared by all is held by the first
+            out.get(key)[number] = steps.get(key, first.get(key))
+        non_tensors.append(first.select(*objects).update(steps.select(*objects, strict=False)))
+    return out.update(torch.stack(non_tensors, 0)).reshape(*size, len(first))
+
+
+def _twice(key: Key) -> tuple[Key, Key]:
+    return key, ("next", *key)
+
+
+def _steps(histories: Sequence[tuple[History, Sequence[int] | None]], keys: Sequence[Key] | None) -> TensorDict:
+    """The steps of one environment, whose episodes may be recordings of their own."""
+    found = []
+    for history, episodes in histories:
+        wanted = history.described(keys)
+        spans: Iterable[Span] = [ALL] if episodes is None else map(episode_span, episodes)
+        found += [history.steps(wanted, span) for span in spans]
+    return found[0] if len(found) == 1 else torch.cat(found, 0)
+
+
+def wanted_keys(keys: Sequence[NestedKey] | None) -> list[Key] | None:
+    """Keys as they are recorded: without ``"next"``, each once."""
+    if isinstance(keys, str):
+        raise TypeError(f"keys={keys!r}: pass a list of keys, even of one: [{keys!r}]")
+    return None if keys is None else list(dict.fromkeys(_as_key(key) for key in keys))
 
 
 def _as_key(key: NestedKey) -> Key:
     parts = (key,) if isinstance(key, str) else tuple(key)
     return parts[1:] if len(parts) > 1 and parts[0] == "next" else parts
-
-
-def _wanted(keys: Sequence[NestedKey] | None) -> list[Key] | None:
-    if isinstance(keys, str):
-        raise TypeError(f"keys={keys!r}: pass a list of keys, even of one: [{keys!r}]")
-    return None if keys is None else list(dict.fromkeys(_as_key(key) for key in keys))

@@ -183,6 +183,16 @@ class Stream:
         return self.kind in PICTURES
 
     @property
+    def held_shape(self) -> tuple[int, ...]:
+        """Shape of what is recorded of a row: of a stack perhaps one frame."""
+        if not self.newest:
+            return self.row_shape
+        frames = 0 if len(self.row_shape) == 4 or self.channels == "CHW" else 2
+        shape = list(self.row_shape)
+        shape[frames] //= self.stack
+        return tuple(shape)
+
+    @property
     def picture_shape(self) -> tuple[int, int, int]:
         """Height, width and depth of each picture, of one size, as it is shown: the frames of a stack are side by side.
 

@@ -1,0 +1,311 @@
+"""History: what a recording holds of one environment, put together to steps in TorchRL's own form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from tensordict import NonTensorData, NonTensorStack, TensorDict
+
+from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
+from torchrl_rerun.decoding import Stored, Track, pictures, stored_in
+from torchrl_rerun.images import row_of
+from torchrl_rerun.keeping import Episode
+from torchrl_rerun.rows import Held, Rows, codes_in, held_of, rows_in
+from torchrl_rerun.schema import Described, Moment, Schema
+from torchrl_rerun.streams import Key, Stream, entity_path, name_of
+
+_FLAGS = ("done", "terminated", "truncated")
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class Run(Protocol):
+    """A recording, in one or several parts.
+
+    Attributes:
+        parts: what follows one another.
+        schema: what it says of itself.
+    """
+
+    @property
+    def parts(self) -> Sequence[Part]: ...  # noqa: D102
+
+    @property
+    def schema(self) -> Schema: ...  # noqa: D102
+
+
+class Transitions(NamedTuple):
+    """Steps of which everything is known that is wanted, ``[n]``.
+
+    Attributes:
+        before: the frames from which they lead.
+        after: those to which they lead.
+    """
+
+    before: Codes
+    after: Codes
+
+    @property
+    def span(self) -> Span:
+        """From the first to the last of their frames."""
+        return int(self.before[0]), int(self.after[-1])
+
+
+class History:
+    """One environment of a recording.
+
+    Args:
+        run: the recording.
+        env: the environment's index.
+    """
+
+    def __init__(self, run: Run, env: int) -> None:
+        self.run = run
+        self.env = env
+
+    def described(self, keys: Sequence[Key] | None) -> list[Described]:
+        """How keys are recorded; None: all but the returns that the recorder worked out, and what another one holds.
+
+        Raises:
+            KeyError: one isn't.
+        """
+        schema = self.run.schema
+        by_key = {stream.key: (stream, moment) for stream, moment in schema.described}
+        if keys is None:
+            keys = [key for key, (stream, _) in by_key.items() if not stream.sums]
+        for key in keys:
+            if key not in by_key:
+                raise KeyError(f"{name_of(key)} is not recorded, but {', '.join(map(name_of, by_key))}")
+        is_elsewhere = self.env != schema.envs[0]
+        return [by_key[key] for key in keys if not (by_key[key][0].shared and is_elsewhere)]
+
+    # --- rows ---
+
+    def rows(self, stream: Stream, span: Span = ALL) -> Rows:
+        """The rows of a key, of all agents together."""
+        lanes = [self._of_lane(stream, lane, span) for lane in range(stream.lanes)]
+        if not stream.agents:
+            return lanes[0]
+        common = _common([lane.codes for lane in lanes])  # a kill comes between one agent's rows and the next one's
+        return Rows(common, np.stack([lane.values[_at(lane.codes, common)] for lane in lanes], axis=1))
+
+    def codes(self, stream: Stream, span: Span = ALL) -> Codes:
+        """Where a key has rows, which are not decoded."""
+        return _common([codes_in(self._held(stream, lane, span)) for lane in range(stream.lanes)])
+
+    def _of_lane(self, stream: Stream, lane: int, span: Span) -> Rows:
+        if not stream.is_picture:
+            return rows_in(self._held(stream, lane, span), stream)
+        if not stream.is_video or span == ALL:
+            return self._pictures(stream, lane, self._stored(stream, lane, span))
+        # A video is decoded from the keyframe before, of which each episode has one at its beginning.
+        since = span[0] >> 32 << 32, span[1]
+        coming = self._stored(stream, lane, since)
+        starts = [number for number, each in enumerate(coming) if each.is_keyframe and _code(each) <= span[0]]
+        rows = self._pictures(stream, lane, coming[starts[-1] if starts else 0 :])
+        first = np.searchsorted(rows.codes, span[0])
+        return Rows(rows.codes[first:], rows.values[first:])
+
+    def _stored(self, stream: Stream, lane: int, span: Span) -> list[Stored]:
+        return [each for _, batch in self._held(stream, lane, span) for each in stored_in(batch)]
+
+    def _pictures(self, stream: Stream, lane: int, coming: Sequence[Stored]) -> Rows:
+        values = np.empty((len(coming), *(() if stream.dtype == "object" else stream.held_shape)), stream.storage)
+        codes = np.empty(len(coming), np.int64)
+        track = Track((), "", stream, self.env, lane, self.run.schema.source.fps)
+        count = 0
+        for picture in pictures(track, coming):
+            values[count] = row_of(stream, picture.pixels)
+            codes[count] = picture.episode << 32 | picture.episode_step
+            count += 1
+        return Rows(codes[:count], values[:count])  # of a video what comes before a keyframe can't be decoded
+
+    def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
+        env = None if self.run.schema.split == "episode" else self.env
+        return held_of(self.run.parts, entity_path(stream, env, lane), span)
+
+    # --- steps ---
+
+    def transitions(self, wanted: Sequence[Described], span: Span = ALL) -> Transitions:
+        """From where to where there are steps, without reading any values."""
+        return self._transitions(wanted, {stream.key: self.codes(stream, span) for stream, _ in wanted}, span)
+
+    def steps(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDict:
+        """Steps: what was seen and done at t at the root, what came of it below ``"next"``."""
+        read = {stream.key: self.rows(stream, span) for stream, _ in wanted}
+        before, after = self._transitions(wanted, {key: rows.codes for key, rows in read.items()}, span)
+        out = TensorDict(batch_size=[len(before)])
+        following = TensorDict(batch_size=[len(before)])
+        for stream, moment in wanted:
+            rows = read.pop(stream.key)
+            if moment is not Moment.STEPPED:
+                _set(out, stream, rows.values[_at(rows.codes, before)])
+            if moment is not Moment.ACTED:
+                values = rows.values[_at(rows.codes, after)]
+                _set(following, stream, values.copy() if moment is Moment.OBSERVED else values)  # not a view of both
+        return out.set("next", following)
+
+    def _transitions(self, wanted: Sequence[Described], codes: dict[Key, Codes], span: Span) -> Transitions:
+        of = {moment: [codes[stream.key] for stream, which in wanted if which is moment] for moment in Moment}
+        frames = _common(of[Moment.OBSERVED]) if of[Moment.OBSERVED] else self._frames(span)
+        before, after = frames[:-1], frames[1:]
+        is_whole = before >> 32 == after >> 32
+        for acted in of[Moment.ACTED]:
+            is_whole &= _holds(acted, before)
+        for stepped in of[Moment.STEPPED]:
+            is_whole &= _holds(stepped, after)
+        return Transitions(before[is_whole], after[is_whole])
+
+    def _frames(self, span: Span) -> Codes:
+        """Where something was observed, where no observation is wanted.
+
+        Raises:
+            KeyError: no recorded key says it.
+        """
+        described = [each for each in self.run.schema.described if not each[0].shared]
+        observed = [stream for stream, moment in described if moment is Moment.OBSERVED]
+        if observed:
+            return self.codes(min(observed, key=_cost), span)
+        stepped = [stream for stream, moment in described if moment is Moment.STEPPED]
+        if stepped:
+            after = self.codes(min(stepped, key=_cost), span)
+            return np.unique(np.concatenate([after - 1, after]))
+        raise KeyError("neither observations nor rewards nor flags are recorded: there are no steps to give back")
+
+    # --- episodes ---
+
+    def episodes(self) -> list[Episode]:
+        """What the episodes came to, as far as they are recorded. What ended before its first step is none."""
+        streams = [stream for stream, _ in self.run.schema.described if not stream.shared]
+        sums = next((stream for stream in streams if stream.sums), None)
+        flags = _deciding(streams)
+        if not streams:
+            return []
+        spine = sums or min(flags or streams, key=_cost)
+        held = [
+            (codes, *map(_numbers, batch.select(["step", "log_time"]))) for codes, batch in self._held(spine, 0, ALL)
+        ]
+        if not held:
+            return []
+        codes, step, time = (np.concatenate(columns) for columns in zip(*held, strict=True))
+        last = np.append(np.flatnonzero(codes[1:] >> 32 != codes[:-1] >> 32), len(codes) - 1)
+        first = np.append(0, last[:-1] + 1)
+        ends = codes[last]
+        returns = np.full(len(last), np.nan) if sums is None else self._returns(sums, ends)
+        raised = {name: np.zeros(len(last), bool) for name in _FLAGS}
+        for stream in flags:
+            rows = self.rows(stream)
+            there = _holds(rows.codes, ends)
+            values = rows.values[_at(rows.codes, ends[there])]
+            raised[stream.key[-1]][there] |= values.reshape(int(there.sum()), -1).any(axis=1)
+        terminated, truncated = raised["terminated"] | (raised["done"] & ~raised["truncated"]), raised["truncated"]
+        numbers, lengths = ends >> 32, ends & 0xFFFFFFFF
+        first_steps = step[first] - (codes[first] & 0xFFFFFFFF)
+        return [
+            Episode(
+                env=self.env,
+                episode=int(numbers[i]),
+                episode_return=float(returns[i]),
+                length=int(lengths[i]),
+                terminated=bool(terminated[i]),
+                truncated=bool(truncated[i]),
+                interrupted=not (terminated[i] or truncated[i]),
+                first_step=int(first_steps[i]),
+                start_time=_EPOCH + timedelta(microseconds=int(time[first[i]]) // 1000),
+            )
+            for i in np.flatnonzero(lengths)
+        ]
+
+    def _returns(self, sums: Stream, ends: Codes) -> npt.NDArray[np.float64]:
+        """What the rewards added up to where episodes end: the mean over agents; NaN where it isn't known."""
+        rows = self.rows(sums)
+        there = _holds(rows.codes, ends)
+        returns = np.full(len(ends), np.nan)
+        returns[there] = rows.values[_at(rows.codes, ends[there])].reshape(int(there.sum()), -1).mean(axis=1)
+        return returns
+
+    def episode_transitions(self, wanted: Sequence[Described], episodes: Iterable[int]) -> list[Transitions]:
+        """The same as :meth:`transitions` for each of some episodes, read in one go."""
+        before, after = self.transitions(wanted)
+        ends = [np.searchsorted(before, [first, last + 1]) for first, last in map(episode_span, episodes)]
+        return [Transitions(before[first:end], after[first:end]) for first, end in ends]
+
+
+# --- codes ---
+
+
+def _numbers(column: pa.Array) -> npt.NDArray[np.int64]:
+    numbers: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    return numbers
+
+
+def _code(each: Stored) -> int:
+    return each.episode << 32 | each.episode_step
+
+
+def _common(several: Sequence[Codes]) -> Codes:
+    """Where all have rows."""
+    first, *others = several
+    for codes in others:
+        if not np.array_equal(first, codes):
+            first = np.intersect1d(first, codes, assume_unique=True)
+    return first
+
+
+def _holds(codes: Codes, wanted: Codes) -> npt.NDArray[np.bool_]:
+    """Which of ``wanted`` are among them."""
+    if not len(codes):
+        return np.zeros(len(wanted), bool)
+    held: npt.NDArray[np.bool_] = codes[np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)] == wanted
+    return held
+
+
+def _at(codes: Codes, wanted: Codes) -> slice | npt.NDArray[np.intp]:
+    """At which rows those are that are ``wanted``, all of which are there."""
+    if not len(wanted):
+        return slice(0, 0)
+    first = int(np.searchsorted(codes, wanted[0]))
+    if np.array_equal(codes[first : first + len(wanted)], wanted):
+        return slice(first, first + len(wanted))
+    return np.searchsorted(codes, wanted)
+
+
+# --- values ---
+
+
+def _deciding(streams: Sequence[Stream]) -> list[Stream]:
+    """The flags that end an environment's episode: those of agents or groups only where it has none of its own."""
+    flags = [stream for stream in streams if stream.key[-1] in _FLAGS]
+    outermost = min((len(stream.key) for stream in flags), default=0)
+    flags = [stream for stream in flags if len(stream.key) == outermost]
+    known = {stream.key[-1] for stream in flags}
+    # Where it is said how an episode ended, `done` says no more.
+    return [stream for stream in flags if not (stream.key[-1] == "done" and {"terminated", "truncated"} <= known)]
+
+
+def _cost(stream: Stream) -> tuple[bool, int]:
+    """What it takes to read it."""
+    return stream.is_picture, stream.row_bytes
+
+
+def as_tensor(stream: Stream, values: npt.NDArray[Any]) -> Any:
+    """Rows of a key as they were given to the recorder: a tensor, or a list of non-tensor data."""
+    if stream.dtype == "object":
+        return list(values)
+    if not values.flags.writeable or not values.flags.c_contiguous:
+        values = np.array(values, order="C")
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if stream.dtype == "bfloat16" else tensor
+
+
+def _set(tensordict: TensorDict, stream: Stream, values: npt.NDArray[Any]) -> None:
+    if stream.dtype != "object":
+        tensordict.set(stream.key, as_tensor(stream, values))
+    elif math.prod(tensordict.batch_size):
+        tensordict.set(stream.key, NonTensorStack(*(NonTensorData(value) for value in values)))

@@ -1,0 +1,146 @@
+"""Learning: steps of recordings as what TorchRL and PyTorch train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch.utils.data import Dataset
+from torchrl.data import LazyTensorStorage, RandomSampler, SliceSampler, Storage, TensorDictReplayBuffer
+
+from torchrl_rerun.history import History, Transitions
+from torchrl_rerun.reading import LoadedEpisode
+from torchrl_rerun.schema import Described
+from torchrl_rerun.streams import Key
+
+TRAJECTORY = ("collector", "traj_ids")
+"""Where TorchRL's collectors say which episode a step is of."""
+
+PIECE_BYTES = 32 << 20
+"""About what is read at once on the way into a replay buffer."""
+
+
+class StepDataset(Dataset[TensorDictBase]):
+    """Steps, or slices of episodes, read from the files when they are asked for; see :meth:`Recordings.dataset`.
+
+    Args:
+        episodes: of which.
+        slice_len: how many steps an item has; None: it is one.
+        keys: which ones; None: all but the returns that the recorder worked out.
+    """
+
+    def __init__(
+        self, episodes: Sequence[LoadedEpisode], slice_len: int | None = None, keys: Sequence[Key] | None = None
+    ) -> None:
+        if slice_len is not None and slice_len < 1:
+            raise ValueError(f"slice_len={slice_len}: pass how many steps a slice has, 1 or more")
+        self._slice_len = slice_len
+        found = sorted(_steps_of(episodes, keys), key=lambda each: each.number)
+        self._episodes = [each for each in found if len(each.steps.before) >= (slice_len or 1)]
+        counts = [len(each.steps.before) - (slice_len or 1) + 1 for each in self._episodes]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> TensorDictBase:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} items, and none is {index}")
+        index %= len(self)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        each = self._episodes[number]
+        first = index - (int(self._ends[number - 1]) if number else 0)
+        end = first + (self._slice_len or 1)
+        steps = each.read(first, end)
+        return steps[0] if self._slice_len is None else steps
+
+
+def replay_buffer(
+    episodes: Sequence[LoadedEpisode],
+    *,
+    batch_size: int,
+    slice_len: int | None,
+    storage: Storage | None,
+    keys: Sequence[Key] | None,
+) -> TensorDictReplayBuffer:
+    """A replay buffer that holds the steps of episodes; see :meth:`Recordings.replay_buffer`."""
+    found = _steps_of(episodes, keys)
+    longest = max((len(each.steps.before) for each in found), default=0)
+    if longest < (slice_len or 1):
+        raise ValueError(
+            f"no episode has {slice_len} steps: the longest has {longest}" if longest else "there are no steps"
+        )
+    sampler = RandomSampler() if slice_len is None else SliceSampler(slice_len=slice_len, traj_key=TRAJECTORY)
+    storage = LazyTensorStorage(sum(len(each.steps.before) for each in found)) if storage is None else storage
+    buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size)
+    for steps in _pieces(found):
+        buffer.extend(steps)
+    return buffer
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of an episode.
+
+    Attributes:
+        history: of which environment.
+        wanted: the keys.
+        steps: where they are.
+        number: which of the episodes it is.
+    """
+
+    history: History
+    wanted: Sequence[Described]
+    steps: Transitions
+    number: int
+
+    def read(self, first: int, end: int) -> TensorDict:
+        """Some of them."""
+        return self.history.steps(self.wanted, Transitions(*(codes[first:end] for codes in self.steps)).span)
+
+
+def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> list[_Steps]:
+    """The steps of each episode, those of an environment found in one go."""
+    of_one: dict[int, list[int]] = {}
+    for number, each in enumerate(episodes):
+        of_one.setdefault(id(each.history), []).append(number)
+    found = []
+    for numbers in of_one.values():
+        history = episodes[numbers[0]].history
+        wanted = history.described(keys)
+        steps = history.episode_transitions(wanted, [episodes[number].properties.episode for number in numbers])
+        found += [_Steps(history, wanted, each, number) for number, each in zip(numbers, steps, strict=True)]
+    return found
+
+
+def _pieces(found: Sequence[_Steps]) -> Iterator[TensorDict]:
+    """Steps with their episodes' numbers. Of short episodes that follow one another several are read at once."""
+    together: list[_Steps] = []
+    size = 0
+    for each in (each for each in found if len(each.steps.before)):
+        size += _bytes(each)
+        if together and (size > PIECE_BYTES or not _follows(together[-1], each)):
+            yield _read(together)
+            together, size = [], _bytes(each)
+        together.append(each)
+    if together:
+        yield _read(together)
+
+
+def _follows(before: _Steps, after: _Steps) -> bool:
+    """Whether there is nothing of the environment between two episodes."""
+    return before.history is after.history and int(after.steps.before[0] >> 32) == int(before.steps.before[0] >> 32) + 1
+
+
+def _bytes(steps: _Steps) -> int:
+    return len(steps.steps.before) * sum(stream.row_bytes for stream, _ in steps.wanted)
+
+
+def _read(together: Sequence[_Steps]) -> TensorDict:
+    span = together[0].steps.span[0], together[-1].steps.span[1]
+    numbers = np.repeat([each.number for each in together], [len(each.steps.before) for each in together])
+    steps = together[0].history.steps(together[0].wanted, span)
+    return steps.set(TRAJECTORY, torch.from_numpy(numbers))
