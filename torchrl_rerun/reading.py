@@ -64,7 +64,7 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
     if hasattr(source, "segment_store"):  # `rerun.catalog` is imported by who has a dataset
         found = list(_segments(cast("DatasetEntry", source)))
     else:
-        given = [source] if isinstance(source, str | os.PathLike) else list(cast("Iterable[Place]", source))
+        given = [source] if isinstance(source, str | os.PathLike) else list(source)
         files = {file.resolve(): file for each in given for file in _files(os.fspath(each))}
         found = list(_histories(list(files.values())))
     if not found:
