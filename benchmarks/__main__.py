@@ -35,6 +35,7 @@ MEASUREMENTS = {
     "memory": "benchmarks.memory:measure",
     "episodes": "benchmarks.episodes:measure",
     "video_files": "benchmarks.files:measure_video",
+    "reading": "benchmarks.reading:measure",
     "training": "benchmarks.training:measure",
     "live": "benchmarks.live:measure",
     "rendering": "benchmarks.rendering:measure",

@@ -215,6 +215,7 @@ class _Rows(NamedTuple):
         has_layout: bool,
     ) -> FilePart:
         at = np.flatnonzero(self.times[:, 0] >= 0)  # neither what doesn't change, nor statistics over all environments
+        at = at[np.lexsort((self.offsets[at], self.times[at, 6]))]  # others may have put them into another order
         first_episode, last_episode, first_step, last_step = self.times[at, :4].T
         within_one = first_episode == last_episode
         first = first_episode << 32 | np.where(within_one, first_step, 0)
@@ -227,8 +228,6 @@ class _Rows(NamedTuple):
             places.setdefault(path, []).append(Place(*place))
             before = steps.get(path, (2**63 - 1, 0))
             steps[path] = min(before[0], int(self.times[row, 4])), max(before[1], int(self.times[row, 5]))
-        for of_one in places.values():
-            of_one.sort()
         began = self.times[at, 6]
         fields = dict(fields_of(store))
         contents = Contents(

@@ -1,0 +1,94 @@
+"""Rollouts of random keys, dtypes and shapes, with random ends, resets and dumps, read back."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from test_reading import assert_same, of_episodes
+from torchrl_rerun import RerunRecorder, load
+
+DTYPES = [
+    torch.bool, torch.uint8, torch.uint16, torch.int8, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+]  # fmt: skip
+NAMES = st.text("ab /.0é", min_size=1, max_size=3)
+
+
+class Anything(EnvBase):
+    """Random bits under any keys; ends where it is told to."""
+
+    def __init__(self, batch, leaves, ends):
+        super().__init__(batch_size=torch.Size(batch))
+        self.leaves = leaves
+        self.observation_spec = Composite(shape=batch)
+        for key, dtype, shape in leaves:
+            self.observation_spec[key] = Unbounded((*batch, *shape), dtype=dtype)
+        self.action_spec = Unbounded((*batch, 2))
+        self.reward_spec = Unbounded((*batch, 1))
+        self.ends = ends
+        self.generator = torch.Generator().manual_seed(0)
+
+    def _reset(self, tensordict=None, **kwargs):
+        out = TensorDict(batch_size=self.batch_size)
+        for key, dtype, shape in self.leaves:
+            size = torch.zeros((), dtype=dtype).element_size()
+            bits = torch.randint(0, 256, (*self.batch_size, *shape, size), generator=self.generator, dtype=torch.uint8)
+            out[key] = (bits[..., 0] > 127) if dtype is torch.bool else bits.view(dtype)[..., 0]
+        return out
+
+    def _step(self, tensordict):
+        done = torch.tensor(self.ends.pop()).reshape(*self.batch_size, 1)
+        return self._reset().update({"reward": torch.rand(*self.batch_size, 1), "done": done})
+
+    def _set_seed(self, seed):
+        pass
+
+
+@st.composite
+def runs(draw):
+    batch = draw(st.sampled_from([(), (1,), (3,), (2, 2)]))
+    keys = draw(st.lists(st.lists(NAMES, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3, unique=True))
+    keys = [key for key in keys if not any(key != other and key[: len(other)] == other for other in keys)]
+    shapes = st.lists(st.integers(1, 9), max_size=3).map(tuple)
+    leaves = [(key, draw(st.sampled_from(DTYPES)), draw(shapes)) for key in keys]
+    steps = draw(st.integers(1, 30))
+    envs = int(torch.Size(batch).numel())
+    ends = draw(st.lists(st.lists(st.booleans(), min_size=envs, max_size=envs), min_size=steps, max_size=steps))
+    return (
+        batch,
+        leaves,
+        ends,
+        draw(st.sampled_from([2_000, 1 << 20])),
+        draw(st.sampled_from(["run", "dump", "episode"])),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(runs())
+def test_what_is_recorded_comes_back(run):
+    batch, leaves, ends, buffer_bytes, split = run
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a buffer this small holds few frames
+        recorder = RerunRecorder(
+            Path(folder, "run"), image_format="png", buffer_bytes=buffer_bytes, blueprint=False, split=split
+        )
+        env = Anything(batch, leaves, list(ends)).append_transform(recorder)
+        rollout = env.rollout(len(ends), break_when_any_done=False)
+        env.close()
+        found = load(Path(folder, "run"))
+        assert_same(found.rollout(), rollout)
+        wanted = of_episodes(rollout.reshape(-1, len(ends)) if batch else rollout[None])
+        assert {each.properties.id for each in found} == set(wanted)
+        for each in found:
+            assert_same(each.tensordict(), wanted[each.properties.id])
+            slices = found.dataset(2)
+        assert len(slices) == sum(len(steps) - 1 for steps in wanted.values())
