@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.reading import LoadedEpisode, Recordings, load
     from torchrl_rerun.recorder import RerunRecorder
     from torchrl_rerun.repairing import Repaired, repair
+    from torchrl_rerun.replaying import Replayed, replay
     from torchrl_rerun.sinks import RecordingError
 
 __all__ = [
@@ -26,10 +27,12 @@ __all__ = [
     "RecordingError",
     "Recordings",
     "Repaired",
+    "Replayed",
     "RerunRecorder",
     "list_episodes",
     "load",
     "repair",
+    "replay",
 ]
 
 _HOMES = {
@@ -45,10 +48,12 @@ _HOMES = {
     "RecordingError": "sinks",
     "Recordings": "reading",
     "Repaired": "repairing",
+    "Replayed": "replaying",
     "RerunRecorder": "recorder",
     "list_episodes": "listing",
     "load": "reading",
     "repair": "repairing",
+    "replay": "replaying",
 }
 
 

@@ -491,15 +491,17 @@ class RerunRecorder(Transform):
         self._release_held()
         self._now.held = (env, tensordict)
 
-    def log_rollout(self, tensordict: TensorDictBase) -> None:
+    def log_rollout(self, tensordict: TensorDictBase, *, begins: bool | Sequence[bool] = False) -> None:
         """Record a stored rollout, such as ``env.rollout()`` or a collector returns.
 
         A rollout that goes on where the last one ended (the batches of a collector) continues its episodes; anything
         else begins new ones. Rows that a ``"mask"`` entry (``split_trajectories``) marks as padding are left out.
+        Data of other kinds is what :func:`replay` is for.
 
         Args:
             tensordict: ``[*batch, time]`` in TorchRL's form: root keys at t, ``("next", ...)`` keys at t + 1. Without a
                 dimension it is a single moment.
+            begins: whether it begins new episodes although it looks as if it went on; or for each environment.
 
         Raises:
             KeyError: there is no ``"next"``: it isn't a rollout.
@@ -510,8 +512,11 @@ class RerunRecorder(Transform):
         self._must_not_render()
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
-        for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
-            self._feed.transition(self.environment, moment)
+        moments = tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1)
+        first: Mask = np.asarray(begins, bool).reshape(-1)
+        for moment in moments:
+            self._feed.transition(self.environment, moment, first)
+            first = None
 
     def __enter__(self) -> Self:
         return self
