@@ -36,10 +36,13 @@ MEASUREMENTS = {
     "episodes": "benchmarks.episodes:measure",
     "video_files": "benchmarks.files:measure_video",
     "training": "benchmarks.training:measure",
+    "live": "benchmarks.live:measure",
     "rendering": "benchmarks.rendering:measure",
     "scaling": "benchmarks.scaling:measure",
     "accelerator": "benchmarks.accelerator:measure",
     "parts": "benchmarks.parts:measure",
+    "image_formats": "benchmarks.image_formats:measure",
+    "encoding": "benchmarks.encoding:measure",
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 NANOSECONDS = 1_000_000_000
 
-WRITER = "torchrl_rerun-writer"
+WRITERS = ("torchrl_rerun-writer", "torchrl_rerun-encoder")
 """How the names of the recorder's threads begin."""
 
 
@@ -127,7 +127,7 @@ class ThreadTimes:
     @classmethod
     def now(cls) -> ThreadTimes:
         """Of the threads that are alive now."""
-        writers = [thread for thread in threading.enumerate() if thread.name.startswith(WRITER)]
+        writers = [thread for thread in threading.enumerate() if thread.name.startswith(WRITERS)]
         return cls(time.thread_time(), sum(map(_processor_time, writers)), time.process_time())
 
     def __sub__(self, earlier: ThreadTimes) -> ThreadTimes:

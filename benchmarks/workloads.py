@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -203,12 +202,12 @@ class Recorded(Hooked):
 
     Args:
         workload: the data.
-        path: the file to record to.
+        sink: what to record to.
         options: arguments of :class:`torchrl_rerun.RerunRecorder`.
     """
 
-    def __init__(self, workload: Workload, path: Path, **options: Any) -> None:
-        self.recorder = RerunRecorder(path, **options)
+    def __init__(self, workload: Workload, sink: Any, **options: Any) -> None:
+        self.recorder = RerunRecorder(sink, **options)
         super().__init__(workload, self.recorder)
 
     def close(self) -> None:

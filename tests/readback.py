@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from rerun.chunk import RrdReader
 
+CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
+
 BATCH = {"kind": "scalars", "shape": [6], "dtype": "float64"}
 """What the statistics over all environments are stored as."""
 
@@ -105,9 +107,10 @@ def read(path: str | Path) -> Recorded:
         rows.values = [rows.values[i] for i in order]
         rows.states = [rows.states[i] for i in order] if rows.states else []
         if rows.samples:
-            assert static[path_]["VideoStream:codec"] == [rr.VideoCodec.H264.value]
+            codec = paths[path_]["image_format"]
+            assert static[path_]["VideoStream:codec"] == [CODECS[codec].value]
             assert order == sorted(order), "a decoder needs them in order"
-            rows.values = [_picture(paths[path_], picture) for picture in _decoded(rows.samples)]
+            rows.values = [_picture(paths[path_], picture) for picture in decoded(rows.samples, codec)]
     return Recorded(schema, entities, store.recording_id, store.application_id, static)
 
 
@@ -129,15 +132,20 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
         return row["TextDocument:text"][0]
     if "VideoStream:sample" in row:
         return None  # until all samples are there
-    if kind == "image":
+    if kind in ("image", "depth", "segmentation"):
         if "EncodedImage:blob" in row:
             picture = np.asarray(Image.open(io.BytesIO(bytes(row["EncodedImage:blob"][0]))))
         else:
-            image_format = row["Image:format"][0]
-            dtype = {6: np.uint8, 33: np.float16, 34: np.float32, 35: np.float64}[image_format["channel_datatype"]]
-            depth = {1: 1, 2: 3, 3: 4}[image_format["color_model"]]
-            buffer = np.array(row["Image:buffer"][0], np.uint8).view(dtype)
-            picture = buffer.reshape(image_format["height"], image_format["width"], depth)
+            archetype = {"image": "Image", "depth": "DepthImage", "segmentation": "SegmentationImage"}[kind]
+            image_format = row[f"{archetype}:format"][0]
+            dtype = rr.ChannelDatatype(image_format["channel_datatype"]).to_np_dtype()
+            depth = {None: 1, 1: 1, 2: 3, 3: 4}[image_format["color_model"]]
+            picture = np.array(row[f"{archetype}:buffer"][0], np.uint8).view(dtype)
+            if row.get("torchrl_rerun:exact") is not None:
+                picture = np.array(row["torchrl_rerun:exact"], entry["dtype"])
+            picture = picture.reshape(image_format["height"], image_format["width"], depth)
+            if entry["dtype"] == "bool":
+                picture = picture.astype(bool)
         return picture if entry["dtype"] == "object" else _picture(entry, picture)
     if kind == "tensor":
         data = (row.get("BarChart:values") or row["Tensor:data"])[0]
@@ -158,18 +166,23 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
 def _picture(entry: dict[str, Any], picture: Any) -> torch.Tensor:
     """A picture ``[height, width, ...]`` in the shape in which it was recorded; video is filled up to even sizes."""
     shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
-    channels = entry["channels"]
-    height, width = shape[1:] if channels == "CHW" else shape[:2]
-    picture = picture.reshape(*picture.shape[:2], -1)[:height, :width]
-    depth = {"CHW": shape[0], "HWC": shape[-1], "HW": 1}[channels]
-    picture = picture[..., :depth]  # a grey video is decoded with three equal channels
+    channels, stack = entry["channels"], entry.get("stack", 1)
+    frame = shape[1:] if len(shape) == 4 else shape  # else its frames are along the channels
+    height, width = frame[1:] if channels == "CHW" else frame[:2]
+    depth = {"CHW": frame[0], "HWC": frame[-1], "HW": 1}[channels] // (1 if len(shape) == 4 else stack)
+    beside = 1 if entry.get("newest") else stack
+    picture = picture.reshape(*picture.shape[:2], -1)[:height, : width * beside, :depth]
+    frames = picture.reshape(height, beside, width, depth).swapaxes(0, 1)  # a grey video is decoded with equal channels
     if channels == "CHW":
-        picture = np.moveaxis(picture, -1, 0)
-    return torch.tensor(np.ascontiguousarray(picture)).reshape(shape)
+        frames = np.moveaxis(frames, -1, 1)
+    elif len(shape) == 3:  # next to one another along the last dimension
+        frames = np.moveaxis(frames, 0, 2)
+    found = torch.tensor(np.ascontiguousarray(frames))
+    return found.reshape(-1) if entry.get("newest") else found.reshape(shape)
 
 
-def _decoded(samples: list[bytes]) -> list[Any]:
-    decoder = av.CodecContext.create("h264", "r")
+def decoded(samples: list[bytes], codec: str) -> list[Any]:
+    decoder = av.CodecContext.create({"av1": "libdav1d"}.get(codec, codec), "r")
     frames = [frame for sample in samples for frame in decoder.decode(av.Packet(sample))] + decoder.decode(None)
     return [frame.to_ndarray(format="rgb24") for frame in frames]
 

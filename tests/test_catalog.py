@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import rerun as rr
 from datafusion import col
 from torchrl.envs import GymWrapper
 
 from episode_folders import episode, write_episode
+from pages import DOCS, examples
 from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RerunRecorder, list_episodes
-
-HOW_TO = (
-    (Path(__file__).parents[1] / "docs/episodes.md")
-    .read_text()
-    .split("```python\nimport rerun as rr\n")[1]
-    .split("```")[0]
-)
 
 
 def test_episodes_are_found_by_what_they_came_to(tmp_path, monkeypatch):
@@ -30,8 +22,9 @@ def test_episodes_are_found_by_what_they_came_to(tmp_path, monkeypatch):
             env.rollout(100)
             recorder.annotate(success=bool(worker))
         env.close()
-    found = {"rr": rr}
-    exec(HOW_TO, found)
+    [how_to] = [example for example in examples(DOCS / "episodes.md") if "rr.server.Server" in example.parsed]
+    how_to.evaluate()
+    found = how_to.namespace
     worst, rewards = found["worst"], found["rewards"]
     lengths = sorted([*LENGTHS[:5], *LENGTHS[1:6]])[:5]
     assert worst["episode_return"].tolist() == lengths

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from rerun.chunk import RrdReader
+
 from readback import read
+from servers import started_viewer
+from test_viewers import received
 from torchrl_rerun import list_episodes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -42,3 +46,12 @@ def test_keep_the_failures(tmp_path, capsys):
     assert len(kept) >= 4
     assert all(found.episode.terminated for found in kept)
     assert len(read(kept[0].path)["/pixels"].values) > 2
+
+
+def test_watch_live(tmp_path, capsys):
+    shown = tmp_path / "shown.rrd"
+    with started_viewer() as (_, url), received(url, shown):
+        main_of("watch_live")(["--connect", url, "--rollouts", "2", "--steps", "20"])
+    assert "recorded " in capsys.readouterr().out
+    chunks = list(RrdReader(shown).stream())
+    assert {"/env_0/pixels", "/env_1/reward", "/steps_per_second"} <= {chunk.entity_path for chunk in chunks}

@@ -17,6 +17,7 @@ from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from typer.testing import CliRunner
 
 from readback import read
+from test_disk import small_disk  # noqa: F401 - a fixture
 from test_hostile import Scripted, record
 from test_pictures import picture, psnr
 from torchrl_rerun import RerunRecorder, sinks
@@ -307,6 +308,16 @@ def test_files_that_exist_stay(path):
     assert there.read_text() == "mine"
     exported(path, "--overwrite")
     assert len(played(there)) == 6
+
+
+def test_nothing_is_left_on_a_full_disk(runs, small_disk):  # noqa: F811 - the fixture
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(508 << 10))
+    done = export(runs / "stills.rrd", "--env", 0, "-o", small_disk)
+    assert done.exit_code == 1
+    assert "not exported: " in done.stderr
+    assert "No space left on device" in done.stderr
+    assert list(small_disk.iterdir()) == [filler]
 
 
 @pytest.mark.parametrize("image_format", ["h264", "png"])

@@ -162,15 +162,15 @@ def test_ten_thousand_environments(path, logged_envs):
     assert found == {env: [observe(t)["x"][env].tolist() for t in range(steps + 1)] for env in range(envs)}
 
 
-@pytest.mark.parametrize("image_format", ["raw", "png", "jpeg", "h264"])
+@pytest.mark.parametrize("image_format", ["raw", "png", "jpeg", "h264", "av1"])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 1, 1), (1, 1, 1), (1, 1, 4), (1, 1)], ids=str)
 def test_images_of_one_pixel(path, shape, image_format):
     def observe(t):
         return {"x": torch.full(shape, 40 * t, dtype=torch.uint8)}
 
     _, warned = record(Scripted(observe), path, image_format=image_format, kinds={"x": "image"})
-    if image_format == "h264" and shape[-1] == 4:
-        assert warned == ["'x' is stored as 'png': 'h264' can't hold uint8 (1, 1, 4)"]
+    if image_format in ("h264", "av1") and shape[-1] == 4:
+        assert warned == [f"'x' is stored as 'png': {image_format!r} can't hold uint8 (1, 1, 4)"]
     else:
         assert warned == []
     recorded = read(path)

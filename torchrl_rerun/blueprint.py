@@ -39,6 +39,9 @@ MAX_WALL = 64
 MAX_DETAILS = 8
 """Environments beside a wall that are shown with all that there is of them."""
 
+MAX_NAMED = 8
+"""Lines of a plot, of which positions and velocities are not told apart."""
+
 MAX_BESIDE = 4
 """Agents whose plots are side by side; those of more are tabs."""
 
@@ -274,7 +277,7 @@ def _stack(views: Sequence[rrb.View | rrb.Container], most: int, name: str | Non
 def _share(part: rrb.View | rrb.Container) -> float:
     """Of the height: a lane needs less than a plot does."""
     lanes = part.contents if isinstance(part, rrb.StateTimelineView) else None
-    return min(3.0, 1.0 + len(lanes) / 2) if isinstance(lanes, list) else 3.0
+    return min(3.0, 0.7 + 0.4 * len(lanes)) if isinstance(lanes, list) else 3.0
 
 
 def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Container]:
@@ -315,6 +318,22 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
     """A plot of a key, or one of each agent's side by side."""
     title, axis = " / ".join(stream.key), _around_the_cursor(env)
     if len(stream.agents) < 2 or math.prod(stream.row_shape) == 1:
+        speeds = [name.endswith(" vel") for name in stream.names]
+        if len(speeds) > MAX_NAMED and any(speeds) and not all(speeds):
+            path = entity_path(stream, env)
+            return rrb.Horizontal(
+                *(
+                    rrb.TimeSeriesView(
+                        origin=path,
+                        name=_titled(recorded, env, f"{title}: {what}"),
+                        axis_x=axis,
+                        overrides={path: rr.SeriesLines(visible_series=shown).visualizer()},
+                        plot_legend=rrb.PlotLegend(visible=what == "positions"),  # the colours are the same
+                    )
+                    for what, shown in (("positions", [not each for each in speeds]), ("velocities", speeds))
+                ),
+                name=_titled(recorded, env, title),
+            )
         return _series([stream], env, _titled(recorded, env, title), axis=axis)
     views = [
         rrb.TimeSeriesView(

@@ -448,6 +448,15 @@ class Buffer:
             self._hand_over(self, turn)
             turn.is_handed_over = True
 
+    def flush_if_old(self, now: int) -> None:
+        """Hand over what there is if the first of it is older than it may be.
+
+        Args:
+            now: nanoseconds since the epoch.
+        """
+        if self._block is not None and now > self._expires:
+            self.flush()
+
     def chunks(self, turn: Turn) -> Iterator[Chunk]:
         """The chunks of a block whose turn it is. Called on the writer's thread."""
         if not turn.is_written:

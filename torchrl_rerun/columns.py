@@ -20,21 +20,25 @@ import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
-from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, channels_last, channels_of
+from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, pictures_of, shown
 from torchrl_rerun.palette import FLAG_COLORS, PALETTE, color
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
 from torchrl_rerun.streams import Stream, entity_path
 
 EXACT = "torchrl_rerun:exact"
-"""The component that holds integers as they were, where ``Scalars:scalars`` can't."""
+"""The component that holds integers as they were, where ``Scalars:scalars`` can't, and the numbers of a picture that the
+viewer would show in other colours."""
 
 EXACT_FLOATS = 2**53
 """The largest integer up to which float64 holds each one."""
 
 MAX_CONFIGURED_STATES = 32
 
-VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264}
+VIDEO_CODECS: Mapping[str | None, rr.VideoCodec] = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
+
+ARCHETYPES: Mapping[str, str] = {"image": "Image", "depth": "DepthImage", "segmentation": "SegmentationImage"}
+"""Of raw pictures, by kind."""
 
 
 class ChunkFactory:
@@ -79,7 +83,7 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
     before = _agents_before(streams)
     for stream in streams:
         for lane in range(stream.lanes):
-            columns = _static(stream, lane, before.get(stream.key[0], 0) + lane)
+            columns = _static(stream, before.get(stream.key[0], 0) + lane)
             for env in envs[: 1 if stream.shared else None] if columns is not None else ():
                 yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
 
@@ -119,18 +123,24 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     return [Column("StateChange:state", "StateChange", "Text", states), number_lists(stream.numbers(rows))]
 
 
-def _image(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+def _picture(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+    columns = []
     if stream.dtype == "object":
-        pictures = [channels_last(row[None], channels_of(row))[0] for row in rows]
+        pictures = [pictures_of(stream, rows[i : i + 1])[0] for i in range(len(rows))]
         buffers = blobs([picture.tobytes() for picture in pictures])
         formats = pa.concat_arrays([_image_formats(1, *picture.shape, picture.dtype) for picture in pictures])
     else:
-        stacked = channels_last(rows, stream.channels)
+        stacked = pictures_of(stream, rows)
+        if stream.kind == "image" and stacked.dtype.kind == "f" and (stacked < 0).any():
+            columns.append(Column(EXACT, None, None, lists(flat(stacked), len(rows))))
+            stacked = shown(stacked)
         buffers = lists(flat(np.ascontiguousarray(stacked).reshape(-1).view(np.uint8)), len(rows), not_null=True)
-        formats = _image_formats(*stacked.shape, stacked.dtype)
+        formats = _image_formats(*stacked.shape, stacked.dtype, is_image=stream.kind == "image")
+    archetype = ARCHETYPES[stream.kind]
     return [
-        Column("Image:buffer", "Image", "ImageBuffer", lists(buffers, len(rows))),
-        Column("Image:format", "Image", "ImageFormat", lists(formats, len(rows))),
+        Column(f"{archetype}:buffer", archetype, "ImageBuffer", lists(buffers, len(rows))),
+        Column(f"{archetype}:format", archetype, "ImageFormat", lists(formats, len(rows))),
+        *columns,
     ]
 
 
@@ -151,7 +161,9 @@ def _text(_: Stream, rows: npt.NDArray[Any]) -> list[Column]:
 _COLUMNS: Mapping[str, Callable[[Stream, npt.NDArray[Any]], list[Column]]] = {
     "scalars": _scalars,
     "state": _state,
-    "image": _image,
+    "image": _picture,
+    "depth": _picture,
+    "segmentation": _picture,
     "tensor": _tensor,
     "text": _text,
 }
@@ -184,7 +196,7 @@ def _label(stream: Stream, category: int) -> str:
     return stream.names[category] if 0 <= category < len(stream.names) else str(category)
 
 
-def _static(stream: Stream, lane: int, agent: int) -> Any:
+def _static(stream: Stream, agent: int) -> Any:
     """Names and colours of the lines of a plot or of the states of a lane, or how images are stored; None: nothing.
 
     ``agent`` is the lane's number among the agents of all groups.
@@ -193,8 +205,10 @@ def _static(stream: Stream, lane: int, agent: int) -> Any:
         return rr.VideoStream.columns(codec=[VIDEO_CODECS[stream.image_format]])
     if stream.is_encoded:
         return rr.EncodedImage.columns(media_type=[MEDIA_TYPES[stream.image_format]])
+    if stream.kind == "segmentation" and stream.names:
+        return rr.AnnotationContext.columns(context=rr.components.AnnotationContext(list(enumerate(stream.names))))
     if stream.kind == "scalars":
-        return _lines(stream, lane, agent)
+        return _lines(stream, agent)
     if stream.kind == "state":
         if stream.is_flag:
             flag = stream.key[-1]
@@ -212,19 +226,16 @@ def _static(stream: Stream, lane: int, agent: int) -> Any:
     return None
 
 
-def _lines(stream: Stream, lane: int, agent: int) -> Any:
-    """The names and colours of a plot's lines, which are all agents' and may be of a reward and its running sum."""
-    size = math.prod(stream.row_shape)
-    is_reward = stream.key[-1].startswith("reward")
-    if not stream.agents:
-        names = stream.names or ([stream.key[-1]] if size == 1 else [f"{stream.key[-1]}[{i}]" for i in range(size)])
-        return series_style(names, [color(is_reward + i) for i in range(size)])
-    if size == 1:
+def _lines(stream: Stream, agent: int) -> Any:
+    """The names and colours of a plot's lines, which are all agents' if each has one, and may be a reward and its sum."""
+    size, key = math.prod(stream.row_shape), stream.key[-1]
+    is_reward = key.startswith("reward")
+    if size == 1 and stream.agents:
         # The viewer names each by its path. A reward has a lighter tone of the colour that the agent's return has.
         return rr.SeriesLines.columns(colors=np.array([color(agent + is_reward * len(PALETTE))], np.uint32))
-    whose = stream.agents[lane]
-    names = [f"{whose} {name}" for name in stream.names] or [f"{whose}[{i}]" for i in range(size)]
-    return series_style(names, [color(lane * size + i) for i in range(size)])
+    names = stream.names or ([key] if size == 1 else [f"{key}[{i}]" for i in range(size)])
+    things = list(dict.fromkeys(name.removesuffix(" vel") for name in names))  # each has the colour of its velocity
+    return series_style(names, [color(is_reward + things.index(name.removesuffix(" vel"))) for name in names])
 
 
 def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
@@ -235,22 +246,16 @@ def series_style(names: Sequence[str], colors: Sequence[int]) -> Any:
 # --- Arrow ---
 
 
-_CHANNEL_TYPES = {
-    "uint8": rr.ChannelDatatype.U8,
-    "float16": rr.ChannelDatatype.F16,
-    "float32": rr.ChannelDatatype.F32,
-    "float64": rr.ChannelDatatype.F64,
-}
-
-
 @functools.lru_cache(maxsize=256)
-def _image_formats(count: int, height: int, width: int, depth: int, dtype: np.dtype[Any]) -> pa.Array:
+def _image_formats(
+    count: int, height: int, width: int, depth: int, dtype: np.dtype[Any], *, is_image: bool = True
+) -> pa.Array:
     """The same format so many times; Rerun takes longer to make one than to make the rest of a chunk."""
     image_format = rr.components.ImageFormat(
         width=width,
         height=height,
-        color_model=COLOR_MODELS[depth],
-        channel_datatype=_CHANNEL_TYPES[dtype.name],
+        color_model=COLOR_MODELS[depth] if is_image else None,
+        channel_datatype=rr.ChannelDatatype.from_np_dtype(np.dtype(np.uint8) if dtype.kind == "b" else dtype),
     )
     return rr.components.ImageFormatBatch([image_format] * count).as_arrow_array()
 

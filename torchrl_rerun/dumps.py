@@ -68,6 +68,10 @@ class DumpFile(FileSink):
                     with contextlib.suppress(OSError):
                         path.unlink()
 
+    def files(self) -> list[Path]:
+        """All dumps so far."""
+        return self._dumps()
+
     def call(self, suffix: str) -> None:
         """Rename what was written, when it is closed.
 

@@ -195,7 +195,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
 
     Args:
         video: what to write.
-        progress: is given what becomes a frame each, and how many there are at the most, and gives them back one by one.
+        progress: is given the pictures, and how many they are, and gives them back one by one.
 
     Raises:
         OSError: it can't be written.
@@ -209,9 +209,10 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
     counted = _Counted()
     if is_copy:
         coming = from_keyframe(counted.all(progress(stored(first), total)))
+    elif len(video.tracks) == 1:
+        coming = _encoded(progress(pictures(first), total), fps)
     else:
-        seen = pictures(first) if len(video.tracks) == 1 else _grid(video.tracks)
-        coming = _encoded(counted.all(progress(seen, total)), fps)
+        coming = _encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
     begun = next(coming, None)
     if begun is None:
         raise ValueError(f"{first.files[0]} holds no pictures at {first.path}")
@@ -225,7 +226,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
         unfinished.unlink(missing_ok=True)
         raise
     recorded_size = first.size[::-1] if first.size and len(video.tracks) == 1 else size
-    return Exported(video.path, written, size, recorded_size, fps, is_copy, counted.number - written)
+    return Exported(video.path, written, size, recorded_size, fps, is_copy, max(0, counted.number - written))
 
 
 class _Counted:
@@ -306,9 +307,17 @@ def _coded_size(codec: str, sample: Stored) -> tuple[int, int]:
 
 # --- grids ---
 
+_Placed = tuple[int, Picture]
+"""A picture, and the number of its cell."""
 
-def _grid(tracks: Sequence[Track]) -> Iterator[Picture]:
-    """All tracks side by side, a picture for each frame at which any has one."""
+
+def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_Placed]], Iterable[_Placed]]) -> Iterator[Picture]:
+    """All tracks side by side, a picture for each frame at which any has one.
+
+    Args:
+        tracks: what is in each cell.
+        through: is given the pictures of them all, in their order, and gives them back.
+    """
     sizes = [track.size for track in tracks]
     known = [size for size in sizes if size is not None]
     if len(known) < len(sizes):
@@ -320,7 +329,7 @@ def _grid(tracks: Sequence[Track]) -> Iterator[Picture]:
     height, width = -(-height // shrink), -(-width // shrink)
     canvas = np.zeros((height * rows, width * columns, 3), np.uint8)
     coming = heapq.merge(*map(_in_cell, itertools.count(), tracks), key=lambda pair: pair[1].frame)
-    for frame, seen in itertools.groupby(coming, key=lambda pair: pair[1].frame):
+    for frame, seen in itertools.groupby(through(coming), key=lambda pair: pair[1].frame):
         for cell, picture in seen:
             pixels = Image.fromarray(_as_rgb(picture.pixels)).reduce(shrink)
             top, left = cell // columns * height, cell % columns * width
@@ -328,7 +337,7 @@ def _grid(tracks: Sequence[Track]) -> Iterator[Picture]:
         yield Picture(frame, 0, 0, canvas)
 
 
-def _in_cell(cell: int, track: Track) -> Iterator[tuple[int, Picture]]:
+def _in_cell(cell: int, track: Track) -> Iterator[_Placed]:
     return ((cell, picture) for picture in pictures(track))
 
 

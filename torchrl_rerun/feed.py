@@ -22,9 +22,10 @@ from torchrl_rerun.episodes import Progress
 from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.recording import Recording
+from torchrl_rerun.rerun_streams import OutOfReachError
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.sinks import RecordingError
-from torchrl_rerun.streams import Key, Stream, UnsupportedLeafError, describe, name_of
+from torchrl_rerun.streams import Key, Leaf, Stream, UnsupportedLeafError, describe, name_of
 from torchrl_rerun.warning import warn
 
 Mask = npt.NDArray[np.bool_] | None
@@ -65,6 +66,7 @@ class Feed:
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
         self._process = os.getpid()
+        self._is_elsewhere = False  # what is recorded to, and can't be had here
 
     @property
     def enabled(self) -> bool:
@@ -280,17 +282,16 @@ class Feed:
 
     def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
         """The stream of what is rendered."""
-        settings = self._settings
         if (env is not None and PIXELS in specs.default_keys(env)) or specs.value_of(observed, PIXELS) is not None:
             raise ValueError(
                 "render=True records pictures as 'pixels', which the environment gives already: leave out one of them"
             )
         leaf = camera.first(env, recording.envs[0] - recording.source.first_env)
         try:
-            stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
+            stream = self._described(leaf)
         except UnsupportedLeafError as reason:
             raise ValueError(f"render() gives no picture: {reason}") from reason
-        if stream.kind != "image" and PIXELS not in settings.kinds:
+        if stream.kind != "image" and PIXELS not in self._settings.kinds:
             raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
         self._warn_of_another_format(stream)
         return stream
@@ -332,7 +333,6 @@ class Feed:
 
     def _streams(self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]) -> list[Stream]:
         streams = []
-        settings = self._settings
         for key, value in values.items():
             if specs.is_group(value):
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
@@ -340,7 +340,7 @@ class Feed:
             try:
                 self._check_place(key)
                 leaf = specs.leaf_of(key, value, tensordict, env)
-                stream = describe(leaf, kinds=settings.kinds, names=settings.names, image_format=settings.image_format)
+                stream = self._described(leaf)
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
@@ -348,6 +348,17 @@ class Feed:
             self._warn_of_another_format(stream)
             streams.append(stream)
         return streams
+
+    def _described(self, leaf: Leaf) -> Stream:
+        settings = self._settings
+        return describe(
+            leaf,
+            kinds=settings.kinds,
+            names=settings.names,
+            image_format=settings.image_format,
+            jpeg_quality=settings.jpeg_quality,
+            stacks=settings.stacks,
+        )
 
     def _check_place(self, key: Key) -> None:
         """Of one episode there is no ``/env_{i}`` before the key."""
@@ -358,8 +369,9 @@ class Feed:
         """Who asks for small images and can't have them must know; who asks for exact ones has them anyway."""
         formats = self._settings.image_format
         asked = "raw" if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(stream.key, "raw")
-        if stream.kind == "image" and asked not in ("raw", "png", stream.image_format):  # JPEG for all is the default
+        if stream.is_picture and asked not in ("raw", "png", stream.image_format):  # JPEG for all is the default
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
+            what = what if stream.kind == "image" else f"what is of kind {stream.kind!r}"
             warn(f"{name_of(stream.key)} is stored as {stream.image_format!r}: {asked!r} can't hold {what}")
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
@@ -380,10 +392,16 @@ class Feed:
         raise KeyError(f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}")
 
     def _check_overrides(self, there: set[Key]) -> None:
-        """A key in ``kinds``, ``names`` or ``image_format`` that isn't recorded is a slip of the pen."""
+        """A key in ``kinds``, ``names``, ``image_format`` or ``stacks`` that isn't recorded is a slip of the pen."""
         formats = self._settings.image_format
-        overrides: dict[str, Mapping[Key, Any]] = {"kinds": self._settings.kinds, "names": self._settings.names}
-        for option, keys in (overrides | {"image_format": {} if isinstance(formats, str) else formats}).items():
+        stacks = self._settings.stacks
+        overrides: dict[str, Mapping[Key, Any]] = {
+            "kinds": self._settings.kinds,
+            "names": self._settings.names,
+            "image_format": {} if isinstance(formats, str) else formats,
+            "stacks": {} if isinstance(stacks, str) else stacks,
+        }
+        for option, keys in overrides.items():
             unknown = [name_of(key) for key in keys if key not in there]
             if unknown:
                 raise KeyError(
@@ -460,8 +478,11 @@ class Feed:
     def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
         """The recording in progress, opened at the first frame, and again after it was closed or the process forked.
 
-        None: there are no environments to record, or the recording that was closed can't go on, and counts the frame.
+        None: there are no environments to record, what is recorded to is out of reach, or the recording that was closed
+        can't go on, and counts the frame.
         """
+        if self._is_elsewhere:
+            return None
         if self.recording is None or not self.recording.alive:
             if not tensordict.batch_size.numel():
                 self._warn_of_emptiness(tensordict)
@@ -478,6 +499,10 @@ class Feed:
             self._forget_keys()
             try:
                 self.recording = open_recording(self._settings, env(), batch_size, ended, self._resumed)
+            except OutOfReachError as error:
+                self._is_elsewhere = True
+                warn(f"nothing is recorded here: {error}")
+                return None
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend

@@ -232,6 +232,10 @@ class RunFolder:
         """Bytes that were written."""
         return self.bytes
 
+    def files(self) -> list[Path]:
+        """The recordings that are in it."""
+        return [found.path for found in list_episodes(self.path).episodes]
+
     def settle(self) -> None:
         """Each file is whole when it has its name."""
 

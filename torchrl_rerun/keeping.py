@@ -25,7 +25,8 @@ class Episode:
         episode_return: sum of its rewards, of all its steps whichever are recorded: the mean over agents, if there are
             several; of the first reward, if there are several of these. NaN: it isn't known.
         length: its steps.
-        terminated, truncated: how it ended.
+        terminated: it ended by what happened in it.
+        truncated: it was cut short, by a limit of time say.
         interrupted: it was reset, or the recording closed, before it ended.
         first_step: calls of ``env.step`` before it began.
         start_time: when it began.
@@ -68,7 +69,7 @@ class Episode:
 
     @property
     def key(self) -> EpisodeKey:
-        """What tells it from all others of a run: after a restart numbers may come again."""
+        """What tells it from all others of a run. After a restart numbers may come again."""
         return self.env, self.episode, self.start_time
 
 

@@ -36,7 +36,7 @@ class RecordedEpisode:
 
     @property
     def path(self) -> Path:
-        """The file that says what it came to: the only one, if it ended."""
+        """The file that says what it came to, which is the only one if it ended."""
         return self.paths[-1]
 
 

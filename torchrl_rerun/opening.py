@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rerun as rr
 import rerun.blueprint as rrb
 from tensordict.utils import NestedKey
 from torchrl.envs import EnvBase
@@ -21,10 +23,12 @@ from torchrl_rerun.dumps import DumpFile
 from torchrl_rerun.episodes import Progress, check_envs
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep
+from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.recording import Options, Recording, application_id
+from torchrl_rerun.rerun_streams import StreamOutlet, UsersStream, application_id_of
 from torchrl_rerun.schema import SPLITS, Source
 from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
-from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, VIDEO_FORMATS, ImageFormat, Key, Kind
+from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, STACKS, VIDEO_FORMATS, ImageFormat, Key, Kind, Stacks
 from torchrl_rerun.viewers import Endpoint, Viewer
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker, worker_number
@@ -37,9 +41,12 @@ class Settings:
     Attributes:
         sink: what it is kept in.
         viewers: who watches.
+        stream: the recording stream that takes part; None: none does.
         in_keys: the keys to record; None: those of the environment's specs.
         fps: frames per second of simulated time; None: what the environment says.
         image_format: one for all images, or per key.
+        jpeg_quality: of JPEG files.
+        stacks: what is recorded of stacks of frames, of all or per key.
         kinds, names: overrides per key.
         render: whether the environment is rendered where it is recorded.
         options: the rest, which the recording sees to.
@@ -49,9 +56,12 @@ class Settings:
 
     sink: Sink
     viewers: tuple[Endpoint, ...]
+    stream: UsersStream | None
     in_keys: tuple[Key, ...] | None
     fps: float | None
     image_format: ImageFormat | Mapping[Key, ImageFormat]
+    jpeg_quality: int
+    stacks: Stacks | Mapping[Key, Stacks]
     kinds: Mapping[Key, Kind]
     names: Mapping[Key, tuple[str, ...]]
     render: bool
@@ -68,6 +78,8 @@ class Settings:
         in_keys: Sequence[NestedKey] | None,
         fps: float | None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat],
+        jpeg_quality: int,
+        stacks: Stacks | Mapping[NestedKey, Stacks],
         kinds: Mapping[NestedKey, Kind] | None,
         names: Mapping[NestedKey, Sequence[str]] | None,
         render: bool,
@@ -86,6 +98,9 @@ class Settings:
         _require("kinds", kinds, Mapping | None, 'a dictionary, like {"observation": "scalars"}')
         _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
         _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
+        _require(
+            "stacks", stacks, str | Mapping, '"all", "newest" or "none", or a dictionary, like {"pixels": "newest"}'
+        )
         _require("render", render, bool, "True or False")
         _require(
             "blueprint",
@@ -121,6 +136,13 @@ class Settings:
                 raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
             if chosen in VIDEO_FORMATS:
                 _require_pyav(chosen)
+        _require_count("jpeg_quality", jpeg_quality, 1, "from 1 to 95, as Pillow has them")
+        if jpeg_quality > 95:
+            raise ValueError(f"jpeg_quality={jpeg_quality}: pass 95 or less; image_format='png' loses nothing")
+        of_stacks = {specs.as_key(k): v for k, v in stacks.items()} if isinstance(stacks, Mapping) else {}
+        for said in of_stacks.values() if isinstance(stacks, Mapping) else [stacks]:
+            if said not in STACKS:
+                raise ValueError(f"stacks={said!r}: choose one of {', '.join(map(repr, STACKS))}")
         for key, kind in (kinds or {}).items():
             if kind not in KINDS:
                 raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
@@ -134,13 +156,16 @@ class Settings:
             raise ValueError(f"keep={options.keep!r} is about episodes: it needs split='episode'")
         if options.aggregate and options.split == "episode":
             raise ValueError("aggregate=True is about all environments: it needs split='run' or 'dump'")
-        kept, viewers = _sinks(sink, options, overwrite=overwrite)
+        kept, viewers, stream = _sinks(sink, options, overwrite=overwrite)
         return cls(
             sink=kept,
             viewers=viewers,
+            stream=stream,
             in_keys=None if in_keys is None else tuple(specs.as_key(key) for key in in_keys),
             fps=fps,
             image_format=image_format if isinstance(image_format, str) else formats,
+            jpeg_quality=jpeg_quality,
+            stacks=stacks if isinstance(stacks, str) else of_stacks,
             kinds={specs.as_key(key): kind for key, kind in (kinds or {}).items()},
             names={specs.as_key(key): tuple(labels) for key, labels in (names or {}).items()},
             render=render,
@@ -149,20 +174,53 @@ class Settings:
         )
 
 
-def _sinks(sink: Any, options: Options, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...]]:
-    """One sink or several: a file or a folder at the most, and viewers."""
+def _sinks(sink: Any, options: Options, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
+    """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
     several = sink if isinstance(sink, Sequence) and not isinstance(sink, str) else [sink]
-    paths = [each for each in several if isinstance(each, os.PathLike) or (isinstance(each, str) and "://" not in each)]
-    viewers = tuple(Endpoint.of(each) for each in several if each not in paths)
-    if len(paths) > 1 or not several:
-        raise ValueError(f"sink={sink!r}: pass one file, viewers, or one file and viewers")
-    if options.split != "run" and (viewers or not paths):
+    paths = [path for each in several if (path := _path_of(each)) is not None]
+    streams = [UsersStream(each) for each in several if each is None or isinstance(each, rr.RecordingStream)]
+    viewers = tuple(
+        Endpoint.of(each)
+        for each in several
+        if not (each is None or isinstance(each, rr.RecordingStream) or _path_of(each) is not None)
+    )
+    if len(paths) > 1 or len(streams) > 1 or not several:
+        raise ValueError(f"sink={sink!r}: pass one file, viewers, one recording stream, or several of these in a list")
+    stream = streams[0] if streams else None
+    if options.split != "run" and (viewers or stream is not None or not paths):
         raise ValueError(
-            f"split={options.split!r} records into a folder, and viewers watch whole runs: use split='run'"
+            f"split={options.split!r} records into a folder, and viewers and recording streams get whole runs: pass a "
+            "folder alone, or use split='run'"
         )
-    if not paths:
-        return NoFile(viewers[0].url), viewers
-    return _path_sink(Path(paths[0]), options, overwrite=overwrite), viewers
+    if stream is not None and (options.application_id is not None or options.recording_id is not None):
+        raise ValueError(
+            f"application_id and recording_id are those of {stream.label}: leave them out, and pass them where it is made"
+        )
+    if paths:
+        return _path_sink(Path(paths[0]), options, overwrite=overwrite), viewers, stream
+    if stream is not None:
+        return (
+            NoFile(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
+            viewers,
+            stream,
+        )
+    return NoFile(viewers[0].url), viewers, None
+
+
+def _path_of(sink: Any) -> str | os.PathLike[str] | None:
+    """The path that a sink is, or stands for; None: it is no file.
+
+    ``rr.FileSink`` doesn't say where it writes, but prints it (rerun-sdk 0.41).
+
+    >>> _path_of(rr.FileSink("run.rrd")), _path_of("rerun+http://127.0.0.1:9876/proxy")
+    ('run.rrd', None)
+    """
+    if isinstance(sink, rr.FileSink):
+        said = re.fullmatch(r'FileSink\("(.*)", write_footer=(true|false)\)', repr(sink), re.DOTALL)
+        if said is not None and rr.FileSink(said[1], write_footer=said[2] == "true") == sink:
+            return said[1]
+        raise TypeError(f"{sink!r} doesn't say where it writes: pass its path")
+    return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 
 def _path_sink(path: Path, options: Options, *, overwrite: bool) -> FileSink | RunFolder:
@@ -228,8 +286,11 @@ def open_recording(
         FileExistsError: the file exists.
         OSError: it can't be made.
         IndexError: ``logged_envs`` is out of range.
-        ConnectionError: there is no viewer.
+        ConnectionError: there is no viewer, or no recording stream.
     """
+    stream = None if settings.stream is None else settings.stream.found()
+    if stream is not None:
+        settings = dataclasses.replace(settings, options=_named_by(stream, settings.options))
     count = int(np.prod(batch_size, dtype=np.int64))
     if ended is None:
         sink, number = _claim(settings, is_resumed=resumed is not None)
@@ -253,15 +314,18 @@ def open_recording(
             "statistics over all; append it to the batched environment instead"
         )
         options = dataclasses.replace(options, aggregate=False)
-    viewers = [Viewer(endpoint) for endpoint in settings.viewers]
+    outlets: list[Outlet] = [Viewer(endpoint) for endpoint in settings.viewers]
+    if stream is not None and settings.stream is not None:
+        envs = range(source.first_env, source.first_env + count)
+        outlets.append(StreamOutlet(stream, settings.stream.label, envs, keeps=isinstance(sink, NoFile)))
     try:
-        for viewer in viewers:
-            viewer.open(application_id=application_id(settings.options, source), recording_id=recording_id)
-        recording = Recording(sink, source, options, viewers=viewers, run_id=recording_id, continues=ended)
+        for outlet in outlets:
+            outlet.open(application_id=application_id(settings.options, source), recording_id=recording_id)
+        recording = Recording(sink, source, options, outlets=outlets, run_id=recording_id, continues=ended)
     except BaseException:
         sink.discard()
-        for viewer in viewers:
-            viewer.close()
+        for outlet in outlets:
+            outlet.close()
         raise
     if resumed is not None:
         recording.resume(resumed)
@@ -271,6 +335,13 @@ def open_recording(
             first += " in detail, and rewards and returns of all as statistics, below /batch"
         warn(f"{first}; with logged_envs=... you choose")
     return recording
+
+
+def _named_by(stream: rr.RecordingStream, options: Options) -> Options:
+    """How to record to a stream: it says itself what the recording is called."""
+    return dataclasses.replace(
+        options, application_id=application_id_of(stream), recording_id=stream.get_recording_id()
+    )
 
 
 def _next_part(ended: Recording, *, is_announced: bool) -> Sink:
@@ -326,6 +397,8 @@ def _id_after(ended: Recording, settings: Settings, batch_size: tuple[int, ...])
 
     Workers that share an id come to the same new one.
     """
-    if ended.source.batch_size == batch_size or settings.options.recording_id is not None:
+    if settings.options.recording_id is not None:
+        return settings.options.recording_id
+    if ended.source.batch_size == batch_size:
         return ended.run_id
     return uuid.uuid5(uuid.NAMESPACE_URL, f"{ended.run_id}#{batch_size}").hex

@@ -65,6 +65,7 @@ class WholeRun:
         for piece in pieces(block, len(self._envs), self._sums):
             piece.positions[:, FRAME] -= self._first_frame
             yield from self._factory.chunks(piece, self._envs[piece.row])
+        self._pictures.settle()  # they are views of the block
 
     def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
         """What is to be written after a block.

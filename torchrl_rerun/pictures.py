@@ -1,4 +1,4 @@
-"""Pictures: encoded images, which wait until there are enough of them for a chunk.
+"""Pictures: images, encoded on several threads, which wait until there are enough of them for a chunk.
 
 A block holds few pictures of many environments: two, if 16 have images of 400x600. A chunk of so few would be larger by
 what a chunk costs than by what is in it, and the viewer would have to find its way among thousands.
@@ -6,8 +6,10 @@ what a chunk costs than by what is in it, and the viewer would have to find its 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,9 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, lists, times_of
 from torchrl_rerun.episodes import EPISODE, FRAME, LOG_TIME, Positions
-from torchrl_rerun.images import channels_last, channels_of, encode
+from torchrl_rerun.images import encode, pictures_of
 from torchrl_rerun.streams import Stream
+from torchrl_rerun.threads import submit
 
 if TYPE_CHECKING:
     from torchrl_rerun.video import VideoEncoder
@@ -30,9 +33,12 @@ FULL_ROWS = 2048
 WAITING_BYTES = 8 << 20
 """Bytes of all pictures that may wait."""
 
+STILLS = 8
+"""Pictures of one environment that are encoded in one go, where each is a file by itself."""
+
 
 class Pictures:
-    """Encodes images, on the writer's thread, and makes chunks of them.
+    """Has images encoded, those of several environments at the same time, and makes chunks of them.
 
     Args:
         fps: frames per second of simulated time; None: no ``sim_time``.
@@ -45,18 +51,23 @@ class Pictures:
         self._piles: dict[str, _Pile] = {}
 
     def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> None:
-        """Encode images.
+        """Begin to encode images.
 
         Args:
             path: the entity path.
             stream: the stream.
-            rows: the images, ``[n, *stream.row_shape]``.
+            rows: the images, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`settle` returns.
             positions: where they are, ``[n, 5]``.
         """
         pile = self._piles.get(path)
         if pile is None:
             pile = self._piles[path] = _Pile(path, stream, self._fps)
         pile.add(rows, positions)
+
+    def settle(self) -> None:
+        """Return when all that was added is encoded, or raise what went wrong with it."""
+        for pile in self._piles.values():
+            pile.settle()
 
     def due(self, now: int) -> Iterator[Chunk]:
         """Chunks of those that are enough for one, and of all when the oldest is too old or there are too many.
@@ -74,6 +85,7 @@ class Pictures:
 
     def rest(self) -> Iterator[Chunk]:
         """Chunks of all that wait."""
+        self.settle()
         for pile in self._piles.values():
             if pile.first is not None:
                 yield from pile.chunks()
@@ -93,6 +105,13 @@ class Pictures:
         return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
 
 
+class _Encoded(NamedTuple):
+    """What became of some pictures: a file each, and of video whether decoding can begin with it."""
+
+    files: list[bytes]
+    keyframes: list[bool]
+
+
 class _Pile:
     """The pictures of one entity that wait.
 
@@ -105,6 +124,7 @@ class _Pile:
         self._stream = stream
         self._fps = fps
         self._encoder = _video_encoder(stream, fps) if stream.is_video else None
+        self._encoding: list[tuple[Future[_Encoded], Positions]] = []
         self._files: list[bytes] = []
         self._keyframes: list[bool] = []
         self._positions: list[Positions] = []  # a piece for each time that some were added
@@ -122,20 +142,28 @@ class _Pile:
         return self.bytes >= FULL_BYTES or len(self._files) >= FULL_ROWS
 
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
-        """Encode some."""
-        stream = self._stream
+        """Begin to encode some."""
         if self._encoder is not None:
-            samples = self._encoder.encode(channels_last(rows, stream.channels), positions[:, EPISODE])
-            files = [sample.data for sample in samples]
-            self._keyframes += [sample.is_keyframe for sample in samples]
-        else:
-            assert stream.image_format is not None, "it is an image"
-            varying = stream.dtype == "object"
-            stacks = [channels_last(row[None], channels_of(row) if varying else stream.channels) for row in rows]
-            files = [encode(stack[0], stream.image_format) for stack in stacks]
-        self._files += files
-        self._positions.append(positions)
-        self.bytes += sum(map(len, files))
+            self.settle()  # a video goes on where it was
+            episodes = positions[:, EPISODE]
+            self._begin(functools.partial(_as_video, self._encoder, self._stream, rows, episodes), positions)
+            return
+        for at in range(0, len(rows), STILLS):
+            part = slice(at, at + STILLS)
+            self._begin(functools.partial(_as_stills, self._stream, rows[part]), positions[part])
+
+    def _begin(self, task: Callable[[], _Encoded], positions: Positions) -> None:
+        self._encoding.append((submit(task), positions))
+
+    def settle(self) -> None:
+        """Take what is encoded, in order."""
+        for future, positions in self._encoding:
+            files, keyframes = future.result()
+            self._files += files
+            self._keyframes += keyframes
+            self._positions.append(positions)
+            self.bytes += sum(map(len, files))
+        self._encoding.clear()
 
     def chunks(self) -> Iterator[Chunk]:
         """A chunk of all of them. They are forgotten when the next one is asked for: then it is with the sink."""
@@ -153,6 +181,18 @@ class _Pile:
         yield from chunks_of(times, [Entity(self._path, columns)])
         self._files, self._keyframes, self._positions = [], [], []
         self.bytes = 0
+
+
+def _as_video(
+    encoder: VideoEncoder, stream: Stream, rows: npt.NDArray[Any], episodes: npt.NDArray[np.int64]
+) -> _Encoded:
+    samples = encoder.encode(pictures_of(stream, rows), episodes)
+    return _Encoded([sample.data for sample in samples], [sample.is_keyframe for sample in samples])
+
+
+def _as_stills(stream: Stream, rows: npt.NDArray[Any]) -> _Encoded:
+    each = (pictures_of(stream, rows[i : i + 1])[0] for i in range(len(rows)))  # they may vary in size
+    return _Encoded([encode(picture, stream.jpeg_quality) for picture in each], [])
 
 
 def _video_encoder(stream: Stream, fps: float | None) -> VideoEncoder:

@@ -22,7 +22,7 @@ from torchrl_rerun.contents import Contents, contents_of
 from torchrl_rerun.decoding import Stored, Track, pictures, stored
 from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, LOG_TIME, STEP, TIMELINES, Positions
 from torchrl_rerun.finding import files_of
-from torchrl_rerun.images import channels_as
+from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode, Predicate
 from torchrl_rerun.listing import list_episodes
 from torchrl_rerun.rows import Rows, read_rows
@@ -376,7 +376,7 @@ class _Column:
             positions[0, EPISODE], positions[0, EPISODE_STEP] = picture.episode, picture.episode_step
             values = np.empty(1, object) if self._stream.dtype == "object" else None
             if values is None:
-                yield Rows(positions, channels_as(picture.pixels, self._stream.channels)[None])
+                yield Rows(positions, row_of(self._stream, picture.pixels)[None])
             else:
                 values[0] = picture.pixels
                 yield Rows(positions, values)

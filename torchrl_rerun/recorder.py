@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import multiprocessing.util
 import os
@@ -22,7 +23,7 @@ from tensordict.utils import NestedKey
 from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
-from torchrl_rerun import specs
+from torchrl_rerun import notebook, specs
 from torchrl_rerun.blueprint import Recorded
 from torchrl_rerun.dumps import DumpFile
 from torchrl_rerun.episodes import Progress
@@ -35,12 +36,12 @@ from torchrl_rerun.schema import Split
 from torchrl_rerun.selection import Choice, Trigger
 from torchrl_rerun.sinks import NoFile
 from torchrl_rerun.stats import Stats
-from torchrl_rerun.streams import ImageFormat, Kind
+from torchrl_rerun.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
 
-Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink
-"""What is recorded to: a file's path, or a viewer."""
+Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
+"""What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
 
 
 class RerunRecorder(Transform):
@@ -60,10 +61,14 @@ class RerunRecorder(Transform):
     its own (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
 
     Args:
-        sink: path of the ``.rrd`` file to write, or of a folder for several, or for one (``run.rrd``); a viewer that is
+        sink: path of the ``.rrd`` file to write, or of a folder for several, or for one (``run.rrd``), or an
+            ``rr.FileSink``; a viewer that is
             watching, as its URL (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
-            connect to; or a file and viewers, as a list. The file gets every frame; a viewer gets those that it takes in
-            time, and what it doesn't is dropped and counted. A recording of days goes on in ``name.part_1.rrd`` and so
+            connect to; an ``rr.RecordingStream`` of your own, in which what is recorded meets what you log; or None, which is
+            the active one (``rr.init``) at the first reset. A list of one file, one recording stream and viewers
+            is all of these. The file gets every frame; a viewer gets those that it takes in
+            time, and what it doesn't is dropped and counted; so does a recording stream beside a file, while one without a
+            file gets every frame unless it takes nothing for 10 s, and can't be had in worker processes. A recording of days goes on in ``name.part_1.rrd`` and so
             on. Inside the workers of a batched environment, and in a copy of the recorder, each writes
             ``name.worker_{n}.rrd`` beside the file; all of them belong to one recording.
         in_keys: keys to record, also such as the policy writes. Default: every leaf of the environment's observation,
@@ -76,15 +81,21 @@ class RerunRecorder(Transform):
         skip: record one frame in so many, and the first and the last of each episode in any case. ``episode_return`` is
             that of all steps, whichever are recorded.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
-        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` (video: lossy,
-            and smaller than JPEG), for all images or per key. Float images are always raw, and what has an alpha channel is
-            never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``, and the native viewer plays it
-            where an ``ffmpeg`` is installed. It has a keyframe at each episode's first frame and once a second; sizes
-            that aren't even are filled up at the right and below with what is at the edge.
-        kinds: how to show a key where the guess is wrong: ``"image"``, ``"scalars"`` (up to 64 numbers), ``"tensor"``,
-            ``"state"`` (categories and flags) or ``"text"``.
-        names: per key, the names of the numbers of a row, or of the categories. Default: what well-known environments
-            (gymnasium's own, Atari games) call their observations and actions.
+        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
+            and much smaller than JPEG), for all images or per key. Float images, depth and segmentations are always raw,
+            and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
+            H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
+            costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
+            aren't even, or are below 4, are filled up at the right and below with what is at the edge.
+        jpeg_quality: of JPEG files, 1 to 95.
+        stacks: what is recorded of images that are stacks of frames (``[4, 84, 84]``, of gymnasium's
+            ``FrameStackObservation`` or TorchRL's ``CatFrames``), of all or per key: ``"all"`` of them, side by side, or
+            only the ``"newest"``; ``"none"``: ``[4, H, W]`` is RGBA, and what has any other number of channels no image.
+        kinds: how to show a key where the guess is wrong: ``"image"``, ``"depth"`` and ``"segmentation"`` (one channel of
+            numbers, of classes), ``"scalars"`` (up to 64 numbers), ``"tensor"``, ``"state"`` (categories and flags) or
+            ``"text"``.
+        names: per key, the names of the numbers of a row, of the categories, or of the classes of a segmentation. Default:
+            what well-known environments (gymnasium's own, Atari games) call their observations and actions.
         render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
             others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
             gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when a recording
@@ -106,14 +117,16 @@ class RerunRecorder(Transform):
             :class:`KeepWorst`, :class:`KeepIf`, combined with ``|`` and ``&``. Default: all. It is decided when an episode
             is over; what doesn't stay is forgotten before it is encoded if it fits into ``buffer_bytes``, and else removed
             from the disk.
-        blueprint: the layout that the viewer opens with: True, one made from the streams; False, none; your own; or a
-            function that makes it of what is recorded, see :mod:`torchrl_rerun.blueprint`.
-        application_id: groups recordings in the viewer. Default: the environment's name.
-        recording_id: recordings of one id are shown as one. Default: a new one.
+        blueprint: the layout that the viewer opens with: True, one made from the streams; False, none, or the one that a
+            recording stream has already; your own; or a function that makes it of what is recorded, see
+            :mod:`torchrl_rerun.blueprint`.
+        application_id: groups recordings in the viewer. Default: the environment's name, or that of the recording stream.
+        recording_id: recordings of one id are shown as one. Default: a new one, or that of the recording stream.
         buffer_bytes: bound on what waits in memory to be written, in bytes; at least one frame of everything fits
             whatever it says. When it is full the environment waits for the writer. Images that are encoded already may
             take 8 MiB more, until they are enough to be written together.
-        flush_seconds: what is older than this is written when the next frame comes, though the buffer isn't full.
+        flush_seconds: what is older than this is written, though the buffer isn't full. Viewers and recording streams get it
+            within a second.
         overwrite: replace an existing file and its parts, or the recordings that an earlier run left in a folder. A run
             that goes on after a restart (``env.load_state_dict``) replaces nothing.
 
@@ -121,10 +134,10 @@ class RerunRecorder(Transform):
         FileExistsError: the file exists, and ``overwrite`` is false.
         OSError: the folder can't be written.
         KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
-            ``names`` or ``image_format`` names one that isn't recorded.
-        ConnectionError: at the first reset, when there is no viewer at the address.
+            ``names``, ``image_format`` or ``stacks`` names one that isn't recorded.
+        ConnectionError: at the first reset, when there is no viewer at the address, or no active recording.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
-        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data; at the first reset, when
+        ValueError: an argument is out of its range, or ``kinds``, ``names`` or ``stacks`` don't fit the data; at the first reset, when
             ``render`` asks for pictures that the environment can't give, or gives as ``"pixels"`` already.
         ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
@@ -155,7 +168,7 @@ class RerunRecorder(Transform):
 
     def __init__(
         self,
-        sink: Sinks | Sequence[Sinks],
+        sink: Sinks | Sequence[Sinks] = None,
         *,
         in_keys: Sequence[NestedKey] | None = None,
         logged_envs: int | Sequence[int] | slice | str | None = None,
@@ -163,6 +176,8 @@ class RerunRecorder(Transform):
         skip: int = 1,
         fps: float | None = None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
+        jpeg_quality: int = JPEG_QUALITY,
+        stacks: Stacks | Mapping[NestedKey, Stacks] = "all",
         kinds: Mapping[NestedKey, Kind] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
         render: bool = False,
@@ -185,6 +200,8 @@ class RerunRecorder(Transform):
             in_keys=None if in_keys is None else self.in_keys,
             fps=fps,
             image_format=image_format,
+            jpeg_quality=jpeg_quality,
+            stacks=stacks,
             kinds=kinds,
             names=names,
             render=render,
@@ -431,8 +448,37 @@ class RerunRecorder(Transform):
 
     @property
     def path(self) -> Path | None:
-        """The file or the folder that is recorded to; None: live viewers alone."""
+        """The file or the folder that is recorded to; None: there is none, but viewers or a recording stream alone."""
         return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
+
+    def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
+        """Show in a notebook what has been recorded so far; outside of one, print the command that does.
+
+        It dumps first. Files are shown as they are then, all of them: their bytes go into the page. Without a file, the first
+        viewer's server is shown, and goes on to be live.
+
+        Args:
+            width: of the viewer in the cell, in pixels; ``"auto"``: what there is room for. Default: Rerun's.
+            height: likewise.
+
+        Raises:
+            ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
+            RecordingError: something could not be written, as in :meth:`dump`.
+            ValueError: nothing has been recorded, or it is in a recording stream of your own, which Rerun shows:
+                ``rr.notebook_show(recording=...)``.
+        """
+        self.dump()
+        recording = None if self._feed is None else self._feed.recording
+        if recording is None:
+            raise ValueError("nothing has been recorded yet: reset the environment first")
+        if files := recording.sink.files():
+            notebook.show_files(files, recording.layout(), width=width, height=height)
+        elif self._settings.viewers:
+            notebook.show_url(self._settings.viewers[0].url, width=width, height=height)
+        else:
+            raise ValueError(
+                f"there is nothing to show but {recording.sink.label}: rr.notebook_show() shows recording streams"
+            )
 
     def stats(self) -> dict[str, float]:
         """What was recorded so far, for a training log: costs microseconds.
@@ -440,11 +486,13 @@ class RerunRecorder(Transform):
         It is of the recorder's whole life: what comes after :meth:`close`, in the next file, is counted on.
 
         Returns:
+            Numbers by their names.
+
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
               environments, episodes are those that have begun, of all recorded environments together.
             - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
               are lost, too. A frame is written when all of it is: encoded images wait for others for up to
-              ``flush_seconds``. ``frames_dropped``: those that a live viewer was not sent.
+              ``flush_seconds``. ``frames_dropped``: those that a live viewer or a recording stream was not sent.
             - ``bytes_waiting``: of what is in memory; ``bytes_written``: to the file, its layout aside.
             - ``seconds_waited``: how long the environment has waited for the disk.
             - ``frames_per_second``: recorded, on average; ``bytes_per_second``: how fast the writer is: bytes of the file
@@ -525,7 +573,10 @@ class RerunRecorder(Transform):
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._settings.sink.identity!r})"
+        settings = self._settings
+        outlets = [*(viewer.url for viewer in settings.viewers), *([settings.stream.label] if settings.stream else [])]
+        kept = [] if isinstance(settings.sink, NoFile) else [settings.sink.identity]
+        return f"{type(self).__name__}({', '.join(map(repr, kept + outlets))})"
 
     # --- ours ---
 
@@ -603,7 +654,9 @@ class _Owner:
 
 def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
     """Close a recording whose recorder is gone or whose process ends, so that nothing is lost without ``close()``."""
-    weakref.finalize(recorder, feed.close_quietly)
+    # Registered by ourselves, so that it comes before the end of Rerun, which was registered before: recording streams take
+    # nothing after that, and `weakref` may have been registered sooner.
+    atexit.register(weakref.finalize(recorder, feed.close_quietly))
     # Processes that multiprocessing starts skip what weakref and atexit do at the end of the main one.
     multiprocessing.util.Finalize(recorder, feed.close_quietly, exitpriority=100)
 

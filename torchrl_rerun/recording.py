@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from torchrl_rerun.events import NONE, Ends, Event, Rows
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep, Value
 from torchrl_rerun.ledger import Ledger
+from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.output import WholeRun
 from torchrl_rerun.schema import Moment, Source, Split, info_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
@@ -40,12 +42,14 @@ from torchrl_rerun.sinks import RecordingError, Sink
 from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
-from torchrl_rerun.viewers import Viewer
 from torchrl_rerun.warning import warn
 from torchrl_rerun.writer import Writer
 
 LIVE_SECONDS = 0.5
-"""Age of a frame at the most when it is sent to a viewer."""
+"""Age of a frame at the most when it is sent to a viewer, and some of this on top: see :data:`LOOKS`."""
+
+LOOKS = 4
+"""How often it is looked, within the time that a frame may wait, for one that has waited so long."""
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before it is told so."""
@@ -111,7 +115,7 @@ class Recording:
         sink: an open sink; it is closed with the recording.
         source: the environments.
         options: how to record them.
-        viewers: open viewers; they are closed with the recording.
+        outlets: open viewers and recording streams; they are closed with the recording.
         run_id: id of the Rerun recording, or of the run that it is a part of.
         continues: the recording whose counters go on, if it was of the same batch size.
 
@@ -132,13 +136,13 @@ class Recording:
         source: Source,
         options: Options,
         *,
-        viewers: Sequence[Viewer] = (),
+        outlets: Sequence[Outlet] = (),
         run_id: str,
         continues: Recording | None = None,
     ) -> None:
         self.source = source
         self.sink = sink
-        self._viewers = tuple(viewers)
+        self._outlets = tuple(outlets)
         self._options = options
         chosen = resolve_envs(options.logged_envs, source.envs)
         self._select = _selection(chosen, source.envs)
@@ -153,7 +157,7 @@ class Recording:
         is_dump = options.split == "dump"
         self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
-        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if viewers else options.flush_seconds
+        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if outlets else options.flush_seconds
         self._ledger = Ledger(self.envs)
         self._episode_files = self._files_in(sink) if isinstance(sink, RunFolder) else None
         self._block_bytes = options.buffer_bytes // (1 if self._episode_files is None else BLOCKS_SHARE)
@@ -167,6 +171,9 @@ class Recording:
             first_frame=self.episodes.frames if is_dump else 0,
         )
         self._writer: Writer | None = None
+        # Held while a frame is copied: the writer hands over what is old when no frame comes, and never waits for it. One
+        # that its owner can take again, for Ctrl-C may come before it is released.
+        self._copying = threading.RLock()
         self._described: list[list[Stream]] = [[] for _ in Moment]
         self._small = self._buffer(len(chosen), self._block_bytes, self._output.chunks)
         self._bulky = self._buffer(len(chosen), self._block_bytes, self._output.chunks)
@@ -226,8 +233,11 @@ class Recording:
             moment: when the streams have rows. Those that sum up a reward are observed.
             streams: what they are; sums come last.
         """
-        if not streams:
-            return
+        if streams:
+            with self._copying:
+                self._describe(moment, streams)
+
+    def _describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
         self._described[moment] = list(streams)
         if moment is Moment.STEPPED:
             summed = {stream.sums for stream in self._described[Moment.OBSERVED] if stream.sums}
@@ -287,7 +297,10 @@ class Recording:
     def _begin_writing(self) -> None:
         if self._writer is None:
             names = {"application_id": self.application_id, "recording_id": self.recording_id}
-            self._writer = Writer(self.sink, self._viewers, self._noticed, **names)
+            patience = self._max_age / LOOKS
+            self._writer = Writer(
+                self.sink, self._outlets, self._noticed, self._hand_over_what_is_old, patience=patience, **names
+            )
             self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
 
     # --- steps ---
@@ -310,7 +323,8 @@ class Recording:
             render: where the last of what was observed comes from, which is None then: called for those environments
                 alone that are recorded now, if any is.
         """
-        self._add((observed, None, None), mask, is_step=False, seeds=seeds, render=render)
+        with self._copying:
+            self._add((observed, None, None), mask, is_step=False, seeds=seeds, render=render)
 
     def step(
         self,
@@ -332,7 +346,8 @@ class Recording:
             ends: whose episodes ended with it; None: nobody's, or it needn't be known, see :attr:`must_know_ends`.
             render: where the last of what was observed comes from, as for :meth:`reset`.
         """
-        self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render)
+        with self._copying:
+            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render)
 
     def resume(self, progress: Progress) -> None:
         """Go on where another program was stopped."""
@@ -487,7 +502,7 @@ class Recording:
         self._news = False
         self._warn_of_failure()
         self._warn_of_waiting()
-        self._warn_of_viewers()
+        self._warn_of_outlets()
 
     def _selected(self, arrays: Arrays | None) -> Arrays | None:
         """The values of those environments that are recorded."""
@@ -544,8 +559,8 @@ class Recording:
         self._flush()
         if self._writer is not None:
             self._writer.flush()
-        for viewer in self._viewers:
-            viewer.sync()
+        for outlet in self._outlets:
+            outlet.sync()
         self._raise_failure()
 
     def close(self) -> None:
@@ -570,6 +585,8 @@ class Recording:
                 self.abandon()
             return
         self._writer.finish()
+        if self._keeper is not None:
+            self._keeper.sync()
         self._conclude(self.lost_frames)
         try:
             failure = self._failure()
@@ -581,8 +598,8 @@ class Recording:
         finally:
             self.is_over = True
             self.sink.close()
-            for viewer in self._viewers:
-                viewer.close()
+            for outlet in self._outlets:
+                outlet.close()
 
     def _is_done(self) -> bool:
         return self.is_over or self.process != os.getpid()
@@ -598,15 +615,15 @@ class Recording:
                 f"keep={self._options.keep!r} goes by the reward, which is not recorded: add it to in_keys"
             )
         self.sink.keep()
-        if self._episode_files is not None and (made := self._layout()) is not None:
+        if self._episode_files is not None and (made := self.layout()) is not None:
             self._episode_files.lay_out(made)
         if self._writer is not None:
             for buffer in self._buffers():
                 self._writer.put(buffer.prepare())
         self._warn_of_short_blocks()
-        for viewer in self._viewers:
-            if (made := self._layout(live=True)) is not None:
-                viewer.show(made)
+        for outlet in self._outlets:
+            if (made := self.layout(live=True)) is not None:
+                outlet.show(made)
 
     def _warn_of_short_blocks(self) -> None:
         """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
@@ -674,8 +691,12 @@ class Recording:
         self._batch_sums.forget()
         self._ledger.forget_returns()
 
-    def _layout(self, *, live: bool = False) -> rrb.Blueprint | None:
-        """The layout of what is known by now; ``live``: for those who watch."""
+    def layout(self, *, live: bool = False) -> rrb.Blueprint | None:
+        """The layout of what is known by now; None: there is none.
+
+        Args:
+            live: whether it is for those who watch.
+        """
         wanted = self._options.blueprint
         if wanted is False or isinstance(wanted, rrb.Blueprint):
             return wanted or None
@@ -701,8 +722,8 @@ class Recording:
         self._conclude(self._frames)
         self.is_over = True
         self.sink.discard()
-        for viewer in self._viewers:
-            viewer.close()
+        for outlet in self._outlets:
+            outlet.close()
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of an error of our own; it is raised by the next :meth:`dump` or :meth:`close`."""
@@ -712,7 +733,7 @@ class Recording:
 
     def _embed_layout(self) -> None:
         try:
-            made = self._layout()
+            made = self.layout()
             if made is not None:
                 self.sink.embed(made, application_id=self.application_id)
         except Exception as error:
@@ -731,6 +752,19 @@ class Recording:
         assert self._writer is not None, "blocks exist only once something was described"
         self._writer.put(buffer.chunks(turn), functools.partial(buffer.give_back, turn), turn.frames)
         self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
+
+    def _hand_over_what_is_old(self) -> None:
+        """No frame has come for a while: what waits is written all the same. Called on the writer's thread."""
+        if not self.alive or not self._copying.acquire(blocking=False):
+            return  # a frame is being copied, which hands over what is old
+        try:
+            now = time.time_ns()
+            for buffer in self._buffers():
+                buffer.flush_if_old(now)
+        finally:
+            self._copying.release()
+        if self._writer is not None and self._output.oldest_waiting is not None:
+            self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
 
     def _complete(self) -> int:
         """Before which frame everything has been through the output."""
@@ -759,16 +793,25 @@ class Recording:
     def _unwritten_frames(self) -> int:
         """How many of them aren't with the sink in full."""
         waiting = [self._output.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
+        if self._keeper is not None:
+            waiting.append(self._keeper.oldest_waiting)
         oldest = min(
             [frame for frame in (self._failed_at, *waiting) if frame is not None], default=self.episodes.frames
         )
         return self.episodes.frames - oldest
 
     @property
+    def _keeper(self) -> Outlet | None:
+        """The recording stream that keeps what is recorded, where there is no file."""
+        return next((outlet for outlet in self._outlets if outlet.keeps), None)
+
+    @property
     def lost_frames(self) -> int:
         """How many of them could not be written, or were and are gone with their file."""
         if self.sink.trouble() is not None:
             return self._frames
+        if self._keeper is not None and self._keeper.trouble() is not None:
+            return self._keeper.dropped_frames
         has_failed = self._error is not None or (self._writer is not None and self._writer.error is not None)
         return self._unwritten_frames if has_failed else 0
 
@@ -790,7 +833,7 @@ class Recording:
             frames_written=before.frames_written + self._frames - lost - waiting,
             frames_waiting=waiting,
             frames_lost=before.frames_lost + lost,
-            frames_dropped=before.frames_dropped + max((viewer.dropped_frames for viewer in self._viewers), default=0),
+            frames_dropped=before.frames_dropped + max((outlet.dropped_frames for outlet in self._outlets), default=0),
             bytes_waiting=self._waiting_bytes() if waiting else 0,
             bytes_written=size,
             seconds_waited=before.seconds_waited + self._seconds_waited(),
@@ -831,18 +874,18 @@ class Recording:
             RuntimeWarning,
         )
 
-    def _warn_of_viewers(self) -> None:
+    def _warn_of_outlets(self) -> None:
         """A viewer that is gone costs frames that nobody would have seen: say so once, and go on."""
-        for viewer in self._viewers:
-            trouble = viewer.trouble()
-            if trouble is not None and viewer.url not in self._warned_of:
-                self._warned_of.add(viewer.url)
+        for outlet in self._outlets:
+            trouble = outlet.trouble()
+            if trouble is not None and not outlet.keeps and outlet.label not in self._warned_of:
+                self._warned_of.add(outlet.label)
                 warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
 
     def _failure(self) -> RecordingError | None:
         error: BaseException | None = self._error or (self._writer.error if self._writer is not None else None)
         if error is None:
-            error = self.sink.trouble()
+            error = self.sink.trouble() or (None if self._keeper is None else self._keeper.trouble())
         if error is None:
             return None
         if self._lacks_its_end():
@@ -869,9 +912,9 @@ class Recording:
         failure = None if self._warned else self._failure()
         if failure is not None:
             self._warned = True
+            where = ", in another file," if self._keeper is None else ""
             warn(
-                f"{failure} (training goes on, and is recorded again, in another file, after close(); dump() and close() "
-                "will raise this)",
+                f"{failure} (training goes on, and is recorded again{where} after close(); dump() and close() will raise this)",
                 RuntimeWarning,
             )
 

@@ -2,7 +2,7 @@
 
 It is run as a file, and knows Rerun and Arrow alone. On its standard input come messages, each a kind, a size and so many
 bytes: first the greeting, then chunks and layouts, at last the end. On its standard output it says, a line each, ``ack N``
-(so many of them are with the viewer) and ``error TEXT`` (it is over, and why).
+(so many of those after the greeting are with the viewer) and ``error TEXT`` (it is over, and why).
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def main() -> NoReturn:
             stream.disconnect()
         else:
             time.sleep(SERVED_SECONDS)
-    _say(f"ack {taken}")
+    _say(f"ack {taken + 1}")
     _leave()
 
 

@@ -97,6 +97,9 @@ class Sink(Protocol):
     def size(self) -> int:
         """Bytes that are kept."""
 
+    def files(self) -> list[Path]:
+        """The files that there are so far."""
+
     def keep(self) -> None:
         """There is something to keep: what it replaces can go."""
 
@@ -334,6 +337,10 @@ class FileSink:
         """The files of this recording."""
         return [*(path for path, _ in self._finished), self.path]
 
+    def files(self) -> list[Path]:
+        """The files of this recording that are where they were written."""
+        return [path for path in self.paths() if path.exists()]
+
     def keep(self) -> None:
         """There is something to keep: remove the file that this one replaces, and its parts."""
         if self._replaced is None:
@@ -365,18 +372,19 @@ class FileSink:
 
 
 class NoFile:
-    """No file: what is recorded is for live viewers alone.
+    """No file: what is recorded is for live viewers, or for a recording stream, alone.
 
     Args:
         identity: what recorders that share it have in common.
+        for_workers: what becomes of it in several workers; None: each sends by itself.
     """
 
     overwrite = False
 
-    def __init__(self, identity: str) -> None:
+    def __init__(self, identity: str, *, for_workers: str | None = None) -> None:
         self.identity = identity
         self.label = self.location = identity
-        self.for_workers = f"each sends to {identity} by itself"
+        self.for_workers = for_workers or f"each sends to {identity} by itself"
 
     def sibling(self, part: str) -> NoFile:
         """The same: viewers tell recorders apart by what they send."""
@@ -396,7 +404,7 @@ class NoFile:
         return []
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
-        """Let the chunks come, for those who look at them on their way."""
+        """Let the chunks come, for those who take them on their way."""
         del application_id, recording_id
         for _ in chunks:
             pass
@@ -411,6 +419,10 @@ class NoFile:
     def size(self) -> int:
         """Nothing."""
         return 0
+
+    def files(self) -> list[Path]:
+        """None."""
+        return []
 
     def settle(self) -> None:
         """There is nothing that could end too early."""

@@ -18,6 +18,7 @@ from tensordict.base import _is_leaf_nontensor
 from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import (
     AutoResetTransform,
+    CatFrames,
     Compose,
     EnvBase,
     GymWrapper,
@@ -172,7 +173,16 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
     discrete, categories = _discrete(spec_of(env, key))
     if dtype == "bool" and discrete == "index":
         discrete, categories = None, ()  # a flag, not a category
-    leaf = Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), discrete, categories, device=device_of(value))
+    leaf = Leaf(
+        key,
+        dtype,
+        shape,
+        _agents(key, shape, tensordict, env),
+        discrete,
+        categories,
+        device=device_of(value),
+        stack=_frames_along_channels(env, key, len(shape)),
+    )
     return dataclasses.replace(leaf, names=known_names(leaf, env))
 
 
@@ -272,6 +282,14 @@ def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
         isinstance(transform, PixelRenderTransform) and key in map(as_key, transform.out_keys)
         for transform in _chain(env)
     )
+
+
+def _frames_along_channels(env: EnvBase | None, key: Key, dims: int) -> int:
+    """How many frames ``CatFrames`` puts along the first or the last dimension of a key; 0: none, as far as is known."""
+    for transform in reversed(_chain(env)):
+        if isinstance(transform, CatFrames) and key in map(as_key, transform.out_keys):
+            return int(transform.N) if transform.dim in (-dims, -1) else 0
+    return 0
 
 
 def resets_itself(env: EnvBase) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -17,18 +18,31 @@ import numpy as np
 import numpy.typing as npt
 import rerun as rr
 
-Kind = Literal["image", "scalars", "tensor", "state", "text"]
-"""How a key is shown: one of ``"image"``, ``"scalars"``, ``"tensor"``, ``"state"``, ``"text"``."""
+Kind = Literal["image", "depth", "segmentation", "scalars", "tensor", "state", "text"]
+"""How a key is shown: one of ``"image"``, ``"depth"``, ``"segmentation"``, ``"scalars"``, ``"tensor"``, ``"state"``,
+``"text"``."""
 
-ImageFormat = Literal["raw", "png", "jpeg", "h264"]
-"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small, ``"h264"`` (video) much smaller."""
+ImageFormat = Literal["raw", "png", "jpeg", "h264", "av1"]
+"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small, ``"h264"`` and ``"av1"`` (video) much
+smaller."""
+
+Stacks = Literal["all", "newest", "none"]
+"""What of a stack of frames is recorded; ``"none"``: it isn't taken for one."""
+
+Channels = Literal["HWC", "CHW", "HW", ""]
+"""Where a picture keeps its channels; empty: it is none, or each one by itself says so."""
 
 Key = tuple[str, ...]
 """A tensordict key as a tuple of strings, without a leading ``"next"``."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
-VIDEO_FORMATS: tuple[str, ...] = ("h264",)
+VIDEO_FORMATS: tuple[str, ...] = ("h264", "av1")
+STACKS: tuple[str, ...] = get_args(Stacks)
+PICTURES: tuple[str, ...] = ("image", "depth", "segmentation")
+"""The kinds that are pictures, in the order in which they are laid out."""
+
+JPEG_QUALITY = 90
 
 PAGE = 4096
 
@@ -37,6 +51,19 @@ MAX_SCALARS = 64
 
 MAX_CATEGORIES = 4096
 """The largest one-hot value that is a state."""
+
+MAX_STACK, MIN_STACKED = 16, 32
+"""What isn't said to be a stack of frames is taken for one if it has so many channels at the most, and is so high and wide
+at the least: planes of a board are neither."""
+
+_FLOATS = ("float16", "float32", "float64")
+_INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
+
+_DEPTH = re.compile(r"(.*[^a-z])?depth([^a-z]?(image|img|map))?", re.IGNORECASE)
+_SEGMENTATION = re.compile(
+    r"(.*[^a-z])?(segmentation|(semantic|instance)([^a-z]?seg)?|seg)([^a-z]?(image|img|map|mask|ids?))?",
+    re.IGNORECASE,
+)
 
 # torch's name of a dtype -> the numpy dtype that holds the same bits.
 _STORAGE = {
@@ -72,6 +99,7 @@ class Leaf:
         shared: one value of non-tensor data stands for the whole batch.
         device: the accelerator that the values are on, as PyTorch names it; empty: none.
         names: what the environment is known to call its numbers, or the categories of a discrete leaf; empty: not known.
+        stack: how many frames an image is known to be a stack of; 0: that isn't known.
     """
 
     key: Key
@@ -84,6 +112,7 @@ class Leaf:
     shared: bool = False
     device: str = ""
     names: tuple[str, ...] = ()
+    stack: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,8 +125,13 @@ class Stream:
         dtype: torch's name of the dtype, or ``"object"``.
         shape: shape of one environment's value, the agent dimension included.
         agents: names of the agents; each has an entity of its own. Empty without an agent dimension.
-        image_format: how images are stored; None for other kinds.
-        channels: where an image keeps its channels: ``"HWC"``, ``"CHW"`` or ``"HW"``; empty for other kinds.
+        image_format: how pictures are stored; None for other kinds.
+        jpeg_quality: the quality of JPEG files, 0 for other formats.
+        channels: where a picture keeps its channels: ``"HWC"``, ``"CHW"`` or ``"HW"``; empty for other kinds. Of four
+            dimensions the first are frames, and this is about the others.
+        stack: how many frames a picture is a stack of, the newest one last: along the first of four dimensions, else
+            along the channels; 0: it is none.
+        newest: whether of a stack only the newest frame is recorded; else they are side by side.
         discrete: ``"index"`` or ``"one_hot"`` for the states of a discrete spec, else None.
         categories: sizes of the one-hot segments of a discrete spec, or the number of categories.
         names: names of the numbers of a row (scalars) or of the categories (state); empty: none known.
@@ -112,7 +146,10 @@ class Stream:
     shape: tuple[int, ...]
     agents: tuple[str, ...] = ()
     image_format: ImageFormat | None = None
-    channels: Literal["HWC", "CHW", "HW", ""] = ""
+    jpeg_quality: int = 0
+    channels: Channels = ""
+    stack: int = 0
+    newest: bool = False
     discrete: Literal["index", "one_hot"] | None = None
     categories: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
@@ -141,14 +178,29 @@ class Stream:
         return self.is_large or (self.dtype == "object" and self.kind in ("image", "tensor"))
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is looked at: an image, depth or a segmentation."""
+        return self.kind in PICTURES
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """Height, width and depth of each picture, of one size, as it is shown: the frames of a stack are side by side.
+
+        >>> Stream(("pixels",), "image", "uint8", (4, 84, 96), channels="CHW", stack=4).picture_shape
+        (84, 384, 1)
+        """
+        shape = self.row_shape
+        beside = 1 if self.newest else max(1, self.stack)
+        frame = shape[1:] if len(shape) == 4 else shape
+        depth, *size = (
+            (1, *frame) if self.channels == "HW" else frame if self.channels == "CHW" else (frame[2], *frame[:2])
+        )
+        return size[0], size[1] * beside, depth if len(shape) == 4 else depth // max(1, self.stack)
+
+    @property
     def is_flag(self) -> bool:
         """Whether this is a state of booleans, each up or down, and not a category."""
         return self.kind == "state" and self.dtype == "bool" and self.discrete is None
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether it is to be looked at as it is."""
-        return self.kind == "image"
 
     @property
     def is_vector(self) -> bool:
@@ -201,7 +253,7 @@ class Stream:
             "shape": list(self.shape),
             "kind": self.kind,
         }
-        for name in ("agents", "image_format", "channels", "discrete", "categories", "names", "shared", "sums"):
+        for name in _WHERE_THEY_APPLY:
             value = getattr(self, name)
             if value:
                 fields[name] = list(value) if isinstance(value, tuple) else value
@@ -220,6 +272,21 @@ class Stream:
             if field.name in fields
         }
         return cls(**values)
+
+
+_WHERE_THEY_APPLY = (
+    "agents",
+    "image_format",
+    "jpeg_quality",
+    "channels",
+    "stack",
+    "newest",
+    "discrete",
+    "categories",
+    "names",
+    "shared",
+    "sums",
+)
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -258,15 +325,19 @@ def describe(
     kinds: Mapping[Key, Kind],
     names: Mapping[Key, Sequence[str]],
     image_format: ImageFormat | Mapping[Key, ImageFormat],
+    jpeg_quality: int = JPEG_QUALITY,
+    stacks: Stacks | Mapping[Key, Stacks] = "all",
 ) -> Stream:
     """Decide how a key is recorded.
 
     Args:
         leaf: what is known of the key.
         kinds: the user's overrides of the kind.
-        names: the user's names of the numbers of a row, or of the categories; where there are none, even empty ones, the
-            leaf's own.
+        names: the user's names of the numbers of a row, of the categories, or of the classes of a segmentation; where there
+            are none, even empty ones, the leaf's own.
         image_format: one format for all images, or one per key (``"jpeg"`` where a key is not named).
+        jpeg_quality: of JPEG files.
+        stacks: what is recorded of stacks of frames, of all or per key (``"all"`` where a key is not named).
 
     Raises:
         UnsupportedLeafError: no kind can hold the data (complex numbers, objects that are neither text nor arrays).
@@ -276,15 +347,19 @@ def describe(
         raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
     _check_name(leaf.key)
     row_shape = leaf.shape[1:] if leaf.agents else leaf.shape
-    kind = kinds.get(leaf.key) or _kind(leaf, row_shape)
-    _check_kind(leaf, kind, row_shape)
-    channels: Literal["HWC", "CHW", "HW", ""] = ""
+    wanted = stacks if isinstance(stacks, str) else stacks.get(leaf.key, "all")
+    stack = 0 if wanted == "none" else _stack(leaf, row_shape)
+    kind = kinds.get(leaf.key) or _kind(leaf, row_shape, stack)
+    stack = stack if kind == "image" else 0
+    _check_kind(leaf, kind, row_shape, stack)
+    _check_stack(leaf, row_shape, stack, stacks)
+    channels: Channels = ""
     stored: ImageFormat | None = None
-    if kind == "image":
+    if kind in PICTURES:
         if leaf.dtype != "object":
-            channels = _channels(row_shape) or ""
-        stored = image_format if isinstance(image_format, str) else image_format.get(leaf.key, "jpeg")
-        stored = _possible_format(leaf, channels, row_shape, stored)
+            channels = (_axes(row_shape) if stack else _channels(row_shape)) or ""
+        asked = image_format if isinstance(image_format, str) else image_format.get(leaf.key, "jpeg")
+        stored = _possible_format(leaf, channels, row_shape, stack, asked) if kind == "image" else "raw"
     return Stream(
         key=leaf.key,
         kind=kind,
@@ -292,7 +367,10 @@ def describe(
         shape=leaf.shape,
         agents=leaf.agents,
         image_format=stored,
+        jpeg_quality=jpeg_quality if stored == "jpeg" else 0,
         channels=channels,
+        stack=stack,
+        newest=stack > 0 and wanted == "newest",
         discrete=leaf.discrete if kind == "state" else None,
         categories=leaf.categories if kind == "state" else (),
         names=_checked_names(leaf, kind, row_shape, names[leaf.key]) if leaf.key in names else _own_names(leaf, kind),
@@ -312,13 +390,18 @@ def _check_name(key: Key) -> None:
             raise UnsupportedLeafError("its name is no valid Unicode") from error
 
 
-def _kind(leaf: Leaf, row_shape: tuple[int, ...]) -> Kind:
+def _kind(leaf: Leaf, row_shape: tuple[int, ...], stack: int) -> Kind:
     size = math.prod(row_shape)
     if leaf.dtype == "object":
         return _kind_of_object(leaf)
     if leaf.discrete is not None and size <= _most(leaf, "state") and len(row_shape) <= 1:
         return "state"
-    if _channels(row_shape) is not None and _is_picture(leaf.dtype, row_shape):
+    if _is_plane(row_shape) and min(_plane(row_shape)) > 4:
+        if leaf.dtype in (*_FLOATS, "uint8", "uint16", "uint32") and _DEPTH.fullmatch(leaf.key[-1]):
+            return "depth"
+        if leaf.dtype in _INTEGERS and _SEGMENTATION.fullmatch(leaf.key[-1]):
+            return "segmentation"
+    if stack or (_channels(row_shape) is not None and _is_picture(leaf.dtype, row_shape)):
         return "image"
     if size <= MAX_SCALARS and len(row_shape) <= 1:
         return "state" if leaf.dtype == "bool" else "scalars"
@@ -354,16 +437,66 @@ def _channels(shape: tuple[int, ...]) -> Literal["HWC", "CHW", "HW"] | None:
     return "CHW" if shape[0] in (1, 3, 4) else None
 
 
+def _is_plane(shape: tuple[int, ...]) -> bool:
+    """Whether it is a picture of one channel."""
+    channels = _channels(shape)
+    return channels == "HW" or (channels == "CHW" and shape[0] == 1) or (channels == "HWC" and shape[-1] == 1)
+
+
+def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Height and width of a picture of one channel."""
+    return shape if len(shape) == 2 else shape[1:] if _channels(shape) == "CHW" else shape[:2]
+
+
+def _stack(leaf: Leaf, shape: tuple[int, ...]) -> int:
+    """How many frames a picture of this shape is a stack of; 0: it is none.
+
+    Along a dimension of their own (gymnasium's ``FrameStackObservation``) or along the channels (TorchRL's
+    ``CatFrames``), which are then neither 1 nor 3: a multiple of three are colours. Four along the first dimension are the
+    usual grey ones of Atari; VideoRecorder's rule would take them for RGBA, which is rare with the channels first.
+    """
+    if leaf.dtype not in ("uint8", *_FLOATS):
+        return 0
+    axes = _axes(shape)
+    if len(shape) == 4:
+        is_one = axes is not None and shape[0] <= MAX_STACK and min(_size(shape[1:], axes)) >= MIN_STACKED
+        return shape[0] if is_one else 0
+    if axes is None or axes == "HW":
+        return 0
+    depth = shape[0] if axes == "CHW" else shape[-1]
+    if leaf.stack:
+        return leaf.stack if depth % leaf.stack == 0 and depth // leaf.stack in (1, 3, 4) else 0
+    if depth in (1, 3) or (depth == 4 and axes == "HWC") or depth > MAX_STACK or min(_size(shape, axes)) < MIN_STACKED:
+        return 0
+    return depth // 3 if depth % 3 == 0 else depth
+
+
+def _axes(shape: tuple[int, ...]) -> Literal["HWC", "CHW", "HW"] | None:
+    """Where a stack of frames keeps its channels, be they as many as they may; None: it can't be one."""
+    if len(shape) == 4:
+        return None if (found := _channels(shape[1:])) == "HW" else found
+    if len(shape) != 3 or not all(shape):
+        return None
+    return "CHW" if shape[0] < shape[-1] else "HWC"
+
+
+def _size(shape: tuple[int, ...], axes: str) -> tuple[int, ...]:
+    """Height and width."""
+    return shape[1:] if axes == "CHW" else shape[:2]
+
+
 def _is_picture(dtype: str, shape: tuple[int, ...]) -> bool:
     """Whether data of this dtype and (image-like) shape is meant to be looked at, and not a matrix of numbers."""
     if dtype == "uint8":
         return len(shape) == 3 or min(shape) > 4
-    if dtype in ("float16", "float32", "float64"):
+    if dtype in _FLOATS:
         return len(shape) == 3 and sorted(shape)[1] > 4
     return False
 
 
-def _possible_format(leaf: Leaf, channels: str, row_shape: tuple[int, ...], wanted: ImageFormat) -> ImageFormat:
+def _possible_format(
+    leaf: Leaf, channels: str, row_shape: tuple[int, ...], stack: int, wanted: ImageFormat
+) -> ImageFormat:
     """What a format can't hold falls back to one that can.
 
     Floats can only be raw. JPEG and video have no alpha channel: such images are PNG, which keeps every bit. A video is of
@@ -372,13 +505,16 @@ def _possible_format(leaf: Leaf, channels: str, row_shape: tuple[int, ...], want
     dtype = leaf.sample.dtype.name if leaf.dtype == "object" else leaf.dtype
     if dtype != "uint8":
         return "raw"
-    depth = 1 if channels == "HW" else row_shape[0] if channels == "CHW" else row_shape[-1] if row_shape else 3
+    shape = row_shape[1:] if len(row_shape) == 4 else row_shape
+    depth = 1 if channels == "HW" else shape[0] if channels == "CHW" else shape[-1] if shape else 3
+    if stack and len(row_shape) == 3:
+        depth //= stack
     if depth == 4 and wanted not in ("raw", "png"):
         return "png"
     return "jpeg" if wanted in VIDEO_FORMATS and leaf.dtype == "object" else wanted
 
 
-def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...]) -> None:
+def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], stack: int) -> None:
     what = f"kinds[{name_of(leaf.key)}] = {kind!r}"
     if kind not in KINDS:
         raise ValueError(f"{what}: unknown kind; choose one of {', '.join(map(repr, KINDS))}")
@@ -386,14 +522,23 @@ def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...]) -> None:
     if (kind == "text") != (is_object and isinstance(leaf.sample, str)):
         raise ValueError(f"{what} doesn't fit: 'text' is for strings in non-tensor data, and strings can only be text")
     if is_object:
-        if kind in ("scalars", "state"):
+        if kind in ("depth", "segmentation", "scalars", "state"):
             raise ValueError(f"{what} doesn't fit non-tensor data; choose 'image' or 'tensor'")
         return
-    if kind == "image" and (
-        _channels(row_shape) is None or leaf.dtype not in ("uint8", "float16", "float32", "float64")
+    if (
+        kind == "image"
+        and not stack
+        and (_channels(row_shape) is None or leaf.dtype not in ("uint8", "float16", "float32", "float64"))
     ):
         raise ValueError(
-            f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels"
+            f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels, or "
+            "a stack of such frames"
+        )
+    if kind == "depth" and not (_is_plane(row_shape) and leaf.dtype in (*_FLOATS, *_INTEGERS)):
+        raise ValueError(f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; depth is one channel of numbers")
+    if kind == "segmentation" and not (_is_plane(row_shape) and leaf.dtype in ("bool", *_INTEGERS)):
+        raise ValueError(
+            f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; a segmentation is one channel of whole numbers"
         )
     most = _most(leaf, kind)
     if kind in ("scalars", "state") and (len(row_shape) > 1 or math.prod(row_shape) > most):
@@ -407,6 +552,15 @@ def _own_names(leaf: Leaf, kind: Kind) -> tuple[str, ...]:
     return leaf.names if kind == ("scalars" if leaf.discrete is None else "state") else ()
 
 
+def _check_stack(leaf: Leaf, row_shape: tuple[int, ...], stack: int, stacks: Stacks | Mapping[Key, Stacks]) -> None:
+    """Who names a key must mean a stack of frames."""
+    if not isinstance(stacks, str) and stacks.get(leaf.key, "none") != "none" and not stack:
+        raise ValueError(
+            f"stacks[{name_of(leaf.key)}] = {stacks[leaf.key]!r} doesn't fit {leaf.dtype} of shape {row_shape}, which is not "
+            "recorded as a stack of frames: those are images [frames, H, W] or [frames, H, W, C], or frames along the channels"
+        )
+
+
 def _checked_names(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return ()
@@ -418,6 +572,6 @@ def _checked_names(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], names: Se
         raise ValueError(
             f"names[{name_of(leaf.key)}] has {len(names)} names, but there are {max(leaf.categories)} categories"
         )
-    if kind not in ("scalars", "state"):
+    if kind not in ("scalars", "state", "segmentation"):
         raise ValueError(f"names[{name_of(leaf.key)}]: a key of kind {kind!r} has no numbers to name")
     return tuple(str(name) for name in names)

@@ -7,9 +7,7 @@ and what the viewer doesn't take in time is dropped and counted.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import functools
 import json
 import os
 import pickle
@@ -26,21 +24,12 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk
 
+from torchrl_rerun.outlets import CLOSE_SECONDS, STALL_SECONDS, Outlet
 from torchrl_rerun.sender import CHUNK, END, GREETING, HEADER, LAYOUT
 
 CONNECT_SECONDS = 2.0
 """How long a viewer may take to answer when the recording begins; half of it to accept, half to answer."""
-
-STALL_SECONDS = 10.0
-"""How long a viewer may take nothing before it is given up."""
-
-CLOSE_SECONDS = 5.0
-"""How long the end of the recording waits for a viewer to take the rest."""
-
-QUEUE_BYTES = 32 << 20
-"""What may wait for a viewer, in bytes; a block that comes then is dropped."""
 
 _PIPE_BYTES = 1 << 20  # Linux's limit for processes without privileges
 _SCHEMES = {"RerunHttp": "rerun+http", "RerunHttps": "rerun+https", "Rerun": "rerun"}
@@ -95,33 +84,21 @@ class Endpoint:
         raise TypeError(f"{target!r} is no viewer; pass its URL, rerun+http://host:port/proxy")
 
 
-class Viewer:
+class Viewer(Outlet):
     """A viewer that is watching now.
 
     Args:
         endpoint: where it is.
-
-    Attributes:
-        url: its address.
-        dropped_frames: frames that it was not sent, in whole or in part.
     """
 
+    FATE = "is gone"
+
     def __init__(self, endpoint: Endpoint) -> None:
-        self.url = endpoint.url
-        self.dropped_frames = 0
+        super().__init__(f"the viewer at {endpoint.url}")
+        self._url = endpoint.url
         self._how = endpoint.how
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
-        self._changed = threading.Condition()
-        self._queue: collections.deque[tuple[int, memoryview]] = collections.deque()
-        self._queued_bytes = 0
-        self._sent = 0
-        self._acknowledged = 0
-        self._is_over = False
-        self._is_closing = False
-        self._why = ""
-        self._dropping = False
-        self._counted = 0
 
     def open(self, *, application_id: str, recording_id: str) -> None:
         """Look for the viewer, and start the process that sends to it.
@@ -131,7 +108,7 @@ class Viewer:
             OSError: the process can't be started, or the port to serve at is taken.
         """
         if "connect" in self._how:
-            _probe(self.url)
+            _probe(self._url)
         else:
             with socket.socket() as port:
                 port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,52 +129,21 @@ class Viewer:
 
             fcntl.fcntl(self._input(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         names = {"application_id": application_id, "recording_id": recording_id, "stall_seconds": STALL_SECONDS}
-        self._put(GREETING, json.dumps(self._how | names).encode())
+        greeting = json.dumps(self._how | names).encode()
+        os.write(self._input(), HEADER.pack(GREETING, len(greeting)) + greeting)  # for which a pipe has room
         for task in (self._pump, self._listen):
             threading.Thread(target=task, name="torchrl_rerun-viewer", daemon=True).start()
 
-    def begin(self, frames: tuple[int, int] | None) -> None:
-        """Chunks come that belong together: of the frames ``[first, last)``, or of none. Whether there is room for them."""
-        self._dropping = self._is_over or (frames is not None and self._queued_bytes > QUEUE_BYTES)
-        if self._dropping and frames is not None:
-            first, last = frames
-            self.dropped_frames += max(0, last - max(first, self._counted))
-            self._counted = max(self._counted, last)
-
-    def offer(self, chunk: Chunk) -> None:
-        """Take a copy of a chunk, if there is room for what it belongs to. Never waits."""
-        if not self._dropping:
-            self._put(CHUNK, _encoded(chunk.to_record_batch()))
-
     def show(self, layout: rrb.Blueprint) -> None:
         """Arrange the views by a layout."""
-        self._put(LAYOUT, pickle.dumps(layout))
-
-    def sync(self) -> None:
-        """Return when the viewer has what it was offered, or is given up: after 10 s without progress at the latest."""
-        with self._changed:
-            while not self._is_over and self._acknowledged < self._sent:
-                seen = self._acknowledged
-                if not self._changed.wait_for(functools.partial(self._has_news, seen), STALL_SECONDS):
-                    return
-
-    def _has_news(self, seen: int) -> bool:
-        return self._is_over or self._acknowledged != seen
-
-    def trouble(self) -> ConnectionError | None:
-        """What became of the viewer, if it takes nothing any more."""
-        if not self._is_over or self._is_closing:
-            return None
-        return ConnectionError(
-            f"the viewer at {self.url} is gone ({self._why or 'the process that sends to it has ended'})"
-        )
+        self._send(LAYOUT, pickle.dumps(layout))
 
     def close(self) -> None:
         """Send the rest, for 5 s at the most, and end. What is in a queue then is lost."""
         process = self._process
         if process is None or self._owner != os.getpid():
             return
-        self._put(END, b"")
+        self._send(END, b"")
         with self._changed:
             self._is_closing = not self._is_over
             self._changed.wait_for(lambda: self._is_over, CLOSE_SECONDS)
@@ -210,17 +156,13 @@ class Viewer:
     def _pump(self) -> None:
         """Write what is queued into the pipe: a viewer that doesn't read blocks this thread, and no other."""
         with contextlib.suppress(OSError):
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: bool(self._queue) or self._is_over)
-                    if self._is_over:
-                        break
-                    kind, data = self._queue.popleft()
-                for part in (memoryview(HEADER.pack(kind, len(data))), data):
+            while (message := self._next()) is not None:
+                (kind, data), size = message
+                for part in (memoryview(HEADER.pack(kind, size)), data):
                     written = 0
                     while written < len(part):
                         written += os.write(self._input(), part[written:])
-                self._queued_bytes -= len(data)
+                self._taken(size)
                 if kind == END:
                     break
 
@@ -229,31 +171,28 @@ class Viewer:
         process = self._process
         assert process is not None
         assert process.stdout is not None
+        why = "the process that sends to it has ended"
         for line in process.stdout:
             word, _, rest = line.decode(errors="replace").strip().partition(" ")
-            with self._changed:
-                if word == "ack":
-                    self._acknowledged = int(rest)
-                elif word == "error":
-                    self._why = rest
-                self._changed.notify_all()
-        with self._changed:
-            self._is_over = True
-            self._queue.clear()
-            self._changed.notify_all()
+            if word == "ack":
+                self._acknowledge(int(rest))
+            elif word == "error":
+                why = rest
+        self._end(why)
 
     def _input(self) -> int:
         assert self._process is not None
         assert self._process.stdin is not None
         return self._process.stdin.fileno()
 
-    def _put(self, kind: int, data: bytes | pa.Buffer) -> None:
-        with self._changed:
-            if not self._is_over:
-                self._queue.append((kind, memoryview(data)))
-                self._queued_bytes += len(data)
-                self._sent += kind in (CHUNK, LAYOUT)
-                self._changed.notify_all()
+    def _message(self, chunk: pa.Buffer) -> tuple[int, memoryview]:
+        return CHUNK, memoryview(chunk)
+
+    def _stalled(self) -> None:
+        """The process that sends to it sees to that."""
+
+    def _send(self, kind: int, data: bytes) -> None:
+        self._put((kind, memoryview(data)), len(data))
 
 
 def _probe(url: str) -> None:
@@ -278,10 +217,3 @@ def _probe(url: str) -> None:
         raise ConnectionError(f"no viewer at {url}: {why}; start one with `rerun --bind 127.0.0.1`") from error
     if len(answer) < 4 or answer[3] != 4:
         raise ConnectionError(f"no viewer at {url}: what listens there is no gRPC server")
-
-
-def _encoded(batch: pa.RecordBatch) -> pa.Buffer:
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, batch.schema) as writer:
-        writer.write_batch(batch)
-    return stream.getvalue()

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from rerun.chunk import Chunk
 
+from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.sinks import Sink
-from torchrl_rerun.viewers import Viewer
 
 
 class Writer:
@@ -20,8 +20,10 @@ class Writer:
 
     Args:
         sink: an open sink. It is waited for.
-        viewers: get copies of what there is room for. They are never waited for.
+        outlets: get copies, and are waited for only where nothing else keeps what is recorded.
         noticed: called on the writer's thread when something has gone wrong.
+        idle: called on the writer's thread when there has been nothing to do for a while.
+        patience: how many seconds that is.
         application_id, recording_id: what the recording is called.
 
     Attributes:
@@ -32,15 +34,19 @@ class Writer:
     def __init__(
         self,
         sink: Sink,
-        viewers: Sequence[Viewer],
+        outlets: Sequence[Outlet],
         noticed: Callable[[], None],
+        idle: Callable[[], None],
         *,
+        patience: float,
         application_id: str,
         recording_id: str,
     ) -> None:
         self._sink = sink
-        self._viewers = viewers
+        self._outlets = outlets
         self._noticed = noticed
+        self._idle = idle
+        self._patience = patience
         self._application_id = application_id
         self._recording_id = recording_id
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
@@ -94,17 +100,17 @@ class Writer:
 
     def _stream(self) -> Iterator[Chunk]:
         """All chunks, one after the other. Being asked for the next one means that those before are with the sink."""
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             if isinstance(job, threading.Event):
                 job.set()
                 continue
             began = time.monotonic()
             try:
-                for viewer in self._viewers:
-                    viewer.begin(job.frames)
+                for outlet in self._outlets:
+                    outlet.begin(job.frames)
                 for chunk in job.chunks:
-                    for viewer in self._viewers:
-                        viewer.offer(chunk)
+                    for outlet in self._outlets:
+                        outlet.offer(chunk)
                     yield chunk
                 self._sink.check()
             except Exception as error:
@@ -112,9 +118,16 @@ class Writer:
                 raise
             self._sink.settle()
             job.written()
-            if any(viewer.trouble() is not None for viewer in self._viewers):
+            if any(outlet.trouble() is not None for outlet in self._outlets):
                 self._noticed()
             self.busy_seconds += time.monotonic() - began
+
+    def _next(self) -> _Job | threading.Event | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=self._patience)
+            except queue.Empty:
+                self._idle()
 
 
 class _Job(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +50,8 @@ def export_pictures(
     if not mp4:
         raise typer.BadParameter("say as what: --mp4", param_hint="'--mp4'")
     try:
+        from av import FFmpegError
+
         from torchrl_rerun.exporting import videos_of, write_video
     except ImportError:
         fail(_WHAT, "this needs PyAV: pip install 'torchrl-rerun[video]'")
@@ -58,10 +61,9 @@ def export_pictures(
         fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
     failed = False
     for video in videos:
-        name = video.path.name
         try:
-            exported = write_video(video, lambda items, total, name=name: with_progress(items, total, name))  # type: ignore[misc]
-        except (OSError, RuntimeError, ValueError) as error:
+            exported = write_video(video, functools.partial(with_progress, what=video.path.name))
+        except (FFmpegError, OSError, RuntimeError, ValueError) as error:
             complaints.print("[red]not exported[/]:", escape(f"{video.path}: {error}"))
             failed = True
             continue

@@ -1,0 +1,130 @@
+"""Encoding the pictures of several environments on several threads, beside encoding them on one of usual priority.
+
+By processor time, thread by thread: what the busiest of them uses is how long all of it takes where each has a processor for
+itself. Then how far another thread gets meanwhile, which computes as an environment does, by the clock.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from benchmarks.report import Detail, Effort, Report
+from benchmarks.workloads import Sizes, smooth
+from torchrl_rerun import threads
+from torchrl_rerun.episodes import TIMELINES
+from torchrl_rerun.pictures import Pictures
+from torchrl_rerun.streams import ImageFormat, Leaf, describe
+
+SIZES: Mapping[Sizes, int] = {Sizes(8, 1, 1, (400, 600, 3)): 8, Sizes(16, 1, 1, (84, 84, 3)): 64}
+"""What is encoded, and how many pictures of each environment."""
+
+FORMATS: tuple[ImageFormat, ...] = ("jpeg", "h264", "av1")
+
+SECONDS = 0.5
+"""How long the other thread computes."""
+
+
+class Encoding:
+    """The pictures of a block, of several environments.
+
+    Args:
+        sizes: what they are.
+        image_format: what they become.
+        pictures: how many there are of each environment.
+    """
+
+    def __init__(self, sizes: Sizes, image_format: ImageFormat, pictures: int) -> None:
+        leaf = Leaf(("pixels",), "uint8", sizes.pixels)
+        self._stream = describe(leaf, kinds={}, names={}, image_format=image_format)
+        self._pixels = np.ascontiguousarray(smooth(sizes, pictures)["pixels"].swapaxes(0, 1))
+        self._positions = np.zeros((pictures, len(TIMELINES)), np.int64)
+
+    def run(self) -> None:
+        """Encode all of them."""
+        encoded = Pictures(30.0, max_age=math.inf)
+        for env, rows in enumerate(self._pixels):
+            encoded.add(f"/env_{env}", self._stream, rows, self._positions)
+        encoded.settle()
+
+    def busiest(self) -> float:
+        """Seconds of processor time that the busiest thread needs for it."""
+        before = _times()
+        self.run()
+        return max(now - before.get(thread, 0.0) for thread, now in _times().items())
+
+    def beside(self) -> float:
+        """How many rounds a second another thread gets through meanwhile."""
+        over = threading.Event()
+
+        def encode() -> None:
+            while not over.is_set():
+                self.run()
+
+        thread = threading.Thread(target=encode)
+        thread.start()
+        numbers, rounds, end = np.ones(1 << 14), 0, time.perf_counter() + SECONDS
+        while time.perf_counter() < end:
+            numbers.sum()  # without the interpreter's lock
+            sum(range(200))  # with it
+            rounds += 1
+        over.set()
+        thread.join()
+        return rounds / SECONDS
+
+
+def measure(effort: Effort) -> Report:
+    """15 rounds; quick: 5."""
+    pools = {"one": threads._Threads(1, niceness=0), "several": threads._threads}
+    details = []
+    for sizes, pictures in SIZES.items():
+        for image_format in FORMATS:
+            encoding = Encoding(sizes, image_format, pictures)
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in pools}
+            for number in range(1 + effort.of(15, 5)):
+                for name, pool in pools.items():
+                    threads._threads = pool
+                    once = encoding.busiest(), encoding.beside()
+                    if number:  # the first round is to warm up
+                        found[name].append(once)
+            figure = f"encoding, {sizes.envs} x {'x'.join(map(str, sizes.pixels))}, {image_format}"
+            each = sizes.envs * pictures
+            details += _details(figure, found, each)
+    threads._threads = pools["several"]
+    return Report((), tuple(details))
+
+
+def _details(figure: str, found: Mapping[str, list[tuple[float, float]]], pictures: int) -> list[Detail]:
+    busiest = {name: statistics.median(one[0] for one in rounds) / pictures for name, rounds in found.items()}
+    beside = {name: statistics.median(one[1] for one in rounds) for name, rounds in found.items()}
+    several = f"{threads._threads._most} threads"
+    return [
+        Detail(
+            figure,
+            f"processor time of the busiest thread, with one and with {several}",
+            f"{busiest['one'] * 1e3:.3f} and {busiest['several'] * 1e3:.3f} ms a picture: "
+            f"{busiest['several'] / busiest['one']:.2f} x",
+            {f"{name}_s": seconds for name, seconds in busiest.items()},
+        ),
+        Detail(
+            figure,
+            f"how far another thread gets meanwhile, with {several} beside one",
+            f"{beside['several'] / beside['one']:.2f} x",
+            {f"{name}_rounds": rounds for name, rounds in beside.items()},
+        ),
+    ]
+
+
+def _times() -> dict[int, float]:
+    """Processor time of each thread that encodes."""
+    encoders = (thread for thread in threading.enumerate() if thread.name == threads.NAME)
+    return {
+        thread.ident: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        for thread in encoders
+        if thread.ident is not None
+    }

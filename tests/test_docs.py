@@ -1,0 +1,81 @@
+"""The documentation: its examples run, its commands exist, and it becomes a site without a warning."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from sphinx.util.inventory import InventoryFile
+from typer.testing import CliRunner
+
+import torchrl_rerun
+from pages import DOCS, PAGES, ROOT, examples
+from torchrl_rerun.cli import app
+
+COMMAND = re.compile(r"^\$ .*?\b(torchrl-rerun\b[^)|>\n]*)", re.MULTILINE)
+of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture
+def quick_workers():
+    """Worker processes are forked from one that has imported everything, which would take each of them seconds."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_rerun.recorder"])
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@of_each_page
+def test_examples_of_a_page_run(page, tmp_path, monkeypatch, quick_workers):
+    """One after the other, as in one program."""
+    monkeypatch.chdir(tmp_path)
+    for example in examples(page):
+        example.evaluate()
+
+
+@of_each_page
+def test_commands_of_a_page_exist(page):
+    """With the options that they are given: where one is unknown there is no help, but an error."""
+    for command in COMMAND.findall(page.read_text()):
+        asked = CliRunner().invoke(app, [*shlex.split(command, comments=True)[1:], "--help"])
+        assert asked.exit_code == 0, f"{command}\n{asked.output}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """As `make docs` makes it; the tutorial is run."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", str(DOCS), str(folder)]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_site_has_every_page(site):
+    pages = {path.relative_to(DOCS).with_suffix(".html") for path in (*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb"))}
+    built = {path.relative_to(site) for path in site.rglob("*.html")}
+    assert {page for page in pages if "_build" not in page.parts} <= built
+
+
+def test_site_describes_all_that_is_public(site):
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
+    described = {name for kind in ("py:class", "py:exception", "py:function") for name in inventory.data[kind]}
+    assert {f"torchrl_rerun.{name}" for name in torchrl_rerun.__all__} <= described
+
+
+def test_tutorial_is_kept_without_outputs():
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_tutorial_shows_what_it_made(site):
+    tutorial = (site / "tutorial.html").read_text()
+    assert "episodes failed; the worst of them:" in tutorial
+    assert "failures/env_" in tutorial
+    assert re.search(r'<img [^>]*src="_images/[0-9a-f]{64}\.png"', tutorial)

@@ -1,0 +1,104 @@
+"""Recordings in the cells of a notebook, executed by a real Jupyter kernel."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+import rerun as rr
+from nbclient import NotebookClient
+from torchrl.envs import GymEnv
+
+from readback import read
+from torchrl_rerun import RerunRecorder
+
+RECORD = """
+import os
+os.environ.setdefault("RL_WARNINGS", "0")
+from torchrl.envs import GymEnv
+from torchrl_rerun import RerunRecorder
+env = GymEnv("CartPole-v1").append_transform(RerunRecorder({sink!r}, {options}))
+rollout = env.rollout(20)
+"""
+SENT = """
+import tempfile
+from ipywidgets.widgets.widget import _instances
+from rerun.chunk import RrdReader
+viewer = [widget for widget in _instances.values() if type(widget).__module__ == "rerun_notebook"][-1]
+ids, frames = set(), []
+for _, buffers in viewer._event_queue:  # what waits for the browser
+    for data in buffers:
+        with tempfile.NamedTemporaryFile(suffix=".rrd") as file:
+            file.write(data)
+            file.flush()
+            reader = RrdReader(file.name)
+            ids |= {store.recording_id for store in reader.recordings()}
+            if reader.recordings():
+                for chunk in reader.stream().filter(content="/env_0/observation", is_static=False):
+                    frames += chunk.to_record_batch().column("frame").to_pylist()
+print(sorted(ids), sorted(frames))
+"""
+
+
+def outputs_of(cells, folder):
+    """What the cells of a notebook put out, cell by cell."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    return [cell.outputs for cell in notebook.cells]
+
+
+def test_a_cell_shows_what_is_recorded_so_far_and_all_in_the_end(path, tmp_path):
+    cells = [
+        RECORD.format(sink=str(path), options="recording_id='mine'"),
+        "env.transform.show(width='auto', height=400)",
+        SENT,
+        "_ = env.rollout(20)\nenv.close()",
+        "env.transform.show()",
+        SENT,
+    ]
+    outputs = outputs_of(cells, tmp_path)
+    for shown in (outputs[1], outputs[4]):
+        assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown)
+    frames = read(path)["/env_0/observation"].along("frame")
+    (half,), (whole,) = outputs[2], outputs[5]
+    assert whole["text"] == f"['mine'] {frames}\n"
+    first = half["text"].removesuffix("]\n")
+    assert whole["text"].startswith(f"{first}, ")
+
+
+def test_without_the_extra_it_says_what_to_install(path, tmp_path):
+    cells = [
+        "import sys; sys.modules['rerun_notebook'] = None",  # as if it weren't installed
+        RECORD.format(sink=str(path), options=""),
+        "try:\n    env.transform.show()\nexcept ImportError as error:\n    print(error)",
+    ]
+    (said,) = outputs_of(cells, tmp_path)[-1]
+    assert "pip install 'torchrl-rerun[notebook]'" in said["text"]
+
+
+def test_outside_a_notebook_it_prints_how_to_watch(path, capsys):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+    env.rollout(5)
+    env.transform.show()
+    env.close()
+    env.transform.show()
+    assert capsys.readouterr().out.splitlines() == [f"to watch it: rerun {path}"] * 2
+
+
+def test_episodes_are_shown_together(tmp_path, capsys):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(tmp_path / "run", split="episode"))
+    env.rollout(60, break_when_any_done=False)
+    env.close()
+    env.transform.show()
+    files = sorted(map(str, (tmp_path / "run").glob("*.rrd")))
+    assert len(files) > 1
+    assert capsys.readouterr().out == f"to watch it: rerun {' '.join(files)}\n"
+
+
+def test_there_must_be_something_to_show(path):
+    with pytest.raises(ValueError, match="nothing has been recorded yet"):
+        RerunRecorder(path).show()
+    stream = rr.RecordingStream("mine")
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(stream))
+    env.rollout(5)
+    with pytest.raises(ValueError, match="nothing to show but the recording stream 'mine'"):
+        env.transform.show()

@@ -1,0 +1,341 @@
+"""Recording streams of the user's own: one timeline with what the user logs, and no harm from one that takes nothing."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import rerun as rr
+from rerun.chunk import RrdReader
+
+from readback import read, same
+from servers import free_port, started_viewer, wait_until
+from test_environments import Zoo
+from test_faults import cartpole
+from test_viewers import Pictures, frames, received
+from torchrl_rerun import RecordingError, RerunRecorder, outlets
+
+KEYS = ["x", "pixels"]
+
+
+@pytest.fixture
+def stream(tmp_path):
+    """A stream that is saved to a file."""
+    stream = rr.RecordingStream("mine", recording_id="one")
+    stream.save(tmp_path / "stream.rrd")
+    return stream
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return tmp_path / "stream.rrd"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Streams are given up sooner."""
+    monkeypatch.setattr(outlets, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr("torchrl_rerun.rerun_streams.STALL_SECONDS", 3.0)
+
+
+def rows_of(path, entity):
+    chunks = RrdReader(path).stream().filter(content=entity, is_static=False)
+    return [chunk.to_record_batch() for chunk in chunks]
+
+
+def test_a_stream_gets_what_a_file_gets_bit_for_bit(path, stream, saved):
+    env = Zoo((2,)).append_transform(RerunRecorder([path, stream], image_format="png"))
+    env.rollout(30, break_when_any_done=False)
+    env.close()
+    stream.disconnect()
+    ours, theirs = read(path), read(saved)
+    assert (theirs.recording_id, theirs.application_id) == (ours.recording_id, ours.application_id) == ("one", "mine")
+    assert theirs.schema == ours.schema
+    assert set(theirs.entities) == set(ours.entities)
+    for entity, rows in ours.entities.items():
+        assert theirs[entity].times == rows.times
+        assert all(same(a, b) for a, b in zip(theirs[entity].values, rows.values, strict=True)), entity
+
+
+def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(stream, saved):
+    """64 MB of raw pictures through a queue of 32 MB at most."""
+    env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
+    env.rollout(600, break_when_any_done=False)
+    env.transform.dump()
+    stats = env.transform.stats()
+    assert stats["frames_lost"] == stats["frames_dropped"] == stats["frames_waiting"] == 0
+    assert stats["frames_written"] == stats["frames"]
+    env.close()
+    stream.disconnect()
+    assert frames(saved, "/env_0/pixels") == list(range(int(stats["frames"])))
+
+
+def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
+    recorder = RerunRecorder(stream, in_keys=KEYS)
+    env = Pictures().append_transform(recorder)
+    for update in range(3):
+        env.rollout(5)
+        stream.set_time("step", sequence=int(recorder.stats()["steps"]))
+        stream.log("loss", rr.Scalars(float(update)))
+    env.close()
+    stream.log("loss", rr.Scalars(3.0))  # it is still the user's
+    stream.disconnect()
+    loss, x = rows_of(saved, "/loss"), rows_of(saved, "/env_0/x")
+    assert [step for batch in loss for step in batch.column("step").to_pylist()] == [5, 10, 15, 15]
+    assert {batch.schema.field("step").type for batch in loss} == {batch.schema.field("step").type for batch in x}
+    assert len(RrdReader(saved).recordings()) == 1
+
+
+def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
+    bare = rr.RecordingStream("mine", recording_id="two")
+    bare.save(tmp_path / "bare.rrd")
+    for each, blueprint in ((stream, True), (bare, False)):
+        env = Pictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=blueprint))
+        env.rollout(3)
+        env.close()
+        each.disconnect()
+    assert len(RrdReader(saved).blueprints()) == 1
+    assert RrdReader(tmp_path / "bare.rrd").blueprints() == []
+
+
+def test_the_name_of_the_recording_is_the_users(stream, saved):
+    stream.send_recording_name("best run")
+    env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS))
+    env.rollout(3)
+    env.close()
+    stream.disconnect()
+    names = [chunk.to_record_batch() for chunk in RrdReader(saved).stream() if chunk.entity_path == "/__properties"]
+    said = [
+        batch.column("RecordingInfo:name").to_pylist() for batch in names if "RecordingInfo:name" in batch.schema.names
+    ]
+    assert said == [[["best run"]]]
+
+
+def test_the_active_recording_at_the_first_reset(tmp_path):
+    env = Pictures().append_transform(RerunRecorder(in_keys=KEYS))
+    with pytest.raises(ConnectionError, match=r"no active recording: call rr.init"):
+        env.reset()
+    with rr.RecordingStream("mine", recording_id="active") as stream:
+        stream.save(tmp_path / "active.rrd")
+        env.rollout(5)
+        env.close()
+    recorded = read(tmp_path / "active.rrd")
+    assert recorded.recording_id == "active"
+    assert recorded["/env_0/x"].along("frame") == list(range(6))
+
+
+def test_a_file_sink_is_its_path(path):
+    recorder = RerunRecorder(rr.FileSink(path), in_keys=KEYS)
+    env = Pictures().append_transform(recorder)
+    env.rollout(5)
+    env.close()
+    assert recorder.path == path
+    assert repr(recorder) == f"RerunRecorder({str(path)!r})"
+    assert frames(path) == list(range(6))
+    with pytest.raises(FileExistsError):
+        RerunRecorder(rr.FileSink(path))
+
+
+def test_all_at_once(path, stream, saved, tmp_path):
+    serve, shown, served = rr.GrpcServerSink("127.0.0.1", free_port()), tmp_path / "shown.rrd", tmp_path / "served.rrd"
+    with started_viewer() as (_, url), received(url, shown):
+        recorder = RerunRecorder([path, stream, rr.GrpcSink(url), serve], in_keys=KEYS)
+        env = Pictures().append_transform(recorder)
+        env.rollout(20)
+        env.transform.dump()
+        with received(serve.uri, served):
+            env.rollout(10)
+            env.transform.dump()
+        env.close()
+    stream.disconnect()
+    assert recorder.path == path
+    assert repr(recorder).endswith(f"run.rrd', '{url}', '{serve.uri}', \"the recording stream 'mine'\")")
+    for each in (path, saved, shown, served):
+        assert frames(each) == list(range(32))
+
+
+# --- what can't be ---
+
+
+def test_what_a_stream_has_to_say_itself(stream, tmp_path):
+    with pytest.raises(ValueError, match="leave them out"):
+        RerunRecorder(stream, recording_id="another")
+    with pytest.raises(ValueError, match="one recording stream"):
+        RerunRecorder([stream, None])
+    for split in ("episode", "dump"):
+        with pytest.raises(ValueError, match="recording streams get whole runs"):
+            RerunRecorder([tmp_path, stream], split=split)
+
+
+def test_two_recorders_of_one_stream_would_be_in_each_others_way(stream, saved):
+    first, second = (cartpole().append_transform(RerunRecorder(stream)) for _ in range(2))
+    first.rollout(3)
+    with pytest.raises(OSError, match=r"'mine' holds env_0 of another recorder: give each"):
+        second.rollout(3)
+    first.close()
+    second.rollout(3)  # now it is free
+    second.close()
+
+
+def test_copies_find_the_stream_in_their_process(stream, saved):
+    recorder = pickle.loads(pickle.dumps(copy.deepcopy(RerunRecorder(stream))))
+    env = cartpole().append_transform(recorder)
+    env.rollout(3)
+    env.close()
+    stream.disconnect()
+    assert read(saved)["/env_0/reward"].values
+
+
+def test_a_frame_is_sent_though_no_other_comes(tmp_path):
+    shown = tmp_path / "shown.rrd"
+    with started_viewer() as (_, url), received(url, shown):
+        env = Pictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=60))
+        env.rollout(5)
+        wait_until(lambda: not env.transform.stats()["frames_waiting"], 5)
+    assert frames(shown) == list(range(6))
+    env.close()
+
+
+def test_a_worker_records_nothing_and_says_what_to_do(stream, saved):
+    def work(said):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            env = cartpole().append_transform(RerunRecorder(stream))
+            env.rollout(5)
+            env.rollout(5)
+        said.put([str(each.message) for each in warned if "nothing is recorded" in str(each.message)])
+
+    context = multiprocessing.get_context("fork")
+    said = context.Queue()
+    worker = context.Process(target=work, args=(said,))
+    worker.start()
+    (message,) = said.get(timeout=60)
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert "can't be had in a process of its own: append the recorder to the batched environment" in message
+    stream.disconnect()
+    assert not [c for c in RrdReader(saved).stream() if c.entity_path.startswith("/env_")]
+
+
+# --- streams that take nothing ---
+
+
+def train_until_frames_are_dropped(env):
+    deadline = time.monotonic() + 60
+    while not env.transform.stats()["frames_dropped"]:
+        assert time.monotonic() < deadline
+        env.rollout(10)
+        time.sleep(0.1)
+    for _ in range(20):  # the writer notices with the next block, and the frame after that says so
+        time.sleep(0.1)
+        env.rollout(10)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fate", ["killed", "stopped", "absent"])
+def test_a_stream_that_takes_nothing_is_given_up(fate):
+    with started_viewer() as (viewer, url):
+        stream = rr.RecordingStream("mine")
+        stream.connect_grpc(f"rerun+http://127.0.0.1:{free_port()}/proxy" if fate == "absent" else url)
+        env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
+        if fate != "absent":
+            env.rollout(5)
+            env.transform.dump()
+            viewer.send_signal(signal.SIGKILL if fate == "killed" else signal.SIGSTOP)
+        with pytest.warns(RuntimeWarning, match="'mine' was given up") as warned:
+            train_until_frames_are_dropped(env)
+        with pytest.raises(RecordingError, match=r"'mine' failed, \d+ frames were lost.*was given up"):
+            env.transform.dump()
+        stats = env.transform.stats()
+        assert stats["frames_dropped"] == stats["frames_lost"] > 0
+        start = time.monotonic()
+        with pytest.raises(RecordingError, match="was given up"):
+            env.close()
+        assert time.monotonic() - start < 10
+        assert len([w for w in warned if "was given up" in str(w.message)]) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_file_does_not_wait_for_the_stream_beside_it(path):
+    with started_viewer() as (viewer, url):
+        stream = rr.RecordingStream("mine")
+        stream.connect_grpc(url)
+        env = Pictures().append_transform(RerunRecorder([path, stream], in_keys=KEYS, image_format="raw"))
+        env.rollout(5)
+        env.transform.dump()
+        viewer.send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        env.rollout(600, break_when_any_done=False)
+        waited = env.transform.stats()["seconds_waited"]
+        assert waited < (time.monotonic() - start) / 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env.transform.dump()
+            env.rollout(5)
+        stats = env.transform.stats()
+        assert stats["frames_lost"] == 0
+        assert stats["frames_dropped"] > 0
+        env.close()
+    assert frames(path) == list(range(int(stats["frames"])))
+
+
+SCRIPT = f"""
+import os, signal, sys, warnings
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+warnings.simplefilter("ignore")
+import rerun as rr
+from test_viewers import Pictures
+from torchrl_rerun import RerunRecorder, outlets, rerun_streams
+outlets.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
+url, viewer, path = sys.argv[1:]
+rr.init("mine")
+rr.connect_grpc(url)
+env = Pictures().append_transform(RerunRecorder([path, None] if path else None, in_keys=["x", "pixels"], image_format="raw"))
+env.rollout(5)
+if int(viewer):
+    env.transform.dump()
+    os.kill(int(viewer), signal.SIGSTOP)
+env.rollout(100, break_when_any_done=False)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("fate", "beside"), [("stopped", False), ("stopped", True), ("absent", False)])
+def test_the_process_ends_beside_a_stream_that_takes_nothing(path, fate, beside):
+    with started_viewer() as (viewer, url):
+        if fate == "absent":
+            url = f"rerun+http://127.0.0.1:{free_port()}/proxy"
+        arguments = [url, str(viewer.pid if fate == "stopped" else 0), str(path) if beside else ""]
+        run = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
+        try:
+            assert run.stdout.readline() == "end\n"
+            start = time.monotonic()
+            assert run.wait(60) == 0
+            assert time.monotonic() - start < 30
+        finally:
+            run.kill()
+            run.stdout.close()
+    if beside:
+        assert frames(path) == list(range(107))
+
+
+def test_who_forgets_to_close_loses_nothing_at_the_end_of_the_program(saved):
+    script = f"""
+import rerun as rr
+rr.init("mine")
+rr.save({str(saved)!r})
+from test_viewers import Pictures
+from torchrl_rerun import RerunRecorder
+env = Pictures().append_transform(RerunRecorder(in_keys=["x"]))
+env.rollout(20)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
+    assert frames(saved) == list(range(21))

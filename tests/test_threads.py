@@ -1,0 +1,94 @@
+"""Threads that encode: order, errors, forks and the end of the program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from torchrl.envs import SerialEnv
+
+from readback import read, read_folder
+from test_hostile import Scripted
+from test_pictures import picture, psnr
+from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.threads import submit
+
+
+def test_tasks_are_done_and_raise():
+    done = [submit(lambda i=i: (i, threading.current_thread().name)) for i in range(200)]
+    assert [future.result(10)[0] for future in done] == list(range(200))
+    assert {future.result()[1] for future in done} == {"torchrl_rerun-encoder"}
+    with pytest.raises(ZeroDivisionError):
+        submit(lambda: 1 / 0).result(10)
+    assert submit(lambda: "goes on").result(10) == "goes on"
+
+
+def test_they_dont_hold_up_the_end_of_the_program():
+    code = "import time; from torchrl_rerun.threads import submit; submit(lambda: time.sleep(60))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+def test_a_forked_process_has_its_own():
+    submit(lambda: None).result(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks of programs with threads
+        child = os.fork()
+    if not child:
+        os._exit(submit(lambda: 7).result(10))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "h264"])
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_each_environment_gets_its_own_pictures_in_order(tmp_path, image_format, split):
+    """Of several environments and two keys, in several blocks."""
+
+    def observed(env):
+        return lambda t: {"a": picture(5 * t + 50 * env, (24, 40, 3)), "b": picture(9 * t + 70 * env, (24, 40, 1))}
+
+    env = SerialEnv(3, [lambda i=i: Scripted(observed(i)) for i in range(3)])
+    path = tmp_path / ("run.rrd" if split == "run" else "run")
+    env = env.append_transform(RerunRecorder(path, image_format=image_format, split=split, buffer_bytes=100_000))
+    env.rollout(20, break_when_any_done=False)
+    env.close()
+    found = {None: read(path)} if split == "run" else read_folder(path)
+    for index in range(3):
+        for key in "ab":
+            rows = found[None][f"/env_{index}/{key}"] if split == "run" else found[index, 0][f"/{key}"]
+            assert rows.along("episode_step") == list(range(21))
+            for t, value in enumerate(rows.values):
+                assert psnr(value, observed(index)(t)[key]) > 25, (index, key, t)
+
+
+def test_what_an_encoder_cant_do_is_told(path):
+    """x264 makes no video that is wider than 16384."""
+    env = Scripted(lambda t: {"x": torch.zeros(2, 20_000, 3, dtype=torch.uint8)})
+    env = env.append_transform(RerunRecorder(path, image_format="h264"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env.rollout(5)
+        with pytest.raises(RecordingError, match="6 frames were lost"):
+            env.transform.dump()
+        with pytest.raises(RecordingError):
+            env.close()
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "av1"])
+def test_who_forgets_to_close_loses_nothing(path, image_format):
+    """Pictures are encoded when the program has come to its end."""
+    code = f"""
+from torchrl.envs import GymEnv, SerialEnv
+from torchrl_rerun import RerunRecorder
+env = SerialEnv(2, lambda: GymEnv("CartPole-v1", from_pixels=True))
+env = env.append_transform(RerunRecorder({str(path)!r}, image_format={image_format!r}))
+env.rollout(10, break_when_any_done=False)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    recorded = read(path)
+    assert [len(recorded[f"/env_{env}/pixels"].values) for env in range(2)] == [11, 11]
