@@ -311,7 +311,9 @@ def test_agents_have_names_and_colours_of_their_own(path):
     _, recorded = names_in(path, VmasEnv("flocking", num_envs=2, n_agents=3, max_steps=20))
     agents = ["agent_0", "agent_1", "agent_2"]
     styles = [recorded.static[f"/env_1/agents/action/{agent}"] for agent in agents]
-    assert [style["SeriesLines:names"] for style in styles] == [["action[0]", "action[1]"]] * 3  # of each there is a plot
+    assert [style["SeriesLines:names"] for style in styles] == [
+        ["action[0]", "action[1]"]
+    ] * 3  # of each there is a plot
     assert len({tuple(style["SeriesLines:colors"]) for style in styles}) == 1
     lines = [
         recorded.static[f"/env_1/agents/{key}/{agent}"] for key in ("reward", "episode_return") for agent in agents

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchrl_rerun.browsing import Browser, browse
     from torchrl_rerun.keeping import Episode, Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.reading import LoadedEpisode, Recordings, load
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.sinks import RecordingError
 
 __all__ = [
+    "Browser",
     "Episode",
     "Keep",
     "KeepBest",
@@ -29,6 +31,7 @@ __all__ = [
     "Repaired",
     "Replayed",
     "RerunRecorder",
+    "browse",
     "list_episodes",
     "load",
     "repair",
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Browser": "browsing",
     "Episode": "keeping",
     "Keep": "keeping",
     "KeepBest": "keeping",
@@ -50,6 +54,7 @@ _HOMES = {
     "Repaired": "repairing",
     "Replayed": "replaying",
     "RerunRecorder": "recorder",
+    "browse": "browsing",
     "list_episodes": "listing",
     "load": "reading",
     "repair": "repairing",

@@ -234,21 +234,27 @@ class Feed:
 
     # --- stored ---
 
-    def transition(self, env: EnvBase | None, moment: TensorDictBase, begins: Mask = None) -> None:
-        """One moment of a stored rollout.
+    def rollout(self, env: EnvBase | None, rollout: TensorDictBase, begins: Mask = None) -> None:
+        """Some consecutive moments of a stored rollout.
 
         Args:
             env: the environment, for its specs; None: there is none.
-            moment: root keys at t, ``("next", ...)`` keys at t + 1, of all environments. A ``"mask"`` entry says which
-                of them are not padding, a ``"_step"`` entry which were stepped.
-            begins: which of them begin an episode, whatever the data looks like.
+            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1, of all environments. A ``"mask"``
+                entry says which of them are not padding, a ``"_step"`` entry which were stepped.
+            begins: which of them begin an episode with the first moment, whatever the data looks like.
         """
+        if self.recording is None or self.recording.process != os.getpid():
+            self._continuity.forget()
+        begun = self._continuity.begun(rollout)
+        if begins is not None:
+            begun[:, 0] |= begins
+        for i, moment in enumerate(rollout.unbind(-1)):
+            self._transition(env, moment, begun[:, i])
+
+    def _transition(self, env: EnvBase | None, moment: TensorDictBase, begun: npt.NDArray[np.bool_]) -> None:
         following = moment.get("next")
         stepped = stepped_in(moment)
         mask = None if stepped is None else stepped.cpu().numpy().reshape(-1)
-        begun = self._continuity.begun(moment)
-        if begins is not None:
-            begun |= begins
 
         def env_of() -> EnvBase | None:
             return env
@@ -259,7 +265,6 @@ class Feed:
             observed = moment.select(*specs.data_keys(following), strict=False)
             self.reset(env_of, observed, None if begun.all() else begun, outcome=following)
         self.step(env_of, moment, self.acted(lambda: None, moment), following, mask)
-        self._continuity.step(following, stepped)
 
     # --- what is seen ---
 
@@ -494,8 +499,6 @@ class Feed:
             if ended is not None and not ended.may_go_on:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
-            if ended is None:
-                self._continuity.forget()
             self._forget_keys()
             try:
                 self.recording = open_recording(self._settings, env(), batch_size, ended, self._resumed)

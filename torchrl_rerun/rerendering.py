@@ -85,19 +85,18 @@ class Rerendering:
         """
         continuity = Continuity()
         for piece in pieces:
-            begins = piece.begins
-            for moment in piece.tensordict.unbind(-1):
+            begun = continuity.begun(piece.tensordict)
+            begun[:, 0] |= piece.begins
+            for i, moment in enumerate(piece.tensordict.unbind(-1)):
                 stepped = stepped_in(moment)
-                begun = continuity.begun(moment) | begins
-                following = moment.get("next")
-                continuity.step(following, stepped)
-                yield Piece(self._with_pictures(moment, stepped, begun, piece.seeds).unsqueeze(-1), begun)
-                begins = np.zeros_like(begun)
+                mask = np.ones(len(begun), bool) if stepped is None else stepped.numpy().reshape(-1)
+                pictured = self._with_pictures(moment, mask, begun[:, i] & mask, piece.seeds)
+                yield Piece(pictured.unsqueeze(-1), begun[:, i])
 
     def _with_pictures(
         self,
         moment: TensorDictBase,
-        stepped: torch.Tensor | None,
+        mask: npt.NDArray[np.bool_],
         begun: npt.NDArray[np.bool_],
         seeds: Sequence[int | None],
     ) -> TensorDictBase:
@@ -105,12 +104,11 @@ class Rerendering:
             self._actors = [_Actor(self._make_env(), self._first_seed(i)) for i in range(len(begun))]
         if specs.value_of(moment, PIXELS) is not None:
             raise ValueError(f"there are {name_of(PIXELS)} already: they needn't be rendered")
-        mask = np.ones(len(begun), bool) if stepped is None else stepped.numpy().reshape(-1)
         root, following = _arrays(moment), _arrays(moment.get("next"))
         before, after = [], []
         for i, actor in enumerate(self._actors):
             now = {key: values[i] for key, values in root.items()}
-            if mask[i] and begun[i]:
+            if begun[i]:
                 self._note(i, actor, actor.begin(now, seeds[i] if seeds else None))
             before.append(actor.picture)
             if mask[i]:
@@ -277,6 +275,8 @@ def _difference(came: Mapping[Key, npt.NDArray[Any]], stored: Mapping[Key, Any])
             if key == ("reward",):
                 continue
             raise ValueError(f"no {name_of(key)} is stored, by which pictures could be checked")
+        if value.size == 1 and known.size > 1 and known.sum() == known.max() == 1:  # one-hot
+            known = known.argmax()
         if known.size != value.size:
             return key, float("inf")
         a, b = value.reshape(-1).astype(np.float64), known.reshape(-1).astype(np.float64)

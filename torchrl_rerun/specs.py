@@ -204,6 +204,11 @@ def is_group(value: Any) -> bool:
     return is_tensor_collection(value) and not isinstance(value, NonTensorData | NonTensorStack)
 
 
+def is_uneven(value: Any) -> bool:
+    """Whether a lazy stack couldn't stack it, see :func:`value_of`."""
+    return value is _UNEVEN
+
+
 def is_non_tensor(value: Any) -> bool:
     """Whether a value of a tensordict is Python data and not a tensor."""
     return isinstance(value, NonTensorData | NonTensorStack) or not isinstance(value, torch.Tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make
 _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))
 """What TorchRL's collectors and data sets call the number of a trajectory."""
 
+_MAPPED_BYTES = 64 << 20
+"""After so many the mapping is made anew."""
+
 STORAGE = "storage_metadata.json"
 """What a replay buffer's storage has beside its tensordict."""
 
@@ -38,13 +41,18 @@ def saved(path: Path) -> Stored:
         ValueError: it holds something else.
     """
     try:
-        with safe_globals(_SAFE):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        loaded = _loaded(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(_why_not_loaded(path, error)) from None
     if not isinstance(loaded, TensorDictBase):
         raise ValueError(f"{path} was saved with torch.save, but is a {type(loaded).__name__} and not a TensorDict")  # noqa: TRY004 - the file is at fault
-    return _of(loaded, f"{path}: a saved TensorDict", path)
+    again = _loaded if _is_zip(path) else lambda _: loaded
+    return _of(loaded, lambda: again(path), f"{path}: a saved TensorDict", path)
+
+
+def _loaded(path: Path) -> Any:
+    with safe_globals(_SAFE):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
 
 
 def _is_zip(path: Path) -> bool:
@@ -73,7 +81,7 @@ def memory_mapped(path: Path) -> Stored:
     Raises:
         ValueError: it can't be loaded, or not without executing what is in it.
     """
-    return _of(_mapped(path), f"{path}: a memory-mapped TensorDict", path)
+    return _of(_mapped(path), lambda: _mapped(path), f"{path}: a memory-mapped TensorDict", path)
 
 
 def _mapped(path: Path) -> TensorDictBase:
@@ -102,14 +110,21 @@ def replay_buffer(path: Path) -> Stored:
     cursor = json.loads(writer.read_text()).get("cursor", 0) if writer.exists() else 0
     # A storage that is full is written to from its beginning again.
     order = np.arange(rows) if rows < len(stored) else np.roll(np.arange(rows), -(cursor % max(1, rows)))
-    return _of(stored, f"{path}: a replay buffer", path, order)
+    return _of(stored, lambda: _mapped(storage), f"{path}: a replay buffer", path, order)
 
 
-def _of(stored: TensorDictBase, what: str, path: Path, order: npt.NDArray[np.int64] | None = None) -> Stored:
+def _of(
+    stored: TensorDictBase,
+    again: Callable[[], TensorDictBase],
+    what: str,
+    path: Path,
+    order: npt.NDArray[np.int64] | None = None,
+) -> Stored:
     """A tensordict as trajectories.
 
     Args:
         stored: ``[*batch, time]``.
+        again: maps it again: what was looked at stays in memory for as long as the mapping lives.
         what: what it is.
         path: where it is.
         order: it is a storage, ``[time, *batch]``, of which these rows are meant, in this order.
@@ -135,11 +150,15 @@ def _of(stored: TensorDictBase, what: str, path: Path, order: npt.NDArray[np.int
 
     def pieces() -> Iterator[Piece]:
         envs = stored.batch_size.numel() // max(1, stored.batch_size[0 if takes_rows else -1])
+        mapped, moments, bytes_per_moment = stored, 0, _bytes(stored) / max(1, len(rows))
         cuts = [0, *np.flatnonzero(starts), len(rows)]
         for begin, end in itertools.pairwise(cuts):
-            for at, until in spans(begin, end, _bytes(stored) / max(1, len(rows))):
+            for at, until in spans(begin, end, bytes_per_moment):
                 begins = np.full(envs, at == begin and at > 0)
-                yield Piece(_taken(stored, rows[at:until], takes_rows=takes_rows), begins)
+                yield Piece(_taken(mapped, rows[at:until], takes_rows=takes_rows), begins)
+                moments += until - at
+                if moments * bytes_per_moment > _MAPPED_BYTES:
+                    mapped, moments = again(), 0
 
     return Stored(what, len(rows), pieces)
 
