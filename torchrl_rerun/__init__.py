@@ -6,14 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchrl_rerun.browsing import Browser, browse
     from torchrl_rerun.keeping import Episode, Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.reading import LoadedEpisode, Recordings, load
     from torchrl_rerun.recorder import RerunRecorder
     from torchrl_rerun.repairing import Repaired, repair
+    from torchrl_rerun.replaying import Replayed, replay
     from torchrl_rerun.sinks import RecordingError
 
 __all__ = [
+    "Browser",
     "Episode",
     "Keep",
     "KeepBest",
@@ -26,13 +29,17 @@ __all__ = [
     "RecordingError",
     "Recordings",
     "Repaired",
+    "Replayed",
     "RerunRecorder",
+    "browse",
     "list_episodes",
     "load",
     "repair",
+    "replay",
 ]
 
 _HOMES = {
+    "Browser": "browsing",
     "Episode": "keeping",
     "Keep": "keeping",
     "KeepBest": "keeping",
@@ -45,10 +52,13 @@ _HOMES = {
     "RecordingError": "sinks",
     "Recordings": "reading",
     "Repaired": "repairing",
+    "Replayed": "replaying",
     "RerunRecorder": "recorder",
+    "browse": "browsing",
     "list_episodes": "listing",
     "load": "reading",
     "repair": "repairing",
+    "replay": "replaying",
 }
 
 

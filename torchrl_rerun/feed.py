@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
 from torchrl_rerun.camera import PIXELS, Camera
+from torchrl_rerun.continuing import Continuity, stepped_in
 from torchrl_rerun.episodes import Progress
 from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
@@ -60,7 +61,7 @@ class Feed:
         self._resumed: Progress | None = None
         self._camera = Camera() if settings.render else None
         self._forget_keys()
-        self._last: TensorDictBase | None = None
+        self._continuity = Continuity()
         self._resets_itself = False
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
@@ -233,20 +234,27 @@ class Feed:
 
     # --- stored ---
 
-    def transition(self, env: EnvBase | None, moment: TensorDictBase) -> None:
-        """One moment of a stored rollout.
+    def rollout(self, env: EnvBase | None, rollout: TensorDictBase, begins: Mask = None) -> None:
+        """Some consecutive moments of a stored rollout.
 
         Args:
             env: the environment, for its specs; None: there is none.
-            moment: root keys at t, ``("next", ...)`` keys at t + 1, of all environments. A ``"mask"`` entry says which
-                of them are not padding, a ``"_step"`` entry which were stepped.
+            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1, of all environments. A ``"mask"``
+                entry says which of them are not padding, a ``"_step"`` entry which were stepped.
+            begins: which of them begin an episode with the first moment, whatever the data looks like.
         """
+        if self.recording is None or self.recording.process != os.getpid():
+            self._continuity.forget()
+        begun = self._continuity.begun(rollout)
+        if begins is not None:
+            begun[:, 0] |= begins
+        for i, moment in enumerate(rollout.unbind(-1)):
+            self._transition(env, moment, begun[:, i])
+
+    def _transition(self, env: EnvBase | None, moment: TensorDictBase, begun: npt.NDArray[np.bool_]) -> None:
         following = moment.get("next")
-        stepped: torch.Tensor | None = next(
-            (moment.get(key) for key in ("mask", "_step") if moment.get(key, None) is not None), None
-        )
+        stepped = stepped_in(moment)
         mask = None if stepped is None else stepped.cpu().numpy().reshape(-1)
-        begun = self._begun(moment)
 
         def env_of() -> EnvBase | None:
             return env
@@ -257,32 +265,6 @@ class Feed:
             observed = moment.select(*specs.data_keys(following), strict=False)
             self.reset(env_of, observed, None if begun.all() else begun, outcome=following)
         self.step(env_of, moment, self.acted(lambda: None, moment), following, mask)
-        # The rows of environments that were left out stay as they were the last time.
-        if stepped is None or self._last is None:
-            self._last = following.clone()
-        else:
-            self._last = following.clone().where(stepped.reshape(moment.batch_size), self._last)
-
-    def _begun(self, moment: TensorDictBase) -> npt.NDArray[np.bool_]:
-        """Which environments are at the start of an episode: those whose last step ended one, or wasn't the one before."""
-        count = moment.batch_size.numel()
-        if self._last is None or self._last.batch_size != moment.batch_size:
-            return np.ones(count, bool)
-        begun = np.zeros(count, bool)
-        for key in specs.data_keys(self._last):
-            value, following = specs.value_of(self._last, key), specs.value_of(moment, key)
-            if specs.is_non_tensor(value):
-                continue
-            before = specs.as_array(value, moment.batch_size)
-            if key[-1] in ("done", "terminated", "truncated"):
-                begun |= before.reshape(count, -1).any(axis=1)
-            elif following is not None and not specs.is_non_tensor(following) and key[-1] != "reward":
-                now = specs.as_array(following, moment.batch_size)
-                same = np.array(
-                    [np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(before, now, strict=True)]
-                )
-                begun |= ~same
-        return begun
 
     # --- what is seen ---
 
@@ -517,7 +499,6 @@ class Feed:
             if ended is not None and not ended.may_go_on:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
-            self._last = None if ended is None else self._last
             self._forget_keys()
             try:
                 self.recording = open_recording(self._settings, env(), batch_size, ended, self._resumed)

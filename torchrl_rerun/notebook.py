@@ -38,19 +38,52 @@ def show_files(paths: Sequence[Path], layout: rrb.Blueprint | None, *, width: Si
     if not is_here():
         print(f"to watch it: rerun {shlex.join(map(str, paths))}")  # noqa: T201 - where a notebook would show it
         return
-    viewer = _viewer(width=width, height=height, use_global_recording=False)
-    streams: dict[str, rr.RecordingStream] = {}
-    for reader in filter(None, map(reader_of, paths)):
-        (store,) = reader.recordings()
-        stream = streams.get(store.recording_id)
-        if stream is None:
-            stream = rr.RecordingStream(store.application_id, recording_id=store.recording_id, send_properties=False)
-            streams[store.recording_id] = stream
-            viewer.add_recording(stream, blueprint=layout)
-        stream.send_chunks(reader.stream())
-    for stream in streams.values():
-        stream.flush()
-    viewer.display()
+    stage = Stage(width=width, height=height)
+    stage.send(paths, layout)
+    stage.viewer.display()
+
+
+class Stage:
+    """A viewer in a notebook, to which files are sent.
+
+    Args:
+        width: of the viewer.
+        height: of the viewer.
+
+    Attributes:
+        viewer: the viewer.
+
+    Raises:
+        ImportError: Rerun's viewer for notebooks isn't installed.
+    """
+
+    def __init__(self, *, width: Size, height: Size) -> None:
+        self.viewer = _viewer(width=width, height=height, use_global_recording=False)
+
+    def send(self, paths: Sequence[Path], layout: rrb.Blueprint | None) -> list[str]:
+        """Send what is in files, which may still be written.
+
+        Args:
+            paths: the files. Those of one recording id are shown as one.
+            layout: what the viewer arranges them by.
+
+        Returns:
+            The ids of the recordings.
+        """
+        streams: dict[str, rr.RecordingStream] = {}
+        for reader in filter(None, map(reader_of, paths)):
+            (store,) = reader.recordings()
+            stream = streams.get(store.recording_id)
+            if stream is None:
+                stream = rr.RecordingStream(
+                    store.application_id, recording_id=store.recording_id, send_properties=False
+                )
+                streams[store.recording_id] = stream
+                self.viewer.add_recording(stream, blueprint=layout)
+            stream.send_chunks(reader.stream())
+        for stream in streams.values():
+            stream.flush()
+        return list(streams)
 
 
 def show_url(url: str, *, width: Size, height: Size) -> None:
@@ -75,6 +108,6 @@ def _viewer(**options: Any) -> rr.notebook.Viewer:
 
     if not notebook.HAS_NOTEBOOK:
         raise ImportError(
-            "show() needs Rerun's viewer for notebooks: pip install 'torchrl-rerun[notebook]', and restart the kernel"
+            "this needs Rerun's viewer for notebooks: pip install 'torchrl-rerun[notebook]', and restart the kernel"
         )
     return notebook.Viewer(**options)

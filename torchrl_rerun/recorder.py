@@ -44,6 +44,10 @@ Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink |
 """What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
 
 
+_SOME_MOMENTS = 64
+"""Of stored rollouts so many are looked at together."""
+
+
 class RerunRecorder(Transform):
     """Records what an environment does, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
@@ -533,21 +537,23 @@ class RerunRecorder(Transform):
             return  # appended: the environment's own steps are recorded already
         self._must_not_render()
         if "next" in tensordict.keys():
-            self._feed.transition(env, tensordict)
+            self._feed.rollout(env, tensordict.unsqueeze(-1))
             return
         # A stopping rollout passes the root of the next transition, and completes that very object in the next step.
         self._release_held()
         self._now.held = (env, tensordict)
 
-    def log_rollout(self, tensordict: TensorDictBase) -> None:
+    def log_rollout(self, tensordict: TensorDictBase, *, begins: bool | Sequence[bool] = False) -> None:
         """Record a stored rollout, such as ``env.rollout()`` or a collector returns.
 
         A rollout that goes on where the last one ended (the batches of a collector) continues its episodes; anything
         else begins new ones. Rows that a ``"mask"`` entry (``split_trajectories``) marks as padding are left out.
+        Data of other kinds is what :func:`replay` is for.
 
         Args:
             tensordict: ``[*batch, time]`` in TorchRL's form: root keys at t, ``("next", ...)`` keys at t + 1. Without a
                 dimension it is a single moment.
+            begins: whether it begins new episodes although it looks as if it went on; or for each environment.
 
         Raises:
             KeyError: there is no ``"next"``: it isn't a rollout.
@@ -558,8 +564,11 @@ class RerunRecorder(Transform):
         self._must_not_render()
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
-        for moment in tensordict.unsqueeze(0).unbind(0) if tensordict.batch_dims == 0 else tensordict.unbind(-1):
-            self._feed.transition(self.environment, moment)
+        rollout = tensordict if tensordict.batch_dims else tensordict.unsqueeze(0)
+        first: Mask = np.asarray(begins, bool).reshape(-1)
+        for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
+            self._feed.rollout(self.environment, rollout[..., at : at + _SOME_MOMENTS], first)
+            first = None
 
     def __enter__(self) -> Self:
         return self
@@ -602,7 +611,7 @@ class RerunRecorder(Transform):
             env, tensordict = self._now.held
             self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
-                self._feed.transition(env, tensordict)
+                self._feed.rollout(env, tensordict.unsqueeze(-1))
 
 
 @dataclasses.dataclass(slots=True)

@@ -204,6 +204,11 @@ def is_group(value: Any) -> bool:
     return is_tensor_collection(value) and not isinstance(value, NonTensorData | NonTensorStack)
 
 
+def is_uneven(value: Any) -> bool:
+    """Whether a lazy stack couldn't stack it, see :func:`value_of`."""
+    return value is _UNEVEN
+
+
 def is_non_tensor(value: Any) -> bool:
     """Whether a value of a tensordict is Python data and not a tensor."""
     return isinstance(value, NonTensorData | NonTensorStack) or not isinstance(value, torch.Tensor)
@@ -396,7 +401,7 @@ def frames_per_second(env: EnvBase | None) -> float | None:
     """How many frames make a second of simulated time: ``metadata["render_fps"]`` or ``1 / dt``, if either is said."""
     inner = _innermost(env)
     if isinstance(inner, ParallelEnv):
-        return _registered_fps(env_name(inner))
+        return registered_fps(env_name(inner))
     simulator = getattr(inner, "_env", None)
     for owner in (simulator, getattr(simulator, "unwrapped", None)):
         metadata = getattr(owner, "metadata", None)
@@ -406,7 +411,7 @@ def frames_per_second(env: EnvBase | None) -> float | None:
     return 1.0 / float(dt) if isinstance(dt, int | float) and dt > 0 else None
 
 
-def _registered_fps(name: str | None) -> float | None:
+def registered_fps(name: str | None) -> float | None:
     """The frame rate that a registered gymnasium environment's class declares."""
     try:
         entry_point = gymnasium.spec(name or "").entry_point

@@ -8,6 +8,7 @@ from torchrl_rerun.cli.export import export_pictures
 from torchrl_rerun.cli.info import show_info
 from torchrl_rerun.cli.ls import list_recorded
 from torchrl_rerun.cli.repair import repair_files
+from torchrl_rerun.cli.replay import replay_stored
 from torchrl_rerun.cli.screenshot import take_screenshots
 from torchrl_rerun.cli.view import view_recordings
 
@@ -31,3 +32,4 @@ app.command("info")(show_info)
 app.command("export")(export_pictures)
 app.command("screenshot")(take_screenshots)
 app.command("repair")(repair_files)
+app.command("replay")(replay_stored)

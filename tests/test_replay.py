@@ -1,0 +1,286 @@
+"""What was stored elsewhere, by the libraries that store it, comes back from the recording bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import gymnasium
+import h5py
+import minari
+import nbformat
+import numpy as np
+import pytest
+import torch
+from minari.data_collector import EpisodeBuffer
+from minari.dataset.minari_storage import MinariStorage
+from nbclient import NotebookClient
+from torchrl.collectors import Collector
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
+from torchrl.record import TensorDictRecorder
+from typer.testing import CliRunner
+
+from readback import same
+from torchrl_rerun import RerunRecorder, load, replay
+from torchrl_rerun.cli import app
+
+N = 40
+
+
+def rollout(env=None, steps=N):
+    env = env or GymEnv("CartPole-v1")
+    env.set_seed(0)
+    return env.rollout(steps, break_when_any_done=False)
+
+
+def assert_same(recorded, stored):
+    for key in stored.keys(include_nested=True, leaves_only=True):
+        assert same(recorded[key], stored[key]), key
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+@pytest.mark.parametrize("way", ["save", "memmap"])
+def test_a_stored_rollout(way, envs, path, tmp_path):
+    stored = rollout(SerialEnv(envs, lambda: GymEnv("CartPole-v1")) if envs > 1 else None)
+    if way == "save":
+        torch.save(stored, tmp_path / "stored")
+    else:
+        stored.memmap(tmp_path / "stored")
+    replayed = replay(tmp_path / "stored", path)
+    assert (replayed.steps, replayed.episodes) == (N, len(load(path)))
+    assert_same(load(path).rollout(), stored)
+
+
+def test_what_tensordict_recorder_saved(path, tmp_path):
+    env = TransformedEnv(GymEnv("CartPole-v1"), TensorDictRecorder(str(tmp_path / "it"), skip=1))
+    env.transform.tag = str(tmp_path / "it")
+    stored = env.rollout(8)
+    env.transform.dump()
+    replay(tmp_path / "it_tensordict.t", path)
+    assert_same(load(path).rollout()["next"], stored["next"])
+
+
+class Malice:
+    def __reduce__(self):
+        return os.system, ("touch was_executed",)
+
+
+def test_a_pickle_that_executes_something_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"rollout": Malice()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match=r"evil\.pt is a pickle that asks for \S*system, and is refused"):
+        replay(tmp_path / "evil.pt", path)
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert (tmp_path / "was_executed").exists(), "it is malicious"
+
+
+def test_pickles_in_other_files_are_refused(path, tmp_path):
+    np.savez(tmp_path / "evil.npz", observations=np.array([Malice()], object), actions=np.zeros(1))
+    with pytest.raises(ValueError, match="holds Python objects under 'observations', and is refused"):
+        replay(tmp_path / "evil.npz", path)
+
+
+@pytest.mark.parametrize("size", [1000, 50])
+def test_a_replay_buffer_trajectory_by_trajectory_the_oldest_first(size, path, tmp_path):
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(size), batch_size=4)
+    seen = []
+    for batch in Collector(SerialEnv(2, lambda: GymEnv("CartPole-v1")), None, frames_per_batch=40, total_frames=80):
+        buffer.extend(batch.reshape(-1))
+        seen.append(batch.reshape(-1).clone())
+    stored = torch.cat(seen)[-size:]
+    buffer.dumps(tmp_path / "buffer")
+    replay(tmp_path / "buffer", path)
+    ids = stored["collector", "traj_ids"]
+    order = list(dict.fromkeys(ids.tolist()))
+    recorded = load(path)
+    assert [each["collector", "traj_ids"][0].item() for each in recorded] == order
+    for each, number in zip(recorded, order, strict=True):
+        assert_same(each.tensordict(), stored[ids == number])
+
+
+def test_a_replay_buffer_of_a_batch(path, tmp_path):
+    stored = rollout(SerialEnv(2, lambda: GymEnv("CartPole-v1")))
+    buffer = TensorDictReplayBuffer(storage=LazyMemmapStorage(200, ndim=2), batch_size=4)
+    buffer.extend(stored)
+    buffer.dumps(tmp_path / "buffer")
+    replay(tmp_path / "buffer", path)
+    assert_same(load(path).rollout(), stored)
+
+
+@pytest.fixture(scope="module")
+def minari_set(tmp_path_factory):
+    """Three episodes of CartPole, as its collector stores them (which itself needs half a gigabyte of jax)."""
+    folder = tmp_path_factory.mktemp("minari") / "data"
+    folder.mkdir()
+    env = gymnasium.make("CartPole-v1")
+    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+    storage = MinariStorage.new(folder, **spaces, env_spec=env.spec, data_format="hdf5")
+    for i in range(3):
+        seen, rows = [env.reset(seed=i)[0]], []
+        while not rows or not (rows[-1][2] or rows[-1][3]):
+            action = env.action_space.sample()
+            observed, *rest, _ = env.step(action)
+            seen.append(observed)
+            rows.append((action, *rest))
+        actions, rewards, terminated, truncated = map(list, zip(*rows, strict=True))
+        parts = {"rewards": rewards, "terminations": terminated, "truncations": truncated, "infos": {}}
+        buffer = EpisodeBuffer(id=i, seed=i, observations=np.array(seen), actions=np.array(actions), **parts)
+        storage.update_episodes([buffer])
+    storage.update_metadata({"dataset_id": "cartpole/test-v0", "minari_version": minari.__version__})
+    return folder.parent
+
+
+def test_a_minari_set(minari_set, path):
+    replay(minari_set, path)
+    stored = minari.MinariDataset(minari_set / "data")
+    for each, episode in zip(load(path), stored.iterate_episodes(), strict=True):
+        assert same(each["observation"], torch.from_numpy(episode.observations))
+        assert same(each["action"], torch.from_numpy(episode.actions))
+        assert same(each["reward"][:, 0], torch.from_numpy(episode.rewards))
+        assert each.properties.terminated
+
+
+def test_hdf5_with_a_group_for_each_episode(minari_set, path):
+    assert replay(minari_set / "data" / "main_data.hdf5", path).episodes == 3
+
+
+@pytest.fixture
+def arrays():
+    random = np.random.default_rng(0)
+    ends = np.isin(np.arange(3000), [1200, 2999])
+    return {
+        "img": random.standard_normal((3000, 5)).astype("f4"),
+        "actions": random.standard_normal((3000, 2)),
+        "rewards": random.standard_normal(3000).astype("f4"),
+        "terminals": ends,
+        "timeouts": np.zeros(3000, bool),
+        "infos/level": np.arange(3000),
+    }
+
+
+@pytest.mark.parametrize("kind", ["npz", "compressed", "hdf5"])
+def test_arrays_over_time(kind, arrays, path, tmp_path):
+    file = tmp_path / "arrays"
+    if kind == "hdf5":
+        with h5py.File(file, "w") as written:
+            for name, values in arrays.items():
+                written[name] = values
+    else:
+        with file.open("wb") as opened:
+            (np.savez if kind == "npz" else np.savez_compressed)(opened, **arrays)
+    asked = CliRunner().invoke(app, ["replay", str(file), "-o", str(path), "-k", "observation=img"])
+    assert asked.exit_code == 0, asked.output
+    assert "2 episodes, 3,000 steps" in asked.output
+    assert [each.properties.length for each in load(path)] == [1201, 1799]
+    both = torch.cat([each.tensordict() for each in load(path)])
+    assert same(both["observation"], torch.from_numpy(arrays["img"]))
+    assert same(both["next", "observation"][:1200], torch.from_numpy(arrays["img"][1:1201]))
+    assert both["next", "observation"][[1200, 2999]].isnan().all(), "it isn't stored"
+    assert same(both["action"], torch.from_numpy(arrays["actions"]))
+    assert same(both["next", "reward"][:, 0], torch.from_numpy(arrays["rewards"]))
+    assert same(both["infos", "level"], torch.from_numpy(arrays["infos/level"]))
+    assert same(both["next", "terminated"][:, 0], torch.from_numpy(arrays["terminals"]))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PAR1....", "looks like Parquet"),
+        (b"", "an empty file"),
+        (b"hello", "looks like text"),
+        (b"PK\3\4", "cut off"),
+    ],
+)
+def test_what_cant_be_read_is_named(content, said, path, tmp_path):
+    (tmp_path / "what").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        replay(tmp_path / "what", path)
+    assert not path.exists()
+
+
+def test_arrays_of_unknown_names_say_how_to_name_them(path, tmp_path):
+    np.savez(tmp_path / "a.npz", foo=np.zeros(3))
+    with pytest.raises(ValueError, match=r"called foo, none of which .* --key observation=NAME"):
+        replay(tmp_path / "a.npz", path)
+
+
+def test_a_recording_is_rendered_afterwards(path, tmp_path):
+    env = SerialEnv(2, lambda: GymEnv("CartPole-v1")).append_transform(RerunRecorder(path))
+    env.set_seed(0)
+    env.rollout(30, break_when_any_done=False)
+    env.close()
+    replayed = replay(path, tmp_path / "seen.rrd", render="CartPole-v1", image_format="png")
+    assert not replayed.partings
+    before, after = load(path).rollout(), load(tmp_path / "seen.rrd").rollout()
+    assert_same(after, before)
+    simulator = gymnasium.make("CartPole-v1", render_mode="rgb_array")
+    simulator.reset()
+    simulator.unwrapped.state = before[1, 20]["observation"].double().numpy()
+    assert np.array_equal(after[1, 20]["pixels"].numpy(), simulator.render())
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "CliffWalking-v1"])
+def test_from_the_seed(name, path, tmp_path):
+    env = GymEnv(name)
+    env.set_seed(3)
+    torch.save(env.rollout(20, break_when_any_done=False), tmp_path / "stored")
+    assert not replay(tmp_path / "stored", path, render=name, seed=3).partings
+    assert load(path)[0]["pixels"][0].any()
+
+
+def test_where_they_part_is_said_and_shown_no_further(path, tmp_path):
+    stored = rollout()
+    stored["next", "reward"][5] = 3
+    torch.save(stored, tmp_path / "stored")
+    asked = CliRunner().invoke(app, ["replay", str(tmp_path / "stored"), "-o", str(path), "--render", "CartPole-v1"])
+    assert "environment 0, episode 0, step 6: 'reward' is off by 2" in asked.output
+    recorded = load(path).rollout()
+    assert_same(recorded, stored)
+    assert [pixels.any().item() for pixels in recorded["pixels"][:8]] == [True] * 6 + [False] * 2
+
+
+def test_what_cant_be_set_to_a_state_needs_a_seed(path, tmp_path):
+    torch.save(rollout(GymEnv("FrozenLake-v1"), 5), tmp_path / "stored")
+    with pytest.raises(ValueError, match=r"say the seed \(--seed\)"):
+        replay(tmp_path / "stored", path, render="FrozenLake-v1")
+
+
+def test_memory_is_bounded(tmp_path):
+    """A gigabyte on the disk, of which nothing is written but its size; on another process's scales."""
+    program = """
+import resource, torch
+from tensordict import TensorDict
+from torchrl_rerun import replay
+n = 6000
+size = {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8), "next": {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8)}}
+TensorDict(size, [n]).memmap_like("stored")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+replay("stored", "run.rrd", image_format="raw", buffer_bytes=8 << 20)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    stored = 2 * 6000 * 84 * 84 * 3 >> 20
+    assert int(told.stdout.split()[-1]) < 0.75 * stored
+
+
+def test_an_episode_is_picked_in_a_notebook(tmp_path):
+    recorder = RerunRecorder(tmp_path / "run", split="episode")
+    env = GymEnv("CartPole-v1").append_transform(recorder)
+    env.rollout(60, break_when_any_done=False)
+    env.close()
+    cells = [
+        "from torchrl_rerun import browse\nbrowser = browse('run')\nbrowser",
+        (
+            "sent = browser._stage.viewer._viewer._event_queue\nbefore = len(sent)\nbrowser.select.value = 1\n"
+            "print(browser.chosen.files[0].name, [event['type'] for event, _ in sent[before:]])"
+        ),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown, said = (cell.outputs for cell in notebook.cells)
+    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) >= 2
+    (told,) = said
+    assert told["text"].startswith("env_0_episode_000001.rrd ['rrd'")
+    assert told["text"].endswith("'recording_id']\n")

@@ -1,0 +1,107 @@
+"""``torchrl-rerun replay``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from torchrl_rerun.cli.console import complaints, count, fail, said, with_progress
+
+if TYPE_CHECKING:
+    from torchrl_rerun.replaying import Replayed
+
+_WHAT = "not replayed"
+_MOST_PARTINGS = 10
+
+
+class _Split(StrEnum):
+    RUN = "run"
+    EPISODE = "episode"
+
+
+def replay_stored(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A file or a folder of stored trajectories.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The recording (.rrd) to make, or a folder.", show_default=False)
+    ],
+    *,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", "-k", metavar="KEY=NAME", help="What an array is, as observation=img; may be repeated."),
+    ] = None,
+    render: Annotated[
+        str | None,
+        typer.Option("--render", metavar="ENV_ID", help="Render each moment in this gymnasium environment."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="With --render: replay from this seed and the stored actions.")
+    ] = None,
+    split: Annotated[
+        _Split, typer.Option("--split", help="One recording of it all, or a folder with one of each episode.")
+    ] = _Split.RUN,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a recording that exists.")] = False,
+) -> None:
+    """Make a recording of trajectories that were stored some other way.
+
+    SOURCE is a tensordict that was saved with `torch.save` (`TensorDictRecorder` does) or memory-mapped, a dump of a
+    TorchRL replay buffer, a Minari data set (its folder, or its id on this machine), an HDF5 or `.npz` file of arrays
+    over time, or a recording. Nothing in it is executed.
+
+    What was stored without pictures can be rendered afterwards, and is compared with what the environment does:
+
+        torchrl-rerun replay run.rrd -o watchable.rrd --render CartPole-v1
+    """
+    from torchrl_rerun.replaying import replay
+
+    if seed is not None and render is None:
+        raise typer.BadParameter("is what an environment is reset with: say which (--render)", param_hint="'--seed'")
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
+            replayed = replay(
+                source,
+                out,
+                keys=_keys(key or []),
+                render=render,
+                seed=seed,
+                progress=_progress,
+                split=split.value,
+                overwrite=overwrite,
+            )
+    except (OSError, ImportError, LookupError, ValueError) as error:
+        fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
+    for warning in warned:
+        if issubclass(warning.category, UserWarning):
+            complaints.print("[yellow]warning[/]:", escape(str(warning.message)))
+    _say(replayed)
+
+
+def _progress(moments: Iterable[Any], total: int | None) -> Iterator[Any]:
+    return with_progress(moments, total, "replaying")
+
+
+def _keys(given: list[str]) -> dict[Any, str]:
+    keys: dict[Any, str] = {}
+    for each in given:
+        key, is_there, name = each.partition("=")
+        if not (key and is_there and name):
+            raise typer.BadParameter(f"{each!r} is not KEY=NAME, as observation=img", param_hint="'--key' / '-k'")
+        keys[tuple(key.split("/"))] = name
+    return keys
+
+
+def _say(replayed: Replayed) -> None:
+    for parting in replayed.partings[:_MOST_PARTINGS]:
+        complaints.print("[yellow]parts from what is stored[/]:", escape(f"{parting}; no pictures from there on"))
+    if len(replayed.partings) > _MOST_PARTINGS:
+        complaints.print(f"[yellow]and so do {count(len(replayed.partings) - _MOST_PARTINGS, 'other episode')}[/]")
+    facts = f"{count(replayed.episodes, 'episode')}, {count(replayed.steps, 'step')} of {escape(replayed.what)}"
+    said.print(f"[green]{escape(str(replayed.path))}[/]: {facts}")

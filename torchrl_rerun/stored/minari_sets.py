@@ -1,0 +1,98 @@
+"""Minari's data sets, on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchrl_rerun.stored.arrays import Trajectory, stored_as
+from torchrl_rerun.stored.pieces import Stored
+from torchrl_rerun.streams import Key
+
+if TYPE_CHECKING:
+    from minari import MinariDataset
+
+
+def data_folder(path: Path) -> Path | None:
+    """Where the episodes of a data set are: its folder, or the one called ``data`` in it. None: it isn't one."""
+    for folder in (path, path / "data"):
+        metadata = folder / "metadata.json"
+        if metadata.is_file() and "total_episodes" in _described(metadata):
+            return folder
+    return None
+
+
+def _described(metadata: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(metadata.read_text())
+    except ValueError:
+        return {}
+    return described if isinstance(described, dict) else {}
+
+
+def local(name: str) -> Path | None:
+    """The folder of a data set that Minari has here by its id; None: there is none."""
+    try:
+        from minari.storage import get_dataset_path  # noqa: PLC0415 - an extra
+    except ImportError:
+        return None
+    try:
+        return data_folder(Path(get_dataset_path(name)))
+    except ValueError:  # it is no id
+        return None
+
+
+def minari_set(path: Path) -> Stored:
+    """A data set, with the seeds of its episodes.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        ImportError: Minari isn't installed.
+        ValueError: it can't be read.
+    """
+    try:
+        from minari import MinariDataset  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ImportError(f"{path} is a Minari data set: pip install 'torchrl-rerun[minari]'") from error
+    folder = data_folder(path)
+    assert folder is not None, "it was looked for"
+    try:
+        found = MinariDataset(folder)
+        facts = list(found.storage.get_episode_metadata(found.episode_indices))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as a Minari data set: {error}") from None
+    trajectories = [_opener(found, i, facts[i].get("seed")) for i in range(len(facts))]
+    lengths = [int(each["total_steps"]) for each in facts]
+    spec = found.env_spec
+    name = None if spec is None else spec.id
+    return stored_as(f"{path}: a Minari data set", trajectories, lengths, env_name=name)
+
+
+def _opener(found: MinariDataset, index: int, seed: Any) -> Callable[[], Trajectory]:
+    def opened() -> Trajectory:
+        episode = found[index]
+        columns = dict[Key, Any]()
+        for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
+            columns |= dict(_leaves((name,), getattr(episode, name)))
+        is_given = isinstance(seed, int | np.integer) and seed >= 0
+        return Trajectory(f"{found.spec.dataset_id}, episode {index}", columns, seed=int(seed) if is_given else None)
+
+    return opened
+
+
+def _leaves(key: Key, value: Any) -> Iterator[tuple[Key, Any]]:
+    """The arrays of a space that may be a dictionary or a tuple."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield from _leaves((*key, str(name)), each)
+    elif isinstance(value, tuple):
+        for i, each in enumerate(value):
+            yield from _leaves((*key, str(i)), each)
+    else:
+        yield key, np.asarray(value)

@@ -1,0 +1,111 @@
+"""Recordings as a source: what was recorded comes again, each environment's episodes one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_rerun.contents import contents_of
+from torchrl_rerun.reading import LoadedEpisode, load
+from torchrl_rerun.schema import Schema
+from torchrl_rerun.stored.pieces import Piece, Stored, spans
+
+
+def recordings(path: Path) -> Stored:
+    """What ``RerunRecorder`` recorded, all environments side by side.
+
+    Raises:
+        ValueError: there is no recording.
+        FileNotFoundError: there is nothing.
+    """
+    found = load(path)
+    of_each: dict[int, list[LoadedEpisode]] = {}
+    for episode in found:
+        of_each.setdefault(episode.properties.env, []).append(episode)
+    schema = _schema(found[0])
+    streams = [stream for stream, _ in schema.described if not stream.sums]
+    lengths = [sum(each.properties.length for each in episodes) for episodes in of_each.values()]
+    return Stored(
+        f"{path}: recordings",
+        max(lengths),
+        lambda: _side_by_side([_Environment(episodes) for episodes in of_each.values()]),
+        env_name=schema.source.name,
+        fps=schema.source.fps,
+        kinds={stream.key: stream.kind for stream in streams},
+        names={stream.key: stream.names for stream in streams if stream.names},
+        image_format={stream.key: stream.image_format for stream in streams if stream.image_format is not None},
+    )
+
+
+def _schema(episode: LoadedEpisode) -> Schema:
+    schema = contents_of(episode.files[0])[0].schema
+    assert schema is not None, "it was loaded"
+    return schema
+
+
+class _Environment:
+    """What is still to come of one environment."""
+
+    def __init__(self, episodes: list[LoadedEpisode]) -> None:
+        self._coming = iter(episodes)
+        self.is_over = False
+        self.seed: int | None = None
+        self._at = 0
+        self._steps: TensorDictBase | None = None
+        self._next()
+
+    def _next(self) -> None:
+        """The next episode that has steps."""
+        for episode in self._coming:
+            steps = episode.tensordict()
+            if len(steps):
+                self._steps, self._at, self.seed = steps, 0, episode.properties.seed
+                return
+        self.is_over = True
+
+    @property
+    def left(self) -> int:
+        assert self._steps is not None, "there is an episode"
+        return len(self._steps) - self._at
+
+    @property
+    def begins(self) -> bool:
+        return self._at == 0
+
+    @property
+    def bytes_per_moment(self) -> float:
+        assert self._steps is not None, "there is an episode"
+        return float(self._steps.bytes()) / len(self._steps)
+
+    def take(self, count: int) -> TensorDictBase:
+        """Its next steps. Of one that is over there are none: anything of the right shape stands in for them."""
+        assert self._steps is not None, "there is an episode"
+        if self.is_over:
+            return self._steps[-1:].expand(count).clone()
+        taken = self._steps[self._at : self._at + count]
+        self._at += count
+        if self._at == len(self._steps):
+            self._next()
+        return taken
+
+
+def _side_by_side(environments: list[_Environment]) -> Iterator[Piece]:
+    while True:
+        running = [each for each in environments if not each.is_over]
+        if not running:
+            return
+        bytes_per_moment = sum(each.bytes_per_moment for each in running)
+        _, count = next(spans(0, min(each.left for each in running), bytes_per_moment))
+        begins = np.array([each.begins and not each.is_over for each in environments])
+        seeds = [each.seed for each in environments]
+        stepped = torch.tensor([not each.is_over for each in environments])
+        parts = [each.take(count) for each in environments]
+        if len(parts) == 1:
+            yield Piece(parts[0], begins, seeds)
+            continue
+        together: TensorDictBase = torch.stack(parts, 0)
+        yield Piece(together.set("_step", stepped.unsqueeze(-1).expand(len(parts), count)), begins, seeds)
