@@ -17,8 +17,12 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ex
 exclude_patterns = ["_build"]
 nitpicky = True
 # What other libraries define is named in signatures, but described elsewhere.
-_OTHERS = r"(torch|torchrl|tensordict|rerun|rerun_bindings|rr|rrb|numpy|np|pyarrow|collections|datetime|os|pathlib)\..*"
-nitpick_ignore_regex = [("py:.*", _OTHERS)]
+_OTHERS = (
+    r"(torch|torchrl|tensordict|gymnasium|rerun|rerun_bindings|rr|rrb|numpy|np|pyarrow|collections|datetime|os|pathlib)\..*"
+    r"|NestedKey|Storage|TensorDictReplayBuffer"
+)
+_INNER = r"StepDataset|torchrl_rerun\.(streams|schema|history|rerendering|notebook)\..*"  # arguments of what is made by functions
+nitpick_ignore_regex = [("py:.*", _OTHERS), ("py:.*", _INNER)]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -452,7 +452,7 @@ class RerunRecorder(Transform):
 
     @property
     def path(self) -> Path | None:
-        """The file or the folder that is recorded to; None: there is none, but viewers or a recording stream alone."""
+        """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
         return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
