@@ -19,7 +19,7 @@ nitpicky = True
 # What other libraries define is named in signatures, but described elsewhere.
 _OTHERS = (
     r"(torch|torchrl|tensordict|gymnasium|rerun|rerun_bindings|rr|rrb|numpy|np|pyarrow|collections|datetime|os|pathlib)\..*"
-    r"|NestedKey|Storage|TensorDictReplayBuffer"
+    r"|NestedKey|Place|DatasetEntry|Storage|TensorDictReplayBuffer"
 )
 _INNER = r"StepDataset|torchrl_rerun\.(streams|schema|history|rerendering|notebook)\..*"  # arguments of what is made by functions
 nitpick_ignore_regex = [("py:.*", _OTHERS), ("py:.*", _INNER)]

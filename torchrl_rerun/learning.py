@@ -24,7 +24,7 @@ PIECE_BYTES = 32 << 20
 
 
 class StepDataset(Dataset[TensorDictBase]):
-    """Steps, or slices of episodes, read from the files when they are asked for; see :meth:`Recordings.dataset`.
+    """Steps, or slices of episodes, read from the files when they are asked for; see :meth:`torchrl_rerun.Recordings.dataset`.
 
     Args:
         episodes: of which.
