@@ -32,11 +32,11 @@ def expert(tensordict: TensorDictBase) -> TensorDictBase:
 
 def clone(folder: Path, updates: int) -> TensorDictModule:
     """A policy that acts as recorded."""
-    steps = torch.cat([episode.tensordict(["observation", "action"]) for episode in load(folder)])
+    steps = load(folder).replay_buffer(batch_size=256, keys=["observation", "action"])
     network = MLP(in_features=4, out_features=2, num_cells=[64, 64], activation_class=nn.Tanh)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for _ in range(updates):
-        batch = steps[torch.randint(len(steps), (256,))]
+        batch = steps.sample()
         loss = nn.functional.cross_entropy(network(batch["observation"]), batch["action"])
         optimizer.zero_grad()
         loss.backward()

@@ -55,3 +55,12 @@ def test_watch_live(tmp_path, capsys):
     assert "recorded " in capsys.readouterr().out
     chunks = list(RrdReader(shown).stream())
     assert {"/env_0/pixels", "/env_1/reward", "/steps_per_second"} <= {chunk.entity_path for chunk in chunks}
+
+
+def test_clone_from_recordings(tmp_path, capsys):
+    small = ["--expert-episodes", "1", "--updates", "60", "--episodes", "4", "--out", str(tmp_path)]
+    main_of("clone_from_recordings")(small)
+    said = capsys.readouterr().out
+    assert "expert: return 500.0 +- 0.0 over 1 episodes" in said
+    assert "over 4 episodes" in said
+    assert f"compare {tmp_path / 'expert'} {tmp_path / 'clone'}" in said
