@@ -17,7 +17,7 @@ import torchrl_rerun
 from pages import DOCS, PAGES, ROOT, examples
 from torchrl_rerun.cli import app
 
-COMMAND = re.compile(r"^\$ .*?\b(torchrl-rerun\b[^)|>\n]*)", re.MULTILINE)
+COMMAND = re.compile(r'^\$ .*\b(torchrl-rerun\b(?:"[^"\n]*"|[^)|>"\n])*)', re.MULTILINE)
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 

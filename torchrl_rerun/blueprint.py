@@ -64,12 +64,14 @@ class Recorded:
         envs: environment indices; None: the recording is of one environment, as of one episode.
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
         statistics: the keys of which there are statistics over all environments.
+        below: the name of the entity below which all of it lies; empty: at the root, as it is recorded.
     """
 
     streams: Sequence[Stream]
     envs: Sequence[int | None]
     fps: float | None = None
     statistics: Sequence[Key] = ()
+    below: str = ""
 
     @classmethod
     def of_schema(cls, schema: Schema, envs: Sequence[int | None]) -> Recorded:
@@ -85,6 +87,18 @@ class Recorded:
     def of(self, env: int | None) -> list[Stream]:
         """What is recorded of an environment: what all share is with the first one."""
         return [stream for stream in self.streams if env == self.envs[0] or not stream.shared]
+
+    def path(self, stream: Stream, env: int | None, lane: int = 0) -> str:
+        """The entity path of a stream of an environment."""
+        return self.under(entity_path(stream, env, lane))
+
+    def origin(self, env: int | None) -> str:
+        """The entity path below which an environment is."""
+        return self.under("" if env is None else f"/env_{env}") or "/"
+
+    def under(self, path: str) -> str:
+        """Where something lies that would be at ``path`` in a recording by itself."""
+        return f"/{self.below}{path}" if self.below else path
 
 
 def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
@@ -169,7 +183,7 @@ def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
         (rrb.TextDocumentView, {}, [stream for stream in streams if stream.kind == "text"]),
     )
     return [
-        view(origin=entity_path(stream, env, lane), name=_named(recorded, env, stream, lane), **options)
+        view(origin=recorded.path(stream, env, lane), name=_named(recorded, env, stream, lane), **options)
         for view, options, of_kind in shown
         for stream in of_kind
         for lane in range(stream.lanes)
@@ -203,7 +217,7 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
         rrb.Grid(
             *(
                 rrb.Spatial2DView(
-                    origin=entity_path(stream, env, lane), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES
+                    origin=recorded.path(stream, env, lane), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES
                 )
                 for env in shown
             ),
@@ -217,7 +231,10 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
         gains = [stream for stream in recorded.streams if stream.sums][:1]
         walls = [
             rrb.Grid(
-                *(_series(gains, env, f"env {env}", legend=False) if gains else cell(recorded, env) for env in shown),
+                *(
+                    _series(recorded, gains, env, f"env {env}", legend=False) if gains else cell(recorded, env)
+                    for env in shown
+                ),
                 grid_columns=columns,
                 name="environments",
             )
@@ -235,7 +252,7 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
     shown = (recorded.envs if envs is None else envs)[:MAX_LINES]
     sums = [stream for stream in recorded.streams if stream.sums]
     lines: dict[rr.EntityPath | str, Any] = {
-        entity_path(stream, env, lane): _line(" / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), color(row))
+        recorded.path(stream, env, lane): _line(" / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), color(row))
         for stream in sums[:1]
         for row, env in enumerate(shown)
         for lane in range(stream.lanes)
@@ -251,14 +268,14 @@ def statistics(recorded: Recorded) -> list[rrb.View]:
         recorded: what there is.
     """
     return [
-        rrb.TimeSeriesView(origin=batch_path(key), name=f"{' / '.join(key)}, all environments")
+        rrb.TimeSeriesView(origin=recorded.under(batch_path(key)), name=f"{' / '.join(key)}, all environments")
         for key in recorded.statistics
     ]
 
 
 def _overview(recorded: Recorded) -> rrb.Container:
     """A wall, what all come to, and the details of a few."""
-    details = rrb.Tabs(*(_details(recorded, env) for env in recorded.envs[:MAX_DETAILS]), name="details")
+    of_each = rrb.Tabs(*(details(recorded, env) for env in recorded.envs[:MAX_DETAILS]), name="details")
     if recorded.statistics:
         shares = [1, 2] if any(stream.is_picture for stream in recorded.streams) else [1, 1]
         left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares)
@@ -266,11 +283,16 @@ def _overview(recorded: Recorded) -> rrb.Container:
         left = rrb.Vertical(wall(recorded), returns(recorded), row_shares=[3, 1])
     else:
         left = wall(recorded)
-    return rrb.Horizontal(left, details, column_shares=[2, 1])
+    return rrb.Horizontal(left, of_each, column_shares=[2, 1])
 
 
-def _details(recorded: Recorded, env: int | None) -> rrb.Container:
-    """What there is of one environment, below one another."""
+def details(recorded: Recorded, env: int | None) -> rrb.Container:
+    """What there is of one environment, below one another: its first picture, and plots.
+
+    Args:
+        recorded: what there is.
+        env: the environment's index.
+    """
     views = [*pictures(recorded, env)[:1], *plots(recorded, env)]
     return _stack(views, 5, f"env {env}")
 
@@ -301,13 +323,13 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
     several = any(stream.agents for stream in gains)
     if gains and not several:
-        yield _series(gains, env, _titled(recorded, env, "reward and return"))
+        yield _series(recorded, gains, env, _titled(recorded, env, "reward and return"))
     for name, some in (
         ("return", [stream for stream in gains if stream.sums]),
         ("reward", [stream for stream in gains if not stream.sums]),
     ):
         if several and some:
-            yield _series(some, env, _titled(recorded, env, f"{name} of each agent"))
+            yield _series(recorded, some, env, _titled(recorded, env, f"{name} of each agent"))
     if states and second:
         yield _state_lanes(recorded, states, env)
     for stream in sorted(others, key=_rank):
@@ -329,7 +351,7 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
     if len(stream.agents) < 2 or math.prod(stream.row_shape) == 1:
         speeds = [name.endswith(" vel") for name in stream.names]
         if len(speeds) > MAX_NAMED and any(speeds) and not all(speeds):
-            path = entity_path(stream, env)
+            path = recorded.path(stream, env)
             return rrb.Horizontal(
                 *(
                     rrb.TimeSeriesView(
@@ -343,10 +365,10 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
                 ),
                 name=_titled(recorded, env, title),
             )
-        return _series([stream], env, _titled(recorded, env, title), axis=axis)
+        return _series(recorded, [stream], env, _titled(recorded, env, title), axis=axis)
     views = [
         rrb.TimeSeriesView(
-            origin=entity_path(stream, env, lane),
+            origin=recorded.path(stream, env, lane),
             name=_named(recorded, env, stream, lane),
             axis_x=axis,
             plot_legend=rrb.PlotLegend(visible=lane == 0),
@@ -358,14 +380,18 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
 
 
 def _state_lanes(recorded: Recorded, states: Sequence[Stream], env: int | None) -> rrb.View:
-    paths = [entity_path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
+    paths = [recorded.path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
     title = ", ".join(dict.fromkeys(stream.key[-1] for stream in states))
     return rrb.StateTimelineView(
-        origin=_origin(env), contents=paths, name=_titled(recorded, env, title), time_view=_around_the_cursor(env)
+        origin=recorded.origin(env),
+        contents=paths,
+        name=_titled(recorded, env, title),
+        time_view=_around_the_cursor(env),
     )
 
 
 def _series(
+    recorded: Recorded,
     streams: Sequence[Stream],
     env: int | None,
     name: str,
@@ -373,9 +399,9 @@ def _series(
     legend: bool = True,
     axis: rrb.archetypes.TimeAxis | None = None,
 ) -> rrb.TimeSeriesView:
-    paths = [entity_path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
+    paths = [recorded.path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
     return rrb.TimeSeriesView(
-        origin=_origin(env), contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
+        origin=recorded.origin(env), contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
     )
 
 
@@ -403,11 +429,10 @@ def _named(recorded: Recorded, env: int | None, stream: Stream, lane: int) -> st
 
 def _titled(recorded: Recorded, env: int | None, what: str) -> str:
     """Which environment it is of needn't be said of the only one."""
-    return what if env is None or len(recorded.envs) == 1 else f"env {env}: {what}"
-
-
-def _origin(env: int | None) -> str:
-    return "/" if env is None else f"/env_{env}"
+    whose = " ".join(
+        part for part in (recorded.below, "" if env is None or len(recorded.envs) == 1 else f"env {env}") if part
+    )
+    return f"{whose}: {what}" if whose else what
 
 
 def _numbers(streams: Sequence[Stream]) -> list[Stream]:

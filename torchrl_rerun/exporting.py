@@ -210,9 +210,9 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
     if is_copy:
         coming = from_keyframe(counted.all(progress(stored(first), total)))
     elif len(video.tracks) == 1:
-        coming = _encoded(progress(pictures(first), total), fps)
+        coming = encoded(progress(pictures(first), total), fps)
     else:
-        coming = _encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
+        coming = encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
     begun = next(coming, None)
     if begun is None:
         raise ValueError(f"{first.files[0]} holds no pictures at {first.path}")
@@ -220,7 +220,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
     video.path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with av.open(unfinished, "w", options={"movflags": "faststart"}) as container:
-            size, written = _mux(container, itertools.chain([begun], coming), codec, fps)
+            size, written = mux(container, itertools.chain([begun], coming), codec, fps)
         unfinished.replace(video.path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -252,7 +252,12 @@ def _rows(track: Track) -> int:
     return count
 
 
-def _encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
+def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
+    """Pictures as the samples of a video, H.264, one by one.
+
+    Raises:
+        ValueError: they are of several sizes.
+    """
     encoder, shape = VideoEncoder(_FORMAT, fps), None
     for picture in seen:
         pixels = _bytes(picture.pixels)
@@ -270,7 +275,7 @@ def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return pixels[..., :3]
 
 
-def _mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: float) -> tuple[tuple[int, int], int]:
+def mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: float) -> tuple[tuple[int, int], int]:
     """Write samples. Returns the width and height that they have, and how many there were."""
     rate = Fraction(fps).limit_denominator(1001)
     first, size, count = None, (0, 0), 0

@@ -8,6 +8,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,20 +139,38 @@ def drawn(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], *, lon
         columns: the columns.
         longest: cells to which texts are shortened, but for the names of files.
     """
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    table = _empty()
     for column in columns:
         values = [column.value(each) for each in episodes]
-        is_number = all(_rank(value)[0] in {_NUMBER, _NOTHING} and not isinstance(value, bool) for value in values)
-        table.add_column(
-            Text(column.name),
-            justify="right" if is_number else "left",
-            no_wrap=True,
-            max_width=None if column.name == "file" else longest,
-        )
+        _add_column(table, column.name, values, None if column.name == "file" else longest)
     for each in episodes:
         cells = (Text(_text(column, each)) for column in columns)
         table.add_row(*cells, style="dim" if each.episode.interrupted else "")
     return table
+
+
+def drawn_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Any rows as a table.
+
+    Args:
+        names: the headings.
+        rows: the values of each row.
+    """
+    table = _empty()
+    for at, name in enumerate(names):
+        _add_column(table, name, [row[at] for row in rows])
+    for row in rows:
+        table.add_row(*(Text("" if value is None else _plain(value)) for value in row))
+    return table
+
+
+def _empty() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+
+
+def _add_column(table: Table, name: str, values: Sequence[Any], longest: int | None = None) -> None:
+    is_number = all(_rank(value)[0] in {_NUMBER, _NOTHING} and not isinstance(value, bool) for value in values)
+    table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True, max_width=longest)
 
 
 def fitting(
@@ -196,7 +215,7 @@ def _end(recorded: RecordedEpisode) -> str:
 
 def _start(recorded: RecordedEpisode) -> str | None:
     began = recorded.episode.start_time
-    return None if began is None else began.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return None if began is None else _plain(began)
 
 
 def _plain(value: Any) -> str:
@@ -206,6 +225,8 @@ def _plain(value: Any) -> str:
         return f"{value:,.6g}"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, list):
         return " ".join(_plain(each) for each in value)
     text = str(value)

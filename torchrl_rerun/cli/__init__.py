@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from torchrl_rerun.cli.export import export_pictures
+from torchrl_rerun.cli.compare import compare_runs
+from torchrl_rerun.cli.export import export_recording
 from torchrl_rerun.cli.info import show_info
 from torchrl_rerun.cli.ls import list_recorded
+from torchrl_rerun.cli.query import query_episodes
 from torchrl_rerun.cli.repair import repair_files
 from torchrl_rerun.cli.replay import replay_stored
 from torchrl_rerun.cli.screenshot import take_screenshots
@@ -28,8 +30,10 @@ def torchrl_rerun() -> None:
 
 app.command("view")(view_recordings)
 app.command("ls")(list_recorded)
+app.command("query")(query_episodes)
+app.command("compare")(compare_runs)
 app.command("info")(show_info)
-app.command("export")(export_pictures)
+app.command("export")(export_recording)
 app.command("screenshot")(take_screenshots)
 app.command("repair")(repair_files)
 app.command("replay")(replay_stored)

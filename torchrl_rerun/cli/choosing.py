@@ -72,11 +72,11 @@ def chosen(
     conditions = [condition(each, columns) for each in where or ()]
     episodes = [each for each in listing.episodes if all(is_true(each) for is_true in conditions)]
     if best is not None or worst is not None:
-        return _extreme(episodes, KeepBest(best) if best is not None else KeepWorst(worst or 1))
+        return extreme(episodes, KeepBest(best) if best is not None else KeepWorst(worst or 1))
     return episodes[-last:] if last is not None else episodes
 
 
-def _extreme(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWorst) -> list[RecordedEpisode]:
+def extreme(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWorst) -> list[RecordedEpisode]:
     """Those that a policy would keep, the first to stay first."""
     ranked = [(rank, each) for each in episodes if (rank := policy.rank(each.episode)) is not None]
     ranked.sort(key=lambda pair: pair[0], reverse=True)

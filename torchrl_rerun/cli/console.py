@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -36,6 +37,17 @@ def count(number: int, unit: str) -> str:
     ('1 frame', '2,000 frames')
     """
     return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    return value
 
 
 def with_progress(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:

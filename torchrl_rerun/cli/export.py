@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,41 +14,128 @@ from torchrl_rerun.cli.console import complaints, count, fail, said, with_progre
 
 if TYPE_CHECKING:
     from torchrl_rerun.exporting import Exported, Video
+    from torchrl_rerun.reading import LoadedEpisode
 
 _WHAT = "nothing exported"
 
 
-def export_pictures(
+def export_recording(
     recording: Annotated[
         Path, typer.Argument(metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False)
     ],
     *,
-    mp4: Annotated[bool, typer.Option("--mp4", help="As mp4 files. There is nothing else yet.")] = False,
+    mp4: Annotated[bool, typer.Option("--mp4", help="The pictures, as mp4 files.")] = False,
+    parquet: Annotated[
+        Path | None, typer.Option("--parquet", metavar="FILE", help="The steps, as the rows of a Parquet file.")
+    ] = None,
+    minari: Annotated[
+        str | None, typer.Option("--minari", metavar="ID", help="The episodes, as a Minari data set of this id.")
+    ] = None,
+    lerobot: Annotated[
+        Path | None,
+        typer.Option("--lerobot", metavar="FOLDER", help="The episodes, as a data set of LeRobot's format."),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A folder, or for one video a file; otherwise beside the recording."),
+        typer.Option("--out", "-o", help="A folder for videos, or for one a file; otherwise beside the recording."),
     ] = None,
     env: Annotated[
         list[int] | None, typer.Option("--env", "-e", min=0, metavar="N", help="Of this environment; may be repeated.")
     ] = None,
     key: Annotated[
-        list[str] | None, typer.Option("--key", "-k", help="What is under this key, as pixels; may be repeated.")
+        list[str] | None,
+        typer.Option("--key", "-k", help="What is under this key, as pixels or agents/reward; may be repeated."),
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All environments side by side in one video.")] = False,
     fps: Annotated[
         float | None, typer.Option(min=0.001, help="Frames per second, instead of the environment's own.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
 ) -> None:
-    """Write the pictures of a recording as videos: one of each environment and camera, or a grid.
+    """Write what a recording holds in another format: videos, a table, or a data set.
 
-    What was recorded as video is copied as it is; all else is encoded. A picture stays until the next one of its
-    environment, so that all videos run at the environment's own speed.
+    What was recorded as video is copied as it is; other pictures are encoded. In videos a picture stays until the next one
+    of its environment, so that all run at the environment's own speed.
 
         torchrl-rerun export run.rrd --mp4 --grid -o run.mp4
+
+    Tables and data sets are of whole steps, of all episodes in their order:
+
+        torchrl-rerun export runs/expert --parquet expert.parquet
     """
-    if not mp4:
-        raise typer.BadParameter("say as what: --mp4", param_hint="'--mp4'")
+    if sum([mp4, parquet is not None, minari is not None, lerobot is not None]) != 1:
+        raise typer.BadParameter(
+            "say as what, and one thing", param_hint="'--mp4' / '--parquet' / '--minari' / '--lerobot'"
+        )
+    if not mp4 and (grid or out is not None):
+        raise typer.BadParameter("is about videos: use it with --mp4", param_hint="'--grid' / '--out'")
+    if fps is not None and not (mp4 or lerobot is not None):
+        raise typer.BadParameter("is about videos: use it with --mp4 or --lerobot", param_hint="'--fps'")
+    if mp4:
+        _export_videos(recording, out, envs=env, keys=key, grid=grid, fps=fps, overwrite=overwrite)
+        return
+    try:
+        _export_steps(recording, parquet, minari, lerobot, envs=env, fps=fps, keys=key, overwrite=overwrite)
+    except ImportError as error:
+        extra = "minari" if minari is not None else "video"
+        fail(_WHAT, f"this needs {extra.title() if minari else 'PyAV'} ({error}): pip install 'torchrl-rerun[{extra}]'")
+    except (OSError, LookupError, RuntimeError, ValueError) as error:
+        fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
+
+
+def _export_steps(
+    recording: Path,
+    parquet: Path | None,
+    minari: str | None,
+    lerobot: Path | None,
+    *,
+    envs: Sequence[int] | None,
+    fps: float | None,
+    **options: Any,
+) -> None:
+    from torchrl_rerun.reading import load
+
+    with complaints.status("reading"):
+        episodes = load(recording)
+        known = sorted({each.properties.env for each in episodes})
+    for env in envs or ():
+        if env not in known:
+            raise IndexError(f"there are no episodes of environment {env}, but of {', '.join(map(str, known))}")
+    if envs:
+        episodes = episodes.where(lambda episode: episode.env in envs)
+    options["progress"] = _exporting
+    if parquet is not None:
+        from torchrl_rerun.as_parquet import to_parquet
+
+        rows = to_parquet(episodes, parquet, **options)
+        said.print(f"[green]{escape(str(parquet))}[/]: {count(rows, 'step')} of {count(len(episodes), 'episode')}")
+    elif minari is not None:
+        from torchrl_rerun.as_minari import to_minari
+
+        folder = to_minari(episodes, minari, **options)
+        said.print(f"[green]{escape(minari)}[/]: {count(len(episodes), 'episode')} in {escape(str(folder))}")
+    elif lerobot is not None:
+        from torchrl_rerun.as_lerobot import to_lerobot
+
+        written = to_lerobot(episodes, lerobot, fps=fps, **options)
+        videos = f", videos of {', '.join(written.cameras)}" if written.cameras else ""
+        said.print(
+            f"[green]{escape(str(lerobot))}[/]: {count(written.steps, 'step')} of {count(written.episodes, 'episode')}, "
+            f"{written.fps:g} frames per second{escape(videos)}"
+        )
+    if not options["keys"] and lerobot is None:
+        from torchrl_rerun.steps import left_out
+
+        names = left_out(episodes[0])
+        if names:
+            complaints.print(f"[dim]left out, unless --key names it: {escape(', '.join(names))}[/]")
+
+
+def _exporting(episodes: Sequence[LoadedEpisode]) -> Iterable[LoadedEpisode]:
+    return with_progress(episodes, len(episodes), "exporting")
+
+
+def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
     try:
         from av import FFmpegError
 
@@ -56,7 +143,7 @@ def export_pictures(
     except ImportError:
         fail(_WHAT, "this needs PyAV: pip install 'torchrl-rerun[video]'")
     try:
-        videos = videos_of(recording, out, envs=env, keys=key, grid=grid, fps=fps, overwrite=overwrite)
+        videos = videos_of(recording, out, **options)
     except (OSError, LookupError, RuntimeError, ValueError) as error:
         fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
     failed = False

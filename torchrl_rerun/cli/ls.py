@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from torchrl_rerun.cli.choosing import Best, Last, Where, Worst, check_choice, chosen, columns_in, listed
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, said
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, said
 
 if TYPE_CHECKING:
     from torchrl_rerun.listing import Listing, RecordedEpisode
@@ -120,15 +119,4 @@ def _as_json(recorded: RecordedEpisode) -> dict[str, Any]:
         "size": recorded.size,
         "recording_id": recorded.recording_id,
     }
-    return {name: _finite(value) for name, value in known.items()}
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return value
+    return {name: finite(value) for name, value in known.items()}

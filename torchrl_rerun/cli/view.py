@@ -63,14 +63,39 @@ def view_recordings(
     memory. To watch from another machine, forward both ports (`ssh -L 9090:127.0.0.1:9090 -L 9876:127.0.0.1:9876 HOST`),
     or let everybody in the network look with `--bind 0.0.0.0`.
     """
-    from torchrl_rerun.viewing import LOOPBACK, ViewerError, ended_by_signals, in_window
-
     check_choice(best, worst, last)
     if not web and (bind, port, web_port) != (None, None, None):
         raise typer.BadParameter("is about what is served with --web", param_hint="'--bind' / '--port' / '--web-port'")
     choice = {"where": where, "best": best, "worst": worst, "last": last}
     try:
         files = list(dict.fromkeys(file for each in recordings for file in _files(each, choice)))
+    except (OSError, ValueError) as error:
+        fail(_WHAT, error)
+    watch(files, web=web, bind=bind, port=port, web_port=web_port)
+
+
+def watch(
+    files: Sequence[Path],
+    *,
+    web: bool,
+    bind: str | None = None,
+    port: int | None = None,
+    web_port: int | None = None,
+    what: str = _WHAT,
+) -> None:
+    """Show recordings until the window is closed, or Ctrl-C; what goes wrong ends the program.
+
+    Args:
+        files: the recordings.
+        web: for browsers.
+        bind: the address to listen on; None: this machine's own.
+        port: the port of what is recorded; None: a free one.
+        web_port: the port of the viewer; None: a free one.
+        what: what hasn't come about if it goes wrong.
+    """
+    from torchrl_rerun.viewing import LOOPBACK, ViewerError, ended_by_signals, in_window
+
+    try:
         with ended_by_signals():
             if web:
                 _serve(files, bind or LOOPBACK, port, web_port)
@@ -78,9 +103,9 @@ def view_recordings(
                 with in_window(files) as viewer:
                     _until_ctrl_c(viewer)
     except (OSError, ValueError) as error:
-        fail(_WHAT, error)
+        fail(what, error)
     except ViewerError as error:
-        fail(_WHAT, f"{error}. `--web` shows it in a browser, `torchrl-rerun screenshot` writes pictures of it")
+        fail(what, f"{error}. `--web` shows it in a browser, `torchrl-rerun screenshot` writes pictures of it")
 
 
 def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:

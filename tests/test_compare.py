@@ -1,0 +1,149 @@
+"""Runs beside one another: in a table, and in the real viewer."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import pytest
+from rerun.chunk import RrdReader
+from torchrl.envs import GymEnv, GymWrapper, SerialEnv
+from typer.testing import CliRunner
+
+from looking import headless_viewer, opened, trouble
+from test_selection import LENGTHS, Lengths
+from torchrl_rerun import Episode, RerunRecorder, load
+from torchrl_rerun.cli import app
+from torchrl_rerun.comparing import differences, sides_of, summary, write_comparison
+from torchrl_rerun.contents import rows_of
+
+pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Whole runs of two CartPoles with pictures, and folders of episodes of known lengths."""
+    folder = tmp_path_factory.mktemp("runs")
+    for number, name in enumerate(("before", "after")):
+        env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(folder / f"{name}.rrd"))
+        env.set_seed(number)
+        env.rollout(25, break_when_any_done=False)
+        env.close()
+        recorder = RerunRecorder(folder / name, split="episode")
+        env = GymWrapper(Lengths(number)).append_transform(recorder)
+        for episode in range(4):
+            env.rollout(100)
+            recorder.annotate(success=episode < number + 2)
+        env.close()
+    return folder
+
+
+def compare(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def entities(path):
+    reader = RrdReader(path)
+    return {chunk.entity_path for recording in reader.recordings() for chunk in reader.stream(store=recording)}
+
+
+# --- the table ---
+
+
+def test_returns_and_lengths_are_of_episodes_that_ended():
+    episodes = [
+        Episode(0, 0, 1.0, 10, terminated=True, annotations={"success": True, "goal": "left"}),
+        Episode(0, 1, 5.0, 30, truncated=True, annotations={"success": False, "score": 2}),
+        Episode(0, 2, 90.0, 2, interrupted=True),
+    ]
+    found = summary(episodes)
+    assert (found["episodes"], found["steps"]) == (3, 42)
+    assert (found["return"], found["return std"], found["return min"], found["return max"]) == (3.0, 2.0, 1.0, 5.0)
+    assert found["length"] == 20
+    assert found["interrupted"] == pytest.approx(1 / 3)
+    assert (found["success"], found["score"]) == (0.5, 2.0)
+    assert "goal" not in found
+
+
+def test_what_isnt_known_has_no_mean_and_no_difference():
+    known, unknown = summary([Episode(0, 0, 1.0, 10, terminated=True)]), summary([Episode(0, 0, float("nan"), 10)])
+    assert unknown["return"] is None
+    [difference] = differences([known, unknown])
+    assert difference["return"] is None
+    assert difference["length"] == 0
+    assert summary([])["length"] is None
+
+
+def test_the_command_tells_what_runs_came_to(runs):
+    done = compare(runs / "before", runs / "after", "--json", "--no-view")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    before, after = LENGTHS[:4], LENGTHS[1:5]
+    assert found["A"]["run"] == str(runs / "before")
+    assert (found["A"]["return"], found["B"]["return"]) == (np.mean(before), np.mean(after))
+    assert found["B - A"]["return"] == pytest.approx(np.mean(after) - np.mean(before))
+    assert found["B - A"]["success"] == pytest.approx(0.25)
+    table = compare(runs / "before", runs / "after", "--no-view").stdout.splitlines()
+    assert table[0] == f"A: {runs / 'before'}"
+    assert table[2].split() == ["A", "B", "B", "-", "A"]
+    assert [line.split() for line in table if line.startswith("success")] == [["success", "0.5", "0.75", "0.25"]]
+
+
+# --- the recording ---
+
+
+def test_whole_runs_are_below_a_letter_each_row_for_row(runs, tmp_path):
+    out = tmp_path / "both.rrd"
+    write_comparison(sides_of([runs / "before.rrd", runs / "after.rrd"]), out)
+    paths = entities(out)
+    assert {"/A/env_1/pixels", "/B/env_0/observation"} <= paths
+    for letter, name in (("A", "before"), ("B", "after")):
+        for path in ("/env_0/observation", "/env_1/pixels"):
+            was = [batch.to_pydict() for batch in rows_of(runs / f"{name}.rrd", path)]
+            now = [batch.to_pydict() for batch in rows_of(out, f"/{letter}{path}")]
+            assert now == was
+        returns = [batch.to_pydict() for batch in rows_of(out, f"/{letter}/returns")]
+        known = sorted(each.properties.episode_return for each in load(runs / f"{name}.rrd"))
+        assert sorted(value for [value] in returns[0]["Scalars:scalars"]) == known
+    assert [each.name for each in tmp_path.iterdir()] == ["both.rrd"]
+
+
+def test_of_folders_one_episode_is_chosen(runs, tmp_path):
+    for options, choose in (((), lambda lengths: lengths[-1]), (("--best",), max), (("--worst",), min)):
+        out = tmp_path / "both.rrd"
+        done = compare(runs / "before", runs / "after", "--no-view", "-o", out, "--overwrite", *options)
+        assert done.exit_code == 0, done.stderr
+        for letter, lengths in (("A", LENGTHS[:4]), ("B", LENGTHS[1:5])):
+            [rows] = [batch.num_rows for batch in rows_of(out, f"/{letter}/reward")]
+            assert rows == choose(lengths)
+
+
+def test_the_viewer_shows_both(runs, tmp_path):
+    """Here one episode beside a whole run."""
+    write_comparison(sides_of([runs / "before", runs / "after.rrd"]), tmp_path / "both.rrd")
+    with headless_viewer() as viewer:
+        views = opened(viewer, tmp_path / "both.rrd", 10)
+        names = {view.name for view in views}
+        assert {"A: reward and return", "B env 0: pixels", "B env 1: reward and return", "return"} <= names
+        assert not trouble(views)
+
+
+def test_what_cant_be_compared_is_said(runs, tmp_path):
+    out = tmp_path / "there.rrd"
+    out.write_bytes(b"mine")
+    for arguments, error in (
+        ((runs / "before.rrd", tmp_path / "gone"), "gone doesn't exist"),
+        ((runs / "before.rrd", runs / "after.rrd", "-o", out, "--no-view"), "there.rrd exists already"),
+    ):
+        done = compare(*arguments)
+        assert done.exit_code == 1
+        assert error in done.stderr
+    assert out.read_bytes() == b"mine"
+    assert compare(runs / "before.rrd").exit_code == 2
+    folder = tmp_path / "several"
+    folder.mkdir()
+    for name in ("before", "after"):
+        (folder / f"{name}.rrd").write_bytes((runs / f"{name}.rrd").read_bytes())
+    with pytest.raises(ValueError, match="several holds 2 recordings of torchrl_rerun, where one is compared"):
+        sides_of([folder, runs / "after.rrd"])

@@ -1,0 +1,373 @@
+"""Recordings as data sets of LeRobot's format, version 3.0, which Rerun opens, too.
+
+The format is written with pyarrow and PyAV: the ``lerobot`` package would bring gigabytes, and versions of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tensordict.utils import NestedKey
+
+from torchrl_rerun.as_parquet import write_tables
+from torchrl_rerun.decoding import Track, from_keyframe, pictures, stored, tracks_of
+from torchrl_rerun.exporting import encoded, mux
+from torchrl_rerun.placing import placed
+from torchrl_rerun.reading import LoadedEpisode
+from torchrl_rerun.schema import Described, Moment
+from torchrl_rerun.steps import FLAGS, array_of, as_key, described, schema_of, unchanged
+from torchrl_rerun.streams import Key, Stream, name_of
+from torchrl_rerun.video import USUAL_FPS
+
+SIGN = "meta/info.json"
+"""The file by which a data set is known."""
+
+_VERSION = "v3.0"
+_FILES_PER_CHUNK = 1000
+_PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+_VIDEO = f"videos/{{video_key}}/{_PLACE}.mp4"
+_DATA = f"data/{_PLACE}.parquet"
+_INDICES = ("frame_index", "episode_index", "index", "task_index")
+
+
+@dataclass(frozen=True)
+class LeRobotDataset:
+    """A data set that was written.
+
+    Attributes:
+        path: its folder.
+        episodes: how many are in it.
+        steps: how many they have together.
+        cameras: what its videos are called.
+        fps: frames per second.
+    """
+
+    path: Path
+    episodes: int
+    steps: int
+    cameras: tuple[str, ...]
+    fps: float
+
+
+def to_lerobot(
+    episodes: Sequence[LoadedEpisode],
+    path: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    fps: float | None = None,
+    keys: Sequence[NestedKey] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Sequence[LoadedEpisode]], Iterable[LoadedEpisode]] = unchanged,
+) -> LeRobotDataset:
+    """Write episodes as a data set of LeRobot's format: numbers as Parquet, and a video of each episode and camera.
+
+    ``observation`` is called ``observation.state``, other observations ``observation.`` and their keys, cameras
+    ``observation.images.`` and theirs; rewards and flags are ``next.reward``, ``next.done`` and so on. Values of several
+    dimensions, and those of agents, are vectors. What was recorded as video is copied; other pictures are encoded as H.264.
+
+    Args:
+        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them. Each one's steps are taken to be ``1 / fps``
+            apart.
+        path: the folder. It gets its name when it is whole.
+        task: what is done in them, in words; None: the environment's name.
+        fps: frames per second; None: what the recording says, or 30.
+        keys: which ones; None: all cameras, and all else but depth, segmentations, non-tensor data, and the returns that
+            the recorder worked out.
+        overwrite: replace a data set that exists.
+        progress: is given the episodes, and gives them back one by one.
+
+    Raises:
+        FileExistsError: the folder exists, and ``overwrite`` is false or it is no data set.
+        KeyError: a key isn't recorded.
+        ValueError: there are no steps, or of an episode there isn't a picture at each.
+    """
+    if not episodes:
+        raise ValueError("there are no episodes to export")
+    schema = schema_of(episodes[0])
+    if keys is None:
+        keys = [stream.key for stream, _ in schema.described if _is_held(stream)]
+    rate = fps or schema.source.fps or float(USUAL_FPS)
+    with placed(Path(path), overwrite=overwrite, sign=SIGN) as hidden:
+        dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded")
+        if not dataset.add(described(progress(episodes), keys)):
+            raise ValueError("there are no steps to export")
+        dataset.add_videos({stream.key for stream, _ in schema.described if stream.kind == "image"} & _keys(keys))
+        dataset.describe()
+    return LeRobotDataset(Path(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+
+
+def _is_held(stream: Stream) -> bool:
+    """Whether the format holds it."""
+    return stream.kind == "image" or not (stream.is_picture or stream.dtype == "object" or stream.sums)
+
+
+def _keys(keys: Sequence[NestedKey]) -> set[Key]:
+    return {as_key(key) for key in keys}
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """An episode in the data set.
+
+    Attributes:
+        number: its number there.
+        length: its steps.
+        start: steps of those before it.
+    """
+
+    number: int
+    length: int
+    start: int
+
+    @property
+    def file(self) -> dict[str, int]:
+        """Which of the files is its own, where each has one."""
+        chunk, file = divmod(self.number, _FILES_PER_CHUNK)
+        return {"chunk_index": chunk, "file_index": file}
+
+
+_Recorded = tuple[Path, int, int]
+"""What tells an episode of several recordings: the recording's first file, the environment, the episode's number."""
+
+
+class _Dataset:
+    """A data set that is being written.
+
+    Args:
+        folder: where.
+        fps: frames per second.
+        task: what is done in it.
+
+    Attributes:
+        episodes: what is in it, by where it was recorded.
+        steps: how many there are.
+        videos: the features that are videos.
+    """
+
+    def __init__(self, folder: Path, fps: float, task: str) -> None:
+        self.episodes: dict[_Recorded, _Episode] = {}
+        self.steps = 0
+        self.videos: dict[str, dict[str, Any]] = {}
+        self._folder = folder
+        self._fps = int(fps) if float(fps).is_integer() else fps
+        self._task = task
+        self._numbers: dict[str, dict[str, Any]] = {}
+        self._stats: dict[str, _Sums] = {}
+
+    def add(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> int:
+        """Add the numbers of episodes. Returns how many steps they have."""
+        return write_tables(self._file(_DATA, chunk_index=0, file_index=0), self._tables(episodes))
+
+    def _tables(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> Iterator[pa.Table]:
+        for episode, found in episodes:
+            numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
+            steps = episode.tensordict([stream.key for stream, _ in numbers])
+            if not len(steps):
+                continue
+            known = episode.properties
+            added = _Episode(len(self.episodes), len(steps), self.steps)
+            self.episodes[episode.files[0], known.env, known.episode] = added
+            self.steps += added.length
+            frames = np.arange(added.length)
+            columns = {}
+            for stream, moment in numbers:
+                is_next = moment is Moment.STEPPED or stream.key[-1] in FLAGS
+                values = array_of(steps["next"] if is_next else steps, stream).reshape(added.length, -1)
+                name = _feature_name(stream, moment)
+                columns[name] = _column(values)
+                self._numbers[name] = _numbers_feature(stream, values)
+                self._stats.setdefault(name, _Sums()).add(values)
+            yield pa.table(
+                columns
+                | {
+                    "timestamp": pa.array((frames / self._fps).astype(np.float32)),
+                    "frame_index": pa.array(frames),
+                    "episode_index": pa.repeat(pa.scalar(added.number, pa.int64()), added.length),
+                    "index": pa.array(frames + added.start),
+                    "task_index": pa.repeat(pa.scalar(0, pa.int64()), added.length),
+                }
+            )
+
+    def add_videos(self, cameras: Collection[Key]) -> None:
+        """Add a video of each episode and camera."""
+        files = list(dict.fromkeys(file for file, _, _ in self.episodes))
+        for track in tracks_of(files) if cameras else ():
+            if track.stream.key in cameras:
+                self._add_track(track)
+
+    def _add_track(self, track: Track) -> None:
+        agent = track.stream.agents[track.lane : track.lane + 1]
+        name = ".".join(["observation.images", *map(_plain, (*track.stream.key, *agent))])
+        is_copy = track.stream.is_video
+        coming: Iterator[Any] = from_keyframe(stored(track)) if is_copy else pictures(track)
+        for number, group in itertools.groupby(coming, key=lambda each: each.episode):
+            episode = self.episodes.get((track.files[0], track.env, number))
+            if episode is None:
+                continue
+            seen = (each._replace(frame=at) for at, each in enumerate(group))
+            wanted = itertools.islice(seen, episode.length)  # the last one is seen after the last step
+            path = self._file(_VIDEO, video_key=name, **episode.file)
+            codec = str(track.stream.image_format) if is_copy else "h264"
+            with av.open(path, "w", options={"movflags": "faststart"}) as container:
+                _, count = mux(container, wanted if is_copy else encoded(wanted, self._fps), codec, self._fps)
+            if count != episode.length or sum(1 for _ in seen) != 1:
+                raise ValueError(
+                    f"{track.files[0]}: episode {number} of environment {track.env} hasn't got a picture under "
+                    f"{name_of(track.stream.key)} at each of its steps, and can't be a video of LeRobot's"
+                )
+            self._look_at(path, name)
+
+    def _look_at(self, path: Path, name: str) -> None:
+        """What a video is like, and what colours its first picture has."""
+        with av.open(path) as video:
+            frame = next(video.decode(video=0))
+            self.videos[name] = _video_feature(frame, video.streams.video[0].codec.name, self._fps)
+        self._stats.setdefault(name, _Sums(is_picture=True)).add(frame.to_ndarray(format="rgb24").reshape(-1, 3) / 255)
+
+    def describe(self) -> None:
+        """Write what says what is in it."""
+        entries = []
+        for episode in self.episodes.values():
+            end = episode.start + episode.length
+            entry = {
+                "episode_index": episode.number,
+                "tasks": [self._task],
+                "length": episode.length,
+                "data/chunk_index": 0,
+                "data/file_index": 0,
+                "dataset_from_index": episode.start,
+                "dataset_to_index": end,
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+            }
+            for video in self.videos:
+                place = episode.file | {"from_timestamp": 0.0, "to_timestamp": episode.length / self._fps}
+                entry |= {f"videos/{video}/{name}": value for name, value in place.items()}
+            entries.append(entry)
+        pq.write_table(
+            pa.Table.from_pylist(entries), self._file(f"meta/episodes/{_PLACE}.parquet", chunk_index=0, file_index=0)
+        )
+        pq.write_table(_tasks([self._task]), self._file("meta/tasks.parquet"))
+        plain = dict.fromkeys(_INDICES, "int64") | {"timestamp": "float32"}
+        indices = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in plain.items()}
+        info = {
+            "codebase_version": _VERSION,
+            "robot_type": None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.steps,
+            "total_tasks": 1,
+            "chunks_size": _FILES_PER_CHUNK,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": self._fps,
+            "splits": {"train": f"0:{len(self.episodes)}"},
+            "data_path": _DATA,
+            "video_path": _VIDEO if self.videos else None,
+            "features": self._numbers | self.videos | indices,
+        }
+        self._file(SIGN).write_text(json.dumps(info, indent=4))
+        stats = {name: sums.as_json() for name, sums in self._stats.items()}
+        self._file("meta/stats.json").write_text(json.dumps(stats, indent=4))
+
+    def _file(self, place: str, **indices: Any) -> Path:
+        path = self._folder / place.format(**indices)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+class _Sums:
+    """What comes of all values of a feature: the mean, and so on.
+
+    Args:
+        is_picture: they are colours, which the format has as ``[3, 1, 1]``.
+    """
+
+    def __init__(self, *, is_picture: bool = False) -> None:
+        self._is_picture = is_picture
+        self._count = 0
+        self._sum = self._squares = np.zeros(())
+        self._least, self._most = np.array(np.inf), np.array(-np.inf)
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """Add values, ``[n, size]``."""
+        numbers = values.astype(np.float64)
+        self._count += len(numbers)
+        self._sum = self._sum + numbers.sum(axis=0)
+        self._squares = self._squares + (numbers**2).sum(axis=0)
+        self._least = np.minimum(self._least, numbers.min(axis=0))
+        self._most = np.maximum(self._most, numbers.max(axis=0))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        mean = self._sum / self._count
+        deviation = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0))
+        found = {"min": self._least, "max": self._most, "mean": mean, "std": deviation}
+        shape = (-1, 1, 1) if self._is_picture else (-1,)
+        return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [self._count]}
+
+
+def _feature_name(stream: Stream, moment: Moment) -> str:
+    parts = [_plain(part) for part in stream.key]
+    if moment is Moment.ACTED:
+        return ".".join(parts)
+    if moment is Moment.STEPPED or stream.key[-1] in FLAGS:
+        return ".".join(["next", *parts])
+    return ".".join(["observation", *(["state"] if parts == ["observation"] else parts)])
+
+
+def _plain(part: str) -> str:
+    """A name that can be one of a file."""
+    return re.sub(r"[^\w-]", "_", part)
+
+
+def _numbers_feature(stream: Stream, values: npt.NDArray[Any]) -> dict[str, Any]:
+    size = values.shape[1]
+    return {
+        "dtype": values.dtype.name,
+        "shape": [size],
+        "names": list(stream.names) if len(stream.names) == size > 1 else None,
+    }
+
+
+def _video_feature(frame: av.VideoFrame, codec: str, fps: float) -> dict[str, Any]:
+    said = {
+        "height": frame.height,
+        "width": frame.width,
+        "codec": codec,
+        "pix_fmt": "yuv420p",
+        "fps": fps,
+        "channels": 3,
+    }
+    info = {f"video.{name}": value for name, value in said.items()} | {"video.is_depth_map": False, "has_audio": False}
+    shape = [frame.height, frame.width, 3]
+    return {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"], "info": info}
+
+
+def _column(values: npt.NDArray[Any]) -> pa.Array:
+    """Vectors, ``[n, size]``; of one number they are plain."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _tasks(tasks: Sequence[str]) -> pa.Table:
+    """The tasks, as pandas would write them with their names as the index: so they are read."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": kind, "metadata": None}
+        for name, kind in (("task_index", "int64"), ("task", "unicode"))
+    ]
+    columns[1]["numpy_type"] = "object"
+    said = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    return table.replace_schema_metadata({"pandas": json.dumps(said)})

@@ -1,0 +1,210 @@
+"""Recordings as Minari data sets. Minari is an extra."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from tensordict import TensorDict
+from tensordict.utils import NestedKey
+
+from torchrl_rerun.placing import placed
+from torchrl_rerun.reading import LoadedEpisode
+from torchrl_rerun.schema import Described, Moment
+from torchrl_rerun.steps import FLAGS, array_of, described, schema_of, unchanged
+from torchrl_rerun.streams import Stream, name_of
+
+SIGN = "data/metadata.json"
+"""The file by which the folder of a data set is known."""
+
+
+def to_minari(
+    episodes: Sequence[LoadedEpisode],
+    dataset_id: str,
+    *,
+    keys: Sequence[NestedKey] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Sequence[LoadedEpisode]], Iterable[LoadedEpisode]] = unchanged,
+) -> Path:
+    """Write episodes as a Minari data set, which ``minari.load_dataset(dataset_id)`` gives back. Returns its folder.
+
+    Observations are the arrays that were recorded, of several keys as a dictionary; so are actions, but that a one-hot
+    action becomes its index, as gymnasium's environments take it. An episode that was interrupted is truncated at its last
+    step. Pictures are kept as pixels, not as JPEG. Where gymnasium knows the environment's name, its spec goes with it.
+
+    Args:
+        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
+        dataset_id: what Minari calls it: ``"cartpole/expert-v0"``. It lies where Minari's data sets do, in
+            ``~/.minari/datasets`` or in ``MINARI_DATASETS_PATH``, and is there when it is whole.
+        keys: which ones of those that are observed and done; None: all but pictures and non-tensor data. Rewards and
+            flags always are.
+        overwrite: replace a data set that exists.
+        progress: is given the episodes, and gives them back one by one.
+
+    Raises:
+        FileExistsError: the data set exists, and ``overwrite`` is false.
+        ImportError: Minari is missing.
+        KeyError: a key isn't recorded.
+        ValueError: there are no episodes; nothing is observed or done in them; there are rewards of several agents; what
+            Minari can't hold is wanted; or ``dataset_id`` is none.
+    """
+    import minari  # noqa: PLC0415 - an extra
+    from minari.dataset.minari_dataset import parse_dataset_id  # noqa: PLC0415
+    from minari.dataset.minari_storage import MinariStorage  # noqa: PLC0415
+    from minari.namespace import create_namespace, list_local_namespaces  # noqa: PLC0415
+    from minari.storage.datasets_root_dir import get_dataset_path  # noqa: PLC0415
+
+    namespace, _, _ = parse_dataset_id(dataset_id)
+    folder = Path(get_dataset_path(dataset_id)).absolute()  # Minari looks for relative ones below themselves
+    if not episodes:
+        raise ValueError("there are no episodes to export")
+    layout = _Layout(next(described(episodes[:1], keys))[1], schema_of(episodes[0]).described)
+    with placed(folder, overwrite=overwrite, sign=SIGN) as hidden:
+        (hidden / "data").mkdir(parents=True)
+        storage = MinariStorage.new(
+            hidden / "data",
+            observation_space=layout.observations.space,
+            action_space=layout.actions.space,
+            env_spec=gym.registry.get(schema_of(episodes[0]).source.name or ""),
+            jpeg_encoding=False,
+        )
+        storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
+        storage.update_episodes(_buffers(layout, described(progress(episodes), keys)))
+    if namespace is not None and namespace not in list_local_namespaces():
+        create_namespace(namespace)
+    return folder
+
+
+class _Part:
+    """What is observed, or done: one array, or a dictionary of several.
+
+    Args:
+        streams: the keys.
+        what: what it is called in errors.
+    """
+
+    def __init__(self, streams: Sequence[Stream], what: str) -> None:
+        if not streams:
+            raise ValueError(f"nothing that is {what} is exported: choose a key that is")
+        for stream in streams:
+            if stream.dtype == "object":
+                raise ValueError(f"{name_of(stream.key)} is no tensor of one shape, which Minari can't hold")
+        self.streams = streams
+        spaces = {".".join(stream.key): _space(stream) for stream in streams}
+        self.space = next(iter(spaces.values())) if len(spaces) == 1 else gym.spaces.Dict(spaces)
+
+    def of(self, arrays: Callable[[Stream], npt.NDArray[Any]]) -> Any:
+        """Its values."""
+        found = {".".join(stream.key): arrays(stream) for stream in self.streams}
+        return next(iter(found.values())) if len(found) == 1 else found
+
+
+class _Layout:
+    """Which key becomes what.
+
+    Args:
+        wanted: what of observations and actions is wanted.
+        recorded: all that is recorded.
+    """
+
+    def __init__(self, wanted: Sequence[Described], recorded: Sequence[Described]) -> None:
+        observed = [stream for stream, moment in wanted if moment is Moment.OBSERVED and stream.key[-1] not in FLAGS]
+        self.observations = _Part([stream for stream in observed if not stream.sums], "observed")
+        self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done")
+        known = {stream.key: stream for stream, _ in recorded}
+        reward = next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
+        if reward is None or math.prod(reward.shape) != 1:
+            raise ValueError("Minari has one reward for each step, and so have to have recordings for it")
+        self.reward = reward
+        self.flags = {name: known.get((name,)) for name in FLAGS}
+
+    @property
+    def streams(self) -> list[Stream]:
+        """All that is read."""
+        flags = [stream for stream in self.flags.values() if stream is not None]
+        return [*self.observations.streams, *self.actions.streams, self.reward, *flags]
+
+
+def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]]) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer  # noqa: PLC0415 - an extra
+
+    for episode, _ in episodes:
+        steps = episode.tensordict([stream.key for stream in layout.streams])
+        if len(steps):
+            terminated, truncated = _ends(layout, episode, steps)
+            yield EpisodeBuffer(
+                seed=episode.properties.seed,
+                observations=layout.observations.of(functools.partial(_observed, steps)),
+                actions=layout.actions.of(functools.partial(_done, steps)),
+                rewards=array_of(steps["next"], layout.reward).reshape(-1),
+                terminations=terminated,
+                truncations=truncated,
+                infos={},  # None is what its own `repr` can't show
+            )
+
+
+def _done(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:
+    return _indices(stream, array_of(steps, stream))
+
+
+def _observed(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:
+    """What was observed, after the last step, too."""
+    return _indices(stream, np.concatenate([array_of(steps, stream), array_of(steps["next"], stream)[-1:]]))
+
+
+def _ends(
+    layout: _Layout, episode: LoadedEpisode, steps: TensorDict
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """At which steps it was terminated, and at which truncated."""
+    terminated, truncated = (_raised(layout, episode, steps, name) for name in ("terminated", "truncated"))
+    truncated[-1] |= not terminated[-1]
+    return terminated, truncated
+
+
+def _raised(layout: _Layout, episode: LoadedEpisode, steps: TensorDict, name: str) -> npt.NDArray[np.bool_]:
+    """At which steps a flag is up; where it isn't recorded, by what the episode came to."""
+    stream = layout.flags[name]
+    if stream is not None:
+        return np.asarray(array_of(steps["next"], stream).reshape(len(steps), -1).any(axis=1))
+    up = np.zeros(len(steps), np.bool_)
+    up[-1] = episode.properties[name]
+    return up
+
+
+def _indices(stream: Stream, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One-hot values as the indices of what is hot, all others as they are."""
+    if stream.discrete != "one_hot":
+        return values
+    segments = np.split(values, np.cumsum(_sizes(stream))[:-1], axis=-1)
+    indices = np.stack([segment.argmax(axis=-1) for segment in segments], axis=-1)
+    return indices[..., 0] if len(segments) == 1 else indices
+
+
+def _sizes(stream: Stream) -> tuple[int, ...]:
+    return stream.categories or (stream.shape[-1],)
+
+
+def _space(stream: Stream) -> gym.Space[Any]:
+    """The space of a key's values."""
+    shape: tuple[int, ...] = stream.shape
+    dtype: np.dtype[Any] = np.dtype(np.float32) if stream.dtype == "bfloat16" else stream.storage
+    if stream.discrete == "one_hot" and len(shape) == 1:
+        sizes = _sizes(stream)
+        return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(list(sizes))
+    if stream.discrete == "index" and shape == () and stream.categories:
+        return gym.spaces.Discrete(stream.categories[0])
+    if stream.discrete == "one_hot":
+        sizes = _sizes(stream)
+        return gym.spaces.Box(0, max(sizes), (*shape[:-1], *([] if len(sizes) == 1 else [len(sizes)])), np.int64)
+    if dtype == np.bool_:
+        return gym.spaces.MultiBinary(shape)
+    if np.issubdtype(dtype, np.floating):
+        return gym.spaces.Box(-np.inf, np.inf, shape, dtype)
+    limits = np.iinfo(dtype)
+    return gym.spaces.Box(limits.min, limits.max, shape, dtype)

@@ -1,0 +1,84 @@
+"""``torchrl-rerun query``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, said
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_WHAT = "nothing found"
+
+
+def query_episodes(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False),
+    ],
+    condition: Annotated[
+        str, typer.Argument(metavar="SQL", help="A condition, or a whole SELECT.", show_default=False)
+    ],
+    *,
+    paths: Annotated[bool, typer.Option("--paths", help="The paths of their files alone, one a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON array of rows, instead of a table.")] = False,
+) -> None:
+    """Ask for episodes in SQL: of folders of episodes, and of whole runs.
+
+    The columns are what is known of each episode, as `ls` has them, and `files`:
+
+        torchrl-rerun query runs/ppo "episode_return < 50 AND NOT success"
+
+    A whole query asks the table `episodes`:
+
+        torchrl-rerun query run.rrd "SELECT env, avg(length) FROM episodes GROUP BY env"
+    """
+    try:
+        from torchrl_rerun.querying import query
+
+        with complaints.status("reading"):
+            table = query(run, condition)
+    except ImportError as error:
+        fail(_WHAT, f"this needs DataFusion ({error}): pip install 'torchrl-rerun[catalog]'")
+    except (OSError, RuntimeError, ValueError) as error:
+        fail(_WHAT, error)
+    if paths:
+        if "files" not in table.schema.names:
+            fail(_WHAT, f"--paths needs the column files, and this query gives {', '.join(table.schema.names)}")
+        for file in dict.fromkeys(file for files in table.column("files").to_pylist() for file in files):
+            typer.echo(file)
+    elif as_json:
+        typer.echo(
+            json.dumps([finite(row) for row in table.to_pylist()], indent=2, default=lambda moment: moment.isoformat())
+        )
+    elif len(table):
+        _print_table(table, Path(run))
+    else:
+        complaints.print("none")
+
+
+def _print_table(table: pa.Table, run: Path) -> None:
+    from torchrl_rerun.table import drawn_rows
+
+    names = [name for name in table.schema.names if table.column(name).null_count < len(table)]
+    rows = [[row[name] for name in names] for row in table.to_pylist()]
+    if "files" in names:
+        at, folder = names.index("files"), run if run.is_dir() else run.parent
+        for row in rows:
+            row[at] = _shortened(row[at], folder)
+    width = said.width if said.is_terminal else NO_END
+    Console(width=width, highlight=False).print(drawn_rows(names, rows))
+    complaints.print(f"[dim]{count(len(rows), 'row')}[/]")
+
+
+def _shortened(files: list[str], folder: Path) -> str:
+    """The first of some files, as it is found from a folder."""
+    first = Path(files[0])
+    shown = first.relative_to(folder) if first.is_relative_to(folder) else first
+    return f"{shown}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"

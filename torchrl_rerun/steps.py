@@ -1,0 +1,102 @@
+"""Steps: those of an episode as plain arrays, key by key, for formats that aren't TorchRL's."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDict
+from tensordict.utils import NestedKey
+
+from torchrl_rerun.contents import contents_of
+from torchrl_rerun.reading import LoadedEpisode
+from torchrl_rerun.schema import Described, Schema
+from torchrl_rerun.streams import Key, Stream, name_of
+
+FLAGS = ("done", "terminated", "truncated")
+
+Item = TypeVar("Item")
+
+
+def unchanged(items: Sequence[Item]) -> Iterable[Item]:
+    """What stands for a progress bar where there is none."""
+    return items
+
+
+def schema_of(episode: LoadedEpisode) -> Schema:
+    """What the recording of an episode says of itself."""
+    return _schema_in(episode.files[-1])
+
+
+@functools.lru_cache(maxsize=8)
+def _schema_in(file: Path) -> Schema:
+    return next(schema for contents in contents_of(file) if (schema := contents.schema) is not None)
+
+
+def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Described]:
+    """What is recorded of an episode under some keys.
+
+    Args:
+        episode: the episode.
+        keys: which ones; None: all but pictures, non-tensor data, and the returns that the recorder worked out.
+
+    Raises:
+        KeyError: a key isn't recorded.
+    """
+    described = schema_of(episode).described
+    if keys is None:
+        return [each for each in described if not (each[0].is_picture or each[0].dtype == "object" or each[0].sums)]
+    known = {stream.key: (stream, moment) for stream, moment in described}
+    found = []
+    for key in map(as_key, keys):
+        if key not in known:
+            raise KeyError(f"{name_of(key)} is not recorded, but {', '.join(map(name_of, known))}")
+        found.append(known[key])
+    return found
+
+
+def as_key(key: NestedKey) -> Key:
+    """A key as it is recorded; on the command line nested ones are joined by ``/``."""
+    return tuple(key.split("/")) if isinstance(key, str) else tuple(key)
+
+
+def left_out(episode: LoadedEpisode) -> list[str]:
+    """What :func:`chosen` leaves out if no keys are given, as the command line names it."""
+    kept = {stream.key for stream, _ in chosen(episode, None)}
+    return ["/".join(each.key) for each, _ in schema_of(episode).described if each.key not in kept and not each.sums]
+
+
+def described(
+    episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None
+) -> Iterator[tuple[LoadedEpisode, list[Described]]]:
+    """Each episode, with what is recorded of it under some keys, which has to be the same of all.
+
+    Raises:
+        KeyError: a key isn't recorded.
+        ValueError: it isn't the same.
+    """
+    first = None
+    for episode in episodes:
+        found = chosen(episode, keys)
+        said = {(stream.key, stream.dtype, stream.shape, moment) for stream, moment in found}
+        first = said if first is None else first
+        if said != first:
+            key = name_of(min(each[0] for each in said ^ first))
+            raise ValueError(f"{key} is not recorded in the same way in {episode.files[-1]}: export one run at a time")
+        yield episode, found
+
+
+def array_of(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:
+    """The values of a key, ``[time, *shape]``: bfloat16 as float32, non-tensor data as objects."""
+    values = steps.get(stream.key)
+    if isinstance(values, torch.Tensor):
+        array: npt.NDArray[Any] = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return array
+    objects = np.empty(len(values), object)
+    objects[:] = values.tolist()
+    return objects
