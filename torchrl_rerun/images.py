@@ -108,7 +108,8 @@ def shown(pictures: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     Args:
         pictures: ``[n, height, width, depth]``. One with numbers beyond -1 and 1 is scaled by the largest of them.
     """
-    numbers = np.nan_to_num(pictures.astype(np.float32), posinf=0, neginf=0)
+    with np.errstate(over="ignore"):  # what float32 can't hold is as infinite
+        numbers = np.nan_to_num(pictures.astype(np.float32), posinf=0, neginf=0)
     largest = np.maximum(np.abs(numbers).max(axis=(1, 2, 3), keepdims=True), 1)
     eighth_bits: npt.NDArray[np.uint8] = np.rint((numbers / largest + 1) * 127.5).astype(np.uint8)
     return eighth_bits
