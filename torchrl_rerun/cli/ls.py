@@ -87,8 +87,9 @@ def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column],
     if not said.is_terminal:
         Console(width=NO_END, highlight=False).print(drawn(episodes, columns))
         return
-    shown = fitting(episodes, columns, said.width, sort)
-    Console(highlight=False).print(drawn(episodes, shown, longest=LONGEST))
+    console = Console(highlight=False)  # as wide as the terminal is now
+    shown = fitting(episodes, columns, console.width, sort)
+    console.print(drawn(episodes, shown, longest=LONGEST))
     hidden = ", ".join(column.name for column in columns if column not in shown)
     if hidden:
         complaints.print(f"[dim]no room for: {escape(hidden)}[/]")
