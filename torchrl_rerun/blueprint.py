@@ -30,8 +30,9 @@ from torchrl_rerun.schema import Schema
 from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
 
 MAX_CELLS = 4
-"""Environments that are shown with all that there is of them, one fewer if there are pictures; more are shown as a wall,
-with details of a few."""
+MAX_SEEN_CELLS = 2
+"""Environments that are shown with all that there is of them, without pictures and with; more are shown as a wall, with
+details of a few."""
 
 MAX_WALL = 64
 """Environments on a wall; the others are in the recording, and in the viewer's list of streams."""
@@ -104,7 +105,7 @@ class Recorded:
 def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
     """The whole of it.
 
-    Up to four environments have a cell each, or three if there are pictures. Of more there is a wall of their pictures, or of their returns, with the
+    Up to four environments have a cell each, or two if there are pictures. Of more there is a wall of their pictures, or of their returns, with the
     returns of all on one plot, or the statistics over all, and the details of a few.
 
     Args:
@@ -113,10 +114,10 @@ def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
     """
     envs = recorded.envs
     are_seen = any(stream.is_picture for stream in recorded.streams)
-    if len(envs) > MAX_CELLS - are_seen or recorded.statistics:
+    if len(envs) > (MAX_SEEN_CELLS if are_seen else MAX_CELLS) or recorded.statistics:
         root: rrb.Container | rrb.View = _overview(recorded)
     elif len(envs) > 1:
-        # Two or three pictures side by side would be slivers: below one another each has its plots beside it.
+        # Two pictures side by side would be slivers: below one another each has its plots beside it.
         columns = 1 if are_seen else 2
         root = rrb.Grid(*(cell(recorded, env) for env in envs), grid_columns=columns, name="environments")
     else:

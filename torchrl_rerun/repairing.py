@@ -77,6 +77,8 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     """
     source = Path(path).resolve()
     target = source if out is None else Path(out).resolve()
+    if not source.exists():
+        raise FileNotFoundError(f"{path} doesn't exist")
     with source.open("rb") as file:
         if target != source and target.exists():
             raise FileExistsError(f"{target} exists; choose another path")

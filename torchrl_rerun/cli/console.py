@@ -26,7 +26,8 @@ def fail(what: str, why: object) -> NoReturn:
         what: what hasn't come about, as "nothing to list".
         why: the reason, and what to do.
     """
-    complaints.print(f"[red]{what}[/]:", escape(str(why)))
+    reason = str(why).replace("overwrite=True", "--overwrite")
+    complaints.print(f"[red]{what}[/]:", escape(reason))
     raise typer.Exit(1)
 
 
