@@ -371,7 +371,7 @@ def test_disk_full_and_nobody_asks(path):
         """,
         path,
     )
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 200  # most of it is the start of a program, on a busy machine
 
 
 def test_the_file_is_removed_under_the_recorder(path):
