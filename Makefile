@@ -8,7 +8,7 @@ demo: .venv/.demo  ## record four CartPoles, and say how to watch them
 	$(BIN)/python examples/parallel_cartpole.py
 
 test: .venv/.test lint  ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest
 
 lint: .venv/.test  ## style and types
 	$(BIN)/ruff check

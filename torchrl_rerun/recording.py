@@ -743,8 +743,9 @@ class Recording:
         return [self._small, self._bulky, *([] if self._batch is None else [self._batch])]
 
     def _flush(self) -> None:
-        for buffer in self._buffers():
-            buffer.flush()
+        with self._copying:  # the writer, when it is idle, hands over what is old: two at once would come in any order
+            for buffer in self._buffers():
+                buffer.flush()
         if self._writer is not None:
             self._writer.put(self._output.rest(self.episodes.frames), frames=self._no_frames)
 

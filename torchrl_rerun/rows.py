@@ -54,7 +54,8 @@ def held_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[Held]:
 
 def codes_in(held: Iterable[Held]) -> Codes:
     """Where all rows are."""
-    return np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in held)])
+    codes = np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in held)])
+    return codes if _is_sorted(codes) else np.sort(codes)
 
 
 def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
@@ -68,7 +69,15 @@ def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
     for at, batch in held:
         codes.append(at)
         values.append(_DECODERS[stream.kind](stream, batch))
-    return Rows(np.concatenate(codes), np.concatenate(values))
+    rows = Rows(np.concatenate(codes), np.concatenate(values))
+    if _is_sorted(rows.codes):
+        return rows
+    order = np.argsort(rows.codes, kind="stable")  # others may have put chunks into another order
+    return Rows(rows.codes[order], rows.values[order])
+
+
+def _is_sorted(codes: Codes) -> bool:
+    return bool((codes[1:] >= codes[:-1]).all())
 
 
 def _scalars(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
