@@ -105,8 +105,8 @@ class Recorded:
 def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
     """The whole of it.
 
-    Up to four environments have a cell each, or two if there are pictures. Of more there is a wall of their pictures, or of their returns, with the
-    returns of all on one plot, or the statistics over all, and the details of a few.
+    Up to four environments have a cell each, or two if there are pictures. Of more there is a wall of their pictures, or
+    of their returns, with the returns of all on one plot, or the statistics over all, and the details of a few.
 
     Args:
         recorded: what there is.
