@@ -158,6 +158,7 @@ def test_ctrl_c_ends_a_training_and_its_recording(path):
         """
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
         env.rollout(20, break_when_any_done=False)
+        gc.collect()  # an interrupt that falls into an EnvBase.__del__ is swallowed by Python
         print("training", flush=True)
         env.rollout(10_000_000, break_when_any_done=False)
         """
