@@ -29,7 +29,7 @@ from torchrl_rerun.writer import Writer
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
 PREAMBLE = """
-import functools, os, resource, signal, sys, time, warnings
+import functools, gc, os, resource, signal, sys, time, warnings
 import torch
 from torchrl.envs import GymEnv, SerialEnv, ParallelEnv
 from torchrl_rerun import RecordingError, RerunRecorder
