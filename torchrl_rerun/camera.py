@@ -15,7 +15,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 
 from torchrl_rerun import specs
-from torchrl_rerun.recording import Render
+from torchrl_rerun.logged_envs import Render
 from torchrl_rerun.streams import Key, Leaf
 from torchrl_rerun.warning import warn
 

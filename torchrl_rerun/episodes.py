@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,6 @@ TIMELINES = ("frame", "step", "episode", "episode_step", "log_time")
 
 Positions = npt.NDArray[np.int64]
 """int64 ``[..., 5]``, the columns of :data:`TIMELINES`; ``log_time`` in nanoseconds since the epoch."""
-
-MAX_LOGGED_ENVS = 64
-FEW_LOGGED_ENVS = 16
 
 
 class Progress(NamedTuple):
@@ -149,49 +145,3 @@ class Episodes:
         fresh = self._episode < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
-
-
-def check_envs(logged_envs: object) -> None:
-    """Refuse what can't name environments, however many there are.
-
-    Raises:
-        TypeError: it is neither an index, indices, a slice, ``"all"`` nor None.
-        ValueError: it is empty, or another string than ``"all"``.
-    """
-    if logged_envs is None or isinstance(logged_envs, int | slice):
-        return
-    if isinstance(logged_envs, str):
-        if logged_envs != "all":
-            raise ValueError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
-    elif not isinstance(logged_envs, Iterable):
-        raise TypeError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
-    elif not list(logged_envs):
-        raise ValueError("logged_envs is empty: name the environments to record, or leave it out")
-
-
-def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: int) -> list[int]:
-    """Which environments to record, as sorted indices.
-
-    Args:
-        logged_envs: an index, several, a slice, ``"all"``, or None: all of up to 64, else the first 16.
-        envs: how many there are.
-
-    Raises:
-        IndexError: an index is out of range.
-
-    >>> resolve_envs(slice(0, None, 2), 5), resolve_envs(-1, 5), len(resolve_envs(None, 4096))
-    ([0, 2, 4], [4], 16)
-    """
-    if logged_envs is None:
-        return list(range(envs if envs <= MAX_LOGGED_ENVS else FEW_LOGGED_ENVS))
-    if isinstance(logged_envs, str):
-        return list(range(envs))
-    if isinstance(logged_envs, slice):
-        chosen = list(range(envs))[logged_envs]
-    else:
-        chosen = [logged_envs] if isinstance(logged_envs, int) else [int(env) for env in logged_envs]
-    wrong = [env for env in chosen if not -envs <= env < envs]
-    if wrong or not chosen:
-        there = "is 1 environment, 0" if envs == 1 else f"are {envs} environments, 0 to {envs - 1}"
-        raise IndexError(f"logged_envs={logged_envs!r} doesn't fit: there {there}")
-    return sorted({env % envs for env in chosen})

@@ -496,7 +496,7 @@ class Feed:
             if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
                 self.close_quietly()
             batch_size = tuple(tensordict.batch_size)
-            if ended is not None and not ended.may_go_on:
+            if ended is not None and not ended.account.may_go_on:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             self._forget_keys()
@@ -509,7 +509,7 @@ class Feed:
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
-                ended.fail_to_go_on(error)
+                ended.account.fail_to_go_on(error)
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             self._resumed = None

@@ -20,9 +20,10 @@ from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
 from torchrl_rerun.dumps import DumpFile
-from torchrl_rerun.episodes import Progress, check_envs
+from torchrl_rerun.episodes import Progress
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep
+from torchrl_rerun.logged_envs import check_envs
 from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.rerun_streams import StreamOutlet, UsersStream, application_id_of

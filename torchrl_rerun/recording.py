@@ -5,12 +5,9 @@ This is what every front end feeds, whatever its environments look like; it know
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-import math
 import os
-import shlex
 import sys
 import threading
 import time
@@ -25,21 +22,22 @@ import numpy.typing as npt
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
+from torchrl_rerun.account import Account
 from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import Recorded, layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
 from torchrl_rerun.episode_files import EpisodeFiles
-from torchrl_rerun.episodes import MAX_LOGGED_ENVS, TIMELINES, Episodes, Positions, Progress, resolve_envs
+from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, Progress
 from torchrl_rerun.events import NONE, Ends, Event, Rows
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep, Value
 from torchrl_rerun.ledger import Ledger
+from torchrl_rerun.logged_envs import MAX_LOGGED_ENVS, LoggedEnvs, Render
 from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.output import WholeRun
 from torchrl_rerun.schema import Moment, Source, Split, info_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
-from torchrl_rerun.sinks import RecordingError, Sink
-from torchrl_rerun.stats import Stats
+from torchrl_rerun.sinks import Sink
 from torchrl_rerun.streams import Key, Stream
 from torchrl_rerun.sums import Sums
 from torchrl_rerun.warning import warn
@@ -50,12 +48,6 @@ LIVE_SECONDS = 0.5
 
 LOOKS = 4
 """How often it is looked, within the time that a frame may wait, for one that has waited so long."""
-
-PATIENCE = 1.0
-"""Seconds that the environment waits for the writer before it is told so."""
-
-RETRY_SECONDS = 5.0
-"""Seconds between two tries to go on after :meth:`Recording.close`, each of which makes the environment wait."""
 
 SHORT_BLOCK = 100
 """Frames of a block below which the making of chunks costs several times what their data do."""
@@ -68,10 +60,6 @@ BATCH_SHARE = 16
 
 BLOCKS_SHARE = 4
 """Where episodes wait in memory until they are over, blocks have this part of the buffer."""
-
-Render = Callable[[Sequence[int]], Sequence[npt.NDArray[Any]] | None]
-"""Gives pictures of environments of the flattened batch as they are now, one each, all of one dtype and shape; None: no
-picture can be had."""
 
 Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
 """The values of a frame, in the order of :class:`Moment`; None where it had none."""
@@ -93,21 +81,6 @@ class Options:
     flush_seconds: float = 5.0
 
 
-@dataclass(frozen=True)
-class _Before:
-    """What the recordings that this one continues came to.
-
-    Attributes:
-        stats: the counts.
-        began: when the first of them began.
-        busy_seconds: how long their writers were at work.
-    """
-
-    stats: Stats = field(default_factory=Stats)
-    began: float = field(default_factory=time.monotonic)
-    busy_seconds: float = 0.0
-
-
 class Recording:
     """Counts episodes, buffers steps and has them written to a sink.
 
@@ -120,6 +93,7 @@ class Recording:
         continues: the recording whose counters go on, if it was of the same batch size.
 
     Attributes:
+        account: what became of the frames.
         alive: whether it is open, and of this process.
         selection: which frames are recorded.
         must_know_ends: whether :meth:`step` must be told whose episodes end.
@@ -144,12 +118,11 @@ class Recording:
         self.sink = sink
         self._outlets = tuple(outlets)
         self._options = options
-        chosen = resolve_envs(options.logged_envs, source.envs)
-        self._select = _selection(chosen, source.envs)
-        self.envs = [source.first_env + env for env in chosen]
-        self.episodes = Episodes(len(chosen))
-        self.selection = Selection(len(chosen), options.choice)
-        self._sums, self._batch_sums = Sums(len(chosen)), Sums(source.envs)
+        self._logged = LoggedEnvs(options.logged_envs, source.envs)
+        self.envs = [source.first_env + index for index in self._logged.indices]
+        self.episodes = Episodes(len(self.envs))
+        self.selection = Selection(len(self.envs), options.choice)
+        self._sums, self._batch_sums = Sums(len(self.envs)), Sums(source.envs)
         if continues is not None and continues.source.batch_size == source.batch_size:
             self.episodes, self.selection = continues.episodes, continues.selection
             self._sums, self._batch_sums = continues._sums, continues._batch_sums  # noqa: SLF001 - of the same class
@@ -171,30 +144,27 @@ class Recording:
             first_frame=self.episodes.frames if is_dump else 0,
         )
         self._writer: Writer | None = None
+        self._buffers: list[Buffer] = []
+        self.account: Account = Account(
+            sink,
+            self._outlets,
+            self.episodes,
+            self._buffers,
+            self._output,
+            continues=None if continues is None else continues.account,
+        )
         # Held while a frame is copied: the writer hands over what is old when no frame comes, and never waits for it. One
         # that its owner can take again, for Ctrl-C may come before it is released.
         self._copying = threading.RLock()
         self._described: list[list[Stream]] = [[] for _ in Moment]
-        self._small = self._buffer(len(chosen), self._block_bytes, self._output.chunks)
-        self._bulky = self._buffer(len(chosen), self._block_bytes, self._output.chunks)
+        self._small = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
+        self._bulky = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
         self._reward: int | None = None  # where the first reward is among what is described of steps
         self._in_detail: tuple[Buffer, ...] = ()
         self._batch: Buffer | None = None
         self._news = False
         self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
-        self._error: Exception | None = None
-        self._failed_at: int | None = None
-        self._end: tuple[str, BaseException | None] | None = None  # what this recording failed by, and its cause
-        self._missed = 0  # frames that came after it, and that `close()` has not told of
-        self._hindrance: OSError | None = None  # why they could not be recorded
-        self._hindered_at = -math.inf
-        self._warned = False
-        self._warned_of_waiting = False
-        self._warned_of: set[str] = set()
         self._annotated: dict[str, type] = {}
-        self._before = _Before() if continues is None else continues._as_before()  # noqa: SLF001 - of the same class
-        self._at_first = self._counts
-        self._at_last: Stats | None = None
         self.alive = True
         self.is_over = False
         self.process = os.getpid()
@@ -215,9 +185,17 @@ class Recording:
         )
 
     def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
-        return Buffer(
-            envs, capacity, chunks, self._hand_over, alive=self._alive, max_age=self._max_age, waited=self._noticed
+        buffer = Buffer(
+            envs,
+            capacity,
+            chunks,
+            self._hand_over,
+            alive=self.account.is_sound,
+            max_age=self._max_age,
+            waited=self._noticed,
         )
+        self._buffers.append(buffer)
+        return buffer
 
     # --- what is recorded ---
 
@@ -261,7 +239,7 @@ class Recording:
     def has_statistics(self) -> bool:
         """Whether they are asked for, or by default not all environments are recorded in detail."""
         if self._options.aggregate is None:
-            return self._options.logged_envs is None and self._select is not None and self._episode_files is None
+            return self._options.logged_envs is None and not self._logged.are_all and self._episode_files is None
         return self._options.aggregate
 
     def _describe_batch(self) -> Iterator[Chunk]:
@@ -301,6 +279,7 @@ class Recording:
             self._writer = Writer(
                 self.sink, self._outlets, self._noticed, self._hand_over_what_is_old, patience=patience, **names
             )
+            self.account.writer = self._writer
             self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
 
     # --- steps ---
@@ -352,16 +331,11 @@ class Recording:
     def resume(self, progress: Progress) -> None:
         """Go on where another program was stopped."""
         self.episodes.resume(progress)
-        self._at_first = self._counts
+        self.account.begin_here()
 
     def end(self, ends: Ends) -> None:
         """Say whose episodes ended with the last step, if only now it is known."""
-        self._ledger.end(self._selected_ends(ends))
-
-    def _selected_ends(self, ends: Ends) -> Ends:
-        if self._select is None:
-            return ends
-        return Ends(ends.terminated[self._select], ends.truncated[self._select])
+        self._ledger.end(self._logged.ends(ends))
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add to what is known of the episode that an environment is in.
@@ -397,18 +371,10 @@ class Recording:
 
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
-        fresh = self.episodes.never_begun(None if mask is None else self._rows(mask))
+        fresh = self.episodes.never_begun(None if mask is None else self._logged.rows(mask))
         if fresh is not None and not len(fresh):
             return None
-        out = np.zeros(self.source.envs, np.bool_)
-        at = np.arange(len(self.envs)) if fresh is None else fresh
-        out[at if self._select is None else np.arange(len(out))[self._select][at]] = True
-        return out
-
-    def _rows(self, mask: npt.NDArray[np.bool_]) -> Rows:
-        if self._select is not None:
-            mask = mask[self._select]
-        return None if mask.all() else np.flatnonzero(mask)
+        return self._logged.mask(fresh)
 
     def _event(self, rows: Rows, ends: Ends | None = None, *, is_step: bool) -> Event | None:
         """What is about to happen to the environments ``rows``; None, a step at most, if that isn't recorded of any."""
@@ -432,8 +398,8 @@ class Recording:
         render: Render | None = None,
     ) -> None:
         if ends is not None:
-            ends = self._selected_ends(ends)
-        rows = None if mask is None else self._rows(mask)
+            ends = self._logged.ends(ends)
+        rows = None if mask is None else self._logged.rows(mask)
         event = self._event(rows, ends, is_step=is_step)
         if event is None:
             return
@@ -442,10 +408,12 @@ class Recording:
             if self._batch is not None:
                 kept = self._batch.add(self._of_batch(event, mask), moments, _nowhere)
             if rows is None or len(rows):
-                if self._select is not None:
-                    moments = (self._selected(moments[0]), self._selected(moments[1]), self._selected(moments[2]))
+                if not self._logged.are_all:
+                    values = self._logged.values
+                    moments = (values(moments[0]), values(moments[1]), values(moments[2]))
                 if render is not None and event.is_recorded:
-                    moments = (self._rendered(moments[0], event.after, render), *moments[1:])
+                    assert moments[0] is not None, "frames with pictures have observations"
+                    moments = (self._logged.with_pictures(moments[0], event.after, render), *moments[1:])
                 for arrays in moments:
                     for array in arrays or ():
                         if array is None:  # `in` would compare arrays
@@ -458,11 +426,12 @@ class Recording:
             if self.episodes.has_seen(event):
                 self._enter(event, moments[Moment.STEPPED], ends, seeds)
             else:
-                for buffer in self._buffers():
+                for buffer in self._buffers:
                     buffer.drop(event)
             raise
         if not kept or self._news:
-            self._tell()
+            self._news = False
+            self.account.tell()
 
     def _picked(self, rows: Rows, ends: Ends | None, *, is_step: bool) -> tuple[Rows, Rows]:
         """Whose frames before and after what happens now are recorded, of the environments ``rows``."""
@@ -479,8 +448,7 @@ class Recording:
         if event.is_step:
             self._ledger.step(event, episodes, self._rewards(stepped), ends)
         else:
-            chosen = seeds if self._select is None or not seeds else list(np.array(seeds, object)[self._select])
-            self._ledger.reset(event, episodes, chosen)
+            self._ledger.reset(event, episodes, self._logged.seeds(seeds))
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """The first of the rewards, as numbers."""
@@ -496,34 +464,6 @@ class Recording:
             return event  # nearly always
         recorded = everyone if event.is_recorded else NONE
         return event._replace(rows=everyone, before=recorded, after=recorded)
-
-    def _tell(self) -> None:
-        """Warn, once each, of what the environment's thread should know."""
-        self._news = False
-        self._warn_of_failure()
-        self._warn_of_waiting()
-        self._warn_of_outlets()
-
-    def _selected(self, arrays: Arrays | None) -> Arrays | None:
-        """The values of those environments that are recorded."""
-        if not arrays:
-            return arrays
-        select, envs = self._select, self.source.envs
-        return [array if array is None or len(array) != envs else array[select] for array in arrays]
-
-    def _rendered(self, observed: Arrays | None, rows: Rows, render: Render) -> Arrays:
-        """What was observed, with pictures of the environments ``rows`` as the last of it."""
-        assert observed is not None, "frames with pictures have observations"
-        shown = range(len(self.envs)) if rows is None else rows.tolist()
-        pictures = render([self.envs[row] - self.source.first_env for row in shown])
-        if pictures is None:
-            return observed
-        if len(self.envs) == 1:
-            return [*observed[:-1], pictures[0][np.newaxis]]
-        values = np.empty((len(self.envs), *pictures[0].shape), pictures[0].dtype)  # only rows that count are looked at
-        for row, picture in zip(shown, pictures, strict=True):
-            values[row] = picture
-        return [*observed[:-1], values]
 
     def _split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
         """Keys that now come without the others of their track get a track of their own: each has its own rows then."""
@@ -548,11 +488,7 @@ class Recording:
             RecordingError: it isn't, and why.
         """
         if self._is_done():
-            if self._missed:
-                raise self._aftermath()
-            if self._end is not None:
-                what, cause = self._end
-                raise RecordingError(what) from cause
+            self.account.raise_again()
             return
         if self._episode_files is not None:
             self._ledger.close_ended(self.episodes.frames)
@@ -561,7 +497,7 @@ class Recording:
             self._writer.flush()
         for outlet in self._outlets:
             outlet.sync()
-        self._raise_failure()
+        self.account.raise_failure()
 
     def close(self) -> None:
         """Dump, write the layout and end the recording. Closing again does nothing, unless Ctrl-C came in between.
@@ -570,30 +506,25 @@ class Recording:
             RecordingError: something could not be written, and why.
         """
         if self._is_done():
-            if self._missed:
-                aftermath, self._missed = self._aftermath(), 0  # closing again does nothing
-                raise aftermath
+            self.account.raise_what_was_missed()
             return
         self.alive = False
+        self.account.is_closing = True
         if self._episode_files is not None:
             self._ledger.close(self.episodes.frames)
         self._flush()
         if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
             try:
-                self._raise_failure()
+                self.account.raise_failure()
             finally:
                 self.abandon()
             return
         self._writer.finish()
-        if self._keeper is not None:
-            self._keeper.sync()
-        self._conclude(self.lost_frames)
+        if self.account.keeper is not None:
+            self.account.keeper.sync()
+        self._conclude()
         try:
-            failure = self._failure()
-            if failure is not None:
-                # Not the error itself: with its traceback it would keep all of this alive.
-                self._end = str(failure), failure.__cause__
-                raise failure
+            self.account.raise_end()
             self._embed_layout()
         finally:
             self.is_over = True
@@ -618,7 +549,7 @@ class Recording:
         if self._episode_files is not None and (made := self.layout()) is not None:
             self._episode_files.lay_out(made)
         if self._writer is not None:
-            for buffer in self._buffers():
+            for buffer in self._buffers:
                 self._writer.put(buffer.prepare())
         self._warn_of_short_blocks()
         for outlet in self._outlets:
@@ -639,15 +570,6 @@ class Recording:
             f"buffer_bytes={needed} << 20"
         )
 
-    @property
-    def may_go_on(self) -> bool:
-        """Whether it is time to try to go on after :meth:`close`: at once, and every few seconds where that fails."""
-        return time.monotonic() - self._hindered_at >= RETRY_SECONDS
-
-    def fail_to_go_on(self, error: OSError) -> None:
-        """What comes after :meth:`close` can't be recorded before the next try."""
-        self._hindrance, self._hindered_at = error, time.monotonic()
-
     def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
         """A frame came after :meth:`close`, and is lost: said once, and raised by :meth:`dump` and :meth:`close`.
 
@@ -658,32 +580,15 @@ class Recording:
             mask: which of them were reset or stepped; None: all.
             is_step: whether it was a step.
         """
-        assert self._at_last is not None, "it is over"
-        before = self._counts
+        frames, steps, begun = self.episodes.frames, self.episodes.steps, self.episodes.begun()
         if batch_size != self.source.batch_size:
             self.episodes.frames += 1
             self.episodes.steps += is_step
-        elif (event := self._event(None if mask is None else self._rows(mask), is_step=is_step)) is not None:
+        elif (event := self._event(None if mask is None else self._logged.rows(mask), is_step=is_step)) is not None:
             self.episodes.apply(event)
-        frames, steps, episodes = (now - then for now, then in zip(self._counts, before, strict=True))
-        self._at_last = dataclasses.replace(
-            self._at_last,
-            frames=self._at_last.frames + frames,
-            steps=self._at_last.steps + steps,
-            episodes=self._at_last.episodes + episodes,
-            frames_lost=self._at_last.frames_lost + frames,
-        )
-        self._missed += frames
-        if self._missed == frames == 1:
+        now = self.episodes
+        if self.account.miss(now.frames - frames, now.steps - steps, now.begun() - begun):
             self._forget_returns()
-            warn(f"{self._aftermath()} (training goes on; dump() and close() will raise this)", RuntimeWarning)
-
-    def _aftermath(self) -> RecordingError:
-        failure = RecordingError(
-            f"what came after {self.sink.label} was closed is not recorded, {self._missed} frames were lost: {self._hindrance}"
-        )
-        failure.__cause__ = self._hindrance
-        return failure
 
     def _forget_returns(self) -> None:
         """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
@@ -719,7 +624,7 @@ class Recording:
         self.alive = False
         if self._writer is not None:
             self._writer.finish()
-        self._conclude(self._frames)
+        self._conclude(all_lost=True)
         self.is_over = True
         self.sink.discard()
         for outlet in self._outlets:
@@ -727,9 +632,7 @@ class Recording:
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of an error of our own; it is raised by the next :meth:`dump` or :meth:`close`."""
-        if self._error is None:
-            self._error, self._failed_at = error, self.episodes.frames
-        self._warn_of_failure()
+        self.account.fail(error)
 
     def _embed_layout(self) -> None:
         try:
@@ -739,12 +642,9 @@ class Recording:
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
-    def _buffers(self) -> list[Buffer]:
-        return [self._small, self._bulky, *([] if self._batch is None else [self._batch])]
-
     def _flush(self) -> None:
         with self._copying:  # the writer, when it is idle, hands over what is old: two at once would come in any order
-            for buffer in self._buffers():
+            for buffer in self._buffers:
                 buffer.flush()
         if self._writer is not None:
             self._writer.put(self._output.rest(self.episodes.frames), frames=self._no_frames)
@@ -760,7 +660,7 @@ class Recording:
             return  # a frame is being copied, which hands over what is old
         try:
             now = time.time_ns()
-            for buffer in self._buffers():
+            for buffer in self._buffers:
                 buffer.flush_if_old(now)
         finally:
             self._copying.release()
@@ -769,7 +669,7 @@ class Recording:
 
     def _complete(self) -> int:
         """Before which frame everything has been through the output."""
-        waiting = [buffer.oldest_waiting for buffer in self._buffers()]
+        waiting = [buffer.oldest_waiting for buffer in self._buffers]
         return min((frame for frame in waiting if frame is not None), default=sys.maxsize)
 
     @property
@@ -777,147 +677,9 @@ class Recording:
         """What comes is of frames that were counted already."""
         return self.episodes.frames, self.episodes.frames
 
-    def _alive(self) -> bool:
-        return self._error is None and self._writer is not None and self._writer.alive()
-
-    @property
-    def _counts(self) -> tuple[int, int, int]:
-        """Frames, steps and episodes so far, of all recordings whose counters went on."""
-        return self.episodes.frames, self.episodes.steps, self.episodes.begun()
-
-    @property
-    def _frames(self) -> int:
-        """How many frames there have been since the recording began, or went on in this file."""
-        return self.episodes.frames - self._at_first[0]
-
-    @property
-    def _unwritten_frames(self) -> int:
-        """How many of them aren't with the sink in full."""
-        waiting = [self._output.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers())]
-        if self._keeper is not None:
-            waiting.append(self._keeper.oldest_waiting)
-        oldest = min(
-            [frame for frame in (self._failed_at, *waiting) if frame is not None], default=self.episodes.frames
-        )
-        return self.episodes.frames - oldest
-
-    @property
-    def _keeper(self) -> Outlet | None:
-        """The recording stream that keeps what is recorded, where there is no file."""
-        return next((outlet for outlet in self._outlets if outlet.keeps), None)
-
-    @property
-    def lost_frames(self) -> int:
-        """How many of them could not be written, or were and are gone with their file."""
-        if self.sink.trouble() is not None:
-            return self._frames
-        if self._keeper is not None and self._keeper.trouble() is not None:
-            return self._keeper.dropped_frames
-        has_failed = self._error is not None or (self._writer is not None and self._writer.error is not None)
-        return self._unwritten_frames if has_failed else 0
-
-    def stats(self) -> Stats:
-        """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
-        if self._at_last is not None:
-            return self._at_last
-        lost = self.lost_frames
-        return self._counted(lost, waiting=0 if lost else self._unwritten_frames)
-
-    def _counted(self, lost: int, waiting: int) -> Stats:
-        before, (_, steps, episodes) = self._before.stats, self._at_first
-        frames, size = before.frames + self._frames, before.bytes_written + self.sink.size()
-        seconds, busy = time.monotonic() - self._before.began, self._busy_seconds
-        return Stats(
-            frames=frames,
-            steps=before.steps + self.episodes.steps - steps,
-            episodes=before.episodes + self.episodes.begun() - episodes,
-            frames_written=before.frames_written + self._frames - lost - waiting,
-            frames_waiting=waiting,
-            frames_lost=before.frames_lost + lost,
-            frames_dropped=before.frames_dropped + max((outlet.dropped_frames for outlet in self._outlets), default=0),
-            bytes_waiting=self._waiting_bytes() if waiting else 0,
-            bytes_written=size,
-            seconds_waited=before.seconds_waited + self._seconds_waited(),
-            frames_per_second=frames / seconds,
-            bytes_per_second=size / busy if busy else 0.0,
-        )
-
-    @property
-    def _busy_seconds(self) -> float:
-        return self._before.busy_seconds + (0.0 if self._writer is None else self._writer.busy_seconds)
-
-    def _waiting_bytes(self) -> int:
-        return self._output.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers())
-
-    def _conclude(self, lost: int) -> None:
-        """Nothing more is written: what is lost is so for good."""
-        self._at_last = self._counted(lost, waiting=0)
-        if lost or self._error is not None:
+    def _conclude(self, *, all_lost: bool = False) -> None:
+        if self.account.conclude(all_lost=all_lost):
             self._forget_returns()
-
-    def _as_before(self) -> _Before:
-        return _Before(self.stats(), self._before.began, self._busy_seconds)
-
-    def _seconds_waited(self) -> float:
-        return sum(buffer.seconds_waited for buffer in self._buffers())
-
-    def _warn_of_waiting(self) -> None:
-        """The environment is held up: say so once, with what to do about it."""
-        if self._warned_of_waiting or self._seconds_waited() < PATIENCE:
-            return
-        self._warned_of_waiting = True
-        stats = self.stats()
-        warn(
-            f"the environment waits for {self.sink.label} to be written, {self._seconds_waited():.1f} s so far: "
-            f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.3g} MB/s can "
-            "be encoded and written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
-            "image_format (a larger buffer_bytes bridges short peaks)",
-            RuntimeWarning,
-        )
-
-    def _warn_of_outlets(self) -> None:
-        """A viewer that is gone costs frames that nobody would have seen: say so once, and go on."""
-        for outlet in self._outlets:
-            trouble = outlet.trouble()
-            if trouble is not None and not outlet.keeps and outlet.label not in self._warned_of:
-                self._warned_of.add(outlet.label)
-                warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
-
-    def _failure(self) -> RecordingError | None:
-        error: BaseException | None = self._error or (self._writer.error if self._writer is not None else None)
-        if error is None:
-            error = self.sink.trouble() or (None if self._keeper is None else self._keeper.trouble())
-        if error is None:
-            return None
-        if self._lacks_its_end():
-            message = (
-                f"all frames are in {self.sink.label}, but it has no footer and no layout: {error}. Once there is room "
-                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self.sink.location)}` adds them"
-            )
-        else:
-            message = f"recording to {self.sink.label} failed, {self.lost_frames} frames were lost: {error}"
-        failure = RecordingError(message)
-        failure.__cause__ = error
-        return failure
-
-    def _lacks_its_end(self) -> bool:
-        """Whether all was written but what comes last."""
-        return not self.alive and self._error is None and self.sink.trouble() is None and not self.lost_frames
-
-    def _raise_failure(self) -> None:
-        failure = self._failure()
-        if failure is not None:
-            raise failure
-
-    def _warn_of_failure(self) -> None:
-        failure = None if self._warned else self._failure()
-        if failure is not None:
-            self._warned = True
-            where = ", in another file," if self._keeper is None else ""
-            warn(
-                f"{failure} (training goes on, and is recorded again{where} after close(); dump() and close() will raise this)",
-                RuntimeWarning,
-            )
 
 
 def application_id(options: Options, source: Source) -> str:
@@ -928,15 +690,6 @@ def application_id(options: Options, source: Source) -> str:
 def _nowhere() -> Positions:
     """What needs no positions has none."""
     return np.empty((0, len(TIMELINES)), np.int64)
-
-
-def _selection(chosen: Sequence[int], envs: int) -> slice | npt.NDArray[np.intp] | None:
-    """What picks the environments ``chosen`` out of an array of all of them; None: they are all."""
-    if len(chosen) == envs:
-        return None
-    if list(chosen) == list(range(chosen[0], chosen[-1] + 1)):
-        return slice(chosen[0], chosen[-1] + 1)  # a view, where an array of indices would copy
-    return np.array(chosen, np.intp)
 
 
 def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[Track, bool]]:
