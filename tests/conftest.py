@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import warnings
@@ -12,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests
 os.environ.setdefault("RL_WARNINGS", "0")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 warnings.filterwarnings("ignore", module="torchrl.*")
+
+# Worker processes are forked from one that has imported everything, which would take each of them seconds.
+multiprocessing.set_start_method("forkserver")
+multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_rerun.recorder"])
 
 
 @pytest.fixture(autouse=True)

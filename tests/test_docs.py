@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import shlex
 import subprocess
@@ -21,18 +20,8 @@ COMMAND = re.compile(r'^\$ .*\b(torchrl-rerun\b(?:"[^"\n]*"|[^)|>"\n])*)', re.MU
 of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.fixture
-def quick_workers():
-    """Worker processes are forked from one that has imported everything, which would take each of them seconds."""
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("forkserver", force=True)
-    multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_rerun.recorder"])
-    yield
-    multiprocessing.set_start_method(before, force=True)
-
-
 @of_each_page
-def test_examples_of_a_page_run(page, tmp_path, monkeypatch, quick_workers):
+def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
     """One after the other, as in one program."""
     monkeypatch.chdir(tmp_path)
     for example in examples(page):
