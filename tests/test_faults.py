@@ -18,6 +18,7 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
 from interrupts import interrupted
+from programs import python
 from readback import read
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.buffer import Block, Buffer
@@ -43,7 +44,7 @@ def run(script: str, path, *, timeout: float = 120, code: int = 0) -> subprocess
     """Run a script as a program of its own; it must end by itself."""
     source = PREAMBLE + textwrap.dedent(script)
     done = subprocess.run(
-        [sys.executable, "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False
+        [*python(), "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done

@@ -13,6 +13,7 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 
 from looking import headless_viewer, opened, record, rerun_views, trouble
+from programs import python
 from readback import read
 from torchrl_rerun import RerunRecorder, blueprint
 from torchrl_rerun.streams import Stream
@@ -53,9 +54,7 @@ for name, scene in gallery.SCENES.items():
     print(name, scene.record(Path(sys.argv[1], f"{name}.rrd"), 24), sep="=")
 """
     folder, docs = tmp_path_factory.mktemp("gallery"), Path(__file__).parents[1] / "docs"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=docs, capture_output=True, text=True, timeout=400
-    )
+    done = subprocess.run([*python(), "-c", code, str(folder)], cwd=docs, capture_output=True, text=True, timeout=400)
     assert not done.returncode, done.stderr
     files = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.split("=")[0] in SCENES)
     assert tuple(files) == SCENES

@@ -16,6 +16,7 @@ import torch
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 
+from programs import python
 from readback import decoded, read
 from reference import of_rollout
 from test_disk import small_disk  # noqa: F401 - a fixture
@@ -246,7 +247,7 @@ env = GymEnv("CartPole-v1", from_pixels=True).append_transform(RerunRecorder({st
 env.rollout(5)
 env.close()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([*python(), "-c", code], check=True, timeout=120)
     assert len(read(path)["/env_0/pixels"].values) == 6
 
 

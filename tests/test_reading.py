@@ -496,7 +496,7 @@ def test_annotations(tmp_path):
 def test_only_what_is_asked_for_is_read(path, monkeypatch):
     from torchrl_rerun import chunks
 
-    record(SerialEnv(2, pixel_cartpole), path, 60, buffer_bytes=1 << 20, image_format="jpeg")
+    record(SerialEnv(2, pixel_cartpole), path, 120, buffer_bytes=1 << 20, image_format="jpeg")
     read = []
     original = chunks._chunk
     monkeypatch.setattr(chunks, "_chunk", lambda file, place: read.append(place.size) or original(file, place))

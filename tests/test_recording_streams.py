@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import rerun as rr
 from rerun.chunk import RrdReader
 
+from programs import python
 from readback import read, same
 from servers import free_port, started_viewer, wait_until
 from test_environments import Zoo
@@ -314,7 +314,7 @@ def test_the_process_ends_beside_a_stream_that_takes_nothing(path, fate, beside)
         if fate == "absent":
             url = f"rerun+http://127.0.0.1:{free_port()}/proxy"
         arguments = [url, str(viewer.pid if fate == "stopped" else 0), str(path) if beside else ""]
-        run = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
+        run = subprocess.Popen([*python(), "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             assert run.stdout.readline() == "end\n"
             start = time.monotonic()
@@ -337,5 +337,5 @@ from torchrl_rerun import RerunRecorder
 env = Pictures().append_transform(RerunRecorder(in_keys=["x"]))
 env.rollout(20)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
+    subprocess.run([*python(), "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)
     assert frames(saved) == list(range(21))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 
 import gymnasium
 import h5py
@@ -22,6 +21,7 @@ from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.record import TensorDictRecorder
 from typer.testing import CliRunner
 
+from programs import python
 from readback import same
 from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.cli import app
@@ -260,7 +260,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 replay("stored", "run.rrd", image_format="raw", buffer_bytes=8 << 20)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
-    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = subprocess.run([*python(), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     stored = 2 * 6000 * 84 * 84 * 3 >> 20
     assert int(told.stdout.split()[-1]) < 0.75 * stored
 

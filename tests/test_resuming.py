@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
 from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
+from programs import python
 from readback import read, read_folder
 from test_selection import Lengths
 from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes
@@ -189,7 +189,7 @@ def test_after_a_crash(folder):
                 os.kill(os.getpid(), 9)
             env.close()
     """
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), folder]
+    command = [*python(), "-c", textwrap.dedent(script), folder]
     killed = subprocess.run([*command, "begin", folder.parent / "state.pt"], check=False)
     assert killed.returncode == -9
     crashed = names(folder)

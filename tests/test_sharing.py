@@ -6,7 +6,6 @@ import copy
 import multiprocessing
 import pickle
 import subprocess
-import sys
 import textwrap
 import time
 
@@ -14,6 +13,7 @@ import pytest
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, TransformedEnv
 
+from programs import python
 from readback import read
 from test_faults import PREAMBLE, cartpole, run
 from torchrl_rerun import RerunRecorder
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_a_training_and_its_recording(path):
         """
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", source, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*python(), "-c", source, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout.readline() == "training\n"

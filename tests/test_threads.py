@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import warnings
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torchrl.envs import SerialEnv
 
+from programs import python
 from readback import read, read_folder
 from test_hostile import Scripted
 from test_pictures import picture, psnr
@@ -30,7 +30,7 @@ def test_tasks_are_done_and_raise():
 
 def test_they_dont_hold_up_the_end_of_the_program():
     code = "import time; from torchrl_rerun.threads import submit; submit(lambda: time.sleep(60))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([*python(), "-c", code], check=True, timeout=30)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
@@ -89,6 +89,6 @@ env = SerialEnv(2, lambda: GymEnv("CartPole-v1", from_pixels=True))
 env = env.append_transform(RerunRecorder({str(path)!r}, image_format={image_format!r}))
 env.rollout(10, break_when_any_done=False)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([*python(), "-c", code], check=True, timeout=120)
     recorded = read(path)
     assert [len(recorded[f"/env_{env}/pixels"].values) for env in range(2)] == [11, 11]

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from rerun.chunk import RrdReader
 from tensordict import TensorDict
 from torchrl.envs import ParallelEnv
 
+from programs import python
 from readback import read
 from servers import free_port, started, started_viewer, wait_until
 from test_faults import Odd, cartpole
@@ -220,7 +220,7 @@ print("end", flush=True)
 {end}
 """
     run = subprocess.Popen(
-        [sys.executable, "-c", script, str(path), url, str(process.pid)], stdout=subprocess.PIPE, text=True
+        [*python(), "-c", script, str(path), url, str(process.pid)], stdout=subprocess.PIPE, text=True
     )
     try:
         assert run.stdout.readline() == "end\n"

@@ -1,0 +1,125 @@
+"""Programs that start at once: forked from a process that has imported torch and TorchRL, which would take each of them seconds.
+
+A program is a process of its own, with its own input, output, arguments and folder; it imports the rest, the recorder and
+Rerun, by itself, and ends as each program does. What is run by :func:`python` stands for it: it passes signals on, and ends as
+it ends. A signal that can't be passed on (``SIGKILL``, ``SIGSTOP``) is a matter for ``sys.executable``.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import functools
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Sequence
+
+STREAMS = 3
+IMPORTED = ("gymnasium", "torch", "torchrl.collectors", "torchrl.envs")
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@functools.cache
+def python() -> list[str]:
+    """What ``python`` is in ``[*python(), "-c", source, *arguments]``."""
+    folder = tempfile.TemporaryDirectory()
+    address = f"{folder.name}/socket"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(16)
+    command = [sys.executable, "-W", "ignore", __file__, "serve", str(listener.fileno())]
+    server = subprocess.Popen(command, pass_fds=[listener.fileno()])
+    listener.close()
+
+    @atexit.register
+    def end() -> None:
+        server.kill()
+        server.wait()
+        folder.cleanup()
+
+    return [sys.executable, "-S", "-E", __file__, "run", address]
+
+
+# --- the process that has imported everything ---
+
+
+def serve(listener: socket.socket) -> tuple[str, list[str]]:
+    """Fork for each who asks. Returns in the program that was asked for: its source and its arguments."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        asked, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            return begin(asked)
+        asked.close()
+
+
+def begin(asked: socket.socket) -> tuple[str, list[str]]:
+    """Fork once more: one is the program, the other one says how it ends."""
+    message, ancillary, *_ = asked.recvmsg(1 << 20, socket.CMSG_SPACE(STREAMS * array.array("i").itemsize))
+    streams = array.array("i", ancillary[0][2])
+    if (program := os.fork()) > 0:
+        for stream in streams:
+            os.close(stream)
+        attend(program, asked)
+    asked.close()
+    request = json.loads(message)
+    for to, stream in enumerate(streams):
+        os.dup2(stream, to)
+        os.close(stream)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    return request["source"], request["arguments"]
+
+
+def attend(program: int, asked: socket.socket) -> None:
+    """Pass on signals until the program ends, and how it ended; end it if nobody is there any more."""
+    ended = os.pidfd_open(program)
+    while ended not in (ready := select.select([ended, asked], [], [])[0]):
+        if asked in ready:
+            number = asked.recv(1)
+            os.kill(program, number[0] if number else signal.SIGKILL)
+            if not number:
+                os._exit(0)
+    asked.send(json.dumps(os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])).encode())
+    os._exit(0)
+
+
+# --- who stands for a program ---
+
+
+def run(address: str, source: str, arguments: Sequence[str]) -> None:
+    """Run a program, and end as it ends."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    server.connect(address)
+    for number in PASSED_ON:
+        signal.signal(number, lambda number, _: server.send(bytes([number])))
+    request = {"source": source, "arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    streams = array.array("i", range(STREAMS)).tobytes()
+    server.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    code = json.loads(server.recv(100))
+    if code < 0:
+        if -code in PASSED_ON:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        run(sys.argv[2], sys.argv[4], sys.argv[5:])
+    for name in IMPORTED:
+        __import__(name)
+    source, sys.argv[1:] = serve(socket.socket(fileno=int(sys.argv[2])))
+    sys.argv[0] = "-c"
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(source, "<string>", "exec"), sys.modules["__main__"].__dict__)
