@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -228,6 +229,21 @@ def test_from_the_seed(name, path, tmp_path):
     torch.save(env.rollout(20, break_when_any_done=False), tmp_path / "stored")
     assert not replay(tmp_path / "stored", path, render=name, seed=3).partings
     assert load(path)[0]["pixels"][0].any()
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_batch_from_its_seed(vectorized, path, tmp_path):
+    make = functools.partial(GymEnv, "Pendulum-v1")
+    env = make(num_envs=3) if vectorized else SerialEnv(3, make)
+    env.set_seed(3)
+    torch.save(env.rollout(4), tmp_path / "stored")
+    command = ["replay", str(tmp_path / "stored"), "-o", str(path), "--render", "Pendulum-v1", "--seed", "3"]
+    asked = CliRunner().invoke(app, command)
+    assert (asked.exit_code, asked.stderr) == (0, "")
+    assert all(episode["pixels"].any() for episode in load(path))
+    command[-1:] = ["4", "--overwrite"]
+    assert "leave the seed out" in CliRunner().invoke(app, command).stderr
+    assert not CliRunner().invoke(app, [*command[:-3], "--overwrite"]).stderr
 
 
 def test_where_they_part_is_said_and_shown_no_further(path, tmp_path):

@@ -15,6 +15,7 @@ from torchrl_rerun import specs
 from torchrl_rerun.recorder import RerunRecorder
 from torchrl_rerun.rerendering import MakeEnv, Parting, Rerendering
 from torchrl_rerun.stored import Piece, Stored, open_stored
+from torchrl_rerun.warning import warn
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
 
@@ -62,7 +63,8 @@ def replay(
         render: render each moment in this environment: the id of one that is registered with gymnasium, or a function
             that makes one with ``render_mode="rgb_array"``. Its observations and rewards are compared with the stored
             ones; where they part, the pictures are black for the rest of the episode.
-        seed: with ``render``: replay from this seed and the stored actions.
+        seed: with ``render``: replay from this seed and the stored actions. It is what ``env.set_seed`` was given, of a
+            batch, too. Environments that can be set to what was observed need none.
         progress: what the moments are passed through, with their number.
         options: any other of :class:`RerunRecorder`.
 
@@ -100,6 +102,8 @@ def replay(
             again.close()
     stats = recorder.stats()
     partings = () if again is None else tuple(again.partings)
+    if again is not None and partings and again.needs_no_seed:
+        warn(f"it parts from what is stored with seed {seed}; leave the seed out: it can be set to what was observed")
     return Replayed(stored.what, recorder.path, int(stats["steps"]), int(stats["episodes"]), partings)
 
 
