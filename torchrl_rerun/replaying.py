@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torchrl_rerun import specs
 from torchrl_rerun.recorder import RerunRecorder
 from torchrl_rerun.rerendering import MakeEnv, Parting, Rerendering
 from torchrl_rerun.stored import Piece, Stored, open_stored
+from torchrl_rerun.streams import Key
 from torchrl_rerun.warning import warn
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
@@ -29,6 +30,8 @@ class Replayed:
         path: the file or the folder that was recorded.
         steps: how many, of all environments side by side.
         episodes: how many, of all environments together.
+        envs: how many environments.
+        arrays: of named arrays: the keys that they became, by their names; those that were left out aren't there.
         partings: where ``render`` found that its environment does otherwise than what is stored.
     """
 
@@ -36,6 +39,8 @@ class Replayed:
     path: Path | None
     steps: int
     episodes: int
+    envs: int = 1
+    arrays: Mapping[str, Key] = field(default_factory=dict)
     partings: tuple[Parting, ...] = ()
 
 
@@ -93,9 +98,11 @@ def replay(
     recorder = RerunRecorder(sink, **_options(stored, render, options))
     again = None if render is None else Rerendering(_maker(render), seed)
     pieces = stored.pieces() if again is None else again.rendered(stored.pieces())
+    envs = 0
     try:
         for piece in _counted(pieces, stored.moments, progress):
             recorder.log_rollout(piece.tensordict, begins=list(piece.begins))
+            envs = len(piece.begins)
     finally:
         recorder.close()
         if again is not None:
@@ -104,7 +111,8 @@ def replay(
     partings = () if again is None else tuple(again.partings)
     if again is not None and partings and again.needs_no_seed:
         warn(f"it parts from what is stored with seed {seed}; leave the seed out: it can be set to what was observed")
-    return Replayed(stored.what, recorder.path, int(stats["steps"]), int(stats["episodes"]), partings)
+    counts = int(stats["steps"]), int(stats["episodes"]), envs
+    return Replayed(stored.what, recorder.path, *counts, stored.arrays, partings)
 
 
 def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Iterator[Piece]:
