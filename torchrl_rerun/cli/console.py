@@ -41,6 +41,11 @@ def count(number: int, unit: str) -> str:
     return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
+def needs_extra(name: str) -> str:
+    """What to do about a library that isn't installed; pip finds what the extra needs, wherever the rest came from."""
+    return f"install the extra {name}: pip install 'torchrl-rerun[{name}]'"
+
+
 def from_here(path: Path) -> Path:
     """A path as it is found from the working directory, if it lies below it."""
     here = Path.cwd()
