@@ -114,7 +114,8 @@ class Recordings(Sequence["LoadedEpisode"]):
 
     def __repr__(self) -> str:
         keys = ", ".join(name_of(key) for key in self.keys())
-        return f"{len(self)} episodes, {sum(each.properties.length for each in self)} steps in all, of {keys}"
+        episodes = "1 episode" if len(self) == 1 else f"{len(self)} episodes"
+        return f"{episodes}, {sum(each.properties.length for each in self)} steps in all, of {keys}"
 
     def where(self, predicate: Predicate) -> Recordings:
         """Those of which something is true: ``load(path).where(lambda episode: episode.episode_return < 50)``.

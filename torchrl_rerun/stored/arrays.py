@@ -303,7 +303,7 @@ def hdf5(path: Path, keys: Mapping[Key, str]) -> Stored:
     except OSError as error:
         raise ValueError(f"{path} can't be read as HDF5: {error}") from None
     groups = _episodes_in(file, keys) or [file]
-    what = f"{path}: HDF5" + (f", {len(groups):,} groups" if groups != [file] else "")
+    what = f"{path}: HDF5" + (f", {len(groups):,} group{'s' * (len(groups) > 1)}" if groups != [file] else "")
 
     def opener(group: Any) -> Callable[[], Trajectory]:
         where = f"{path}" + (group.name if group is not file else "")
