@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,7 +45,7 @@ class Repaired:
     episodes: int
     envs: int
     cut_bytes: int
-    lacking: Mapping[Key, tuple[int, int]] = field(default_factory=dict)
+    lacking: Mapping[Key, tuple[int, int]]
 
 
 def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Repaired | None:

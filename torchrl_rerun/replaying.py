@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class Replayed:
     path: Path | None
     steps: int
     episodes: int
-    envs: int = 1
-    arrays: Mapping[str, Key] = field(default_factory=dict)
+    envs: int
+    arrays: Mapping[str, Key]
     partings: tuple[Parting, ...] = ()
 
 
