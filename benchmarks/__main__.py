@@ -1,6 +1,6 @@
 """One command, one table.
 
-    python -m benchmarks [--quick] [--only NAME ...] [--json PATH] [--readme]
+    python -m benchmarks [--quick] [--only NAME ...] [--json PATH] [--into-docs]
 
 Each measurement runs in a process of its own, one after the other, so that none is disturbed by the threads and the memory
 of another; what is compared with one another is measured by turns within one process.
@@ -55,16 +55,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
     parser.add_argument("--quick", action="store_true", help="a few minutes, and noisier")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results.json"), help="where to save it")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md as well")
+    parser.add_argument("--into-docs", action="store_true", help="put the table into docs/performance.md as well")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.into is not None:  # this is the process of one measurement
         args.into.write_text(json.dumps(_here(args.only[0], Effort(args.quick)).as_json()))
         return 0
-    return _all(args.only or list(MEASUREMENTS), args.json, quick=args.quick, readme=args.readme)
+    return _all(args.only or list(MEASUREMENTS), args.json, quick=args.quick, into_docs=args.into_docs)
 
 
-def _all(names: list[str], path: Path, *, quick: bool, readme: bool) -> int:
+def _all(names: list[str], path: Path, *, quick: bool, into_docs: bool) -> int:
     from benchmarks import machine, table  # noqa: PLC0415 - the processes of measurements have no use for them
 
     console = Console(width=None if sys.stdout.isatty() else 200)
@@ -80,8 +80,8 @@ def _all(names: list[str], path: Path, *, quick: bool, readme: bool) -> int:
     whole = Report(rows, tuple(detail for report in reports for detail in report.details))
     table.show(whole, about, console)
     table.save(whole, about, path)
-    if readme:
-        table.into_readme(whole, about, ROOT / "README.md")
+    if into_docs:
+        table.into_page(whole, about, ROOT / "docs" / "performance.md")
     return int(failed)
 
 

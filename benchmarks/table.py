@@ -35,8 +35,8 @@ BAR = r"\|"
 """What stands for ``|`` within a cell."""
 
 
-def into_readme(report: Report, about: Mapping[str, Any], path: Path) -> None:
-    """Put the rows between the README's two marks, as Markdown, with the machine below them."""
+def into_page(report: Report, about: Mapping[str, Any], path: Path) -> None:
+    """Put the rows between a page's two marks, as Markdown, with the machine below them."""
     lines = ["| figure | workload | measured | ratio | must reach | holds |", "|---|---|---|---|---|---|"]
     for row in report.rows:
         verdict = {True: "yes", False: "no", None: "not yet"}[row.holds]

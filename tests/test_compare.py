@@ -58,7 +58,7 @@ def test_returns_and_lengths_are_of_episodes_that_ended():
         Episode(0, 2, 90.0, 2, interrupted=True),
     ]
     found = summary(episodes)
-    assert (found["episodes"], found["steps"]) == (3, 42)
+    assert (found["episodes"], found["steps in all"]) == (3, 42)
     assert (found["return"], found["return std"], found["return min"], found["return max"]) == (3.0, 2.0, 1.0, 5.0)
     assert found["length"] == 20
     assert found["interrupted"] == pytest.approx(1 / 3)

@@ -353,4 +353,4 @@ def test_without_pyav(path, monkeypatch):
     for module in ("exporting", "video"):
         monkeypatch.delitem(sys.modules, f"torchrl_rerun.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
-    assert_refused("needs PyAV: pip install 'torchrl-rerun[video]'", path)
+    assert_refused("needs PyAV: install the extra video: pip install 'torchrl-rerun[video]'", path)

@@ -255,8 +255,14 @@ def test_lerobot_replaces_no_folder_of_others(runs, tmp_path):
 
 
 def test_one_format_at_a_time(runs, tmp_path):
-    for options in ((), ("--mp4", "--parquet", tmp_path / "x"), ("--parquet", tmp_path / "x", "--grid")):
-        assert export(runs / "run.rrd", *options).exit_code == 2
+    for options, said in (
+        ((), "no format is given: choose one of --mp4"),
+        (("--mp4", "--parquet", tmp_path / "x"), "2 formats are given: choose one of --mp4"),
+        (("--parquet", tmp_path / "x", "--grid"), "is about videos"),
+    ):
+        done = export(runs / "run.rrd", *options)
+        assert done.exit_code == 2
+        assert said in " ".join(done.stderr.replace("│", " ").split())
     for options, error in (
         (("--key", "pixls"), "'pixls' is not recorded, but 'observation'"),
         (("--env", 7), "there are no episodes of environment 7, but of 0, 1"),

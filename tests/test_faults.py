@@ -222,6 +222,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         RerunRecorder(tmp_path / "file" / "run.rrd")
 
 
+def test_a_folder_that_cannot_be_made():
+    for sink, split in (("/proc/runs/run.rrd", "run"), ("/proc/runs", "episode")):
+        env = cartpole().append_transform(RerunRecorder(sink, split=split))
+        with pytest.raises(OSError, match="the folder /proc/runs could not be made to record to: No such file"):
+            env.reset()
+
+
 def test_missing_folders_are_made(tmp_path):
     path = tmp_path / "runs" / "ppo" / "run.rrd"
     env = cartpole().append_transform(RerunRecorder(path))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from episode_folders import BEGINNING, episode, write_chunks, write_episode, write_run
 from torchrl_rerun import Episode, RerunRecorder, list_episodes
 from torchrl_rerun.cli import app
+from torchrl_rerun.keeping import PROPERTIES
 
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli", "ls"]
 
@@ -221,11 +222,11 @@ def test_sorted_by_any_column(run):
     write_episode(run, episode(3, math.nan, interrupted=True))
     by_return = [(0, 1), (1, 1), (0, 0), (1, 0), (0, 2), (1, 2)]
     nothing = [(0, 3)]
-    assert shown(run, "--sort", "return") == shown(run, "-s", "episode_return") == by_return + nothing
-    assert shown(run, "--sort", "return", "--reverse") == by_return[::-1] + nothing
+    assert shown(run, "-s", "episode_return") == by_return + nothing
+    assert shown(run, "--sort", "episode_return", "--reverse") == by_return[::-1] + nothing
     assert shown(run, "--sort", "success")[:3] == [(1, 0), (1, 1), (1, 2)]
-    assert shown(run, "--sort", "ended")[0] == (0, 3)
-    for column in ("env", "episode", "length", "first_step", "started", "size", "seed", "goal", "file"):
+    assert shown(run, "--sort", "terminated")[0] == (0, 3)
+    for column in (*PROPERTIES, "size", "goal", "files"):
         assert len(shown(run, "--sort", column)) == 7
 
 
@@ -243,16 +244,16 @@ def test_values_of_any_kind_can_be_sorted(folder):
         ("success!=true", 2),
         ("success = false", 2),
         ("success=null", 3),
-        ("return<=1", 3),
+        ("episode_return<=1", 3),
         ("episode_return>3", 1),
         ("goal=left", 3),
         ('goal="left"', 3),
         ("goal=right", 0),
         ("goal<3", 0),
-        ("ended=terminated", 6),
+        ("terminated=true", 6),
         ("seed=7", 3),
-        ("started>2020", 6),
-        ("started<2020-01-02", 0),
+        ("start_time>2020", 6),
+        ("start_time<2020-01-02", 0),
     ],
 )
 def test_conditions(run, condition, count):
@@ -283,8 +284,7 @@ def test_json_says_all_there_is(folder):
             "start_time": "2026-11-21T12:00:00+00:00",
             "seed": None,
             "annotations": {"forces": [None, 1.0]},
-            "path": str(path),
-            "paths": [str(path)],
+            "files": [str(path)],
             "size": path.stat().st_size,
             "recording_id": "env_0_episode_000000_run",
         }
@@ -295,13 +295,11 @@ def test_json_says_all_there_is(folder):
 def test_the_table_in_a_pipe(run):
     """A line for each, whole, and a word for each heading."""
     write_episode(run / "worker_0", episode(5, -0.5, annotations={"goal": "a long way [red]\n" + 50 * "x"}))
-    done = ls(run, "--sort", "return")
+    done = ls(run, "--sort", "episode_return")
     header, *lines = done.stdout.splitlines()
-    assert header.split() == [
-        "env", "episode", "return", "length", "ended", "first_step", "started", "size", "seed", "goal", "success", "file",
-    ]  # fmt: skip
+    assert header.split() == [*PROPERTIES, "size", "goal", "success", "files"]
     assert len(lines) == 7
-    assert lines[0].split()[:5] == ["0", "1", "-5", "20", "terminated"]
+    assert lines[0].split()[:5] == ["0", "1", "-5", "20", "true"]
     assert lines[0].split()[-1] == "env_0_episode_000001.rrd"
     assert f"a long way [red]\\n{50 * 'x'}" in lines[2]
     assert lines[2].split()[-1] == "worker_0/env_0_episode_000005.rrd"
@@ -319,7 +317,7 @@ def test_the_table_in_a_terminal(run, width):
     )
     assert done.exit_code == 0, done.stderr
     assert len(done.stdout.splitlines()) == 8
-    assert ("first_step" in done.stderr) == (width < 120)
+    assert ("first_step" in done.stderr) == (width < 140)
     if width > 60:
         assert "size" in done.stdout.splitlines()[0]
 
@@ -346,10 +344,10 @@ def test_what_could_not_be_read_is_said(run):
 
 
 def test_none_of_them(run):
-    done = ls(run, "--where", "return>100")
+    done = ls(run, "--where", "episode_return>100")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "none of 6 episodes" in done.stderr
-    assert shown(run, "--where", "return>100") == []
+    assert shown(run, "--where", "episode_return>100") == []
 
 
 def assert_refused(message, *arguments):
@@ -374,7 +372,9 @@ def test_what_cannot_be_listed(tmp_path, run):
     other.write_bytes(b"RRF2")
     assert_refused(f"torchrl-rerun repair {other}", other)
     assert_refused("holds nothing that can be read", tmp_path / "empty")
-    assert_refused("there is no column 'reward', but env, episode, return, length", run, "--sort", "reward")
+    assert_refused(
+        "there is no column 'reward', but env, episode, episode_return, length, terminated", run, "--sort", "reward"
+    )
     assert_refused("there is no column 'reward'", run, "--where", "reward=1")
     assert_refused("'success' is not a column, one of < <= = != >= >, and a value", run, "--where", "success")
     assert ls(run, "--best", 1, "--worst", 1).exit_code == 2
@@ -393,7 +393,7 @@ def test_a_real_recording_of_a_run(path):
 def test_the_command_itself(run):
     done = subprocess.run([*COMMAND, run, "--worst", "1"], capture_output=True, text=True, check=True)
     header, line = done.stdout.splitlines()
-    assert header.startswith("env  episode  return")
+    assert header.startswith("env  episode  episode_return")
     assert line.endswith("env_0_episode_000001.rrd")
     assert done.stderr == ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from torchrl.envs import GymWrapper, SerialEnv
@@ -109,9 +110,22 @@ def test_the_command_prints_a_table_or_json_or_paths(runs):
     assert asked(runs / "ppo", "FALSE").stderr == "none\n"
 
 
+def test_columns_are_called_as_in_ls(runs):
+    listed = CliRunner().invoke(app, ["ls", str(runs / "ppo")]).stdout.splitlines()[0].split()
+    assert [name for name in listed if name != "size"] == asked(runs / "ppo", "TRUE").stdout.splitlines()[0].split()
+
+
+def test_without_datafusion_the_extra_is_named(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datafusion", None)
+    done = asked(runs / "ppo", "TRUE")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("no answer: query needs DataFusion")
+    assert "install the extra catalog: pip install 'torchrl-rerun[catalog]'" in done.stderr
+
+
 def test_the_command_says_what_is_wrong(runs, tmp_path):
     for arguments, error in (
-        ((runs / "ppo", "retrn < 3"), "nothing found: there is no column retrn, but env"),
+        ((runs / "ppo", "retrn < 3"), "no answer: there is no column retrn, but env"),
         ((tmp_path / "gone", "TRUE"), "gone doesn't exist"),
         (
             (runs / "ppo", "SELECT env FROM episodes", "--paths"),

@@ -478,7 +478,7 @@ def test_filters_and_keys(tmp_path):
         found.rollout(["obs"])
     with pytest.raises(TypeError, match=r"pass a list of keys.*\['action'\]"):
         found[0].tensordict("action")
-    assert "episodes, 180 steps, of 'observation'" in repr(found)
+    assert "episodes, 180 steps in all, of 'observation'" in repr(found)
 
 
 def test_annotations(tmp_path):

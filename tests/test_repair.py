@@ -16,7 +16,7 @@ from torchrl.envs import GymEnv, SerialEnv
 from typer.testing import CliRunner
 
 from readback import Recorded, read, same
-from torchrl_rerun import RerunRecorder, repair
+from torchrl_rerun import RerunRecorder, load, repair
 from torchrl_rerun.cli import app
 from torchrl_rerun.sinks import FileInUseError
 
@@ -71,6 +71,7 @@ def test_a_file_without_a_footer(path, recorded):
     assert (mended.schema, mended.recording_id) == (before.schema, before.recording_id)
     assert (repaired.path, repaired.envs, repaired.cut_bytes) == (path, 2, 0)
     observed = [mended[f"/env_{env}/observation"] for env in range(2)]
+    assert not repaired.lacking
     assert repaired.frames == max(max(rows.along("frame")) for rows in observed) + 1
     assert repaired.episodes == sum(max(rows.along("episode")) + 1 for rows in observed)
     assert [file.name for file in path.parent.iterdir()] == ["run.rrd"]
@@ -89,6 +90,25 @@ def test_a_file_torn_within_a_message(path, recorded, fraction):
     assert_begins_like(mended, read(path))
     path.write_bytes(dumped)
     assert all(length <= rows_of(mended)[entity] for entity, length in rows_of(read(path)).items())
+
+
+def test_fewer_pictures_than_frames_are_said_and_none_is_wrong(path, recorded):
+    whole, out = path.with_name("whole.rrd"), path.with_name("out.rrd")
+    whole.write_bytes(recorded[2])
+    path.write_bytes(recorded[1][:-1000])
+    done = CliRunner().invoke(app, ["repair", str(path), "-o", str(out)])
+    rows = rows_of(read(out))
+    pictures, seen = (sum(rows[f"/env_{env}/{key}"] for env in range(2)) for key in ("pixels", "observation"))
+    said = f"{pictures} of {seen} rows of 'pixels'"
+    assert done.stdout.endswith(f"cut off; {said} were written\n")
+    with pytest.warns(UserWarning, match=f"isn't finished: it holds {said}"):
+        torn = load(path)
+    for episode, known in zip(torn, load(whole), strict=True):
+        assert same(episode["pixels"], known["pixels"][: len(episode["pixels"])])
+        steps = episode.tensordict()
+        assert (steps == known.tensordict()[: len(steps)]).all()
+        assert len(episode.tensordict(["observation", "action"])) == episode.properties.length >= len(steps)
+    assert sum(len(each.tensordict()) for each in torn) < sum(each.properties.length for each in torn)
 
 
 @pytest.mark.parametrize("missing", [1, 33, 1000, 60_000])
@@ -287,7 +307,7 @@ def test_the_command_says_what_it_did(path, recorded):
     assert 22 <= frames <= 82
     assert episodes >= 2
     assert envs == 2
-    assert said.endswith("bytes of an unfinished write cut off")
+    assert "bytes of an unfinished write cut off" in said
     assert f"not repaired: {text} is not a recording" in done.stderr
     assert "no.rrd doesn't exist" in done.stderr
     assert_is_whole(torn)

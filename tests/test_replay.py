@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 
@@ -157,11 +158,14 @@ def arrays():
         "terminals": ends,
         "timeouts": np.zeros(3000, bool),
         "infos/level": np.arange(3000),
+        "infos/note": np.zeros(7),
     }
 
 
 @pytest.mark.parametrize("kind", ["npz", "compressed", "hdf5"])
-def test_arrays_over_time(kind, arrays, path, tmp_path):
+def test_arrays_over_time(kind, arrays, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = path.relative_to(tmp_path)
     file = tmp_path / "arrays"
     if kind == "hdf5":
         with h5py.File(file, "w") as written:
@@ -172,7 +176,14 @@ def test_arrays_over_time(kind, arrays, path, tmp_path):
             (np.savez if kind == "npz" else np.savez_compressed)(opened, **arrays)
     asked = CliRunner().invoke(app, ["replay", str(file), "-o", str(path), "-k", "observation=img"])
     assert asked.exit_code == 0, asked.output
-    assert "2 episodes, 3,000 steps" in asked.output
+    assert f"{path}: 2 episodes, 3,000 steps of 1 environment, {file}: " in asked.output
+    [taken] = [line.removeprefix("arrays: ") for line in asked.stderr.splitlines() if line.startswith("arrays: ")]
+    renamed = "img as observation, actions as action, rewards as reward, terminals as terminated, timeouts as truncated"
+    assert set(taken.split(", ")) == {*renamed.split(", "), "infos/level"}
+    assert "left out infos/note" in asked.stderr
+    assert "environment batch size [], environment 0 recorded" in " ".join(
+        CliRunner().invoke(app, ["info", str(path)]).stdout.split()
+    )
     assert [each.properties.length for each in load(path)] == [1201, 1799]
     both = torch.cat([each.tensordict() for each in load(path)])
     assert same(both["observation"], torch.from_numpy(arrays["img"]))
@@ -228,6 +239,21 @@ def test_from_the_seed(name, path, tmp_path):
     torch.save(env.rollout(20, break_when_any_done=False), tmp_path / "stored")
     assert not replay(tmp_path / "stored", path, render=name, seed=3).partings
     assert load(path)[0]["pixels"][0].any()
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_a_batch_from_its_seed(vectorized, path, tmp_path):
+    make = functools.partial(GymEnv, "Pendulum-v1")
+    env = make(num_envs=3) if vectorized else SerialEnv(3, make)
+    env.set_seed(3)
+    torch.save(env.rollout(4), tmp_path / "stored")
+    command = ["replay", str(tmp_path / "stored"), "-o", str(path), "--render", "Pendulum-v1", "--seed", "3"]
+    asked = CliRunner().invoke(app, command)
+    assert (asked.exit_code, asked.stderr) == (0, "")
+    assert all(episode["pixels"].any() for episode in load(path))
+    command[-1:] = ["4", "--overwrite"]
+    assert "leave the seed out" in CliRunner().invoke(app, command).stderr
+    assert not CliRunner().invoke(app, [*command[:-3], "--overwrite"]).stderr
 
 
 def test_where_they_part_is_said_and_shown_no_further(path, tmp_path):

@@ -239,6 +239,11 @@ def test_what_is_no_sink(path):
         RerunRecorder([path, path.with_name("other.rrd")])
     with pytest.raises(ValueError, match="no address of a viewer"):
         RerunRecorder("http://127.0.0.1")
-    with pytest.raises(TypeError, match="is no viewer"):
-        RerunRecorder(5)
+    for sink, named in (
+        (4, "4 is of type int"),
+        ([path, 4], "4 is of type int"),
+        (b"run.rrd", "b'run.rrd' is of type bytes"),
+    ):
+        with pytest.raises(TypeError, match=f"{named}; pass a path that ends in '.rrd', a folder, .*; or None"):
+            RerunRecorder(sink)
     assert os.listdir(path.parent) == []

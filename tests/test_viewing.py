@@ -78,7 +78,7 @@ def test_it_ends_with_its_viewer(run, end):
 
 
 def test_episodes_are_chosen_as_ls_chooses_them(run):
-    with viewing(run, "--worst", 2, "--where", "return<2") as (process, _):
+    with viewing(run, "--worst", 2, "--where", "episode_return<2") as (process, _):
         assert opened(process) == [str(run / f"env_0_episode_{number:06}.rrd") for number in (1, 0)]
     listed = subprocess.run([*COMMAND, "ls", run, "--paths", "--best", "2"], capture_output=True, check=True, text=True)
     with viewing(*listed.stdout.split()) as (process, _):
@@ -140,7 +140,7 @@ def test_refused(run, tmp_path):
     assert_refused("nothing.rrd doesn't exist", tmp_path / "nothing.rrd")
     (tmp_path / "folder").mkdir()
     assert_refused("folder holds no recordings", tmp_path / "folder")
-    assert_refused("holds no such episodes (of 3)", run, "--where", "return>100")
+    assert_refused("holds no such episodes (of 3)", run, "--where", "episode_return>100")
     assert_refused("there is no column 'success'", run, "--where", "success=true")
     assert_refused("8.8.8.8 is no address of this machine", run, "--web", "--bind", "8.8.8.8")
 

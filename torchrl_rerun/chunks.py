@@ -40,12 +40,14 @@ class Place(NamedTuple):
     Attributes:
         first, last: the codes of its rows lie between these.
         offset, size: its bytes in the file.
+        rows: how many it has.
     """
 
     first: int
     last: int
     offset: int
     size: int
+    rows: int
 
 
 class Part(Protocol):
@@ -168,7 +170,7 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
         if "episode" in batch.schema.names and len(batch):
             times = (batch.column(name).cast(pa.int64()).to_numpy() for name in _TIMES)
             ends = (end for column in times for end in (column.min(), column.max()))
-            rows.setdefault(store, []).append((path, offset, length, *ends))
+            rows.setdefault(store, []).append((path, offset, length, len(batch), *ends))
     return [
         _Rows.of_list(rows.get(store, [])).part(file, store, said, is_finished=False, has_layout=False)
         for store, said in properties.items()
@@ -181,6 +183,7 @@ class _Rows(NamedTuple):
     paths: list[str]
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
     """``[chunks, 8]``: the first and the last of each of ``_TIMES``; -1 where there is none."""
 
@@ -196,14 +199,15 @@ class _Rows(NamedTuple):
             return numbers
 
         times = [column(f"{name}:{end}") for name in _TIMES for end in ("start", "end")]
-        offsets, sizes = column("chunk_byte_offset"), column("chunk_byte_size")
-        return cls(table.column("chunk_entity_path").to_pylist(), offsets, sizes, np.stack(times, axis=1))
+        offsets, sizes, counts = (column(f"chunk_{name}") for name in ("byte_offset", "byte_size", "num_rows"))
+        return cls(table.column("chunk_entity_path").to_pylist(), offsets, sizes, counts, np.stack(times, axis=1))
 
     @classmethod
     def of_list(cls, rows: Sequence[tuple[Any, ...]]) -> _Rows:
         """From what was found in a file."""
-        numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 2 + 2 * len(_TIMES))
-        return cls([row[0] for row in rows], numbers[:, 0], numbers[:, 1], numbers[:, 2:])
+        numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 3 + 2 * len(_TIMES))
+        offsets, sizes, counts = numbers[:, :3].T
+        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:])
 
     def part(
         self,
@@ -222,7 +226,7 @@ class _Rows(NamedTuple):
         last = last_episode << 32 | np.where(within_one, last_step, 0xFFFFFFFF)
         places: dict[str, list[Place]] = {}
         steps: dict[str, tuple[int, int]] = {}
-        columns = (first, last, self.offsets[at], self.sizes[at])
+        columns = (first, last, self.offsets[at], self.sizes[at], self.counts[at])
         for row, *place in zip(at.tolist(), *(column.tolist() for column in columns), strict=True):
             path = self.paths[row]
             places.setdefault(path, []).append(Place(*place))

@@ -60,7 +60,7 @@ def summary(episodes: Iterable[Episode]) -> dict[str, float | None]:
     returns, lengths = ([each[name] for each in ended] for name in ("episode_return", "length"))
     measured: dict[str, float | None] = {
         "episodes": len(found),
-        "steps": sum(each.length for each in found),
+        "steps in all": sum(each.length for each in found),
         "return": _of(np.mean, returns),
         "return std": _of(np.std, returns),
         "return min": _of(np.min, returns),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from torchrl_rerun.contents import Contents, contents_of, index_of
 from torchrl_rerun.finding import files_of, why_unreadable
 from torchrl_rerun.schema import Schema, Split
-from torchrl_rerun.streams import Key, Stream, batch_path, entity_path
+from torchrl_rerun.streams import Key, Stream, batch_path
 
 _TIMELINES = ("frame", "step", "episode", "log_time")
 
@@ -189,7 +189,7 @@ class _Group:
         statistics: dict[Key, set[str]] = {}
         for schema in self._schemas:
             for stream, _ in schema.described:
-                found.setdefault(stream.key, (stream, set()))[1].update(_paths(stream, schema))
+                found.setdefault(stream.key, (stream, set()))[1].update(schema.paths_of(stream))
             for key in schema.statistics:
                 statistics.setdefault(key, set()).add(batch_path(key))
         for key, (stream, paths) in found.items():
@@ -205,10 +205,3 @@ class _Group:
             return None, None
         rows, size = sum((self._sums[path] for path in paths if path in self._sums), np.zeros(2, np.int64))
         return int(rows), int(size)
-
-
-def _paths(stream: Stream, schema: Schema) -> Iterator[str]:
-    envs: Sequence[int | None] = (None,) if schema.split == "episode" else schema.envs
-    for env in envs[:1] if stream.shared else envs:
-        for lane in range(stream.lanes):
-            yield entity_path(stream, env, lane)

@@ -128,8 +128,8 @@ def videos_of(
         videos = [dataclasses.replace(videos[0], path=Path(out))]
     there = [video.path for video in videos if video.path.exists()]
     if there and not overwrite:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise FileExistsError(f"{there[0]}{more} exists already: choose another place with --out, or pass --overwrite")
+        exist = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
+        raise FileExistsError(f"{there[0]}{exist} already: choose another place with --out, or pass --overwrite")
     return videos
 
 

@@ -14,7 +14,7 @@ from rerun.chunk import Chunk, LazyChunkStream
 from torchrl_rerun.embedding import EncodedLayout, add_layout
 from torchrl_rerun.keeping import Episode, EpisodeKey, Keep
 from torchrl_rerun.listing import list_episodes
-from torchrl_rerun.sinks import check_folder, lock, refuse_earlier_run
+from torchrl_rerun.sinks import check_folder, lock, make_folder, refuse_earlier_run
 
 _OURS = re.compile(r"\.?env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd")
 
@@ -167,7 +167,7 @@ class RunFolder:
             FileExistsError: an earlier run left recordings in it, and ``overwrite`` is false.
             OSError: it can't be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._handle = os.open(self.path, os.O_RDONLY)
         try:
             lock(self._handle, self.path)

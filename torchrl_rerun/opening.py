@@ -175,9 +175,19 @@ class Settings:
         )
 
 
+_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
+
+
 def _sinks(sink: Any, options: Options, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
     """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
-    several = sink if isinstance(sink, Sequence) and not isinstance(sink, str) else [sink]
+    several = sink if isinstance(sink, list | tuple) else [sink]
+    for each in several:
+        if not isinstance(each, _SINKS):
+            raise TypeError(
+                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd', a folder, the "
+                "URL of a viewer, an rr.RecordingStream, one of Rerun's sinks, or several of these in a list; or None, for "
+                "the active recording"
+            )
     paths = [path for each in several if (path := _path_of(each)) is not None]
     streams = [UsersStream(each) for each in several if each is None or isinstance(each, rr.RecordingStream)]
     viewers = tuple(

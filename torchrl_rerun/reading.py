@@ -7,10 +7,11 @@ import glob
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -21,8 +22,9 @@ from torchrl_rerun.finding import files_of, why_unreadable
 from torchrl_rerun.history import History, as_tensor
 from torchrl_rerun.keeping import Episode, Predicate
 from torchrl_rerun.listing import beginning, episode_in, listing_of
-from torchrl_rerun.schema import Schema
+from torchrl_rerun.schema import Schema, told_lacking
 from torchrl_rerun.streams import Key, name_of
+from torchrl_rerun.warning import warn
 
 if TYPE_CHECKING:
     from rerun.catalog import DatasetEntry
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.learning import StepDataset
 
 Place = str | os.PathLike[str]
+AnyPart = TypeVar("AnyPart", bound=Part)
 
 
 def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
@@ -41,7 +44,7 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
     Args:
         source: an ``.rrd`` file (its parts and the files of its workers come with it), a folder, a pattern such as
             ``"runs/*.rrd"``, or several of these; or a dataset of Rerun's catalog. The file of a run that was killed, or
-            that goes on, is read as far as it is written.
+            that goes on, is read as far as it is written; if there are fewer pictures in it than steps, a warning says so.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -111,7 +114,8 @@ class Recordings(Sequence["LoadedEpisode"]):
 
     def __repr__(self) -> str:
         keys = ", ".join(name_of(key) for key in self.keys())
-        return f"{len(self)} episodes, {sum(each.properties.length for each in self)} steps, of {keys}"
+        episodes = "1 episode" if len(self) == 1 else f"{len(self)} episodes"
+        return f"{episodes}, {sum(each.properties.length for each in self)} steps in all, of {keys}"
 
     def where(self, predicate: Predicate) -> Recordings:
         """Those of which something is true: ``load(path).where(lambda episode: episode.episode_return < 50)``.
@@ -255,7 +259,7 @@ class LoadedEpisode:
 
 
 @dataclass
-class _Run:
+class _Run(Generic[AnyPart]):
     """A recording, in parts that follow one another.
 
     Attributes:
@@ -263,7 +267,7 @@ class _Run:
         schema: what it says of itself.
     """
 
-    parts: Sequence[Part]
+    parts: Sequence[AnyPart]
     schema: Schema
 
 
@@ -313,8 +317,25 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
     for found in listing.episodes:
         yield History(_EpisodeRun(found.paths, found.recording_id), found.episode.env), found.episode
     for run in _runs(_whole_runs(listing.runs, listing.unreadable, is_all=len(files) == 1)):
+        _say_lacking(run)
         for env in run.schema.envs:
             yield History(run, env), None
+
+
+def _say_lacking(run: _Run[FilePart]) -> None:
+    """Warn where a process that was killed, or that goes on, has written less of some keys than of others."""
+    unfinished = [part.contents.file for part in run.parts if not part.contents.is_finished]
+    if not unfinished:
+        return
+    rows: Counter[str] = Counter()
+    for part in run.parts:
+        rows.update({path: sum(place.rows for place in places) for path, places in part.places.items()})
+    lacking = run.schema.lacking(rows)
+    if lacking:
+        warn(
+            f"{unfinished[-1]} isn't finished: it holds {told_lacking(lacking)}. Steps without them are left out, unless "
+            "other keys alone are asked for"
+        )
 
 
 def _segments(dataset: DatasetEntry) -> Iterator[tuple[History, Episode | None]]:
@@ -345,7 +366,7 @@ def _whole_runs(runs: Sequence[Path], unreadable: Sequence[Path], *, is_all: boo
         yield from (part for part in found if part.contents.schema is not None and _schema(part).split != "episode")
 
 
-def _runs(parts: Iterable[FilePart]) -> Iterator[_Run]:
+def _runs(parts: Iterable[FilePart]) -> Iterator[_Run[FilePart]]:
     """Parts that follow one another, put together."""
     found: dict[tuple[Any, ...], list[FilePart]] = {}
     ends: dict[tuple[Any, ...], dict[str, int]] = {}

@@ -493,7 +493,8 @@ class RerunRecorder(Transform):
             Numbers by their names.
 
             - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
-              environments, episodes are those that have begun, of all recorded environments together.
+              environments, a step a call of ``env.step``, of all of them; episodes are those that have begun, of all
+              recorded environments together.
             - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
               are lost, too. A frame is written when all of it is: encoded images wait for others for up to
               ``flush_seconds``. ``frames_dropped``: those that a live viewer or a recording stream was not sent.

@@ -8,7 +8,8 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ from torchrl_rerun.embedding import add_layout, encode
 from torchrl_rerun.framing import FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, messages
 from torchrl_rerun.schema import PROPERTY, Schema, shown_envs
 from torchrl_rerun.sinks import family, has_footer, is_whole, lock, reader_of
+from torchrl_rerun.streams import Key
 
 _ENV = re.compile(r"/env_(\d+)/")
 
@@ -34,6 +36,8 @@ class Repaired:
         episodes: episodes in it, of all environments together, the unfinished ones included.
         envs: environments in it.
         cut_bytes: size of the unfinished message that was cut off the end; 0: there was none.
+        lacking: keys that have fewer rows than others of the same frames, with how many they have, and of how many.
+            Pictures are written after what is small; those that were still in memory are lost.
     """
 
     path: Path
@@ -41,6 +45,7 @@ class Repaired:
     episodes: int
     envs: int
     cut_bytes: int
+    lacking: Mapping[Key, tuple[int, int]]
 
 
 def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Repaired | None:
@@ -106,8 +111,10 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
     contents = _rewrite(readable, mended, source)
     if contents.schema is None:
         raise ValueError(f"{source} holds nothing to repair: no recording of torchrl_rerun has begun in it")
+    lacking: Mapping[Key, tuple[int, int]] = {}
     try:
         schema = Schema.from_fields(contents.schema)
+        lacking = schema.lacking(contents.rows)
         shown = shown_envs(schema.envs, schema.source.envs, family(source))
         made = layout(Recorded.of_schema(schema, shown))
         add_layout(mended, encode(made, contents.application_id))
@@ -123,6 +130,7 @@ def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaire
         episodes=sum(last - first + 1 for first, last in contents.episodes.values()),
         envs=len(contents.schema["envs"]),
         cut_bytes=size - whole_bytes,
+        lacking=lacking,
     )
 
 
@@ -149,12 +157,14 @@ class _Contents:
         application_id: what the recording is of.
         schema: the last one in it; None: there is none.
         episodes: the first and the last of each environment.
+        rows: how many there are at each entity path.
     """
 
     def __init__(self, application_id: str = "") -> None:
         self.application_id = application_id
         self.schema: dict[str, Any] | None = None
         self.episodes: dict[str, tuple[int, int]] = {}
+        self.rows: Counter[str] = Counter()
         self._first, self._last = 0, -1
 
     @property
@@ -173,6 +183,7 @@ class _Contents:
 
     def _note(self, chunk: Chunk) -> None:
         batch = chunk.to_record_batch()
+        self.rows[chunk.entity_path] += len(batch)
         first, last = _ends(batch, "frame")
         self._first, self._last = (first, last) if self._last < 0 else (min(self._first, first), max(self._last, last))
         env = _ENV.match(chunk.entity_path)

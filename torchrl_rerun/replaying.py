@@ -15,6 +15,8 @@ from torchrl_rerun import specs
 from torchrl_rerun.recorder import RerunRecorder
 from torchrl_rerun.rerendering import MakeEnv, Parting, Rerendering
 from torchrl_rerun.stored import Piece, Stored, open_stored
+from torchrl_rerun.streams import Key
+from torchrl_rerun.warning import warn
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
 
@@ -28,6 +30,8 @@ class Replayed:
         path: the file or the folder that was recorded.
         steps: how many, of all environments side by side.
         episodes: how many, of all environments together.
+        envs: how many environments.
+        arrays: of named arrays: the keys that they became, by their names; those that were left out aren't there.
         partings: where ``render`` found that its environment does otherwise than what is stored.
     """
 
@@ -35,6 +39,8 @@ class Replayed:
     path: Path | None
     steps: int
     episodes: int
+    envs: int
+    arrays: Mapping[str, Key]
     partings: tuple[Parting, ...] = ()
 
 
@@ -62,7 +68,8 @@ def replay(
         render: render each moment in this environment: the id of one that is registered with gymnasium, or a function
             that makes one with ``render_mode="rgb_array"``. Its observations and rewards are compared with the stored
             ones; where they part, the pictures are black for the rest of the episode.
-        seed: with ``render``: replay from this seed and the stored actions.
+        seed: with ``render``: replay from this seed and the stored actions. It is what ``env.set_seed`` was given, of a
+            batch, too. Environments that can be set to what was observed need none.
         progress: what the moments are passed through, with their number.
         options: any other of :class:`RerunRecorder`.
 
@@ -91,16 +98,21 @@ def replay(
     recorder = RerunRecorder(sink, **_options(stored, render, options))
     again = None if render is None else Rerendering(_maker(render), seed)
     pieces = stored.pieces() if again is None else again.rendered(stored.pieces())
+    envs = 0
     try:
         for piece in _counted(pieces, stored.moments, progress):
             recorder.log_rollout(piece.tensordict, begins=list(piece.begins))
+            envs = len(piece.begins)
     finally:
         recorder.close()
         if again is not None:
             again.close()
     stats = recorder.stats()
     partings = () if again is None else tuple(again.partings)
-    return Replayed(stored.what, recorder.path, int(stats["steps"]), int(stats["episodes"]), partings)
+    if again is not None and partings and again.needs_no_seed:
+        warn(f"it parts from what is stored with seed {seed}; leave the seed out: it can be set to what was observed")
+    counts = int(stats["steps"]), int(stats["episodes"]), envs
+    return Replayed(stored.what, recorder.path, *counts, stored.arrays, partings)
 
 
 def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Iterator[Piece]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
+from torchrl._utils import seed_generator
 
 from torchrl_rerun import specs
 from torchrl_rerun.camera import PIXELS, NoPictureError, as_picture
@@ -56,8 +57,9 @@ class Rerendering:
 
     Args:
         make_env: makes an environment that renders arrays, one for each environment.
-        seed: of the first environment's first episode, of the next one's 1 more, and so on; episodes that follow go on
-            without a seed. None: those that are stored, if the environment can't be set to a state.
+        seed: what the environment, or the batch, was seeded with. The first episode of each environment begins with the
+            seed that TorchRL gives it then; episodes that follow go on without one. None: those that are stored, if the
+            environment can't be set to a state.
 
     Attributes:
         partings: where environments did otherwise than what is stored.
@@ -71,6 +73,11 @@ class Rerendering:
         self._seed = seed
         self._actors: list[_Actor] = []
         self.partings: list[Parting] = []
+
+    @property
+    def needs_no_seed(self) -> bool:
+        """Whether a seed was given though the environments can be set to what was observed."""
+        return self._seed is not None and any(state_setter(actor.env) is not None for actor in self._actors)
 
     def close(self) -> None:
         """Close the environments."""
@@ -101,7 +108,7 @@ class Rerendering:
         seeds: Sequence[int | None],
     ) -> TensorDictBase:
         if not self._actors:
-            self._actors = [_Actor(self._make_env(), self._first_seed(i)) for i in range(len(begun))]
+            self._actors = [_Actor(self._make_env(), seeds) for seeds in first_seeds(self._seed, len(begun))]
         if specs.value_of(moment, PIXELS) is not None:
             raise ValueError(f"there are {name_of(PIXELS)} already: they needn't be rendered")
         root, following = _arrays(moment), _arrays(moment.get("next"))
@@ -118,9 +125,6 @@ class Rerendering:
         out.set("next", moment.get("next").clone(recurse=False).set(PIXELS, _stacked(after, moment.batch_size)))
         return out.set(PIXELS, _stacked(before, moment.batch_size))
 
-    def _first_seed(self, env: int) -> int | None:
-        return None if self._seed is None else self._seed + env
-
     def _note(self, env: int, actor: _Actor, parted: tuple[Key, float] | None) -> None:
         if parted is not None:
             self.partings.append(Parting(env, actor.episode, actor.at, *parted))
@@ -129,11 +133,11 @@ class Rerendering:
 class _Actor:
     """An environment that goes through episodes again."""
 
-    def __init__(self, env: gymnasium.Env[Any, Any], seed: int | None) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> None:
         self.env = env
-        self._seed = seed
-        self._set_state = None if seed is not None else state_setter(env)
-        env.reset(seed=seed or 0)
+        self._seeds = seeds
+        self._set_state = None if seeds else state_setter(env)
+        env.reset(seed=0)
         try:
             self._black = np.zeros_like(as_picture(env.render()))
         except NoPictureError as error:
@@ -152,18 +156,17 @@ class _Actor:
             self.env.reset()
             return self._at(stored)
         is_first = self.episode == 0
-        seed = self._seed if is_first and self._seed is not None else seed
-        if seed is None and is_first:
+        seeds = self._seeds if is_first and self._seeds else [] if seed is None else [seed]
+        if is_first and not seeds:
             raise ValueError(
                 f"{self.env.spec.id if self.env.spec else self.env} can't be set to what was observed, and must be "
                 "replayed from its beginning: say the seed (--seed)"
             )
-        observed, _ = self.env.reset(seed=seed)
-        parted = _difference(_observation(observed), stored)
-        if parted is not None and seed is not None:  # TorchRL resets once when it is given a seed, and then again
-            observed, _ = self.env.reset()
-            parted = parted if _difference(_observation(observed), stored) else None
-        return self._seen(parted)
+        # TorchRL resets once when it is given a seed, and then again.
+        resets = [reset for each in seeds for reset in (each, None)] or [None]
+        partings = (_difference(_observation(self.env.reset(seed=each)[0]), stored) for each in resets)
+        first = next(partings)
+        return self._seen(None if first is None or None in partings else first)
 
     def step(self, before: Mapping[Key, Any], after: Mapping[Key, Any]) -> tuple[Key, float] | None:
         """Take the step that is stored; where it doesn't lead to what is stored."""
@@ -196,6 +199,23 @@ class _Actor:
         self._has_parted = parted is not None
         self.picture = self._black if self._has_parted else np.array(as_picture(self.env.render()))
         return parted
+
+
+def first_seeds(seed: int | None, envs: int) -> list[list[int]]:
+    """The seeds with which the environments of a batch may have begun, the likely one first; none of them without one.
+
+    ``SerialEnv`` and ``ParallelEnv`` draw a worker's seed from that of the one before, vectorized environments of
+    gymnasium (``GymEnv(..., num_envs=n)``) add 1.
+
+    >>> first_seeds(3, 2), first_seeds(None, 2)
+    ([[3], [2346560485, 4]], [[], []])
+    """
+    if seed is None:
+        return [[] for _ in range(envs)]
+    drawn = [seed]
+    for _ in range(envs - 1):
+        drawn.append(seed_generator(drawn[-1]))
+    return [list(dict.fromkeys((each, seed + i))) for i, each in enumerate(drawn)]
 
 
 def state_setter(env: gymnasium.Env[Any, Any]) -> Callable[[npt.NDArray[np.float64]], None] | None:

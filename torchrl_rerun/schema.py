@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +17,7 @@ import rerun as rr
 from rerun.chunk import Chunk
 
 from torchrl_rerun.keeping import Episode
-from torchrl_rerun.streams import Key, Stream
+from torchrl_rerun.streams import Key, Stream, entity_path, name_of
 
 PROPERTY = "torchrl_rerun"
 EPISODE = "episode"
@@ -86,6 +86,33 @@ class Schema:
     split: Split
     versions: dict[str, str]
 
+    def paths_of(self, stream: Stream) -> Iterator[str]:
+        """The entity paths at which a key is recorded."""
+        envs: Sequence[int | None] = (None,) if self.split == "episode" else self.envs
+        for env in envs[:1] if stream.shared else envs:
+            for lane in range(stream.lanes):
+                yield entity_path(stream, env, lane)
+
+    def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
+        """Keys with fewer rows than others that are seen at the same moments: how many they have, of how many.
+
+        What is large is written later than what is small, so that a process that is killed leaves fewer of it.
+
+        Args:
+            rows: how many there are at each entity path.
+        """
+        most: dict[tuple[Moment, int], int] = {}
+        found = {stream.key: [rows.get(path, 0) for path in self.paths_of(stream)] for stream, _ in self.described}
+        for stream, moment in self.described:
+            for at, count in enumerate(found[stream.key]):
+                which = moment, at // stream.lanes
+                most[which] = max(most.get(which, 0), count)
+        wanted = {
+            stream.key: sum(most[moment, at // stream.lanes] for at in range(len(found[stream.key])))
+            for stream, moment in self.described
+        }
+        return {key: (sum(counts), wanted[key]) for key, counts in found.items() if sum(counts) < wanted[key]}
+
     @classmethod
     def from_json(cls, text: str) -> Schema:
         """The schema in a recording's property."""
@@ -102,6 +129,15 @@ class Schema:
             fields["split"],
             fields["versions"],
         )
+
+
+def told_lacking(lacking: Mapping[Key, tuple[int, int]]) -> str:
+    """What is lacking, in words.
+
+    >>> told_lacking({("pixels",): (167, 1318), ("depth",): (90, 1318)})
+    "167 of 1,318 rows of 'pixels', 90 of 1,318 rows of 'depth'"
+    """
+    return ", ".join(f"{count:,} of {wanted:,} rows of {name_of(key)}" for key, (count, wanted) in lacking.items())
 
 
 def property_chunk(

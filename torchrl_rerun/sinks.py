@@ -223,7 +223,7 @@ class FileSink:
             FileExistsError: the file exists and may not be replaced.
             OSError: it can't be created.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         if self.overwrite and self.path.exists() and not is_locked(self.path):
             # Kept until it is known that there is something to replace it.
             self._replaced = self.path.with_name(f".{self.path.name}.replaced")
@@ -479,6 +479,18 @@ def check_folder(path: Path) -> None:
     folder = next(parent for parent in (path, *path.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise PermissionError(f"{path} can't be recorded to: {folder} is not a folder that can be written")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in.
+
+    Raises:
+        OSError: it can't be made; says why.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"the folder {path} could not be made to record to: {error.strerror}") from error
 
 
 def refuse_earlier_run(folder: Path, there: Path) -> NoReturn:

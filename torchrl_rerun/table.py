@@ -17,14 +17,15 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from torchrl_rerun.keeping import PROPERTIES
 from torchrl_rerun.listing import RecordedEpisode
 
-_ALIASES = {"episode_return": "return", "start_time": "started", "bytes": "size"}
-_ALWAYS = ("env", "episode", "return")
-_LAST_TO_GO = ("file", "ended", "length")
-_FIRST_TO_GO = ("size", "first_step", "seed", "started")
-_ENDS = ("terminated", "truncated", "interrupted")
+_ALWAYS = ("env", "episode", "episode_return")
+_LAST_TO_GO = ("interrupted", "truncated", "files", "terminated", "length")
+_FIRST_TO_GO = ("size", "first_step", "seed", "start_time")
 _GAP = 2
+_NAMES = ("env", "episode", "seed")
+"""Numbers that count nothing."""
 LONGEST = 30
 """Cells of a terminal that a text gets."""
 
@@ -55,34 +56,24 @@ class Column:
 
 
 def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, Column]:
-    """The columns of some episodes, by their names.
+    """The columns of some episodes, by their names: the properties of an episode, its annotations, and its files.
 
     Args:
         episodes: the rows.
         folder: what their files' paths are shown relative to.
     """
 
-    def file(recorded: RecordedEpisode) -> str:
+    def files(recorded: RecordedEpisode) -> str:
         others = len(recorded.paths) - 1
         return f"{recorded.path.relative_to(folder)}{f' and {others} more' if others else ''}"
 
-    columns = [
-        Column("env", lambda each: each.episode.env, str),
-        Column("episode", lambda each: each.episode.episode, str),
-        Column("return", lambda each: each.episode.episode_return, _plain),
-        Column("length", lambda each: each.episode.length, _plain),
-        Column("ended", _end, str),
-        Column("first_step", lambda each: each.episode.first_step, _plain),
-        Column("started", _start, str),
-        Column("size", lambda each: each.size, decimal),
-    ]
-    if any(each.episode.seed is not None for each in episodes):
-        columns.append(Column("seed", lambda each: each.episode.seed, str))
-    taken = {column.name for column in columns} | {"file"}
+    columns = [Column(name, _property(name), str if name in _NAMES else _plain) for name in PROPERTIES]
+    columns.append(Column("size", lambda each: each.size, decimal))
+    taken = {column.name for column in columns} | {"files"}
     for name in dict.fromkeys(name for each in episodes for name in each.episode.annotations):
         heading = f"annotated {name}" if name in taken else name
         columns.append(Column(heading, _annotated(name), _plain))
-    columns.append(Column("file", file, _plain))
+    columns.append(Column("files", files, _plain))
     return {column.name: column for column in columns}
 
 
@@ -92,12 +83,9 @@ def column_named(name: str, columns: dict[str, Column]) -> Column:
     Raises:
         ValueError: there is none; names those there are.
     """
-    column = columns.get(_ALIASES.get(name, name))
-    if column is None and name in _ENDS:
-        return Column(name, lambda each: each.episode[name], _plain)
-    if column is None:
+    if name not in columns:
         raise ValueError(f"there is no column {name!r}, but {', '.join(columns)}")
-    return column
+    return columns[name]
 
 
 def condition(said: str, columns: dict[str, Column]) -> Callable[[RecordedEpisode], bool]:
@@ -142,7 +130,7 @@ def drawn(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], *, lon
     table = _empty()
     for column in columns:
         values = [column.value(each) for each in episodes]
-        _add_column(table, column.name, values, None if column.name == "file" else longest)
+        _add_column(table, column.name, values, None if column.name == "files" else longest)
     for each in episodes:
         cells = (Text(_text(column, each)) for column in columns)
         table.add_row(*cells, style="dim" if each.episode.interrupted else "")
@@ -180,7 +168,7 @@ def fitting(
     widths = {}
     for column in columns:
         wide = max(cell_len(_text(column, each)) for each in episodes)
-        widths[column.name] = max(cell_len(column.name), wide if column.name == "file" else min(wide, LONGEST)) + _GAP
+        widths[column.name] = max(cell_len(column.name), wide if column.name == "files" else min(wide, LONGEST)) + _GAP
     annotations = [column.name for column in columns if column.name not in (*_ALWAYS, *_LAST_TO_GO, *_FIRST_TO_GO)]
     for name in (*_FIRST_TO_GO, *reversed(annotations), *_LAST_TO_GO):
         if sum(widths.values()) - _GAP > width and not (wanted and name == wanted.name):
@@ -207,17 +195,6 @@ def _text(column: Column, recorded: RecordedEpisode) -> str:
     return "" if value is None else column.text(value)
 
 
-def _end(recorded: RecordedEpisode) -> str:
-    episode = recorded.episode
-    ways = [name for name in _ENDS if episode[name]]
-    return ", ".join(ways)
-
-
-def _start(recorded: RecordedEpisode) -> str | None:
-    began = recorded.episode.start_time
-    return None if began is None else _plain(began)
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -231,6 +208,14 @@ def _plain(value: Any) -> str:
         return " ".join(_plain(each) for each in value)
     text = str(value)
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def _property(name: str) -> Callable[[RecordedEpisode], Any]:
+    def value(recorded: RecordedEpisode) -> Any:
+        found = recorded.episode.properties[name]
+        return _plain(found) if isinstance(found, datetime) else found  # a condition compares it with a text
+
+    return value
 
 
 def _annotated(name: str) -> Callable[[RecordedEpisode], Any]:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 Where: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--where", "-w", metavar="CONDITION", help="Only those of which it is true; may be repeated."),
+    typer.Option(
+        "--where",
+        "-w",
+        metavar="CONDITION",
+        help="Only those of which it is true, as episode_return<50 or terminated=true; may be repeated.",
+    ),
 ]
 Best: TypeAlias = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="The N of highest return; interrupted ones don't count.")

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import NO_END, fail, finite, said, with_progress
+from torchrl_rerun.cli.console import NO_END, count, fail, finite, said, with_progress
 from torchrl_rerun.cli.view import watch
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def _chosen(episodes: Sequence[RecordedEpisode], *, best: bool, worst: bool) -> 
         return episodes[-1]
     found = extreme(episodes, KeepBest(1) if best else KeepWorst(1))
     if not found:
-        raise ValueError(f"none of {len(episodes)} episodes in {episodes[0].path.parent} ended, and has a return")
+        raise ValueError(
+            f"none of {count(len(episodes), 'episode')} in {episodes[0].path.parent} ended, and has a return"
+        )
     return found[0]
 
 

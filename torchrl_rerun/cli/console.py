@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -38,6 +39,17 @@ def count(number: int, unit: str) -> str:
     ('1 frame', '2,000 frames')
     """
     return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
+def needs_extra(name: str) -> str:
+    """What to do about a library that isn't installed; pip finds what the extra needs, wherever the rest came from."""
+    return f"install the extra {name}: pip install 'torchrl-rerun[{name}]'"
+
+
+def from_here(path: Path) -> Path:
+    """A path as it is found from the working directory, if it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, fail, said, with_progress
+from torchrl_rerun.cli.console import complaints, count, fail, needs_extra, said, with_progress
 
 if TYPE_CHECKING:
     from torchrl_rerun.exporting import Exported, Video
@@ -63,9 +63,11 @@ def export_recording(
 
         torchrl-rerun export runs/expert --parquet expert.parquet
     """
-    if sum([mp4, parquet is not None, minari is not None, lerobot is not None]) != 1:
+    formats = sum([mp4, parquet is not None, minari is not None, lerobot is not None])
+    if formats != 1:
         raise typer.BadParameter(
-            "say as what, and one thing", param_hint="'--mp4' / '--parquet' / '--minari' / '--lerobot'"
+            f"{f'{formats} formats are' if formats else 'no format is'} given: choose one of --mp4 (videos), "
+            "--parquet FILE (a table), --minari ID and --lerobot FOLDER (data sets)"
         )
     if not mp4 and (grid or out is not None):
         raise typer.BadParameter("is about videos: use it with --mp4", param_hint="'--grid' / '--out'")
@@ -78,7 +80,7 @@ def export_recording(
         _export_steps(recording, parquet, minari, lerobot, envs=env, fps=fps, keys=key, overwrite=overwrite)
     except ImportError as error:
         extra = "minari" if minari is not None else "video"
-        fail(_WHAT, f"this needs {extra.title() if minari else 'PyAV'} ({error}): pip install 'torchrl-rerun[{extra}]'")
+        fail(_WHAT, f"this needs {extra.title() if minari else 'PyAV'} ({error}): {needs_extra(extra)}")
     except (OSError, LookupError, RuntimeError, ValueError) as error:
         fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
 
@@ -141,7 +143,7 @@ def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
 
         from torchrl_rerun.exporting import videos_of, write_video
     except ImportError:
-        fail(_WHAT, "this needs PyAV: pip install 'torchrl-rerun[video]'")
+        fail(_WHAT, f"this needs PyAV: {needs_extra('video')}")
     try:
         videos = videos_of(recording, out, **options)
     except (OSError, LookupError, RuntimeError, ValueError) as error:

@@ -107,9 +107,12 @@ def _facts(files: Sequence[Part]) -> Iterator[str]:
 
 
 def _lines(description: Description) -> Iterator[tuple[str, str]]:
+    from torchrl_rerun.schema import PROPERTY
+
     envs, batch = description.envs, list(description.batch_size)
     name = description.env_name or description.application_id
-    yield "environment", f"{name}, batch size {batch}, {_count_of_envs(envs)}"
+    named = "" if name == PROPERTY else f"{name}, "  # so is called what has no name
+    yield "environment", f"{named}batch size {batch}, {_count_of_envs(envs)}"
     yield "frames per second", f"{description.fps:g}" if description.fps is not None else "not known"
     number = f"{description.recordings:,}, each" if description.recordings > 1 else "1,"
     yield "recordings", f"{number} of {_SPLITS[description.split]}"

@@ -42,8 +42,10 @@ def list_recorded(
 ) -> None:
     """List the episodes that a recorder with `split="episode"` wrote, in the order in which they began.
 
-    Columns are what is known of each episode, and what was said of it with `annotate`. A terminal gets those for which
-    it has room; a pipe gets them all. Conditions name a column and a value:
+    Columns are what is known of each episode, and what was said of it with `annotate`: `env`, `episode`,
+    `episode_return`, `length`, `terminated`, `truncated`, `interrupted`, `first_step`, `start_time`, `seed`, `size`, the
+    annotations, `files`. A terminal gets those for which it has room; a pipe gets them all. Conditions name a column and
+    a value:
 
         torchrl-rerun ls runs/ppo --where success=false --worst 5
     """
@@ -70,7 +72,8 @@ def list_recorded(
     elif as_json:
         typer.echo(json.dumps([_as_json(each) for each in episodes], indent=2))
     elif episodes:
-        _print_table(episodes, list(columns.values()), by)
+        known = [each for each in columns.values() if any(each.value(episode) is not None for episode in episodes)]
+        _print_table(episodes, known, by)
     else:
         complaints.print(f"none of {count(len(listing.episodes), 'episode')}")
     if listing.unreadable:
@@ -115,8 +118,7 @@ def _as_json(recorded: RecordedEpisode) -> dict[str, Any]:
     properties = recorded.episode.properties | {"start_time": None if began is None else began.isoformat()}
     known = properties | {
         "annotations": dict(recorded.episode.annotations),
-        "path": str(recorded.path),
-        "paths": [str(path) for path in recorded.paths],
+        "files": [str(path) for path in recorded.paths],
         "size": recorded.size,
         "recording_id": recorded.recording_id,
     }

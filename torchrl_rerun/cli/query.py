@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, said
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, needs_extra, said
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_WHAT = "nothing found"
+_WHAT = "no answer"
 
 
 def query_episodes(
@@ -45,7 +45,7 @@ def query_episodes(
         with complaints.status("reading"):
             table = query(run, condition)
     except ImportError as error:
-        fail(_WHAT, f"this needs DataFusion ({error}): pip install 'torchrl-rerun[catalog]'")
+        fail(_WHAT, f"query needs DataFusion ({error}): {needs_extra('catalog')}")
     except (OSError, RuntimeError, ValueError) as error:
         fail(_WHAT, error)
     if paths:

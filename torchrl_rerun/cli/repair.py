@@ -26,7 +26,8 @@ def repair_files(
 
     A recording is finished when its environment is closed or its program ends. After `kill -9`, or a loss of power, it
     has no footer and no layout, and may end in the middle of a write; Rerun then refuses to open it. This cuts off what
-    was not written to its end, and adds what is missing. All that was dumped is still there.
+    was not written to its end, and adds what is missing. All that was dumped is still there. Pictures are written later
+    than numbers: if there are fewer of them than of frames, it says so.
 
     Each file is replaced by the repaired one at the very end, so that nothing is lost whatever goes wrong. Files that
     are whole are left as they are, and those that a recorder still writes to are refused.
@@ -51,6 +52,8 @@ def repair_files(
 
 
 def _summary(repaired: Repaired | None, *, copied: bool) -> str:
+    from torchrl_rerun.schema import told_lacking
+
     if repaired is None:
         return "whole already, " + ("copied as it is" if copied else "nothing to do")
     found = ", ".join(
@@ -62,4 +65,5 @@ def _summary(repaired: Repaired | None, *, copied: bool) -> str:
         )
     )
     cut = f"; {count(repaired.cut_bytes, 'byte')} of an unfinished write cut off" if repaired.cut_bytes else ""
-    return f"whole again, {found}{cut}"
+    lacking = f"; {told_lacking(repaired.lacking)} were written" if repaired.lacking else ""
+    return f"whole again, {found}{cut}{lacking}"

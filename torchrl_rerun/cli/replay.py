@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, fail, said, with_progress
+from torchrl_rerun.cli.console import complaints, count, fail, from_here, said, with_progress
 
 if TYPE_CHECKING:
     from torchrl_rerun.replaying import Replayed
@@ -103,5 +103,10 @@ def _say(replayed: Replayed) -> None:
         complaints.print("[yellow]parts from what is stored[/]:", escape(f"{parting}; no pictures from there on"))
     if len(replayed.partings) > _MOST_PARTINGS:
         complaints.print(f"[yellow]and so do {count(len(replayed.partings) - _MOST_PARTINGS, 'other episode')}[/]")
-    facts = f"{count(replayed.episodes, 'episode')}, {count(replayed.steps, 'step')} of {escape(replayed.what)}"
-    said.print(f"[green]{escape(str(replayed.path))}[/]: {facts}")
+    if replayed.arrays:
+        keys = {name: "/".join(key) for name, key in replayed.arrays.items()}
+        taken = ", ".join(name if name == key else f"{name} as {key}" for name, key in keys.items())
+        complaints.print(f"[dim]arrays: {escape(taken)}[/]")
+    steps = f"{count(replayed.steps, 'step')} of {count(replayed.envs, 'environment')}"
+    where = "" if replayed.path is None else str(from_here(replayed.path))
+    said.print(f"[green]{escape(where)}[/]: {count(replayed.episodes, 'episode')}, {steps}, {escape(replayed.what)}")

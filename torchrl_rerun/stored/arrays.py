@@ -117,17 +117,30 @@ class Trajectory:
                 steps = _steps(columns, flags, at, until, length, is_end=until == end)
                 yield Piece(steps, np.array([at == begin]), [self.seed if at == 0 else None])
 
+    @property
+    def taken_for(self) -> dict[str, Key]:
+        """The keys that its arrays become, by their names; those that are left out aren't there."""
+        length = self.length
+        keys = {name: self._key(name) for name, column in self.columns.items() if _is_usable(column, length)}
+        return {
+            "/".join(name): ("next", "observation", *key[1:]) if key[0] == _NEXT else key for name, key in keys.items()
+        }
+
     def _usable(self, length: int) -> dict[Key, Column]:
         usable: dict[Key, Column] = {}
         left_out = []
         for name, column in self.columns.items():
-            if column.dtype.kind not in "biuf" or not column.shape or column.shape[0] not in (length, length + 1):
-                left_out.append(f"{'/'.join(name)} ({column.dtype} {tuple(column.shape)})")
-            else:
+            if _is_usable(column, length):
                 usable[self._key(name)] = column
+            else:
+                left_out.append(f"{'/'.join(name)} ({column.dtype} {tuple(column.shape)})")
         if left_out:
             warn(f"{self.what}: left out {', '.join(left_out)}: not numbers for each of {length:,} steps")
         return usable
+
+
+def _is_usable(column: Column, length: int) -> bool:
+    return column.dtype.kind in "biuf" and bool(column.shape) and column.shape[0] in {length, length + 1}
 
 
 def _steps(
@@ -220,7 +233,8 @@ def npz(path: Path, keys: Mapping[Key, str]) -> Stored:
         columns = {tuple(name.removesuffix(".npy").split("/")): _Member(archive, name) for name in members}
         return Trajectory(str(path), columns, keys)
 
-    return stored_as(f"{path}: NumPy arrays", [opened], [opened().length])
+    arrays = opened()
+    return stored_as(f"{path}: NumPy arrays", [opened], [arrays.length], arrays=arrays.taken_for)
 
 
 class _Member:
@@ -289,14 +303,20 @@ def hdf5(path: Path, keys: Mapping[Key, str]) -> Stored:
     except OSError as error:
         raise ValueError(f"{path} can't be read as HDF5: {error}") from None
     groups = _episodes_in(file, keys) or [file]
-    what = f"{path}: HDF5" + (f", {len(groups):,} groups" if groups != [file] else "")
+    what = f"{path}: HDF5" + (f", {len(groups):,} group{'s' * (len(groups) > 1)}" if groups != [file] else "")
 
     def opener(group: Any) -> Callable[[], Trajectory]:
         where = f"{path}" + (group.name if group is not file else "")
         return lambda: Trajectory(where, dict(_datasets(group)), keys)
 
     openers = [opener(group) for group in groups]
-    return stored_as(what, openers, [each().length for each in openers])
+    lengths: list[int] = []
+    taken_for: dict[str, Key] = {}
+    for opened in openers:
+        trajectory = opened()
+        lengths.append(trajectory.length)
+        taken_for |= trajectory.taken_for
+    return stored_as(what, openers, lengths, arrays=taken_for)
 
 
 def _episodes_in(file: h5py.File, keys: Mapping[Key, str]) -> list[Any]:

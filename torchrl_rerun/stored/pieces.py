@@ -42,6 +42,7 @@ class Stored:
         pieces: reads them.
         env_name: of which environment they are, if it is known.
         fps: frames per second of simulated time, if it is known.
+        arrays: of named arrays: the keys that they become, by their names.
         kinds, names, image_format: how keys are recorded, as far as that is known.
     """
 
@@ -50,6 +51,7 @@ class Stored:
     pieces: Callable[[], Iterator[Piece]]
     env_name: str | None = None
     fps: float | None = None
+    arrays: Mapping[str, Key] = field(default_factory=dict)
     kinds: Mapping[Key, Kind] = field(default_factory=dict)
     names: Mapping[Key, Sequence[str]] = field(default_factory=dict)
     image_format: Mapping[Key, ImageFormat] = field(default_factory=dict)
