@@ -109,6 +109,32 @@ def test_whole_runs_are_below_a_letter_each_row_for_row(runs, tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["both.rrd"]
 
 
+def ranges_in(path):
+    """Between which values plots are, as a file's layout says."""
+    reader = RrdReader(path)
+    [layout] = reader.blueprints()
+    batches = [chunk.to_record_batch() for chunk in reader.stream(store=layout)]
+    return [
+        tuple(batch.column("ScalarAxis:range")[0].as_py()[0])
+        for batch in batches
+        if "ScalarAxis:range" in batch.schema.names
+    ]
+
+
+def test_both_sides_are_between_the_same_values(runs, tmp_path):
+    files = [runs / "before.rrd", runs / "after.rrd"]
+    write_comparison(sides_of(files), tmp_path / "both.rrd")
+    seen = {"observation": [], "reward": [0.0]}  # a return begins there
+    for each in [episode for file in files for episode in load(file)]:
+        seen["observation"] += each["observation"].flatten().tolist()
+        seen["reward"].append(each.properties.episode_return)
+    wanted = [(min(values), max(values)) for values in seen.values()]
+    found = sorted(ranges_in(tmp_path / "both.rrd"))
+    assert len(found) == 8  # of two environments each
+    margins = [(low - 0.05 * (high - low), high + 0.05 * (high - low)) for low, high in wanted]
+    assert np.allclose(found, sorted([*margins] * 4))
+
+
 def test_of_folders_one_episode_is_chosen(runs, tmp_path):
     for options, choose in (((), lambda lengths: lengths[-1]), (("--best",), max), (("--worst",), min)):
         out = tmp_path / "both.rrd"
@@ -125,7 +151,7 @@ def test_the_viewer_shows_both(runs, tmp_path):
     with headless_viewer() as viewer:
         views = opened(viewer, tmp_path / "both.rrd", 10)
         names = {view.name for view in views}
-        assert {"A: reward and return", "B env 0: pixels", "B env 1: reward and return", "return"} <= names
+        assert {"A: reward and return", "B env 0: pixels", "B env 1: reward and return", "return, whole run"} <= names
         assert not trouble(views)
 
 

@@ -49,12 +49,22 @@ def test_keep_the_failures(tmp_path, capsys):
 
 
 def test_watch_live(tmp_path, capsys):
+    """A viewer is sent every frame, and the script's own number, at the same steps."""
     shown = tmp_path / "shown.rrd"
     with started_viewer() as (_, url), received(url, shown):
         main_of("watch_live")(["--connect", url, "--rollouts", "2", "--steps", "20"])
-    assert "recorded " in capsys.readouterr().out
-    chunks = list(RrdReader(shown).stream())
-    assert {"/env_0/pixels", "/env_1/reward", "/steps_per_second"} <= {chunk.entity_path for chunk in chunks}
+    rows = {}
+    for chunk in RrdReader(shown).stream():
+        if not chunk.is_static:
+            rows.setdefault(chunk.entity_path, []).extend(chunk.to_record_batch().to_pylist())
+    pictures = [row for env in range(2) for row in rows[f"/env_{env}/pixels"]]
+    assert f"recorded {len({row['frame'] for row in pictures})} frames" in capsys.readouterr().out
+    for env in range(2):
+        steps = [row["step"] for row in rows[f"/env_{env}/reward"]]
+        assert steps == list(range(1, 41))
+        assert set(steps) < {row["step"] for row in rows[f"/env_{env}/pixels"]}
+    assert [row["step"] for row in rows["/steps_per_second"]] == [20, 40]
+    assert all(row["Scalars:scalars"][0] > 0 for row in rows["/steps_per_second"])
 
 
 def test_clone_from_recordings(tmp_path, capsys):

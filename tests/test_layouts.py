@@ -75,7 +75,7 @@ def test_a_wall_with_the_details_of_one(viewer, path):
     views = rerun_views(opened(viewer, path, 3))
     assert {(origin, name) for _, origin, name in views if ":" not in name} == {
         *((f"/env_{env}", f"env {env}") for env in range(20)),
-        ("/", "episode_return, the first 16 environments"),
+        ("/", "episode_return of the first 16 environments, whole run"),
     }
     assert {name for _, _, name in views if ":" in name} == {
         f"env {env}: {name}"
@@ -110,6 +110,40 @@ def test_each_agent_has_a_plot_of_its_own():
     reward = Stream(("agents", "reward"), "scalars", "float32", (2, 1), agents=("fox", "hare"))
     names = [name for part in blueprint.plots(recorded_of([0], reward, observation), 0) for name in names_in(part)]
     assert names == ["reward of each agent", "fox: observation", "hare: observation"]
+
+
+def views_in(part):
+    return [view for each in part.contents for view in views_in(each)] if isinstance(part, rrb.Container) else [part]
+
+
+def axis_of(view):
+    """The ends of its axis of time, of lanes and plots alike."""
+    axis = view.properties.get("TimeAxis") or view.properties["TimeView"]
+    [span] = axis.view_range.as_arrow_array().to_pylist()
+    return span["start"], span["end"]
+
+
+def test_what_stands_below_one_another_is_on_one_axis_of_time():
+    many = [Stream((name,), "scalars", "float32", (2,)) for name in ("position", "action")]
+    *details, whole = views_in(blueprint.layout(recorded_of([0], REWARD, RETURN, FLAG, *many)).root_container)
+    assert len(details) == 4
+    assert whole.name == "episode_return, whole run"
+    [axis] = {str(axis_of(view)) for view in details}
+    assert axis != str(axis_of(whole))
+    of_episode = views_in(blueprint.layout(recorded_of([None], REWARD, RETURN, FLAG, *many)).root_container)
+    assert {str(axis_of(view)) for view in of_episode} == {str(axis_of(whole))}
+
+
+def test_a_legend_where_there_are_some_lines_and_room_for_them():
+    def has_legend(numbers, envs, agents=()):
+        stream = Stream(("x",), "scalars", "float32", (*[len(agents)] * bool(agents), numbers), agents=agents)
+        [part] = blueprint.plots(recorded_of(envs, stream), envs[0])
+        [shown] = views_in(part)[0].properties["PlotLegend"].visible.as_arrow_array().to_pylist()
+        return shown
+
+    assert [has_legend(numbers, [0]) for numbers in (1, 2, 8, 9)] == [False, True, True, False]
+    assert [has_legend(numbers, [0, 1]) for numbers in (1, 2, 4, 5)] == [False, True, True, False]
+    assert [has_legend(numbers, [0], ("fox", "hare")) for numbers in (2, 4, 5)] == [True, True, False]
 
 
 def test_a_wall_of_what_has_neither_pictures_nor_returns():

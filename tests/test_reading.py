@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import pickle
 import signal
@@ -23,7 +24,7 @@ from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
 
-from readback import same
+from readback import Rows, read, same
 from test_batch import Walkers
 from test_environments import AutoResettingCartPole, Herd, Zoo, cartpole, pendulum, pixel_cartpole
 from test_selection import Lengths
@@ -354,8 +355,8 @@ KILLED = """
     torch.manual_seed(0)
     env = SerialEnv(2, lambda: GymEnv("CartPole-v1"))
     env.set_seed(0)
-    env = env.append_transform(RerunRecorder(sys.argv[1], buffer_bytes=40_000))
-    rollout = env.rollout(300, break_when_any_done=False)
+    env = env.append_transform(RerunRecorder(sys.argv[1], buffer_bytes=10_000))
+    rollout = env.rollout(1000, break_when_any_done=False)
     env.transform.dump()
     torch.save(rollout.to_dict(), sys.argv[1] + ".pt")
     os.kill(os.getpid(), 9)
@@ -368,7 +369,7 @@ def killed(tmp_path_factory):
     path = tmp_path_factory.mktemp("killed") / "run.rrd"
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), path]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    rollout = TensorDict.from_dict(torch.load(f"{path}.pt", weights_only=True), batch_size=[2, 300])
+    rollout = TensorDict.from_dict(torch.load(f"{path}.pt", weights_only=True), batch_size=[2, 1000])
     return path.read_bytes(), rollout
 
 
@@ -378,18 +379,38 @@ def test_a_killed_run(path, killed):
     assert_same(load(path).rollout(), rollout)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5, 0.77, 0.99])
+def whole_steps(recorded):
+    """How many steps each episode has of which every key's rows are there, before the step and after it."""
+    found = collections.Counter()
+    for env in recorded.schema["envs"]:
+        acted, observed, *led_to = (
+            {(at["episode"], at["episode_step"]) for at in recorded.entities.get(f"/env_{env}/{key}", Rows()).times}
+            for key in ("action", "observation", "reward", "done", "terminated", "truncated")
+        )
+        after = observed.intersection(*led_to)
+        found.update((env, episode) for episode, step in acted & observed if (episode, step + 1) in after)
+    return found
+
+
+@pytest.mark.parametrize("share", [0.13, 0.2, 0.35, 0.5, 0.77, 0.99])
 def test_a_file_that_ends_within_a_message(path, killed, share):
-    """All steps that are whole in it come back."""
+    """All steps that are whole in it come back, and no others: Rerun's own reader says which those are."""
     left, rollout = killed
     path.write_bytes(left[: int(len(left) * share)])
-    wanted = of_episodes(rollout)
-    found = load(path)
-    assert share < 0.5 or sum(each.properties.length for each in found) > 100
-    for each in found:
-        steps = each.tensordict()
-        assert_same(steps, wanted[each.properties.id][: len(steps)])
-    path.write_bytes(left + bytes(5000))  # as some file systems leave it
+    mended = path.with_name("mended.rrd")
+    subprocess.run([sys.executable, "-m", "rerun_cli", "rrd", "merge", path, "-o", mended], check=True)
+    wanted, there = of_episodes(rollout), whole_steps(read(mended))
+    assert there
+    found = {each.properties.id: each.tensordict() for each in load(path)}
+    assert {episode: len(steps) for episode, steps in found.items() if len(steps)} == there
+    for episode, steps in found.items():
+        assert_same(steps, wanted[episode][: len(steps)])
+
+
+def test_a_file_that_ends_in_zeros(path, killed):
+    """As some file systems leave it."""
+    left, rollout = killed
+    path.write_bytes(left + bytes(5000))
     assert_same(load(path).rollout(), rollout)
 
 
@@ -559,7 +580,7 @@ def test_datasets(path):
 
 
 def test_a_data_loader_with_workers(path):
-    """Forked here; for others the dataset is pickled, which `test_datasets` does."""
+    """Forked ones."""
     rollout = record(SerialEnv(2, pixel_cartpole), path, 10, image_format="png")
     dataset = load(path).dataset(keys=["pixels", "action"])
     loader = torch.utils.data.DataLoader(dataset, 10, num_workers=2, collate_fn=torch.stack)
@@ -567,3 +588,14 @@ def test_a_data_loader_with_workers(path):
     wanted = torch.cat([of_episodes(rollout)[each.properties.id] for each in load(path)])
     assert same(found["next", "pixels"], wanted["next", "pixels"])
     assert same(found["action"], wanted["action"])
+
+
+def test_a_data_loader_with_spawned_workers(path):
+    record(cartpole(), path, 40)
+    episodes = load(path)
+    items = torch.utils.data.ConcatDataset([episodes.dataset(), episodes.dataset(4)])
+    loader = torch.utils.data.DataLoader(items, num_workers=2, multiprocessing_context="spawn", collate_fn=torch.stack)
+    found = list(loader)
+    assert len(found) == len(items) > 40
+    for each, wanted in zip(found, items, strict=True):
+        assert_same(each, wanted.unsqueeze(0))

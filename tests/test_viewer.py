@@ -28,16 +28,19 @@ def test_a_cell_for_each_environment(viewer, path, tmp_path):
     record(SerialEnv(2, pixel_cartpole), path, 30)
     views = opened(viewer, path, 20)
     assert [view.reports for view in views] == [[] for _ in views]
-    assert rerun_views(views) == sorted(
-        view
-        for env in range(2)
-        for view in [
-            ("2D", f"/env_{env}/pixels", f"env {env}: pixels"),
-            ("StateTimeline", f"/env_{env}", f"env {env}: action, terminated, truncated"),
-            ("TimeSeries", f"/env_{env}", f"env {env}: observation"),
-            ("TimeSeries", f"/env_{env}", f"env {env}: reward and return"),
-        ]
-    )
+    assert set(rerun_views(views)) == {
+        ("TimeSeries", "/", "episode_return, whole run"),
+        *(
+            view
+            for env in range(2)
+            for view in [
+                ("2D", f"/env_{env}/pixels", f"env {env}: pixels"),
+                ("StateTimeline", f"/env_{env}", f"env {env}: action, terminated, truncated"),
+                ("TimeSeries", f"/env_{env}", f"env {env}: observation"),
+                ("TimeSeries", f"/env_{env}", f"env {env}: reward and return"),
+            ]
+        ),
+    }
     picture = tmp_path / "picture.png"
     viewer.save_screenshot(str(picture))
     pixels = np.asarray(Image.open(picture).convert("RGB"))
@@ -67,9 +70,10 @@ def test_many_states(viewer, path):
     views = opened(viewer, path, 10)
     assert rerun_views(views) == [
         ("StateTimeline", "/env_0", "observation, action, terminated, truncated"),
+        ("TimeSeries", "/", "episode_return, whole run"),
         ("TimeSeries", "/env_0", "reward and return"),
     ]
-    assert [view.reports for view in views] == [[], []]
+    assert [view.reports for view in views] == [[], [], []]
 
 
 def test_a_layout_of_the_users_own(viewer, path):

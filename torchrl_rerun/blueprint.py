@@ -18,10 +18,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
 
@@ -47,6 +49,10 @@ MAX_DETAILS = 8
 MAX_NAMED = 8
 """Lines of a plot, of which positions and velocities are not told apart."""
 
+MAX_LEGEND = 8
+"""Lines that a legend names, half as many where a plot is small: of more it would cover what it explains. The viewer says
+on hovering which line it is."""
+
 MAX_BESIDE = 4
 """Agents whose plots are side by side; those of more are tabs."""
 
@@ -66,6 +72,9 @@ class Recorded:
         fps: frames per second at which the viewer plays the ``frame`` timeline; None: the viewer's default.
         statistics: the keys of which there are statistics over all environments.
         below: the name of the entity below which all of it lies; empty: at the root, as it is recorded.
+        around: whether of one episode, too, what is around the cursor is shown, as of a run; else it is shown whole.
+        ranges: the smallest and the largest values of keys, ``[2, numbers of a row]``, between which they are plotted;
+            those of other keys fill their plots.
     """
 
     streams: Sequence[Stream]
@@ -73,6 +82,8 @@ class Recorded:
     fps: float | None = None
     statistics: Sequence[Key] = ()
     below: str = ""
+    around: bool = False
+    ranges: Mapping[Key, npt.NDArray[np.floating]] = field(default_factory=dict)
 
     @classmethod
     def of_schema(cls, schema: Schema, envs: Sequence[int | None]) -> Recorded:
@@ -106,7 +117,8 @@ def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
     """The whole of it.
 
     Up to four environments have a cell each, or two if there are pictures. Of more there is a wall of their pictures, or
-    of their returns, with the returns of all on one plot, or the statistics over all, and the details of a few.
+    of their returns, with the returns of all on one plot, or the statistics over all, and the details of a few. Details are
+    of what is around the cursor, on one axis of time; what is of the whole run says so.
 
     Args:
         recorded: what there is.
@@ -116,12 +128,9 @@ def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
     are_seen = any(stream.is_picture for stream in recorded.streams)
     if len(envs) > (MAX_SEEN_CELLS if are_seen else MAX_CELLS) or recorded.statistics:
         root: rrb.Container | rrb.View = _overview(recorded)
-    elif len(envs) > 1:
-        # Two pictures side by side would be slivers: below one another each has its plots beside it.
-        columns = 1 if are_seen else 2
-        root = rrb.Grid(*(cell(recorded, env) for env in envs), grid_columns=columns, name="environments")
     else:
-        root = cell(recorded, envs[0])
+        # Two pictures side by side would be slivers: below one another each has its plots beside it.
+        root = _cells(recorded, columns=1 if are_seen else 2)
     return rrb.Blueprint(root, *panels(recorded, live=live), auto_views=False)
 
 
@@ -233,7 +242,7 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
         walls = [
             rrb.Grid(
                 *(
-                    _series(recorded, gains, env, f"env {env}", legend=False) if gains else cell(recorded, env)
+                    _series(recorded, gains, env, f"env {env}", whole()) if gains else cell(recorded, env)
                     for env in shown
                 ),
                 grid_columns=columns,
@@ -244,7 +253,7 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
 
 
 def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.View:
-    """The returns of several environments as lines of one plot.
+    """The returns of several environments as lines of one plot, of the whole run.
 
     Args:
         recorded: what there is.
@@ -252,26 +261,50 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
     """
     shown = (recorded.envs if envs is None else envs)[:MAX_LINES]
     sums = [stream for stream in recorded.streams if stream.sums]
+    several = len(shown) > 1
     lines: dict[rr.EntityPath | str, Any] = {
-        recorded.path(stream, env, lane): _line(" / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), color(row))
+        recorded.path(stream, env, lane): _line(
+            " / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), color(row if several else lane)
+        )
         for stream in sums[:1]
         for row, env in enumerate(shown)
         for lane in range(stream.lanes)
     }
-    some = "" if len(shown) == len(recorded.envs) else f", the first {len(shown)} environments"
-    return rrb.TimeSeriesView(origin="/", contents=list(lines), overrides=lines, name=f"episode_return{some}")
+    some = "" if len(shown) == len(recorded.envs) else f" of the first {len(shown)} environments"
+    return rrb.TimeSeriesView(
+        origin="/",
+        contents=list(lines),
+        overrides=lines,
+        name=f"episode_return{some}, whole run",
+        axis_x=whole(),
+        plot_legend=_legend(len(lines) if several else 0, MAX_LEGEND),
+    )
 
 
 def statistics(recorded: Recorded) -> list[rrb.View]:
-    """Plots of the statistics over all environments: the mean, the range, and the quantiles in between.
+    """Plots of the statistics over all environments, of the whole run: the mean, the range, and quantiles in between.
 
     Args:
         recorded: what there is.
     """
     return [
-        rrb.TimeSeriesView(origin=recorded.under(batch_path(key)), name=f"{' / '.join(key)}, all environments")
-        for key in recorded.statistics
+        rrb.TimeSeriesView(
+            origin=recorded.under(batch_path(key)),
+            name=f"{' / '.join(key)} of all environments, whole run",
+            axis_x=whole(),
+            plot_legend=rrb.PlotLegend(rrb.Corner2D.LeftTop, visible=number == 0),  # the colours are the same
+        )
+        for number, key in enumerate(recorded.statistics)
     ]
+
+
+def _cells(recorded: Recorded, columns: int) -> rrb.Container | rrb.View:
+    """All that there is of each environment, and below it the returns of the whole run."""
+    cells = [cell(recorded, env) for env in recorded.envs]
+    each = cells[0] if len(cells) == 1 else rrb.Grid(*cells, grid_columns=columns, name="environments")
+    if recorded.envs[0] is None or not any(stream.sums for stream in recorded.streams):
+        return each
+    return rrb.Vertical(each, returns(recorded), row_shares=[6, 1])
 
 
 def _overview(recorded: Recorded) -> rrb.Container:
@@ -303,13 +336,13 @@ def _stack(views: Sequence[rrb.View | rrb.Container], most: int, name: str | Non
     parts: list[rrb.View | rrb.Container] = list(views)
     if len(views) > most:
         parts = [*views[: most - 1], rrb.Tabs(*views[most - 1 :])]
-    return rrb.Vertical(*parts, row_shares=[_share(part) for part in parts], name=name)
+    return rrb.Vertical(*parts, row_shares=[_share(part, len(parts) - 1) for part in parts], name=name)
 
 
-def _share(part: rrb.View | rrb.Container) -> float:
-    """Of the height: a lane needs less than a plot does."""
+def _share(part: rrb.View | rrb.Container, others: int) -> float:
+    """Of the height: lanes are as high as they are whatever there is beside them, so that three fit in a column."""
     lanes = part.contents if isinstance(part, rrb.StateTimelineView) else None
-    return min(3.0, 0.9 + 0.45 * len(lanes)) if isinstance(lanes, list) else 3.0
+    return (0.12 + 0.28 * min(len(lanes), 4)) * max(others, 1) if isinstance(lanes, list) else 3.0
 
 
 def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Container]:
@@ -348,8 +381,8 @@ def _rank(stream: Stream) -> int:
 
 def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View | rrb.Container:
     """A plot of a key, or one of each agent's side by side."""
-    title, axis = " / ".join(stream.key), _around_the_cursor(env)
-    if len(stream.agents) < 2 or math.prod(stream.row_shape) == 1:
+    title, axis, numbers = " / ".join(stream.key), _time_axis(recorded, env), math.prod(stream.row_shape)
+    if len(stream.agents) < 2 or numbers == 1:
         speeds = [name.endswith(" vel") for name in stream.names]
         if len(speeds) > MAX_NAMED and any(speeds) and not all(speeds):
             path = recorded.path(stream, env)
@@ -360,23 +393,27 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
                         name=_titled(recorded, env, f"{title}: {what}"),
                         axis_x=axis,
                         overrides={path: rr.SeriesLines(visible_series=shown).visualizer()},
-                        plot_legend=rrb.PlotLegend(visible=what == "positions"),  # the colours are the same
+                        axis_y=_value_axis(recorded, [stream], shown),
+                        # The colours are the same.
+                        plot_legend=_legend(sum(shown) if what == "positions" else 0, _room(recorded)),
                     )
                     for what, shown in (("positions", [not each for each in speeds]), ("velocities", speeds))
                 ),
                 name=_titled(recorded, env, title),
             )
-        return _series(recorded, [stream], env, _titled(recorded, env, title), axis=axis)
+        return _series(recorded, [stream], env, _titled(recorded, env, title))
+    beside = stream.lanes <= MAX_BESIDE
     views = [
         rrb.TimeSeriesView(
             origin=recorded.path(stream, env, lane),
             name=_named(recorded, env, stream, lane),
             axis_x=axis,
-            plot_legend=rrb.PlotLegend(visible=lane == 0),
+            axis_y=_value_axis(recorded, [stream]),
+            plot_legend=_legend(numbers if lane == 0 else 0, _room(recorded) // 2 if beside else _room(recorded)),
         )
         for lane in range(stream.lanes)
     ]
-    side = rrb.Horizontal if len(views) <= MAX_BESIDE else rrb.Tabs
+    side = rrb.Horizontal if beside else rrb.Tabs
     return side(*views, name=_titled(recorded, env, title))
 
 
@@ -387,7 +424,7 @@ def _state_lanes(recorded: Recorded, states: Sequence[Stream], env: int | None) 
         origin=recorded.origin(env),
         contents=paths,
         name=_titled(recorded, env, title),
-        time_view=_around_the_cursor(env),
+        time_view=_time_axis(recorded, env),
     )
 
 
@@ -396,13 +433,17 @@ def _series(
     streams: Sequence[Stream],
     env: int | None,
     name: str,
-    *,
-    legend: bool = True,
     axis: rrb.archetypes.TimeAxis | None = None,
 ) -> rrb.TimeSeriesView:
     paths = [recorded.path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
+    lines = sum(stream.lanes * math.prod(stream.row_shape) for stream in streams)
     return rrb.TimeSeriesView(
-        origin=recorded.origin(env), contents=paths, name=name, axis_x=axis, plot_legend=rrb.PlotLegend(visible=legend)
+        origin=recorded.origin(env),
+        contents=paths,
+        name=name,
+        axis_x=axis or _time_axis(recorded, env),
+        axis_y=_value_axis(recorded, streams),
+        plot_legend=_legend(lines, _room(recorded)),
     )
 
 
@@ -411,15 +452,52 @@ def _line(name: str, shade: int) -> rrb.Visualizer:
     return rr.SeriesLines(names=name, colors=shade).visualizer()
 
 
-def _around_the_cursor(env: int | None) -> rrb.archetypes.TimeAxis | None:
-    """What was just before and will be just after the moment shown: a long run on one axis would be a smear.
+def _legend(lines: int, room: int) -> rrb.PlotLegend:
+    """What the lines are called, above what is long ago; of a single one the title says it."""
+    return rrb.PlotLegend(rrb.Corner2D.LeftTop, visible=1 < lines <= room)
 
-    None: a recording of one episode is shown whole.
-    """
-    if env is None:
+
+def _room(recorded: Recorded) -> int:
+    """How many lines a legend may name beside what there is of other environments."""
+    return MAX_LEGEND if len(recorded.envs) == 1 else MAX_LEGEND // 2
+
+
+def whole() -> rrb.archetypes.TimeAxis:
+    """An axis of all of the time that there is, whenever a plot's own lines begin and end."""
+    return _axis(rr.TimeRangeBoundary.infinite(), rr.TimeRangeBoundary.infinite())
+
+
+def around_the_cursor() -> rrb.archetypes.TimeAxis:
+    """An axis of what was just before and will be just after the moment shown: a long run on one would be a smear."""
+    return _axis(rr.TimeRangeBoundary.cursor_relative(seq=-60), rr.TimeRangeBoundary.cursor_relative(seq=30))
+
+
+def _axis(start: rr.TimeRangeBoundary, end: rr.TimeRangeBoundary) -> rrb.archetypes.TimeAxis:
+    return rrb.archetypes.TimeAxis(view_range=rr.TimeRange(start=start, end=end))
+
+
+def _time_axis(recorded: Recorded, env: int | None) -> rrb.archetypes.TimeAxis:
+    """That of the details, in all of their views."""
+    return whole() if env is None and not recorded.around else around_the_cursor()
+
+
+def _value_axis(
+    recorded: Recorded, streams: Sequence[Stream], shown: Sequence[bool] | None = None
+) -> rrb.archetypes.ScalarAxis | None:
+    """The range of some streams, or of the numbers of one that are shown, and some more; None: whatever fills the plot."""
+    known = [
+        limits
+        for stream in streams
+        if (limits := recorded.ranges.get(stream.key)) is not None and limits.shape[1] == math.prod(stream.row_shape)
+    ]
+    if not known:
         return None
-    before, after = rr.TimeRangeBoundary.cursor_relative(seq=-60), rr.TimeRangeBoundary.cursor_relative(seq=30)
-    return rrb.archetypes.TimeAxis(view_range=rr.TimeRange(start=before, end=after))
+    ranges = np.concatenate(known, axis=1)[:, slice(None) if shown is None else np.array(shown)]
+    low, high = float(ranges[0].min()), float(ranges[1].max())
+    if not math.isfinite(high - low):
+        return None
+    margin = 0.05 * (high - low) or 0.5
+    return rrb.archetypes.ScalarAxis(range=(low - margin, high + margin))
 
 
 def _named(recorded: Recorded, env: int | None, stream: Stream, lane: int) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream, RrdReader
@@ -26,7 +28,7 @@ from torchrl_rerun.listing import RecordedEpisode, list_episodes
 from torchrl_rerun.palette import color
 from torchrl_rerun.placing import placed
 from torchrl_rerun.schema import Schema
-from torchrl_rerun.streams import Stream, entity_path
+from torchrl_rerun.streams import Key, Stream, entity_path
 
 APPLICATION = "comparison"
 MOST = len(string.ascii_uppercase)
@@ -37,6 +39,8 @@ _RETURNS = "/returns"
 
 Choice = Callable[[Sequence[RecordedEpisode]], RecordedEpisode]
 Progress = Callable[[Iterable[Chunk], int], Iterable[Chunk]]
+Ranges = dict[Key, npt.NDArray[np.floating]]
+"""The smallest and the largest values ``[2, numbers of a row]`` of keys, in all that is compared."""
 
 
 # --- the table ---
@@ -119,6 +123,11 @@ class Side:
         return dataclasses.replace(Recorded.of_schema(self.schema, self.envs), below=self.name)
 
     @property
+    def is_episode(self) -> bool:
+        """Whether it is of one episode, else of a run."""
+        return self.envs == (None,)
+
+    @property
     def sums(self) -> Stream | None:
         """The return that the recorder worked out."""
         return next((stream for stream, _ in self.schema.described if stream.sums), None)
@@ -185,23 +194,49 @@ def write_comparison(
     total = sum(len(index) for side in sides for file in side.files if (index := index_of(file)) is not None)
     with placed(Path(path), overwrite=overwrite) as hidden:
         label = " | ".join(f"{side.name}: {side.label}" for side in sides)
-        stream = LazyChunkStream.from_iter(iter(progress(_chunks(sides, label), total)))
+        ranges: Ranges = {}
+        stream = LazyChunkStream.from_iter(iter(progress(_chunks(sides, label, ranges), total)))
         stream.write_rrd(hidden, application_id=APPLICATION, recording_id=label)
-        add_layout(hidden, encode(layout(sides), APPLICATION))
+        add_layout(hidden, encode(layout(sides, ranges), APPLICATION))
 
 
-def _chunks(sides: Sequence[Side], label: str) -> Iterator[Chunk]:
+def _chunks(sides: Sequence[Side], label: str, ranges: Ranges) -> Iterator[Chunk]:
+    """All that there is of them, and on the way the ranges of what is plotted."""
     yield Chunk.from_property("RecordingInfo", rr.archetypes.RecordingInfo(name=label))
     for side in sides:
         recorded, ends = side.recorded, _Ends(side)
+        plotted = {
+            entity_path(stream, env, lane): stream
+            for stream, _ in side.schema.described
+            for env in side.envs
+            for lane in range(stream.lanes if stream.kind == "scalars" else 0)
+        }
         for file in side.files:
             reader = RrdReader(file)
             for recording in reader.recordings():
                 for chunk in reader.stream(store=recording):
                     if not chunk.entity_path.startswith(_PROPERTIES):
                         ends.look_at(chunk)
+                        if chunk.entity_path in plotted:
+                            _widen(ranges, plotted[chunk.entity_path], chunk)
                         yield chunk.with_entity_path(recorded.under(chunk.entity_path))
         yield from ends.chunks(recorded.under(_RETURNS))
+
+
+def _widen(ranges: Ranges, stream: Stream, chunk: Chunk) -> None:
+    """Let the range of a stream take in what is in a chunk; infinities and what isn't a number aren't plotted."""
+    batch = chunk.to_record_batch()
+    if "Scalars:scalars" not in batch.schema.names:
+        return
+    values = batch.column("Scalars:scalars").flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    if not values.size:
+        return
+    rows = values.reshape(-1, math.prod(stream.row_shape))
+    low, high = (np.where(np.isfinite(rows), rows, limit) for limit in (np.inf, -np.inf))
+    found = np.stack([low.min(axis=0), high.max(axis=0)])
+    known = ranges.setdefault(stream.key, found)
+    if known.shape == found.shape:  # of another run it may be another key
+        ranges[stream.key] = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
 
 
 class _Ends:
@@ -238,13 +273,16 @@ class _Ends:
             yield from chunks_of({"frame": flat(frames), "step": flat(steps)}, [Entity(path, [number_lists(values)])])
 
 
-def layout(sides: Sequence[Side]) -> rrb.Blueprint:
-    """A column of each, and below them their returns on one plot.
+def layout(sides: Sequence[Side], ranges: Mapping[Key, npt.NDArray[np.floating]]) -> rrb.Blueprint:
+    """A column of each, on the same axes, and below them their returns on one plot.
 
     Args:
         sides: what is compared.
+        ranges: the smallest and the largest values of keys, ``[2, numbers of a row]``, in all of them.
     """
-    columns = rrb.Horizontal(*map(_column, sides))
+    episodes = all(side.is_episode for side in sides)
+    shown = [dataclasses.replace(side.recorded, around=not episodes, ranges=ranges) for side in sides]
+    columns = rrb.Horizontal(*map(_column, shown))
     lines: dict[rr.EntityPath | str, Any] = {
         path: rr.SeriesLines(names=f"{side.name}: {side.label}", colors=color(at)).visualizer()
         for at, side in enumerate(sides)
@@ -252,8 +290,15 @@ def layout(sides: Sequence[Side]) -> rrb.Blueprint:
     }
     root: rrb.Container = columns
     if lines:
-        plot = rrb.TimeSeriesView(origin="/", contents=list(lines), overrides=lines, name="return")
-        root = rrb.Vertical(columns, plot, row_shares=[4, 1])
+        plot = rrb.TimeSeriesView(
+            origin="/",
+            contents=list(lines),
+            overrides=lines,
+            name="return" if episodes else "return, whole run",
+            axis_x=blueprint.whole(),
+            plot_legend=rrb.Corner2D.LeftTop,
+        )
+        root = rrb.Vertical(columns, plot, row_shares=[5, 1])
     fps = next((side.schema.source.fps for side in sides if side.schema.source.fps), None)
     return rrb.Blueprint(
         root,
@@ -264,16 +309,15 @@ def layout(sides: Sequence[Side]) -> rrb.Blueprint:
     )
 
 
-def _column(side: Side) -> rrb.Container:
-    recorded = side.recorded
+def _column(recorded: Recorded) -> rrb.Container:
     of_each = [blueprint.details(recorded, env) for env in recorded.envs[: blueprint.MAX_DETAILS]]
-    return of_each[0] if len(of_each) == 1 else rrb.Tabs(*of_each, name=side.name)
+    return of_each[0] if len(of_each) == 1 else rrb.Tabs(*of_each, name=recorded.below)
 
 
 def _return_paths(side: Side) -> list[str]:
     """The running return of an episode, or the line that the returns of all make."""
     if side.sums is None:
         return []
-    if side.envs == (None,):
+    if side.is_episode:
         return [side.recorded.path(side.sums, None, lane) for lane in range(side.sums.lanes)]
     return [side.recorded.under(_RETURNS)]
