@@ -80,7 +80,7 @@ def test_a_wall_with_the_details_of_one(viewer, path):
     assert {name for _, _, name in views if ":" in name} == {
         f"env {env}: {name}"
         for env in range(8)  # a tab each
-        for name in ("reward and return", "action, terminated, truncated", "observation")
+        for name in ("reward", "action, terminated, truncated", "observation")
     }
 
 
@@ -102,7 +102,25 @@ FLAG = Stream(("terminated",), "state", "bool", (1,))
 def test_actions_come_before_what_is_only_told():
     many = [Stream((name,), "scalars", "float32", (2,)) for name in ("step_count", "position", "action")]
     names = names_in(blueprint.cell(recorded_of([0], REWARD, RETURN, *many), 0))
-    assert names == ["reward and return", "action", "position", "step_count"]
+    assert names == ["reward", "action", "position", "step_count"]
+
+
+def test_returns_are_apart_from_rewards_and_shown_once():
+    def names(envs, *streams, **known):
+        return names_in(blueprint.layout(blueprint.Recorded([REWARD, RETURN, *streams], envs, **known)).root_container)
+
+    picture = Stream(("pixels",), "image", "uint8", (8, 8, 3), channels="HWC")
+    assert names([0]) == ["reward", "episode_return, whole run"]
+    assert names([None]) == ["reward", "return"]
+    assert names([0, 1], statistics=[("reward",)]) == [
+        "reward of all environments, whole run",
+        "env 0",
+        "env 1",
+        "env 0: reward",
+        "env 1: reward",
+    ]
+    of_each = [f"env {env}: {name}" for env in (0, 1) for name in ("pixels", "reward", "return")]
+    assert names([0, 1], picture, statistics=[("reward",)])[3:] == of_each
 
 
 def test_each_agent_has_a_plot_of_its_own():
@@ -164,7 +182,7 @@ def test_a_function_makes_the_layout(path, viewer):
     assert {name for _, _, name in rerun_views(opened(viewer, path, 3))} == {
         "env 0",
         "env 1",
-        "env 1: reward and return",
+        "env 1: reward",
         "env 1: action, terminated, truncated",
         "env 1: observation",
     }

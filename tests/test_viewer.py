@@ -37,7 +37,7 @@ def test_a_cell_for_each_environment(viewer, path, tmp_path):
                 ("2D", f"/env_{env}/pixels", f"env {env}: pixels"),
                 ("StateTimeline", f"/env_{env}", f"env {env}: action, terminated, truncated"),
                 ("TimeSeries", f"/env_{env}", f"env {env}: observation"),
-                ("TimeSeries", f"/env_{env}", f"env {env}: reward and return"),
+                ("TimeSeries", f"/env_{env}", f"env {env}: reward"),
             ]
         ),
     }
@@ -71,7 +71,7 @@ def test_many_states(viewer, path):
     assert rerun_views(views) == [
         ("StateTimeline", "/env_0", "observation, action, terminated, truncated"),
         ("TimeSeries", "/", "episode_return, whole run"),
-        ("TimeSeries", "/env_0", "reward and return"),
+        ("TimeSeries", "/env_0", "reward"),
     ]
     assert [view.reports for view in views] == [[], [], []]
 
@@ -99,7 +99,8 @@ def test_a_run_folder(viewer, tmp_path):
         ("2D", "/pixels", "pixels"),
         ("StateTimeline", "/", "action, terminated, truncated"),
         ("TimeSeries", "/", "observation"),
-        ("TimeSeries", "/", "reward and return"),
+        ("TimeSeries", "/", "return"),
+        ("TimeSeries", "/", "reward"),
     ]
     assert [view.reports for view in views] == [[] for _ in views]
     assert all(RrdReader(file).blueprints() for file in files)

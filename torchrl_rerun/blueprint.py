@@ -201,7 +201,9 @@ def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
 
 
 def plots(recorded: Recorded, env: int | None) -> list[rrb.View | rrb.Container]:
-    """Views of the numbers of an environment: rewards and returns, its states as lanes, and every other key.
+    """Views of the numbers of an environment: rewards, its states as lanes, and every other key.
+
+    Returns are left out where :func:`layout` shows them for the whole run; :func:`returns` is the part that does.
 
     Where there are several agents, what each has one number of is a plot with a line for each of them, and what each has
     several of is a plot for each of them, side by side.
@@ -264,7 +266,8 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
     several = len(shown) > 1
     lines: dict[rr.EntityPath | str, Any] = {
         recorded.path(stream, env, lane): _line(
-            " / ".join([f"env {env}", *stream.agents[lane : lane + 1]]), color(row if several else lane)
+            " / ".join([*[f"env {env}"] * (several or not stream.agents), *stream.agents[lane : lane + 1]]),
+            color(row if several else lane),
         )
         for stream in sums[:1]
         for row, env in enumerate(shown)
@@ -277,7 +280,7 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
         overrides=lines,
         name=f"episode_return{some}, whole run",
         axis_x=whole(),
-        plot_legend=_legend(len(lines) if several else 0, MAX_LEGEND),
+        plot_legend=_legend(len(lines), MAX_LEGEND),
     )
 
 
@@ -304,7 +307,7 @@ def _cells(recorded: Recorded, columns: int) -> rrb.Container | rrb.View:
     each = cells[0] if len(cells) == 1 else rrb.Grid(*cells, grid_columns=columns, name="environments")
     if recorded.envs[0] is None or not any(stream.sums for stream in recorded.streams):
         return each
-    return rrb.Vertical(each, returns(recorded), row_shares=[6, 1])
+    return rrb.Vertical(each, returns(recorded), row_shares=[5, 1])
 
 
 def _overview(recorded: Recorded) -> rrb.Container:
@@ -346,7 +349,8 @@ def _share(part: rrb.View | rrb.Container, others: int) -> float:
 
 
 def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Container]:
-    """Returns and rewards first. The lanes come second, but last if they hold nothing but the flags of the ends.
+    """Rewards first, and returns by themselves, beside which rewards would be flat lines. Then come the lanes, but last if
+    they hold nothing but the flags of the ends.
 
     What the environment says beside what the policy sees comes after all that.
     """
@@ -355,21 +359,25 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     others = [stream for stream in _numbers(streams) if stream not in gains]
     states = _lanes(streams)
     second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
-    several = any(stream.agents for stream in gains)
-    if gains and not several:
-        yield _series(recorded, gains, env, _titled(recorded, env, "reward and return"))
-    for name, some in (
-        ("return", [stream for stream in gains if stream.sums]),
-        ("reward", [stream for stream in gains if not stream.sums]),
-    ):
-        if several and some:
-            yield _series(recorded, some, env, _titled(recorded, env, f"{name} of each agent"))
+    of_each = " of each agent" if any(stream.agents for stream in gains) else ""
+    rewards, sums = ([stream for stream in gains if bool(stream.sums) is summed] for summed in (False, True))
+    if rewards:
+        yield _series(recorded, rewards, env, _titled(recorded, env, f"reward{of_each}"))
+    if sums and not _is_in_returns(recorded, env):
+        yield _series(recorded, sums, env, _titled(recorded, env, f"return{of_each}"))
     if states and second:
         yield _state_lanes(recorded, states, env)
     for stream in sorted(others, key=_rank):
         yield _numbers_of(recorded, stream, env)
     if states and not second:
         yield _state_lanes(recorded, states, env)
+
+
+def _is_in_returns(recorded: Recorded, env: int | None) -> bool:
+    """Whether its return is on the plot of the whole run, or on the wall that takes its place beside statistics."""
+    if env is None or recorded.below:  # of what is compared there is a plot of what episodes came to
+        return False
+    return not (recorded.statistics and any(stream.is_picture for stream in recorded.streams))
 
 
 def _rank(stream: Stream) -> int:

@@ -227,12 +227,11 @@ def _static(stream: Stream, agent: int) -> Any:
 
 
 def _lines(stream: Stream, agent: int) -> Any:
-    """The names and colours of a plot's lines, which are all agents' if each has one, and may be a reward and its sum."""
+    """The names and colours of a plot's lines, which are all agents' if each has one. Rewards and returns differ in colour."""
     size, key = math.prod(stream.row_shape), stream.key[-1]
     is_reward = key.startswith("reward")
-    if size == 1 and stream.agents:
-        # The viewer names each by its path. A reward has a lighter tone of the colour that the agent's return has.
-        return rr.SeriesLines.columns(colors=np.array([color(agent + is_reward * len(PALETTE))], np.uint32))
+    if size == 1 and stream.agents:  # the viewer names each by its path
+        return rr.SeriesLines.columns(colors=np.array([color(agent)], np.uint32))
     names = stream.names or ([key] if size == 1 else [f"{key}[{i}]" for i in range(size)])
     things = list(dict.fromkeys(name.removesuffix(" vel") for name in names))  # each has the colour of its velocity
     return series_style(names, [color(is_reward + things.index(name.removesuffix(" vel"))) for name in names])
