@@ -76,6 +76,7 @@ def begin(asked: socket.socket) -> tuple[str, list[str]]:
         os.dup2(stream, to)
         os.close(stream)
     os.chdir(request["folder"])
+    sys.path[0] = ""  # modules are looked for there first
     os.environ.clear()
     os.environ.update(request["environment"])
     return request["source"], request["arguments"]
