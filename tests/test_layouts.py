@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import RrdReader
-from torchrl.envs import GymEnv, SerialEnv
+from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
 from looking import headless_viewer, opened, record, rerun_views, trouble
 from programs import python
@@ -186,6 +187,21 @@ def test_a_function_makes_the_layout(path, viewer):
         "env 1: action, terminated, truncated",
         "env 1: observation",
     }
+
+
+def test_a_layout_goes_to_workers(path):
+    """They get the recorder pickled, and what says how lines look with it."""
+    line = rr.SeriesLines(names="what I get").visualizer()
+    mine = rrb.Blueprint(rrb.TimeSeriesView(contents="/env_0/reward", overrides={"/env_0/reward": line}, name="mine"))
+
+    def make():
+        return cartpole().append_transform(RerunRecorder(path, blueprint=mine))
+
+    env = ParallelEnv(2, make)
+    env.rollout(5)
+    env.close()
+    for number in range(2):
+        assert len(RrdReader(path.with_name(f"run.worker_{number}.rrd")).blueprints()) == 1
 
 
 def test_where_it_fails_there_is_the_one_made_from_the_streams(path):

@@ -15,13 +15,14 @@ import rerun as rr
 import torch
 from rerun.chunk import RrdReader
 from tensordict import TensorDict
-from torchrl.envs import ParallelEnv
+from torchrl.envs import GymEnv, ParallelEnv
 
+from looking import headless_viewer, opened, rerun_views
 from programs import python
 from readback import read
 from servers import free_port, started, started_viewer, wait_until
 from test_faults import Odd, cartpole
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import RerunRecorder, blueprint
 
 STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
 
@@ -84,6 +85,36 @@ def test_a_viewer_alone(viewer, tmp_path):
         env.close()
     assert frames(shown) == list(range(21))
     assert [file.name for file in tmp_path.iterdir()] == ["shown.rrd"]
+
+
+def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
+    """The one that is made from the streams of an environment as it is, which names and colours lines."""
+    _, url = viewer
+    shown = tmp_path / "shown.rrd"
+    with received(url, shown):
+        env = GymEnv("CartPole-v1").append_transform(RerunRecorder([path, url]))
+        env.rollout(20, break_when_any_done=False)
+        env.transform.dump()
+        assert env.transform.stats()["frames_dropped"] == 0
+        env.close()
+    assert frames(path, "/env_0/observation") == frames(shown, "/env_0/observation")
+    with headless_viewer() as client:
+        views = rerun_views(opened(client, shown, 5))
+    assert ("TimeSeries", "/", "episode_return, whole run") in views
+
+
+def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
+    def mine(recorded):
+        made = blueprint.layout(recorded)
+        made.of_mine = lambda: None  # which can't be pickled
+        return made
+
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder([path, viewer[1]], blueprint=mine))
+    with pytest.warns(RuntimeWarning, match="the viewer at .* gets no layout: .*pickle"):
+        env.rollout(20, break_when_any_done=False)
+    env.close()
+    assert read(path)["/env_0/reward"].along("step") == list(range(1, 21))
+    assert RrdReader(path).blueprints()
 
 
 def test_a_server_that_viewers_connect_to(tmp_path):

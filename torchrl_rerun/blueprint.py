@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,12 @@ MAX_LINES = 16
 """Environments whose returns are lines of one plot."""
 
 _DONE_FLAGS = ("done", "terminated", "truncated")
+
+# Layouts are pickled: to go to the process that sends to a viewer, and to workers. Those that say how lines look couldn't
+# be (rerun-sdk 0.41).
+copyreg.pickle(
+    rr.ComponentDescriptor, lambda told: (rr.ComponentDescriptor, (told.component, told.archetype, told.component_type))
+)
 
 
 @dataclass(frozen=True)

@@ -554,7 +554,10 @@ class Recording:
         self._warn_of_short_blocks()
         for outlet in self._outlets:
             if (made := self.layout(live=True)) is not None:
-                outlet.show(made)
+                try:
+                    outlet.show(made)
+                except Exception as error:  # it is a matter of those who watch, not of what is recorded
+                    warn(f"{outlet.label} gets no layout: {error}", RuntimeWarning)
 
     def _warn_of_short_blocks(self) -> None:
         """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
