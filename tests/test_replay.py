@@ -274,7 +274,7 @@ def test_what_cant_be_set_to_a_state_needs_a_seed(path, tmp_path):
 
 
 def test_memory_is_bounded(tmp_path):
-    """A gigabyte on the disk, of which nothing is written but its size; on another process's scales."""
+    """A quarter of a gigabyte on the disk, of which nothing is written but its size; on another process's scales."""
     program = """
 import resource, torch
 from tensordict import TensorDict
@@ -288,7 +288,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
     told = subprocess.run([*python(), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     stored = 2 * 6000 * 84 * 84 * 3 >> 20
-    assert int(told.stdout.split()[-1]) < 0.75 * stored
+    assert int(told.stdout.split()[-1]) < 0.5 * stored
 
 
 def test_an_episode_is_picked_in_a_notebook(tmp_path):

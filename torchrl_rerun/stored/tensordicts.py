@@ -25,7 +25,7 @@ _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make
 _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))
 """What TorchRL's collectors and data sets call the number of a trajectory."""
 
-_MAPPED_BYTES = 64 << 20
+_MAPPED_BYTES = 32 << 20
 """After so many the mapping is made anew."""
 
 STORAGE = "storage_metadata.json"
@@ -150,7 +150,7 @@ def _of(
 
     def pieces() -> Iterator[Piece]:
         envs = stored.batch_size.numel() // max(1, stored.batch_size[0 if takes_rows else -1])
-        mapped, moments, bytes_per_moment = stored, 0, _bytes(stored) / max(1, len(rows))
+        mapped, moments, bytes_per_moment = again(), 0, _bytes(stored) / max(1, len(rows))
         cuts = [0, *np.flatnonzero(starts), len(rows)]
         for begin, end in itertools.pairwise(cuts):
             for at, until in spans(begin, end, bytes_per_moment):
