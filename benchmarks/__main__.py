@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
     parser.add_argument("--quick", action="store_true", help="a few minutes, and noisier")
     parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results.json"), help="where to save it")
-    parser.add_argument("--into-docs", action="store_true", help="put the table into docs/performance.md as well")
+    parser.add_argument("--into-docs", action="store_true", help="put the tables into docs/ as well")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.into is not None:  # this is the process of one measurement
@@ -81,7 +81,7 @@ def _all(names: list[str], path: Path, *, quick: bool, into_docs: bool) -> int:
     table.show(whole, about, console)
     table.save(whole, about, path)
     if into_docs:
-        table.into_page(whole, about, ROOT / "docs" / "performance.md")
+        table.into_docs(whole, about, ROOT / "docs")
     return int(failed)
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from rerun.chunk import RrdReader
 from tensordict import TensorDict
 
-from benchmarks.report import Detail, Effort, Report
+from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import TIMELINES
@@ -55,17 +55,17 @@ FORMATS = (
     Format("raw", "raw"),
     Format("png", "png"),
     Format("jpeg", "jpeg"),
-    Format("jpeg, quality 75", "jpeg", 75),
+    Format("jpeg 75", "jpeg", 75),
     Format("h264", "h264", decoder="h264"),
     Format("av1", "av1", decoder="libdav1d"),
 )
 
 
 def measure(effort: Effort) -> Report:
-    """300 frames of each environment; quick: 60."""
+    """300 frames of each environment; quick: 60. What a frame takes in the file, and of processors; and what is left of it."""
     details: list[Detail] = []
     for name, make in SOURCES.items():
-        figure = f"image formats, {name}"
+        figure = f"{FORMATS_OF}{name}"
         try:
             pictures = make(effort.of(300, 60))
         except Exception as error:  # it isn't installed, or nothing here can render it
@@ -89,7 +89,7 @@ def _measured(figure: str, each: Format, pictures: Stack) -> Detail:
     if error:
         numbers["psnr_db"] = float(10 * np.log10(255**2 / error))
     quality = f"{numbers['psnr_db']:.1f} dB" if error else "exact"
-    measured = f"{numbers['frame_bytes'] / 1e3:,.2f} kB and {numbers['frame_s'] * 1e3:.2f} ms a frame, {quality}"
+    measured = f"{numbers['frame_bytes'] / 1e3:,.2f} kB, {numbers['frame_s'] * 1e3:.2f} ms, {quality}"
     return Detail(figure, each.name, measured, numbers)
 
 

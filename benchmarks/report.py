@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+FORMATS_OF = "image formats, "
+"""What the figures of details begin with that compare formats of pictures."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import Detail, Report, Row
+from benchmarks.report import FORMATS_OF, Detail, Report, Row
 
 BEGIN, END = "<!-- the table of `make bench` -->", "<!-- its end -->"
 
@@ -35,17 +35,43 @@ BAR = r"\|"
 """What stands for ``|`` within a cell."""
 
 
-def into_page(report: Report, about: Mapping[str, Any], path: Path) -> None:
-    """Put the rows between a page's two marks, as Markdown, with the machine below them."""
-    lines = ["| figure | workload | measured | ratio | must reach | holds |", "|---|---|---|---|---|---|"]
-    for row in report.rows:
-        verdict = {True: "yes", False: "no", None: "not yet"}[row.holds]
-        cells = (row.figure, row.workload, row.measured, row.ratio, row.must_reach, verdict)
-        lines.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
+def into_docs(report: Report, about: Mapping[str, Any], docs: Path) -> None:
+    """Put what was measured into the pages that show it, as Markdown, with the machine below it."""
+    if report.rows:
+        _into_page(docs / "performance.md", _rows_as_lines(report.rows), about)
+    formats = [detail for detail in report.details if detail.figure.startswith(FORMATS_OF)]
+    if formats:
+        _into_page(docs / "images.md", _formats_as_lines(formats), about)
+
+
+def _into_page(path: Path, lines: Iterable[str], about: Mapping[str, Any]) -> None:
+    """Put a table between a page's two marks."""
     machine = "; ".join(f"{name} {value}" for name, value in about.items())
     text = path.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     path.write_text("\n".join((before + BEGIN, "", *lines, "", f"({machine})", "", END)) + after)
+
+
+def _rows_as_lines(rows: Sequence[Row]) -> Iterator[str]:
+    yield _line("figure", "workload", "measured", "ratio", "must reach", "holds")
+    yield "|---|---|---|---|---|---|"
+    for row in rows:
+        verdict = {True: "yes", False: "no", None: "not yet"}[row.holds]
+        yield _line(row.figure, row.workload, row.measured, row.ratio, row.must_reach, verdict)
+
+
+def _formats_as_lines(formats: Sequence[Detail]) -> Iterator[str]:
+    """A row for each kind of picture, a column for each format."""
+    names = list(dict.fromkeys(detail.what for detail in formats))
+    yield _line("picture", *names)
+    yield "|" + "---|" * (1 + len(names))
+    for figure, group in groupby(formats, key=lambda detail: detail.figure):
+        found = {detail.what: detail.measured for detail in group}
+        yield _line(figure.removeprefix(FORMATS_OF), *(found.get(name, "") for name in names))
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |"
 
 
 def _rows(rows: tuple[Row, ...]) -> Table:
