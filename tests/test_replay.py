@@ -273,22 +273,40 @@ def test_what_cant_be_set_to_a_state_needs_a_seed(path, tmp_path):
         replay(tmp_path / "stored", path, render="FrozenLake-v1")
 
 
-def test_memory_is_bounded(tmp_path):
-    """A quarter of a gigabyte on the disk, of which nothing is written but its size; on another process's scales."""
-    program = """
-import resource, torch
-from tensordict import TensorDict
+LARGE = {
+    "a memory-mapped rollout": """
+pixels = {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8), "next": {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8)}}
+TensorDict(pixels, [n]).memmap_like("stored")  # nothing is written but its size
+""",
+    "what TensorDictRecorder saves": """
+moments = {"o": torch.zeros(2 * n, 84, 84, 3, dtype=torch.uint8), "reward": torch.zeros(2 * n, 1)}
+torch.save(TensorDict(moments, [2 * n]), "stored")
+""",
+}
+
+
+@pytest.mark.parametrize("how", LARGE)
+def test_memory_is_bounded(how, tmp_path):
+    """A quarter of a gigabyte on the disk; on another process's scales."""
+
+    def told(program):
+        program = f"n = {steps}\n{program}"
+        done = subprocess.run([*python(), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    steps = 6000
+    told(f"import torch\nfrom tensordict import TensorDict\n{LARGE[how]}")
+    grown = told(
+        """
+import resource
 from torchrl_rerun import replay
-n = 6000
-size = {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8), "next": {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8)}}
-TensorDict(size, [n]).memmap_like("stored")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 replay("stored", "run.rrd", image_format="raw", buffer_bytes=8 << 20)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 """
-    told = subprocess.run([*python(), "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    stored = 2 * 6000 * 84 * 84 * 3 >> 20
-    assert int(told.stdout.split()[-1]) < 0.5 * stored
+    )
+    stored = 2 * steps * 84 * 84 * 3 >> 20
+    assert int(grown.split()[-1]) < 0.5 * stored
 
 
 def test_an_episode_is_picked_in_a_notebook(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def _of(
         if order is not None or not any(key[-1] in (*FLAGS, "reward") for key in specs.data_keys(stored)):
             keys = ", ".join("/".join(key) for key in specs.data_keys(stored))
             raise ValueError(f"{path} is a TensorDict of {keys}, and no rollout: 'next' is missing")
-        return Stored(what, len(stored), lambda: _of_moments(stored))
+        return Stored(what, len(stored), lambda: _of_moments(stored, again))
     is_flat = stored.batch_dims == 1
     if order is None:
         order, takes_rows = np.arange(stored.batch_size[-1]), is_flat
@@ -150,17 +150,24 @@ def _of(
 
     def pieces() -> Iterator[Piece]:
         envs = stored.batch_size.numel() // max(1, stored.batch_size[0 if takes_rows else -1])
-        mapped, moments, bytes_per_moment = again(), 0, _bytes(stored) / max(1, len(rows))
         cuts = [0, *np.flatnonzero(starts), len(rows)]
-        for begin, end in itertools.pairwise(cuts):
-            for at, until in spans(begin, end, bytes_per_moment):
-                begins = np.full(envs, at == begin and at > 0)
-                yield Piece(_taken(mapped, rows[at:until], takes_rows=takes_rows), begins)
-                moments += until - at
-                if moments * bytes_per_moment > _MAPPED_BYTES:
-                    mapped, moments = again(), 0
+        for mapped, at, until in _mapped_anew(again, cuts, _bytes(stored) / max(1, len(rows))):
+            yield Piece(_taken(mapped, rows[at:until], takes_rows=takes_rows), np.full(envs, starts[at]))
 
     return Stored(what, len(rows), pieces)
+
+
+def _mapped_anew(
+    again: Callable[[], TensorDictBase], cuts: Sequence[int], bytes_per_moment: float
+) -> Iterator[tuple[TensorDictBase, int, int]]:
+    """Pieces of time between cuts, each with a mapping in which to look at it; no mapping grows large."""
+    mapped, moments = again(), 0
+    for begin, end in itertools.pairwise(cuts):
+        for at, until in spans(begin, end, bytes_per_moment):
+            yield mapped, at, until
+            moments += until - at
+            if moments * bytes_per_moment > _MAPPED_BYTES:
+                mapped, moments = again(), 0
 
 
 def _taken(stored: TensorDictBase, rows: npt.NDArray[np.int64], *, takes_rows: bool) -> TensorDictBase:
@@ -198,7 +205,7 @@ def _bytes(stored: TensorDictBase) -> int:
     return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def _of_moments(stored: TensorDictBase) -> Iterator[Piece]:
+def _of_moments(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> Iterator[Piece]:
     """What ``TensorDictRecorder`` saw, ``[time, *batch]``: of each moment what had come about, and no actions.
 
     Where there are rewards all moments are steps, and what the first one of an episode was stepped from isn't known.
@@ -208,7 +215,8 @@ def _of_moments(stored: TensorDictBase) -> Iterator[Piece]:
     observed = [key for key in keys if key[-1] != "reward"]
     has_rewards = len(observed) < len(keys)
     before: TensorDictBase | None = None
-    for moment in stored.unbind(0):
+    pieces = _mapped_anew(again, [0, len(stored)], _bytes(stored) / max(1, len(stored)))
+    for moment in (moment for mapped, at, until in pieces for moment in mapped[at:until].unbind(0)):
         stepped = torch.full(moment.batch_size, has_rewards or before is not None)
         unknown = moment.select(*observed).apply(filled_like)
         root = unknown
