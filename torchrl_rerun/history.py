@@ -14,7 +14,7 @@ import torch
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
-from torchrl_rerun.decoding import Stored, Track, pictures, stored_in
+from torchrl_rerun.decoding import Stored, Track, from_keyframe, pictures, stored_in
 from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.rows import Held, Rows, codes_in, held_of, rows_in
@@ -55,6 +55,18 @@ class Transitions(NamedTuple):
     def span(self) -> Span:
         """From the first to the last of their frames."""
         return int(self.before[0]), int(self.after[-1])
+
+
+class _Coming(NamedTuple):
+    """Pictures that aren't decoded yet.
+
+    Attributes:
+        codes: where those are that are wanted.
+        stored: these, and of a video those without which they can't be decoded.
+    """
+
+    codes: Codes
+    stored: Sequence[Stored]
 
 
 class History:
@@ -102,29 +114,35 @@ class History:
     def _of_lane(self, stream: Stream, lane: int, span: Span) -> Rows:
         if not stream.is_picture:
             return rows_in(self._held(stream, lane, span), stream)
-        if not stream.is_video or span == ALL:
-            return self._pictures(stream, lane, self._stored(stream, lane, span))
-        # A video is decoded from the keyframe before, of which each episode has one at its beginning.
-        since = span[0] >> 32 << 32, span[1]
-        coming = self._stored(stream, lane, since)
-        starts = [number for number, each in enumerate(coming) if each.is_keyframe and _code(each) <= span[0]]
-        rows = self._pictures(stream, lane, coming[starts[-1] if starts else 0 :])
-        first = np.searchsorted(rows.codes, span[0])
-        return Rows(rows.codes[first:], rows.values[first:])
+        coming = self._coming(stream, lane, span)
+        [values] = self._placed(stream, lane, coming, [coming.codes])
+        return Rows(coming.codes, values)
 
-    def _stored(self, stream: Stream, lane: int, span: Span) -> list[Stored]:
-        return [each for _, batch in self._held(stream, lane, span) for each in stored_in(batch)]
+    def _coming(self, stream: Stream, lane: int, span: Span) -> _Coming:
+        """The pictures in a span, not decoded; of a video what can be decoded, from the keyframe before it on."""
+        since = span
+        if stream.is_video and span != ALL:
+            since = span[0] >> 32 << 32, span[1]  # each episode begins with a keyframe
+        stored = [each for _, batch in self._held(stream, lane, since) for each in stored_in(batch)]
+        if since != span:
+            starts = [number for number, each in enumerate(stored) if each.is_keyframe and _code(each) <= span[0]]
+            stored = stored[starts[-1] if starts else 0 :]
+        stored = list(from_keyframe(stored))
+        codes = np.sort(np.array([code for each in stored if (code := _code(each)) >= span[0]], np.int64))
+        return _Coming(codes, stored)
 
-    def _pictures(self, stream: Stream, lane: int, coming: Sequence[Stored]) -> Rows:
-        values = np.empty((len(coming), *(() if stream.dtype == "object" else stream.held_shape)), stream.storage)
-        codes = np.empty(len(coming), np.int64)
+    def _placed(self, stream: Stream, lane: int, coming: _Coming, wanted: Sequence[Codes]) -> list[npt.NDArray[Any]]:
+        """Pictures, decoded once, for each of several lists of where they are wanted: none is in memory beside these."""
+        shape = () if stream.dtype == "object" else stream.held_shape
+        placed = [np.empty((len(codes), *shape), stream.storage) for codes in wanted]
         track = Track((), "", stream, self.env, lane, self.run.schema.source.fps)
-        count = 0
-        for picture in pictures(track, coming):
-            values[count] = row_of(stream, picture.pixels)
-            codes[count] = picture.episode << 32 | picture.episode_step
-            count += 1
-        return Rows(codes[:count], values[:count])  # of a video what comes before a keyframe can't be decoded
+        for picture in pictures(track, coming.stored):
+            row, code = row_of(stream, picture.pixels), picture.episode << 32 | picture.episode_step
+            for codes, values in zip(wanted, placed, strict=True):
+                at = int(np.searchsorted(codes, code))
+                if at < len(codes) and codes[at] == code:
+                    values[at] = row
+        return placed
 
     def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
         env = None if self.run.schema.split == "episode" else self.env
@@ -138,18 +156,33 @@ class History:
 
     def steps(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDict:
         """Steps: what was seen and done at t at the root, what came of it below ``"next"``."""
-        read = {stream.key: self.rows(stream, span) for stream, _ in wanted}
+        read = {
+            # Agents' pictures are put together, which needs all of them.
+            stream.key: self.rows(stream, span)
+            if stream.agents or not stream.is_picture
+            else self._coming(stream, 0, span)
+            for stream, _ in wanted
+        }
         before, after = self._transitions(wanted, {key: rows.codes for key, rows in read.items()}, span)
         out = TensorDict(batch_size=[len(before)])
         following = TensorDict(batch_size=[len(before)])
         for stream, moment in wanted:
-            rows = read.pop(stream.key)
+            places = []
             if moment is not Moment.STEPPED:
-                _set(out, stream, rows.values[_at(rows.codes, before)])
+                places.append((out, before))
             if moment is not Moment.ACTED:
-                values = rows.values[_at(rows.codes, after)]
-                _set(following, stream, values.copy() if moment is Moment.OBSERVED else values)  # not a view of both
+                places.append((following, after))
+            found = self._taken(stream, read.pop(stream.key), [codes for _, codes in places])
+            for (part, _), values in zip(places, found, strict=True):
+                _set(part, stream, values)
         return out.set("next", following)
+
+    def _taken(self, stream: Stream, rows: Rows | _Coming, wanted: Sequence[Codes]) -> list[npt.NDArray[Any]]:
+        """The values at some rows, for each of several lists of these, which share no memory."""
+        if isinstance(rows, _Coming):
+            return self._placed(stream, 0, rows, wanted)
+        first, *others = (rows.values[_at(rows.codes, codes)] for codes in wanted)
+        return [first, *(values.copy() for values in others)]
 
     def _transitions(self, wanted: Sequence[Described], codes: dict[Key, Codes], span: Span) -> Transitions:
         of = {moment: [codes[stream.key] for stream, which in wanted if which is moment] for moment in Moment}
