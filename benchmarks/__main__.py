@@ -43,6 +43,7 @@ MEASUREMENTS = {
     "accelerator": "benchmarks.accelerator:measure",
     "parts": "benchmarks.parts:measure",
     "image_formats": "benchmarks.image_formats:measure",
+    "disk": "benchmarks.disk:measure",
     "encoding": "benchmarks.encoding:measure",
 }
 

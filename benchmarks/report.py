@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-FORMATS_OF = "image formats, "
-"""What the figures of details begin with that compare formats of pictures."""
+FORMATS_OF, DISK_USE_OF = "image formats, ", "disk use, "
+"""What the figures of details begin with that are a table of their own in a page."""
 
 
 @dataclass(frozen=True)

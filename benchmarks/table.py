@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.report import FORMATS_OF, Detail, Report, Row
+from benchmarks.report import DISK_USE_OF, FORMATS_OF, Detail, Report, Row
 
 BEGIN, END = "<!-- the table of `make bench` -->", "<!-- its end -->"
 
@@ -39,9 +39,10 @@ def into_docs(report: Report, about: Mapping[str, Any], docs: Path) -> None:
     """Put what was measured into the pages that show it, as Markdown, with the machine below it."""
     if report.rows:
         _into_page(docs / "performance.md", _rows_as_lines(report.rows), about)
-    formats = [detail for detail in report.details if detail.figure.startswith(FORMATS_OF)]
-    if formats:
-        _into_page(docs / "images.md", _formats_as_lines(formats), about)
+    for begins, page, heading in ((FORMATS_OF, "images.md", "picture"), (DISK_USE_OF, "disk.md", "environment")):
+        details = [detail for detail in report.details if detail.figure.startswith(begins)]
+        if details:
+            _into_page(docs / page, _details_as_lines(details, begins, heading), about)
 
 
 def _into_page(path: Path, lines: Iterable[str], about: Mapping[str, Any]) -> None:
@@ -60,14 +61,14 @@ def _rows_as_lines(rows: Sequence[Row]) -> Iterator[str]:
         yield _line(row.figure, row.workload, row.measured, row.ratio, row.must_reach, verdict)
 
 
-def _formats_as_lines(formats: Sequence[Detail]) -> Iterator[str]:
-    """A row for each kind of picture, a column for each format."""
-    names = list(dict.fromkeys(detail.what for detail in formats))
-    yield _line("picture", *names)
+def _details_as_lines(details: Sequence[Detail], begins: str, heading: str) -> Iterator[str]:
+    """A row for each figure, a column for each thing that was measured of it."""
+    names = list(dict.fromkeys(detail.what for detail in details))
+    yield _line(heading, *names)
     yield "|" + "---|" * (1 + len(names))
-    for figure, group in groupby(formats, key=lambda detail: detail.figure):
+    for figure, group in groupby(details, key=lambda detail: detail.figure):
         found = {detail.what: detail.measured for detail in group}
-        yield _line(figure.removeprefix(FORMATS_OF), *(found.get(name, "") for name in names))
+        yield _line(figure.removeprefix(begins), *(found.get(name, "") for name in names))
 
 
 def _line(*cells: str) -> str:

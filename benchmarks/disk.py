@@ -1,0 +1,45 @@
+"""How large recordings get: what a step of an environment takes, with everything that its specs name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torchrl.envs import GymEnv
+
+from benchmarks.report import DISK_USE_OF, Detail, Effort, Report
+from torchrl_rerun import RerunRecorder
+from torchrl_rerun.streams import ImageFormat
+
+FORMATS: tuple[ImageFormat, ...] = ("av1", "h264", "jpeg", "png", "raw")
+
+
+def measure(effort: Effort) -> Report:
+    """5000 random steps of a CartPole, in each image format and without pictures; quick: 1000."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    steps = effort.of(5000, 1000)
+    found = {"CartPole, numbers alone": _bytes_a_step(steps, "raw", is_seen=False)}
+    for image_format in FORMATS:
+        found[f'CartPole with pixels of 400 x 600, `"{image_format}"`'] = _bytes_a_step(
+            steps, image_format, is_seen=True
+        )
+    details = (
+        Detail(f"{DISK_USE_OF}{name}", what, measured, {"bytes_a_step": size})
+        for name, size in found.items()
+        for what, measured in (("bytes a step", f"{size:,.0f}"), ("a million steps", f"{size / 1e3:.1f} GB"))
+    )
+    return Report((), tuple(details))
+
+
+def _bytes_a_step(steps: int, image_format: ImageFormat, *, is_seen: bool) -> float:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.rrd")
+        env = GymEnv("CartPole-v1", from_pixels=is_seen, pixels_only=False) if is_seen else GymEnv("CartPole-v1")
+        env.set_seed(0)
+        env = env.append_transform(RerunRecorder(path, image_format=image_format))
+        env.rollout(steps, break_when_any_done=False)
+        env.close()
+        return path.stat().st_size / steps
