@@ -58,6 +58,22 @@ def test_site_describes_all_that_is_public(site):
     assert {f"torchrl_rerun.{name}" for name in torchrl_rerun.__all__} <= described
 
 
+IMPORTED = re.compile(r"^ *from (torchrl_rerun[.\w]*) import (.+)$", re.MULTILINE)
+
+
+def test_site_describes_all_that_examples_import(site):
+    inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
+    described = {name for kind in inventory.data for name in inventory.data[kind]}
+    imported = {
+        f"{module}.{name.strip()}"
+        for page in PAGES
+        for module, names in IMPORTED.findall(page.read_text())
+        for name in names.split(",")
+    }
+    assert len(imported) > 12
+    assert imported <= described
+
+
 def test_tutorial_is_kept_without_outputs():
     cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)

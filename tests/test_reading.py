@@ -547,6 +547,8 @@ def test_slices_from_a_replay_buffer(path):
             first = rows.index(piece["observation"][0].tolist())
             assert piece["observation"].tolist() == rows[first : first + 4]
     assert load(path).replay_buffer(batch_size=7).sample().shape == (7,)
+    with pytest.raises(ValueError, match="batch_size=6 is no multiple of slice_len=4"):
+        load(path).replay_buffer(batch_size=6, slice_len=4)
     with pytest.raises(ValueError, match="no episode has 1000 steps: the longest has"):
         episodes.replay_buffer(batch_size=32, slice_len=1000)
 

@@ -24,12 +24,12 @@ class Episode:
         episode: number of the episode in its environment, from 0.
         episode_return: sum of its rewards, of all its steps whichever are recorded: the mean over agents, if there are
             several; of the first reward, if there are several of these. NaN: it isn't known.
-        length: its steps.
+        length: its steps, recorded or not.
         terminated: it ended by what happened in it.
         truncated: it was cut short, by a limit of time say.
         interrupted: it was reset, or the recording closed, before it ended.
         first_step: calls of ``env.step`` before it began.
-        start_time: when it began.
+        start_time: when it began, in UTC.
         seed: the seed that the environment was given last before it began, if that is known.
         annotations: what the user said of it, see ``RerunRecorder.annotate``.
 
@@ -153,6 +153,10 @@ class KeepLast(_Ranked):
         per_env: so many of each environment, not of all together.
         where: a function of an :class:`Episode`; only those of which it is true count.
 
+    Raises:
+        ValueError: ``n`` is less than 1.
+        TypeError: ``where`` can't be called.
+
     >>> KeepLast(10, where=lambda episode: episode.terminated)  # the last ten that terminated
     KeepLast(n=10, per_env=False)
     """
@@ -178,6 +182,10 @@ class KeepBest(_ByReturn):
         n: how many.
         per_env: so many of each environment, not of all together.
         where: a function of an :class:`Episode`; only those of which it is true count.
+
+    Raises:
+        ValueError: ``n`` is less than 1.
+        TypeError: ``where`` can't be called.
     """
 
     def rank(self, episode: Episode) -> float | None:
@@ -194,6 +202,10 @@ class KeepWorst(_ByReturn):
         n: how many.
         per_env: so many of each environment, not of all together.
         where: a function of an :class:`Episode`; only those of which it is true count.
+
+    Raises:
+        ValueError: ``n`` is less than 1.
+        TypeError: ``where`` can't be called.
     """
 
     def rank(self, episode: Episode) -> float | None:
@@ -209,6 +221,9 @@ class KeepIf(Keep):
 
     Args:
         predicate: a function of an :class:`Episode`, called once for each.
+
+    Raises:
+        TypeError: ``predicate`` can't be called.
 
     >>> failed = KeepIf(lambda episode: not episode.get("success", False))
     """

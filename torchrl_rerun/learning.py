@@ -30,6 +30,9 @@ class StepDataset(Dataset[TensorDictBase]):
         episodes: of which.
         slice_len: how many steps an item has; None: it is one.
         keys: which ones; None: all but the returns that the recorder worked out.
+
+    Raises:
+        ValueError: ``slice_len`` is less than 1.
     """
 
     def __init__(
@@ -72,6 +75,10 @@ def replay_buffer(
     if longest < (slice_len or 1):
         raise ValueError(
             f"no episode has {slice_len} steps: the longest has {longest}" if longest else "there are no steps"
+        )
+    if slice_len is not None and batch_size % slice_len:
+        raise ValueError(
+            f"batch_size={batch_size} is no multiple of slice_len={slice_len}: samples are made of whole slices"
         )
     sampler = RandomSampler() if slice_len is None else SliceSampler(slice_len=slice_len, traj_key=TRAJECTORY)
     storage = LazyTensorStorage(sum(len(each.steps.before) for each in found)) if storage is None else storage

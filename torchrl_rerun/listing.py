@@ -68,17 +68,16 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
         FileNotFoundError: there is no such folder or file.
 
     Examples:
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from rerun.chunk import LazyChunkStream
-        >>> from torchrl_rerun.schema import Source, episode_chunk, property_chunk
-        >>> with TemporaryDirectory() as folder:
-        ...     chunks = [property_chunk(Source(()), [0], []), episode_chunk(Episode(0, 7, 12.5, 100, terminated=True))]
-        ...     file = Path(folder, "env_0_episode_000007.rrd")
-        ...     LazyChunkStream.from_iter(chunks).write_rrd(file, application_id="CartPole-v1", recording_id="7")
-        ...     [found] = list_episodes(folder).episodes
-        >>> found.path.name, found.episode.episode_return, found.episode.terminated
-        ('env_0_episode_000007.rrd', 12.5, True)
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, list_episodes
+        >>> folder = tempfile.mkdtemp()
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(folder, split="episode"))
+        >>> rollout = env.rollout(100)
+        >>> env.close()
+        >>> [found] = list_episodes(folder).episodes
+        >>> found.path.name, found.episode.length == len(rollout)
+        ('env_0_episode_000000.rrd', True)
     """
     root = Path(path)
     if not root.exists():

@@ -122,6 +122,16 @@ class Recordings(Sequence["LoadedEpisode"]):
 
         Args:
             predicate: a function of an :class:`Episode`.
+
+        Examples:
+            >>> import numpy as np, tempfile
+            >>> from torchrl_rerun import load, replay
+            >>> folder = tempfile.mkdtemp()
+            >>> ends = np.arange(20) % 10 == 9
+            >>> np.savez(f"{folder}/old.npz", obs=np.random.rand(20, 3), actions=np.arange(20), terminals=ends)
+            >>> replayed = replay(f"{folder}/old.npz", f"{folder}/old.rrd")
+            >>> load(f"{folder}/old.rrd").where(lambda episode: episode.episode > 0)
+            1 episode, 10 steps in all, of 'observation', 'terminated', 'done', 'action'
         """
         return Recordings(self._histories, [each for each in self if predicate(each.properties)])
 
@@ -141,6 +151,18 @@ class Recordings(Sequence["LoadedEpisode"]):
         Raises:
             ValueError: the environments haven't taken the same number of steps, or there are several recordings.
             KeyError: a key isn't recorded.
+            TypeError: ``keys`` is a string instead of a list.
+
+        Examples:
+            >>> import tempfile
+            >>> from torchrl.envs import GymEnv, SerialEnv
+            >>> from torchrl_rerun import RerunRecorder, load
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = SerialEnv(2, lambda: GymEnv("CartPole-v1")).append_transform(RerunRecorder(path))
+            >>> rollout = env.rollout(100, break_when_any_done=False)
+            >>> env.close()
+            >>> load(path).rollout(["reward"])["next", "reward"].shape
+            torch.Size([2, 100, 1])
         """
         return _rollout(self._by_environment(), wanted_keys(keys))
 
@@ -156,6 +178,7 @@ class Recordings(Sequence["LoadedEpisode"]):
 
         Raises:
             KeyError: a key isn't recorded.
+            TypeError: ``keys`` is a string instead of a list.
             ValueError: ``slice_len`` is less than 1.
         """
         from torchrl_rerun.learning import StepDataset  # noqa: PLC0415 - it needs this module
@@ -176,14 +199,16 @@ class Recordings(Sequence["LoadedEpisode"]):
         go beyond the end of an episode, also of one that was interrupted.
 
         Args:
-            batch_size: steps in a sample.
+            batch_size: steps in a sample, a multiple of ``slice_len``.
             slice_len: samples are made of so many steps in a row each; None: of single steps.
             storage: where they are held; None: in memory.
             keys: which ones; None: all but the returns that the recorder worked out.
 
         Raises:
             KeyError: a key isn't recorded.
-            ValueError: there are no steps, or no slice is as long.
+            TypeError: ``keys`` is a string instead of a list.
+            ValueError: there are no steps, no episode has as many as a slice, or ``batch_size`` isn't a multiple of
+                ``slice_len``.
         """
         from torchrl_rerun.learning import replay_buffer  # noqa: PLC0415 - TorchRL's data takes a second to import
 
@@ -243,6 +268,7 @@ class LoadedEpisode:
 
         Raises:
             KeyError: a key isn't recorded.
+            TypeError: ``keys`` is a string instead of a list.
         """
         return self.history.steps(self.history.described(wanted_keys(keys)), episode_span(self.properties.episode))
 
@@ -250,6 +276,9 @@ class LoadedEpisode:
         """All values of a key, ``[rows, ...]``: of an observation one more than there are steps.
 
         Of non-tensor data it is a list.
+
+        Raises:
+            KeyError: the key isn't recorded.
         """
         [(stream, _)] = self.history.described([_as_key(key)])
         return as_tensor(stream, self.history.rows(stream, episode_span(self.properties.episode)).values)

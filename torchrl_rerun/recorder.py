@@ -81,7 +81,7 @@ class RerunRecorder(Transform):
             of up to 64, else the first 16.
         aggregate: whether to record the mean, the minimum, the maximum and quantiles of the rewards and returns over all
             environments at each frame, below ``/batch``. Default: where not all environments are recorded, and
-            ``logged_envs`` doesn't say which.
+            ``logged_envs`` doesn't say which. Not with ``split="episode"``.
         skip: record one frame in so many, and the first and the last of each episode in any case. ``episode_return`` is
             that of all steps, whichever are recorded.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
@@ -111,7 +111,7 @@ class RerunRecorder(Transform):
         step_trigger: called with the number of each step, from 0; where it returns true, a recording starts with what
             the step led to.
         recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
-            0: to the end of the episode. What is running when a trigger starts another one ends there.
+            0: to the end of the episode. A recording that is still running when a trigger starts the next one ends there.
         split: what a recording is of: ``"run"``; ``"dump"``, what came since the last :meth:`dump`, in files of a folder
             that are numbered; or ``"episode"``, each finished episode of each environment: these are
             files of their own in a folder, named by environment and episode, with the same entity paths in each
@@ -135,8 +135,10 @@ class RerunRecorder(Transform):
             that goes on after a restart (``env.load_state_dict``) replaces nothing.
 
     Raises:
-        FileExistsError: the file exists, and ``overwrite`` is false.
+        FileExistsError: the file exists, and ``overwrite`` is false, or another recorder writes to it; at the first reset,
+            when a folder holds recordings of an earlier run.
         OSError: the folder can't be written.
+        TypeError: an argument is of the wrong type.
         KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
             ``names``, ``image_format`` or ``stacks`` names one that isn't recorded.
         ConnectionError: at the first reset, when there is no viewer at the address, or no active recording.

@@ -28,7 +28,7 @@ class Replayed:
     Attributes:
         what: what was stored.
         path: the file or the folder that was recorded.
-        steps: how many, of all environments side by side.
+        steps: how many; one of all environments together counts once.
         episodes: how many, of all environments together.
         envs: how many environments.
         arrays: of named arrays: the keys that they became, by their names; those that were left out aren't there.
@@ -76,7 +76,8 @@ def replay(
     Raises:
         FileNotFoundError: there is nothing.
         FileExistsError: there is something at ``sink``, and no ``overwrite=True``.
-        ValueError: it can't be read; says what it looks like. Or ``render`` doesn't fit it.
+        ValueError: it can't be read, and what it looks like; ``keys`` names an array that isn't there, or there are no named
+            arrays; ``render`` doesn't fit it, or there is a ``seed`` without it.
         ImportError: an extra is needed.
         RecordingError: it can't be written.
 
