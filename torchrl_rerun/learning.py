@@ -76,7 +76,7 @@ def replay_buffer(
         raise ValueError(
             f"no episode has {slice_len} steps: the longest has {longest}" if longest else "there are no steps"
         )
-    if slice_len is not None and batch_size % slice_len:
+    if slice_len is not None and (slice_len < 1 or batch_size % slice_len):
         raise ValueError(
             f"batch_size={batch_size} is no multiple of slice_len={slice_len}: samples are made of whole slices"
         )
