@@ -173,12 +173,13 @@ def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
     name = None if env is None else f"env {env}"
     alone = len(recorded.envs) == 1
     seen, plotted = pictures(recorded, env), plots(recorded, env)
+    height = 1.0 if alone else 0.5  # two are below one another
     if not seen or not plotted:
-        return _stack(seen or plotted, 6 if alone else 3, name)
+        return _stack(seen or plotted, 6 if alone else 3, name, height=height)
     columns = 1 if len(seen) < 3 else 2
     return rrb.Horizontal(
         seen[0] if len(seen) == 1 else rrb.Grid(*seen, grid_columns=columns),
-        _stack(plotted, 4 if alone else 3),
+        _stack(plotted, 4 if alone else 3, height=height),
         name=name,
         column_shares=[3, 2] if alone else [1, 1],
     )
@@ -341,18 +342,27 @@ def details(recorded: Recorded, env: int | None) -> rrb.Container:
     return _stack(views, 5, f"env {env}")
 
 
-def _stack(views: Sequence[rrb.View | rrb.Container], most: int, name: str | None = None) -> rrb.Container:
-    """Views below one another; those for which there is no room share the last place, as tabs. Lanes need less room."""
+def _stack(
+    views: Sequence[rrb.View | rrb.Container], most: int, name: str | None = None, *, height: float = 1.0
+) -> rrb.Container:
+    """Views below one another; those for which there is no room share the last place, as tabs. Lanes need less room.
+
+    Args:
+        views: the views.
+        most: how many places there are.
+        name: what it is called.
+        height: which part of the viewer's it has.
+    """
     parts: list[rrb.View | rrb.Container] = list(views)
     if len(views) > most:
         parts = [*views[: most - 1], rrb.Tabs(*views[most - 1 :])]
-    return rrb.Vertical(*parts, row_shares=[_share(part, len(parts) - 1) for part in parts], name=name)
+    return rrb.Vertical(*parts, row_shares=[_share(part, len(parts) - 1, height) for part in parts], name=name)
 
 
-def _share(part: rrb.View | rrb.Container, others: int) -> float:
+def _share(part: rrb.View | rrb.Container, others: int, height: float) -> float:
     """Of the height: lanes are as high as they are whatever there is beside them, so that three fit in a column."""
     lanes = part.contents if isinstance(part, rrb.StateTimelineView) else None
-    return (0.12 + 0.28 * min(len(lanes), 4)) * max(others, 1) if isinstance(lanes, list) else 3.0
+    return (0.12 + 0.28 * min(len(lanes), 4)) / height * max(others, 1) if isinstance(lanes, list) else 3.0
 
 
 def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Container]:
