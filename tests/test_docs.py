@@ -36,6 +36,14 @@ def test_commands_of_a_page_exist(page):
         assert asked.exit_code == 0, f"{command}\n{asked.output}"
 
 
+def test_each_command_is_in_the_table_and_has_a_section():
+    page = (DOCS / "command_line.md").read_text()
+    commands = {each.name for each in app.registered_commands}
+    assert set(re.findall(r"^## (\w+)$", page, re.MULTILINE)) == commands
+    table, _, _ = page.partition("\n\nAll take")
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == commands
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """As `make docs` makes it; the tutorial is run."""

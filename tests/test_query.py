@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.cli import app
+from torchrl_rerun.cli.query import query_episodes
 from torchrl_rerun.querying import query, table_of
 
 
@@ -113,6 +114,7 @@ def test_the_command_prints_a_table_or_json_or_paths(runs):
 def test_columns_are_called_as_in_ls(runs):
     listed = CliRunner().invoke(app, ["ls", str(runs / "ppo")]).stdout.splitlines()[0].split()
     assert [name for name in listed if name != "size"] == asked(runs / "ppo", "TRUE").stdout.splitlines()[0].split()
+    assert "as `ls` has them, but for `size`" in (query_episodes.__doc__ or "")
 
 
 def test_without_datafusion_the_extra_is_named(runs, monkeypatch):

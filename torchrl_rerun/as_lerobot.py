@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from torchrl_rerun.exporting import encoded, mux
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, array_of, as_key, described, schema_of, unchanged
+from torchrl_rerun.steps import FLAGS, Progress, array_of, as_key, described, schema_of, unchanged
 from torchrl_rerun.streams import Key, Stream, name_of
 from torchrl_rerun.video import USUAL_FPS
 
@@ -69,7 +69,7 @@ def to_lerobot(
     fps: float | None = None,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Callable[[Sequence[LoadedEpisode]], Iterable[LoadedEpisode]] = unchanged,
+    progress: Progress = unchanged,
 ) -> LeRobotDataset:
     """Write episodes as a data set of LeRobot's format: numbers as Parquet, and a video of each episode and camera.
 
@@ -86,7 +86,8 @@ def to_lerobot(
         keys: which ones; None: all cameras, and all else but depth, segmentations, non-tensor data, and the returns that
             the recorder worked out.
         overwrite: replace a data set that exists.
-        progress: is given the episodes, and gives them back one by one.
+        progress: is given the episodes, then what there is for each video, and how many they are; gives them back one by
+            one.
 
     Raises:
         FileExistsError: the folder exists, and ``overwrite`` is false or it is no data set.
@@ -101,9 +102,10 @@ def to_lerobot(
     rate = fps or schema.source.fps or float(USUAL_FPS)
     with placed(Path(path), overwrite=overwrite, sign=SIGN) as hidden:
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded")
-        if not dataset.add(described(progress(episodes), keys)):
+        if not dataset.add(described(progress(episodes, len(episodes)), keys)):
             raise ValueError("there are no steps to export")
-        dataset.add_videos({stream.key for stream, _ in schema.described if stream.kind == "image"} & _keys(keys))
+        cameras = {stream.key for stream, _ in schema.described if stream.kind == "image"} & _keys(keys)
+        dataset.add_videos(cameras, progress)
         dataset.describe()
     return LeRobotDataset(Path(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
@@ -200,14 +202,16 @@ class _Dataset:
                 }
             )
 
-    def add_videos(self, cameras: Collection[Key]) -> None:
+    def add_videos(self, cameras: Collection[Key], progress: Progress) -> None:
         """Add a video of each episode and camera."""
         files = list(dict.fromkeys(file for file, _, _ in self.episodes))
-        for track in tracks_of(files) if cameras else ():
-            if track.stream.key in cameras:
-                self._add_track(track)
+        tracks = [track for track in (tracks_of(files) if cameras else ()) if track.stream.key in cameras]
+        number = len({(track.stream.key, track.lane) for track in tracks}) * len(self.episodes)
+        for _ in progress(itertools.chain.from_iterable(map(self._add_track, tracks)), number):
+            pass
 
-    def _add_track(self, track: Track) -> None:
+    def _add_track(self, track: Track) -> Iterator[None]:
+        """Add its videos, one by one."""
         agent = track.stream.agents[track.lane : track.lane + 1]
         name = ".".join(["observation.images", *map(_plain, (*track.stream.key, *agent))])
         is_copy = track.stream.is_video
@@ -228,6 +232,7 @@ class _Dataset:
                     f"{name_of(track.stream.key)} at each of its steps, and can't be a video of LeRobot's"
                 )
             self._look_at(path, name)
+            yield
 
     def _look_at(self, path: Path, name: str) -> None:
         """What a video is like, and what colours its first picture has."""

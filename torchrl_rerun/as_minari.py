@@ -17,7 +17,7 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, array_of, described, schema_of, unchanged
+from torchrl_rerun.steps import FLAGS, Progress, array_of, described, schema_of, unchanged
 from torchrl_rerun.streams import Stream, name_of
 
 SIGN = "data/metadata.json"
@@ -30,7 +30,7 @@ def to_minari(
     *,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Callable[[Sequence[LoadedEpisode]], Iterable[LoadedEpisode]] = unchanged,
+    progress: Progress = unchanged,
 ) -> Path:
     """Write episodes as a Minari data set, which ``minari.load_dataset(dataset_id)`` gives back. Returns its folder.
 
@@ -45,7 +45,7 @@ def to_minari(
         keys: which ones of those that are observed and done; None: all but pictures and non-tensor data. Rewards and
             flags always are.
         overwrite: replace a data set that exists.
-        progress: is given the episodes, and gives them back one by one.
+        progress: is given the episodes, and how many they are, and gives them back one by one.
 
     Raises:
         FileExistsError: the data set exists, and ``overwrite`` is false.
@@ -75,7 +75,7 @@ def to_minari(
             jpeg_encoding=False,
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
-        storage.update_episodes(_buffers(layout, described(progress(episodes), keys)))
+        storage.update_episodes(_buffers(layout, described(progress(episodes, len(episodes)), keys)))
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder

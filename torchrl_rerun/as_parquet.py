@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Moment
-from torchrl_rerun.steps import array_of, described, unchanged
+from torchrl_rerun.steps import Progress, array_of, described, unchanged
 
 GROUP_BYTES = 32 << 20
 """Bytes of the steps that are written at once."""
@@ -29,7 +29,7 @@ def to_parquet(
     *,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Callable[[Sequence[LoadedEpisode]], Iterable[LoadedEpisode]] = unchanged,
+    progress: Progress = unchanged,
 ) -> int:
     """Write the steps of episodes as one Parquet file, a row each. Returns how many they are.
 
@@ -43,7 +43,7 @@ def to_parquet(
         path: the file. It gets its name when it is whole.
         keys: which ones; None: all but pictures, non-tensor data, and the returns that the recorder worked out.
         overwrite: replace a file that exists.
-        progress: is given the episodes, and gives them back one by one.
+        progress: is given the episodes, and how many they are, and gives them back one by one.
 
     Raises:
         FileExistsError: the file exists, and ``overwrite`` is false.
@@ -51,7 +51,7 @@ def to_parquet(
         ValueError: there are no steps, or those of several runs that are recorded in different ways.
     """
     with placed(Path(path), overwrite=overwrite) as hidden:
-        rows = write_tables(hidden, _tables(progress(episodes), keys))
+        rows = write_tables(hidden, _tables(progress(episodes, len(episodes)), keys))
         if not rows:
             raise ValueError("there are no steps to export")
     return rows

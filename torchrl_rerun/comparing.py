@@ -22,7 +22,7 @@ from torchrl_rerun.arrow import Entity, chunks_of, flat, number_lists
 from torchrl_rerun.blueprint import Recorded
 from torchrl_rerun.contents import contents_of, index_of
 from torchrl_rerun.embedding import add_layout, encode
-from torchrl_rerun.finding import whole_files_of
+from torchrl_rerun.finding import not_ours, whole_files_of
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.listing import RecordedEpisode, list_episodes
 from torchrl_rerun.palette import color
@@ -165,7 +165,7 @@ def _side(name: str, run: Path, choose: Choice) -> Side:
         raise ValueError(
             f"{run} holds {len(ids)} recordings of torchrl_rerun, where one is compared: pass one of its files"
             if ids
-            else f"{run} is no recording of torchrl_rerun"
+            else not_ours(run)
         )
     schemas = [each.schema for each in found if each.schema is not None]
     envs = sorted({env for schema in schemas for env in schema.envs})

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from rerun.chunk import LazyChunkStream, RrdReader, StoreEntry
 
+from torchrl_rerun.finding import why_unreadable
 from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO, Schema
 
 PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
@@ -48,10 +49,16 @@ def contents_of(file: Path) -> list[Contents]:
     """The recordings in a file. Of a finished one nothing else is read.
 
     Raises:
-        ValueError: there is nothing in it.
-        RuntimeError: Rerun can't read it. (Of a few damages to a property's own bytes Rerun dies instead, with rerun-sdk
+        ValueError: there is nothing in it, or Rerun can't read it; says why, and what to do. (Of a few damages to a property's own bytes Rerun dies instead, with rerun-sdk
             0.41; a file that ends too early, or in zeros, is none of them.)
     """
+    try:
+        return _contents_of(file)
+    except RuntimeError as error:
+        raise ValueError(why_unreadable(file) or f"{file} is damaged: {error}") from error
+
+
+def _contents_of(file: Path) -> list[Contents]:
     reader = _reader(file)
     recordings = reader.recordings()
     if not recordings:

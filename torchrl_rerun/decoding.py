@@ -106,7 +106,7 @@ def tracks_of(files: Sequence[Path]) -> list[Track]:
         files: the files, those of one recording in the order in which they were begun.
 
     Raises:
-        RuntimeError, ValueError: a file can't be read, or there is nothing in it.
+        ValueError: a file can't be read, or there is nothing in it.
     """
     found: dict[tuple[Path, str, str], Track] = {}
     for contents in (each for file in files for each in contents_of(file)):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrl_rerun.contents import Contents, contents_of, index_of
-from torchrl_rerun.finding import files_of, why_unreadable
+from torchrl_rerun.finding import files_of, not_ours, why_unreadable
 from torchrl_rerun.schema import Schema, Split
 from torchrl_rerun.streams import Key, Stream, batch_path
 
@@ -125,10 +125,10 @@ def _look(file: Path) -> tuple[Part, list[Contents]]:
     size, trouble = file.stat().st_size, why_unreadable(file)
     try:
         found = contents_of(file)
-    except (RuntimeError, ValueError) as error:
-        return Part(file, size, trouble=trouble or f"{file} can't be read: {error}"), []
+    except ValueError as error:
+        return Part(file, size, trouble=trouble or str(error)), []
     if trouble is None and all(contents.schema is None for contents in found):
-        trouble = f"{file} is no recording of torchrl_rerun"
+        trouble = not_ours(file)
     return Part(file, size, found[0].has_layout, trouble), found
 
 

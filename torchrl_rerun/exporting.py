@@ -110,7 +110,7 @@ def videos_of(
     root = Path(path)
     found = tracks_of(whole_files_of(root))
     if not found:
-        raise ValueError(f"{root} holds no pictures")
+        raise ValueError(f"{root} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)
     named = _named(found, root, grid=grid)
     videos = [

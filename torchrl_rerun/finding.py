@@ -73,6 +73,14 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
+def not_ours(path: str | os.PathLike[str]) -> str:
+    """What is to be said where others recorded, and what to do about it."""
+    return (
+        f"{path} is no recording of torchrl_rerun, but another one of Rerun's: "
+        f"`torchrl-rerun view {shlex.quote(os.fspath(path))}` opens it"
+    )
+
+
 def why_unreadable(file: Path) -> str | None:
     """Why a file can't be opened, and what to do about it; None: it can.
 

@@ -94,7 +94,7 @@ def listing_of(files: Iterable[Path]) -> Listing:
         try:
             size, found = file.stat().st_size, contents_of(file)
             _check(found)
-        except (OSError, RuntimeError, ValueError):
+        except (OSError, ValueError):
             if file.exists():  # a recorder may have removed it meanwhile
                 unreadable.append(file)
             continue

@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.chunks import ALL, FilePart, Part, SegmentPart, Span, episode_span, parts_in
-from torchrl_rerun.finding import files_of, why_unreadable
+from torchrl_rerun.finding import files_of, not_ours, why_unreadable
 from torchrl_rerun.history import History, as_tensor
 from torchrl_rerun.keeping import Episode, Predicate
 from torchrl_rerun.listing import beginning, episode_in, listing_of
@@ -68,8 +68,10 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
         found = list(_segments(cast("DatasetEntry", source)))
     else:
         given = [source] if isinstance(source, str | os.PathLike) else list(source)
-        files = {file.resolve(): file for each in given for file in _files(os.fspath(each))}
-        found = list(_histories(list(files.values())))
+        files = list({file.resolve(): file for each in given for file in _files(os.fspath(each))}.values())
+        found = list(_histories(files))
+        if files and not found:
+            raise ValueError(why_unreadable(files[0]) or not_ours(files[0]))
     if not found:
         raise ValueError(f"there is no recording of torchrl_rerun in {source}")
     return Recordings(found)

@@ -64,6 +64,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
 
     Raises:
         FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
         FileExistsError: ``out`` exists, or a live recorder still writes to ``path``.
         ValueError: it isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere than
             at its end.
@@ -84,6 +85,8 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     target = source if out is None else Path(out).resolve()
     if not source.exists():
         raise FileNotFoundError(f"{path} doesn't exist")
+    if source.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: pass the files in it that are to be repaired")
     with source.open("rb") as file:
         if target != source and target.exists():
             raise FileExistsError(f"{target} exists; choose another path")

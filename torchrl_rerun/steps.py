@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,29 +11,24 @@ import torch
 from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
-from torchrl_rerun.contents import contents_of
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Schema
 from torchrl_rerun.streams import Key, Stream, name_of
 
 FLAGS = ("done", "terminated", "truncated")
 
-Item = TypeVar("Item")
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""What is gone through, and how many they are; gives them back one by one."""
 
 
-def unchanged(items: Sequence[Item]) -> Iterable[Item]:
+def unchanged(items: Iterable[Any], _: int) -> Iterable[Any]:
     """What stands for a progress bar where there is none."""
     return items
 
 
 def schema_of(episode: LoadedEpisode) -> Schema:
     """What the recording of an episode says of itself."""
-    return _schema_in(episode.files[-1])
-
-
-@functools.lru_cache(maxsize=8)
-def _schema_in(file: Path) -> Schema:
-    return next(schema for contents in contents_of(file) if (schema := contents.schema) is not None)
+    return episode.history.run.schema
 
 
 def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Described]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from torchrl_rerun.cli.console import with_progress
+from torchrl_rerun.cli.console import count, with_progress, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.keeping import KeepBest, KeepWorst
@@ -38,10 +39,41 @@ def listed(run: Path) -> Listing:
 
     Raises:
         OSError: there is no such folder.
+        ValueError: there are no episodes in it; says what there is, and what to do.
     """
-    from torchrl_rerun.listing import list_episodes
+    with working("reading"):
+        from torchrl_rerun.listing import list_episodes
 
-    return list_episodes(run, lambda files: with_progress(files, len(files), "reading"))
+        listing = list_episodes(run, lambda files: with_progress(files, len(files), "reading"))
+    if not listing.episodes:
+        raise ValueError(_why_none(listing, run))
+    return listing
+
+
+def _why_none(listing: Listing, run: Path) -> str:
+    from torchrl_rerun.finding import not_ours
+
+    if listing.runs:
+        files = " ".join(shlex.quote(str(file)) for file in listing.runs[:3])
+        return f"{run} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view {files}`"
+    if listing.unreadable:
+        why = first_of(whys_unreadable(listing))
+        return f"{run} holds nothing that can be read: {why}" if run.is_dir() else why
+    if run.is_dir():
+        return f"{run} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
+    return not_ours(run)
+
+
+def whys_unreadable(listing: Listing) -> list[str]:
+    """Why each of the files can't be read that can't, and what to do about it."""
+    from torchrl_rerun.finding import why_unreadable
+
+    return [why_unreadable(file) or f"{file} is damaged" for file in listing.unreadable]
+
+
+def first_of(whys: Sequence[str]) -> str:
+    """The first of some reasons, and how many others there are."""
+    return f"{whys[0]} (and {count(len(whys) - 1, 'other')})" if len(whys) > 1 else whys[0]
 
 
 def columns_in(listing: Listing, run: Path) -> dict[str, Column]:

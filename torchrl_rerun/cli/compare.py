@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import string
 import tempfile
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import NO_END, count, fail, finite, said, with_progress
+from torchrl_rerun.cli.console import NO_END, count, fail, finite, said, with_progress, working
 from torchrl_rerun.cli.view import watch
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ def compare_runs(
     if web and no_view:
         raise typer.BadParameter("choose one of them", param_hint="'--web' / '--no-view'")
     try:
-        from torchrl_rerun.comparing import differences, sides_of, summary
-        from torchrl_rerun.reading import load
+        with working("reading"):
+            from torchrl_rerun.comparing import differences, sides_of, summary
+            from torchrl_rerun.reading import load
 
-        sides = sides_of(runs, lambda episodes: _chosen(episodes, best=best, worst=worst))
-        summaries = [
-            summary(each.properties for each in load(run)) for run in with_progress(runs, len(runs), "reading")
-        ]
+            sides = sides_of(runs, lambda episodes: _chosen(episodes, best=best, worst=worst))
+            summaries = [
+                summary(each.properties for each in load(run)) for run in with_progress(runs, len(runs), "reading")
+            ]
     except (OSError, RuntimeError, ValueError) as error:
         fail(_WHAT, error)
     columns = dict(zip(string.ascii_uppercase, summaries, strict=False))
@@ -99,12 +101,10 @@ def _write(sides: Sequence[Side], file: Path, *, overwrite: bool) -> None:
     from torchrl_rerun.comparing import write_comparison
 
     try:
-        write_comparison(
-            sides,
-            file,
-            overwrite=overwrite,
-            progress=lambda chunks, total: with_progress(chunks, total, "comparing"),
-        )
+        with working("comparing"):
+            write_comparison(
+                sides, file, overwrite=overwrite, progress=functools.partial(with_progress, what="comparing")
+            )
     except (OSError, RuntimeError, ValueError) as error:
         fail("no comparison to see", error)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import time
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 Item = TypeVar("Item")
 
@@ -18,6 +20,9 @@ said = Console(highlight=False, soft_wrap=True)
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 NO_END = 1 << 16
 """Columns of a pipe."""
+
+DELAY = 1.0
+"""Seconds that something takes before a bar appears."""
 
 
 def fail(what: str, why: object) -> NoReturn:
@@ -63,22 +68,63 @@ def finite(value: Any) -> Any:
     return value
 
 
+class _Innermost(Progress):
+    """The bar of what is being done within all else."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks[-1:])
+
+
+_bars = _Innermost(
+    TextColumn("{task.description}"),
+    BarColumn(),
+    TaskProgressColumn(),
+    TimeElapsedColumn(),
+    console=complaints,
+    transient=True,
+    redirect_stdout=False,  # it may be a pipe
+)
+
+
+@contextlib.contextmanager
+def working(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """A bar while something is done that takes longer than a second, in a terminal; another one within it takes its place.
+
+    Args:
+        what: what is done.
+        total: of how many; None: unknown. Without it, and of one, the bar says that something is done, and since when.
+
+    Yields:
+        What to call when one of them is done.
+    """
+    if not complaints.is_interactive:
+        yield lambda: None
+        return
+    is_outermost = not _bars.tasks
+    task = _bars.add_task(escape(what), total=None if total == 1 else total)
+    soon = threading.Timer(DELAY, _bars.start)
+    soon.daemon = True
+    if is_outermost:
+        soon.start()
+    try:
+        yield lambda: _bars.advance(task)
+    finally:
+        _bars.remove_task(task)
+        if is_outermost:
+            soon.cancel()
+            soon.join()
+            _bars.stop()
+
+
 def with_progress(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
-    """The same items, and a bar if they take longer than a second.
+    """The same items, and a bar as :func:`working` has it.
 
     Args:
         items: what is gone through.
         total: how many they are; None: unknown.
         what: what is done with them.
     """
-    soon, coming = time.monotonic() + 1.0, iter(items)
-    for done, item in enumerate(coming, 1):
-        yield item
-        if complaints.is_terminal and time.monotonic() > soon:
-            from rich.progress import Progress
-
-            with Progress(console=complaints, transient=True) as bar:
-                task = bar.add_task(escape(what), total=total, completed=done)
-                for slow in coming:
-                    yield slow
-                    bar.advance(task)
+    with working(what, total) as advance:
+        for item in items:
+            yield item
+            advance()

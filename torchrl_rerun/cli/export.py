@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, fail, needs_extra, said, with_progress
+from torchrl_rerun.cli.console import complaints, count, fail, needs_extra, said, with_progress, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.exporting import Exported, Video
-    from torchrl_rerun.reading import LoadedEpisode
 
 _WHAT = "nothing exported"
 
@@ -95,9 +94,9 @@ def _export_steps(
     fps: float | None,
     **options: Any,
 ) -> None:
-    from torchrl_rerun.reading import load
+    with working("reading"):
+        from torchrl_rerun.reading import load
 
-    with complaints.status("reading"):
         episodes = load(recording)
         known = sorted({each.properties.env for each in episodes})
     for env in envs or ():
@@ -105,26 +104,26 @@ def _export_steps(
             raise IndexError(f"there are no episodes of environment {env}, but of {', '.join(map(str, known))}")
     if envs:
         episodes = episodes.where(lambda episode: episode.env in envs)
-    options["progress"] = _exporting
-    if parquet is not None:
-        from torchrl_rerun.as_parquet import to_parquet
+    options["progress"] = functools.partial(with_progress, what="exporting")
+    with working("exporting"):
+        if parquet is not None:
+            from torchrl_rerun.as_parquet import to_parquet
 
-        rows = to_parquet(episodes, parquet, **options)
-        said.print(f"[green]{escape(str(parquet))}[/]: {count(rows, 'step')} of {count(len(episodes), 'episode')}")
-    elif minari is not None:
-        from torchrl_rerun.as_minari import to_minari
+            rows = to_parquet(episodes, parquet, **options)
+            name, what = parquet, f"{count(rows, 'step')} of {count(len(episodes), 'episode')}"
+        elif minari is not None:
+            from torchrl_rerun.as_minari import to_minari
 
-        folder = to_minari(episodes, minari, **options)
-        said.print(f"[green]{escape(minari)}[/]: {count(len(episodes), 'episode')} in {escape(str(folder))}")
-    elif lerobot is not None:
-        from torchrl_rerun.as_lerobot import to_lerobot
+            folder = to_minari(episodes, minari, **options)
+            name, what = Path(minari), f"{count(len(episodes), 'episode')} in {folder}"
+        elif lerobot is not None:
+            from torchrl_rerun.as_lerobot import to_lerobot
 
-        written = to_lerobot(episodes, lerobot, fps=fps, **options)
-        videos = f", videos of {', '.join(written.cameras)}" if written.cameras else ""
-        said.print(
-            f"[green]{escape(str(lerobot))}[/]: {count(written.steps, 'step')} of {count(written.episodes, 'episode')}, "
-            f"{written.fps:g} frames per second{escape(videos)}"
-        )
+            written = to_lerobot(episodes, lerobot, fps=fps, **options)
+            videos = f", videos of {', '.join(written.cameras)}" if written.cameras else ""
+            steps = f"{count(written.steps, 'step')} of {count(written.episodes, 'episode')}"
+            name, what = lerobot, f"{steps}, {written.fps:g} frames per second{videos}"
+    said.print(f"[green]{escape(str(name))}[/]: {escape(what)}")
     if not options["keys"] and lerobot is None:
         from torchrl_rerun.steps import left_out
 
@@ -133,25 +132,24 @@ def _export_steps(
             complaints.print(f"[dim]left out, unless --key names it: {escape(', '.join(names))}[/]")
 
 
-def _exporting(episodes: Sequence[LoadedEpisode]) -> Iterable[LoadedEpisode]:
-    return with_progress(episodes, len(episodes), "exporting")
-
-
 def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
     try:
-        from av import FFmpegError
+        with working("reading"):
+            from av import FFmpegError
 
-        from torchrl_rerun.exporting import videos_of, write_video
+            from torchrl_rerun.exporting import videos_of, write_video
     except ImportError:
         fail(_WHAT, f"this needs PyAV: {needs_extra('video')}")
     try:
-        videos = videos_of(recording, out, **options)
+        with working("reading"):
+            videos = videos_of(recording, out, **options)
     except (OSError, LookupError, RuntimeError, ValueError) as error:
         fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
     failed = False
     for video in videos:
         try:
-            exported = write_video(video, functools.partial(with_progress, what=video.path.name))
+            with working(video.path.name):
+                exported = write_video(video, functools.partial(with_progress, what=video.path.name))
         except (FFmpegError, OSError, RuntimeError, ValueError) as error:
             complaints.print("[red]not exported[/]:", escape(f"{video.path}: {error}"))
             failed = True

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, said, with_progress
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, said, with_progress, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.describing import Described, Description, Part
@@ -37,16 +37,18 @@ def show_info(
     Their indexes are read, and not what is recorded, so that it takes no longer for large ones. The episodes of a folder
     are summed up; `ls` lists them one by one.
     """
-    from torchrl_rerun.describing import describe_files
+    descriptions: list[Description] = []
+    others: list[Part] = []
+    try:
+        with working("reading"):
+            from torchrl_rerun.describing import describe_files
 
-    descriptions, others = [], []
-    for path in recordings:
-        try:
-            found, rest = describe_files(path, lambda files: with_progress(files, len(files), "reading"))
-        except OSError as error:
-            fail(_WHAT, error)
-        descriptions += found
-        others += rest
+            for path in recordings:
+                found, rest = describe_files(path, lambda files: with_progress(files, len(files), "reading"))
+                descriptions += found
+                others += rest
+    except OSError as error:
+        fail(_WHAT, error)
     if as_json:
         typer.echo(json.dumps([_as_json(each) for each in descriptions], indent=2))
     else:

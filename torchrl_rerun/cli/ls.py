@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,22 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from torchrl_rerun.cli.choosing import Best, Last, Where, Worst, check_choice, chosen, columns_in, listed
+from torchrl_rerun.cli.choosing import (
+    Best,
+    Last,
+    Where,
+    Worst,
+    check_choice,
+    chosen,
+    columns_in,
+    first_of,
+    listed,
+    whys_unreadable,
+)
 from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, said
 
 if TYPE_CHECKING:
-    from torchrl_rerun.listing import Listing, RecordedEpisode
+    from torchrl_rerun.listing import RecordedEpisode
     from torchrl_rerun.table import Column
 
 _WHAT = "nothing to list"
@@ -54,8 +64,6 @@ def list_recorded(
     check_choice(best, worst, last)
     try:
         listing = listed(run)
-        if not listing.episodes:
-            fail(_WHAT, _why_none(listing, run))
         columns = columns_in(listing, run)
         by = None if sort is None else column_named(sort, columns)
         episodes = chosen(listing, columns, where=where, best=best, worst=worst, last=last)
@@ -77,11 +85,7 @@ def list_recorded(
     else:
         complaints.print(f"none of {count(len(listing.episodes), 'episode')}")
     if listing.unreadable:
-        first = escape(shlex.quote(str(listing.unreadable[0])))
-        complaints.print(
-            f"[yellow]left out[/]: {count(len(listing.unreadable), 'file')} still being written, or left behind by a "
-            f"killed process; then `torchrl-rerun repair {first}`"
-        )
+        complaints.print("[yellow]left out[/]:", escape(first_of(whys_unreadable(listing))))
 
 
 def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], sort: Column | None) -> None:
@@ -96,21 +100,6 @@ def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column],
     hidden = ", ".join(column.name for column in columns if column not in shown)
     if hidden:
         complaints.print(f"[dim]no room for: {escape(hidden)}[/]")
-
-
-def _why_none(listing: Listing, run: Path) -> str:
-    if listing.runs:
-        files = " ".join(shlex.quote(str(file)) for file in listing.runs[:3])
-        return f"{run} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view {files}`"
-    if listing.unreadable:
-        file = shlex.quote(str(listing.unreadable[0]))
-        return (
-            f"{run} holds nothing that can be read: a recorder still writes to it, or was killed; then "
-            f"`torchrl-rerun repair {file}` makes it whole"
-        )
-    if run.is_dir():
-        return f"{run} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
-    return f"{run} is no recording of torchrl_rerun"
 
 
 def _as_json(recorded: RecordedEpisode) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, needs_extra, said
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, needs_extra, said, working
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,7 @@ def query_episodes(
 ) -> None:
     """Ask for episodes in SQL: of folders of episodes, and of whole runs.
 
-    The columns are what is known of each episode, as `ls` has them, and `files`:
+    The columns are what is known of each episode, as `ls` has them, but for `size`:
 
         torchrl-rerun query runs/ppo "episode_return < 50 AND NOT success"
 
@@ -40,9 +40,9 @@ def query_episodes(
         torchrl-rerun query run.rrd "SELECT env, avg(length) FROM episodes GROUP BY env"
     """
     try:
-        from torchrl_rerun.querying import query
+        with working("reading"):
+            from torchrl_rerun.querying import query
 
-        with complaints.status("reading"):
             table = query(run, condition)
     except ImportError as error:
         fail(_WHAT, f"query needs DataFusion ({error}): {needs_extra('catalog')}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, said
+from torchrl_rerun.cli.console import complaints, count, said, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.repairing import Repaired
@@ -32,14 +32,14 @@ def repair_files(
     Each file is replaced by the repaired one at the very end, so that nothing is lost whatever goes wrong. Files that
     are whole are left as they are, and those that a recorder still writes to are refused.
     """
-    from torchrl_rerun.repairing import repair
-
     if out is not None and len(files) > 1:
         raise typer.BadParameter("is for one FILE", param_hint="'--out' / '-o'")
     failed = False
     for file in files:
         try:
-            with complaints.status(f"repairing {escape(str(file))}"), warnings.catch_warnings(record=True) as warned:
+            with working(f"repairing {file}"), warnings.catch_warnings(record=True) as warned:
+                from torchrl_rerun.repairing import repair
+
                 repaired = repair(file, out)
         except (OSError, ValueError) as error:
             complaints.print("[red]not repaired[/]:", escape(str(error)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, fail, from_here, said, with_progress
+from torchrl_rerun.cli.console import complaints, count, fail, from_here, said, with_progress, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.replaying import Replayed
@@ -59,12 +59,12 @@ def replay_stored(
 
         torchrl-rerun replay run.rrd -o watchable.rrd --render CartPole-v1
     """
-    from torchrl_rerun.replaying import replay
-
     if seed is not None and render is None:
         raise typer.BadParameter("is what an environment is reset with: say which (--render)", param_hint="'--seed'")
     try:
-        with warnings.catch_warnings(record=True) as warned:
+        with working("replaying"), warnings.catch_warnings(record=True) as warned:
+            from torchrl_rerun.replaying import replay
+
             warnings.simplefilter("always", UserWarning)
             replayed = replay(
                 source,
@@ -72,7 +72,7 @@ def replay_stored(
                 keys=_keys(key or []),
                 render=render,
                 seed=seed,
-                progress=_progress,
+                progress=functools.partial(with_progress, what="replaying"),
                 split=split.value,
                 overwrite=overwrite,
             )
@@ -82,10 +82,6 @@ def replay_stored(
         if issubclass(warning.category, UserWarning):
             complaints.print("[yellow]warning[/]:", escape(str(warning.message)))
     _say(replayed)
-
-
-def _progress(moments: Iterable[Any], total: int | None) -> Iterator[Any]:
-    return with_progress(moments, total, "replaying")
 
 
 def _keys(given: list[str]) -> dict[Any, str]:

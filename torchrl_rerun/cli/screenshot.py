@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, fail, said, with_progress
+from torchrl_rerun.cli.console import complaints, fail, said, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.screenshots import Moment
@@ -49,9 +49,10 @@ def take_screenshots(
 
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
     """
-    from torchrl_rerun.finding import whole_files_of
-    from torchrl_rerun.screenshots import Moment, screenshots
-    from torchrl_rerun.viewing import ViewerError, ended_by_signals
+    with working("looking"):
+        from torchrl_rerun.finding import whole_files_of
+        from torchrl_rerun.screenshots import Moment, screenshots
+        from torchrl_rerun.viewing import ViewerError, ended_by_signals
 
     errors: dict[str, None] = {}
     try:
@@ -64,7 +65,9 @@ def take_screenshots(
         width, height = map(int, size.split("x"))
         shots = screenshots(files, moments or [None], size=(width, height), wait=wait)
         with ended_by_signals():
-            for place, shot in zip(places, with_progress(shots, len(places), "looking"), strict=True):
+            for place in places:
+                with working(f"looking: {place.name}"):
+                    shot = next(shots)
                 place.write_bytes(shot.png)
                 said.print(f"[green]{escape(str(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)"))
                 errors |= dict.fromkeys(shot.errors)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.choosing import Best, Last, Where, Worst, check_choice, chosen, columns_in, listed
-from torchrl_rerun.cli.console import complaints, count, fail, said, with_progress
+from torchrl_rerun.cli.choosing import Best, Last, Where, Worst, check_choice, chosen, columns_in, first_of, listed
+from torchrl_rerun.cli.console import complaints, count, fail, said, with_progress, working
 
 if TYPE_CHECKING:
     from torchrl_rerun.viewing import Viewer
@@ -119,7 +119,7 @@ def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:
             raise ValueError(f"{given} holds no such episodes (of {len(listing.episodes)})")
     else:
         files = files_of(given)
-    troubles = {}
+    troubles: dict[Path, str] = {}
     for file in with_progress(files, len(files), "looking"):
         trouble = why_unreadable(file)
         if trouble is None:
@@ -129,8 +129,7 @@ def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:
     if given in troubles or len(troubles) == len(files):
         raise ValueError(troubles.get(given) or next(iter(troubles.values())))
     if troubles:
-        more = f" (and {count(len(troubles) - 1, 'other')})" if len(troubles) > 1 else ""
-        complaints.print(f"[yellow]left out[/]: {escape(next(iter(troubles.values())))}{more}")
+        complaints.print("[yellow]left out[/]:", escape(first_of(list(troubles.values()))))
 
 
 def _serve(files: Sequence[Path], bind: str, port: int | None, web_port: int | None) -> None:
@@ -144,8 +143,9 @@ def _serve(files: Sequence[Path], bind: str, port: int | None, web_port: int | N
     except OSError as error:
         raise OSError(f"{bind} is no address of this machine: {error.strerror}") from None
     with in_browsers(files, bind=bind, port=port, web_port=web_port) as viewer:
-        for each in (port, web_port):
-            viewer.wait_until_it_listens(bind, each)
+        with working("starting the viewer"):
+            for each in (port, web_port):
+                viewer.wait_until_it_listens(bind, each)
         said.print(f"open {web_address(bind, port, web_port)}")
         if not ipaddress.ip_address(bind).is_loopback:
             complaints.print(f"[yellow]whoever reaches {bind} of this machine can watch[/], without a password")

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_rerun.contents import contents_of
 from torchrl_rerun.reading import LoadedEpisode, load
-from torchrl_rerun.schema import Schema
 from torchrl_rerun.stored.pieces import Piece, Stored, spans
 
 
@@ -26,7 +24,7 @@ def recordings(path: Path) -> Stored:
     of_each: dict[int, list[LoadedEpisode]] = {}
     for episode in found:
         of_each.setdefault(episode.properties.env, []).append(episode)
-    schema = _schema(found[0])
+    schema = found[0].history.run.schema
     streams = [stream for stream, _ in schema.described if not stream.sums]
     lengths = [sum(each.properties.length for each in episodes) for episodes in of_each.values()]
     return Stored(
@@ -39,12 +37,6 @@ def recordings(path: Path) -> Stored:
         names={stream.key: stream.names for stream in streams if stream.names},
         image_format={stream.key: stream.image_format for stream in streams if stream.image_format is not None},
     )
-
-
-def _schema(episode: LoadedEpisode) -> Schema:
-    schema = contents_of(episode.files[0])[0].schema
-    assert schema is not None, "it was loaded"
-    return schema
 
 
 class _Environment:

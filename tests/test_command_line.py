@@ -1,0 +1,228 @@
+"""What all commands have in common: what they say of files that they can't read, and bars while one waits."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+import threading
+
+import pytest
+import rerun as rr
+import torch
+from torchrl.envs import GymEnv
+from typer.testing import CliRunner
+
+from programs import python
+from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun.as_lerobot import to_lerobot
+from torchrl_rerun.cli import app, console
+
+STEPS = 40
+BAR = "━"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A folder: a recording, its rollout as torch saves it, and files that aren't what they are called."""
+    folder = tmp_path_factory.mktemp("recorded")
+    env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=False)
+    env = env.append_transform(RerunRecorder(folder / "run.rrd"))
+    rollout = env.rollout(STEPS, break_when_any_done=False)
+    env.close()
+    torch.save(rollout.exclude("pixels", ("next", "pixels")), folder / "rollout.pt")
+    (folder / "text.rrd").write_text("precious text\n")
+    (folder / "nothing.rrd").touch()
+    with rr.RecordingStream("other") as stream:
+        stream.save(folder / "foreign.rrd")
+        stream.log("a", rr.Scalars(1.0))
+    del stream
+    whole = (folder / "run.rrd").read_bytes()
+    (folder / "torn.rrd").write_bytes(whole[: len(whole) * 2 // 3])
+    (folder / "folder").mkdir()
+    return folder
+
+
+@pytest.fixture
+def here(recorded, tmp_path, monkeypatch):
+    """The working directory, in which these files are, too."""
+    folder = shutil.copytree(recorded, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return folder
+
+
+# --- files that can't be read ---
+
+COMMANDS = (
+    "view FILE --web",
+    "view FILE --worst 3",
+    "ls FILE",
+    "query FILE length>3",
+    "compare run.rrd FILE --no-view",
+    "info FILE",
+    "export FILE --mp4 -o videos",
+    "export FILE --parquet out.parquet",
+    "export FILE --minari cartpole/out-v0",
+    "export FILE --lerobot out",
+    "screenshot FILE out.png",
+    "replay FILE -o out.rrd",
+    "repair FILE -o out.rrd",
+)
+LOOKS = ("view FILE --web", "screenshot FILE out.png")  # Rerun's viewer shows whatever Rerun recorded
+READS = ("query", "export FILE --parquet", "export FILE --minari", "replay", "repair")  # as far as it is written
+SAID = {
+    "text.rrd": ("is not a recording", "looks like text"),
+    "nothing.rrd": ("is empty", "looks like an empty file"),
+    "nowhere.rrd": ("doesn't exist",),
+    "foreign.rrd": ("`torchrl-rerun view foreign.rrd`", "no pictures that RerunRecorder recorded", "nothing to repair"),
+    "torn.rrd": ("`torchrl-rerun repair torn.rrd` makes it whole",),
+    "folder": ("holds no recordings", "holds no episodes", "is a folder"),
+}
+
+
+def cases():
+    for name in SAID:
+        done = {"foreign.rrd": LOOKS, "torn.rrd": READS}.get(name, "nothing")
+        yield from ((command, name) for command in COMMANDS if not command.startswith(done))
+
+
+@pytest.mark.parametrize(("command", "name"), cases())
+def test_what_cannot_be_read_is_said_in_a_line(here, capfd, command, name):
+    """By its name, with what it is and what to do; by Rerun nothing is said."""
+    before = sorted(here.rglob("*"))
+    done = CliRunner().invoke(app, command.replace("FILE", name).split())
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert name in line
+    assert any(said in line for said in SAID[name]), line
+    assert capfd.readouterr() == ("", "")
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith(READS)])
+def test_a_torn_file_is_read_as_far_as_it_is_written(here, command):
+    done = CliRunner().invoke(app, command.replace("FILE", "torn.rrd").split())
+    assert done.exit_code == 0, done.stderr or done.exception
+    assert done.stdout
+
+
+def test_what_is_left_out_of_a_list_and_why(here):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(here / "episodes", split="episode"))
+    env.rollout(5)
+    env.close()
+    shutil.copy("text.rrd", here / "episodes")
+    done = CliRunner().invoke(app, ["ls", "episodes"])
+    assert done.exit_code == 0
+    assert done.stderr == "left out: episodes/text.rrd is not a recording: it doesn't begin as an .rrd file does\n"
+    shutil.copy("torn.rrd", here / "episodes")
+    assert "text.rrd is not a recording" in (said := CliRunner().invoke(app, ["ls", "episodes"]).stderr)
+    assert said.endswith("(and 1 other)\n")
+
+
+# --- bars ---
+
+
+def in_terminal(source, *arguments):
+    """What a program writes to standard output, a pipe, and what a terminal gets that is standard error."""
+    ours, theirs = pty.openpty()
+    terminal = bytearray()
+
+    def listen():
+        try:
+            while got := os.read(ours, 1 << 16):
+                terminal.extend(got)
+        except OSError:  # the program ended
+            pass
+        os.close(ours)
+
+    listening = threading.Thread(target=listen)
+    listening.start()
+    with subprocess.Popen(
+        [*python(), "-c", source, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"},
+    ) as program:
+        os.close(theirs)
+        printed, _ = program.communicate()
+    listening.join()
+    assert program.returncode == 0, terminal.decode()
+    return printed.decode(), terminal.decode()
+
+
+SOON = "from torchrl_rerun.cli import app, console; console.DELAY = 0.01; "
+
+
+@pytest.mark.parametrize(
+    ("command", "bars"),
+    [
+        ("export run.rrd --lerobot out", ["reading", "exporting"]),
+        ("export run.rrd --mp4 -o out.mp4", ["reading"]),
+        ("screenshot run.rrd out.png", ["looking: out.png"]),
+        ("compare run.rrd run.rrd --no-view", ["reading"]),
+        ("query run.rrd length>3", ["reading"]),
+        ("repair torn.rrd", ["repairing torn.rrd"]),
+        ("replay rollout.pt -o out.rrd --render CartPole-v1", ["replaying"]),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_what_takes_long_shows_a_bar(command, bars):
+    printed, terminal = in_terminal(SOON + "app()", *command.split())
+    shown = [line for line in terminal.replace("\r", "\n").splitlines() if BAR in line]
+    for what in bars:
+        assert any(f"{what} {BAR}" in line and "0:00:0" in line for line in shown), terminal
+    assert terminal.rindex("\x1b[?25h") > terminal.rindex(BAR), "the cursor is back"
+    assert printed
+    assert not {BAR, "\x1b"} & set(printed)
+
+
+@pytest.mark.usefixtures("here")
+def test_no_bar_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr(console, "DELAY", 0.0)
+    done = CliRunner().invoke(app, ["query", "run.rrd", "length > 0 AND env = 0"])
+    assert done.stderr == f"{len(load('run.rrd'))} row{'s' * (len(load('run.rrd')) > 1)}\n"
+
+
+def test_no_bar_for_what_is_soon_over():
+    source = "from torchrl_rerun.cli.console import *; print(len([*with_progress(range(9), 9, 'quick')]))"
+    assert in_terminal(source) == ("9\n", "")
+
+
+def test_a_bar_comes_before_the_first_item():
+    """And of what is done within something else its bar alone; it is gone when that is over."""
+    source = """
+import time, sys
+def slow():
+    for _ in range(2):
+        time.sleep(0.4)
+        yield
+with console.working("outer"):
+    time.sleep(0.4)
+    for number, _ in enumerate(console.with_progress(slow(), 2, "inner")):
+        console.complaints.print(f"item {number}")
+"""
+    _, terminal = in_terminal(SOON.replace("; ", "\n") + source)
+    lines = terminal.replace("\r", "\n").splitlines()
+    assert not any("outer" in line and "inner" in line for line in lines)
+    at = [terminal.index(said) for said in ("outer", "inner", "item 0", "50%", "item 1")]
+    assert at == sorted(at)
+    assert "\x1b[2K" in terminal[terminal.rindex(BAR) :]
+
+
+@pytest.mark.usefixtures("here")
+def test_the_videos_of_a_data_set_are_counted():
+    passed = []
+
+    def progress(items, number):
+        found = list(items)
+        passed.append((len(found), number))
+        return found
+
+    episodes = load("run.rrd")
+    to_lerobot(episodes, "out", progress=progress)
+    assert passed == [(len(episodes), len(episodes))] * 2
