@@ -14,7 +14,7 @@ import torch
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
-from torchrl_rerun.decoding import Stored, Track, pictures, stored_in
+from torchrl_rerun.decoding import Stored, decoded, stored_in
 from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.rows import Held, Rows, codes_in, held_of, rows_in
@@ -103,28 +103,18 @@ class History:
         if not stream.is_picture:
             return rows_in(self._held(stream, lane, span), stream)
         if not stream.is_video or span == ALL:
-            return self._pictures(stream, lane, self._stored(stream, lane, span))
+            return _pictures(stream, list(self.stored(stream, lane, span)))
         # A video is decoded from the keyframe before, of which each episode has one at its beginning.
         since = span[0] >> 32 << 32, span[1]
-        coming = self._stored(stream, lane, since)
+        coming = list(self.stored(stream, lane, since))
         starts = [number for number, each in enumerate(coming) if each.is_keyframe and _code(each) <= span[0]]
-        rows = self._pictures(stream, lane, coming[starts[-1] if starts else 0 :])
+        rows = _pictures(stream, coming[starts[-1] if starts else 0 :])
         first = np.searchsorted(rows.codes, span[0])
         return Rows(rows.codes[first:], rows.values[first:])
 
-    def _stored(self, stream: Stream, lane: int, span: Span) -> list[Stored]:
-        return [each for _, batch in self._held(stream, lane, span) for each in stored_in(batch)]
-
-    def _pictures(self, stream: Stream, lane: int, coming: Sequence[Stored]) -> Rows:
-        values = np.empty((len(coming), *(() if stream.dtype == "object" else stream.held_shape)), stream.storage)
-        codes = np.empty(len(coming), np.int64)
-        track = Track((), "", stream, self.env, lane, self.run.schema.source.fps)
-        count = 0
-        for picture in pictures(track, coming):
-            values[count] = row_of(stream, picture.pixels)
-            codes[count] = picture.episode << 32 | picture.episode_step
-            count += 1
-        return Rows(codes[:count], values[:count])  # of a video what comes before a keyframe can't be decoded
+    def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[Stored]:
+        """The pictures of a key, of one agent, as they are stored: a chunk at a time in memory."""
+        return (each for _, batch in self._held(stream, lane, span) for each in stored_in(batch))
 
     def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
         env = None if self.run.schema.split == "episode" else self.env
@@ -136,10 +126,16 @@ class History:
         """From where to where there are steps, without reading any values."""
         return self._transitions(wanted, {stream.key: self.codes(stream, span) for stream, _ in wanted}, span)
 
-    def steps(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDict:
-        """Steps: what was seen and done at t at the root, what came of it below ``"next"``."""
+    def steps(self, wanted: Sequence[Described], span: Span = ALL, at: Transitions | None = None) -> TensorDict:
+        """Steps: what was seen and done at t at the root, what came of it below ``"next"``.
+
+        Args:
+            wanted: of which keys.
+            span: where.
+            at: which of them, as :meth:`transitions` says of the same keys or more; None: all.
+        """
         read = {stream.key: self.rows(stream, span) for stream, _ in wanted}
-        before, after = self._transitions(wanted, {key: rows.codes for key, rows in read.items()}, span)
+        before, after = at or self._transitions(wanted, {key: rows.codes for key, rows in read.items()}, span)
         out = TensorDict(batch_size=[len(before)])
         following = TensorDict(batch_size=[len(before)])
         for stream, moment in wanted:
@@ -247,6 +243,17 @@ def _numbers(column: pa.Array) -> npt.NDArray[np.int64]:
 
 def _code(each: Stored) -> int:
     return each.episode << 32 | each.episode_step
+
+
+def _pictures(stream: Stream, coming: Sequence[Stored]) -> Rows:
+    values = np.empty((len(coming), *(() if stream.dtype == "object" else stream.held_shape)), stream.storage)
+    codes = np.empty(len(coming), np.int64)
+    count = 0
+    for picture in decoded(stream, coming):
+        values[count] = row_of(stream, picture.pixels)
+        codes[count] = picture.episode << 32 | picture.episode_step
+        count += 1
+    return Rows(codes[:count], values[:count])  # of a video what comes before a keyframe can't be decoded
 
 
 def _common(several: Sequence[Codes]) -> Codes:
