@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_rerun.contents import contents_of
 from torchrl_rerun.reading import LoadedEpisode, load
-from torchrl_rerun.schema import Schema
+from torchrl_rerun.steps import check_same, told
 from torchrl_rerun.stored.pieces import Piece, Stored, spans
 
 
@@ -19,20 +18,23 @@ def recordings(path: Path) -> Stored:
     """What ``RerunRecorder`` recorded, all environments side by side.
 
     Raises:
-        ValueError: there is no recording.
+        ValueError: there is no recording, no whole step is in it, or there are recordings of different environments.
         FileNotFoundError: there is nothing.
     """
     found = load(path)
+    if not found:
+        raise ValueError(f"{path} holds no steps")
     of_each: dict[int, list[LoadedEpisode]] = {}
     for episode in found:
+        _check_same(episode, found[0])
         of_each.setdefault(episode.properties.env, []).append(episode)
-    schema = _schema(found[0])
+    schema = found[0].schema
     streams = [stream for stream, _ in schema.described if not stream.sums]
     lengths = [sum(each.properties.length for each in episodes) for episodes in of_each.values()]
     return Stored(
         f"{path}: recordings",
         max(lengths),
-        lambda: _side_by_side([_Environment(episodes) for episodes in of_each.values()]),
+        lambda: _side_by_side(path, [_Environment(episodes) for episodes in of_each.values()]),
         env_name=schema.source.name,
         fps=schema.source.fps,
         kinds={stream.key: stream.kind for stream in streams},
@@ -41,10 +43,12 @@ def recordings(path: Path) -> Stored:
     )
 
 
-def _schema(episode: LoadedEpisode) -> Schema:
-    schema = contents_of(episode.files[0])[0].schema
-    assert schema is not None, "it was loaded"
-    return schema
+def _check_same(episode: LoadedEpisode, first: LoadedEpisode) -> None:
+    name, of_first = (each.schema.source.name for each in (episode, first))
+    if name != of_first:
+        raise ValueError(f"{told(episode)} is of {name}, and {told(first)} of {of_first}: take one run at a time")
+    found, wanted = ([each for each in of.schema.described if not each[0].sums] for of in (episode, first))
+    check_same(episode, found, wanted)
 
 
 class _Environment:
@@ -93,7 +97,11 @@ class _Environment:
         return taken
 
 
-def _side_by_side(environments: list[_Environment]) -> Iterator[Piece]:
+def _side_by_side(path: Path, environments: list[_Environment]) -> Iterator[Piece]:
+    # What a killed process left may have no whole step of some.
+    environments = [each for each in environments if not each.is_over]
+    if not environments:
+        raise ValueError(f"{path} holds no whole steps")
     while True:
         running = [each for each in environments if not each.is_over]
         if not running:
