@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from programs import python
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.as_lerobot import to_lerobot
 from torchrl_rerun.cli import app, console
 
 STEPS = 40
@@ -212,17 +211,3 @@ with console.working("outer"):
     at = [terminal.index(said) for said in ("outer", "inner", "item 0", "50%", "item 1")]
     assert at == sorted(at)
     assert "\x1b[2K" in terminal[terminal.rindex(BAR) :]
-
-
-@pytest.mark.usefixtures("here")
-def test_the_videos_of_a_data_set_are_counted():
-    passed = []
-
-    def progress(items, number):
-        found = list(items)
-        passed.append((len(found), number))
-        return found
-
-    episodes = load("run.rrd")
-    to_lerobot(episodes, "out", progress=progress)
-    assert passed == [(len(episodes), len(episodes))] * 2

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
+import subprocess
+import sys
+import textwrap
 import time
+import warnings
+from pathlib import Path
 
 import av
 import minari
@@ -12,13 +18,18 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import rerun as rr
 import torch
 from rerun.experimental import LeRobotReader
-from torchrl.envs import GymEnv, SerialEnv
+from tensordict import NonTensorData
+from torchrl.data import NonTensor
+from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
+from torchrl.record import PixelRenderTransform
 from typer.testing import CliRunner
 
 from looking import headless_viewer, trouble
+from test_environments import Zoo
 from test_hostile import Scripted, record
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.as_lerobot import to_lerobot
@@ -116,7 +127,7 @@ def test_recordings_of_different_keys_are_refused_and_leave_nothing(runs, tmp_pa
     env.rollout(3)
     env.close()
     mixed = [*load(runs / "run.rrd"), *load(tmp_path / "other")]
-    with pytest.raises(ValueError, match=r"is not recorded in the same way in .*export one run at a time"):
+    with pytest.raises(ValueError, match=r"is not recorded in the same way in .*run\.rrd: take one run at a time"):
         to_parquet(mixed, tmp_path / "mixed.parquet")
     assert [each.name for each in tmp_path.iterdir()] == ["other"]
 
@@ -249,6 +260,149 @@ def test_lerobot_replaces_no_folder_of_others(runs, tmp_path):
     assert done.exit_code == 1
     assert "isn't what an export wrote" in done.stderr
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def in_several_files(tmp_path_factory):
+    """Two CartPoles in parts, and the same in dumps, each of which ends within an episode."""
+    folder = tmp_path_factory.mktemp("several")
+    env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(folder / "run.rrd", image_format="h264"))
+    env.append_transform(RerunRecorder(folder / "dumps", split="dump"))
+    env.set_seed(0)
+    following = env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it goes on in another part
+        for _ in range(3):
+            steps = env.rollout(9, auto_reset=False, tensordict=following, break_when_any_done=False)
+            following = env.step_mdp(steps[:, -1])
+            env.transform[0].close()
+            env.transform[1].dump()
+    env.close()
+    assert len(list(folder.rglob("*.rrd"))) == 6
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run.rrd", "dumps"])
+def test_a_recording_in_several_files_has_a_video_of_each_episode(in_several_files, tmp_path, name):
+    episodes = load(in_several_files / name)
+    assert {len(episode.files) for episode in episodes} == {3}
+    to_lerobot(episodes, tmp_path / "set")
+    assert len(list((tmp_path / "set").rglob("*.mp4"))) == len(episodes)
+    frames = pd.read_parquet(tmp_path / "set/data/chunk-000/file-000.parquet")
+    reader = LeRobotReader(tmp_path / "set")
+    for number, episode in enumerate(episodes):
+        with av.open(tmp_path / f"set/videos/observation.images.pixels/chunk-000/file-{number:03d}.mp4") as video:
+            seen = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        pixels = episode.tensordict(["pixels"])["pixels"].numpy()
+        assert len(seen) == len(pixels) == (frames["episode_index"] == number).sum()
+        assert np.abs(np.stack(seen).astype(int) - pixels).mean() < 3
+        shown = 0
+        for chunk in reader.stream(number).to_chunks():  # one from each keyframe on
+            if "VideoStream:sample" in chunk.to_record_batch().schema.names:
+                shown += chunk.num_rows
+        assert shown == len(seen)
+
+
+def test_a_video_that_is_not_as_the_others_are_is_refused(tmp_path):
+    for run, size in (("a", 32), ("b", 48)):
+        shape = (size, size, 3)
+        seen = functools.partial(np.full, shape, 100, np.uint8)
+        env = Scripted(lambda t, seen=seen: {"x": NonTensorData(seen())}, specs={"x": NonTensor(())})
+        record(env, tmp_path / run / "run.rrd", 3, image_format="png", kinds={"x": "image"})
+    with pytest.raises(ValueError, match=r"the video observation\.images\.x of .*b/run\.rrd is not as the others are"):
+        to_lerobot(load(tmp_path), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_picture_of_all_environments_is_refused(path, tmp_path):
+    class Rendered(Zoo):
+        def render(self):
+            return np.full((12, 16, 3), self.t, np.uint8)
+
+    env = TransformedEnv(Rendered((2,)), PixelRenderTransform())
+    record(env, path, 4, in_keys=["pixels", "count"], image_format="raw")
+    with pytest.raises(
+        ValueError, match=r"'pixels' stands for all .*isn't recorded of episode \d of environment 1 in .*run"
+    ):
+        to_lerobot(load(path), tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    of_first = load(path).where(lambda episode: episode.env == 0)
+    assert to_lerobot(of_first, tmp_path / "set").cameras == ("observation.images.pixels",)
+
+
+# --- what is in no whole file ---
+
+
+KILLED = """
+    import functools, os, sys
+    from torchrl.envs import GymEnv, SerialEnv
+    from torchrl_rerun import RerunRecorder
+    env = SerialEnv(2, functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False))
+    env = env.append_transform(RerunRecorder(sys.argv[1], image_format="jpeg", buffer_bytes=20_000))
+    env.set_seed(0)
+    env.rollout(20, break_when_any_done=False)
+    env.transform.dump()
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture(scope="module")
+def torn(tmp_path_factory):
+    """What a killed process left, and that within a message: some of the pictures are lost."""
+    path = tmp_path_factory.mktemp("torn") / "run.rrd"
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), path]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+    return path
+
+
+def test_what_a_killed_process_left_is_exported(torn, tmp_path, data_sets):
+    with pytest.warns(UserWarning, match="isn't finished"):
+        episodes = load(torn)
+    steps = sum(episode.properties.length for episode in episodes)
+    pictured = sum(len(episode.tensordict()) for episode in episodes)
+    assert 0 < pictured < steps
+    for *options, said in (
+        ("--parquet", tmp_path / "x.parquet", f"{steps} steps of {len(episodes)} episodes"),
+        ("--minari", "torn-v0", f"{len(episodes)} episodes in"),
+        ("--lerobot", tmp_path / "set", f"{pictured} steps of "),
+    ):
+        with pytest.warns(UserWarning, match="isn't finished"):
+            done = export(torn, *options)
+        assert done.exit_code == 0, done.output
+        assert said in done.stdout
+    held = minari.load_dataset("torn-v0")
+    for each, episode in zip(held, episodes, strict=True):
+        assert (each.observations[:-1] == episode.tensordict(["observation"])["observation"].numpy()).all()
+    lengths = pd.read_parquet(tmp_path / "set/meta/episodes")["length"].tolist()
+    assert lengths == [length for episode in episodes if (length := len(episode.tensordict()))]
+    for number, length in enumerate(lengths):
+        with av.open(tmp_path / f"set/videos/observation.images.pixels/chunk-000/file-{number:03d}.mp4") as video:
+            assert sum(1 for _ in video.decode(video=0)) == length
+    done = export(torn, "--mp4")
+    assert done.exit_code == 1
+    assert f"{torn} isn't finished" in done.stderr
+    assert "`torchrl-rerun repair" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["ppo", "run.rrd"])
+def test_what_a_catalog_holds_is_exported(runs, tmp_path, data_sets, name):
+    files = load(runs / name)
+    paths = sorted({str(file) for episode in files for file in episode.files})
+    with rr.server.Server(host="127.0.0.1", datasets={"ppo": paths}) as server:
+        dataset = server.client().get_dataset("ppo")
+        held = load(dataset)
+        assert {episode.files for episode in held} == {()}
+        for source, episodes in (("catalog", held), ("files", files)):
+            to_parquet(episodes, tmp_path / f"{source}.parquet")
+            to_minari(episodes, f"{source}-v0")
+            to_lerobot(episodes, tmp_path / source)
+    assert pq.read_table(tmp_path / "catalog.parquet").equals(pq.read_table(tmp_path / "files.parquet"))
+    for one, other in zip(*(minari.load_dataset(f"{each}-v0") for each in ("catalog", "files")), strict=True):
+        assert (one.observations == other.observations).all()
+        assert (one.rewards == other.rewards).all()
+    for file in filter(Path.is_file, (tmp_path / "files").rglob("*")):
+        assert (tmp_path / "catalog" / file.relative_to(tmp_path / "files")).read_bytes() == file.read_bytes(), file
 
 
 # --- the command ---

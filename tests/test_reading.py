@@ -29,6 +29,7 @@ from test_batch import Walkers
 from test_environments import AutoResettingCartPole, Herd, Zoo, cartpole, pendulum, pixel_cartpole
 from test_selection import Lengths
 from torchrl_rerun import RerunRecorder, list_episodes, load, sinks
+from torchrl_rerun.querying import table_of
 
 
 def record(env, path, steps=40, **options):
@@ -450,6 +451,19 @@ def test_a_catalog(tmp_path):
             found.where(lambda episode: episode.env == 1)[0].properties
             == load(files).where(lambda episode: episode.env == 1)[0].properties
         )
+
+
+def test_a_catalog_of_whole_runs(tmp_path):
+    rollout = record(SerialEnv(2, pixel_cartpole), tmp_path / "run.rrd", 40, image_format="png")
+    with rr.server.Server(host="127.0.0.1", datasets={"runs": [str(tmp_path / "run.rrd")]}) as server:
+        dataset = server.client().get_dataset("runs")
+        found = load(dataset)
+        assert_same(found.rollout(), rollout)
+        for one, other in zip(found, load(tmp_path / "run.rrd"), strict=True):
+            assert one.properties == other.properties
+            assert_same(one.tensordict(), other.tensordict())
+        assert {each.files for each in found} == {()}
+        assert table_of(found)["files"].to_pylist() == [[]] * len(found)
 
 
 def test_what_cannot_be_loaded(tmp_path, path):

@@ -12,6 +12,7 @@ import minari
 import nbformat
 import numpy as np
 import pytest
+import rerun as rr
 import torch
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 
 from programs import python
 from readback import same
-from torchrl_rerun import RerunRecorder, load, replay
+from torchrl_rerun import RerunRecorder, browse, load, replay
 from torchrl_rerun.cli import app
 
 N = 40
@@ -217,6 +218,47 @@ def test_arrays_of_unknown_names_say_how_to_name_them(path, tmp_path):
         replay(tmp_path / "a.npz", path)
 
 
+def test_what_a_killed_process_left(path, tmp_path):
+    """Of one environment no picture was written, and of another some are lost."""
+    env = SerialEnv(2, lambda: GymEnv("CartPole-v1", from_pixels=True, pixels_only=False))
+    env = env.append_transform(RerunRecorder(path, image_format="raw"))
+    env.rollout(12, break_when_any_done=False)
+    env.transform.dump()
+    torn = tmp_path / "torn.rrd"
+    torn.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    env.close()
+    asked = CliRunner().invoke(app, ["replay", str(torn), "-o", str(tmp_path / "out.rrd")])
+    assert asked.exit_code == 0, asked.output
+    assert "torn.rrd isn't finished: it holds" in asked.stderr
+    with pytest.warns(UserWarning, match="isn't finished"):
+        left = [steps for episode in load(torn) if len(steps := episode.tensordict())]
+    again = [episode.tensordict() for episode in load(tmp_path / "out.rrd")]
+    assert 0 < sum(map(len, left)) < 24
+    for one, other in zip(again, left, strict=True):
+        assert_same(one, other)
+
+
+def test_recordings_of_different_environments_are_refused(tmp_path):
+    def recorded(name, make, **options):
+        env = make().append_transform(RerunRecorder(tmp_path / name / "run.rrd", **options))
+        env.rollout(3)
+        env.close()
+
+    recorded("both/a", lambda: GymEnv("CartPole-v1"))
+    recorded("both/b", lambda: GymEnv("Pendulum-v1"))
+    asked = CliRunner().invoke(app, ["replay", str(tmp_path / "both"), "-o", str(tmp_path / "out.rrd")])
+    assert asked.exit_code == 1
+    assert "b/run.rrd is of Pendulum-v1, and " in asked.stderr
+    assert "a/run.rrd of CartPole-v1: take one run at a time" in asked.stderr
+    recorded("keys/a", lambda: GymEnv("CartPole-v1"))
+    recorded("keys/b", lambda: GymEnv("CartPole-v1"), in_keys=["observation", "action"])
+    with pytest.raises(
+        ValueError, match=r"'.*' is not recorded in the same way in .*b/run\.rrd: take one run at a time"
+    ):
+        replay(tmp_path / "keys", tmp_path / "out.rrd")
+    assert not (tmp_path / "out.rrd").exists()
+
+
 def test_a_recording_is_rendered_afterwards(path, tmp_path):
     env = SerialEnv(2, lambda: GymEnv("CartPole-v1")).append_transform(RerunRecorder(path))
     env.set_seed(0)
@@ -309,22 +351,51 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
     assert int(grown.split()[-1]) < 0.5 * stored
 
 
+def test_outside_a_notebook_it_prints_how_to_watch(path, tmp_path, capsys):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+    env.rollout(20)
+    env.close()
+    browse(path)
+    assert capsys.readouterr().out == f"to watch them: rerun {path}\n"
+    torn = tmp_path / "torn.rrd"
+    torn.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(
+        ValueError, match=r"torn\.rrd isn't finished.*`torchrl-rerun repair \S*torn\.rrd` makes it whole"
+    ):
+        browse(torn)
+    with rr.server.Server(host="127.0.0.1", datasets={"runs": [str(path)]}) as server:
+        dataset = server.client().get_dataset("runs")
+        with pytest.raises(
+            ValueError, match=r"episode 0 of environment 0 in runs/.* is in a catalog, and not in a file"
+        ):
+            browse(load(dataset))
+
+
 def test_an_episode_is_picked_in_a_notebook(tmp_path):
     recorder = RerunRecorder(tmp_path / "run", split="episode")
     env = GymEnv("CartPole-v1").append_transform(recorder)
     env.rollout(60, break_when_any_done=False)
     env.close()
+    with (tmp_path / "torn.rrd").open("wb") as torn:
+        env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path := tmp_path / "other.rrd"))
+        env.rollout(10)
+        env.transform.dump()
+        torn.write(path.read_bytes()[:-5])
+        env.close()
     cells = [
         "from torchrl_rerun import browse\nbrowser = browse('run')\nbrowser",
         (
             "sent = browser._stage.viewer._viewer._event_queue\nbefore = len(sent)\nbrowser.select.value = 1\n"
             "print(browser.chosen.files[0].name, [event['type'] for event, _ in sent[before:]])"
         ),
+        "try:\n    browse('torn.rrd')\nexcept ValueError as error:\n    print(error)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown, said = (cell.outputs for cell in notebook.cells)
+    shown, said, refused = (cell.outputs for cell in notebook.cells)
     assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) >= 2
     (told,) = said
     assert told["text"].startswith("env_0_episode_000001.rrd ['rrd'")
     assert told["text"].endswith("'recording_id']\n")
+    assert refused[-1]["text"].startswith("torn.rrd isn't finished")
+    assert refused[-1]["text"].endswith("`torchrl-rerun repair torn.rrd` makes it whole\n")

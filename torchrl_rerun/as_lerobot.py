@@ -5,11 +5,10 @@ The format is written with pyarrow and PyAV: the ``lerobot`` package would bring
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ import pyarrow.parquet as pq
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.as_parquet import write_tables
-from torchrl_rerun.decoding import Track, from_keyframe, pictures, stored, tracks_of
+from torchrl_rerun.chunks import Codes, episode_span
+from torchrl_rerun.decoding import decoded, from_keyframe
 from torchrl_rerun.exporting import encoded, mux
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, as_key, described, schema_of, unchanged
-from torchrl_rerun.streams import Key, Stream, name_of
+from torchrl_rerun.steps import FLAGS, Progress, array_of, described, told, unchanged
+from torchrl_rerun.streams import Stream, name_of
 from torchrl_rerun.video import USUAL_FPS
 
 SIGN = "meta/info.json"
@@ -86,17 +86,16 @@ def to_lerobot(
         keys: which ones; None: all cameras, and all else but depth, segmentations, non-tensor data, and the returns that
             the recorder worked out.
         overwrite: replace a data set that exists.
-        progress: is given the episodes, then what there is for each video, and how many they are; gives them back one by
-            one.
+        progress: is given the episodes, and how many they are, and gives them back one by one.
 
     Raises:
         FileExistsError: the folder exists, and ``overwrite`` is false or it is no data set.
         KeyError: a key isn't recorded.
-        ValueError: there are no steps, or of an episode there isn't a picture at each.
+        ValueError: there are no steps, of an episode there isn't a picture at each, or its videos aren't as those of others.
     """
     if not episodes:
         raise ValueError("there are no episodes to export")
-    schema = schema_of(episodes[0])
+    schema = episodes[0].schema
     if keys is None:
         keys = [stream.key for stream, _ in schema.described if _is_held(stream)]
     rate = fps or schema.source.fps or float(USUAL_FPS)
@@ -104,8 +103,6 @@ def to_lerobot(
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded")
         if not dataset.add(described(progress(episodes, len(episodes)), keys)):
             raise ValueError("there are no steps to export")
-        cameras = {stream.key for stream, _ in schema.described if stream.kind == "image"} & _keys(keys)
-        dataset.add_videos(cameras, progress)
         dataset.describe()
     return LeRobotDataset(Path(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
@@ -113,10 +110,6 @@ def to_lerobot(
 def _is_held(stream: Stream) -> bool:
     """Whether the format holds it."""
     return stream.kind == "image" or not (stream.is_picture or stream.dtype == "object" or stream.sums)
-
-
-def _keys(keys: Sequence[NestedKey]) -> set[Key]:
-    return {as_key(key) for key in keys}
 
 
 @dataclass(frozen=True)
@@ -140,10 +133,6 @@ class _Episode:
         return {"chunk_index": chunk, "file_index": file}
 
 
-_Recorded = tuple[Path, int, int]
-"""What tells an episode of several recordings: the recording's first file, the environment, the episode's number."""
-
-
 class _Dataset:
     """A data set that is being written.
 
@@ -153,13 +142,13 @@ class _Dataset:
         task: what is done in it.
 
     Attributes:
-        episodes: what is in it, by where it was recorded.
+        episodes: what is in it.
         steps: how many there are.
         videos: the features that are videos.
     """
 
     def __init__(self, folder: Path, fps: float, task: str) -> None:
-        self.episodes: dict[_Recorded, _Episode] = {}
+        self.episodes: list[_Episode] = []
         self.steps = 0
         self.videos: dict[str, dict[str, Any]] = {}
         self._folder = folder
@@ -169,18 +158,19 @@ class _Dataset:
         self._stats: dict[str, _Sums] = {}
 
     def add(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> int:
-        """Add the numbers of episodes. Returns how many steps they have."""
+        """Add episodes. Returns how many steps they have."""
         return write_tables(self._file(_DATA, chunk_index=0, file_index=0), self._tables(episodes))
 
     def _tables(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> Iterator[pa.Table]:
         for episode, found in episodes:
             numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
-            steps = episode.tensordict([stream.key for stream, _ in numbers])
-            if not len(steps):
+            span = episode_span(episode.properties.episode)
+            at = episode.history.transitions(found, span)  # of which there are pictures, too
+            if not len(at.before):
                 continue
-            known = episode.properties
+            steps = episode.history.steps(numbers, span, at)
             added = _Episode(len(self.episodes), len(steps), self.steps)
-            self.episodes[episode.files[0], known.env, known.episode] = added
+            self.episodes.append(added)
             self.steps += added.length
             frames = np.arange(added.length)
             columns = {}
@@ -191,6 +181,7 @@ class _Dataset:
                 columns[name] = _column(values)
                 self._numbers[name] = _numbers_feature(stream, values)
                 self._stats.setdefault(name, _Sums()).add(values)
+            self._add_videos(episode, added, [stream for stream, _ in found if stream.kind == "image"], at.before)
             yield pa.table(
                 columns
                 | {
@@ -202,49 +193,54 @@ class _Dataset:
                 }
             )
 
-    def add_videos(self, cameras: Collection[Key], progress: Progress) -> None:
-        """Add a video of each episode and camera."""
-        files = list(dict.fromkeys(file for file, _, _ in self.episodes))
-        tracks = [track for track in (tracks_of(files) if cameras else ()) if track.stream.key in cameras]
-        number = len({(track.stream.key, track.lane) for track in tracks}) * len(self.episodes)
-        for _ in progress(itertools.chain.from_iterable(map(self._add_track, tracks)), number):
-            pass
+    def _add_videos(self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: Codes) -> None:
+        """Add a video of each camera, with a picture for each step."""
+        videos = {}
+        for stream in cameras:
+            for lane in range(stream.lanes):
+                agent = stream.agents[lane : lane + 1]
+                name = ".".join(["observation.images", *map(_plain, (*stream.key, *agent))])
+                path = self._file(_VIDEO, video_key=name, **added.file)
+                self._write_video(path, episode, stream, lane, steps)
+                videos[name] = self._seen_in(path, name)
+        if self.episodes[0] is added:
+            self.videos = videos
+        if videos != self.videos:
+            name = min(name for name in {*videos, *self.videos} if videos.get(name) != self.videos.get(name))
+            raise ValueError(f"the video {name} of {told(episode)} is not as the others are: take one run at a time")
 
-    def _add_track(self, track: Track) -> Iterator[None]:
-        """Add its videos, one by one."""
-        agent = track.stream.agents[track.lane : track.lane + 1]
-        name = ".".join(["observation.images", *map(_plain, (*track.stream.key, *agent))])
-        is_copy = track.stream.is_video
-        coming: Iterator[Any] = from_keyframe(stored(track)) if is_copy else pictures(track)
-        for number, group in itertools.groupby(coming, key=lambda each: each.episode):
-            episode = self.episodes.get((track.files[0], track.env, number))
-            if episode is None:
-                continue
-            seen = (each._replace(frame=at) for at, each in enumerate(group))
-            wanted = itertools.islice(seen, episode.length)  # the last one is seen after the last step
-            path = self._file(_VIDEO, video_key=name, **episode.file)
-            codec = str(track.stream.image_format) if is_copy else "h264"
-            with av.open(path, "w", options={"movflags": "faststart"}) as container:
-                _, count = mux(container, wanted if is_copy else encoded(wanted, self._fps), codec, self._fps)
-            if count != episode.length or sum(1 for _ in seen) != 1:
-                raise ValueError(
-                    f"{track.files[0]}: episode {number} of environment {track.env} hasn't got a picture under "
-                    f"{name_of(track.stream.key)} at each of its steps, and can't be a video of LeRobot's"
-                )
-            self._look_at(path, name)
-            yield
+    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: Codes) -> None:
+        held = episode.history.stored(stream, lane, episode_span(episode.properties.episode))
 
-    def _look_at(self, path: Path, name: str) -> None:
-        """What a video is like, and what colours its first picture has."""
+        def wanted(coming: Iterator[Any]) -> Iterator[Any]:
+            for at, code in enumerate(steps.tolist()):
+                each = next(coming, None)
+                if each is None or each.episode << 32 | each.episode_step != code:
+                    raise ValueError(
+                        f"{told(episode)} hasn't got a picture under {name_of(stream.key)} at each of its steps, and "
+                        "can't be a video of LeRobot's"
+                    )
+                yield each._replace(frame=at)
+
+        if stream.is_video:
+            codec, coming = str(stream.image_format), wanted(from_keyframe(held))
+        else:
+            codec, coming = "h264", encoded(wanted(decoded(stream, held)), self._fps)
+        with av.open(path, "w", options={"movflags": "faststart"}) as container:
+            mux(container, coming, codec, self._fps)
+
+    def _seen_in(self, path: Path, name: str) -> dict[str, Any]:
+        """What a video is like. What colours its first picture has is noted."""
         with av.open(path) as video:
             frame = next(video.decode(video=0))
-            self.videos[name] = _video_feature(frame, video.streams.video[0].codec.name, self._fps)
+            feature = _video_feature(frame, video.streams.video[0].codec.name, self._fps)
         self._stats.setdefault(name, _Sums(is_picture=True)).add(frame.to_ndarray(format="rgb24").reshape(-1, 3) / 255)
+        return feature
 
     def describe(self) -> None:
         """Write what says what is in it."""
         entries = []
-        for episode in self.episodes.values():
+        for episode in self.episodes:
             end = episode.start + episode.length
             entry = {
                 "episode_index": episode.number,

@@ -17,7 +17,7 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, described, schema_of, unchanged
+from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged
 from torchrl_rerun.streams import Stream, name_of
 
 SIGN = "data/metadata.json"
@@ -64,14 +64,14 @@ def to_minari(
     folder = Path(get_dataset_path(dataset_id)).absolute()  # Minari looks for relative ones below themselves
     if not episodes:
         raise ValueError("there are no episodes to export")
-    layout = _Layout(next(described(episodes[:1], keys))[1], schema_of(episodes[0]).described)
+    layout = _Layout(next(described(episodes[:1], keys))[1], episodes[0].schema.described)
     with placed(folder, overwrite=overwrite, sign=SIGN) as hidden:
         (hidden / "data").mkdir(parents=True)
         storage = MinariStorage.new(
             hidden / "data",
             observation_space=layout.observations.space,
             action_space=layout.actions.space,
-            env_spec=gym.registry.get(schema_of(episodes[0]).source.name or ""),
+            env_spec=gym.registry.get(episodes[0].schema.source.name or ""),
             jpeg_encoding=False,
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})

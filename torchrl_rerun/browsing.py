@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_rerun.blueprint import Recorded, layout
-from torchrl_rerun.contents import contents_of
+from torchrl_rerun.finding import why_unreadable
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.notebook import Size, Stage, is_here
 from torchrl_rerun.reading import LoadedEpisode, Recordings, load
+from torchrl_rerun.steps import told
 
 _MOST_LINES = 8
 
@@ -32,14 +33,16 @@ def browse(
     Raises:
         ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
         FileNotFoundError: there is nothing.
-        ValueError: there is no episode.
+        ValueError: there is no episode; they are in a catalog, and not in files; or Rerun can't open a file.
     """
     found = recordings if isinstance(recordings, Recordings) else load(recordings)
     if not len(found):
         raise ValueError("there is no episode to choose")
     if not is_here():
-        files = dict.fromkeys(str(file) for each in found for file in each.files)
-        print(f"to watch them: rerun {shlex.join(files)}")  # noqa: T201 - where a notebook would show it
+        files = dict.fromkeys(file for each in found for file in _files_of(each))
+        if trouble := next(filter(None, map(why_unreadable, files)), None):
+            raise ValueError(trouble)
+        print(f"to watch them: rerun {shlex.join(map(str, files))}")  # noqa: T201 - where a notebook would show it
         return None
     return Browser(found, Stage(width=width, height=height))
 
@@ -77,11 +80,12 @@ class Browser:
 
     def _show(self) -> None:
         episode = self.chosen
-        files = tuple(episode.files)
-        schema = contents_of(files[0])[0].schema
-        assert schema is not None, "it was loaded"
+        files, schema = _files_of(episode), episode.schema
         if files not in self._sent:
-            self._sent[files] = self._stage.send(files, layout(Recorded.of_schema(schema, schema.envs)))
+            sent = self._stage.send(files, layout(Recorded.of_schema(schema, schema.envs)))
+            if not sent:
+                raise ValueError(why_unreadable(files[-1]) or f"{files[-1]} is damaged")
+            self._sent[files] = sent
         self._stage.viewer.set_active_recording(recording_id=self._sent[files][-1])
         if schema.split != "episode":  # it is in a recording of several
             self._stage.viewer.set_time_ctrl(timeline="step", sequence=episode.properties.first_step)
@@ -91,6 +95,12 @@ class Browser:
 
         display(self.select)
         self._stage.viewer.display()
+
+
+def _files_of(episode: LoadedEpisode) -> tuple[Path, ...]:
+    if not episode.files:
+        raise ValueError(f"{told(episode)} is in a catalog, and not in a file: open its dataset in the viewer")
+    return episode.files
 
 
 def _line(episode: Episode) -> str:

@@ -23,7 +23,7 @@ class Contents:
     """A recording in a file.
 
     Attributes:
-        file: the file.
+        file: the file; of a segment of a catalog, which is in none, the names of its dataset and of itself.
         application_id: what the run is called.
         recording_id: what the recording is called; those of several files may be one.
         properties: the fields of its properties, by the names of these.

@@ -54,10 +54,14 @@ class Track:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the pictures; None: they vary."""
-        if self.stream.dtype == "object":
-            return None
-        height, width, _ = self.stream.picture_shape
-        return height, width
+        return _size(self.stream)
+
+
+def _size(stream: Stream) -> tuple[int, int] | None:
+    if stream.dtype == "object":
+        return None
+    height, width, _ = stream.picture_shape
+    return height, width
 
 
 class Picture(NamedTuple):
@@ -143,19 +147,24 @@ def stored_in(batch: pa.RecordBatch) -> Iterator[Stored]:
         yield Stored(frame, episode, step, data, is_keyframe)
 
 
-def pictures(track: Track, coming: Iterable[Stored] | None = None) -> Iterator[Picture]:
-    """The pictures of a track, decoded.
+def pictures(track: Track) -> Iterator[Picture]:
+    """The pictures of a track, decoded."""
+    return decoded(track.stream, stored(track))
+
+
+def decoded(stream: Stream, coming: Iterable[Stored]) -> Iterator[Picture]:
+    """Pictures, decoded.
 
     A video whose first sample isn't a keyframe, as in a part of a recording by itself, begins with the next one.
 
     Args:
-        track: the track.
-        coming: what is stored of it, if it was asked for already.
+        stream: how they were recorded.
+        coming: what is stored of them.
     """
-    coming = stored(track) if coming is None else coming
-    for each in _video(track, coming) if track.stream.is_video else _stills(coming):
-        if track.size is not None:
-            height, width = track.size  # video is filled up to sizes that its codec can have
+    size = _size(stream)
+    for each in _video(stream, coming) if stream.is_video else _stills(coming):
+        if size is not None:
+            height, width = size  # video is filled up to sizes that its codec can have
             yield each._replace(pixels=each.pixels[:height, :width])
         else:
             yield each
@@ -185,16 +194,15 @@ def decoder_of(image_format: str) -> VideoCodecContext:
     return cast("VideoCodecContext", decoder)
 
 
-def _video(track: Track, coming: Iterable[Stored]) -> Iterator[Picture]:
+def _video(stream: Stream, coming: Iterable[Stored]) -> Iterator[Picture]:
     import av  # noqa: PLC0415 - an extra
 
-    stream = track.stream
     assert stream.image_format is not None, "it is a video"
     decoder = decoder_of(stream.image_format)
     is_grey = stream.channels == "HW" or stream.row_shape[0 if stream.channels == "CHW" else -1] == 1
     waiting: dict[int, Stored] = {}
 
-    def decoded(frames: Iterable[av.VideoFrame]) -> Iterator[Picture]:
+    def taken(frames: Iterable[av.VideoFrame]) -> Iterator[Picture]:
         for frame in frames:
             each = waiting.pop(cast("int", frame.pts))
             pixels = frame.to_ndarray(format="rgb24")
@@ -204,8 +212,8 @@ def _video(track: Track, coming: Iterable[Stored]) -> Iterator[Picture]:
         waiting[number] = each
         packet = av.Packet(each.sample)
         packet.pts = number
-        yield from decoded(decoder.decode(packet))
-    yield from decoded(decoder.decode(None))
+        yield from taken(decoder.decode(packet))
+    yield from taken(decoder.decode(None))
 
 
 def _values(batch: pa.RecordBatch) -> Iterator[tuple[bytes | npt.NDArray[Any], bool]]:

@@ -14,7 +14,7 @@ import torch
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
-from torchrl_rerun.decoding import Stored, Track, from_keyframe, pictures, stored_in
+from torchrl_rerun.decoding import Stored, decoded, from_keyframe, stored_in
 from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.rows import Held, Rows, codes_in, held_of, rows_in
@@ -115,7 +115,7 @@ class History:
         if not stream.is_picture:
             return rows_in(self._held(stream, lane, span), stream)
         coming = self._coming(stream, lane, span)
-        [values] = self._placed(stream, lane, coming, [coming.codes])
+        [values] = _placed(stream, coming, [coming.codes])
         return Rows(coming.codes, values)
 
     def _coming(self, stream: Stream, lane: int, span: Span) -> _Coming:
@@ -123,7 +123,7 @@ class History:
         since = span
         if stream.is_video and span != ALL:
             since = span[0] >> 32 << 32, span[1]  # each episode begins with a keyframe
-        stored = [each for _, batch in self._held(stream, lane, since) for each in stored_in(batch)]
+        stored = list(self.stored(stream, lane, since))
         if since != span:
             starts = [number for number, each in enumerate(stored) if each.is_keyframe and _code(each) <= span[0]]
             stored = stored[starts[-1] if starts else 0 :]
@@ -131,18 +131,9 @@ class History:
         codes = np.sort(np.array([code for each in stored if (code := _code(each)) >= span[0]], np.int64))
         return _Coming(codes, stored)
 
-    def _placed(self, stream: Stream, lane: int, coming: _Coming, wanted: Sequence[Codes]) -> list[npt.NDArray[Any]]:
-        """Pictures, decoded once, for each of several lists of where they are wanted: none is in memory beside these."""
-        shape = () if stream.dtype == "object" else stream.held_shape
-        placed = [np.empty((len(codes), *shape), stream.storage) for codes in wanted]
-        track = Track((), "", stream, self.env, lane, self.run.schema.source.fps)
-        for picture in pictures(track, coming.stored):
-            row, code = row_of(stream, picture.pixels), picture.episode << 32 | picture.episode_step
-            for codes, values in zip(wanted, placed, strict=True):
-                at = int(np.searchsorted(codes, code))
-                if at < len(codes) and codes[at] == code:
-                    values[at] = row
-        return placed
+    def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[Stored]:
+        """The pictures of a key, of one agent, as they are stored: a chunk at a time in memory."""
+        return (each for _, batch in self._held(stream, lane, span) for each in stored_in(batch))
 
     def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
         env = None if self.run.schema.split == "episode" else self.env
@@ -154,8 +145,14 @@ class History:
         """From where to where there are steps, without reading any values."""
         return self._transitions(wanted, {stream.key: self.codes(stream, span) for stream, _ in wanted}, span)
 
-    def steps(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDict:
-        """Steps: what was seen and done at t at the root, what came of it below ``"next"``."""
+    def steps(self, wanted: Sequence[Described], span: Span = ALL, at: Transitions | None = None) -> TensorDict:
+        """Steps: what was seen and done at t at the root, what came of it below ``"next"``.
+
+        Args:
+            wanted: of which keys.
+            span: where.
+            at: which of them, as :meth:`transitions` says of the same keys or more; None: all.
+        """
         read = {
             # Agents' pictures are put together, which needs all of them.
             stream.key: self.rows(stream, span)
@@ -163,7 +160,7 @@ class History:
             else self._coming(stream, 0, span)
             for stream, _ in wanted
         }
-        before, after = self._transitions(wanted, {key: rows.codes for key, rows in read.items()}, span)
+        before, after = at or self._transitions(wanted, {key: rows.codes for key, rows in read.items()}, span)
         out = TensorDict(batch_size=[len(before)])
         following = TensorDict(batch_size=[len(before)])
         for stream, moment in wanted:
@@ -172,17 +169,10 @@ class History:
                 places.append((out, before))
             if moment is not Moment.ACTED:
                 places.append((following, after))
-            found = self._taken(stream, read.pop(stream.key), [codes for _, codes in places])
+            found = _taken(stream, read.pop(stream.key), [codes for _, codes in places])
             for (part, _), values in zip(places, found, strict=True):
                 _set(part, stream, values)
         return out.set("next", following)
-
-    def _taken(self, stream: Stream, rows: Rows | _Coming, wanted: Sequence[Codes]) -> list[npt.NDArray[Any]]:
-        """The values at some rows, for each of several lists of these, which share no memory."""
-        if isinstance(rows, _Coming):
-            return self._placed(stream, 0, rows, wanted)
-        first, *others = (rows.values[_at(rows.codes, codes)] for codes in wanted)
-        return [first, *(values.copy() for values in others)]
 
     def _transitions(self, wanted: Sequence[Described], codes: dict[Key, Codes], span: Span) -> Transitions:
         of = {moment: [codes[stream.key] for stream, which in wanted if which is moment] for moment in Moment}
@@ -280,6 +270,27 @@ def _numbers(column: pa.Array) -> npt.NDArray[np.int64]:
 
 def _code(each: Stored) -> int:
     return each.episode << 32 | each.episode_step
+
+
+def _placed(stream: Stream, coming: _Coming, wanted: Sequence[Codes]) -> list[npt.NDArray[Any]]:
+    """Pictures, decoded once, for each of several lists of where they are wanted: none is in memory beside these."""
+    shape = () if stream.dtype == "object" else stream.held_shape
+    placed = [np.empty((len(codes), *shape), stream.storage) for codes in wanted]
+    for picture in decoded(stream, coming.stored):
+        row, code = row_of(stream, picture.pixels), picture.episode << 32 | picture.episode_step
+        for codes, values in zip(wanted, placed, strict=True):
+            at = int(np.searchsorted(codes, code))
+            if at < len(codes) and codes[at] == code:
+                values[at] = row
+    return placed
+
+
+def _taken(stream: Stream, rows: Rows | _Coming, wanted: Sequence[Codes]) -> list[npt.NDArray[Any]]:
+    """The values at some rows, for each of several lists of these, which share no memory."""
+    if isinstance(rows, _Coming):
+        return _placed(stream, rows, wanted)
+    first, *others = (rows.values[_at(rows.codes, codes)] for codes in wanted)
+    return [first, *(values.copy() for values in others)]
 
 
 def _common(several: Sequence[Codes]) -> Codes:

@@ -225,7 +225,7 @@ class Recordings(Sequence["LoadedEpisode"]):
         found: dict[tuple[Any, int], dict[int, tuple[History, list[int]]]] = {}
         for each in self:
             history, run = each.history, each.history.run
-            whose = each.files[0].parent if run.schema.split == "episode" else id(run)
+            whose = run.parts[0].contents.file.parent if run.schema.split == "episode" else id(run)
             of_one = found.setdefault((whose, history.env), {})
             of_one.setdefault(id(history), (history, []))[1].append(each.properties.episode)
         return [list(histories.values()) for histories in found.values()]
@@ -252,12 +252,18 @@ class LoadedEpisode:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of its recording."""
-        return tuple(dict.fromkeys(part.contents.file for part in self.history.run.parts))
+        """The files of its recording; of one in a catalog there are none."""
+        parts = self.history.run.parts
+        return tuple(dict.fromkeys(part.contents.file for part in parts if isinstance(part, FilePart)))
+
+    @property
+    def schema(self) -> Schema:
+        """What its recording says of itself."""
+        return self.history.run.schema
 
     def keys(self) -> list[Key]:
         """The keys that are recorded."""
-        return [stream.key for stream, _ in self.history.run.schema.described]
+        return [stream.key for stream, _ in self.schema.described]
 
     def tensordict(self, keys: Sequence[NestedKey] | None = None) -> TensorDict:
         """Its steps, ``[time]``: what was observed and done at t at the root, what came of it (t + 1) below ``"next"``.

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.reading import LoadedEpisode
-from torchrl_rerun.schema import Described, Schema
+from torchrl_rerun.schema import Described
 from torchrl_rerun.streams import Key, Stream, name_of
 
 FLAGS = ("done", "terminated", "truncated")
@@ -26,9 +26,10 @@ def unchanged(items: Iterable[Any], _: int) -> Iterable[Any]:
     return items
 
 
-def schema_of(episode: LoadedEpisode) -> Schema:
-    """What the recording of an episode says of itself."""
-    return episode.history.run.schema
+def told(episode: LoadedEpisode) -> str:
+    """Which episode it is, in words."""
+    known, place = episode.properties, episode.history.run.parts[-1].contents.file
+    return f"episode {known.episode} of environment {known.env} in {place}"
 
 
 def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Described]:
@@ -41,7 +42,7 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Des
     Raises:
         KeyError: a key isn't recorded.
     """
-    described = schema_of(episode).described
+    described = episode.schema.described
     if keys is None:
         return [each for each in described if not (each[0].is_picture or each[0].dtype == "object" or each[0].sums)]
     known = {stream.key: (stream, moment) for stream, moment in described}
@@ -61,7 +62,7 @@ def as_key(key: NestedKey) -> Key:
 def left_out(episode: LoadedEpisode) -> list[str]:
     """What :func:`chosen` leaves out if no keys are given, as the command line names it."""
     kept = {stream.key for stream, _ in chosen(episode, None)}
-    return ["/".join(each.key) for each, _ in schema_of(episode).described if each.key not in kept and not each.sums]
+    return ["/".join(each.key) for each, _ in episode.schema.described if each.key not in kept and not each.sums]
 
 
 def described(
@@ -71,17 +72,37 @@ def described(
 
     Raises:
         KeyError: a key isn't recorded.
-        ValueError: it isn't the same.
+        ValueError: it isn't the same, or a value that stands for all environments is wanted of another one than the first.
     """
     first = None
     for episode in episodes:
         found = chosen(episode, keys)
-        said = {(stream.key, stream.dtype, stream.shape, moment) for stream, moment in found}
-        first = said if first is None else first
-        if said != first:
-            key = name_of(min(each[0] for each in said ^ first))
-            raise ValueError(f"{key} is not recorded in the same way in {episode.files[-1]}: export one run at a time")
+        first = found if first is None else first
+        check_same(episode, found, first)
+        for stream, _ in found:
+            if stream.shared and episode.properties.env != episode.schema.envs[0]:
+                raise ValueError(
+                    f"{name_of(stream.key)} stands for all environments, and isn't recorded of {told(episode)}: leave "
+                    "that key out, or the environment"
+                )
         yield episode, found
+
+
+def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequence[Described]) -> None:
+    """Refuse what can't be together.
+
+    Args:
+        episode: an episode.
+        found: what is recorded of it.
+        first: what is recorded of the first one.
+
+    Raises:
+        ValueError: it isn't the same; says which key isn't.
+    """
+    said, wanted = ({(each.key, each.dtype, each.shape, moment) for each, moment in all_} for all_ in (found, first))
+    if said != wanted:
+        key = name_of(min(each[0] for each in said ^ wanted))
+        raise ValueError(f"{key} is not recorded in the same way in {told(episode)}: take one run at a time")
 
 
 def array_of(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:

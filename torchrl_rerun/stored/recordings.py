@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_rerun.reading import LoadedEpisode, load
+from torchrl_rerun.steps import check_same, told
 from torchrl_rerun.stored.pieces import Piece, Stored, spans
 
 
@@ -17,26 +18,37 @@ def recordings(path: Path) -> Stored:
     """What ``RerunRecorder`` recorded, all environments side by side.
 
     Raises:
-        ValueError: there is no recording.
+        ValueError: there is no recording, no whole step is in it, or there are recordings of different environments.
         FileNotFoundError: there is nothing.
     """
     found = load(path)
+    if not found:
+        raise ValueError(f"{path} holds no steps")
     of_each: dict[int, list[LoadedEpisode]] = {}
     for episode in found:
+        _check_same(episode, found[0])
         of_each.setdefault(episode.properties.env, []).append(episode)
-    schema = found[0].history.run.schema
+    schema = found[0].schema
     streams = [stream for stream, _ in schema.described if not stream.sums]
     lengths = [sum(each.properties.length for each in episodes) for episodes in of_each.values()]
     return Stored(
         f"{path}: recordings",
         max(lengths),
-        lambda: _side_by_side([_Environment(episodes) for episodes in of_each.values()]),
+        lambda: _side_by_side(path, [_Environment(episodes) for episodes in of_each.values()]),
         env_name=schema.source.name,
         fps=schema.source.fps,
         kinds={stream.key: stream.kind for stream in streams},
         names={stream.key: stream.names for stream in streams if stream.names},
         image_format={stream.key: stream.image_format for stream in streams if stream.image_format is not None},
     )
+
+
+def _check_same(episode: LoadedEpisode, first: LoadedEpisode) -> None:
+    name, of_first = (each.schema.source.name for each in (episode, first))
+    if name != of_first:
+        raise ValueError(f"{told(episode)} is of {name}, and {told(first)} of {of_first}: take one run at a time")
+    found, wanted = ([each for each in of.schema.described if not each[0].sums] for of in (episode, first))
+    check_same(episode, found, wanted)
 
 
 class _Environment:
@@ -85,7 +97,11 @@ class _Environment:
         return taken
 
 
-def _side_by_side(environments: list[_Environment]) -> Iterator[Piece]:
+def _side_by_side(path: Path, environments: list[_Environment]) -> Iterator[Piece]:
+    # What a killed process left may have no whole step of some.
+    environments = [each for each in environments if not each.is_over]
+    if not environments:
+        raise ValueError(f"{path} holds no whole steps")
     while True:
         running = [each for each in environments if not each.is_over]
         if not running:
