@@ -70,7 +70,7 @@ COMMANDS = (
     "repair FILE -o out.rrd",
 )
 LOOKS = ("view FILE --web", "screenshot FILE out.png")  # Rerun's viewer shows whatever Rerun recorded
-READS = ("query", "export FILE --parquet", "export FILE --minari", "replay", "repair")  # as far as it is written
+READS = ("query", "export FILE --parquet", "export FILE --minari", "export FILE --lerobot", "replay", "repair")  # as far as it is written
 SAID = {
     "text.rrd": ("is not a recording", "looks like text"),
     "nothing.rrd": ("is empty", "looks like an empty file"),
@@ -87,7 +87,7 @@ def cases():
         yield from ((command, name) for command in COMMANDS if not command.startswith(done))
 
 
-@pytest.mark.parametrize(("command", "name"), cases())
+@pytest.mark.parametrize(("command", "name"), [*cases()])
 def test_what_cannot_be_read_is_said_in_a_line(here, capfd, command, name):
     """By its name, with what it is and what to do; by Rerun nothing is said."""
     before = sorted(here.rglob("*"))
