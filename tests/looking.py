@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +35,14 @@ def headless_viewer():
         pytest.skip(f"the viewer doesn't start ({error}): install a graphics driver, Debian's mesa-vulkan-drivers")
     with client:
         yield client
+
+
+@functools.cache
+def mujoco_draws():
+    """Skips the test where it doesn't; without a window, which has to be said before it is imported."""
+    draws = "import os; os.environ['MUJOCO_GL'] = 'egl'; import mujoco; mujoco.GLContext(8, 8).make_current()"
+    if subprocess.run([sys.executable, "-c", draws], capture_output=True).returncode:
+        pytest.skip("MuJoCo can't draw: install a software driver, Debian's libegl1 and libgl1-mesa-dri")
 
 
 def opened(viewer, path, frame):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 
@@ -22,10 +23,12 @@ from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.record import TensorDictRecorder
 from typer.testing import CliRunner
 
+from looking import mujoco_draws
 from programs import python
 from readback import same
 from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.cli import app
+from torchrl_rerun.rerendering import state_setter
 
 N = 40
 
@@ -271,6 +274,93 @@ def test_what_cant_be_set_to_a_state_needs_a_seed(path, tmp_path):
     torch.save(rollout(GymEnv("FrozenLake-v1"), 5), tmp_path / "stored")
     with pytest.raises(ValueError, match=r"say the seed \(--seed\)"):
         replay(tmp_path / "stored", path, render="FrozenLake-v1")
+
+
+@pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"])
+def test_classic_control_by_its_states(name, path, tmp_path):
+    stored = rollout(GymEnv(name), 5)
+    torch.save(stored, tmp_path / "stored")
+    assert not replay(tmp_path / "stored", path, render=name).partings
+    assert load(path)[0]["pixels"].flatten(1).any(1).all()
+    stored["next", "observation"][2] += 0.01
+    torch.save(stored, tmp_path / "stored")
+    [parting] = replay(tmp_path / "stored", path, render=name, overwrite=True).partings
+    assert (parting.step, parting.key) == (3, ("observation",))
+
+
+ROBOTS = [
+    f"{name}-{version}"
+    for name in ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Ant", "InvertedPendulum")
+    for version in ("v4", "v5")
+] + ["Humanoid-v5", "HumanoidStandup-v5"]
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date")
+@pytest.mark.parametrize("name", ROBOTS)
+def test_robots_are_set_to_what_is_observed_of_them(name):
+    """Not where they are on the ground. Observations of Hopper and Walker2d clip speeds."""
+    real, again = (gymnasium.make(name, disable_env_checker=True) for _ in range(2))
+    set_state = state_setter(again)
+    real.action_space.seed(0)
+    states, ended = [], True
+    for _ in range(80):
+        if ended:
+            states.append(real.reset(seed=1)[0])
+            again.reset(seed=2)
+            set_state(states[-1])
+        action = real.action_space.sample()
+        (state, reward, ended, *_), (seen, gained, *_) = real.step(action), again.step(action)
+        assert seen == pytest.approx(state, rel=1e-9, abs=1e-9)
+        assert gained == pytest.approx(reward, rel=1e-9, abs=1e-9)
+        states.append(state)
+        set_state(state)
+    assert name not in ("Walker2d-v4", "Walker2d-v5") or np.abs(states).max() == 10
+
+
+RENDERED = """
+import os
+os.environ["MUJOCO_GL"] = "egl"
+import json
+import sys
+import gymnasium
+import torch
+from torchrl.envs import GymEnv
+from torchrl_rerun import load, replay
+
+name, wrong = sys.argv[1:]
+env = GymEnv(name)
+env.set_seed(0)
+torch.save(env.rollout(5), "stored")
+seed = 0 if name.startswith("Reacher") else None
+told = []
+for options in {}, json.loads(wrong):
+    make = lambda: gymnasium.make(name, render_mode="rgb_array", **options)
+    replayed = replay("stored", "run.rrd", render=make, seed=seed, overwrite=True)
+    pictures = load("run.rrd")[0]["pixels"].flatten(1).any(1).tolist()
+    told.append([[str(each) for each in replayed.partings], pictures])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "parts"),
+    [
+        ("HalfCheetah-v5", {"ctrl_cost_weight": 2.0}, "step 1: 'reward' is off by "),
+        ("InvertedPendulum-v5", {"frame_skip": 1}, "step 1: 'observation' is off by "),
+        ("Reacher-v5", {"reward_control_weight": 5.0}, "step 1: 'reward' is off by "),
+    ],
+)
+def test_robots_are_rendered(name, wrong, parts, tmp_path):
+    """By their states, and Reacher by its seed. In a program of its own, which says how MuJoCo is to draw."""
+    mujoco_draws()
+    program = [*python(), "-c", RENDERED, name, json.dumps(wrong)]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    right, other = json.loads(done.stdout.splitlines()[-1])
+    assert right == [[], [True] * 6]
+    [said], pictures = other
+    assert said.startswith(f"environment 0, episode 0, {parts}")
+    assert pictures == [True] + [False] * 5
 
 
 LARGE = {
