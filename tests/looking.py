@@ -46,7 +46,7 @@ def mujoco_draws():
 
 
 def opened(viewer, path, frame):
-    """The views of a recording, at one of its frames."""
+    """The views of a recording, at one of its frames, and what they report: those behind tabs, too, as none is any more."""
     viewer.open([str(path)])
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -55,8 +55,20 @@ def opened(viewer, path, frame):
             break
         time.sleep(0.2)
     viewer.set_time("frame", play_state="paused", sequence=frame)
+    beside_one_another(viewer)
     time.sleep(1.0)
     return viewer.get_state().views
+
+
+def beside_one_another(viewer):
+    """Makes a grid of all tabs: only what is drawn reports what is wrong with it."""
+    parts = viewer.get_blueprint().blueprint
+    for part in parts.values():
+        container = part.get("ContainerBlueprint", {})
+        if container.get("container_kind") == "Tabs":
+            container["container_kind"] = "Grid"
+            container.pop("active_tab", None)
+    viewer.set_blueprint(parts, "recording")
 
 
 def rerun_views(views):
