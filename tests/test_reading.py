@@ -112,14 +112,15 @@ def test_episodes_come_back_one_by_one(tmp_path, name, split):
     assert_same(episodes.rollout(), rollout)
 
 
-def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path):
+@pytest.mark.parametrize("name", ["agents that are done one by one", "walkers"])
+def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path, name):
     """In the recording of a run it is worked out from the rows; of an episode by the recorder."""
     found = []
     for split in ("run", "episode"):
         torch.manual_seed(0)
-        env = Herd() if split is None else Walkers(3)
-        record(env, tmp_path / split, 60, split=split)
+        record(ENVIRONMENTS[name](), tmp_path / split, 60, split=split)
         found.append([each.properties for each in load(tmp_path / split)])
+    assert len(found[0]) > 4
     for a, b in zip(*found, strict=True):
         assert a.properties | {"start_time": None} == b.properties | {"start_time": None}
 

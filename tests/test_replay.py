@@ -45,13 +45,16 @@ def assert_same(recorded, stored):
 
 
 @pytest.mark.parametrize("envs", [1, 3])
-@pytest.mark.parametrize("way", ["save", "memmap"])
+@pytest.mark.parametrize("way", ["save", "memmap", "tdz"])
 def test_a_stored_rollout(way, envs, path, tmp_path):
     stored = rollout(SerialEnv(envs, lambda: GymEnv("CartPole-v1")) if envs > 1 else None)
     if way == "save":
         torch.save(stored, tmp_path / "stored")
-    else:
+    elif way == "memmap":
         stored.memmap(tmp_path / "stored")
+    else:
+        stored.save(tmp_path / "stored.tdz")
+        (tmp_path / "stored.tdz").rename(tmp_path / "stored")
     replayed = replay(tmp_path / "stored", path)
     assert (replayed.steps, replayed.episodes) == (N, len(load(path)))
     assert_same(load(path).rollout(), stored)
@@ -116,8 +119,8 @@ def test_a_replay_buffer_of_a_batch(path, tmp_path):
 @pytest.fixture(scope="module")
 def minari_set(tmp_path_factory):
     """Three episodes of CartPole, as its collector stores them (which itself needs half a gigabyte of jax)."""
-    folder = tmp_path_factory.mktemp("minari") / "data"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("minari") / "cartpole" / "test-v0" / "data"
+    folder.mkdir(parents=True)
     env = gymnasium.make("CartPole-v1")
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     storage = MinariStorage.new(folder, **spaces, env_spec=env.spec, data_format="hdf5")
@@ -136,18 +139,18 @@ def minari_set(tmp_path_factory):
     return folder.parent
 
 
-def test_a_minari_set(minari_set, path):
-    replay(minari_set, path)
+@pytest.mark.parametrize("way", ["folder", "id", "HDF5"])
+def test_a_minari_set(way, minari_set, path, monkeypatch):
+    """Its HDF5 file has a group for each episode."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(minari_set.parent.parent))
+    hdf5 = minari_set / "data" / "main_data.hdf5"
+    replay({"folder": minari_set, "id": "cartpole/test-v0", "HDF5": hdf5}[way], path)
     stored = minari.MinariDataset(minari_set / "data")
     for each, episode in zip(load(path), stored.iterate_episodes(), strict=True):
         assert same(each["observation"], torch.from_numpy(episode.observations))
         assert same(each["action"], torch.from_numpy(episode.actions))
         assert same(each["reward"][:, 0], torch.from_numpy(episode.rewards))
         assert each.properties.terminated
-
-
-def test_hdf5_with_a_group_for_each_episode(minari_set, path):
-    assert replay(minari_set / "data" / "main_data.hdf5", path).episodes == 3
 
 
 @pytest.fixture
