@@ -60,6 +60,17 @@ def test_a_stored_rollout(way, envs, path, tmp_path):
     assert_same(load(path).rollout(), stored)
 
 
+def test_a_folder_of_episodes(tmp_path):
+    stored = rollout()
+    torch.save(stored, tmp_path / "stored")
+    command = ["replay", str(tmp_path / "stored"), "-o", str(tmp_path / "run"), "--split", "episode"]
+    asked = CliRunner().invoke(app, command)
+    assert asked.exit_code == 0, asked.output
+    episodes = load(tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("env_0_episode_*.rrd"))) == len(episodes) > 1
+    assert_same(episodes.rollout(), stored)
+
+
 def test_what_tensordict_recorder_saved(path, tmp_path):
     env = TransformedEnv(GymEnv("CartPole-v1"), TensorDictRecorder(str(tmp_path / "it"), skip=1))
     env.transform.tag = str(tmp_path / "it")
@@ -402,22 +413,39 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
     assert int(grown.split()[-1]) < 0.5 * stored
 
 
+def picked_in_a_notebook(run):
+    """The episode that is picked in a list of all, and the events by which the viewer gets to it."""
+    cells = [
+        f"from torchrl_rerun import browse\nbrowser = browse({run.name!r})\nbrowser",
+        (
+            "import json\nsent = browser._stage.viewer._viewer._event_queue\nbefore = len(sent)\n"
+            "browser.select.value = 1\n"
+            "print(json.dumps([browser.chosen.files[0].name, [event for event, _ in sent[before:]]]))"
+        ),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(run.parent)}}).execute()
+    shown, (told,) = (cell.outputs for cell in notebook.cells)
+    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) >= 2
+    return json.loads(told["text"])
+
+
 def test_an_episode_is_picked_in_a_notebook(tmp_path):
     recorder = RerunRecorder(tmp_path / "run", split="episode")
     env = GymEnv("CartPole-v1").append_transform(recorder)
     env.rollout(60, break_when_any_done=False)
     env.close()
-    cells = [
-        "from torchrl_rerun import browse\nbrowser = browse('run')\nbrowser",
-        (
-            "sent = browser._stage.viewer._viewer._event_queue\nbefore = len(sent)\nbrowser.select.value = 1\n"
-            "print(browser.chosen.files[0].name, [event['type'] for event, _ in sent[before:]])"
-        ),
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown, said = (cell.outputs for cell in notebook.cells)
-    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) >= 2
-    (told,) = said
-    assert told["text"].startswith("env_0_episode_000001.rrd ['rrd'")
-    assert told["text"].endswith("'recording_id']\n")
+    name, events = picked_in_a_notebook(tmp_path / "run")
+    assert name == "env_0_episode_000001.rrd"
+    assert (events[0]["type"], events[-1]["type"]) == ("rrd", "recording_id")
+
+
+def test_of_a_whole_run_the_first_step_of_the_episode_is_shown(path):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+    env.rollout(60, break_when_any_done=False)
+    env.close()
+    _, events = picked_in_a_notebook(path)
+    first = load(path)[1].properties.first_step
+    assert first > 0
+    assert [event["type"] for event in events] == ["recording_id", "time_ctrl"]
+    assert (events[1]["timeline"], int(events[1]["sequence"])) == ("step", first)
