@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,8 +37,16 @@ def headless_viewer():
         yield client
 
 
+@functools.cache
+def mujoco_draws():
+    """Skips the test where it doesn't; without a window, which has to be said before it is imported."""
+    draws = "import os; os.environ['MUJOCO_GL'] = 'egl'; import mujoco; mujoco.GLContext(8, 8).make_current()"
+    if subprocess.run([sys.executable, "-c", draws], capture_output=True).returncode:
+        pytest.skip("MuJoCo can't draw: install a software driver, Debian's libegl1 and libgl1-mesa-dri")
+
+
 def opened(viewer, path, frame):
-    """The views of a recording, at one of its frames."""
+    """The views of a recording, at one of its frames, and what they report: those behind tabs, too, as none is any more."""
     viewer.open([str(path)])
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -44,8 +55,20 @@ def opened(viewer, path, frame):
             break
         time.sleep(0.2)
     viewer.set_time("frame", play_state="paused", sequence=frame)
+    beside_one_another(viewer)
     time.sleep(1.0)
     return viewer.get_state().views
+
+
+def beside_one_another(viewer):
+    """Makes a grid of all tabs: only what is drawn reports what is wrong with it."""
+    parts = viewer.get_blueprint().blueprint
+    for part in parts.values():
+        container = part.get("ContainerBlueprint", {})
+        if container.get("container_kind") == "Tabs":
+            container["container_kind"] = "Grid"
+            container.pop("active_tab", None)
+    viewer.set_blueprint(parts, "recording")
 
 
 def rerun_views(views):

@@ -70,7 +70,14 @@ COMMANDS = (
     "repair FILE -o out.rrd",
 )
 LOOKS = ("view FILE --web", "screenshot FILE out.png")  # Rerun's viewer shows whatever Rerun recorded
-READS = ("query", "export FILE --parquet", "export FILE --minari", "export FILE --lerobot", "replay", "repair")  # as far as it is written
+READS = (
+    "query",
+    "export FILE --parquet",
+    "export FILE --minari",
+    "export FILE --lerobot",
+    "replay",
+    "repair",
+)  # as far as it is written
 SAID = {
     "text.rrd": ("is not a recording", "looks like text"),
     "nothing.rrd": ("is empty", "looks like an empty file"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import subprocess
 from pathlib import Path
 
 from rerun.chunk import RrdReader
@@ -73,4 +75,9 @@ def test_clone_from_recordings(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "expert: return 500.0 +- 0.0 over 1 episodes" in said
     assert "over 4 episodes" in said
-    assert f"compare {tmp_path / 'expert'} {tmp_path / 'clone'}" in said
+    command = shlex.split(said.splitlines()[-1])
+    assert command[1:] == ["compare", str(tmp_path / "expert"), str(tmp_path / "clone")]
+    done = subprocess.run([*command, "--no-view"], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    [episodes] = [line.split() for line in done.stdout.splitlines() if line.startswith("episodes ")]
+    assert episodes == ["episodes", "1", "4", "3"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
-from looking import headless_viewer, opened, record, rerun_views, trouble
+from looking import headless_viewer, mujoco_draws, opened, record, rerun_views, trouble
 from programs import python
 from readback import read
 from torchrl_rerun import RerunRecorder, blueprint
@@ -43,9 +42,7 @@ def viewer():
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
-    draws = "import os; os.environ['MUJOCO_GL'] = 'egl'; import mujoco; mujoco.GLContext(8, 8).make_current()"
-    if subprocess.run([sys.executable, "-c", draws], capture_output=True).returncode:
-        pytest.skip("MuJoCo can't draw: install a software driver, Debian's libegl1 and libgl1-mesa-dri")
+    mujoco_draws()
     # In a process of its own: the libraries that draw don't take kindly to one another's leftovers.
     code = """
 import sys

@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 from torchrl.envs import GymEnv
 
 from readback import read
+from servers import free_port
 from torchrl_rerun import RerunRecorder
 
 RECORD = """
@@ -19,11 +20,15 @@ from torchrl_rerun import RerunRecorder
 env = GymEnv("CartPole-v1").append_transform(RerunRecorder({sink!r}, {options}))
 rollout = env.rollout(20)
 """
-SENT = """
-import tempfile
+THE_VIEWER = """
 from ipywidgets.widgets.widget import _instances
-from rerun.chunk import RrdReader
 viewer = [widget for widget in _instances.values() if type(widget).__module__ == "rerun_notebook"][-1]
+"""
+SENT = (
+    THE_VIEWER
+    + """
+import tempfile
+from rerun.chunk import RrdReader
 ids, frames = set(), []
 for _, buffers in viewer._event_queue:  # what waits for the browser
     for data in buffers:
@@ -37,6 +42,7 @@ for _, buffers in viewer._event_queue:  # what waits for the browser
                     frames += chunk.to_record_batch().column("frame").to_pylist()
 print(sorted(ids), sorted(frames))
 """
+)
 
 
 def outputs_of(cells, folder):
@@ -63,6 +69,25 @@ def test_a_cell_shows_what_is_recorded_so_far_and_all_in_the_end(path, tmp_path)
     assert whole["text"] == f"['mine'] {frames}\n"
     first = half["text"].removesuffix("]\n")
     assert whole["text"].startswith(f"{first}, ")
+
+
+def test_without_a_file_its_server_is_shown(tmp_path, capsys):
+    port = free_port()
+    sink = f"rr.GrpcServerSink('127.0.0.1', {port})"
+    url = f"rerun+http://127.0.0.1:{port}/proxy"
+    cells = [
+        "import rerun as rr" + RECORD.replace("{sink!r}, {options}", sink),
+        "env.transform.show()",
+        f"{THE_VIEWER}print(viewer._url)\nenv.close()",
+    ]
+    _, shown, (said,) = outputs_of(cells, tmp_path)
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown)
+    assert said["text"] == f"{url}\n"
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(rr.GrpcServerSink("127.0.0.1", port)))
+    env.rollout(5)
+    env.transform.show()
+    env.close()
+    assert capsys.readouterr().out == f"to watch it: rerun {url}\n"
 
 
 def test_without_the_extra_it_says_what_to_install(path, tmp_path):

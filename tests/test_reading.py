@@ -24,6 +24,7 @@ from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
 
+from programs import python
 from readback import Rows, read, same
 from test_batch import Walkers
 from test_environments import AutoResettingCartPole, Herd, Zoo, cartpole, pendulum, pixel_cartpole
@@ -113,14 +114,15 @@ def test_episodes_come_back_one_by_one(tmp_path, name, split):
     assert_same(episodes.rollout(), rollout)
 
 
-def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path):
+@pytest.mark.parametrize("name", ["agents that are done one by one", "walkers"])
+def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path, name):
     """In the recording of a run it is worked out from the rows; of an episode by the recorder."""
     found = []
     for split in ("run", "episode"):
         torch.manual_seed(0)
-        env = Herd() if split is None else Walkers(3)
-        record(env, tmp_path / split, 60, split=split)
+        record(ENVIRONMENTS[name](), tmp_path / split, 60, split=split)
         found.append([each.properties for each in load(tmp_path / split)])
+    assert len(found[0]) > 4
     for a, b in zip(*found, strict=True):
         assert a.properties | {"start_time": None} == b.properties | {"start_time": None}
 
@@ -615,3 +617,46 @@ def test_a_data_loader_with_spawned_workers(path):
     assert len(found) == len(items) > 40
     for each, wanted in zip(found, items, strict=True):
         assert_same(each, wanted.unsqueeze(0))
+
+
+WRITE = """
+import torch
+from tensordict import TensorDict
+from torchrl_rerun import RerunRecorder
+
+pixels = torch.randint(0, 256, (301, 84, 84, 3), dtype=torch.uint8)
+done = torch.arange(1, 301)[:, None] == 300
+of_one = {"reward": torch.rand(300, 1), "done": done, "pixels": pixels[1:]}
+episode = TensorDict({"pixels": pixels[:-1], "done": torch.zeros_like(done), "next": of_one}, [300])
+with RerunRecorder("run.rrd", image_format="raw", buffer_bytes=8 << 20) as recorder:
+    for _ in range(20):
+        recorder.log_rollout(episode)
+"""
+READ = """
+import resource
+from torchrl_rerun import load
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+load("run.rrd")[0]["reward"]
+before = peak()
+{read}
+print(peak() - before)
+"""
+
+
+def test_what_isnt_asked_for_takes_no_memory(tmp_path):
+    """Of 120 MiB; on another process's scales."""
+
+    def told(program):
+        done = subprocess.run([*python(), "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        return done.stdout
+
+    told(WRITE)
+    assert (tmp_path / "run.rrd").stat().st_size > 120 << 20
+    an_episode = "assert len(load('run.rrd')[5].tensordict()) == 300"
+    a_key = "assert len(load('run.rrd').rollout(['reward'])) == 6000"
+    assert int(told(READ.format(read=an_episode))) < 80
+    assert int(told(READ.format(read=a_key))) < 20

@@ -17,19 +17,23 @@ from test_reading import assert_same, of_episodes
 from torchrl_rerun import RerunRecorder, load
 
 DTYPES = [
-    torch.bool, torch.uint8, torch.uint16, torch.int8, torch.int32, torch.int64,
+    torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int32, torch.int64,
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
 ]  # fmt: skip
 NAMES = st.text("ab /.0é", min_size=1, max_size=3)
 
 
 class Anything(EnvBase):
-    """Random bits under any keys; ends where it is told to."""
+    """Random bits under any keys, maybe of agents; ends where it is told to."""
 
-    def __init__(self, batch, leaves, ends):
+    def __init__(self, batch, agents, leaves, ends):
         super().__init__(batch_size=torch.Size(batch))
+        self.agents = agents
         self.leaves = leaves
         self.observation_spec = Composite(shape=batch)
+        if agents:
+            self.group_map = {"group": [f"agent {i}" for i in range(agents)]}
+            self.observation_spec["group"] = Composite(shape=(*batch, agents))
         for key, dtype, shape in leaves:
             self.observation_spec[key] = Unbounded((*batch, *shape), dtype=dtype)
         self.action_spec = Unbounded((*batch, 2))
@@ -39,6 +43,8 @@ class Anything(EnvBase):
 
     def _reset(self, tensordict=None, **kwargs):
         out = TensorDict(batch_size=self.batch_size)
+        if self.agents:
+            out["group"] = TensorDict(batch_size=(*self.batch_size, self.agents))
         for key, dtype, shape in self.leaves:
             size = torch.zeros((), dtype=dtype).element_size()
             bits = torch.randint(0, 256, (*self.batch_size, *shape, size), generator=self.generator, dtype=torch.uint8)
@@ -59,12 +65,15 @@ def runs(draw):
     keys = draw(st.lists(st.lists(NAMES, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3, unique=True))
     keys = [key for key in keys if not any(key != other and key[: len(other)] == other for other in keys)]
     shapes = st.lists(st.integers(1, 9), max_size=3).map(tuple)
-    leaves = [(key, draw(st.sampled_from(DTYPES)), draw(shapes)) for key in keys]
+    agents = draw(st.sampled_from([0, 0, 1, 2]))
+    of_each = [("group", *key) if agents else key for key in keys]
+    leaves = [(key, draw(st.sampled_from(DTYPES)), (agents,) * bool(agents) + draw(shapes)) for key in of_each]
     steps = draw(st.integers(1, 30))
     envs = int(torch.Size(batch).numel())
     ends = draw(st.lists(st.lists(st.booleans(), min_size=envs, max_size=envs), min_size=steps, max_size=steps))
     return (
         batch,
+        agents,
         leaves,
         ends,
         draw(st.sampled_from([2_000, 1 << 20])),
@@ -75,13 +84,13 @@ def runs(draw):
 @settings(max_examples=25, deadline=None)
 @given(runs())
 def test_what_is_recorded_comes_back(run):
-    batch, leaves, ends, buffer_bytes, split = run
+    batch, agents, leaves, ends, buffer_bytes, split = run
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a buffer this small holds few frames
         recorder = RerunRecorder(
             Path(folder, "run"), image_format="png", buffer_bytes=buffer_bytes, blueprint=False, split=split
         )
-        env = Anything(batch, leaves, list(ends)).append_transform(recorder)
+        env = Anything(batch, agents, leaves, list(ends)).append_transform(recorder)
         rollout = env.rollout(len(ends), break_when_any_done=False)
         env.close()
         found = load(Path(folder, "run"))

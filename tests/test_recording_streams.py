@@ -194,13 +194,19 @@ def test_copies_find_the_stream_in_their_process(stream, saved):
     assert read(saved)["/env_0/reward"].values
 
 
-def test_a_frame_is_sent_though_no_other_comes(tmp_path):
+def test_a_frame_is_sent_within_a_second_though_no_other_comes(tmp_path):
+    """The best of three: the machine may be busy."""
     shown = tmp_path / "shown.rrd"
+    took = []
     with started_viewer() as (_, url), received(url, shown):
         env = Pictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=60))
-        env.rollout(5)
-        wait_until(lambda: not env.transform.stats()["frames_waiting"], 5)
-    assert frames(shown) == list(range(6))
+        for _ in range(3):
+            env.rollout(5)
+            began = time.monotonic()
+            wait_until(lambda: not env.transform.stats()["frames_waiting"])
+            took.append(time.monotonic() - began)
+    assert frames(shown) == list(range(18))
+    assert min(took) < 1.2
     env.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import subprocess
 
@@ -23,10 +24,12 @@ from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.record import TensorDictRecorder
 from typer.testing import CliRunner
 
+from looking import mujoco_draws
 from programs import python
 from readback import same
 from torchrl_rerun import RerunRecorder, browse, load, replay
 from torchrl_rerun.cli import app
+from torchrl_rerun.rerendering import state_setter
 
 N = 40
 
@@ -43,16 +46,30 @@ def assert_same(recorded, stored):
 
 
 @pytest.mark.parametrize("envs", [1, 3])
-@pytest.mark.parametrize("way", ["save", "memmap"])
+@pytest.mark.parametrize("way", ["save", "memmap", "tdz"])
 def test_a_stored_rollout(way, envs, path, tmp_path):
     stored = rollout(SerialEnv(envs, lambda: GymEnv("CartPole-v1")) if envs > 1 else None)
     if way == "save":
         torch.save(stored, tmp_path / "stored")
-    else:
+    elif way == "memmap":
         stored.memmap(tmp_path / "stored")
+    else:
+        stored.save(tmp_path / "stored.tdz")
+        (tmp_path / "stored.tdz").rename(tmp_path / "stored")
     replayed = replay(tmp_path / "stored", path)
     assert (replayed.steps, replayed.episodes) == (N, len(load(path)))
     assert_same(load(path).rollout(), stored)
+
+
+def test_a_folder_of_episodes(tmp_path):
+    stored = rollout()
+    torch.save(stored, tmp_path / "stored")
+    command = ["replay", str(tmp_path / "stored"), "-o", str(tmp_path / "run"), "--split", "episode"]
+    asked = CliRunner().invoke(app, command)
+    assert asked.exit_code == 0, asked.output
+    episodes = load(tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("env_0_episode_*.rrd"))) == len(episodes) > 1
+    assert_same(episodes.rollout(), stored)
 
 
 def test_what_tensordict_recorder_saved(path, tmp_path):
@@ -114,8 +131,8 @@ def test_a_replay_buffer_of_a_batch(path, tmp_path):
 @pytest.fixture(scope="module")
 def minari_set(tmp_path_factory):
     """Three episodes of CartPole, as its collector stores them (which itself needs half a gigabyte of jax)."""
-    folder = tmp_path_factory.mktemp("minari") / "data"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("minari") / "cartpole" / "test-v0" / "data"
+    folder.mkdir(parents=True)
     env = gymnasium.make("CartPole-v1")
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     storage = MinariStorage.new(folder, **spaces, env_spec=env.spec, data_format="hdf5")
@@ -134,18 +151,18 @@ def minari_set(tmp_path_factory):
     return folder.parent
 
 
-def test_a_minari_set(minari_set, path):
-    replay(minari_set, path)
+@pytest.mark.parametrize("way", ["folder", "id", "HDF5"])
+def test_a_minari_set(way, minari_set, path, monkeypatch):
+    """Its HDF5 file has a group for each episode."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(minari_set.parent.parent))
+    hdf5 = minari_set / "data" / "main_data.hdf5"
+    replay({"folder": minari_set, "id": "cartpole/test-v0", "HDF5": hdf5}[way], path)
     stored = minari.MinariDataset(minari_set / "data")
     for each, episode in zip(load(path), stored.iterate_episodes(), strict=True):
         assert same(each["observation"], torch.from_numpy(episode.observations))
         assert same(each["action"], torch.from_numpy(episode.actions))
         assert same(each["reward"][:, 0], torch.from_numpy(episode.rewards))
         assert each.properties.terminated
-
-
-def test_hdf5_with_a_group_for_each_episode(minari_set, path):
-    assert replay(minari_set / "data" / "main_data.hdf5", path).episodes == 3
 
 
 @pytest.fixture
@@ -315,6 +332,93 @@ def test_what_cant_be_set_to_a_state_needs_a_seed(path, tmp_path):
         replay(tmp_path / "stored", path, render="FrozenLake-v1")
 
 
+@pytest.mark.parametrize("name", ["Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0"])
+def test_classic_control_by_its_states(name, path, tmp_path):
+    stored = rollout(GymEnv(name), 5)
+    torch.save(stored, tmp_path / "stored")
+    assert not replay(tmp_path / "stored", path, render=name).partings
+    assert load(path)[0]["pixels"].flatten(1).any(1).all()
+    stored["next", "observation"][2] += 0.01
+    torch.save(stored, tmp_path / "stored")
+    [parting] = replay(tmp_path / "stored", path, render=name, overwrite=True).partings
+    assert (parting.step, parting.key) == (3, ("observation",))
+
+
+ROBOTS = [
+    f"{name}-{version}"
+    for name in ("HalfCheetah", "Hopper", "Walker2d", "Swimmer", "Ant", "InvertedPendulum")
+    for version in ("v4", "v5")
+] + ["Humanoid-v5", "HumanoidStandup-v5"]
+
+
+@pytest.mark.filterwarnings("ignore:.*out of date")
+@pytest.mark.parametrize("name", ROBOTS)
+def test_robots_are_set_to_what_is_observed_of_them(name):
+    """Not where they are on the ground. Observations of Hopper and Walker2d clip speeds."""
+    real, again = (gymnasium.make(name, disable_env_checker=True) for _ in range(2))
+    set_state = state_setter(again)
+    real.action_space.seed(0)
+    states, ended = [], True
+    for _ in range(80):
+        if ended:
+            states.append(real.reset(seed=1)[0])
+            again.reset(seed=2)
+            set_state(states[-1])
+        action = real.action_space.sample()
+        (state, reward, ended, *_), (seen, gained, *_) = real.step(action), again.step(action)
+        assert seen == pytest.approx(state, rel=1e-9, abs=1e-9)
+        assert gained == pytest.approx(reward, rel=1e-9, abs=1e-9)
+        states.append(state)
+        set_state(state)
+    assert name not in ("Walker2d-v4", "Walker2d-v5") or np.abs(states).max() == 10
+
+
+RENDERED = """
+import os
+os.environ["MUJOCO_GL"] = "egl"
+import json
+import sys
+import gymnasium
+import torch
+from torchrl.envs import GymEnv
+from torchrl_rerun import load, replay
+
+name, wrong = sys.argv[1:]
+env = GymEnv(name)
+env.set_seed(0)
+torch.save(env.rollout(5), "stored")
+seed = 0 if name.startswith("Reacher") else None
+told = []
+for options in {}, json.loads(wrong):
+    make = lambda: gymnasium.make(name, render_mode="rgb_array", **options)
+    replayed = replay("stored", "run.rrd", render=make, seed=seed, overwrite=True)
+    pictures = load("run.rrd")[0]["pixels"].flatten(1).any(1).tolist()
+    told.append([[str(each) for each in replayed.partings], pictures])
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "parts"),
+    [
+        ("HalfCheetah-v5", {"ctrl_cost_weight": 2.0}, "step 1: 'reward' is off by "),
+        ("InvertedPendulum-v5", {"frame_skip": 1}, "step 1: 'observation' is off by "),
+        ("Reacher-v5", {"reward_control_weight": 5.0}, "step 1: 'reward' is off by "),
+    ],
+)
+def test_robots_are_rendered(name, wrong, parts, tmp_path):
+    """By their states, and Reacher by its seed. In a program of its own, which says how MuJoCo is to draw."""
+    mujoco_draws()
+    program = [*python(), "-c", RENDERED, name, json.dumps(wrong)]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    right, other = json.loads(done.stdout.splitlines()[-1])
+    assert right == [[], [True] * 6]
+    [said], pictures = other
+    assert said.startswith(f"environment 0, episode 0, {parts}")
+    assert pictures == [True] + [False] * 5
+
+
 LARGE = {
     "a memory-mapped rollout": """
 pixels = {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8), "next": {"o": torch.empty(n, 84, 84, 3, dtype=torch.uint8)}}
@@ -371,31 +475,46 @@ def test_outside_a_notebook_it_prints_how_to_watch(path, tmp_path, capsys):
             browse(load(dataset))
 
 
+def picked_in_a_notebook(run, then=""):
+    """The episode that is picked in a list of all, the events by which the viewer gets to it, and what is printed then."""
+    cells = [
+        f"from torchrl_rerun import browse\nbrowser = browse({run.name!r})\nbrowser",
+        (
+            "import json\nsent = browser._stage.viewer._viewer._event_queue\nbefore = len(sent)\n"
+            "browser.select.value = 1\n"
+            "print(json.dumps([browser.chosen.files[0].name, [event for event, _ in sent[before:]]]))"
+        ),
+        then,
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(run.parent)}}).execute()
+    shown, (told,), said = (cell.outputs for cell in notebook.cells)
+    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) >= 2
+    return *json.loads(told["text"]), "".join(each["text"] for each in said)
+
+
 def test_an_episode_is_picked_in_a_notebook(tmp_path):
     recorder = RerunRecorder(tmp_path / "run", split="episode")
     env = GymEnv("CartPole-v1").append_transform(recorder)
     env.rollout(60, break_when_any_done=False)
     env.close()
-    with (tmp_path / "torn.rrd").open("wb") as torn:
-        env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path := tmp_path / "other.rrd"))
-        env.rollout(10)
-        env.transform.dump()
-        torn.write(path.read_bytes()[:-5])
-        env.close()
-    cells = [
-        "from torchrl_rerun import browse\nbrowser = browse('run')\nbrowser",
-        (
-            "sent = browser._stage.viewer._viewer._event_queue\nbefore = len(sent)\nbrowser.select.value = 1\n"
-            "print(browser.chosen.files[0].name, [event['type'] for event, _ in sent[before:]])"
-        ),
-        "try:\n    browse('torn.rrd')\nexcept ValueError as error:\n    print(error)",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown, said, refused = (cell.outputs for cell in notebook.cells)
-    assert sum("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in shown) >= 2
-    (told,) = said
-    assert told["text"].startswith("env_0_episode_000001.rrd ['rrd'")
-    assert told["text"].endswith("'recording_id']\n")
-    assert refused[-1]["text"].startswith("torn.rrd isn't finished")
-    assert refused[-1]["text"].endswith("`torchrl-rerun repair torn.rrd` makes it whole\n")
+    torn = tmp_path / "torn.rrd"
+    torn.write_bytes(next((tmp_path / "run").iterdir()).read_bytes()[:-500])
+    name, events, said = picked_in_a_notebook(
+        tmp_path / "run", "try:\n    browse('torn.rrd')\nexcept ValueError as error:\n    print(error)"
+    )
+    assert name == "env_0_episode_000001.rrd"
+    assert (events[0]["type"], events[-1]["type"]) == ("rrd", "recording_id")
+    assert said.startswith("torn.rrd isn't finished")
+    assert said.endswith("`torchrl-rerun repair torn.rrd` makes it whole\n")
+
+
+def test_of_a_whole_run_the_first_step_of_the_episode_is_shown(path):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+    env.rollout(60, break_when_any_done=False)
+    env.close()
+    _, events, _ = picked_in_a_notebook(path)
+    first = load(path)[1].properties.first_step
+    assert first > 0
+    assert [event["type"] for event in events] == ["recording_id", "time_ctrl"]
+    assert (events[1]["timeline"], int(events[1]["sequence"])) == ("step", first)

@@ -6,13 +6,15 @@ import functools
 
 import numpy as np
 import pytest
+import rerun as rr
 import rerun.blueprint as rrb
+import torch
 from PIL import Image
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 from torchrl.envs.libs.vmas import VmasEnv
 
-from looking import headless_viewer, opened, record, rerun_views
+from looking import headless_viewer, opened, record, rerun_views, trouble
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
@@ -27,7 +29,7 @@ def viewer():
 def test_a_cell_for_each_environment(viewer, path, tmp_path):
     record(SerialEnv(2, pixel_cartpole), path, 30)
     views = opened(viewer, path, 20)
-    assert [view.reports for view in views] == [[] for _ in views]
+    assert trouble(views) == []
     assert set(rerun_views(views)) == {
         ("TimeSeries", "/", "episode_return, whole run"),
         *(
@@ -51,7 +53,7 @@ def test_agents(viewer, path):
     record(VmasEnv("flocking", num_envs=2, n_agents=3, max_steps=20), path, 15)
     views = opened(viewer, path, 10)
     assert views
-    assert [view.reports for view in views] == [[] for _ in views]
+    assert trouble(views) == []
 
 
 def test_every_kind(viewer, path):
@@ -59,9 +61,44 @@ def test_every_kind(viewer, path):
 
     record(Zoo((2,)), path, 12, image_format="png")
     views = opened(viewer, path, 8)
-    # What there is no room for is behind tabs.
-    assert {view.view_class for view in views} >= {"2D", "TimeSeries", "StateTimeline"}
-    assert [(view.name, view.reports) for view in views if view.reports] == []
+    assert {view.view_class for view in views} == {
+        "2D",
+        "TimeSeries",
+        "StateTimeline",
+        "Tensor",
+        "TextDocument",
+        "BarChart",
+    }
+    assert trouble(views) == []
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("image_format", ["raw", "png"])
+def test_grey_and_transparent_pictures(viewer, path, image_format, channels):
+    from test_hostile import Scripted
+
+    record(
+        Scripted(lambda t: {"x": torch.full((24, 32, channels), 20 * t, dtype=torch.uint8)}),
+        path,
+        5,
+        image_format=image_format,
+    )
+    views = opened(viewer, path, 3)
+    assert ("2D", "/env_0/x", "x") in rerun_views(views)
+    assert trouble(views) == []
+
+
+def test_what_is_wrong_behind_a_tab_is_seen(viewer, path):
+    views = [rrb.Spatial2DView(origin=origin, name=origin) for origin in ("/fine", "/broken")]
+    with rr.RecordingStream("tabs") as stream:
+        stream.save(path, default_blueprint=rrb.Blueprint(rrb.Tabs(*views), auto_views=False))
+        stream.set_time("frame", sequence=0)
+        stream.log("/fine", rr.Image(np.zeros((8, 8, 3), np.uint8)))
+        size = rr.components.ImageFormat(width=8, height=8, color_model="RGB", channel_datatype="U8")
+        stream.log("/broken", rr.Image.from_fields(buffer=b"short", format=size))
+    [(name, reports)] = trouble(opened(viewer, path, 0))
+    assert name == "/broken"
+    assert "Invalid data length" in reports[0].summary
 
 
 def test_many_states(viewer, path):
@@ -73,7 +110,7 @@ def test_many_states(viewer, path):
         ("TimeSeries", "/", "episode_return, whole run"),
         ("TimeSeries", "/env_0", "reward"),
     ]
-    assert [view.reports for view in views] == [[], [], []]
+    assert trouble(views) == []
 
 
 def test_a_layout_of_the_users_own(viewer, path):
@@ -102,5 +139,5 @@ def test_a_run_folder(viewer, tmp_path):
         ("TimeSeries", "/", "return"),
         ("TimeSeries", "/", "reward"),
     ]
-    assert [view.reports for view in views] == [[] for _ in views]
+    assert trouble(views) == []
     assert all(RrdReader(file).blueprints() for file in files)

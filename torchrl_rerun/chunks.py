@@ -167,7 +167,7 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
         path = batch.schema.metadata[b"rerun:entity_path"].decode()
         if path in PROPERTY_PATHS:
             add_property(properties.setdefault(store, {}), path, batch)
-        if "episode" in batch.schema.names and len(batch):
+        if set(_TIMES) <= set(batch.schema.names) and len(batch):  # an episode's properties have an "episode", too
             times = (batch.column(name).cast(pa.int64()).to_numpy() for name in _TIMES)
             ends = (end for column in times for end in (column.min(), column.max()))
             rows.setdefault(store, []).append((path, offset, length, len(batch), *ends))

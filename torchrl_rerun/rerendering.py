@@ -51,8 +51,8 @@ class Parting:
 class Rerendering:
     """Adds pictures to stored trajectories.
 
-    An environment that can be set to a state (gymnasium's classic control; MuJoCo where positions and velocities are all
-    observed) is set to each stored observation, rendered, and stepped once from it, to compare. Any other is reset
+    An environment that can be set to a state (gymnasium's classic control; MuJoCo where observations begin with positions
+    and velocities) is set to each stored observation, rendered, and stepped once from it, to compare. Any other is reset
     with the seed, and takes the stored actions. Pictures that aren't to be had are black.
 
     Args:
@@ -233,11 +233,32 @@ def state_setter(env: gymnasium.Env[Any, Any]) -> Callable[[npt.NDArray[np.float
     if module.startswith("gymnasium.envs.classic_control."):
         state_of = _STATES.get(name)
         return None if state_of is None else lambda observation: setattr(simulator, "state", state_of(observation))
-    if module.startswith("gymnasium.envs.mujoco.") and hasattr(simulator, "set_state"):
-        positions, velocities = simulator.model.nq, simulator.model.nv
-        if env.observation_space.shape == (positions + velocities,):
-            return lambda observation: simulator.set_state(observation[:positions], observation[positions:])
+    if module.startswith("gymnasium.envs.mujoco.") and env.observation_space.shape == simulator.observation_space.shape:
+        untold = _untold_positions(simulator)
+        return None if untold is None else lambda observation: _set_mujoco(simulator, untold, observation)
     return None
+
+
+def _untold_positions(simulator: Any) -> int | None:
+    """How many positions an observation of MuJoCo leaves out before it tells the others, and all velocities; None: others."""
+    structure = getattr(simulator, "observation_structure", None)
+    if structure is not None:
+        return int(structure.get("skipped_qpos", 0))
+    untold = simulator.model.nq + simulator.model.nv - simulator.observation_space.shape[0]
+    return untold if untold >= 0 else None
+
+
+def _set_mujoco(simulator: Any, untold: int, observation: npt.NDArray[np.float64]) -> None:
+    """Sets MuJoCo to what is observed of it; the first positions stay as they are, and speeds that observations clip."""
+    data, split = simulator.data, simulator.model.nq - untold
+    speeds = slice(split, split + simulator.model.nv)
+    seen = simulator._get_obs()[speeds]  # noqa: SLF001 - gymnasium's own name
+    positions = np.concatenate([data.qpos[:untold], observation[:split]])
+    velocities = np.where(seen == data.qvel, observation[speeds], data.qvel)
+    if data.time == 0.0:
+        simulator.set_state(positions, velocities)
+    else:  # what a step left of forces and bodies is observed, and rewarded: nothing is computed anew
+        data.qpos[:], data.qvel[:] = positions, velocities
 
 
 _STATES: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {

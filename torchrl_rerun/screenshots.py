@@ -54,7 +54,7 @@ class Screenshot:
     Attributes:
         png: the picture, a PNG file.
         is_settled: whether nothing changed any more when it was taken.
-        errors: what views report that can't show what they are to show.
+        errors: what views report that can't show what they are to show; those behind tabs aren't drawn, and report nothing.
         warnings: what views have to say besides.
     """
 
