@@ -17,6 +17,7 @@ from torchrl.record import PixelRenderTransform
 from readback import read, same
 from reference import Reference, of_rollout, per_env
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.specs import registered_fps
 
 DONE = ["done", "terminated", "truncated"]
 OBSERVED = ["observation", *DONE]
@@ -531,3 +532,11 @@ def test_partial_steps_by_hand(path):
         tensordict.pop("_step", None)
     env.close()
     reference.compare(read(path))
+
+
+@pytest.mark.parametrize("name", ["Ant", "HalfCheetah", "Hopper", "InvertedPendulum", "Swimmer", "Walker2d"])
+def test_the_frame_rates_of_robots_are_known_without_making_them(name):
+    pytest.importorskip("mujoco")
+    env = gymnasium.make(f"{name}-v5")
+    assert registered_fps(f"{name}-v5") == env.metadata["render_fps"]
+    env.close()

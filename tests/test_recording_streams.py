@@ -11,17 +11,24 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rerun as rr
+import rerun.blueprint as rrb
+import torch
+from PIL import Image
 from rerun.chunk import RrdReader
+from tensordict import TensorDict
+from torchrl.envs import GymEnv
 
+from looking import headless_viewer, opened
 from programs import python
 from readback import read, same
 from servers import free_port, started_viewer, wait_until
 from test_environments import Zoo
 from test_faults import cartpole
 from test_viewers import Pictures, frames, received
-from torchrl_rerun import RecordingError, RerunRecorder, outlets
+from torchrl_rerun import RecordingError, RerunRecorder, blueprint, load, outlets
 
 KEYS = ["x", "pixels"]
 
@@ -94,11 +101,52 @@ def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
     assert len(RrdReader(saved).recordings()) == 1
 
 
+def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, saved, tmp_path):
+    """In one recording it plots one type of numbers alone."""
+
+    def mine(recorded):
+        views = [rrb.TimeSeriesView(origin=origin, axis_x=blueprint.whole()) for origin in ("/loss", "/env_0/reward")]
+        return rrb.Blueprint(rrb.Horizontal(*views), *blueprint.panels(recorded), auto_views=False)
+
+    env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(stream, blueprint=mine))
+    env.rollout(20)
+    for frame in range(20):
+        stream.set_time("frame", sequence=frame)
+        stream.log("loss", rr.Scalars(float(frame % 5)))
+    env.close()
+    stream.disconnect()
+    picture = tmp_path / "shown.png"
+    with headless_viewer() as viewer:
+        opened(viewer, saved, 10)
+        viewer.save_screenshot(str(picture))
+    shown = np.asarray(Image.open(picture).convert("HSV"))[80:-80]
+    lines = (shown[..., 1] > 120) & (shown[..., 2] > 120)  # colours: all else is grey
+    for half in np.array_split(lines, 2, axis=1):
+        rows, columns = np.nonzero(half)
+        assert np.ptp(rows) > 0.2 * len(half)
+        assert np.ptp(columns) > 0.4 * half.shape[1]
+
+
+def test_what_is_in_a_nan_comes_back_from_a_stream(stream, saved):
+    """Also of one that signals, which no conversion leaves as it is."""
+    bits = torch.tensor([[0x7F800001, 0x7FC00123], [0x3F800000, 0xFF800001 - (1 << 32)]], dtype=torch.int32)
+    half = torch.tensor([[0x7F81, 0x3F80], [0x3F80, 0x7FC3]], dtype=torch.int16).view(torch.bfloat16)
+    seen = TensorDict({"x": bits.view(torch.float32), "h": half}, [2])
+    rollout = TensorDict({**seen[:1], "next": TensorDict({**seen[1:], "done": torch.zeros(1, 1).bool()}, [1])}, [1])
+    with RerunRecorder(stream, in_keys=["x", "h", "done"]) as recorder:
+        recorder.log_rollout(rollout)
+    stream.disconnect()
+    back = load(saved).rollout()
+    for part, moment in ((back, 0), (back["next"], 1)):
+        assert part["x"].view(torch.int32).tolist() == bits[moment : moment + 1].tolist()
+        assert part["h"].view(torch.int16).tolist() == half[moment : moment + 1].view(torch.int16).tolist()
+
+
 def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
     bare = rr.RecordingStream("mine", recording_id="two")
     bare.save(tmp_path / "bare.rrd")
-    for each, blueprint in ((stream, True), (bare, False)):
-        env = Pictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=blueprint))
+    for each, wanted in ((stream, True), (bare, False)):
+        env = Pictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=wanted))
         env.rollout(3)
         env.close()
         each.disconnect()

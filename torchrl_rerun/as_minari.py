@@ -60,7 +60,12 @@ def to_minari(
     from minari.namespace import create_namespace, list_local_namespaces  # noqa: PLC0415
     from minari.storage.datasets_root_dir import get_dataset_path  # noqa: PLC0415
 
-    namespace, _, _ = parse_dataset_id(dataset_id)
+    try:
+        namespace, _, _ = parse_dataset_id(dataset_id)
+    except TypeError:  # Minari's own, where there is no version (minari 0.5)
+        raise ValueError(
+            f"{dataset_id!r} is no id of a Minari data set: it ends in a version, as cartpole/expert-v0"
+        ) from None
     folder = Path(get_dataset_path(dataset_id)).absolute()  # Minari looks for relative ones below themselves
     if not episodes:
         raise ValueError("there are no episodes to export")

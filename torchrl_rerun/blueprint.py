@@ -415,7 +415,7 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
                 *(
                     rrb.TimeSeriesView(
                         origin=path,
-                        name=_titled(recorded, env, f"{title}: {what}"),
+                        name=_titled(recorded, env, f"{what} of {title}"),
                         axis_x=axis,
                         overrides={path: rr.SeriesLines(visible_series=shown).visualizer()},
                         axis_y=_value_axis(recorded, [stream], shown),

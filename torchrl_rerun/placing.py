@@ -22,7 +22,7 @@ def placed(path: Path, *, overwrite: bool, sign: str | None = None) -> Iterator[
         FileExistsError: it exists, and ``overwrite`` is false or it is something else.
     """
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already: choose another place, or pass --overwrite (overwrite=True)")
+        raise FileExistsError(f"{path} exists already: choose another place, or pass overwrite=True")
     if sign is None and path.is_dir():
         raise FileExistsError(f"{path} is a folder: pass the name of a file")
     if sign is not None and path.exists() and not (path / sign).exists():

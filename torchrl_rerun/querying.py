@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from torchrl_rerun.keeping import PROPERTIES, Value
-from torchrl_rerun.reading import LoadedEpisode, load
+from torchrl_rerun.reading import LoadedEpisode, Place, load
 
 TABLE = "episodes"
 """What queries call the table."""
@@ -33,7 +33,7 @@ _WHOLE = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
 _NO_COLUMN = re.compile(r"No field named (.+?)\.( Did you mean .*?\?)?( Valid fields are .*)?$", re.DOTALL)
 
 
-def query(source: str | os.PathLike[str] | Iterable[LoadedEpisode], said: str) -> pa.Table:
+def query(source: Place | Iterable[Place] | Iterable[LoadedEpisode], said: str) -> pa.Table:
     """The episodes of which a condition is true, or what a whole query gives.
 
     Args:
@@ -48,7 +48,9 @@ def query(source: str | os.PathLike[str] | Iterable[LoadedEpisode], said: str) -
     """
     from datafusion import SessionContext  # noqa: PLC0415 - an extra, of 200 MB
 
-    table = table_of(load(source) if isinstance(source, str | os.PathLike) else source)
+    given = [source] if isinstance(source, str | os.PathLike) else list(source)
+    episodes = [each for each in given if isinstance(each, LoadedEpisode)]
+    table = table_of(episodes if len(episodes) == len(given) else load(cast("list[Place]", given)))
     context = SessionContext()
     context.from_arrow(table, TABLE)
     statement = said if _WHOLE.match(said) else f"SELECT * FROM {TABLE} WHERE {said}"  # noqa: S608 - it is the user's own

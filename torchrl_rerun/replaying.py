@@ -12,6 +12,7 @@ import gymnasium
 from tensordict.utils import NestedKey
 
 from torchrl_rerun import specs
+from torchrl_rerun.continuing import stepped_in
 from torchrl_rerun.recorder import RerunRecorder
 from torchrl_rerun.rerendering import MakeEnv, Parting, Rerendering
 from torchrl_rerun.stored import Piece, Stored, open_stored
@@ -28,7 +29,7 @@ class Replayed:
     Attributes:
         what: what was stored.
         path: the file or the folder that was recorded.
-        steps: how many; one of all environments together counts once.
+        steps: how many, of all environments together.
         episodes: how many, of all environments together.
         envs: how many environments.
         arrays: of named arrays: the keys that they became, by their names; those that were left out aren't there.
@@ -96,14 +97,17 @@ def replay(
     if seed is not None and render is None:
         raise ValueError(f"seed={seed} is what an environment is reset with: it needs render=...")
     stored = open_stored(source, {specs.as_key(key): name for key, name in (keys or {}).items()})
+    if stored.arrays and not {key[0] for key in stored.arrays.values()} & {"action", "reward"}:
+        warn(f"{source}: no array is known to be actions or rewards: say which is, as in --key action=NAME")
     recorder = RerunRecorder(sink, **_options(stored, render, options))
     again = None if render is None else Rerendering(_maker(render), seed)
     pieces = stored.pieces() if again is None else again.rendered(stored.pieces())
-    envs = 0
+    envs = steps = 0
     try:
         for piece in _counted(pieces, stored.moments, progress):
             recorder.log_rollout(piece.tensordict, begins=list(piece.begins))
-            envs = len(piece.begins)
+            envs, stepped = len(piece.begins), stepped_in(piece.tensordict)
+            steps += piece.tensordict.numel() if stepped is None else int(stepped.sum())
     finally:
         recorder.close()
         if again is not None:
@@ -112,8 +116,7 @@ def replay(
     partings = () if again is None else tuple(again.partings)
     if again is not None and partings and again.needs_no_seed:
         warn(f"it parts from what is stored with seed {seed}; leave the seed out: it can be set to what was observed")
-    counts = int(stats["steps"]), int(stats["episodes"]), envs
-    return Replayed(stored.what, recorder.path, *counts, stored.arrays, partings)
+    return Replayed(stored.what, recorder.path, steps, int(stats["episodes"]), envs, stored.arrays, partings)
 
 
 def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Iterator[Piece]:

@@ -143,7 +143,10 @@ class _Actor:
         except NoPictureError as error:
             raise ValueError(f"{env} can't be rendered: {error}; make it with render_mode='rgb_array'") from None
         except Exception as error:  # whatever its graphics library raises
-            raise ValueError(f"{env} can't be rendered here: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"{env.spec.id if env.spec else env} can't be rendered here: {type(error).__name__}: {error}. Without a display "
+                "set the environment variables MUJOCO_GL=egl (MuJoCo) and SDL_VIDEODRIVER=dummy before Python starts"
+            ) from error
         self.picture = self._black
         self.episode = -1
         self.at = 0

@@ -17,11 +17,13 @@ import uuid
 import weakref
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
+from torchrl_rerun.columns import EXACT
 from torchrl_rerun.outlets import CLOSE_SECONDS, STALL_SECONDS, Outlet
 from torchrl_rerun.schema import RECORDING_INFO
 from torchrl_rerun.sender import UNFLUSHED_BYTES
@@ -182,7 +184,7 @@ class StreamOutlet(Outlet):
                     self._stream.send_blueprint(message)
                 else:
                     batch = pa.ipc.open_stream(message).read_next_batch()
-                    self._stream.send_chunks(list(Chunk.from_record_batch(batch)))
+                    self._stream.send_chunks(list(Chunk.from_record_batch(beside_the_users(batch))))
                 self._taken(size)
                 passed += 1
                 unflushed += size + 1
@@ -217,6 +219,24 @@ class StreamOutlet(Outlet):
         super()._end(why)
         if why:
             _given_up.append(self._stream)
+
+
+def beside_the_users(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Numbers to plot as ``rr.Scalars`` has them: in one recording the viewer plots those that say what they are, or the others.
+
+    Those are float64 (rerun-sdk 0.41), in which a NaN may have other bits: such rows are there as they were, too.
+    """
+    at = batch.schema.get_field_index("Scalars:scalars")
+    if at < 0:
+        return batch
+    field, held = batch.schema.field(at), batch.column(at)
+    plotted = held.cast(pa.list_(pa.float64()))
+    metadata = {**field.metadata, b"rerun:component_type": b"rerun.components.Scalar"}
+    changed = batch.set_column(at, pa.field(field.name, plotted.type, metadata=metadata), plotted)
+    if held.type != plotted.type and np.isnan(held.flatten().to_numpy(zero_copy_only=False)).any():
+        exact = {b"rerun:kind": b"data", b"rerun:component": EXACT.encode()}
+        return changed.append_column(pa.field(EXACT, held.type, metadata=exact), held)
+    return changed
 
 
 @dataclasses.dataclass(frozen=True)

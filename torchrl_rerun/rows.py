@@ -87,7 +87,7 @@ def _scalars(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
         exact = batch.column(EXACT)
         size = math.prod(stream.row_shape)
         at = exact.is_valid().to_numpy(zero_copy_only=False)
-        numbers.reshape(len(batch), size)[at] = _flat(exact).reshape(-1, size)
+        numbers.reshape(len(batch), size)[at] = _narrowed(stream, _flat(exact)).reshape(-1, size)
     return numbers.reshape(len(batch), *stream.row_shape)
 
 

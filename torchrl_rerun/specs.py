@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -411,10 +411,29 @@ def frames_per_second(env: EnvBase | None) -> float | None:
     return 1.0 / float(dt) if isinstance(dt, int | float) and dt > 0 else None
 
 
+_ROBOT = re.compile(r"gymnasium\.envs\.mujoco\.(\w+)_v5:")
+_ROBOTS_FPS: Mapping[str, float] = {
+    "ant": 20.0,
+    "half_cheetah": 20.0,
+    "hopper": 125.0,
+    "humanoid": 67.0,
+    "humanoidstandup": 67.0,
+    "inverted_double_pendulum": 20.0,
+    "inverted_pendulum": 25.0,
+    "pusher": 20.0,
+    "reacher": 50.0,
+    "swimmer": 25.0,
+    "walker2d": 125.0,
+}
+"""With their own ``frame_skip``: those of version 5 say it as instances only, of which workers have theirs elsewhere."""
+
+
 def registered_fps(name: str | None) -> float | None:
-    """The frame rate that a registered gymnasium environment's class declares."""
+    """The frame rate that a registered gymnasium environment's class declares, or that MuJoCo's work out when they are made."""
     try:
         entry_point = gymnasium.spec(name or "").entry_point
+        if isinstance(entry_point, str) and (robot := _ROBOT.match(entry_point)):
+            return _ROBOTS_FPS[robot[1]]
         creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
         return float(getattr(creator, "metadata", {})["render_fps"])
     except Exception:  # not registered, not importable here, or silent about it

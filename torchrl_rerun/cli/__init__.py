@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from torchrl_rerun.cli.compare import compare_runs
+from torchrl_rerun.cli.console import say_warnings
 from torchrl_rerun.cli.export import export_recording
 from torchrl_rerun.cli.info import show_info
 from torchrl_rerun.cli.ls import list_recorded
@@ -26,6 +27,7 @@ app = typer.Typer(
 @app.callback()
 def torchrl_rerun() -> None:
     """Recordings that RerunRecorder made."""
+    say_warnings()
 
 
 app.command("view")(view_recordings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +24,20 @@ NO_END = 1 << 16
 
 DELAY = 1.0
 """Seconds that something takes before a bar appears."""
+
+
+def say_warnings() -> None:
+    """Let warnings be lines as all else that is said, without where in the program they come from."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if category in (UserWarning, RuntimeWarning):  # ours, and not Rerun's, which are of classes of their own
+            complaints.print("[yellow]warning[/]:", escape(str(message)))
+        else:
+            others(message, category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment] # it takes whatever comes after the first two
+    warnings.simplefilter("always", UserWarning)
 
 
 def fail(what: str, why: object) -> NoReturn:

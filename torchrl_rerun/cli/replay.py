@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import warnings
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,11 +61,14 @@ def replay_stored(
     """
     if seed is not None and render is None:
         raise typer.BadParameter("is what an environment is reset with: say which (--render)", param_hint="'--seed'")
+    if render is not None and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        # What draws must be told before it is imported that there is no window.
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
-        with working("replaying"), warnings.catch_warnings(record=True) as warned:
+        with working("replaying"):
             from torchrl_rerun.replaying import replay
 
-            warnings.simplefilter("always", UserWarning)
             replayed = replay(
                 source,
                 out,
@@ -78,9 +81,6 @@ def replay_stored(
             )
     except (OSError, ImportError, LookupError, ValueError) as error:
         fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
-    for warning in warned:
-        if issubclass(warning.category, UserWarning):
-            complaints.print("[yellow]warning[/]:", escape(str(warning.message)))
     _say(replayed)
 
 
@@ -101,7 +101,7 @@ def _say(replayed: Replayed) -> None:
         complaints.print(f"[yellow]and so do {count(len(replayed.partings) - _MOST_PARTINGS, 'other episode')}[/]")
     if replayed.arrays:
         keys = {name: "/".join(key) for name, key in replayed.arrays.items()}
-        taken = ", ".join(name if name == key else f"{name} as {key}" for name, key in keys.items())
+        taken = ", ".join(f"{name} as {key}" for name, key in keys.items())
         complaints.print(f"[dim]arrays: {escape(taken)}[/]")
     steps = f"{count(replayed.steps, 'step')} of {count(replayed.envs, 'environment')}"
     where = "" if replayed.path is None else str(from_here(replayed.path))
