@@ -165,6 +165,14 @@ def test_minari_keeps_pictures_as_pixels(runs, data_sets):
     assert (held.observations["observation"] == episode["observation"].numpy()).all()
 
 
+@pytest.mark.parametrize("name", ["badname", "cartpole/x", "../x-v0"])
+def test_what_is_no_id_of_minaris_is_said(runs, data_sets, name):
+    done = export(runs / "ppo", "--minari", name)
+    assert done.exit_code == 1
+    assert name in done.stderr
+    assert "Traceback" not in done.output
+
+
 def test_minari_replaces_nothing_unasked(runs, data_sets):
     episodes = load(runs / "ppo")
     folder = to_minari(episodes[:1], "some-v0")

@@ -51,6 +51,12 @@ def test_a_condition_in_sql_gives_the_episodes_of_which_it_is_true(runs):
     assert numbers(query(load(runs / "ppo")[2:], "TRUE")) == [2, 3, 4]
 
 
+def test_several_runs_are_asked_at_once(runs):
+    both = query([runs / "ppo", runs / "run.rrd"], "length > 0")
+    assert numbers(both) == [*numbers(query(runs / "ppo", "length > 0")), *numbers(query(runs / "run.rrd", "length > 0"))]
+    assert numbers(query([*load(runs / "ppo")], "length > 0")) == numbers(query(runs / "ppo", "length > 0"))
+
+
 def test_of_a_whole_run_the_episodes_are_found_by_what_they_came_to(runs):
     found = query(runs / "run.rrd", "terminated AND env = 1").to_pylist()
     known = [each.properties for each in load(runs / "run.rrd") if each.properties.env == 1]

@@ -191,4 +191,6 @@ def _each(rendered: Any, batch_size: torch.Size) -> Sequence[Any]:
 
 
 def _said(error: Exception) -> str:
+    if isinstance(error, EOFError):  # of a pipe
+        return "a worker ended, by an error of its own that it has printed"
     return str(error) if isinstance(error, NoPictureError) else f"{type(error).__name__}: {error}"
