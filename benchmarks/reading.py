@@ -45,6 +45,7 @@ def measure(effort: Effort) -> Report:
         (
             _detail("all keys, with the flags", scalars["everything"], scalars["parquet"]),
             _detail("to know the episodes: lengths, returns, how they ended", scalars["listing"], scalars["parquet"]),
+            *(_once(name, found) for name, found in pictures.items()),
         ),
     )
 
@@ -113,8 +114,8 @@ def _detail(what: str, seconds: float, parquet: float) -> Detail:
     return Detail("reading scalars, beside Parquet", what, measured, {"seconds": seconds})
 
 
-def _pictures(image_format: ImageFormat, path: Path, rounds: int) -> tuple[float, float, tuple[int, ...]]:
-    """Seconds through ``load``, and of a loop of the codec's users over the same bytes."""
+def _pictures(image_format: ImageFormat, path: Path, rounds: int) -> tuple[dict[str, float], tuple[int, ...]]:
+    """Seconds through ``load``, and of a loop of the codec's users over the same bytes; and how many pictures they are."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     torch.manual_seed(0)
     env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=False)
@@ -138,11 +139,22 @@ def _pictures(image_format: ImageFormat, path: Path, rounds: int) -> tuple[float
         return np.stack(pictures)
 
     loop = {"jpeg": jpeg, "h264": h264}[image_format]
-    found = _take_turns({"codec": loop, "load": lambda: load(path).rollout(["pixels"])}, rounds)
-    return found["load"], found["codec"], (len(files), *shape)
+    ways: dict[str, Callable[[], object]] = {
+        "codec": loop,
+        "load": lambda: load(path).rollout(["pixels"]),
+        "once": lambda: [episode["pixels"] for episode in load(path)],
+    }
+    return _take_turns(ways, rounds), (len(files), *shape)
 
 
-def _beside_codec(name: str, through: float, codec: float, shape: tuple[int, ...]) -> Row:
+def _once(name: str, found: tuple[dict[str, float], tuple[int, ...]]) -> Detail:
+    seconds, (count, *_) = found
+    measured = f"{seconds['once'] / count * 1e3:.2f} ms, {seconds['once'] / seconds['codec']:.2f} x the codec"
+    return Detail(f"reading pictures, {name}, beside the codec", "each once: episode['pixels']", measured, seconds)
+
+
+def _beside_codec(name: str, seconds: dict[str, float], shape: tuple[int, ...]) -> Row:
+    through, codec = seconds["load"], seconds["codec"]
     library = {"jpeg": "Pillow", "h264": "PyAV"}[name]
     count = shape[0]
     return Row(
@@ -152,5 +164,5 @@ def _beside_codec(name: str, through: float, codec: float, shape: tuple[int, ...
         f"{through / codec:.2f} x",
         f"<= {TIMES_CODEC} x the codec (ours)",
         through <= TIMES_CODEC * codec,
-        {"load_s": through, "codec_s": codec},
+        {f"{name}_s": taken for name, taken in seconds.items()},
     )

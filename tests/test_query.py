@@ -53,7 +53,10 @@ def test_a_condition_in_sql_gives_the_episodes_of_which_it_is_true(runs):
 
 def test_several_runs_are_asked_at_once(runs):
     both = query([runs / "ppo", runs / "run.rrd"], "length > 0")
-    assert numbers(both) == [*numbers(query(runs / "ppo", "length > 0")), *numbers(query(runs / "run.rrd", "length > 0"))]
+    assert numbers(both) == [
+        *numbers(query(runs / "ppo", "length > 0")),
+        *numbers(query(runs / "run.rrd", "length > 0")),
+    ]
     assert numbers(query([*load(runs / "ppo")], "length > 0")) == numbers(query(runs / "ppo", "length > 0"))
 
 
