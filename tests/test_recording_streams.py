@@ -142,6 +142,19 @@ def test_what_is_in_a_nan_comes_back_from_a_stream(stream, saved):
         assert part["h"].view(torch.int16).tolist() == half[moment : moment + 1].view(torch.int16).tolist()
 
 
+def test_large_integers_come_back_from_a_stream(stream, saved):
+    """Those of states, too, of which the stream's own numbers are rounded."""
+    numbers = torch.tensor([[2**60 + 1, 3], [-(2**60) - 1, 4]])
+    seen = TensorDict({"s": numbers[:, :1], "n": numbers}, [2])
+    rollout = TensorDict({**seen[:1], "next": TensorDict({**seen[1:], "done": torch.zeros(1, 1).bool()}, [1])}, [1])
+    with RerunRecorder(stream, in_keys=["s", "n", "done"], kinds={"s": "state"}) as recorder:
+        recorder.log_rollout(rollout)
+    stream.disconnect()
+    back = load(saved).rollout()
+    for key in ("s", "n"):
+        assert torch.cat([back[key], back["next", key]]).tolist() == seen[key].tolist()
+
+
 def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
     bare = rr.RecordingStream("mine", recording_id="two")
     bare.save(tmp_path / "bare.rrd")

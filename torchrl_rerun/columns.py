@@ -104,9 +104,20 @@ def _scalars(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
         return [number_lists(numbers)]
     # The viewer plots no integers (rerun-sdk 0.41).
     columns = [number_lists(numbers.astype(np.float64))]
-    if numbers.dtype.itemsize == 8 and ((numbers > EXACT_FLOATS) | (numbers < -EXACT_FLOATS)).any():
+    if not are_exact_floats(numbers):
         columns.append(Column(EXACT, None, None, lists(flat(numbers), len(rows))))
     return columns
+
+
+def are_exact_floats(numbers: npt.NDArray[Any]) -> bool:
+    """Whether float64 holds each of some numbers to the bit; of a NaN of fewer bits that isn't said.
+
+    >>> are_exact_floats(np.array([2**53])), are_exact_floats(np.array([2**53 + 1]))
+    (True, False)
+    """
+    if numbers.dtype.kind == "f":
+        return numbers.dtype.itemsize == 8 or not np.isnan(numbers).any()
+    return numbers.dtype.itemsize < 8 or not ((numbers > EXACT_FLOATS) | (numbers < -EXACT_FLOATS)).any()
 
 
 def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:

@@ -17,13 +17,12 @@ import uuid
 import weakref
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.columns import EXACT
+from torchrl_rerun.columns import EXACT, are_exact_floats
 from torchrl_rerun.outlets import CLOSE_SECONDS, STALL_SECONDS, Outlet
 from torchrl_rerun.schema import RECORDING_INFO
 from torchrl_rerun.sender import UNFLUSHED_BYTES
@@ -224,16 +223,16 @@ class StreamOutlet(Outlet):
 def beside_the_users(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Numbers to plot as ``rr.Scalars`` has them: in one recording the viewer plots those that say what they are, or the others.
 
-    Those are float64 (rerun-sdk 0.41), in which a NaN may have other bits: such rows are there as they were, too.
+    Those are float64 (rerun-sdk 0.41). What that doesn't hold to the bit is there as it was, too.
     """
     at = batch.schema.get_field_index("Scalars:scalars")
     if at < 0:
         return batch
     field, held = batch.schema.field(at), batch.column(at)
-    plotted = held.cast(pa.list_(pa.float64()))
+    plotted = held.cast(pa.list_(pa.float64()), safe=False)  # large integers are rounded
     metadata = {**field.metadata, b"rerun:component_type": b"rerun.components.Scalar"}
     changed = batch.set_column(at, pa.field(field.name, plotted.type, metadata=metadata), plotted)
-    if held.type != plotted.type and np.isnan(held.flatten().to_numpy(zero_copy_only=False)).any():
+    if not are_exact_floats(held.flatten().to_numpy(zero_copy_only=False)):
         exact = {b"rerun:kind": b"data", b"rerun:component": EXACT.encode()}
         return changed.append_column(pa.field(EXACT, held.type, metadata=exact), held)
     return changed
