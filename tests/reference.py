@@ -28,24 +28,23 @@ class Reference:
         self.frame = -1
         self.step = 0
         self.at = [{"frame": None, "step": 0, "episode": -1, "episode_step": 0} for _ in range(envs)]
-        self.sums: list[dict[str, Any]] = [{} for _ in range(envs)]
         self.rows: dict[tuple[int, str], list[Row]] = {}
 
     def add(self, env: int, key: str, value: Any) -> None:
         value = value.clone() if isinstance(value, torch.Tensor) else value
         self.rows.setdefault((env, key), []).append(Row(value=value, **self.at[env]))
 
-    def reset(self, observed: dict[int, dict[str, Any]]) -> None:
-        """``observed``: per environment that was reset, key -> value."""
+    def reset(self, observed: dict[int, dict[str, Any]], begun: list[int] | None = None) -> None:
+        """``observed``: per environment that was reset, key -> value. ``begun``: whose episodes begin; None: all of these."""
         self.frame += 1
         for env, values in observed.items():
+            begins = begun is None or env in begun
             self.at[env] = {
                 "frame": self.frame,
                 "step": self.step,
-                "episode": self.at[env]["episode"] + 1,
-                "episode_step": 0,
+                "episode": self.at[env]["episode"] + begins,
+                "episode_step": 0 if begins else self.at[env]["episode_step"],
             }
-            self.sums[env] = {}
             for key, value in values.items():
                 self.add(env, key, value)
 
@@ -141,7 +140,9 @@ def of_rollout(
         moment = rollout[..., t]
         following = moment.get("next")
         reference.steps(per_env(moment, list(acted)), per_env(following, [*observed, *stepped]))
-        ended = following.get(done).reshape(envs, -1).any(-1).nonzero().flatten().tolist()
+        flags = following.get(done).reshape(envs, -1)
+        ended = flags.any(-1).nonzero().flatten().tolist()
         if ended and t + 1 < time:
-            reference.reset(per_env(rollout[..., t + 1], observed, ended))
+            begun = flags.all(-1).nonzero().flatten().tolist()  # else only some agents were reset
+            reference.reset(per_env(rollout[..., t + 1], observed, ended), begun)
     return reference

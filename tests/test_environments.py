@@ -178,7 +178,7 @@ class Herd(EnvBase):
 
 
 def test_agents_that_are_done_one_by_one(path):
-    """An environment has an episode; it begins anew when any of its agents is reset."""
+    """An environment has an episode, which goes on while any of its agents does; what they begin anew with are rows, too."""
     env = Herd().append_transform(RerunRecorder(path))
     rollout = env.rollout(12, break_when_any_done=False)
     env.close()

@@ -372,6 +372,12 @@ class Buffer:
             self._wake()
         yield from ()
 
+    def grow(self, envs: int) -> None:
+        """Hand over what is there, and start blocks of more environments."""
+        self.flush()
+        self._envs = envs
+        self.tracks = self._tracks
+
     @property
     def capacity(self) -> int:
         """Bytes for both blocks; setting it hands over what is there, and starts blocks of the new size."""
@@ -399,16 +405,24 @@ class Buffer:
     def _frame_bytes(self) -> int:
         return self._envs * sum(track.row_bytes for track in self._tracks)
 
-    def add(self, event: Event, moments: Sequence[Arrays | None], positions: Callable[[], Positions]) -> bool:
+    def add(
+        self,
+        event: Event,
+        moments: Sequence[Arrays | None],
+        positions: Callable[[], Positions],
+        *,
+        may_change: bool = False,
+    ) -> bool:
         """Copy a frame into a block that has room for it; False: nobody takes blocks any more.
 
         Args:
             event: what happens in the frame.
             moments: per moment, the values of all environments; None for a moment that had none.
             positions: where the environments are before it; asked at the start of a block.
+            may_change: whether :meth:`amend` may follow.
         """
         block = self._block
-        if block is None and event.leaves_no_row and not self._is_summed:
+        if block is None and event.leaves_no_row and not self._is_summed and not may_change:
             return True  # the next block begins after it
         if (
             block is None
@@ -426,6 +440,18 @@ class Buffer:
         """Forget what is being added, however much of it was copied."""
         if self._block is not None:
             self._block.drop(event)
+
+    def amend(self, event: Event, amended: Event, moments: Sequence[Arrays | None]) -> None:
+        """Put another event, with other values, in the place of the last one. Called again it does the same.
+
+        Args:
+            event: the last one that was added, with ``may_change``; nothing was handed over since.
+            amended: the same step; more of it may be recorded.
+            moments: as for :meth:`add`.
+        """
+        if self._block is not None:
+            self._block.drop(event)
+            self._block.add(amended, moments)
 
     def flush(self) -> None:
         """Hand over what there is.
@@ -448,14 +474,13 @@ class Buffer:
             self._hand_over(self, turn)
             turn.is_handed_over = True
 
-    def flush_if_old(self, now: int) -> None:
-        """Hand over what there is if the first of it is older than it may be.
+    def is_old(self, now: int) -> bool:
+        """Whether the first frame of what there is is older than it may be.
 
         Args:
             now: nanoseconds since the epoch.
         """
-        if self._block is not None and now > self._expires:
-            self.flush()
+        return self._block is not None and now > self._expires
 
     def chunks(self, turn: Turn) -> Iterator[Chunk]:
         """The chunks of a block whose turn it is. Called on the writer's thread."""

@@ -20,7 +20,7 @@ from rerun.chunk import Chunk, RrdReader
 from torchrl_rerun.buffer import Block, size_of
 from torchrl_rerun.columns import ChunkFactory, static_chunks
 from torchrl_rerun.embedding import EncodedLayout, encode
-from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP
+from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Episode, EpisodeKey
 from torchrl_rerun.ledger import Over
@@ -86,6 +86,16 @@ class EpisodeFiles:
             warnings.warn(f"the recordings are complete, but have no layout: {error}", RuntimeWarning, stacklevel=2)
 
     # --- what an output is ---
+
+    def grow(self, source: Source, envs: Sequence[int]) -> None:
+        """Write more environments from now on; no block may be on its way.
+
+        Args:
+            source: the environments.
+            envs: the environment index of each row of the blocks to come.
+        """
+        self._last_over = np.append(self._last_over, np.full(len(envs) - len(self._envs), -1))
+        self._source, self._envs = source, list(envs)
 
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
@@ -327,7 +337,7 @@ class _Rows:
             self._began = int(positions[0, STEP] - positions[0, EPISODE_STEP]), int(positions[0, LOG_TIME])
         self.first = min(self.first, int(positions[0, FRAME]))
         self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
-        positions[:, FRAME] = positions[:, EPISODE_STEP]
+        positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
         values = [(stream, rows[part].copy()) for stream, rows in piece.values]
         for stream, rows in values:
             if stream.sums:

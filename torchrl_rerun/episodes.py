@@ -9,13 +9,16 @@ import numpy.typing as npt
 
 from torchrl_rerun.events import NONE, Event, Rows
 
-FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME = range(5)
-"""Columns of a position, in the order in which the timelines are written."""
+FRAME, STEP, EPISODE, EPISODE_STEP, LOG_TIME, REGROUPED = range(6)
+"""Columns of a position: the timelines in the order in which they are written, then the count of resets in the episode."""
 
 TIMELINES = ("frame", "step", "episode", "episode_step", "log_time")
 
+COLUMNS = len(TIMELINES) + 1
+
 Positions = npt.NDArray[np.int64]
-"""int64 ``[..., 5]``, the columns of :data:`TIMELINES`; ``log_time`` in nanoseconds since the epoch."""
+"""int64 ``[..., 6]``: the columns of :data:`TIMELINES`, with ``log_time`` in nanoseconds since the epoch, and
+``REGROUPED``: how often groups of agents were reset within the episode so far."""
 
 
 class Progress(NamedTuple):
@@ -45,8 +48,8 @@ class Episodes:
     >>> episodes = Episodes(2)
     >>> episodes.apply(episodes.event(None, 0, is_step=False))
     >>> episodes.apply(episodes.event(np.array([1]), 5, is_step=True))
-    >>> episodes.positions().tolist()  # frame, step, episode, episode_step and time of each environment
-    [[0, 0, 0, 0, 0], [1, 1, 0, 1, 5]]
+    >>> episodes.positions().tolist()  # frame, step, episode, episode_step, time and regroupings of each environment
+    [[0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 5, 0]]
     """
 
     def __init__(self, envs: int) -> None:
@@ -54,6 +57,7 @@ class Episodes:
         self.steps = 0
         self._episode = np.full(envs, -1, np.int64)
         self._episode_step = np.zeros(envs, np.int64)
+        self._regrouped = np.zeros(envs, np.int64)
         self._more_steps = 0  # of all environments, to be added
         self._stamps = np.zeros((envs, 3), np.int64)  # frame, step and time of each one's last frame
         # The last event, while it was one of all environments: then `_stamps` waits to be filled in.
@@ -73,7 +77,18 @@ class Episodes:
         self._episode[:known] = progress.episodes[:known]
         self._stamps[:, 1] = progress.steps
 
-    def event(self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None) -> Event:
+    def grow(self, envs: int) -> None:
+        """Follow more environments, which haven't been reset."""
+        more = envs - len(self._episode)
+        self._episode = np.append(self._episode, np.full(more, -1))
+        self._episode_step = np.append(self._episode_step, np.full(more, -self._more_steps))
+        self._regrouped = np.append(self._regrouped, np.zeros(more, np.int64))
+        self._stamps = np.concatenate([self._stamps, np.zeros((more, 3), np.int64)])
+        self.all_begun = False
+
+    def event(
+        self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None, begun: Rows = None
+    ) -> Event:
         """What is about to happen: environments are stepped, or reset. Changes nothing.
 
         Args:
@@ -81,14 +96,16 @@ class Episodes:
             now: when, in nanoseconds since the epoch.
             is_step: they are stepped.
             picked: those whose frames before and after are recorded; None: all of them.
+            begun: of a reset, those whose episodes begin; None: all of ``rows``.
         """
         before, after = (rows, rows) if picked is None else picked
-        return Event(self.frames, self.steps + is_step, now, is_step, rows, before, after)
+        return Event(self.frames, self.steps + is_step, now, is_step, rows, before, after, begun)
 
     def apply(self, event: Event) -> None:
         """It happens: a new frame, if it is recorded; a step on in the same episode, or step 0 of a new one."""
         rows = event.rows
         is_recorded = event.after is rows or event.is_recorded
+        touched, begins = (slice(None) if each is None else each for each in (rows, event.begins))
         # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
         if event.is_step:
             self.steps = event.step
@@ -96,12 +113,12 @@ class Episodes:
                 self._more_steps += 1
             else:
                 self._episode_step[rows] += 1
-        elif rows is None:
-            self._episode += 1
-            self._episode_step[:] = -self._more_steps
         else:
-            self._episode[rows] += 1
-            self._episode_step[rows] = -self._more_steps
+            if event.begun is not None:
+                self._regrouped[touched] += 1
+            self._episode[begins] += 1
+            self._episode_step[begins] = -self._more_steps
+            self._regrouped[begins] = 0
         if is_recorded:
             self.frames += 1
         if rows is None:
@@ -113,17 +130,33 @@ class Episodes:
             self._stamps[rows] = event[:3]
         self._seen = event
 
+    def amend(self, event: Event, amended: Event) -> None:
+        """Put another event in the place of the last one: more of the same frame is recorded than was known.
+
+        Args:
+            event: the last event that was applied.
+            amended: the same step, of the same environments.
+        """
+        if self._seen is event:
+            frames = self.frames + amended.is_recorded - event.is_recorded
+            # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
+            self.frames = frames
+            if self._shared is event:
+                self._shared = amended
+            self._seen = amended
+
     def positions(self) -> Positions:
-        """Where each environment is, ``[envs, 5]``: at its last frame. The episode is -1 before the first reset."""
+        """Where each environment is, ``[envs, 6]``: at its last frame. The episode is -1 before the first reset."""
         if self._shared is not None:
             self._stamps[:] = self._shared[:3]
             self._shared = None
         self._episode_step += self._more_steps
         self._more_steps = 0
-        latest = np.empty((len(self._episode), len(TIMELINES)), np.int64)
+        latest = np.empty((len(self._episode), COLUMNS), np.int64)
         latest[:, [FRAME, STEP, LOG_TIME]] = self._stamps
         latest[:, EPISODE] = self._episode
         latest[:, EPISODE_STEP] = self._episode_step
+        latest[:, REGROUPED] = self._regrouped
         return latest
 
     def has_seen(self, event: Event) -> bool:

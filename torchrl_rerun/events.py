@@ -16,18 +16,6 @@ Rows = npt.NDArray[np.intp] | None
 NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
 
 
-class Ends(NamedTuple):
-    """Whose episodes end with a step, ``[envs]`` each, and how."""
-
-    terminated: npt.NDArray[np.bool_]
-    truncated: npt.NDArray[np.bool_]
-
-    @property
-    def either(self) -> npt.NDArray[np.bool_]:
-        """Those that end in either way."""
-        return self.terminated | self.truncated
-
-
 class Event(NamedTuple):
     """What happened at one moment: environments were reset, or stepped.
 
@@ -39,6 +27,8 @@ class Event(NamedTuple):
         rows: which environments.
         before: those whose frame before this was recorded: what the policy did then belongs to it.
         after: those whose frame is recorded now.
+        begun: of a reset, those of ``rows`` whose episodes begin; None: all of them. In the others only some groups of
+            agents were reset, and their episodes go on.
     """
 
     frame: int
@@ -48,6 +38,12 @@ class Event(NamedTuple):
     rows: Rows
     before: Rows
     after: Rows
+    begun: Rows = None
+
+    @property
+    def begins(self) -> Rows:
+        """The environments whose episodes begin with a reset."""
+        return self.rows if self.begun is None else self.begun
 
     @property
     def is_recorded(self) -> bool:
@@ -86,7 +82,7 @@ class Events:
 
     def append(self, event: Event) -> None:
         """Note an event."""
-        frame, step, log_time, is_step, rows, before, after = event
+        frame, step, log_time, is_step, rows, before, after, _ = event
         self._numbers.extend((frame, step, log_time))
         if rows is not None or not is_step:
             self._others[self._count] = event

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
 import multiprocessing.util
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, Transform
 
 from torchrl_rerun import specs
+from torchrl_rerun.calls import Call
 from torchrl_rerun.camera import PIXELS, Camera
-from torchrl_rerun.continuing import Continuity, stepped_in
+from torchrl_rerun.continuing import Continuity
+from torchrl_rerun.endings import FLAGS, Endings, Ends
 from torchrl_rerun.episodes import Progress
-from torchrl_rerun.events import Ends
 from torchrl_rerun.opening import Settings, open_recording
-from torchrl_rerun.recording import Recording
+from torchrl_rerun.recording import Recording, Settled
 from torchrl_rerun.rerun_streams import OutOfReachError
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.sinks import RecordingError
@@ -47,15 +51,17 @@ class Feed:
 
     Args:
         settings: what the user asked for.
-        sees_all: whether nothing is added to what is seen here before the policy gets it.
+        behind: gives the transforms that come after the recorder, and may change what passes.
 
     Attributes:
         recording: the recording in progress; None before the first frame.
+        lock: held while the feed is used: replay buffers call their transforms in several threads at once.
     """
 
-    def __init__(self, settings: Settings, sees_all: Callable[[], bool]) -> None:
+    def __init__(self, settings: Settings, behind: Callable[[], Sequence[Transform]]) -> None:
         self._settings = settings
-        self._sees_all = sees_all
+        self._behind = behind
+        self.lock = threading.RLock()
         self.recording: Recording | None = None
         self._enabled = True
         self._resumed: Progress | None = None
@@ -63,8 +69,13 @@ class Feed:
         self._forget_keys()
         self._continuity = Continuity()
         self._resets_itself = False
+        self._resets_by_group = False
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
+        self._warned_of_others = False
+        self._around: list[Transform] | None = None  # the transforms of environments around this one
+        self._entered: _Entered | None = None
+        self._final: _Final | None = None
         self._process = os.getpid()
         self._is_elsewhere = False  # what is recorded to, and can't be had here
 
@@ -92,6 +103,7 @@ class Feed:
 
     def close_quietly(self) -> None:
         """Close the recording where nobody is there to catch an error."""
+        self.catch_up()
         if self.recording is not None:
             try:
                 self.recording.close()
@@ -106,7 +118,8 @@ class Feed:
         self._of_observed: list[_Read] | None = None
         self._of_following: list[_Read] = []
         self._of_acted: list[_Read] = []
-        self._ends: Callable[[TensorDictBase], Ends | None] = lambda _: None
+        self._endings = Endings(())
+        self._present: TensorDictBase | None = None  # what was seen last, if groups of agents are reset apart
 
     # --- live ---
 
@@ -132,6 +145,7 @@ class Feed:
         observed: TensorDictBase,
         mask: Mask = None,
         *,
+        begun: Mask = None,
         outcome: TensorDictBase | None = None,
         is_past: bool = False,
     ) -> None:
@@ -141,6 +155,7 @@ class Feed:
             env: the environment, for its specs.
             observed: the data after the reset, of all environments.
             mask: which of them were reset.
+            begun: whose episodes begin; None: those of all that were reset. Of the others some groups of agents were reset.
             outcome: the data after the first step where that is known already, for the rewards in it.
             is_past: they have been stepped since, and can't be rendered as they were.
         """
@@ -157,12 +172,38 @@ class Feed:
                 if self._camera is not None:
                     arrays.append(None)
                     render = None if is_past else self._camera.at(env)
-                recording.reset(arrays, mask, specs.seeds(env()) if recording.must_know_ends else (), render=render)
+                seeds = specs.seeds(env()) if recording.must_know_ends else ()
+                recording.reset(arrays, mask, seeds, begun=begun, render=render)
+                if self._resets_by_group:
+                    self._present = observed
             except Exception as error:  # training goes on: it is kept for the next `dump()`
                 recording.fail(error)
 
+    def regroup(
+        self, env: EnvOf, observed: TensorDictBase, resets: Mapping[Key, torch.Tensor], mask: Mask, begun: Mask
+    ) -> None:
+        """Groups of agents were reset, and others keep what they observed last, as in TorchRL's rollouts.
+
+        Args:
+            env: the environment, for its specs.
+            observed: the data after the reset, of all environments.
+            resets: by group, which agents were reset.
+            mask: of which environments any agent was reset.
+            begun: whose episodes begin.
+        """
+        if self._present is not None:
+            observed = specs.regrouped(observed, self._present, resets)
+        self.reset(env, observed, mask, begun=begun)
+
     def step(
-        self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask = None
+        self,
+        env: EnvOf,
+        root: TensorDictBase,
+        acted: Acted,
+        following: TensorDictBase,
+        mask: Mask = None,
+        *,
+        may_change: bool = False,
     ) -> None:
         """Environments were stepped.
 
@@ -172,6 +213,7 @@ class Feed:
             acted: the policy's part of it, see :meth:`acted`.
             following: what came of it.
             mask: which environments were stepped.
+            may_change: whether transforms behind the recorder have yet to see what came of it.
         """
         recording = self.recording
         if recording is None or not recording.alive or not self._is_described:
@@ -181,32 +223,134 @@ class Feed:
         if not recording.all_begun:
             self._begin_those_never_reset(recording, env, root, following, mask)
         try:
-            arrays = self._arrays(self._of_following, following)
+            values = self._values(self._of_following, following)
+            arrays = [*map(self._array, self._of_following, values)]
             count = len(self._of_observed or ())
-            observed, stepped = arrays[:count], arrays[count:]
             if self._resets_itself:
                 keys = [read.key for read in self._of_following[:count]]
-                observed = specs.without_last_observations(keys, observed, env(), following)
+                arrays[:count] = specs.without_last_observations(keys, arrays[:count], env(), following)
+            observed = arrays[:count]
             ends = self._ends(following) if recording.must_know_ends else None
             render = None
             if self._camera is not None:
                 observed.append(None)
                 render = self._camera.at(env, following)
-            recording.step(self._actions(acted), observed, stepped, mask, ends, render=render)
+            settle = None
+            if may_change:
+                self._final = _Final(following)
+                settle = functools.partial(self._settled, self._final, values, arrays)
+            recording.step(self._actions(acted), observed, arrays[count:], mask, ends, render=render, settle=settle)
+            if self._resets_by_group:
+                self._present = following
         except Exception as error:  # training goes on: it is kept for the next `dump()`
             recording.fail(error)
 
-    @property
-    def must_know_ends(self) -> bool:
-        """Whether :meth:`ended` is to be told of ends that :meth:`step` may not have seen."""
-        return self.recording is not None and self.recording.must_know_ends and not self._sees_all()
+    def _ends(self, following: TensorDictBase) -> Ends | None:
+        """Whose episodes end with a step, from what came of it."""
+        return self._endings.of(functools.partial(specs.flags_of, following), following.batch_size.numel())
 
-    def ended(self, following: TensorDictBase) -> None:
-        """What came of a step, after all transforms."""
-        if self.recording is not None and self.recording.alive and self._fits(self.recording, following):
-            ends = self._ends(following)
-            if ends is not None:
-                self.recording.end(ends)
+    def enter(self, env: EnvOf, root: TensorDictBase) -> None:
+        """Environments are about to be stepped.
+
+        Args:
+            env: the environment, for its specs.
+            root: what goes into the step, before transforms in front of the recorder change it.
+        """
+        self.catch_up()
+        self.settle()
+        call = Call()
+        if self._around is None:
+            self._around = specs.flat(call.outer_transforms())
+        self._entered = _Entered(env, root, specs.value_at_root(root, "_step"), self.acted(env, root), call)
+
+    def leave(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
+        """Environments were stepped, and transforms behind the recorder have yet to see what came of it.
+
+        Args:
+            env: the environment, for its specs.
+            root: what went into the base environment's step.
+            following: what came of it.
+        """
+        entered = self._entered
+        if entered is None:
+            self.step(env, root, self.acted(env, root), following, may_change=True)
+        elif following.batch_size == entered.root.batch_size:
+            self._entered = None
+            mask = _stepped(entered, following, specs.value_at_root(root, "_step"))
+            self.step(env, root, entered.acted, following, mask, may_change=True)
+
+    def finish(self, following: TensorDictBase) -> None:
+        """All transforms have seen what came of a step.
+
+        Args:
+            following: what came of it.
+        """
+        self.catch_up(following)
+        if self._final is not None:
+            self._final.following = following
+            self.settle()
+
+    def catch_up(self, following: TensorDictBase | None = None) -> None:
+        """Record the last step if nobody said that it was made, see :class:`~torchrl_rerun.calls.Call`.
+
+        Args:
+            following: what came of it, if that is known.
+        """
+        entered, self._entered = self._entered, None
+        if entered is None or self.recording is None or not self.recording.alive:
+            return
+        if following is None:
+            following = entered.call.following()
+        if following is None or following.batch_size != entered.root.batch_size:
+            return
+        given = entered.call.partial_steps()
+        nobody = torch.zeros(following.batch_size, dtype=torch.bool)
+        mask = _stepped(entered, following, nobody if given is None else given)
+        self.step(entered.env, entered.root, entered.acted, following, mask)
+
+    def settle(self) -> None:
+        """Look once more at the last step, before what it came to is gone."""
+        self._final = None
+        if self.recording is not None and self.recording.alive:
+            self.recording.settle()
+
+    def _settled(self, final: _Final, values: Sequence[Any], arrays: Sequence[Any]) -> Settled | None:
+        """What became of a step behind the recorder: its flags are recorded as they are in the end.
+
+        Args:
+            final: what came of the step in the end.
+            values: what the recorder saw.
+            arrays: the same, as it was recorded.
+        """
+        following, recording = final.following, self.recording
+        if recording is None or following.batch_size != recording.source.batch_size:
+            return None
+        reads, now = self._of_following, self._values(self._of_following, following)
+        settled = [*arrays]
+        changed = False
+        for i, read in enumerate(reads):
+            if now[i] is values[i] or now[i] is None or _is_same_memory(now[i], values[i]):
+                continue
+            if read.key[-1] in FLAGS:
+                settled[i] = self._array(read, now[i])
+                changed |= read.stream.device != "" or not np.array_equal(settled[i], arrays[i])
+            elif not self._warned_of_others and _differ(self._array(read, now[i]), arrays[i]):
+                self._warn_of_others(read.key)
+        if not changed:
+            return None
+        count = len(self._of_observed or ())
+        ends = self._ends(following) if recording.must_know_ends else None
+        return Settled(settled[:count], settled[count:], ends)
+
+    def _warn_of_others(self, key: Key) -> None:
+        """Say that what is recorded isn't what the rollout holds."""
+        self._warned_of_others = True
+        behind = list(dict.fromkeys(type(each).__name__ for each in (*self._behind(), *(self._around or ()))))
+        who = " or ".join(behind) if behind else "a transform"
+        warn(
+            f"{name_of(key)} is recorded as it passes the recorder, and is not what the rollout holds: {who} changes it "
+            "afterwards. Append the recorder last, to the outermost environment"
+        )
 
     def _begun_stepping(
         self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask
@@ -234,43 +378,81 @@ class Feed:
 
     # --- stored ---
 
-    def rollout(self, env: EnvBase | None, rollout: TensorDictBase, begins: Mask = None) -> None:
+    def rollout(
+        self,
+        env: EnvBase | None,
+        rollout: TensorDictBase,
+        begins: npt.NDArray[np.bool_] | None = None,
+        stepped: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         """Some consecutive moments of a stored rollout.
 
         Args:
             env: the environment, for its specs; None: there is none.
-            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1, of all environments. A ``"mask"``
-                entry says which of them are not padding, a ``"_step"`` entry which were stepped.
-            begins: which of them begin an episode with the first moment, whatever the data looks like.
+            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1, of all environments.
+            begins: bool ``[envs, time]``, where an episode begins, whatever the data looks like.
+            stepped: bool ``[envs, time]``, which environments were stepped; None: all at all times.
         """
         if self.recording is None or self.recording.process != os.getpid():
             self._continuity.forget()
-        begun = self._continuity.begun(rollout)
-        if begins is not None:
-            begun[:, 0] |= begins
+        found = self._continuity.begun(rollout, stepped)
+        begun = found.episodes if begins is None else found.episodes | begins
         for i, moment in enumerate(rollout.unbind(-1)):
-            self._transition(env, moment, begun[:, i])
+            mask = None if stepped is None else stepped[:, i]
+            self._transition(env, moment, begun[:, i], found.groups[:, i] & ~begun[:, i], mask)
 
-    def _transition(self, env: EnvBase | None, moment: TensorDictBase, begun: npt.NDArray[np.bool_]) -> None:
+    def _transition(
+        self,
+        env: EnvBase | None,
+        moment: TensorDictBase,
+        begun: npt.NDArray[np.bool_],
+        regrouped: npt.NDArray[np.bool_],
+        mask: Mask,
+    ) -> None:
         following = moment.get("next")
-        stepped = stepped_in(moment)
-        mask = None if stepped is None else stepped.cpu().numpy().reshape(-1)
 
         def env_of() -> EnvBase | None:
             return env
 
         if mask is not None:
-            begun &= mask
-        if begun.any():
+            begun, regrouped = begun & mask, regrouped & mask
+        reset = begun | regrouped
+        if reset.any():
             observed = moment.select(*specs.data_keys(following), strict=False)
-            self.reset(env_of, observed, None if begun.all() else begun, outcome=following)
-        self.step(env_of, moment, self.acted(lambda: None, moment), following, mask)
+            self.reset(
+                env_of,
+                observed,
+                None if reset.all() else reset,
+                begun=begun if regrouped.any() else None,
+                outcome=following,
+            )
+        if mask is None or mask.any():
+            self.step(env_of, moment, self.acted(lambda: None, moment), following, mask)
+
+    def make_room(self, envs: int) -> None:
+        """More environments come than were known: trajectories of which there is no end.
+
+        Args:
+            envs: how many there are now.
+        """
+        recording = self.recording
+        if recording is None or not recording.alive or recording.process != os.getpid():
+            return
+        if len(recording.source.batch_size) != 1 or recording.source.envs >= envs:
+            return
+        recording.grow(envs)
+        self._continuity.grow(envs)
+        for name in ("_of_observed", "_of_following", "_of_acted"):
+            reads: list[_Read] | None = getattr(self, name)
+            if reads is not None:
+                setattr(self, name, [_Read(read.stream, (envs,)) for read in reads])
 
     # --- what is seen ---
 
     def _describe_observed(
         self, recording: Recording, env: EnvBase | None, observed: TensorDictBase, outcome: TensorDictBase | None
     ) -> None:
+        self._resets_by_group = env is not None and specs.resets_by_group(env)
         wanted = self._wanted(env, observed)
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
         values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}
@@ -324,7 +506,7 @@ class Feed:
         self._of_following = [*(self._of_observed or ()), *self._reading(recording, stepped)]
         self._of_acted = self._reading(recording, policy)
         self._resets_itself = env is not None and specs.resets_itself(env)
-        self._ends = specs.ends_in(env, following)
+        self._endings = Endings(specs.flag_keys(env, following))
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped)
         recording.describe(Moment.ACTED, policy)
@@ -384,7 +566,7 @@ class Feed:
             self._skipped.update(missing)
             missing = [key for key in missing if key[-1] not in _BOOKKEEPING]
             names = ", ".join(map(name_of, missing))
-            if missing and self._sees_all():
+            if missing and not self._behind():
                 warn(
                     f"{names} is in the environment's specs, but not in its first step, and is not recorded: give it from "
                     "the first step on, if only zeros"
@@ -522,6 +704,55 @@ class Feed:
         return self.recording
 
 
+class _Entered(NamedTuple):
+    """A step that is under way.
+
+    Attributes:
+        env: gives the environment.
+        root: what goes into it.
+        asked: which environments are to be stepped, ``[*batch]``; None: all.
+        acted: the policy's part of the root.
+        call: the call of the environment's step.
+    """
+
+    env: EnvOf
+    root: TensorDictBase
+    asked: torch.Tensor | None
+    acted: Acted
+    call: Call
+
+
+@dataclasses.dataclass(slots=True)
+class _Final:
+    """What came of the last step: transforms behind the recorder may change it, or put another one in its place."""
+
+    following: TensorDictBase
+
+
+def _stepped(entered: _Entered, following: TensorDictBase, given: torch.Tensor | None) -> Mask:
+    """Return which environments were stepped; None: all.
+
+    A transform in front of the recorder may step the environment several times in one call, and leave out those whose
+    episodes end before the last time: these were stepped, too, if they were to be.
+
+    Args:
+        entered: the step, before the transforms in front of the recorder.
+        following: what came of it.
+        given: the mask that the base environment saw, ``[*batch]``; None: it stepped all.
+    """
+    if given is None:
+        return None
+    mask: npt.NDArray[np.bool_] = given.cpu().numpy().reshape(-1)
+    wanted = np.ones_like(mask) if entered.asked is None else entered.asked.cpu().numpy().reshape(-1)
+    endings = Endings(specs.data_keys(following))
+    before, after = (
+        endings.of(functools.partial(specs.flags_of, data), len(mask)) for data in (entered.root, following)
+    )
+    if after is not None:
+        mask = mask | (wanted & after.either if before is None else wanted & after.either & ~before.either)
+    return None if mask.all() else mask
+
+
 class _Read:
     """How a key is read from tensordicts of a batch size.
 
@@ -566,6 +797,22 @@ class _Read:
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
     """What the policy saw before a step, without what it wrote beside that."""
     return root.select(*specs.data_keys(following), strict=False)
+
+
+def _is_same_memory(a: Any, b: Any) -> bool:
+    """Whether two values are views of the same numbers."""
+    return (
+        isinstance(a, torch.Tensor)
+        and isinstance(b, torch.Tensor)
+        and (a.data_ptr(), a.dtype, a.numel()) == (b.data_ptr(), b.dtype, b.numel())
+    )
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether two arrays that were read of a key hold different values; of those on an accelerator it isn't asked."""
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return False
+    return not (np.array_equal(a, b) or (a.dtype.kind == "f" and np.array_equal(a, b, equal_nan=True)))
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:

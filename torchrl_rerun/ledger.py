@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrl_rerun.events import Ends, Event
+from torchrl_rerun.endings import Ends
+from torchrl_rerun.events import Event, Rows
 from torchrl_rerun.keeping import PROPERTIES, Episode, Value
 
 
@@ -73,7 +74,7 @@ class Ledger:
             episodes: the numbers of the episodes that begin, one for each of these environments.
             seeds: the environments' seeds, one for each of the recorded ones; empty: they aren't known.
         """
-        at = self._at(event)
+        at = self._at(event.begins)
         self._close(at[self._number[at] != episodes], event.frame)
         self._terminated[at] = self._truncated[at] = False
         for row in at:
@@ -95,7 +96,7 @@ class Ledger:
         if before.event is event:
             return
         if not self._all_open:
-            self._go_on(self._at(event), event, episodes)
+            self._go_on(self._at(event.rows), event, episodes)
         if ends is not None:
             self._end(slice(None) if event.rows is None else event.rows, ends)
         if event.rows is None:
@@ -116,6 +117,28 @@ class Ledger:
     def end(self, ends: Ends) -> None:
         """Episodes have ended; also those of which it was said already."""
         self._end(np.flatnonzero(self._is_open), ends)
+
+    def grow(self, envs: Sequence[int]) -> None:
+        """Follow more environments, which haven't been reset.
+
+        Args:
+            envs: the indices of all environments.
+        """
+        more = len(envs) - len(self._envs)
+        nothing, zeros = np.zeros(more, np.bool_), np.zeros(more, np.int64)
+        self._envs = list(envs)
+        self._is_open, self._terminated, self._truncated = (
+            np.append(each, nothing) for each in (self._is_open, self._terminated, self._truncated)
+        )
+        self._number = np.append(self._number, np.full(more, -1))
+        self._first_step, self._began = np.append(self._first_step, zeros), np.append(self._began, zeros)
+        returns = self._so_far.returns
+        if returns is not None:
+            returns = np.concatenate([returns, np.zeros((more, *returns.shape[1:]))])
+        self._so_far = _SoFar(self._so_far.event, np.append(self._so_far.length, zeros), returns)
+        self._seeds += [None] * more
+        self._annotations += [{} for _ in range(more)]
+        self._all_open = False
 
     def forget_returns(self) -> None:
         """Rewards were lost: the returns of the episodes in progress aren't known any more."""
@@ -167,8 +190,8 @@ class Ledger:
         if goes_on.any():
             self._begin(at[goes_on], event, episodes[goes_on])
 
-    def _at(self, event: Event) -> npt.NDArray[np.intp]:
-        return np.arange(len(self._envs)) if event.rows is None else event.rows
+    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+        return np.arange(len(self._envs)) if rows is None else rows
 
     def _end(self, at: slice | npt.NDArray[np.intp], ends: Ends) -> None:
         self._terminated[at] |= ends.terminated[at]

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.buffer import Arrays
-from torchrl_rerun.events import Ends, Rows
+from torchrl_rerun.endings import Ends
+from torchrl_rerun.events import Rows
 
 MAX_LOGGED_ENVS = 64
 FEW_LOGGED_ENVS = 16

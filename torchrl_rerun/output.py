@@ -47,6 +47,15 @@ class WholeRun:
         self._pictures = Pictures(source.fps, max_age=max_age)
         self._factory = ChunkFactory(source.fps, self._pictures)
 
+    def grow(self, source: Source, envs: Sequence[int]) -> None:
+        """Write more environments from now on; no block may be on its way.
+
+        Args:
+            source: the environments.
+            envs: the environment index of each row of the blocks to come.
+        """
+        self._source, self._envs = source, list(envs)
+
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
     ) -> Iterator[Chunk]:

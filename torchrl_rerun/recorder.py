@@ -14,7 +14,6 @@ from types import CodeType, FrameType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
 import torch
@@ -25,9 +24,9 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun import notebook, specs
 from torchrl_rerun.blueprint import Recorded
+from torchrl_rerun.continuing import stepped_in
 from torchrl_rerun.dumps import DumpFile
-from torchrl_rerun.episodes import Progress
-from torchrl_rerun.feed import Acted, Feed, Mask
+from torchrl_rerun.feed import Feed, Mask
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.ledger import checked_annotations
 from torchrl_rerun.opening import Settings, shared_paths
@@ -37,6 +36,8 @@ from torchrl_rerun.selection import Choice, Trigger
 from torchrl_rerun.sinks import NoFile
 from torchrl_rerun.stats import Stats
 from torchrl_rerun.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
+from torchrl_rerun.trajectories import Trajectories, padding_mask
+from torchrl_rerun.untraced import is_compiling, untraced
 from torchrl_rerun.warning import warn
 from torchrl_rerun.workers import in_torchrl_worker
 
@@ -229,60 +230,103 @@ class RerunRecorder(Transform):
     def _begin(self) -> None:
         """The state of a recorder that has seen nothing."""
         self._owner = _Owner()
-        self._feed: Feed | None = Feed(self._settings, self._owner.stands_last)
+        self._feed: Feed | None = Feed(self._settings, self._owner.behind)
         self._now = _Now()
         _close_at_end(self, self._feed)
 
     # --- what TorchRL calls ---
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        feed, env = self._listening(), self.environment
-        if feed is not None:
-            mask = _reset_mask(env, tensordict)
-            if mask is None:
-                self._now.is_rehearsal = _inside(*_REHEARSALS)
-            if not self._now.is_rehearsal:
-                feed.reset(self._environment, tensordict_reset, mask)
+        if is_compiling():
+            untraced(self._see_reset, tensordict, tensordict_reset)
+        else:
+            self._see_reset(tensordict, tensordict_reset)
         return tensordict_reset
+
+    def _see_reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> None:
+        feed, env = self._listening(), self.environment
+        if feed is None:
+            return
+        resets = {} if env is None else specs.resets_in(env, tensordict)
+        if env is None or not resets:
+            self._now.is_rehearsal = _inside(*_REHEARSALS)
+        if self._now.is_rehearsal:
+            return
+        with feed.lock:
+            feed.catch_up()
+            if env is None or not resets:
+                feed.reset(self._environment, tensordict_reset)
+                return
+            mask, begun = specs.reset_envs(env, resets, tensordict.batch_size.numel())
+            if () in resets:
+                feed.reset(self._environment, tensordict_reset, mask)
+            else:
+                feed.regroup(self._environment, tensordict_reset, resets, mask, begun)
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
     ) -> TensorDictBase:
-        feed, env = self._listening(), self.environment
-        if feed is not None and not self._now.is_rehearsal:
-            mask = _reset_mask(env, tensordict)
-            if env is not None and mask is not None and mask.any():
-                # The flags still say how the last episode ended; TorchRL lowers them after this.
-                flags = {key: torch.zeros_like(tensordict_reset.get(key)) for key in env.done_keys}
-                feed.reset(self._environment, tensordict_reset.clone(recurse=False).update(flags), mask)
+        if is_compiling():
+            untraced(self._see_native_autoreset, tensordict, tensordict_reset)
+        else:
+            self._see_native_autoreset(tensordict, tensordict_reset)
         return tensordict_reset
+
+    def _see_native_autoreset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> None:
+        feed, env = self._listening(), self.environment
+        if feed is None or env is None or self._now.is_rehearsal:
+            return
+        resets = specs.resets_in(env, tensordict)
+        mask, _ = specs.reset_envs(env, resets, tensordict.batch_size.numel()) if resets else (None, None)
+        if mask is not None and mask.any():
+            # The flags still say how the last episode ended; TorchRL lowers them after this.
+            flags = {key: torch.zeros_like(tensordict_reset.get(key)) for key in env.done_keys}
+            with feed.lock:
+                feed.reset(self._environment, tensordict_reset.clone(recurse=False).update(flags), mask)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         # Called before the environment steps, the last transform first: this is the policy's own action, which the
         # inverses of the transforms before this one have yet to change. `_step` sees it changed.
         # A replay buffer calls it too, for what it stores: that is recorded when it is sampled, by `forward`.
-        feed, now = self._listening(), self._now
-        if feed is not None and not now.is_rehearsal:
-            now.acted = feed.acted(self._environment, tensordict)
-            now.step_mask = specs.value_at_root(tensordict, "_step")
+        if is_compiling():
+            untraced(self._see_inv_call, tensordict)
+        else:
+            self._see_inv_call(tensordict)
         return tensordict
 
+    def _see_inv_call(self, tensordict: TensorDictBase) -> None:
+        feed = self._listening()
+        if feed is not None and not self._now.is_rehearsal:
+            with feed.lock:
+                feed.enter(self._environment, tensordict)
+
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        feed, now = self._listening(), self._now
-        if feed is not None and not now.is_rehearsal:
-            mask = None if now.step_mask is None else now.step_mask.cpu().numpy().reshape(-1)
-            feed.step(self._environment, tensordict, now.acted, next_tensordict, mask)
-            now.acted, now.step_mask = {}, None
+        if is_compiling():
+            untraced(self._see_step, tensordict, next_tensordict)
+        else:
+            self._see_step(tensordict, next_tensordict)
         return next_tensordict
+
+    def _see_step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> None:
+        feed = self._listening()
+        if feed is not None and not self._now.is_rehearsal:
+            with feed.lock:
+                feed.leave(self._environment, tensordict, next_tensordict)
 
     def _post_step_mdp_hooks(
         self, tensordict: TensorDictBase, tensordict_: TensorDictBase
     ) -> tuple[TensorDictBase, TensorDictBase]:
-        # Transforms that come after this one may have ended the episode.
-        feed = self._feed
-        if feed is not None and feed.must_know_ends and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
-            feed.ended(tensordict["next"])
+        if is_compiling():
+            untraced(self._see_outcome, tensordict)
+        else:
+            self._see_outcome(tensordict)
         return tensordict, tensordict_
+
+    def _see_outcome(self, tensordict: TensorDictBase) -> None:
+        feed = self._feed
+        if feed is not None and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
+            with feed.lock:
+                feed.finish(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
         sink = self._settings.sink
@@ -318,28 +362,10 @@ class RerunRecorder(Transform):
         return copy
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        del keep_vars
-        progress = None if self._feed is None else self._feed.progress
-        if progress is not None:
-            destination[f"{prefix}steps"] = torch.tensor(progress.steps)
-            destination[f"{prefix}episodes"] = torch.from_numpy(progress.episodes)
-            destination[f"{prefix}sink"] = torch.tensor(list(self._settings.sink.identity.encode()), dtype=torch.uint8)
+        """A recorder has no state that a checkpoint would need: what was recorded says where the run is."""
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-        # Checkpoints that were made without a recorder, or before it had recorded anything, are as good.
-        if self._feed is None or f"{prefix}sink" not in state_dict:
-            return
-        identity = bytes(state_dict[f"{prefix}sink"].tolist()).decode()
-        before, here = Path(identity), Path(self._settings.sink.identity)
-        was_moved = before.name == here.name and not before.exists()
-        if before != here and not was_moved:
-            warn(
-                f"what was recorded to {identity} goes on there: the recorder of {self._settings.sink.identity} doesn't take "
-                "over its step and episode numbers"
-            )
-            return
-        episodes = state_dict[f"{prefix}episodes"].cpu().numpy().astype(np.int64)
-        self._feed.resume(Progress(int(state_dict[f"{prefix}steps"]), episodes))
+        """Checkpoints of version 0.1.0 hold counters, which are left alone."""
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
@@ -371,7 +397,10 @@ class RerunRecorder(Transform):
         if names_a_file and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
             raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
         self._release_held()
-        recording = None if self._feed is None else self._feed.recording
+        if self._feed is None:
+            return
+        self._feed.catch_up()
+        recording = self._feed.recording
         if recording is None:
             return
         if isinstance(recording.sink, DumpFile) and recording.alive:
@@ -394,7 +423,9 @@ class RerunRecorder(Transform):
             return
         if in_torchrl_worker():
             self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
-        elif self._feed.recording is not None:
+            return
+        self._feed.catch_up()
+        if self._feed.recording is not None:
             self._feed.recording.close()
 
     def switch(self, mode: str | bool | None = None) -> None:
@@ -540,7 +571,8 @@ class RerunRecorder(Transform):
             return  # appended: the environment's own steps are recorded already
         self._must_not_render()
         if "next" in tensordict.keys():
-            self._feed.rollout(env, tensordict.unsqueeze(-1))
+            with self._feed.lock:
+                self._feed.rollout(env, tensordict.unsqueeze(-1), stepped=_stepped_now(tensordict))
             return
         # A stopping rollout passes the root of the next transition, and completes that very object in the next step.
         self._release_held()
@@ -568,10 +600,24 @@ class RerunRecorder(Transform):
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         rollout = tensordict if tensordict.batch_dims else tensordict.unsqueeze(0)
-        first: Mask = np.asarray(begins, bool).reshape(-1)
+        with self._feed.lock:
+            self._log_rollout(self._feed, rollout, begins)
+
+    def _log_rollout(self, feed: Feed, rollout: TensorDictBase, begins: bool | Sequence[bool]) -> None:
+        env, mask = self.environment, padding_mask(rollout)
+        if mask is None:
+            count, time = rollout.batch_size[:-1].numel(), rollout.batch_size[-1]
+            first = np.zeros((count, time), bool)
+            first[:, :1] = np.asarray(begins, bool).reshape(-1, 1)
+            stepped = stepped_in(rollout)
+        else:
+            known = 0 if feed.recording is None else feed.recording.source.envs
+            laid = self._now.trajectories.laid_out(rollout, mask, known)
+            rollout, first, stepped = laid.tensordict, laid.begins, laid.stepped
+            feed.make_room(self._now.trajectories.envs)
         for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
-            self._feed.rollout(self.environment, rollout[..., at : at + _SOME_MOMENTS], first)
-            first = None
+            some = slice(at, at + _SOME_MOMENTS)
+            feed.rollout(env, rollout[..., some], first[:, some], None if stepped is None else stepped[:, some])
 
     def __enter__(self) -> Self:
         return self
@@ -614,7 +660,8 @@ class RerunRecorder(Transform):
             env, tensordict = self._now.held
             self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
-                self._feed.rollout(env, tensordict.unsqueeze(-1))
+                with self._feed.lock:
+                    self._feed.rollout(env, tensordict.unsqueeze(-1), stepped=_stepped_now(tensordict))
 
 
 @dataclasses.dataclass(slots=True)
@@ -623,15 +670,13 @@ class _Now:
 
     Attributes:
         is_rehearsal: ``check_env_specs`` is trying the environment out.
-        acted: the policy's part of the step that is being made.
-        step_mask: which environments are being stepped; None: all.
         held: what the callback of a stopping rollout got last, and its environment.
+        trajectories: the environment indices of those that padded batches hold.
     """
 
     is_rehearsal: bool = False
-    acted: Acted = dataclasses.field(default_factory=dict)
-    step_mask: torch.Tensor | None = None
     held: tuple[EnvBase, TensorDictBase] | None = None
+    trajectories: Trajectories = dataclasses.field(default_factory=Trajectories)
 
 
 class _Owner:
@@ -649,14 +694,18 @@ class _Owner:
         self._recorder = weakref.ref(recorder)
         return True
 
-    def stands_last(self) -> bool:
-        """Whether no transform comes after it. What is appended to no environment has none either."""
+    def behind(self) -> list[Transform]:
+        """Return the transforms that come after the recorder; of one that is appended to no environment there are none."""
         recorder = None if self._recorder is None else self._recorder()
         env = None if recorder is None else recorder.environment
-        last = None if env is None else env.transform
-        while isinstance(last, Compose) and len(last.transforms):
-            last = last.transforms[-1]
-        return last is None or last is recorder
+        chain = [] if env is None else specs.flat([env.transform])
+        at = next((i for i, each in enumerate(chain) if each is recorder), len(chain))
+        return chain[at + 1 :]
+
+
+def _stepped_now(tensordict: TensorDictBase) -> Mask:
+    """Return which environments one moment was stepped in, ``[envs, 1]``; None: all."""
+    return stepped_in(tensordict.unsqueeze(-1))
 
 
 def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
@@ -666,19 +715,6 @@ def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
     atexit.register(weakref.finalize(recorder, feed.close_quietly))
     # Processes that multiprocessing starts skip what weakref and atexit do at the end of the main one.
     multiprocessing.util.Finalize(recorder, feed.close_quietly, exitpriority=100)
-
-
-def _reset_mask(env: EnvBase | None, tensordict: TensorDictBase) -> Mask:
-    """Which environments a reset is for: any agent's or group's part of one is that environment. None: all of them."""
-    masks = [] if env is None else [tensordict.get(key, None) for key in env.reset_keys]
-    given = [mask.cpu().numpy() for mask in masks if mask is not None]
-    count = tensordict.batch_size.numel()
-    together: npt.NDArray[np.bool_] | None = None
-    for mask in given:
-        flat = mask.reshape(count, -1)
-        per_env = flat[:, 0] if flat.shape[1] == 1 else flat.any(axis=1)
-        together = per_env if together is None else together | per_env
-    return together
 
 
 _REHEARSALS = (check_env_specs.__code__, EnvCreator.init_.__code__)

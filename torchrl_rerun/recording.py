@@ -5,6 +5,7 @@ This is what every front end feeds, whatever its environments look like; it know
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -15,7 +16,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,10 @@ from torchrl_rerun.account import Account
 from torchrl_rerun.batch import BatchStatistics
 from torchrl_rerun.blueprint import Recorded, layout
 from torchrl_rerun.buffer import Arrays, Block, Buffer, Track, Turn
+from torchrl_rerun.endings import Ends
 from torchrl_rerun.episode_files import EpisodeFiles
-from torchrl_rerun.episodes import TIMELINES, Episodes, Positions, Progress
-from torchrl_rerun.events import NONE, Ends, Event, Rows
+from torchrl_rerun.episodes import COLUMNS, Episodes, Positions, Progress
+from torchrl_rerun.events import NONE, Event, Rows
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep, Value
 from torchrl_rerun.ledger import Ledger
@@ -63,6 +65,40 @@ BLOCKS_SHARE = 4
 
 Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
 """The values of a frame, in the order of :class:`Moment`; None where it had none."""
+
+
+class Settled(NamedTuple):
+    """What a step came to when all transforms were through with it.
+
+    Attributes:
+        observed: as for :meth:`Recording.step`.
+        stepped: likewise.
+        ends: whose episodes ended; None: nobody's.
+    """
+
+    observed: Arrays
+    stepped: Arrays
+    ends: Ends | None
+
+
+Settle = Callable[[], Settled | None]
+"""Gives what has changed of a step since it was recorded; None: nothing has."""
+
+
+class _Last(NamedTuple):
+    """The last step, while it may still change.
+
+    Attributes:
+        event: what happened.
+        moments: the values that were recorded, of the recorded environments.
+        settle: gives what became of it.
+        render: renders the environments as they are since.
+    """
+
+    event: Event
+    moments: Moments
+    settle: Settle
+    render: Render | None
 
 
 @dataclass(frozen=True)
@@ -165,6 +201,7 @@ class Recording:
         self._news = False
         self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
         self._annotated: dict[str, type] = {}
+        self._last: _Last | None = None
         self.alive = True
         self.is_over = False
         self.process = os.getpid()
@@ -216,6 +253,7 @@ class Recording:
                 self._describe(moment, streams)
 
     def _describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
+        self._settle()
         self._described[moment] = list(streams)
         if moment is Moment.STEPPED:
             summed = {stream.sums for stream in self._described[Moment.OBSERVED] if stream.sums}
@@ -290,6 +328,7 @@ class Recording:
         mask: npt.NDArray[np.bool_] | None = None,
         seeds: Sequence[int | None] = (),
         *,
+        begun: npt.NDArray[np.bool_] | None = None,
         render: Render | None = None,
     ) -> None:
         """Environments were reset.
@@ -299,11 +338,13 @@ class Recording:
                 was described for this moment but the sums; None for what is missing.
             mask: bool ``[envs]``, which ones were reset; None: all. The values of the others are not looked at.
             seeds: the seed of each environment, if it is known; empty: none is.
+            begun: bool ``[envs]``, whose episodes begin; None: those of all that were reset. Of the others some groups of
+                agents were reset alone.
             render: where the last of what was observed comes from, which is None then: called for those environments
                 alone that are recorded now, if any is.
         """
         with self._copying:
-            self._add((observed, None, None), mask, is_step=False, seeds=seeds, render=render)
+            self._add((observed, None, None), mask, is_step=False, seeds=seeds, begun=begun, render=render)
 
     def step(
         self,
@@ -314,6 +355,7 @@ class Recording:
         ends: Ends | None = None,
         *,
         render: Render | None = None,
+        settle: Settle | None = None,
     ) -> None:
         """Environments were stepped.
 
@@ -324,18 +366,88 @@ class Recording:
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
             ends: whose episodes ended with it; None: nobody's, or it needn't be known, see :attr:`must_know_ends`.
             render: where the last of what was observed comes from, as for :meth:`reset`.
+            settle: gives what has changed of the step since; called before the next frame, a dump, or a flush by age. None:
+                nothing changes any more.
         """
         with self._copying:
-            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render)
+            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, settle=settle)
+
+    def settle(self) -> None:
+        """Look once more at the last step: transforms behind the recorder may have ended episodes with it."""
+        with self._copying:
+            self._settle()
+
+    def _settle(self, *, is_past: bool = False) -> None:
+        """Amend the last step. ``is_past``: environments were reset since, and can't be rendered as they were."""
+        last = self._last
+        if last is None:
+            return
+        found = last.settle() if self.episodes.has_seen(last.event) else None
+        if found is not None:
+            amended, moments, ends = self._settled(last, found, is_past=is_past)
+            try:
+                self._amend(last.event, amended, moments, ends)
+            except BaseException:  # Ctrl-C, for one: half of a frame would be in the blocks
+                self._amend(last.event, amended, moments, ends)
+                raise
+        self._last = None
+
+    def _settled(self, last: _Last, found: Settled, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
+        """What is recorded of the last step instead."""
+        event = last.event
+        ends = None if found.ends is None else self._logged.ends(found.ends)
+        if ends is not None and event.rows is not None:
+            stepped = np.zeros(len(self.envs), np.bool_)
+            stepped[event.rows] = True
+            ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
+        observed = list(self._logged.values(found.observed) or ())
+        if last.render is not None and last.moments[0] is not None:
+            observed.append(last.moments[0][-1])
+        if ends is not None and not self.selection.takes_all and not (is_past and last.render is not None):
+            after = self.selection.end(event.rows, event.after, ends.either)
+            if after is not event.after:
+                event = event._replace(after=after)
+                if last.render is not None:
+                    observed = list(self._logged.with_pictures(observed, after, last.render))
+        return event, (observed, self._logged.values(found.stepped), last.moments[2]), ends
+
+    def _amend(self, event: Event, amended: Event, moments: Moments, ends: Ends | None) -> None:
+        for buffer in self._in_detail:
+            buffer.amend(event, amended, moments)
+        if ends is not None:
+            self._ledger.end(ends)
+        self.episodes.amend(event, amended)
 
     def resume(self, progress: Progress) -> None:
         """Go on where another program was stopped."""
         self.episodes.resume(progress)
         self.account.begin_here()
 
-    def end(self, ends: Ends) -> None:
-        """Say whose episodes ended with the last step, if only now it is known."""
-        self._ledger.end(self._logged.ends(ends))
+    def grow(self, envs: int) -> None:
+        """Make room for more environments; what was recorded so far is written first.
+
+        Args:
+            envs: how many there are now, more than before.
+        """
+        with self._copying:
+            self._flush()
+            if self._writer is not None:
+                self._writer.flush()  # its thread works with what changes here
+            recorded = {*self._logged.indices, *LoggedEnvs(self._options.logged_envs, envs).indices}
+            self.source = dataclasses.replace(self.source, batch_size=(envs,))
+            self._logged = LoggedEnvs(sorted(recorded), envs)
+            self.envs[:] = [self.source.first_env + index for index in self._logged.indices]
+            count = len(self.envs)
+            for follower in (self.episodes, self.selection, self._sums):
+                follower.grow(count)
+            self._ledger.grow(self.envs)
+            self._batch_sums.grow(envs)
+            self._output.grow(self.source, self.envs)
+            for buffer in self._buffers:
+                buffer.grow(envs if buffer is self._batch else count)
+            described = [(stream, each) for each in Moment for stream in self._described[each]]
+            if self._writer is not None:
+                self._writer.put(self._output.describe(described, self.streams, self._statistics))
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add to what is known of the episode that an environment is in.
@@ -376,7 +488,7 @@ class Recording:
             return None
         return self._logged.mask(fresh)
 
-    def _event(self, rows: Rows, ends: Ends | None = None, *, is_step: bool) -> Event | None:
+    def _event(self, rows: Rows, ends: Ends | None = None, begun: Rows = None, *, is_step: bool) -> Event | None:
         """What is about to happen to the environments ``rows``; None, a step at most, if that isn't recorded of any."""
         picked = None
         if rows is not None and not len(rows):
@@ -384,8 +496,8 @@ class Recording:
                 self.episodes.steps += is_step
                 return None
         elif not self.selection.takes_all:
-            picked = self._picked(rows, ends, is_step=is_step)
-        return self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked)
+            picked = self._picked(rows, ends, begun, is_step=is_step)
+        return self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
 
     def _add(
         self,
@@ -395,12 +507,15 @@ class Recording:
         is_step: bool,
         ends: Ends | None = None,
         seeds: Sequence[int | None] = (),
+        begun: npt.NDArray[np.bool_] | None = None,
         render: Render | None = None,
+        settle: Settle | None = None,
     ) -> None:
+        self._settle(is_past=not is_step)
         if ends is not None:
             ends = self._logged.ends(ends)
         rows = None if mask is None else self._logged.rows(mask)
-        event = self._event(rows, ends, is_step=is_step)
+        event = self._event(rows, ends, None if begun is None else self._logged.rows(begun), is_step=is_step)
         if event is None:
             return
         kept = True
@@ -419,7 +534,8 @@ class Recording:
                         if array is None:  # `in` would compare arrays
                             self._split_where_keys_are_missing(moments)
                 for buffer in self._in_detail:
-                    kept = buffer.add(event, moments, self.episodes.positions) and kept
+                    kept = buffer.add(event, moments, self.episodes.positions, may_change=settle is not None) and kept
+            self._last = None if settle is None else _Last(event, moments, settle, render)
             self.episodes.apply(event)
             self._enter(event, moments[Moment.STEPPED], ends, seeds)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
@@ -433,22 +549,21 @@ class Recording:
             self._news = False
             self.account.tell()
 
-    def _picked(self, rows: Rows, ends: Ends | None, *, is_step: bool) -> tuple[Rows, Rows]:
+    def _picked(self, rows: Rows, ends: Ends | None, begun: Rows, *, is_step: bool) -> tuple[Rows, Rows]:
         """Whose frames before and after what happens now are recorded, of the environments ``rows``."""
         if is_step:
             ended = None if ends is None else ends.either
             return self.selection.step(rows, self.episodes.steps + 1, ended)
-        return NONE, self.selection.reset(rows, self.episodes.of(rows) + 1)
+        return NONE, self.selection.reset(rows, self.episodes.of(rows if begun is None else begun) + 1, begun)
 
     def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
         """Keep the ledger of the episodes, if they are what is recorded."""
         if self._episode_files is None or (event.rows is not None and not len(event.rows)):
             return
-        episodes = self.episodes.of(event.rows)
         if event.is_step:
-            self._ledger.step(event, episodes, self._rewards(stepped), ends)
+            self._ledger.step(event, self.episodes.of(event.rows), self._rewards(stepped), ends)
         else:
-            self._ledger.reset(event, episodes, self._logged.seeds(seeds))
+            self._ledger.reset(event, self.episodes.of(event.begins), self._logged.seeds(seeds))
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """The first of the rewards, as numbers."""
@@ -490,6 +605,7 @@ class Recording:
         if self._is_done():
             self.account.raise_again()
             return
+        self.settle()
         if self._episode_files is not None:
             self._ledger.close_ended(self.episodes.frames)
         self._flush()
@@ -508,6 +624,7 @@ class Recording:
         if self._is_done():
             self.account.raise_what_was_missed()
             return
+        self.settle()
         self.alive = False
         self.account.is_closing = True
         if self._episode_files is not None:
@@ -647,6 +764,7 @@ class Recording:
 
     def _flush(self) -> None:
         with self._copying:  # the writer, when it is idle, hands over what is old: two at once would come in any order
+            self._settle()
             for buffer in self._buffers:
                 buffer.flush()
         if self._writer is not None:
@@ -663,8 +781,11 @@ class Recording:
             return  # a frame is being copied, which hands over what is old
         try:
             now = time.time_ns()
-            for buffer in self._buffers:
-                buffer.flush_if_old(now)
+            old = [buffer for buffer in self._buffers if buffer.is_old(now)]
+            if old:
+                self._settle()
+            for buffer in old:
+                buffer.flush()
         finally:
             self._copying.release()
         if self._writer is not None and self._output.oldest_waiting is not None:
@@ -692,7 +813,7 @@ def application_id(options: Options, source: Source) -> str:
 
 def _nowhere() -> Positions:
     """What needs no positions has none."""
-    return np.empty((0, len(TIMELINES)), np.int64)
+    return np.empty((0, COLUMNS), np.int64)
 
 
 def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[Track, bool]]:

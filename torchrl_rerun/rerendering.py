@@ -92,11 +92,11 @@ class Rerendering:
         """
         continuity = Continuity()
         for piece in pieces:
-            begun = continuity.begun(piece.tensordict)
+            stepped = stepped_in(piece.tensordict)
+            begun = continuity.begun(piece.tensordict, stepped).episodes
             begun[:, 0] |= piece.begins
             for i, moment in enumerate(piece.tensordict.unbind(-1)):
-                stepped = stepped_in(moment)
-                mask = np.ones(len(begun), bool) if stepped is None else stepped.numpy().reshape(-1)
+                mask = np.ones(len(begun), bool) if stepped is None else stepped[:, i]
                 pictured = self._with_pictures(moment, mask, begun[:, i] & mask, piece.seeds)
                 yield Piece(pictured.unsqueeze(-1), begun[:, i])
 

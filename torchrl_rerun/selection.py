@@ -72,6 +72,15 @@ class Selection:
         self._has_warned = False
         self.takes_all = choice.is_everything
 
+    def grow(self, envs: int) -> None:
+        """Follow more environments, which haven't been reset."""
+        more = envs - len(self._everyone)
+        self._everyone = np.arange(envs)
+        self._was_recorded = np.append(self._was_recorded, np.ones(more, np.bool_))
+        self._is_running = np.append(self._is_running, np.full(more, not self._choice.has_triggers))
+        self._length = np.append(self._length, np.zeros(more, np.int64))
+        self._since = np.append(self._since, np.zeros(more, np.int64))
+
     @property
     def enabled(self) -> bool:
         """Whether anything is recorded; what is running waits meanwhile."""
@@ -82,14 +91,17 @@ class Selection:
         self._is_enabled = enabled
         self.takes_all = False
 
-    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64]) -> Rows:
-        """Environments were reset: those whose first frames are recorded.
+    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64], begun: Rows = None) -> Rows:
+        """Environments were reset: those whose frames are recorded.
 
         Args:
             rows: which environments.
-            episodes: the numbers of the episodes that begin, one for each of them.
+            episodes: the numbers of the episodes that begin.
+            begun: whose episodes these are; None: those of ``rows``. The others' go on: a reset of some of their groups is
+                recorded if the frame before it is.
         """
-        at = self._at(rows)
+        begins = rows if begun is None else begun
+        at = self._at(begins)
         self._since[at] = 0
         if self._choice.has_triggers:
             if not self._choice.recording_length:
@@ -97,7 +109,12 @@ class Selection:
             if self._choice.episode_trigger is not None and self._is_enabled:
                 trigger = self._choice.episode_trigger
                 self._start([env for env, n in zip(at, episodes, strict=True) if self._asked(trigger, int(n))])
-        return self._picked(rows, at, None)
+        picked = self._picked(begins, at, None)
+        if begun is None:
+            return picked
+        regrouped = np.setdiff1d(self._at(rows), at)
+        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NONE
+        return self._all_or(np.union1d(self._at(picked), taken), rows)
 
     def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
         """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
@@ -116,6 +133,21 @@ class Selection:
         if trigger is not None and self._is_enabled and self._asked(trigger, step - 1):
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
+
+    def end(self, rows: Rows, after: Rows, ended: npt.NDArray[np.bool_]) -> Rows:
+        """Return whose frames are recorded of the last step, now that more of their ends are known.
+
+        Args:
+            rows: the environments that were stepped.
+            after: those whose frames are recorded so far.
+            ended: bool ``[envs]``, whose episodes end with it.
+        """
+        at = self._at(rows)
+        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NONE
+        if self._choice.skip == 1 or not len(late):
+            return after
+        self._was_recorded[late] = True
+        return self._all_or(np.union1d(self._at(after), late), rows)
 
     def _asked(self, trigger: Trigger, number: int) -> bool:
         """What the user's function says. Where it fails it is recorded: what isn't can't be had back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import gymnasium
@@ -30,7 +30,7 @@ from torchrl.envs import (
 from torchrl.record import PixelRenderTransform
 
 from torchrl_rerun.devices import device_of
-from torchrl_rerun.events import Ends
+from torchrl_rerun.endings import deciding
 from torchrl_rerun.names import known_names
 from torchrl_rerun.streams import Key, Leaf, UnsupportedLeafError
 
@@ -81,48 +81,102 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
     ]
 
 
-def ends_in(env: EnvBase | None, following: TensorDictBase) -> Callable[[TensorDictBase], Ends | None]:
-    """How to tell whose episodes end, from the data after a step.
-
-    Flags of single agents or groups end an environment's episode where TorchRL resets it for them: not if there are some
-    of the whole environment.
+def flag_keys(env: EnvBase | None, following: TensorDictBase) -> list[Key]:
+    """Return the flags among which those are that end episodes.
 
     Args:
-        env: the environment; None: there is none.
+        env: the environment, which knows; None: there is none.
         following: the data after a step.
     """
-    keys = [key for key in data_keys(following) if key[-1] in ("done", "terminated", "truncated")]
-    if env is not None:
-        groups = {as_key(key)[:-1] for key in env.reset_keys}
-        keys = [key for key in map(as_key, env.done_keys) if key[:-1] in groups]
-    elif keys:
-        outermost = min(map(len, keys))
-        keys = [key for key in keys if len(key) == outermost]
-
-    # Where there is a `done` it is up whenever one of the others is.
-    asked = [key for key in keys if key[-1] == "done"] or keys
-
-    def ends(after: TensorDictBase) -> Ends | None:
-        if not any(_flags(after, key).any() for key in asked):
-            return None
-        count = after.batch_size.numel()
-        raised = {name: np.zeros(count, bool) for name in ("done", "terminated", "truncated")}
-        for key in keys:
-            raised[key[-1]] |= _flags(after, key).reshape(count, -1).any(axis=1)
-        terminated, truncated = raised["terminated"], raised["truncated"]
-        terminated |= raised["done"] & ~truncated
-        return Ends(terminated, truncated)
-
-    return ends
+    return data_keys(following) if env is None else [as_key(key) for key in env.done_keys]
 
 
-def _flags(tensordict: TensorDictBase, key: Key) -> npt.NDArray[np.bool_]:
-    """A flag of all environments; none is up where it is missing."""
-    value = value_at_root(tensordict, key[0]) if len(key) == 1 else tensordict.get(key, None)
-    if value is None:
-        return np.zeros(tensordict.batch_size, bool)
+def flags_of(tensordict: TensorDictBase, key: Key) -> npt.NDArray[np.bool_] | None:
+    """Return the values of a flag, bool ``[*batch, ...]``; None: there is none."""
+    value = value_at_root(tensordict, key[0]) if len(key) == 1 else value_of(tensordict, key)
+    if not isinstance(value, torch.Tensor):
+        return None
     flags: npt.NDArray[np.bool_] = (value if value.device.type == "cpu" else value.cpu()).numpy()
     return flags
+
+
+Resets = Mapping[Key, torch.Tensor]
+"""Which agents were reset: bool ``[*batch, ...]`` by group; ``()`` is the environment itself."""
+
+
+def resets_in(env: EnvBase, tensordict: TensorDictBase) -> Resets:
+    """Return what a partial reset is for, by the outermost groups that it names; empty: all is reset.
+
+    Args:
+        env: the environment.
+        tensordict: what was passed to the reset.
+    """
+    given = {
+        key[:-1]: mask for key in map(_unprefixed, env.reset_keys) if (mask := tensordict.get(key, None)) is not None
+    }
+    return {
+        group: mask for group, mask in given.items() if not any(group[:depth] in given for depth in range(len(group)))
+    }
+
+
+def _unprefixed(key: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else key
+
+
+def resets_by_group(env: EnvBase) -> bool:
+    """Whether groups of agents are reset apart: there is no flag of the whole environment."""
+    return bool(env.reset_keys) and "_reset" not in env.reset_keys
+
+
+def reset_envs(env: EnvBase, resets: Resets, count: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return of which environments anything was reset, and whose episodes begin, ``[envs]`` each.
+
+    Args:
+        env: the environment.
+        resets: what was reset, not empty.
+        count: the number of environments.
+    """
+    each = {group: mask.cpu().numpy().reshape(count, -1) for group, mask in resets.items()}
+    touched = np.logical_or.reduce([mask.any(axis=1) for mask in each.values()])
+    if () in each:
+        return touched, touched
+    groups = {key[:-1] for key in deciding(as_key(key) for key in env.done_keys)}
+    if not groups <= each.keys():
+        return touched, np.zeros(count, bool)
+    return touched, np.logical_and.reduce([each[group].all(axis=1) for group in groups])
+
+
+def regrouped(observed: TensorDictBase, present: TensorDictBase, resets: Resets) -> TensorDictBase:
+    """Return what there is after some groups were reset: as TorchRL does, what wasn't reset stays as it was.
+
+    Args:
+        observed: the data after the reset.
+        present: the data before it.
+        resets: what was reset, by group.
+    """
+    out = observed.clone(recurse=False)
+    for key in data_keys(observed):
+        after, before = value_of(observed, key), value_of(present, key)
+        if before is None or before is _UNEVEN:
+            continue
+        group = next((group for group in resets if key[: len(group)] == group), None)
+        if group is None:
+            out.set(key, before)
+        elif isinstance(after, torch.Tensor) and isinstance(before, torch.Tensor) and after.shape == before.shape:
+            dims = (observed.get(group) if group else observed).batch_dims
+            mask = resets[group]
+            mask = mask.flatten(dims).any(-1) if mask.ndim > dims else mask
+            out.set(key, torch.where(mask.reshape(*mask.shape, *[1] * (after.ndim - dims)), after, before))
+    return out
+
+
+def flat(transforms: Iterable[Transform]) -> list[Transform]:
+    """Return transforms one by one, those of a ``Compose`` included."""
+    return [
+        each
+        for transform in transforms
+        for each in (flat(transform) if isinstance(transform, Compose) else [transform])
+    ]
 
 
 def value_at_root(tensordict: TensorDictBase, name: str) -> Any:

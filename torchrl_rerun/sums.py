@@ -25,6 +25,12 @@ class Sums:
         self._totals: dict[Key, npt.NDArray[np.float64]] = {}
         self._before = 0.0  # of what was not summed up yet
 
+    def grow(self, envs: int) -> None:
+        """Add up the rewards of more environments, whose episodes begin. No block may be waiting to be summed up."""
+        for key, total in self._totals.items():
+            self._totals[key] = np.concatenate([total, np.zeros((envs - self._envs, *total.shape[1:]))])
+        self._envs = envs
+
     def forget(self) -> None:
         """Rewards were lost: the sums of the episodes in progress are NaN from now on, until these end."""
         self._totals.clear()
@@ -84,8 +90,11 @@ def running_sums(
         if event is None:
             np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
             continue
-        at = slice(None) if event.rows is None else event.rows
-        gained = sums[last, at].copy()
+        gained = sums[last].copy()
         sums[last] = sums[first]
-        sums[last, at] = sums[first, at] + gained if event.is_step else 0.0
+        if event.is_step:
+            at = slice(None) if event.rows is None else event.rows
+            sums[last, at] = sums[first, at] + gained[at]
+        else:
+            sums[last, slice(None) if event.begins is None else event.begins] = 0.0
     return sums

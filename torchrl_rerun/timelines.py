@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP, TIMELINES, Positions
+from torchrl_rerun.episodes import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
 from torchrl_rerun.events import Events
 
 
@@ -16,7 +16,7 @@ class Timelines:
     """Positions of all environments at the frames of a block.
 
     Args:
-        start: where they were before it, ``[envs, 5]``.
+        start: where they were before it, ``[envs, 6]``.
         events: what happened in it, one event a frame.
 
     >>> from torchrl_rerun.events import Event
@@ -24,11 +24,11 @@ class Timelines:
     >>> second = np.array([1])
     >>> events.append(Event(9, 8, 80, False, second, second, second))
     >>> events.append(Event(10, 9, 90, True, None, None, None))
-    >>> timelines = Timelines(np.array([[8, 8, 0, 8, 70], [8, 8, 0, 8, 70]]), events)
+    >>> timelines = Timelines(np.array([[8, 8, 0, 8, 70, 0], [8, 8, 0, 8, 70, 0]]), events)
     >>> timelines.at(0, np.array([1])).tolist(), timelines.at(1, np.array([0, 1])).tolist()
-    ([[10, 9, 0, 9, 90]], [[9, 8, 1, 0, 80], [10, 9, 1, 1, 90]])
+    ([[10, 9, 0, 9, 90, 0]], [[9, 8, 1, 0, 80, 0], [10, 9, 1, 1, 90, 0]])
     >>> timelines.before(0, np.array([1])).tolist()
-    [[8, 8, 0, 8, 70]]
+    [[8, 8, 0, 8, 70, 0]]
     """
 
     def __init__(self, start: Positions, events: Events) -> None:
@@ -39,10 +39,13 @@ class Timelines:
         self._latest = np.zeros((count + 1, envs), np.int32)
         self._episode = np.empty((count + 1, envs), np.int64)
         self._episode_step = np.empty((count + 1, envs), np.int64)
+        self._regrouped = np.empty((count + 1, envs), np.int64)
         self._episode[0], self._episode_step[0] = start[:, EPISODE], start[:, EPISODE_STEP]
+        self._regrouped[0] = start[:, REGROUPED]
         for first, last, event in events.runs():
             after = slice(first + 1, last + 1)
             self._episode[after] = self._episode[first]
+            self._regrouped[after] = self._regrouped[first]
             if event is None:
                 self._episode_step[after] = self._episode_step[first] + np.arange(1, last - first + 1)[:, None]
                 self._latest[after] = np.arange(first + 1, last + 1, dtype=np.int32)[:, None]
@@ -54,21 +57,24 @@ class Timelines:
             if event.is_step:
                 self._episode_step[last, at] += 1
             else:
-                self._episode[last, at] += 1
-                self._episode_step[last, at] = 0
+                begins = slice(None) if event.begins is None else event.begins
+                self._regrouped[last, at] += 1
+                self._episode[last, begins] += 1
+                self._episode_step[last, begins] = self._regrouped[last, begins] = 0
 
     def at(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
-        """Positions ``[n, 5]`` of an environment after the events ``frames`` of the block, in which it took part."""
+        """Positions ``[n, 6]`` of an environment after the events ``frames`` of the block, in which it took part."""
         return self._positions(env, frames + 1)
 
     def before(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
-        """Positions ``[n, 5]`` of an environment before the events ``frames`` of the block: where the policy saw it."""
+        """Positions ``[n, 6]`` of an environment before the events ``frames`` of the block: where the policy saw it."""
         return self._positions(env, frames)
 
     def _positions(self, env: int, rows: npt.NDArray[np.intp]) -> Positions:
         # Fortran order: each timeline is a column of its own, contiguous.
-        out = np.empty((len(rows), len(TIMELINES)), np.int64, order="F")
+        out = np.empty((len(rows), COLUMNS), np.int64, order="F")
         out[:, EPISODE] = self._episode[rows, env]
+        out[:, REGROUPED] = self._regrouped[rows, env]
         out[:, EPISODE_STEP] = self._episode_step[rows, env]
         latest = self._latest[rows, env]
         for i, column in enumerate((FRAME, STEP, LOG_TIME)):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
-from torchrl_rerun.continuing import FLAGS
+from torchrl_rerun.endings import FLAGS
 from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, spans
 from torchrl_rerun.streams import Key, name_of
 from torchrl_rerun.warning import warn

@@ -18,7 +18,7 @@ from tensordict.base import _is_leaf_nontensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun import specs
-from torchrl_rerun.continuing import FLAGS
+from torchrl_rerun.endings import FLAGS
 from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, spans
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]

@@ -1,0 +1,57 @@
+"""Calls: what the step of a ``TransformedEnv`` that is under way returns, though no hook of a transform is told.
+
+If a transform in front has a step skipped for all environments, the ``_step`` of transforms isn't called (torchrl 0.14.1):
+``ConditionalSkip`` does, and ``MultiAction`` if all episodes end in the middle of a chunk of actions. What
+``TransformedEnv._step`` returns is in a local variable, which its frame still holds afterwards.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+import sys
+from types import FrameType
+from typing import Any
+
+from tensordict import TensorDictBase
+from torchrl.envs import Transform, TransformedEnv
+
+_STEP = inspect.unwrap(TransformedEnv._step).__code__  # noqa: SLF001 - there is no public way
+_RETURN = dis.opmap["RETURN_VALUE"]
+_DEPTH = 12
+"""Calls between ``TransformedEnv._step`` and a hook of one of its transforms, at most."""
+
+
+class Call:
+    """A step of an environment. Made in a hook of a transform, within the step."""
+
+    def __init__(self) -> None:
+        self._frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
+        for _ in range(_DEPTH):
+            if self._frame is None or self._frame.f_code is _STEP:
+                return
+            self._frame = self._frame.f_back
+        self._frame = None  # the step is compiled, or this is no environment's
+
+    def following(self) -> TensorDictBase | None:
+        """Return the data after the step; None if it goes on, has failed, or can't be looked into."""
+        following: TensorDictBase | None = self._local("next_tensordict")
+        return following
+
+    def partial_steps(self) -> Any:
+        """Return the mask by which an environment that isn't locked to a batch size took part of the data; None: none."""
+        return self._local("partial_steps")
+
+    def outer_transforms(self) -> list[Transform]:
+        """Return the transforms of the environments around the one that is stepped, while it is."""
+        found, frame = [], None if self._frame is None else self._frame.f_back
+        while frame is not None:
+            if frame.f_code is _STEP:
+                found.append(frame.f_locals["self"].transform)
+            frame = frame.f_back
+        return found
+
+    def _local(self, name: str) -> Any:
+        frame = self._frame
+        has_returned = frame is not None and frame.f_code.co_code[frame.f_lasti] == _RETURN
+        return frame.f_locals.get(name) if frame is not None and has_returned else None
