@@ -70,6 +70,7 @@ class EpisodeFiles:
         self._capacity = capacity
         self._max_age = max_age
         self._described: tuple[Described, ...] = ()
+        self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
         self._over = over
         self._in_progress: dict[tuple[int, int], _Rows] = {}
@@ -98,11 +99,11 @@ class EpisodeFiles:
         self._source, self._envs = source, list(envs)
 
     def describe(
-        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterator[Chunk]:
         """Note what is recorded, for each file says it."""
         del new, statistics
-        self._described = tuple(described)
+        self._described, self._ends = tuple(described), tuple(ends)
         self._schemas.clear()
         self.__dict__.pop("_static", None)
         yield from ()
@@ -279,7 +280,7 @@ class EpisodeFiles:
 
     def _schema_of(self, env: int) -> Chunk:
         if env not in self._schemas:
-            self._schemas[env] = property_chunk(self._source, [env], self._described, split="episode")
+            self._schemas[env] = property_chunk(self._source, [env], self._described, ends=self._ends, split="episode")
         return self._schemas[env]
 
 

@@ -25,6 +25,7 @@ from torchrl_rerun.continuing import Continuity
 from torchrl_rerun.endings import FLAGS, Endings, Ends
 from torchrl_rerun.episodes import Progress
 from torchrl_rerun.opening import Settings, open_recording
+from torchrl_rerun.places import free_key
 from torchrl_rerun.recording import Recording, Settled
 from torchrl_rerun.rerun_streams import OutOfReachError
 from torchrl_rerun.schema import Moment
@@ -460,11 +461,14 @@ class Feed:
         pictures = [] if self._camera is None else [self._rendered(self._camera, recording, env, observed)]
         self._of_observed = self._reading(recording, streams)
         rewards = specs.reward_leaves(env, observed, outcome)
-        sums = [
-            Stream(return_key(leaf.key), "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key)
-            for leaf in rewards
-            if self._settings.in_keys is None or leaf.key in self._settings.in_keys
-        ]
+        # Two rewards may have the same return, and the environment may have a key that is called so.
+        taken = {*wanted, *specs.data_keys(observed), *(() if outcome is None else specs.data_keys(outcome))}
+        sums = []
+        for leaf in rewards:
+            if self._settings.in_keys is None or leaf.key in self._settings.in_keys:
+                key = free_key(return_key(leaf.key), taken)
+                taken.add(key)
+                sums.append(Stream(key, "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key))
         recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
 
     def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
@@ -508,7 +512,7 @@ class Feed:
         self._resets_itself = env is not None and specs.resets_itself(env)
         self._endings = Endings(specs.flag_keys(env, following))
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
-        recording.describe(Moment.STEPPED, stepped)
+        recording.describe(Moment.STEPPED, stepped, self._endings.keys)
         recording.describe(Moment.ACTED, policy)
         recording.keep()
         self._is_described = True
@@ -525,7 +529,6 @@ class Feed:
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
-                self._check_place(key)
                 leaf = specs.leaf_of(key, value, tensordict, env)
                 stream = self._described(leaf)
             except UnsupportedLeafError as reason:
@@ -546,11 +549,6 @@ class Feed:
             jpeg_quality=settings.jpeg_quality,
             stacks=settings.stacks,
         )
-
-    def _check_place(self, key: Key) -> None:
-        """Of one episode there is no ``/env_{i}`` before the key."""
-        if key[0] == "__properties" and self._settings.options.split == "episode":
-            raise UnsupportedLeafError("'__properties' is where recordings keep what is known of them")
 
     def _warn_of_another_format(self, stream: Stream) -> None:
         """Who asks for small images and can't have them must know; who asks for exact ones has them anyway."""

@@ -15,13 +15,13 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict
 
 from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
 from torchrl_rerun.decoding import Stored, decoded, from_keyframe, stored_in
+from torchrl_rerun.endings import Endings, Ends
 from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.rows import Held, Rows, codes_in, held_of, rows_in
 from torchrl_rerun.schema import Described, Moment, Schema
 from torchrl_rerun.streams import Key, Stream, entity_path, name_of
 
-_FLAGS = ("done", "terminated", "truncated")
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -207,7 +207,8 @@ class History:
         """What the episodes came to, as far as they are recorded. What ended before its first step is none."""
         streams = [stream for stream, _ in self.run.schema.described if not stream.shared]
         sums = next((stream for stream in streams if stream.sums), None)
-        flags = _deciding(streams)
+        endings = Endings(self.run.schema.ends)
+        flags = [stream for stream in streams if stream.key in endings.keys]
         if not streams:
             return []
         spine = sums or min(flags or streams, key=_cost)
@@ -221,13 +222,9 @@ class History:
         first = np.append(0, last[:-1] + 1)
         ends = codes[last]
         returns = np.full(len(last), np.nan) if sums is None else self._returns(sums, ends)
-        raised = {name: np.zeros(len(last), bool) for name in _FLAGS}
-        for stream in flags:
-            rows = self.rows(stream)
-            there = _holds(rows.codes, ends)
-            values = rows.values[_at(rows.codes, ends[there])]
-            raised[stream.key[-1]][there] |= values.reshape(int(there.sum()), -1).any(axis=1)
-        terminated, truncated = raised["terminated"] | (raised["done"] & ~raised["truncated"]), raised["truncated"]
+        raised = {stream.key: self._raised(stream, ends) for stream in flags}
+        ended = endings.of(raised.get, len(ends)) or Ends(*np.zeros((2, len(ends)), bool))
+        terminated, truncated = ended
         numbers, lengths = ends >> 32, ends & 0xFFFFFFFF
         first_steps = step[first] - (codes[first] & 0xFFFFFFFF)
         return [
@@ -244,6 +241,14 @@ class History:
             )
             for i in np.flatnonzero(lengths)
         ]
+
+    def _raised(self, stream: Stream, ends: Codes) -> npt.NDArray[np.bool_]:
+        """A flag where episodes end, ``[n, numbers]``; down where it isn't known."""
+        rows = self.rows(stream)
+        there = _holds(rows.codes, ends)
+        raised = np.zeros((len(ends), math.prod(stream.shape)), bool)
+        raised[there] = rows.values[_at(rows.codes, ends[there])].reshape(int(there.sum()), -1)
+        return raised
 
     def _returns(self, sums: Stream, ends: Codes) -> npt.NDArray[np.float64]:
         """What the rewards added up to where episodes end: the mean over agents; NaN where it isn't known."""
@@ -321,16 +326,6 @@ def _at(codes: Codes, wanted: Codes) -> slice | npt.NDArray[np.intp]:
 
 
 # --- values ---
-
-
-def _deciding(streams: Sequence[Stream]) -> list[Stream]:
-    """The flags that end an environment's episode: those of agents or groups only where it has none of its own."""
-    flags = [stream for stream in streams if stream.key[-1] in _FLAGS]
-    outermost = min((len(stream.key) for stream in flags), default=0)
-    flags = [stream for stream in flags if len(stream.key) == outermost]
-    known = {stream.key[-1] for stream in flags}
-    # Where it is said how an episode ended, `done` says no more.
-    return [stream for stream in flags if not (stream.key[-1] == "done" and {"terminated", "truncated"} <= known)]
 
 
 def _cost(stream: Stream) -> tuple[bool, int]:

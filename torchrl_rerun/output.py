@@ -57,7 +57,7 @@ class WholeRun:
         self._source, self._envs = source, list(envs)
 
     def describe(
-        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key]
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterator[Chunk]:
         """What doesn't change over time.
 
@@ -65,8 +65,9 @@ class WholeRun:
             described: all that is recorded, as far as it is known by now.
             new: the streams that are new in it.
             statistics: the keys of which there are statistics over all environments.
+            ends: the flags that end episodes.
         """
-        yield property_chunk(self._source, self._envs, described, statistics, split=self._split)
+        yield property_chunk(self._source, self._envs, described, statistics, ends, split=self._split)
         yield from static_chunks(new, self._envs)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:

@@ -37,7 +37,8 @@ from torchrl_rerun.ledger import Ledger
 from torchrl_rerun.logged_envs import MAX_LOGGED_ENVS, LoggedEnvs, Render
 from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.output import WholeRun
-from torchrl_rerun.schema import Moment, Source, Split, info_chunk, shown_envs
+from torchrl_rerun.places import Places
+from torchrl_rerun.schema import PROPERTIES, Moment, Source, Split, info_chunk, shown_envs
 from torchrl_rerun.selection import Choice, Selection
 from torchrl_rerun.sinks import Sink
 from torchrl_rerun.streams import Key, Stream
@@ -193,6 +194,9 @@ class Recording:
         # that its owner can take again, for Ctrl-C may come before it is released.
         self._copying = threading.RLock()
         self._described: list[list[Stream]] = [[] for _ in Moment]
+        # A recording of one episode has no `/env_{i}` before its keys.
+        self._places = Places(reserved=() if self._episode_files is None else (PROPERTIES,))
+        self._ends: tuple[Key, ...] = ()
         self._small = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
         self._bulky = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
         self._reward: int | None = None  # where the first reward is among what is described of steps
@@ -241,20 +245,23 @@ class Recording:
         """All streams, in the order in which they were described."""
         return [stream for streams in self._described for stream in streams]
 
-    def describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
+    def describe(self, moment: Moment, streams: Sequence[Stream], ends: Sequence[Key] = ()) -> None:
         """Say what is seen at a moment, before the first values of it.
 
         Args:
             moment: when the streams have rows. Those that sum up a reward are observed.
             streams: what they are; sums come last.
+            ends: the flags that end an environment's episode, recorded or not, once they are known.
         """
+        self._ends = tuple(ends) or self._ends
         if streams:
             with self._copying:
                 self._describe(moment, streams)
 
     def _describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
         self._settle()
-        self._described[moment] = list(streams)
+        streams = [*map(self._places.placed, streams)]
+        self._described[moment] = streams
         if moment is Moment.STEPPED:
             summed = {stream.sums for stream in self._described[Moment.OBSERVED] if stream.sums}
             self._reward = next((i for i, stream in enumerate(streams) if stream.key in summed), None)
@@ -271,7 +278,8 @@ class Recording:
         self._begin_writing()
         described = [(stream, each) for each in Moment for stream in self._described[each]]
         assert self._writer is not None, "it was just begun"
-        self._writer.put(itertools.chain(self._output.describe(described, streams, self._statistics), statistics))
+        chunks = self._output.describe(described, streams, self._statistics, self._ends)
+        self._writer.put(itertools.chain(chunks, statistics))
 
     @property
     def has_statistics(self) -> bool:
@@ -447,7 +455,7 @@ class Recording:
                 buffer.grow(envs if buffer is self._batch else count)
             described = [(stream, each) for each in Moment for stream in self._described[each]]
             if self._writer is not None:
-                self._writer.put(self._output.describe(described, self.streams, self._statistics))
+                self._writer.put(self._output.describe(described, self.streams, self._statistics, self._ends))
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add to what is known of the episode that an environment is in.

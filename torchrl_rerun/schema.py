@@ -16,8 +16,12 @@ import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
+from torchrl_rerun.endings import deciding
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.streams import Key, Stream, entity_path, name_of
+
+PROPERTIES = "__properties"
+"""Below this entity recordings keep what is known of them."""
 
 PROPERTY = "torchrl_rerun"
 EPISODE = "episode"
@@ -77,6 +81,7 @@ class Schema:
         statistics: the keys of which there are statistics over all environments.
         split: what the recording is of.
         versions: of Python and the libraries, by their names.
+        ends: the flags that end an environment's episode, recorded or not.
     """
 
     source: Source
@@ -85,6 +90,7 @@ class Schema:
     statistics: tuple[Key, ...]
     split: Split
     versions: dict[str, str]
+    ends: tuple[Key, ...] = ()
 
     def paths_of(self, stream: Stream) -> Iterator[str]:
         """The entity paths at which a key is recorded."""
@@ -128,6 +134,8 @@ class Schema:
             tuple(tuple(key) for key in fields.get("statistics", ())),
             fields["split"],
             fields["versions"],
+            # Recordings of schema version 1 don't say.
+            tuple(map(tuple, fields.get("ends", ()))) or deciding(tuple(entry["key"]) for entry in fields["keys"]),
         )
 
 
@@ -145,6 +153,7 @@ def property_chunk(
     envs: Sequence[int],
     described: Sequence[Described],
     statistics: Sequence[Key] = (),
+    ends: Sequence[Key] = (),
     *,
     split: Split = "run",
 ) -> Chunk:
@@ -155,6 +164,7 @@ def property_chunk(
         envs: indices of those that are recorded.
         described: what is recorded of each, and when.
         statistics: the keys of which there are statistics over all environments.
+        ends: the flags that end an environment's episode, recorded or not.
         split: what a recording is of. Of one episode it has no ``/env_{i}``.
     """
     schema = {
@@ -166,6 +176,7 @@ def property_chunk(
         "split": split,
         "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in described],
         "statistics": [list(key) for key in statistics],
+        "ends": [list(key) for key in ends],
         "versions": _versions(),
     }
     summary = rr.AnyValues(env_name=source.name or "", envs=len(envs), schema=json.dumps(schema))

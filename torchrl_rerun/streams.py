@@ -138,6 +138,7 @@ class Stream:
         shared: one value stands for all environments, and is recorded for the first one logged.
         sums: the key of the reward whose running sum this is; empty for what the environment gives itself.
         device: the accelerator that the values come from; empty: none.
+        place: the parts of the entity path instead of those of the key, if another stream has its path; else empty.
     """
 
     key: Key
@@ -156,6 +157,7 @@ class Stream:
     shared: bool = False
     sums: Key = ()
     device: str = ""
+    place: Key = ()
 
     @property
     def storage(self) -> np.dtype[Any]:
@@ -253,7 +255,7 @@ class Stream:
         >>> Stream(("agents", "reward"), "scalars", "float32", (2, 1), agents=("fox", "hare")).path(3, 1)
         ['env_3', 'agents', 'reward', 'hare']
         """
-        return [*([] if env is None else [f"env_{env}"]), *self.key, *self.agents[lane : lane + 1]]
+        return [*([] if env is None else [f"env_{env}"]), *(self.place or self.key), *self.agents[lane : lane + 1]]
 
     def as_json(self) -> dict[str, Any]:
         """What a reader must know to give the key back as it was."""
@@ -296,6 +298,7 @@ _WHERE_THEY_APPLY = (
     "names",
     "shared",
     "sums",
+    "place",
 )
 
 
