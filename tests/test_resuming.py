@@ -1,19 +1,21 @@
-"""A run that goes on after a restart: the recorder's counters are part of the environment's state."""
+"""A run that goes on after a restart: where it is, the recordings themselves say."""
 
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import textwrap
 
 import pytest
 import torch
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
 from programs import python
 from readback import read, read_folder
 from test_selection import Lengths
-from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes
+from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
 
 
 @pytest.fixture
@@ -29,22 +31,13 @@ def make(folder, **arguments):
     return GymWrapper(Lengths()).append_transform(RerunRecorder(folder, **arguments))
 
 
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
 def test_numbers_go_on(folder, split):
     env = make(folder, split=split)
     env.rollout(6, break_when_any_done=False)
-    state = through_a_file(env.state_dict())
     env.close()
     before = names(folder)
-    env = make(folder, split=split)
-    env.load_state_dict(state)
+    env = make(folder, split=split, resume=True)
     env.rollout(3)
     env.close()
     new = [name for name in names(folder) if name not in before]
@@ -63,7 +56,37 @@ def test_numbers_go_on(folder, split):
     assert rows.along("frame") == [0, 1, 2, 3]
 
 
-def test_without_a_state_a_run_is_not_resumed(folder):
+@pytest.mark.parametrize("sink", ["run.rrd", "run"])
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_with_nothing_there_a_run_begins(tmp_path, sink, split):
+    if (sink, split) == ("run.rrd", "episode"):
+        return
+    env = make(tmp_path / sink, split=split, resume=True)
+    env.rollout(2)
+    env.close()
+    assert load(tmp_path / sink)[0].properties.first_step == 0
+
+
+def test_it_goes_on_again_and_again(folder):
+    for _ in range(3):
+        env = make(folder, resume=True)
+        env.rollout(2, break_when_any_done=False)
+        env.close()
+    assert names(folder) == ["run.resumed_1.rrd", "run.resumed_2.rrd", "run.rrd"]
+    assert [each.properties.first_step for each in load(folder)] == [0, 2, 4]
+
+
+def test_a_file_goes_on_beside_it(path):
+    env = make(path)
+    env.rollout(2)
+    env.close()
+    env = make(path, resume=True)
+    env.rollout(1)
+    env.close()
+    assert read(path.with_name("run.resumed_1.rrd"))["/env_0/observation"].along("step") == [2, 3]
+
+
+def test_without_resume_a_run_is_not_resumed(folder):
     env = make(folder)
     env.rollout(2)
     env.close()
@@ -71,61 +94,49 @@ def test_without_a_state_a_run_is_not_resumed(folder):
         make(folder).rollout(1)
 
 
-def test_after_the_first_frames(folder):
-    """A policy may have been built with a reset of the environment before the checkpoint is loaded."""
+def test_a_run_that_is_being_recorded_is_not_resumed(folder):
     env = make(folder)
-    env.rollout(6, break_when_any_done=False)
-    state = env.state_dict()
-    env.close()
-    env = make(folder, overwrite=True)
-    env.load_state_dict(state)
-    env.rollout(1)
-    env.load_state_dict(state)
     env.rollout(2)
-    env.close()
-    assert read(folder / "run.resumed_2.rrd")["/env_0/observation"].along("step") == [
-        6,
-        7,
-    ]  # the second episode has one step
-
-
-def test_checkpoints_of_before(folder):
-    """Those without a recorder, and those of one that had seen nothing, can be loaded."""
-    plain = GymWrapper(Lengths()).append_transform(RewardSum())
-    env = GymWrapper(Lengths()).append_transform(RewardSum()).append_transform(RerunRecorder(folder))
-    env.load_state_dict(plain.state_dict())
-    env.load_state_dict(env.state_dict())
-    env.rollout(2)
-    env.close()
+    env.transform.dump()
+    again = make(folder, resume=True)
+    with pytest.raises(FileExistsError, match=r"run\.rrd is being written by another recorder"):
+        again.rollout(1)
     assert names(folder) == ["run.rrd"]
-
-
-def test_the_state_of_another_recorder(folder, tmp_path):
-    """Who copies the state of the training environment to that of the evaluation means the other transforms."""
-    env = make(folder)
-    env.rollout(4)
-    evaluation = make(tmp_path / "evaluation")
-    with pytest.warns(UserWarning, match="doesn't take over its step and episode numbers"):
-        evaluation.load_state_dict(env.state_dict())
-    evaluation.rollout(2)
-    evaluation.close()
     env.close()
-    assert read(tmp_path / "evaluation/run.rrd")["/env_0/observation"].along("step") == [0, 1, 2]
+
+
+def test_a_damaged_file_is_named_and_left_out(folder):
+    env = make(folder)
+    env.rollout(2)
+    env.close()
+    (folder / "run.part_1.rrd").write_bytes(b"no recording")
+    env = make(folder, resume=True)
+    with pytest.warns(RuntimeWarning, match=r"run\.part_1\.rrd"):
+        env.rollout(1)
+    env.close()
+    assert read(folder / "run.resumed_1.rrd")["/env_0/observation"].along("step") == [2, 3]
+
+
+def test_it_excludes_overwrite_and_needs_a_file(folder):
+    with pytest.raises(ValueError, match="exclude one another"):
+        RerunRecorder(folder, overwrite=True, resume=True)
+    with pytest.raises(ValueError, match="file or folder"):
+        RerunRecorder("rerun+http://127.0.0.1:9/proxy", resume=True)
+    with pytest.raises(TypeError, match="resume"):
+        RerunRecorder(folder, resume="yes")
 
 
 def test_batches(folder):
-    def batch():
+    def batch(**arguments):
         return SerialEnv(3, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(3)]).append_transform(
-            RerunRecorder(folder, logged_envs=[0, 2])
+            RerunRecorder(folder, logged_envs=[0, 2], **arguments)
         )
 
     env = batch()
     env.rollout(7, break_when_any_done=False)
-    state = env.state_dict()
     env.close()
     first = read(folder / "run.rrd")
-    env = batch()
-    env.load_state_dict(state)
+    env = batch(resume=True)
     env.rollout(1)
     env.close()
     second = read(folder / "run.resumed_1.rrd")
@@ -135,25 +146,12 @@ def test_batches(folder):
 
 
 def test_in_workers(folder):
-    env = ParallelEnv(2, lambda: make(folder))
-    env.rollout(4, break_when_any_done=False)
-    state = env.state_dict()
-    env.close()
-    assert any("episodes" in str(key) for key in flat(state))
-    env = ParallelEnv(2, lambda: make(folder))
-    env.load_state_dict(state)
-    env.rollout(1)
-    env.close()
+    for resume in (False, True):
+        env = ParallelEnv(2, lambda resume=resume: make(folder, resume=resume))
+        env.rollout(4, break_when_any_done=False)
+        env.close()
     assert "run.worker_1.resumed_1.rrd" in names(folder)
-    assert read(folder / "run.worker_1.resumed_1.rrd")["/env_1/observation"].along("step") == [4, 5]
-
-
-def flat(state, prefix=""):
-    for key, value in state.items():
-        if hasattr(value, "items"):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+    assert read(folder / "run.worker_1.resumed_1.rrd")["/env_1/observation"].along("step") == [4, 5, 6, 7, 7, 8]
 
 
 def test_what_is_kept_goes_on(folder):
@@ -161,61 +159,99 @@ def test_what_is_kept_goes_on(folder):
     keep = KeepLast(2) | KeepWorst(1)
     env = make(folder, split="episode", keep=keep)
     env.rollout(17, break_when_any_done=False)  # episodes of 3, 1, 6, 2, 4 steps and one that is cut
-    state = env.state_dict()
     env.close()
     assert [id_[1] for id_ in read_folder(folder)] == [1, 4, 5]
-    env = make(folder, split="episode", keep=keep)
-    env.load_state_dict(state)
+    env = make(folder, split="episode", keep=keep, resume=True)
     env.rollout(4, break_when_any_done=False)
     env.close()
     assert [id_[1] for id_ in read_folder(folder)] == [1, 6, 7]
 
 
-def test_after_a_crash(folder):
-    """A checkpoint, a kill, and a restart: numbers that come again don't replace what is there."""
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_after_a_crash_the_numbers_follow_what_is_recorded(folder, split):
     script = """
-        import os, sys, torch
+        import os, sys
         sys.path.insert(0, "tests")
         from test_resuming import make
         if __name__ == "__main__":
-            env = make(sys.argv[1], split="episode")
-            if sys.argv[2] == "resume":
-                env.load_state_dict(torch.load(sys.argv[3], weights_only=True))
+            env = make(sys.argv[1], split=sys.argv[2], resume=True)
             env.rollout(10, break_when_any_done=False)
-            torch.save(env.state_dict(), sys.argv[3])
-            env.rollout(2)
             env.transform.dump()
-            if sys.argv[2] != "resume":
+            if sys.argv[3] == "crash":
                 os.kill(os.getpid(), 9)
             env.close()
     """
-    command = [*python(), "-c", textwrap.dedent(script), folder]
-    killed = subprocess.run([*command, "begin", folder.parent / "state.pt"], check=False)
-    assert killed.returncode == -9
+    command = [*python(), "-c", textwrap.dedent(script), folder, split]
+    assert subprocess.run([*command, "crash"], check=False).returncode == -9
     crashed = names(folder)
-    assert crashed == [
-        "env_0_episode_000000.rrd",
-        "env_0_episode_000001.rrd",
-        "env_0_episode_000002.rrd",
-        "env_0_episode_000003.rrd",
-    ]
-    subprocess.run([*command, "resume", folder.parent / "state.pt"], check=True)
+    subprocess.run([*command, "close"], check=True)
     assert set(crashed) < set(names(folder))
-    assert "env_0_episode_000003_2.rrd" in names(folder) or "env_0_episode_000004.rrd" in names(folder)
+    episodes = load(folder)
+    assert [each.properties.episode for each in episodes] == list(range(len(episodes)))
+    assert [each.properties.first_step for each in episodes][2:5] == [4, 10, 13]
 
 
-def test_numbers_that_come_again(folder):
-    """They are recordings of their own, also if the user has named the run."""
+def test_numbers_that_come_again_are_recordings_of_their_own(folder):
+    """Another program may have recorded to the same folder meanwhile, under the name that the user has given the run."""
     env = make(folder, split="episode", recording_id="mine")
     env.rollout(4, break_when_any_done=False)
-    state = env.state_dict()
-    env.rollout(3)
     env.close()
-    env = make(folder, split="episode", recording_id="mine")
-    env.load_state_dict(state)
+    os.rename(folder / "env_0_episode_000001.rrd", folder / "env_0_episode_000002.rrd")
+    env = make(folder, split="episode", recording_id="mine", resume=True)
     env.rollout(3)
     env.close()
     assert names(folder)[-2:] == ["env_0_episode_000002.rrd", "env_0_episode_000002_2.rrd"]
     found = list_episodes(folder).episodes
-    assert [each.recording_id for each in found][-2:] == ["e0_ep000002_mine", "e0_ep000002_2_mine"]
-    assert [len(each.paths) for each in found] == [1] * 4
+    assert [each.recording_id for each in found][-2:] == ["e0_ep000001_mine", "e0_ep000002_2_mine"]
+    assert [len(each.paths) for each in found] == [1] * 3
+
+
+# --- checkpoints ---
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_checkpoints_hold_nothing_of_a_recorder(folder):
+    def plain():
+        return GymWrapper(Lengths()).append_transform(RewardSum())
+
+    env = plain().append_transform(RerunRecorder(folder))
+    env.rollout(2)
+    assert (
+        env.state_dict().keys()
+        == plain().append_transform(RewardSum()).state_dict().keys() | plain().state_dict().keys()
+    )
+    plain().load_state_dict(through_a_file(env.state_dict()))
+    env.load_state_dict(plain().state_dict())
+    env.close()
+
+
+def test_checkpoints_of_version_0_1_0_load(folder):
+    env = make(folder)
+    env.rollout(2)
+    old = {
+        "transforms.0.steps": torch.tensor(7),
+        "transforms.0.episodes": torch.tensor([3]),
+        "transforms.0.sink": torch.tensor(list(b"/tmp/run.rrd"), dtype=torch.uint8),
+    }
+    alone = RerunRecorder(folder.with_name("alone.rrd"))
+    alone.load_state_dict({key.removeprefix("transforms.0."): value for key, value in old.items()})
+    env.append_transform(RewardSum())
+    env.load_state_dict(old)
+    env.rollout(1)
+    env.close()
+
+
+def test_checkpoints_of_replay_buffers_hold_nothing_of_a_recorder(path):
+    def buffer(**arguments):
+        return TensorDictReplayBuffer(storage=LazyTensorStorage(10), batch_size=2, **arguments)
+
+    recorded = buffer(transform=RerunRecorder(path))
+    recorded.extend(GymWrapper(Lengths()).rollout(2))
+    recorded.sample()
+    buffer().load_state_dict(recorded.state_dict())

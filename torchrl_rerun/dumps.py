@@ -38,6 +38,10 @@ class DumpFile(FileSink):
         there = [int(path.name[5:11]) for path in self._dumps()]
         return DumpFile(self.path.parent, max(there, default=-1) + 1)
 
+    def earlier(self) -> list[Path]:
+        """The files of the run that were there before this sink was opened."""
+        return [path for path in self._dumps() if path != self.path]
+
     def sibling(self, part: str) -> DumpFile:
         """The first file of a worker, in a folder of its own."""
         return DumpFile(self.path.parent / part, overwrite=self.overwrite)

@@ -23,7 +23,6 @@ from torchrl_rerun.calls import Call
 from torchrl_rerun.camera import PIXELS, Camera
 from torchrl_rerun.continuing import Continuity
 from torchrl_rerun.endings import FLAGS, Endings, Ends
-from torchrl_rerun.episodes import Progress
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.places import free_key
 from torchrl_rerun.recording import Recording, Settled
@@ -65,7 +64,6 @@ class Feed:
         self.lock = threading.RLock()
         self.recording: Recording | None = None
         self._enabled = True
-        self._resumed: Progress | None = None
         self._camera = Camera() if settings.render else None
         self._forget_keys()
         self._continuity = Continuity()
@@ -90,17 +88,6 @@ class Feed:
         self._enabled = enabled
         if self.recording is not None:
             self.recording.selection.enabled = enabled
-
-    @property
-    def progress(self) -> Progress | None:
-        """Where the run is; None: nothing has been seen of it."""
-        return self._resumed if self.recording is None else self.recording.episodes.progress
-
-    def resume(self, progress: Progress) -> None:
-        """Go on where another program was stopped, in a recording of its own."""
-        self.close_quietly()
-        self.recording = None
-        self._resumed = progress
 
     def close_quietly(self) -> None:
         """Close the recording where nobody is there to catch an error."""
@@ -681,7 +668,7 @@ class Feed:
                 return None
             self._forget_keys()
             try:
-                self.recording = open_recording(self._settings, env(), batch_size, ended, self._resumed)
+                self.recording = open_recording(self._settings, env(), batch_size, ended)
             except OutOfReachError as error:
                 self._is_elsewhere = True
                 warn(f"nothing is recorded here: {error}")
@@ -692,7 +679,6 @@ class Feed:
                 ended.account.fail_to_go_on(error)
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
-            self._resumed = None
             if not self._enabled:
                 self.recording.selection.enabled = False
             if self._process != os.getpid():

@@ -151,6 +151,10 @@ class RunFolder:
         resumed._is_ours = True
         return resumed
 
+    def earlier(self) -> list[Path]:
+        """The files of the run that were there before this sink was opened."""
+        return [path for path in self._recordings() if not path.name.startswith(".")]
+
     def sibling(self, part: str) -> RunFolder:
         """The folder of a worker."""
         return RunFolder(self.path / part, keep=self._keep, overwrite=self.overwrite)

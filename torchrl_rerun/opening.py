@@ -20,13 +20,13 @@ from torchrl.envs import EnvBase
 
 from torchrl_rerun import specs
 from torchrl_rerun.dumps import DumpFile
-from torchrl_rerun.episodes import Progress
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.logged_envs import check_envs
 from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.rerun_streams import StreamOutlet, UsersStream, application_id_of
+from torchrl_rerun.resuming import progress_of
 from torchrl_rerun.schema import SPLITS, Source
 from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, STACKS, VIDEO_FORMATS, ImageFormat, Key, Kind, Stacks
@@ -50,6 +50,7 @@ class Settings:
         stacks: what is recorded of stacks of frames, of all or per key.
         kinds, names: overrides per key.
         render: whether the environment is rendered where it is recorded.
+        resume: whether the run goes on that the file or folder holds.
         options: the rest, which the recording sees to.
         process: the process that the recorder was made in.
         is_copy: it was copied or pickled, and has no right to the path itself.
@@ -66,6 +67,7 @@ class Settings:
     kinds: Mapping[Key, Kind]
     names: Mapping[Key, tuple[str, ...]]
     render: bool
+    resume: bool
     options: Options
     process: int
     is_copy: bool = False
@@ -76,6 +78,7 @@ class Settings:
         sink: Any,
         *,
         overwrite: bool,
+        resume: bool,
         in_keys: Sequence[NestedKey] | None,
         fps: float | None,
         image_format: ImageFormat | Mapping[NestedKey, ImageFormat],
@@ -157,7 +160,7 @@ class Settings:
             raise ValueError(f"keep={options.keep!r} is about episodes: it needs split='episode'")
         if options.aggregate and options.split == "episode":
             raise ValueError("aggregate=True is about all environments: it needs split='run' or 'dump'")
-        kept, viewers, stream = _sinks(sink, options, overwrite=overwrite)
+        kept, viewers, stream = _sinks(sink, options, overwrite=overwrite, resume=resume)
         return cls(
             sink=kept,
             viewers=viewers,
@@ -170,6 +173,7 @@ class Settings:
             kinds={specs.as_key(key): kind for key, kind in (kinds or {}).items()},
             names={specs.as_key(key): tuple(labels) for key, labels in (names or {}).items()},
             render=render,
+            resume=resume,
             options=options,
             process=os.getpid(),
         )
@@ -178,8 +182,13 @@ class Settings:
 _SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
 
 
-def _sinks(sink: Any, options: Options, *, overwrite: bool) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
+def _sinks(
+    sink: Any, options: Options, *, overwrite: bool, resume: bool
+) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
     """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
+    _require("resume", resume, bool, "True or False")
+    if overwrite and resume:
+        raise ValueError("overwrite=True and resume=True exclude one another: replace what is there, or go on with it")
     several = sink if isinstance(sink, list | tuple) else [sink]
     for each in several:
         if not isinstance(each, _SINKS):
@@ -207,8 +216,10 @@ def _sinks(sink: Any, options: Options, *, overwrite: bool) -> tuple[Sink, tuple
         raise ValueError(
             f"application_id and recording_id are those of {stream.label}: leave them out, and pass them where it is made"
         )
+    if resume and not paths:
+        raise ValueError(f"resume=True goes on with the run in a file or folder, and there is none in sink={sink!r}")
     if paths:
-        return _path_sink(Path(paths[0]), options, overwrite=overwrite), viewers, stream
+        return _path_sink(Path(paths[0]), options, overwrite=overwrite, resume=resume), viewers, stream
     if stream is not None:
         return (
             NoFile(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
@@ -234,14 +245,14 @@ def _path_of(sink: Any) -> str | os.PathLike[str] | None:
     return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 
-def _path_sink(path: Path, options: Options, *, overwrite: bool) -> FileSink | RunFolder:
+def _path_sink(path: Path, options: Options, *, overwrite: bool, resume: bool) -> FileSink | RunFolder:
     """A file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
             raise ValueError(
                 f"split={options.split!r} makes several files: pass a folder instead of {os.fspath(path)!r}"
             )
-        return FileSink(path, overwrite=overwrite)
+        return FileSink(path, overwrite=overwrite, may_exist=resume)
     if options.split == "episode":
         return RunFolder(path, keep=options.keep, overwrite=overwrite)
     if path.suffix:
@@ -281,7 +292,6 @@ def open_recording(
     env: EnvBase | None,
     batch_size: tuple[int, ...],
     ended: Recording | None,
-    resumed: Progress | None = None,
 ) -> Recording:
     """Begin a recording, or the next part of one that was closed.
 
@@ -291,7 +301,6 @@ def open_recording(
         batch_size: the environments' batch size.
         ended: the recording that was closed before. Its counters go on if it was of this batch size; else it is another
             recording that begins.
-        resumed: where the run was when the program stopped that this one goes on for; None: it begins.
 
     Raises:
         FileExistsError: the file exists.
@@ -304,7 +313,7 @@ def open_recording(
         settings = dataclasses.replace(settings, options=_named_by(stream, settings.options))
     count = int(np.prod(batch_size, dtype=np.int64))
     if ended is None:
-        sink, number = _claim(settings, is_resumed=resumed is not None)
+        sink, number = _claim(settings)
         recording_id = _recording_id(settings, number)
     else:
         sink, number = (
@@ -333,13 +342,13 @@ def open_recording(
         for outlet in outlets:
             outlet.open(application_id=application_id(settings.options, source), recording_id=recording_id)
         recording = Recording(sink, source, options, outlets=outlets, run_id=recording_id, continues=ended)
+        if settings.resume and ended is None and (progress := progress_of(sink.earlier(), recording.envs)) is not None:
+            recording.resume(progress)
     except BaseException:
         sink.discard()
         for outlet in outlets:
             outlet.close()
         raise
-    if resumed is not None:
-        recording.resume(resumed)
     if settings.options.logged_envs is None and len(recording.envs) < count:
         first = f"of {count} environments the first {len(recording.envs)} are recorded"
         if recording.has_statistics:
@@ -364,16 +373,16 @@ def _next_part(ended: Recording, *, is_announced: bool) -> Sink:
     return sink
 
 
-def _claim(settings: Settings, *, is_resumed: bool) -> tuple[Sink, int | None]:
+def _claim(settings: Settings) -> tuple[Sink, int | None]:
     """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
     number = _number(settings)
     if number is None:
-        sink = settings.sink.resumed() if is_resumed else settings.sink
+        sink = settings.sink.resumed() if settings.resume else settings.sink
         sink.open()
         return sink, None
     while True:
         sink = settings.sink.sibling(f"worker_{number}")
-        if is_resumed:
+        if settings.resume:
             sink = sink.resumed()
         try:
             sink.open()

@@ -132,8 +132,10 @@ class RerunRecorder(Transform):
             take 8 MiB more, until they are enough to be written together.
         flush_seconds: what is older than this is written, though the buffer isn't full. Viewers and recording streams get it
             within a second.
-        overwrite: replace an existing file and its parts, or the recordings that an earlier run left in a folder. A run
-            that goes on after a restart (``env.load_state_dict``) replaces nothing.
+        overwrite: replace an existing file and its parts, or the recordings that an earlier run left in a folder.
+        resume: go on with the run that the file or folder holds, in further files beside it (``run.resumed_1.rrd``). The
+            numbers of steps and episodes go on after the last ones that are recorded; an episode that was interrupted
+            stays so. Begin anew if nothing is there.
 
     Raises:
         FileExistsError: the file exists, and ``overwrite`` is false, or another recorder writes to it; at the first reset,
@@ -153,8 +155,7 @@ class RerunRecorder(Transform):
         where that is forgotten. Errors of the disk never reach the environment's methods: training goes on, a warning
         says so at once, and the next :meth:`dump` or :meth:`close` raises :class:`RecordingError`.
 
-    .. note:: The environment's ``state_dict()`` holds how many steps and episodes there have been. Where it is loaded
-        after a restart they are counted on, in further files of the same folder.
+    .. note:: Checkpoints of the environment (``state_dict()``) hold nothing of a recorder, and load with and without one.
 
     .. note:: In front of other transforms it records what passes at its place, and says once which keys it can't see.
         ``check_env_specs`` leaves nothing in the recording, except where the recorder lives in worker processes, which
@@ -199,11 +200,13 @@ class RerunRecorder(Transform):
         buffer_bytes: int = 64 << 20,
         flush_seconds: float = 5.0,
         overwrite: bool = False,
+        resume: bool = False,
     ) -> None:
         super().__init__(in_keys=in_keys)
         self._settings = Settings.checked(
             sink,
             overwrite=overwrite,
+            resume=resume,
             in_keys=None if in_keys is None else self.in_keys,
             fps=fps,
             image_format=image_format,

@@ -76,6 +76,9 @@ class Sink(Protocol):
     def resumed(self) -> Sink:
         """The sink of what comes after a restart of the program."""
 
+    def earlier(self) -> list[Path]:
+        """The files of the run that were there before this sink was opened."""
+
     def family(self) -> list[int]:
         """The numbers of the workers that record beside this one; empty if this isn't a worker's."""
 
@@ -127,6 +130,7 @@ class FileSink:
         overwrite: replace an existing file; its parts go with it. What another live recorder writes stays.
         base: the path that the user gave, of which this is a sibling; None: this is it.
         first: the file of which this continues the recording; None: this is the first.
+        run: the file with which the run began that goes on; None: it begins.
         may_exist: whether it does is not looked at before it is opened: a run may be resumed by then.
 
     Attributes:
@@ -145,12 +149,14 @@ class FileSink:
         overwrite: bool = False,
         base: Path | None = None,
         first: Path | None = None,
+        run: Path | None = None,
         may_exist: bool = False,
     ) -> None:
         self.path = Path(path).expanduser().absolute()
         self.overwrite = overwrite
         self._base = base or self.path
         self._first = first or self.path
+        self._run = run
         self._finished: list[tuple[Path, int]] = []  # the files before this one; their locks are held to the end
         self._following: Chunk | None = None
         self._handle: int | None = None
@@ -204,7 +210,16 @@ class FileSink:
         while path.exists():
             number += 1
             path = self._first.with_name(f"{self._first.stem}.resumed_{number}.rrd")
-        return self if not number else FileSink(path, base=self._base)
+        return FileSink(path, base=self._base, run=self._first) if number else self
+
+    def earlier(self) -> list[Path]:
+        """The files of the run that were there before this sink was opened."""
+        if self._run is None:
+            return []
+        ours = re.compile(rf"{re.escape(self._run.stem)}(\.resumed_\d+)?(\.part_\d+)?\.rrd", re.DOTALL)
+        return sorted(
+            path for path in self._run.parent.iterdir() if ours.fullmatch(path.name) and path.name != self.path.name
+        )
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -398,6 +413,10 @@ class NoFile:
     def resumed(self) -> NoFile:
         """The same."""
         return self
+
+    def earlier(self) -> list[Path]:
+        """There are none."""
+        return []
 
     def family(self) -> list[int]:
         """Unknown."""
