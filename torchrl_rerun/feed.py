@@ -441,6 +441,11 @@ class Feed:
         self, recording: Recording, env: EnvBase | None, observed: TensorDictBase, outcome: TensorDictBase | None
     ) -> None:
         self._resets_by_group = env is not None and specs.resets_by_group(env)
+        if specs.is_pool(env):
+            warn(
+                "steps of an AsyncEnvPool by async_step_send(), async_step_and_maybe_reset_send() and their recv() pass no "
+                "transform, and can't be recorded here: append the recorder to the environments in the pool"
+            )
         wanted = self._wanted(env, observed)
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}
         values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}

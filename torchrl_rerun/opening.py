@@ -32,7 +32,7 @@ from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, STACKS, VIDEO_FORMATS, ImageFormat, Key, Kind, Stacks
 from torchrl_rerun.viewers import Endpoint, Viewer
 from torchrl_rerun.warning import warn
-from torchrl_rerun.workers import in_torchrl_worker, worker_number
+from torchrl_rerun.workers import in_child, in_worker, worker_number
 
 
 @dataclass(frozen=True)
@@ -397,7 +397,7 @@ def _claim(settings: Settings) -> tuple[Sink, int | None]:
 
 def _number(settings: Settings) -> int | None:
     """This recorder's number among those that share its path; None where it has the path to itself."""
-    if in_torchrl_worker() or settings.is_copy or settings.process != os.getpid():
+    if in_worker() or settings.is_copy or settings.process != os.getpid():
         return worker_number() or 0
     return 0 if settings.sink.identity in shared_paths else None
 
@@ -408,7 +408,7 @@ def _recording_id(settings: Settings, number: int | None) -> str:
         return settings.options.recording_id
     if number is None:
         return uuid.uuid4().hex
-    family = os.getpid() if worker_number() is None else os.getppid()
+    family = os.getppid() if in_child() else os.getpid()
     return uuid.uuid5(uuid.NAMESPACE_URL, f"{settings.sink.identity}#{family}").hex
 
 

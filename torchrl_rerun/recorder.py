@@ -39,7 +39,7 @@ from torchrl_rerun.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.trajectories import Trajectories, padding_mask
 from torchrl_rerun.untraced import is_compiling, untraced
 from torchrl_rerun.warning import warn
-from torchrl_rerun.workers import in_torchrl_worker
+from torchrl_rerun.workers import in_worker_process
 
 Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
 """What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
@@ -424,7 +424,7 @@ class RerunRecorder(Transform):
         self._release_held()
         if self._feed is None:
             return
-        if in_torchrl_worker():
+        if in_worker_process():
             self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
         self._feed.catch_up()

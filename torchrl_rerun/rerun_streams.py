@@ -26,7 +26,7 @@ from torchrl_rerun.columns import EXACT, are_exact_floats
 from torchrl_rerun.outlets import CLOSE_SECONDS, STALL_SECONDS, Outlet
 from torchrl_rerun.schema import RECORDING_INFO
 from torchrl_rerun.sender import UNFLUSHED_BYTES
-from torchrl_rerun.workers import worker_number
+from torchrl_rerun.workers import in_child
 
 FLUSH_SECONDS = 2.5
 """How long a stream is waited for at a time, of all the time that it may take nothing."""
@@ -73,7 +73,7 @@ class UsersStream:
         stream = rr.get_data_recording() if is_active else self._stream
         if stream is not None and not stream.to_native().is_forked_child():
             return stream
-        if worker_number() is not None or self._process != os.getpid():
+        if in_child() or self._process != os.getpid():
             what = "there is no active recording" if is_active else f"{self.label} can't be had"
             raise OutOfReachError(f"{what} in a process of its own: {_INSTEAD}")
         raise NoStreamError(

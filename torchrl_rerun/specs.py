@@ -17,6 +17,7 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict, TensorDictBase
 from tensordict.base import _is_leaf_nontensor
 from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import (
+    AsyncEnvPool,
     AutoResetTransform,
     CatFrames,
     Compose,
@@ -79,6 +80,13 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
         for key, shape in shapes.items()
         if -1 not in shape  # of different shapes in different environments
     ]
+
+
+def is_pool(env: EnvBase | None) -> bool:
+    """Return whether an environment is a pool that can be stepped asynchronously."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return isinstance(env, AsyncEnvPool)
 
 
 def flag_keys(env: EnvBase | None, following: TensorDictBase) -> list[Key]:
