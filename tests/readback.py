@@ -14,6 +14,7 @@ import rerun as rr
 import torch
 from PIL import Image
 from rerun.chunk import RrdReader
+from tensordict import TensorDictBase
 
 from torchrl_rerun.chunks import parts_in
 from torchrl_rerun.history import History, as_tensor
@@ -233,3 +234,12 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.numel():  # which may lie in any way
         return torch.zeros(0, dtype=torch.uint8)
     return tensor if tensor.dtype == torch.bool else tensor.reshape(-1).view(torch.uint8)
+
+
+def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
+    """Whether two rollouts hold the same keys and, bit for bit, the same values."""
+    keys = [set(each.keys(include_nested=True, leaves_only=True)) for each in (found, wanted)]
+    assert keys[0] == keys[1], keys[0] ^ keys[1]
+    for key in keys[0]:
+        assert same(found.get(key), wanted.get(key)), (key, found.get(key), wanted.get(key))
+    return True

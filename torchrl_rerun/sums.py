@@ -84,7 +84,8 @@ def running_sums(
     """
     sums = np.zeros((len(events) + 1, *before.shape))
     if rewards is not None:
-        sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
+        with np.errstate(invalid="ignore"):  # the rows of environments that weren't stepped are anything
+            sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
     sums[0] = before
     for first, last, event in events.runs():
         if event is None:

@@ -1,0 +1,192 @@
+"""One rule says when an environment's episode ends: live, of stored rollouts, and of what is read back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import ParallelEnv, SerialEnv
+
+from counting import Groups
+from readback import hold_the_same, read
+from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun.endings import Endings, deciding
+
+
+def ends(flags, count=1):
+    found = Endings(flags).of(lambda key: np.array(flags[key]), count)
+    return None if found is None else [part.tolist() for part in found]
+
+
+def test_the_outermost_flags_decide():
+    assert deciding([("done",), ("a", "done"), ("a", "b", "truncated"), ("x",)]) == (("done",),)
+    assert deciding([("a", "done"), ("a", "b", "done"), ("c", "d", "done")]) == (("a", "done"), ("c", "d", "done"))
+    assert deciding([("observation",)]) == ()
+
+
+def test_agents_that_are_done_alone_end_nothing_beside_a_flag_of_the_environment():
+    assert ends({("done",): [[False]], ("agents", "done"): [[True, False]]}) is None
+
+
+def test_without_a_flag_of_the_environment_all_groups_and_agents_must_be_done():
+    flags = {("red", "done"): [[True, True], [True, True]], ("blue", "done"): [[True, False], [True, True]]}
+    assert ends(flags, 2) == [[False, True], [False, False]]
+
+
+def test_done_alone_counts_as_terminated():
+    assert ends({("done",): [[True]], ("truncated",): [[False]]}) == [[True], [False]]
+    assert ends({("done",): [[True]], ("truncated",): [[True]]}) == [[False], [True]]
+
+
+def test_terminated_and_truncated_need_no_done():
+    assert ends({("terminated",): [[False], [True]], ("truncated",): [[True], [False]]}, 2) == [
+        [False, True],
+        [True, False],
+    ]
+
+
+# --- agents that finish apart ---
+
+BESIDE = {"red": 2, "blue": 4}
+
+
+def lengths(path):
+    return sorted((each.properties.env, each.properties.episode, each.properties.length) for each in load(path))
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_stored_and_live_data_are_cut_alike(tmp_path, split):
+    """Agents are done before the environment is."""
+    env = Groups(BESIDE, root=True).append_transform(RerunRecorder(tmp_path / "live", split=split))
+    rollout = env.rollout(10, break_when_any_done=False)
+    env.close()
+    assert rollout["next", "red", "done"].sum() > rollout["next", "done"].sum()
+    with RerunRecorder(tmp_path / "stored", split=split) as recorder:
+        recorder.log_rollout(rollout[:, :3])
+        recorder.log_rollout(rollout[:, 3:])
+    passed = RerunRecorder(tmp_path / "passed", split=split)
+    Groups(BESIDE, root=True).rollout(11, break_when_any_done=False, callback=passed.callback)
+    passed.close()
+    of_each = [(env, episode, length) for env in range(2) for episode, length in enumerate((4, 4, 2))]
+    assert lengths(tmp_path / "live") == lengths(tmp_path / "stored") == lengths(tmp_path / "passed") == of_each
+    assert hold_the_same(load(tmp_path / "live").rollout(), rollout)
+
+
+def test_what_ends_an_episode_is_known_without_being_recorded(path):
+    env = Groups(BESIDE, root=True).append_transform(
+        RerunRecorder(path, in_keys=[("red", "age"), ("red", "done"), ("red", "reward")])
+    )
+    env.rollout(10, break_when_any_done=False)
+    env.close()
+    assert [each.properties.length for each in load(path) if each.properties.env == 0] == [4, 4, 2]
+
+
+# --- groups that are reset apart ---
+
+
+def rollout_of(env, steps=11):
+    return env.rollout(steps, break_when_any_done=False)
+
+
+@pytest.mark.parametrize("how", ["single", "serial", "parallel"])
+@pytest.mark.parametrize("lengths", [{"red": 2, "blue": 3}, {"red": 5, "blue": 1}, {"red": 3, "blue": 3}])
+def test_groups_keep_what_they_observed_last(path, how, lengths):
+    """A recording holds what TorchRL's rollout holds, not what the reset returned for groups that it left alone."""
+    env = Groups(lengths)
+    if how != "single":
+        make = {"serial": SerialEnv, "parallel": ParallelEnv}[how]
+        env = make(2, lambda: Groups(lengths, batch=1))
+    env = env.append_transform(RerunRecorder(path))
+    rollout = rollout_of(env)
+    env.close()
+    back = load(path).rollout()
+    for key in (
+        ("red", "age"),
+        ("blue", "age"),
+        ("red", "done"),
+        "clock",
+        ("next", "red", "age"),
+        ("next", "blue", "age"),
+    ):
+        assert (back[key] == rollout[key]).all(), key
+    assert hold_the_same(back, rollout)
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_an_episode_ends_when_all_groups_are_done(tmp_path, split):
+    env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(tmp_path / "run", split=split))
+    rollout = rollout_of(env, 14)
+    env.close()
+    episodes = [each for each in load(tmp_path / "run") if each.properties.env == 1]
+    assert [(each.properties.length, each.properties.terminated) for each in episodes] == [
+        (6, True),
+        (6, True),
+        (2, False),
+    ]
+    assert hold_the_same(load(tmp_path / "run").rollout(), rollout)
+    with RerunRecorder(tmp_path / "stored", split=split) as recorder:
+        recorder.log_rollout(rollout)
+    assert lengths(tmp_path / "stored") == lengths(tmp_path / "run")
+    assert hold_the_same(load(tmp_path / "stored").rollout(), rollout)
+
+
+def test_a_reset_of_groups_is_a_frame_of_its_own(path):
+    env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(path))
+    rollout_of(env, 6)
+    env.close()
+    red = read(path)["/env_0/red/age/agent_0"]
+    assert [value.item() for value in red.values] == [0, 1, 2, 0, 1, 1, 2, 0, 1, 2]
+    assert red.along("episode_step") == [0, 1, 2, 2, 3, 3, 4, 4, 5, 6]
+    assert red.along("frame") == list(range(10))
+    assert set(red.along("episode")) == {0}
+
+
+def test_frames_of_an_episode_of_its_own_grow_with_each_row(tmp_path):
+    env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(tmp_path, split="episode"))
+    rollout_of(env, 6)
+    env.close()
+    red = read(tmp_path / "env_0_episode_000000.rrd")["/red/age/agent_0"]
+    assert red.along("frame") == list(range(10))
+
+
+def test_agents_of_a_group_are_reset_apart(path):
+    class Apart(Groups):
+        def _step(self, tensordict):
+            out = super()._step(tensordict)
+            done = out["red", "age"] - self.offset >= torch.tensor([[2.0], [3.0]])
+            return out.set(("red", "done"), done)
+
+    env = Apart({"red": 9}).append_transform(RerunRecorder(path))
+    rollout = rollout_of(env, 7)
+    env.close()
+    assert rollout["next", "red", "done"].any(2).sum() > rollout["next", "red", "done"].all(2).sum()
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+def test_returns_go_on_while_the_episode_does(tmp_path):
+    env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(tmp_path, split="episode"))
+    rollout = rollout_of(env, 6)
+    env.close()
+    [episode] = [each for each in load(tmp_path) if each.properties.env == 0]
+    assert episode.properties.episode_return == pytest.approx(rollout["next", "blue", "reward"][0].sum(0).mean().item())
+
+
+def test_skip_keeps_the_resets_of_groups_whose_frames_it_keeps(path):
+    env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(path, skip=2))
+    rollout_of(env, 6)
+    env.close()
+    red = read(path)["/env_0/red/age/agent_0"]
+    assert red.along("episode_step") == [0, 2, 2, 4, 4, 6]
+
+
+def test_a_rollout_with_no_flags_at_all_is_one_episode(path):
+    data = TensorDict(
+        observation=torch.arange(5.0)[:, None],
+        next=TensorDict(observation=torch.arange(1, 6.0)[:, None]),
+        batch_size=[5],
+    )
+    data["next"].batch_size = [5]
+    with RerunRecorder(path) as recorder:
+        recorder.log_rollout(data)
+    assert lengths(path) == [(0, 0, 5)]

@@ -1,0 +1,192 @@
+"""Padded batches are lists of trajectories; a mask of the environment's own is data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.collectors import Collector
+from torchrl.collectors.utils import split_trajectories
+from torchrl.data import Binary, Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
+from torchrl.envs import ActionMask, SerialEnv, TransformedEnv
+
+from counting import Count
+from readback import hold_the_same
+from torchrl_rerun import RerunRecorder, load, replay
+
+
+def collected(lengths, frames, total=None, **arguments):
+    env = SerialEnv(len(lengths), [lambda n=n: Count(n) for n in lengths])
+    return list(
+        Collector(env, None, frames_per_batch=frames, total_frames=total or frames, split_trajs=True, **arguments)
+    )
+
+
+def steps_of(path):
+    """What each environment was rewarded, one episode after the other."""
+    found = {}
+    for episode in load(path):
+        rewards = episode.tensordict()["next", "reward"].flatten().tolist()
+        found.setdefault(episode.properties.env, []).append(rewards)
+    return found
+
+
+def logged(path, batches, **arguments):
+    with RerunRecorder(path, **arguments) as recorder:
+        for batch in batches:
+            recorder.log_rollout(batch)
+    return steps_of(path)
+
+
+def test_padding_is_not_recorded(path):
+    [batch] = collected([3, 7], 20)
+    assert logged(path, [batch]) == {
+        0: [[11.0, 12.0, 13.0]] * 3 + [[11.0]],
+        1: [[11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0], [11.0, 12.0, 13.0]],
+    }
+
+
+def test_trajectories_go_on_in_the_next_batch(path):
+    """Whatever their number: they keep the environment index that their ids got first."""
+    batches = collected([3, 7, 5], 12, 120)
+    assert len({len(batch) for batch in batches}) > 1, "the batches are of several sizes"
+    found = [each for episodes in logged(path, batches).values() for each in episodes]
+    assert sorted(map(len, found)) == sorted([3] * 13 + [1] + [7] * 5 + [5] + [5] * 8)
+    assert all(each == [11.0 + t for t in range(len(each))] for each in found)
+    assert len(steps_of(path)) == 3
+
+
+def test_there_may_be_more_trajectories_than_before(path):
+    batches = [collected([5], 3)[0], *collected([4, 6, 9, 5], 40)]
+    batches[1]["collector", "traj_ids"] += 10
+    found = logged(path, batches)
+    assert found[0][0] == [11.0, 12.0, 13.0]
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    assert sum(len(each) for episodes in found.values() for each in episodes) == 43
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_what_is_recorded_of_an_episode_says_how_it_ended(tmp_path, split):
+    [batch] = collected([3, 7], 20)
+    logged(tmp_path / "run", [batch], split=split)
+    ends = {
+        (each.properties.env, each.properties.length, each.properties.terminated) for each in load(tmp_path / "run")
+    }
+    assert ends == {(0, 3, True), (0, 1, False), (1, 7, True), (1, 3, False)}
+
+
+def test_without_ids_a_trajectory_is_over_with_its_batch(path):
+    rollout = SerialEnv(2, [lambda n=n: Count(n) for n in (3, 7)]).rollout(10, break_when_any_done=False)
+    batch = split_trajectories(rollout)
+    assert batch["mask"].dtype is torch.bool
+    assert logged(path, [batch, batch])[0] == 2 * (
+        [[11.0, 12.0, 13.0]] * 3 + [[11.0]] + [[11.0 + t for t in range(7)], [11.0, 12.0, 13.0]]
+    )
+
+
+def test_an_environment_that_never_goes_on_makes_room(path):
+    """A collector that resets at each batch leaves trajectories without an end."""
+    batches = collected([9, 9], 6, 240, reset_at_each_iter=True)
+    assert len(batches) == 40
+    assert len(logged(path, batches)) <= 2 * 17 + 2
+
+
+def test_a_buffer_of_padded_batches(path):
+    [batch] = collected([3, 7], 20)
+    recorder = RerunRecorder(path)
+    assert (recorder(batch) == batch).all()
+    recorder.close()
+    assert sorted(len(each) for episodes in steps_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
+
+
+def test_a_saved_batch_is_replayed(tmp_path, path):
+    [batch] = collected([3, 7], 20)
+    torch.save(batch, tmp_path / "batch.pt")
+    replayed = replay(tmp_path / "batch.pt", path)
+    assert (replayed.steps, replayed.episodes, replayed.envs) == (20, 6, 2)
+    assert sorted(len(each) for episodes in steps_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
+
+
+# --- masks of the environment's own ---
+
+
+class Masked(Count):
+    """Says under ``"mask"`` which actions are legal."""
+
+    def __init__(self, actions):
+        super().__init__(6)
+        self.observation_spec = Composite(
+            observation=Unbounded((1,)), mask=Binary(actions, (actions,), dtype=torch.bool)
+        )
+        self.actions = actions
+
+    def _seen(self, data):
+        return data.set("mask", torch.arange(self.actions) % 2 == self.t % 2)
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._seen(super()._reset(tensordict))
+
+    def _step(self, tensordict):
+        return self._seen(super()._step(tensordict))
+
+
+@pytest.mark.parametrize("actions", [1, 9])
+@pytest.mark.parametrize("envs", [1, 3])
+def test_a_mask_of_the_environment_is_data(path, actions, envs):
+    env = Masked(actions) if envs == 1 else SerialEnv(envs, lambda: Masked(actions))
+    rollout = env.rollout(14, break_when_any_done=False)
+    logged(path, [rollout])
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+@pytest.mark.parametrize("how", ["appended", "callback", "buffer"])
+def test_so_it_is_by_every_way_in(path, how):
+    recorder, env = RerunRecorder(path), Masked(5)
+    if how == "appended":
+        env.append_transform(recorder).rollout(6)
+    elif how == "callback":
+        env.rollout(7, break_when_any_done=False, callback=recorder.callback)
+    else:
+        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(6), batch_size=6, transform=recorder)
+        buffer.extend(env.rollout(6))
+        buffer.sample()
+    recorder.close()
+    masks = torch.cat([episode.tensordict()["mask"] for episode in load(path)])
+    assert len(masks) == 6
+    assert masks.shape[1:] == (5,)
+
+
+def test_a_mask_for_actions_is_data(path):
+    env = SerialEnv(2, lambda: TransformedEnv(Board(), ActionMask()))
+    rollout = env.rollout(5, break_when_any_done=False)
+    logged(path, [rollout])
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+class Board(Count):
+    def __init__(self):
+        super().__init__(3)
+        from torchrl.data import Categorical
+
+        self.observation_spec = Composite(observation=Unbounded((1,)), action_mask=Binary(4, (4,), dtype=torch.bool))
+        self.action_spec = Categorical(4, ())
+
+    def _reset(self, tensordict=None, **kwargs):
+        return super()._reset().set("action_mask", torch.tensor([True, True, False, True]))
+
+    def _step(self, tensordict):
+        return super()._step(tensordict).set("action_mask", torch.arange(4) != self.t)
+
+
+def test_a_mask_of_another_dtype_is_data(path):
+    rollout = Count(5).rollout(5).set("mask", torch.ones(5))
+    with RerunRecorder(path) as recorder:
+        recorder.log_rollout(rollout)
+    assert steps_of(path) == {0: [[11.0, 12.0, 13.0, 14.0, 15.0]]}
+
+
+def test_empty_trajectories_are_none(path):
+    [batch] = collected([3, 7], 20)
+    nothing = TensorDict.stack([batch[0].clone(), batch[1]])
+    nothing["collector", "mask"][0] = False
+    assert logged(path, [nothing]) == {0: [[11.0, 12.0, 13.0]]}
