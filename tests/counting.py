@@ -18,7 +18,8 @@ class Count(EnvBase):
         self.action_spec = Unbounded((1,))
         self.reward_spec = Unbounded((1,))
         if truncates:
-            self.add_truncated_keys()
+            flags = ("done", "terminated", "truncated")
+            self.done_spec = Composite({flag: Categorical(2, (1,), dtype=torch.bool) for flag in flags})
 
     def _reset(self, tensordict=None, **kwargs):
         self.t = 0

@@ -322,13 +322,26 @@ class Feed:
             if read.key[-1] in FLAGS:
                 settled[i] = self._array(read, now[i])
                 changed |= read.stream.device != "" or not np.array_equal(settled[i], arrays[i])
-            elif not self._warned_of_others and _differ(self._array(read, now[i]), arrays[i]):
+            elif not self._warned_of_others and self._differs(read, now[i], arrays[i]):
                 self._warn_of_others(read.key)
         if not changed:
             return None
         count = len(self._of_observed or ())
         ends = self._ends(following) if recording.must_know_ends else None
         return Settled(settled[:count], settled[count:], ends)
+
+    def _differs(self, read: _Read, value: Any, array: Any) -> bool:
+        """Whether a value is another one than what is recorded of a key; of those on an accelerator it isn't asked."""
+        if not isinstance(array, np.ndarray) or not isinstance(value, torch.Tensor):
+            return False
+        if value.numel() != array.size:
+            return True
+        other = self._array(read, value)
+        if not isinstance(other, np.ndarray):
+            return True
+        return not (
+            np.array_equal(other, array) or (array.dtype.kind == "f" and np.array_equal(other, array, equal_nan=True))
+        )
 
     def _warn_of_others(self, key: Key) -> None:
         """Say that what is recorded isn't what the rollout holds."""
@@ -795,13 +808,6 @@ def _is_same_memory(a: Any, b: Any) -> bool:
         and isinstance(b, torch.Tensor)
         and (a.data_ptr(), a.dtype, a.numel()) == (b.data_ptr(), b.dtype, b.numel())
     )
-
-
-def _differ(a: Any, b: Any) -> bool:
-    """Whether two arrays that were read of a key hold different values; of those on an accelerator it isn't asked."""
-    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
-        return False
-    return not (np.array_equal(a, b) or (a.dtype.kind == "f" and np.array_equal(a, b, equal_nan=True)))
 
 
 def _without_ones(shape: tuple[int, ...]) -> list[int]:

@@ -1,0 +1,216 @@
+"""Transforms behind the recorder: their flags are recorded, and what they change otherwise is said to be."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import pytest
+import torch
+from torchrl.collectors import Collector
+from torchrl.envs import (
+    Compose,
+    FrameSkipTransform,
+    MultiAction,
+    ObservationNorm,
+    RandomTruncationTransform,
+    RewardScaling,
+    SerialEnv,
+    StepCounter,
+    TransformedEnv,
+)
+
+from counting import Count
+from readback import hold_the_same, read
+from torchrl_rerun import KeepIf, RerunRecorder, load
+
+
+def counting(path, *behind, n=100, **arguments):
+    env = Count(n, truncates=True).append_transform(RerunRecorder(path, **arguments))
+    for transform in behind:
+        env = env.append_transform(transform)
+    return env
+
+
+FLAGS = ("done", "terminated", "truncated")
+
+
+def flags_are_those_of(path, rollout):
+    back = load(path).rollout()
+    for flag in FLAGS:
+        assert torch.equal(back["next", flag], rollout["next", flag]), flag
+        assert torch.equal(back[flag], rollout[flag]), flag
+
+
+@pytest.mark.parametrize("split", ["run", "dump", "episode"])
+def test_frames_per_trajectory_of_a_collector(tmp_path, split):
+    """It appends a StepCounter behind the recorder."""
+    env = counting(tmp_path / "run", split=split)
+    [batch] = list(Collector(env, None, frames_per_batch=12, total_frames=12, max_frames_per_traj=4))
+    flags_are_those_of(tmp_path / "run", batch)
+    assert [(each.properties.length, each.properties.truncated) for each in load(tmp_path / "run")] == [(4, True)] * 3
+
+
+@pytest.mark.parametrize("n", [3, 5, 100])
+def test_a_step_counter_behind(path, n):
+    env = counting(path, StepCounter(4), n=n)
+    rollout = env.rollout(14, break_when_any_done=False)
+    env.close()
+    flags_are_those_of(path, rollout)
+
+
+def test_environments_of_a_batch_are_truncated_one_by_one(path):
+    env = SerialEnv(3, [lambda n=n: Count(n, truncates=True) for n in (2, 5, 9)]).append_transform(RerunRecorder(path))
+    env = env.append_transform(StepCounter(4))
+    rollout = env.rollout(14, break_when_any_done=False)
+    env.close()
+    flags_are_those_of(path, rollout)
+
+
+def test_random_horizons_behind(path):
+    env = counting(path, Compose(StepCounter(), RandomTruncationTransform(min_horizon=2, max_horizon=5)))
+    rollout = env.rollout(20, break_when_any_done=False)
+    env.close()
+    flags_are_those_of(path, rollout)
+
+
+def test_an_outer_environment(path):
+    env = TransformedEnv(counting(path), StepCounter(4), auto_unwrap=False)
+    rollout = env.rollout(14, break_when_any_done=False)
+    env.base_env.transform.close()
+    flags_are_those_of(path, rollout)
+
+
+def test_the_last_step_is_looked_at_by_a_dump(path):
+    env = counting(path, StepCounter(3))
+    rollout = env.rollout(3)
+    env.transform[0].dump()
+    assert load(path)[0].properties.truncated
+    flags_are_those_of(path, rollout)
+    env.close()
+
+
+def test_the_last_step_is_looked_at_by_age(path):
+    env = counting(path, StepCounter(3), flush_seconds=0.2)
+    tensordict = env.reset()
+    for _ in range(3):
+        tensordict = env.step(env.rand_action(tensordict))
+        flags = tensordict["next", "truncated"]
+        tensordict = env.step_mdp(tensordict)
+    assert flags.all()
+    deadline = time.monotonic() + 30
+    while env.transform[0].stats()["frames_waiting"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert load(path)[0]["truncated"].flatten().tolist() == [False, False, False, True]
+    env.close()
+
+
+def test_the_keep_policy_knows_how_an_episode_ended(tmp_path):
+    env = counting(tmp_path, StepCounter(4), n=3, split="episode", keep=KeepIf(lambda episode: episode.truncated))
+    env.rollout(10, break_when_any_done=False)
+    env.base_env.n = 9
+    env.rollout(10, break_when_any_done=False)
+    env.close()
+    assert [(each.properties.length, each.properties.terminated) for each in load(tmp_path)] == [(4, False)] * 2
+
+
+@pytest.mark.parametrize("skip", [2, 3, 10])
+def test_the_last_frame_of_an_episode_is_never_skipped(path, skip):
+    env = counting(path, StepCounter(5), skip=skip)
+    env.rollout(11, break_when_any_done=False)
+    env.close()
+    rows = read(path)["/env_0/truncated"]
+    shown = sorted({*range(0, 6, skip), 5})
+    assert rows.along("episode_step") == shown * 2 + [0, *([1] if skip == 1 else [])]
+    assert [value.item() for value in rows.values] == ([step == 5 for step in shown]) * 2 + [False]
+
+
+def test_frames_of_skipped_steps_are_counted_once(path):
+    env = counting(path, StepCounter(5), skip=3)
+    env.rollout(10, break_when_any_done=False)
+    env.close()
+    assert read(path)["/env_0/observation"].along("frame") == list(range(6))
+
+
+# --- what is changed otherwise ---
+
+
+def told_of(env, steps=6):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rollout = env.rollout(steps, break_when_any_done=False)
+        env.rollout(steps, break_when_any_done=False)
+    messages = [str(each.message) for each in caught if "not what the rollout holds" in str(each.message)]
+    return rollout, messages
+
+
+@pytest.mark.parametrize(
+    ("transform", "key"),
+    [
+        (lambda: FrameSkipTransform(2), "'observation'"),
+        (lambda: ObservationNorm(1.0, 2.0, in_keys=["observation"]), "'observation'"),
+        (lambda: RewardScaling(0.0, 3.0), "'reward'"),
+        (lambda: MultiAction(), "'reward'"),
+    ],
+)
+def test_what_changes_values_is_named_once(path, transform, key):
+    behind = transform()
+    env = counting(path, behind)
+    if isinstance(behind, MultiAction):
+        env.set_spec_lock_(False)
+    _, told = told_of(env)
+    env.close()
+    assert len(told) == 1
+    assert type(behind).__name__ in told[0]
+    assert key in told[0]
+
+
+def test_one_that_is_appended_after_recording_began_is_named(path):
+    env = counting(path)
+    env.rollout(3)
+    env = env.append_transform(ObservationNorm(1.0, 2.0, in_keys=["observation"]))
+    _, told = told_of(env)
+    env.close()
+    assert len(told) == 1
+    assert "ObservationNorm" in told[0]
+
+
+def test_one_of_an_outer_environment_is_named(path):
+    inner = counting(path)
+    env = TransformedEnv(inner, ObservationNorm(1.0, 2.0, in_keys=["observation"]), auto_unwrap=False)
+    _, told = told_of(env)
+    inner.close()
+    assert len(told) == 1
+    assert "ObservationNorm" in told[0]
+
+
+def test_nothing_is_said_where_nothing_is_changed(path):
+    env = counting(path, StepCounter(4), n=3)
+    rollout, told = told_of(env)
+    env.close()
+    assert not told
+    assert hold_the_same(
+        load(path).rollout()[:6].select("observation", "action"), rollout.select("observation", "action")
+    )
+
+
+def test_nothing_is_said_of_a_recorder_that_stands_last(path):
+    env = SerialEnv(2, lambda: Count(3)).append_transform(StepCounter(4)).append_transform(RerunRecorder(path))
+    _, told = told_of(env)
+    env.close()
+    assert not told
+
+
+# --- set_truncated ---
+
+
+def test_set_truncated_marks_the_last_step_afterwards(tmp_path):
+    """TorchRL does so after all hooks: what is appended doesn't see it, and what is logged has it."""
+    env = counting(tmp_path / "live.rrd")
+    rollout = env.rollout(5, set_truncated=True)
+    env.close()
+    assert rollout["next", "truncated"][-1].all()
+    with RerunRecorder(tmp_path / "logged.rrd") as recorder:
+        recorder.log_rollout(rollout)
+    assert [load(tmp_path / name)[0].properties.truncated for name in ("live.rrd", "logged.rrd")] == [False, True]
+    flags_are_those_of(tmp_path / "logged.rrd", rollout)

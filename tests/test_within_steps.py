@@ -1,0 +1,102 @@
+"""Steps that a transform in front of the recorder makes, or leaves out, within a step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrl.envs import ConditionalSkip, MultiAction, ParallelEnv, SerialEnv, TransformedEnv
+
+from counting import Count
+from readback import read
+from torchrl_rerun import RerunRecorder, load
+
+
+def chunks(env, count):
+    return lambda td: td.set("action", torch.zeros(*env.batch_size, count, 1))
+
+
+def agree(path, rollout, keys=("observation", "done", "terminated")):
+    back = load(path).rollout()
+    for key in keys:
+        assert torch.equal(back["next", key], rollout["next", key]), key
+        assert torch.equal(back[key], rollout[key]), key
+
+
+@pytest.mark.parametrize("stack_rewards", [True, False])
+@pytest.mark.parametrize("n", [3, 4, 5, 7])
+def test_an_episode_may_end_in_the_middle_of_a_chunk(path, n, stack_rewards):
+    env = TransformedEnv(Count(n), MultiAction(stack_rewards=stack_rewards)).append_transform(RerunRecorder(path))
+    rollout = env.rollout(6, chunks(env, 3), break_when_any_done=False)
+    env.close()
+    agree(path, rollout)
+    ends = [each.properties.terminated for each in load(path)]
+    assert ends == [True] * int(rollout["next", "done"].sum()) + [False] * (not rollout["next", "done"][-1])
+
+
+def test_the_last_step_of_all_is_recorded_though_no_hook_is_called(path):
+    env = TransformedEnv(Count(4), MultiAction()).append_transform(RerunRecorder(path))
+    rollout = env.rollout(2, chunks(env, 3))
+    env.transform[-1].dump()
+    assert rollout["next", "done"][-1].all()
+    assert load(path)[0].properties.terminated
+    env.close()
+
+
+@pytest.mark.parametrize("batch", [SerialEnv, ParallelEnv])
+def test_environments_end_at_different_times_of_a_chunk(path, batch):
+    env = batch(3, [lambda n=n: Count(n) for n in (2, 4, 9)])
+    env = TransformedEnv(env, MultiAction(stack_rewards=False)).append_transform(RerunRecorder(path))
+    rollout = env.rollout(5, chunks(env, 3), break_when_any_done=False)
+    env.close()
+    agree(path, rollout)
+
+
+@pytest.mark.parametrize("batch", [SerialEnv, ParallelEnv])
+def test_environments_that_were_not_stepped_get_no_rows(path, batch):
+    env = batch(3, [lambda n=n: Count(n) for n in (3, 5, 9)])
+    env = TransformedEnv(env, ConditionalSkip(lambda data: data["observation"] == torch.tensor([[2.0], [1.0], [99.0]])))
+    env = env.append_transform(RerunRecorder(path))
+    rollout = env.rollout(7, break_when_any_done=False)
+    env.close()
+    recorded = read(path)
+    for number in range(3):
+        moved = (rollout["next", "observation"] != rollout["observation"])[number].flatten()
+        seen = recorded[f"/env_{number}/observation"].along("episode_step")
+        assert len(seen) - 1 == moved.sum()
+        assert recorded[f"/env_{number}/reward"].along("step") == (moved.nonzero().flatten() + 1).tolist()
+
+
+def test_where_all_are_skipped_none_get_rows(path):
+    env = TransformedEnv(Count(9), ConditionalSkip(lambda data: data["observation"] == 2)).append_transform(
+        RerunRecorder(path)
+    )
+    rollout = env.rollout(6, break_when_any_done=False)
+    env.close()
+    assert rollout["next", "observation"].flatten().tolist() == [1, 2, 2, 2, 2, 2]
+    rows = read(path)["/env_0/observation"]
+    assert [value.item() for value in rows.values] == [0, 1, 2]
+
+
+def test_calls_that_skip_all_are_counted(path):
+    """The timeline ``step`` counts calls of ``env.step``."""
+    skipped = iter([False, True, True, False, False])
+    env = TransformedEnv(Count(9), ConditionalSkip(lambda data: torch.tensor([next(skipped)])))
+    env = env.append_transform(RerunRecorder(path))
+    env.rollout(5, break_when_any_done=False)
+    env.close()
+    assert read(path)["/env_0/observation"].along("step") == [0, 1, 4, 5]
+
+
+def test_a_step_that_fails_is_none(path):
+    class Fails(Count):
+        def _step(self, tensordict):
+            if self.t == 2:
+                raise OSError("the simulator is gone")
+            return super()._step(tensordict)
+
+    env = Fails(9).append_transform(RerunRecorder(path))
+    with pytest.raises(OSError, match="simulator"):
+        env.rollout(6)
+    env.reset()
+    env.close()
+    assert read(path)["/env_0/observation"].along("episode_step") == [0, 1, 2, 0]
