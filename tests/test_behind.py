@@ -150,19 +150,23 @@ def told_of(env, steps=6):
         (lambda: FrameSkipTransform(2), "'observation'"),
         (lambda: ObservationNorm(1.0, 2.0, in_keys=["observation"]), "'observation'"),
         (lambda: RewardScaling(0.0, 3.0), "'reward'"),
-        (lambda: MultiAction(), "'reward'"),
     ],
 )
 def test_what_changes_values_is_named_once(path, transform, key):
     behind = transform()
     env = counting(path, behind)
-    if isinstance(behind, MultiAction):
-        env.set_spec_lock_(False)
     _, told = told_of(env)
     env.close()
     assert len(told) == 1
     assert type(behind).__name__ in told[0]
     assert key in told[0]
+
+
+def test_several_steps_in_one_are_named(path):
+    env = counting(path, MultiAction())
+    with pytest.warns(UserWarning, match="MultiAction changes it"):
+        env.rollout(2, lambda td: td.set("action", torch.zeros(3, 1)))
+    env.close()
 
 
 def test_one_that_is_appended_after_recording_began_is_named(path):
