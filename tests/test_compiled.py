@@ -1,0 +1,78 @@
+"""Compiled environments: the recorder is called, and never looked into."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrl.envs import RewardSum, StepCounter, TransformedEnv
+
+from counting import Count
+from readback import hold_the_same
+from torchrl_rerun import RerunRecorder, load
+
+BACKENDS = ["eager", "aot_eager", "inductor"]
+
+
+@pytest.fixture(autouse=True)
+def _forget_what_was_compiled():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def make(path, n=5):
+    return TransformedEnv(Count(n), RewardSum()).append_transform(RerunRecorder(path))
+
+
+def rollout_of(env):
+    torch.manual_seed(0)
+    return env.rollout(12, break_when_any_done=False)
+
+
+def recorded(tmp_path, name, compiled):
+    env = make(tmp_path / name)
+    rollout = rollout_of(compiled(env))
+    env.close()
+    return rollout, load(tmp_path / name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("warmup", [None, 2])
+def test_the_recording_is_that_of_the_rollout_uncompiled(tmp_path, backend, warmup):
+    if backend == "inductor" and warmup is None:
+        pytest.skip("inductor takes a minute to compile; once is enough")
+    _, plain = recorded(tmp_path, "plain.rrd", lambda env: env)
+    rollout, found = recorded(tmp_path, "compiled.rrd", lambda env: env.compile(backend=backend, warmup=warmup))
+    assert [each.properties.length for each in found] == [each.properties.length for each in plain] == [5, 5, 2]
+    assert hold_the_same(found.rollout(), plain.rollout())
+    assert torch.equal(found.rollout()["next", "observation"], rollout["next", "observation"])
+
+
+def test_a_compiled_step(tmp_path):
+    env = make(tmp_path / "run.rrd")
+    step = torch.compile(env.step, backend="eager")
+    data = env.reset()
+    for _ in range(4):
+        data = env.step_mdp(step(env.rand_action(data)))
+    env.close()
+    assert load(tmp_path / "run.rrd").rollout()["next", "observation"].flatten().tolist() == [1, 2, 3, 4]
+
+
+def test_flags_of_transforms_behind(tmp_path):
+    env = (
+        Count(9, truncates=True).append_transform(RerunRecorder(tmp_path / "run.rrd")).append_transform(StepCounter(4))
+    )
+    env.compile(backend="eager", warmup=2)
+    rollout = rollout_of(env)
+    env.close()
+    assert [each.properties.truncated for each in load(tmp_path / "run.rrd")] == [True] * 3
+    assert torch.equal(load(tmp_path / "run.rrd").rollout()["next", "truncated"], rollout["next", "truncated"])
+
+
+def test_one_graph_is_refused_with_what_to_do(tmp_path):
+    env = make(tmp_path / "run.rrd").compile(backend="eager", fullgraph=True)
+    data = env.reset()
+    with pytest.raises(Exception, match="without fullgraph=True"):
+        env.step_and_maybe_reset(env.rand_action(data))
+    env.eager()
+    env.close()

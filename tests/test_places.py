@@ -1,0 +1,100 @@
+"""No two streams share an entity path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import RewardSum, TransformedEnv
+
+from counting import Count, Groups
+from readback import hold_the_same, read
+from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun.places import Places, free_key
+from torchrl_rerun.streams import Stream, entity_path
+
+
+class Says(Count):
+    """Observes t under keys of any names."""
+
+    def __init__(self, *keys, n=3):
+        super().__init__(n)
+        self.names = keys
+        specs = Composite()
+        for key in keys:
+            specs[key] = Unbounded((1,))
+        self.observation_spec = specs
+
+    def _observe(self, data):
+        out = TensorDict({flag: data[flag] for flag in ("reward", "done") if flag in data.keys()})
+        for number, key in enumerate(self.names):
+            out[key] = torch.tensor([self.t + number / 8])
+        return out
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._observe(super()._reset(tensordict))
+
+    def _step(self, tensordict):
+        return self._observe(super()._step(tensordict))
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["episode_return"],
+        ["episode_return", "recorded_episode_return"],
+        [("batch", "reward"), "batch_"],
+        [("__properties", "torchrl_rerun"), ("__properties_2", "torchrl_rerun"), ("__properties", "episode")],
+        ["a/b", ("a", "b"), r"a\/b", "a b", "a.b"],
+    ],
+)
+def test_keys_that_are_called_like_what_is_added(tmp_path, split, keys):
+    env = Says(*keys).append_transform(RerunRecorder(tmp_path, split=split))
+    rollout = env.rollout(7, break_when_any_done=False)
+    env.close()
+    episodes = load(tmp_path)
+    assert hold_the_same(episodes.rollout(), rollout)
+    assert [each.properties.length for each in episodes] == [3, 3, 1]
+    assert [each.properties.episode_return for each in episodes] == [36.0, 36.0, 11.0]
+
+
+def test_the_environments_key_stays_and_the_recorders_gets_another_name(path):
+    env = TransformedEnv(Count(3), RewardSum(in_keys=["reward"], out_keys=["episode_return"]))
+    env = env.append_transform(RerunRecorder(path))
+    env.rollout(3)
+    env.close()
+    recorded = read(path)
+    assert recorded.entry("recorded_episode_return")["sums"] == ["reward"]
+    assert [value.item() for value in recorded["/env_0/episode_return"].values] == [0, 11, 23, 36]
+    assert recorded["/env_0/recorded_episode_return"].values[-1].item() == 36
+    assert free_key(("episode_return",), {("episode_return",), ("recorded_episode_return",)}) == (
+        "recorded_recorded_episode_return",
+    )
+
+
+def test_agents_of_one_name_have_paths_of_their_own(path):
+    env = Groups({"red": 3}, agents=3)
+    env.group_map = {"red": ["fox", "fox", "fox_2"]}
+    env = env.append_transform(RerunRecorder(path))
+    rollout = env.rollout(4, break_when_any_done=False)
+    env.close()
+    assert hold_the_same(load(path).rollout(), rollout)
+    assert {"/env_0/red/age/fox", "/env_0/red/age/fox_2", "/env_0/red/age/fox_3"} <= read(path).entities.keys()
+
+
+def test_a_stored_rollout_with_such_a_key(path):
+    rollout = Says("episode_return").rollout(3)
+    with RerunRecorder(path) as recorder:
+        recorder.log_rollout(rollout.set("note", torch.arange(3)))
+    assert load(path)[0].properties.episode_return == 36.0
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+def test_paths_are_unlike_whatever_the_order():
+    places = Places(reserved=("x",))
+    streams = [Stream(key, "scalars", "float32", (1,)) for key in [("a",), ("a",), ("a_2",), ("x", "y"), ("x_2", "y")]]
+    paths = [entity_path(places.placed(stream), None) for stream in streams]
+    assert len(set(paths)) == 5
+    assert not any(path.startswith("/x/") for path in paths)
