@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,44 +39,48 @@ def hdf5(path: Path, keys: Mapping[Key, str]) -> Stored:
     except ImportError as error:
         raise ImportError(f"{path} is HDF5, which needs h5py: pip install 'torchrl-rerun[hdf5]'") from error
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            groups = [group.name for group in _episodes_in(file, keys)] or ["/"]
+            if groups == ["/"]:
+                what, others = f"{path}: HDF5", {}
+            else:
+                what = f"{path}: HDF5, {len(groups):,} group{'s' * (len(groups) > 1)}"
+                others = dict.fromkeys(_names_outside(file, groups), "in no episode")
+    except _UNREADABLE as error:
         raise ValueError(f"{path} can't be read as HDF5: {error}") from None
-    groups = _episodes_in(file, keys)
-    if groups and groups != [file]:
-        what = f"{path}: HDF5, {len(groups):,} group{'s' * (len(groups) > 1)}"
-        inside = tuple(f"{group.name}/" for group in groups)
-        others = {name: "in no episode" for name in _names_in(file) if not f"/{name}".startswith(inside)}
-        warn_of_left_out(path, others, set())
-        return stored_arrays(what, path, [_opener(path, group, keys) for group in groups], are_episodes=True)
-    return stored_arrays(f"{path}: HDF5", path, [_opener(path, file, keys)], are_episodes=False)
+    warn_of_left_out(path, others, set())
 
+    def opened() -> Generator[Trajectory]:
+        with h5py.File(path, "r") as file:
+            for name in groups:
+                where = str(path) if name == "/" else f"{path}{name}"
+                try:
+                    columns = dict(_columns(file[name]))
+                except _UNREADABLE as error:
+                    raise ValueError(f"{where} can't be read as HDF5: {error}") from None
+                yield Trajectory(where, columns, keys)
 
-def _opener(path: Path, group: Any, keys: Mapping[Key, str]) -> Callable[[], Trajectory]:
-    where = str(path) if group.name == "/" else f"{path}{group.name}"
-    return lambda: Trajectory(where, dict(_columns(group)), keys)
+    return stored_arrays(what, path, opened, are_episodes=groups != ["/"])
 
 
 def _episodes_in(file: h5py.File, keys: Mapping[Key, str]) -> list[Any]:
     """Return the groups that hold an episode each, in the order of the numbers in their names."""
-    found: list[Any] = []
     central = {alias for role in (OBSERVATION, ACTION, REWARD) for alias in ROLES[role]}
     central |= {name.split("/")[0] for name in keys.values()}
-    seen: set[Any] = set()
+    return sorted(_groups_with(central, file, 2, set()), key=lambda group: natural(group.name))
 
-    def look(group: Any, depth: int) -> None:
-        if _place(group) in seen:
-            return
-        seen.add(_place(group))
-        if any(name.lower() in central or name in central for name in group):
-            found.append(group)
-        elif depth:
-            for _, item in _items(group):
-                if _is_group(item):
-                    look(item, depth - 1)
 
-    look(file, 2)
-    return sorted(found, key=lambda group: natural(group.name))
+def _groups_with(names: set[str], group: Any, depth: int, seen: set[Any]) -> Iterator[Any]:
+    """Yield a group, or those in it, that hold one of some names; none of them twice, however it is linked."""
+    if _place(group) in seen:
+        return
+    seen.add(_place(group))
+    if any(name.lower() in names or name in names for name in group):
+        yield group
+    elif depth:
+        for _, item in _items(group):
+            if _is_group(item):
+                yield from _groups_with(names, item, depth - 1, seen)
 
 
 def _items(group: Any) -> Iterator[tuple[str, Any]]:
@@ -106,23 +110,27 @@ def _place(item: Any) -> tuple[Any, Any]:
     return info.fileno, info.addr
 
 
-def _columns(group: Any, prefix: Key = (), above: tuple[Any, ...] = ()) -> Iterator[tuple[Key, Column]]:
-    """Yield the arrays in a group and in the groups in it."""
-    above = (*above, _place(group))
+def _columns(group: Any, prefix: Key = (), seen: set[Any] | None = None) -> Iterator[tuple[Key, Column]]:
+    """Yield the arrays in a group and in the groups in it, each group once."""
+    seen = set() if seen is None else seen
+    seen.add(_place(group))
     for name, item in _items(group):
         key = (*prefix, name)
         if isinstance(item, Missing):
             yield key, item
         elif not _is_group(item):
             yield key, _Dataset(item) if hasattr(item, "chunks") else Missing("no array")
-        elif _place(item) in above:
-            yield key, Missing("a link to a group that it is in")
+        elif _place(item) in seen:
+            yield key, Missing("a link to a group that has another name")
         else:
-            yield from _columns(item, key, above)
+            yield from _columns(item, key, seen)
 
 
-def _names_in(file: h5py.File) -> list[str]:
-    return ["/".join(key) for key, _ in _columns(file)]
+def _names_outside(file: h5py.File, groups: Sequence[str]) -> list[str]:
+    """Return the names of arrays that are in none of some groups."""
+    inside = tuple(f"{group}/" for group in groups)
+    names = ("/".join(key) for key, _ in _columns(file))
+    return [name for name in names if not f"/{name}".startswith(inside)]
 
 
 class _Dataset:

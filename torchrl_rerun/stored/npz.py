@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ from torchrl_rerun.stored.pieces import Stored
 from torchrl_rerun.stored.trajectories import Trajectory, stored_arrays
 from torchrl_rerun.streams import Key
 
-_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What a damaged or encrypted member raises, or one that was packed in an unknown way."""
 
 _SOME_ROWS = 1024
@@ -33,17 +42,18 @@ def npz(path: Path, keys: Mapping[Key, str]) -> Stored:
         ValueError: it can't be read, or holds no trajectory.
     """
 
-    def opened() -> Trajectory:
-        return Trajectory(str(path), _columns(path), keys)
+    def opened() -> Generator[Trajectory]:
+        try:
+            archive = zipfile.ZipFile(path)
+        except _UNREADABLE as error:
+            raise ValueError(f"{path} looks like a NumPy archive that is damaged or cut off: {error}") from None
+        with archive:
+            yield Trajectory(str(path), _columns(archive), keys)
 
-    return stored_arrays(f"{path}: NumPy arrays", path, [opened], are_episodes=False)
+    return stored_arrays(f"{path}: NumPy arrays", path, opened, are_episodes=False)
 
 
-def _columns(path: Path) -> dict[Key, Column]:
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} looks like a NumPy archive that is damaged or cut off: {error}") from None
+def _columns(archive: zipfile.ZipFile) -> dict[Key, Column]:
     columns: dict[Key, Column] = {}
     for name in archive.namelist():
         if name.endswith("/"):

@@ -178,7 +178,7 @@ def _reader_of_archive(path: Path) -> Reader:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{path} looks like a zip file that is damaged or cut off: {error}") from None
     if any(name.endswith("/data.pkl") for name in names):
         return tensordicts.saved

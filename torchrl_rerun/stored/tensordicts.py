@@ -39,7 +39,7 @@ def saved(path: Path) -> Stored:
     """
     try:
         loaded = _loaded(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever a damaged pickle leads to
         raise ValueError(_why_not_loaded(path, error)) from None
     again = _loaded if _is_zip(path) else lambda _: loaded
     what = f"{path}: a saved TensorDict"

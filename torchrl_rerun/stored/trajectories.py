@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ class Trajectory:
                 f"{self._what} holds Python objects under {called!r}, and is refused: a stored rollout is data, never code"
             )
         else:
-            raise ValueError(f"{self._what}: {called!r} can't be read, and nothing is recorded without it: {why}")
+            raise ValueError(f"{self._what}: {called!r} can't be read: {why}")
 
     def _check_rows(self, name: Key, key: Key) -> None:
         """Leave an array out that has no row for each step, or refuse all if it is needed."""
@@ -378,7 +379,7 @@ def _column(values: Any) -> Any:
 
 
 def stored_arrays(
-    what: str, source: Path, openers: Sequence[Callable[[], Trajectory]], *, are_episodes: bool
+    what: str, source: Path, opened: Callable[[], Generator[Trajectory]], *, are_episodes: bool
 ) -> Stored:
     """Return trajectories of one file, one after the other.
 
@@ -387,7 +388,7 @@ def stored_arrays(
     Args:
         what: what they are stored as.
         source: the file.
-        openers: open them.
+        opened: opens the file and yields them.
         are_episodes: whether each is one episode, or more.
 
     Raises:
@@ -398,23 +399,22 @@ def stored_arrays(
     taken_for: dict[str, Key] = {}
     already: set[str] = set()
     says_ends = are_episodes
-    for opened in openers:
-        trajectory = opened()
-        damaged.append(trajectory.find_damage())
-        trajectory.leave_out(damaged[-1])
-        lengths.append(trajectory.steps)
-        taken_for |= trajectory.taken_for
-        says_ends |= trajectory.says_ends
-        warn_of_left_out(source, trajectory.left_out, already)
+    with contextlib.closing(opened()) as trajectories:
+        for trajectory in trajectories:
+            damaged.append(trajectory.find_damage())
+            trajectory.leave_out(damaged[-1])
+            lengths.append(trajectory.steps)
+            taken_for |= trajectory.taken_for
+            says_ends |= trajectory.says_ends
+            warn_of_left_out(source, trajectory.left_out, already)
     if not any(lengths):
         raise ValueError(f"{source} holds no steps")
     if not all(lengths):
         warn(f"{source}: left out {lengths.count(0):,} of {len(lengths):,} episodes, which have no steps")
 
     def pieces() -> Iterator[Piece]:
-        for opened, length, names in zip(openers, lengths, damaged, strict=True):
-            if length:
-                trajectory = opened()
+        with contextlib.closing(opened()) as trajectories:
+            for trajectory, names in zip(trajectories, damaged, strict=True):
                 trajectory.leave_out(names)
                 yield from trajectory.pieces()
 
