@@ -15,6 +15,8 @@ import torch
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
+from tensordict import TensorDict
+from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymEnv, SerialEnv
 from typer.testing import CliRunner
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 from readback import same
 from torchrl_rerun import load, replay
 from torchrl_rerun.cli import app
+from torchrl_rerun.stored import open_stored
 
 
 def column(*values, dtype="f4"):
@@ -487,3 +490,47 @@ def test_an_observation_that_is_not_known_has_a_black_picture_and_is_gone_on_fro
     torch.save(stored, tmp_path / "it.pt")
     assert not replay(tmp_path / "it.pt", path, render="CartPole-v1").partings
     assert [picture.any().item() for picture in episodes(path)[0]["pixels"]] == [True, True, False, True]
+
+
+# --- padded batches ---
+
+
+def padded(own_mask=False):
+    """Twenty trajectories of 30 to 49 steps, of 40 kB each, which take no room on the disk."""
+    size = [20, 50]
+    taken = torch.arange(50) < torch.arange(30, 50)[:, None]
+    done = torch.zeros(*size, 1, dtype=torch.bool)
+    image = torch.zeros(1).expand(*size, 10_000)
+    following = TensorDict({"image": image, "reward": torch.zeros(*size, 1), "done": done}, size)
+    if own_mask:
+        return TensorDict({"image": image, "mask": taken, "next": following.set("mask", taken)}, size), taken
+    return TensorDict({"image": image, "collector": {"mask": taken}, "next": following}, size), taken
+
+
+def test_trajectories_of_a_padded_batch_are_read_whole_and_a_few_at_a_time(tmp_path):
+    stored, taken = padded()
+    torch.save(stored, tmp_path / "it.pt")
+    pieces = list(open_stored(tmp_path / "it.pt").pieces())
+    assert len(pieces) > 2
+    assert {piece.tensordict.shape[-1] for piece in pieces} == {50}
+    assert torch.equal(torch.cat([piece.tensordict["collector", "mask"] for piece in pieces]), taken)
+    assert sum(piece.steps for piece in pieces) == taken.sum()
+
+
+def test_the_environments_own_mask_is_no_padding(tmp_path):
+    stored, taken = padded(own_mask=True)
+    torch.save(stored, tmp_path / "it.pt")
+    pieces = list(open_stored(tmp_path / "it.pt").pieces())
+    assert {len(piece.tensordict) for piece in pieces} == {20}
+    assert sum(piece.steps for piece in pieces) == taken.numel()
+
+
+def test_pictures_of_a_padded_batch_are_of_its_steps_alone(path, tmp_path):
+    env = SerialEnv(2, lambda: GymEnv("CartPole-v1"))
+    [batch] = Collector(env, None, frames_per_batch=60, total_frames=60, split_trajs=True)
+    torch.save(batch, tmp_path / "it.pt")
+    replayed = replay(tmp_path / "it.pt", path, render="CartPole-v1")
+    lengths = batch["collector", "mask"].sum(-1).flatten().tolist()
+    assert [len(steps) for steps in episodes(path)] == lengths
+    assert replayed.steps == sum(lengths)
+    assert all(steps["next", "pixels"].flatten(1).any(1).all() for steps in episodes(path))

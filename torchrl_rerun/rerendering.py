@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class Rerendering:
             ValueError: what is stored doesn't fit the environment, or it can't be brought to the beginning of an episode.
         """
         continuity = Continuity()
-        for piece in pieces:
+        for piece in itertools.chain.from_iterable(piece.unpadded() for piece in pieces):
             begun = continuity.begun(piece.tensordict)
             begun[:, 0] |= piece.begins
             for i, moment in enumerate(piece.tensordict.unbind(-1)):

@@ -83,26 +83,6 @@ class InMemory:
         return self._values[rows]
 
 
-class Excerpt:
-    """Consecutive rows of a column.
-
-    Args:
-        column: the column.
-        begin: its first row that is meant.
-        end: the row after the last one.
-    """
-
-    def __init__(self, column: Column, begin: int, end: int) -> None:
-        self._column, self._begin = column, begin
-        self.shape = (max(0, min(end, column.shape[0]) - begin), *column.shape[1:]) if column.shape else ()
-        self.dtype = column.dtype
-        self.fault = column.fault
-
-    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        begin, end, _ = rows.indices(self.shape[0])
-        return self._column[self._begin + begin : self._begin + end]
-
-
 def why_not_data(column: Column) -> str | None:
     """Return why a column's type can't be recorded; None if it can.
 

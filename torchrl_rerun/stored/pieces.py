@@ -20,6 +20,9 @@ PIECE_BYTES = 16 << 20
 """What a piece takes at the most, if a single moment doesn't take more."""
 _MOST_MOMENTS = 1024
 
+PADDING = (("collector", "mask"), "mask")
+"""The keys by which TorchRL says which steps of a batch of trajectories are no padding."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -43,6 +46,15 @@ class Piece:
         """The number of steps, of all environments together."""
         taken = self.padding if self.padding is not None else self.tensordict.get("_step", None)
         return self.tensordict.numel() if taken is None else int(taken.sum())
+
+    def unpadded(self) -> Iterator[Piece]:
+        """Yield the trajectories of a padded batch, one after the other, as those of one environment; else the piece itself."""
+        if self.padding is None:
+            yield self
+            return
+        size = self.tensordict.batch_size[-1]
+        for trajectory, taken in zip(self.tensordict.reshape(-1, size), self.padding.reshape(-1, size), strict=True):
+            yield Piece(trajectory[taken].exclude(*PADDING), np.array([True]))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun import specs
 from torchrl_rerun.continuing import FLAGS
-from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, one_after_another, spans
+from torchrl_rerun.stored.pieces import PADDING, Piece, Stored, filled_like, one_after_another, spans
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]
 _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))
@@ -153,8 +153,8 @@ def _padding(stored: TensorDictBase) -> torch.Tensor | None:
     """Return what says which steps of a batch of trajectories are no padding; None: it is no such batch."""
     if stored.batch_dims < 2:
         return None
-    keys = [("collector", "mask"), *(["mask"] if stored.get(("next", "mask"), None) is None else [])]
-    for mask in (stored.get(key, None) for key in keys):
+    is_observed = stored.get(("next", "mask"), None) is not None  # it is the environment's own
+    for mask in (stored.get(key, None) for key in (PADDING[:1] if is_observed else PADDING)):
         if isinstance(mask, torch.Tensor) and mask.dtype is torch.bool and mask.shape == stored.batch_size:
             return mask
     return None
