@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from minari.data_collector import EpisodeBuffer
 from minari.dataset.minari_storage import MinariStorage
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict, lazy_stack
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymEnv, SerialEnv
@@ -428,6 +428,19 @@ def test_a_cut_memory_map_is_refused_and_left_as_it_is(make, path, tmp_path):
         replay(tmp_path / "source", path)
     assert snapshot(tmp_path / "source") == before
     assert not path.exists()
+
+
+@pytest.mark.parametrize("ending", ["", ".tdz"])
+def test_a_whole_memory_map_of_texts_and_stacks_is_read(ending, path, tmp_path):
+    stored = GymEnv("CartPole-v1").rollout(4)
+    stored["told"], stored["a b/c"] = NonTensorStack("a", "b", "", "d"), torch.ones(4, 2)
+    stored = lazy_stack([stored, stored.clone()])
+    source = tmp_path / f"source{ending}"
+    stored.save(source)
+    replay(source, path)
+    for steps in episodes(path):
+        assert [each["told"] for each in steps] == ["a", "b", "", "d"]
+        assert same(steps["a b/c"], torch.ones(4, 2))
 
 
 @pytest.mark.parametrize("make", [mapped, dumped])

@@ -13,6 +13,7 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from tensordict._utils_key_json import _encode_key_for_filesystem
 from torch.overrides import TorchFunctionMode
 
+from torchrl_rerun import specs
 from torchrl_rerun.stored.pieces import Stored
 from torchrl_rerun.stored.tensordicts import of_tensordict
 
@@ -103,6 +104,8 @@ def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
     Raises:
         ValueError: a key is missing, or has another shape than all.
     """
+    if not specs.is_group(mapped):
+        return
     if isinstance(mapped, LazyStackedTensorDict):
         numbers = [each.name for each in folder.iterdir() if each.name.isdecimal()]
         if len(numbers) != len(mapped.tensordicts):
@@ -120,6 +123,6 @@ def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
             raise ValueError(f"{key!r} is described in {folder / DESCRIPTION}, and its file is missing")
         if value.shape[: mapped.batch_dims] != mapped.batch_size:
             raise ValueError(f"{key!r} is of {tuple(value.shape)}, in a TensorDict of {tuple(mapped.batch_size)}")
-        if isinstance(value, TensorDict | LazyStackedTensorDict):
+        if isinstance(value, TensorDictBase):
             inside = folder / _encode_key_for_filesystem(key)
             _check_whole(value, inside if inside.exists() else folder / key)

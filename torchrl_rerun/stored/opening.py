@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from torchrl_rerun.finding import recordings_in
 from torchrl_rerun.framing import MAGIC
 from torchrl_rerun.stored import hdf5, memory_mapped, minari_sets, npz, recordings, tensordicts
 from torchrl_rerun.stored.pieces import Stored, natural, one_after_another, told_together
@@ -99,7 +100,7 @@ def _reader_of_folder(path: Path) -> Reader:
     read = _reader_of_one(path)
     if read is not None:
         return read
-    if any(path.rglob("*.rrd")):
+    if any(recordings_in(path)):
         return recordings.recordings
     if any(_is_known(each) for each in _inside(path)):
         return _folder

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from tensordict import LazyStackedTensorDict, NonTensorData, NonTensorStack, TensorDict, TensorDictBase
 from tensordict._reductions import _make_td
-from tensordict.base import _is_leaf_nontensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun import specs
@@ -212,8 +211,13 @@ def _first_come(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _bytes(stored: TensorDictBase) -> int:
-    leaves = stored.values(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
+    """Return the bytes of all tensors; of a lazy stack each by itself, since they may differ in shape."""
+    if isinstance(stored, LazyStackedTensorDict):
+        return sum(map(_bytes, stored.tensordicts))
+    values = [stored.get(key) for key in stored.keys()]
+    groups = (value for value in values if specs.is_group(value))
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    return sum(map(_bytes, groups)) + sum(value.numel() * value.element_size() for value in tensors)
 
 
 def _of_moments(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> Iterator[Piece]:
