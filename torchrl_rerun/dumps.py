@@ -35,12 +35,12 @@ class DumpFile(FileSink):
 
     def resumed(self) -> DumpFile:
         """The file of the next dump that isn't there."""
-        there = [int(path.name[5:11]) for path in self._dumps()]
+        there = [int(path.name[5:11]) for path in dumps_in(self.path.parent)]
         return DumpFile(self.path.parent, max(there, default=-1) + 1)
 
     def earlier(self) -> list[Path]:
         """The files of the run that were there before this sink was opened."""
-        return [path for path in self._dumps() if path != self.path]
+        return [path for path in dumps_in(self.path.parent) if path != self.path]
 
     def sibling(self, part: str) -> DumpFile:
         """The first file of a worker, in a folder of its own."""
@@ -58,7 +58,7 @@ class DumpFile(FileSink):
             FileExistsError: an earlier run left dumps in the folder, and ``overwrite`` is false.
             OSError: it can't be created.
         """
-        there = [] if self._number or self.overwrite else self._dumps()
+        there = [] if self._number or self.overwrite else dumps_in(self.path.parent)
         if there:
             refuse_earlier_run(self.path.parent, there[0])
         super().open()
@@ -67,14 +67,14 @@ class DumpFile(FileSink):
         """There is something to keep: the dumps of an earlier run can go."""
         super().keep()
         if self.overwrite and not self._number:
-            for path in self._dumps():
+            for path in dumps_in(self.path.parent):
                 if not is_locked(path):  # this one is
                     with contextlib.suppress(OSError):
                         path.unlink()
 
     def files(self) -> list[Path]:
         """All dumps so far."""
-        return self._dumps()
+        return dumps_in(self.path.parent)
 
     def call(self, suffix: str) -> None:
         """Rename what was written, when it is closed.
@@ -85,7 +85,8 @@ class DumpFile(FileSink):
         for path in self.paths():
             path.rename(path.with_name(path.name.replace(self.path.stem, f"{self.path.stem}_{suffix}", 1)))
 
-    def _dumps(self) -> list[Path]:
-        folder = self.path.parent
-        found = folder.iterdir() if folder.exists() else ()
-        return sorted(path for path in found if _OURS.fullmatch(path.name))
+
+def dumps_in(folder: Path) -> list[Path]:
+    """Return the dumps in a folder, in the order in which they were made."""
+    found = folder.iterdir() if folder.exists() else ()
+    return sorted(path for path in found if _OURS.fullmatch(path.name))

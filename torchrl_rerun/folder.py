@@ -153,7 +153,7 @@ class RunFolder:
 
     def earlier(self) -> list[Path]:
         """The files of the run that were there before this sink was opened."""
-        return [path for path in self._recordings() if not path.name.startswith(".")]
+        return [path for path in episodes_in(self.path) if not path.name.startswith(".")]
 
     def sibling(self, part: str) -> RunFolder:
         """The folder of a worker."""
@@ -182,15 +182,15 @@ class RunFolder:
             raise
 
     def _refuse_what_is_there(self) -> None:
-        there = None if self._is_ours or self.overwrite else next(self._recordings(), None)
-        if there is not None:
-            refuse_earlier_run(self.path, there)
+        there = [] if self._is_ours or self.overwrite else episodes_in(self.path)
+        if there:
+            refuse_earlier_run(self.path, there[0])
 
     def _take_over_what_is_there(self) -> None:
         """Which of the episodes of before stay is decided again, together with those to come."""
         if not self._is_ours:
             return
-        for path in self._recordings():
+        for path in episodes_in(self.path):
             if path.name.startswith("."):  # what a killed program was writing
                 path.unlink(missing_ok=True)
         if self._keeper is None or self._files:
@@ -204,12 +204,9 @@ class RunFolder:
     def keep(self) -> None:
         """There is something to keep: remove what an earlier run left."""
         if not self._is_ours and self.overwrite:
-            for path in self._recordings():
+            for path in episodes_in(self.path):
                 path.unlink(missing_ok=True)
         self._is_ours = True
-
-    def _recordings(self) -> Iterator[Path]:
-        return (path for path in sorted(self.path.iterdir()) if _OURS.fullmatch(path.name))
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
         """Let the chunks come: those of episodes are written by themselves."""
@@ -259,6 +256,11 @@ class RunFolder:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
+
+
+def episodes_in(folder: Path) -> list[Path]:
+    """Return the recordings of episodes in a folder itself, those that a killed program was writing included."""
+    return [path for path in sorted(folder.iterdir()) if _OURS.fullmatch(path.name)]
 
 
 def _noting(chunks: Iterable[Chunk], failed: list[Exception]) -> Iterator[Chunk]:

@@ -197,12 +197,12 @@ def _sinks(
                 "URL of a viewer, an rr.RecordingStream, one of Rerun's sinks, or several of these in a list; or None, for "
                 "the active recording"
             )
-    paths = [path for each in several if (path := _path_of(each)) is not None]
+    paths = [path for each in several if (path := path_of(each)) is not None]
     streams = [UsersStream(each) for each in several if each is None or isinstance(each, rr.RecordingStream)]
     viewers = tuple(
         Endpoint.of(each)
         for each in several
-        if not (each is None or isinstance(each, rr.RecordingStream) or _path_of(each) is not None)
+        if not (each is None or isinstance(each, rr.RecordingStream) or path_of(each) is not None)
     )
     if len(paths) > 1 or len(streams) > 1 or not several:
         raise ValueError(f"sink={sink!r}: pass one file, viewers, one recording stream, or several of these in a list")
@@ -229,12 +229,12 @@ def _sinks(
     return NoFile(viewers[0].url), viewers, None
 
 
-def _path_of(sink: Any) -> str | os.PathLike[str] | None:
+def path_of(sink: Any) -> str | os.PathLike[str] | None:
     """The path that a sink is, or stands for; None: it is no file.
 
     ``rr.FileSink`` doesn't say where it writes, but prints it (rerun-sdk 0.41).
 
-    >>> _path_of(rr.FileSink("run.rrd")), _path_of("rerun+http://127.0.0.1:9876/proxy")
+    >>> path_of(rr.FileSink("run.rrd")), path_of("rerun+http://127.0.0.1:9876/proxy")
     ('run.rrd', None)
     """
     if isinstance(sink, rr.FileSink):

@@ -487,6 +487,12 @@ class RerunRecorder(Transform):
             self._feed.recording.annotate(env, said)
 
     @property
+    def num_envs(self) -> int:
+        """Number of environments, recorded or not; 0 before the first frame."""
+        recording = None if self._feed is None else self._feed.recording
+        return 0 if recording is None else recording.source.envs
+
+    @property
     def path(self) -> Path | None:
         """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
         return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import gymnasium
 from tensordict.utils import NestedKey
 
 from torchrl_rerun import specs
-from torchrl_rerun.continuing import stepped_in
-from torchrl_rerun.recorder import RerunRecorder
+from torchrl_rerun.opening import path_of
+from torchrl_rerun.recorder import RerunRecorder, Sinks
+from torchrl_rerun.replacing import replaced
 from torchrl_rerun.rerendering import MakeEnv, Parting, Rerendering
-from torchrl_rerun.stored import Piece, Stored, open_stored
+from torchrl_rerun.stored import Piece, Place, Stored, open_stored, told_together
 from torchrl_rerun.streams import Key
 from torchrl_rerun.warning import warn
 
@@ -46,8 +47,8 @@ class Replayed:
 
 
 def replay(
-    source: str | os.PathLike[str],
-    sink: str | os.PathLike[str],
+    source: Place | Sequence[Place],
+    sink: Sinks | Sequence[Sinks],
     *,
     keys: Mapping[NestedKey, str] | None = None,
     render: str | MakeEnv | None = None,
@@ -57,14 +58,19 @@ def replay(
 ) -> Replayed:
     """Record trajectories that are stored elsewhere.
 
-    What is stored is recorded as it is; memory is bounded however much it is, but by an episode of a recording or of a
-    Minari data set. A pickle that would execute anything is refused.
+    Stored data is recorded as it is. Memory is bounded however much it is, except by an episode of a recording or of a
+    Minari data set, and by a trajectory of a padded batch. A source is never written to. A pickle that would execute
+    anything is refused.
+
+    A recording is written aside and put in place when it is whole: if anything fails, what was there before stays, and
+    nothing else does.
 
     Args:
-        source: what ``torch.save`` made of a tensordict (``TensorDictRecorder`` does); a memory-mapped tensordict; what a
-            replay buffer of TorchRL dumped; a Minari data set, by its path or, on this machine, its id; arrays over time
-            in an HDF5 or ``.npz`` file; or recordings. Its contents say which, not its name.
-        sink: as of :class:`RerunRecorder`.
+        source: what ``torch.save`` made of a tensordict (``TensorDictRecorder`` does) or of a list of them; a
+            memory-mapped tensordict; what a replay buffer of TorchRL dumped; a Minari data set, by its path or, on this
+            machine, its id; arrays over time in an HDF5 or ``.npz`` file; recordings; or a folder of these. Its contents
+            say which, not its name. Several sources follow one another, each with new episodes.
+        sink: the sink of a :class:`RerunRecorder`.
         keys: of arrays: names that aren't usual, by the keys that they are to be (``{"observation": "img"}``).
         render: render each moment in this environment: the id of one that is registered with gymnasium, or a function
             that makes one with ``render_mode="rgb_array"``. Its observations and rewards are compared with the stored
@@ -75,10 +81,10 @@ def replay(
         options: any other of :class:`RerunRecorder`.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: there is no source.
         FileExistsError: there is something at ``sink``, and no ``overwrite=True``.
-        ValueError: it can't be read, and what it looks like; ``keys`` names an array that isn't there, or there are no named
-            arrays; ``render`` doesn't fit it, or there is a ``seed`` without it.
+        ValueError: a source can't be read, or holds no steps; the message names the file and, if it is one of several, the
+            array. Or ``keys`` names an array that isn't there, ``render`` doesn't fit, or a ``seed`` comes without it.
         ImportError: an extra is needed.
         RecordingError: it can't be written.
 
@@ -96,27 +102,57 @@ def replay(
     """
     if seed is not None and render is None:
         raise ValueError(f"seed={seed} is what an environment is reset with: it needs render=...")
+    checked = RerunRecorder(sink, **options)
     stored = open_stored(source, {specs.as_key(key): name for key, name in (keys or {}).items()})
-    if stored.arrays and not {key[0] for key in stored.arrays.values()} & {"action", "reward"}:
-        warn(f"{source}: no array is known to be actions or rewards: say which is, as in --key action=NAME")
-    recorder = RerunRecorder(sink, **_options(stored, render, options))
+    _warn_of_what_is_missing(stored)
+    options = _options(stored, render, options)
     again = None if render is None else Rerendering(_maker(render), seed)
+    if checked.path is None or options.get("resume"):  # what is there stays as it is
+        return _replayed(stored, RerunRecorder(sink, **options), again, progress)
+    split, overwrite = options.get("split", "run"), options.pop("overwrite", False)
+    target = checked.path.parent if split == "dump" else checked.path
+    with replaced(target, split, overwrite=overwrite) as aside:
+        recorder = RerunRecorder(_with_path(sink, aside), **options)
+        replayed = _replayed(stored, recorder, again, progress)
+    return dataclasses.replace(replayed, path=checked.path)
+
+
+def _with_path(sink: Sinks | Sequence[Sinks], path: Path) -> Sinks | list[Sinks]:
+    """Return a sink with another path."""
+    if isinstance(sink, list | tuple):
+        return [path if path_of(each) is not None else each for each in sink]
+    return path
+
+
+def _warn_of_what_is_missing(stored: Stored) -> None:
+    if stored.arrays and not {key[0] for key in stored.arrays.values()} & {"action", "reward"}:
+        warn(f"{stored.what}: no array is known to be actions or rewards: say which is, as in --key action=NAME")
+    if stored.without_ends:
+        warn(
+            f"{told_together(stored.without_ends)}: NOTHING SAYS WHERE EPISODES END, and all steps of a file are taken for "
+            "one episode. If that is wrong, steps are recorded that lead from one episode into the next. Known are "
+            "terminals, timeouts, dones, episode_starts, is_first, is_last, traj_ids; say which array it is, as in "
+            "--key done=NAME"
+        )
+
+
+def _replayed(stored: Stored, recorder: RerunRecorder, again: Rerendering | None, progress: Progress) -> Replayed:
+    """Record what is stored, with pictures of it if it is to be rendered again."""
     pieces = stored.pieces() if again is None else again.rendered(stored.pieces())
-    envs = steps = 0
+    steps = 0
     try:
         for piece in _counted(pieces, stored.moments, progress):
             recorder.log_rollout(piece.tensordict, begins=list(piece.begins))
-            envs, stepped = len(piece.begins), stepped_in(piece.tensordict)
-            steps += piece.tensordict.numel() if stepped is None else int(stepped.sum())
+            steps += piece.steps
     finally:
         recorder.close()
         if again is not None:
             again.close()
-    stats = recorder.stats()
     partings = () if again is None else tuple(again.partings)
     if again is not None and partings and again.needs_no_seed:
-        warn(f"it parts from what is stored with seed {seed}; leave the seed out: it can be set to what was observed")
-    return Replayed(stored.what, recorder.path, steps, int(stats["episodes"]), envs, stored.arrays, partings)
+        warn("with this seed it parts from what is stored; leave the seed out: it can be set to what was observed")
+    episodes = int(recorder.stats()["episodes"])
+    return Replayed(stored.what, recorder.path, steps, episodes, recorder.num_envs, stored.arrays, partings)
 
 
 def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Iterator[Piece]:
@@ -125,7 +161,8 @@ def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Itera
     def one_by_one() -> Iterator[Piece | None]:
         for piece in pieces:
             yield piece
-            for _ in range(piece.tensordict.batch_size[-1] - 1):
+            size = piece.tensordict.batch_size
+            for _ in range((size[-1] if piece.padding is None else size.numel()) - 1):
                 yield None
 
     yield from (piece for piece in progress(one_by_one(), moments) if piece is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,7 @@ class Rerendering:
             ValueError: what is stored doesn't fit the environment, or it can't be brought to the beginning of an episode.
         """
         continuity = Continuity()
-        for piece in pieces:
+        for piece in itertools.chain.from_iterable(piece.unpadded() for piece in pieces):
             stepped = stepped_in(piece.tensordict)
             begun = continuity.begun(piece.tensordict, stepped).episodes
             begun[:, 0] |= piece.begins
@@ -151,6 +152,7 @@ class _Actor:
         self.episode = -1
         self.at = 0
         self._has_parted = False
+        self._is_set = True  # whether its state is the one that led to what is stored
 
     def begin(self, stored: Mapping[Key, Any], seed: int | None) -> tuple[Key, float] | None:
         """Begin an episode; where it isn't what is stored."""
@@ -176,6 +178,8 @@ class _Actor:
         self.at += 1
         if self._has_parted:
             return None
+        if not self._is_set:
+            return self._at(after)
         if ("action",) not in before:
             raise ValueError("no 'action' is stored: there is nothing that could be replayed")
         observed, reward, *_ = self.env.step(as_action(before["action",], self.env.action_space))
@@ -186,13 +190,17 @@ class _Actor:
         return self._seen(parted)
 
     def _at(self, stored: Mapping[Key, Any]) -> tuple[Key, float] | None:
-        """Set the environment to what is stored."""
+        """Set the environment to what is stored. What isn't known (NaN) has no picture, and nothing is compared with it."""
         assert self._set_state is not None, "it can be"
         observation = stored.get(("observation",))
         size = self.env.observation_space.shape
         if observation is None or observation.shape != size:
             there = "nothing" if observation is None else f"of shape {observation.shape}"
             raise ValueError(f"{self.env.spec.id if self.env.spec else self.env} observes {size}; stored is {there}")
+        self._is_set = bool(np.isfinite(observation.astype(np.float64)).all())
+        if not self._is_set:
+            self.picture = self._black
+            return None
         self._set_state(observation.astype(np.float64))
         simulator = self.env.unwrapped
         seen = simulator._get_obs() if hasattr(simulator, "_get_obs") else observation  # noqa: SLF001 - gymnasium's own name

@@ -362,9 +362,8 @@ class FileSink:
             return
         self._replaced.unlink(missing_ok=True)
         self._replaced = None
-        prefix = f"{self._first.stem}.part_"
-        for part in self._first.parent.glob(f"{glob.escape(prefix)}*.rrd"):
-            if part.stem.removeprefix(prefix).isdecimal() and not is_locked(part):  # our own are locked, too
+        for part in parts_of(self._first):
+            if not is_locked(part):  # our own are locked, too
                 with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
                     part.unlink()
 
@@ -384,6 +383,17 @@ class FileSink:
             for handle in (*(handle for _, handle in self._finished), self._handle):
                 os.close(handle)
             self._handle = None
+
+
+def parts_of(file: Path) -> list[Path]:
+    """Return the further files of a long recording, such as ``run.part_1.rrd``.
+
+    Args:
+        file: its first file.
+    """
+    prefix = f"{file.stem}.part_"
+    found = file.parent.glob(f"{glob.escape(prefix)}*.rrd")
+    return sorted(part for part in found if part.stem.removeprefix(prefix).isdecimal())
 
 
 class NoFile:

@@ -27,7 +27,10 @@ class _Split(StrEnum):
 
 def replay_stored(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A file or a folder of stored trajectories.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="SOURCE", help="A file or a folder of stored trajectories, or several.", show_default=False
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The recording (.rrd) to make, or a folder.", show_default=False)
@@ -53,7 +56,10 @@ def replay_stored(
 
     SOURCE is a tensordict that was saved with `torch.save` (`TensorDictRecorder` does) or memory-mapped, a dump of a
     TorchRL replay buffer, a Minari data set (its folder, or its id on this machine), an HDF5 or `.npz` file of arrays
-    over time, or a recording. Nothing in it is executed.
+    over time, a recording, or a folder of these. Several follow one another, each with new episodes. Nothing in it is
+    executed, and it is never written to.
+
+    The recording is put in place when it is whole: if anything fails, what was there before stays.
 
     What was stored without pictures can be rendered afterwards, and is compared with what the environment does:
 

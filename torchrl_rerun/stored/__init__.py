@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_rerun.stored.opening import open_stored
-from torchrl_rerun.stored.pieces import Piece, Stored
+from torchrl_rerun.stored.opening import Place, open_stored
+from torchrl_rerun.stored.pieces import Piece, Stored, told_together
 
-__all__ = ["Piece", "Stored", "open_stored"]
+__all__ = ["Piece", "Place", "Stored", "open_stored", "told_together"]

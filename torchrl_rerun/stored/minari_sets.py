@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchrl_rerun.stored.arrays import Trajectory, stored_as
-from torchrl_rerun.stored.pieces import Stored
+from torchrl_rerun.stored.columns import Column, InMemory
+from torchrl_rerun.stored.pieces import Piece, Stored
+from torchrl_rerun.stored.trajectories import Trajectory, warn_of_left_out
 from torchrl_rerun.streams import Key
 
 if TYPE_CHECKING:
@@ -67,27 +68,33 @@ def minari_set(path: Path) -> Stored:
         facts = list(found.storage.get_episode_metadata(found.episode_indices))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} can't be read as a Minari data set: {error}") from None
-    trajectories = [_opener(found, i, facts[i].get("seed")) for i in range(len(facts))]
     lengths = [int(each["total_steps"]) for each in facts]
+    seeds = [each.get("seed") for each in facts]
     spec = found.env_spec
     name = None if spec is None else spec.id
-    return stored_as(f"{path}: a Minari data set", trajectories, lengths, env_name=name)
+    return Stored(f"{path}: a Minari data set", sum(lengths), lambda: _pieces(path, found, seeds), env_name=name)
 
 
-def _opener(found: MinariDataset, index: int, seed: Any) -> Callable[[], Trajectory]:
-    def opened() -> Trajectory:
-        episode = found[index]
-        columns = dict[Key, Any]()
+def _pieces(path: Path, found: MinariDataset, seeds: Sequence[Any]) -> Iterator[Piece]:
+    """Yield the steps of all episodes, of which one at a time is in memory."""
+    already: set[str] = set()
+    for index, seed in enumerate(seeds):
+        where = f"{path}, episode {index}"
+        try:
+            episode = found[index]
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{where}, can't be read: {error}") from None
+        columns = dict[Key, Column]()
         for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
             columns |= dict(_leaves((name,), getattr(episode, name)))
         is_given = isinstance(seed, int | np.integer) and seed >= 0
-        return Trajectory(f"{found.spec.dataset_id}, episode {index}", columns, seed=int(seed) if is_given else None)
+        trajectory = Trajectory(where, columns, seed=int(seed) if is_given else None)
+        warn_of_left_out(path, trajectory.left_out, already)
+        yield from trajectory.pieces()
 
-    return opened
 
-
-def _leaves(key: Key, value: Any) -> Iterator[tuple[Key, Any]]:
-    """The arrays of a space that may be a dictionary or a tuple."""
+def _leaves(key: Key, value: Any) -> Iterator[tuple[Key, Column]]:
+    """Yield the arrays of a space that may be a dictionary or a tuple."""
     if isinstance(value, dict):
         for name, each in value.items():
             yield from _leaves((*key, str(name)), each)
@@ -95,4 +102,4 @@ def _leaves(key: Key, value: Any) -> Iterator[tuple[Key, Any]]:
         for i, each in enumerate(value):
             yield from _leaves((*key, str(i)), each)
     else:
-        yield key, np.asarray(value)
+        yield key, InMemory(value)

@@ -11,17 +11,18 @@ from tensordict import TensorDictBase
 
 from torchrl_rerun.reading import LoadedEpisode, load
 from torchrl_rerun.steps import check_same, told
-from torchrl_rerun.stored.pieces import Piece, Stored, spans
+from torchrl_rerun.stored.pieces import Piece, Stored, spans, told_together
 
 
-def recordings(path: Path) -> Stored:
-    """What ``RerunRecorder`` recorded, all environments side by side.
+def recordings(*paths: Path) -> Stored:
+    """Return what ``RerunRecorder`` recorded, all environments side by side.
 
     Raises:
         ValueError: there is no recording, no whole step is in it, or there are recordings of different environments.
         FileNotFoundError: there is nothing.
     """
-    found = load(path)
+    found = load(paths)
+    path = told_together(paths)
     if not found:
         raise ValueError(f"{path} holds no steps")
     of_each: dict[int, list[LoadedEpisode]] = {}
@@ -97,7 +98,7 @@ class _Environment:
         return taken
 
 
-def _side_by_side(path: Path, environments: list[_Environment]) -> Iterator[Piece]:
+def _side_by_side(path: str, environments: list[_Environment]) -> Iterator[Piece]:
     # What a killed process left may have no whole step of some.
     environments = [each for each in environments if not each.is_over]
     if not environments:

@@ -1,9 +1,9 @@
-"""Stored tensordicts: saved with PyTorch, memory-mapped, or dumped by a replay buffer. They are data, and never code."""
+"""Stored tensordicts, saved with PyTorch or mapped from elsewhere, as trajectories. They are data, and never code."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ import numpy.typing as npt
 import torch
 from tensordict import LazyStackedTensorDict, NonTensorData, NonTensorStack, TensorDict, TensorDictBase
 from tensordict._reductions import _make_td
-from tensordict.base import _is_leaf_nontensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun import specs
-from torchrl_rerun.endings import FLAGS
-from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, spans
+from torchrl_rerun.endings import FLAGS, Endings
+from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, one_after_another, spans
+from torchrl_rerun.trajectories import padding_mask
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]
 _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))
@@ -28,12 +28,9 @@ _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))
 _MAPPED_BYTES = 32 << 20
 """After so many the mapping is made anew."""
 
-STORAGE = "storage_metadata.json"
-"""What a replay buffer's storage has beside its tensordict."""
-
 
 def saved(path: Path) -> Stored:
-    """What ``torch.save`` made of a tensordict, such as TorchRL's ``TensorDictRecorder``.
+    """Return what ``torch.save`` made of a tensordict, as TorchRL's ``TensorDictRecorder`` does, or of a list of them.
 
     Nothing in the file is executed, and of an uncompressed file only what is looked at is read.
 
@@ -42,12 +39,38 @@ def saved(path: Path) -> Stored:
     """
     try:
         loaded = _loaded(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever a damaged pickle leads to
         raise ValueError(_why_not_loaded(path, error)) from None
-    if not isinstance(loaded, TensorDictBase):
-        raise ValueError(f"{path} was saved with torch.save, but is a {type(loaded).__name__} and not a TensorDict")  # noqa: TRY004 - the file is at fault
     again = _loaded if _is_zip(path) else lambda _: loaded
-    return _of(loaded, lambda: again(path), f"{path}: a saved TensorDict", path)
+    what = f"{path}: a saved TensorDict"
+    if isinstance(loaded, TensorDictBase):
+        return of_tensordict(loaded, lambda: again(path), what, path)
+    if (
+        not isinstance(loaded, list | tuple)
+        or not loaded
+        or not all(isinstance(each, TensorDictBase) for each in loaded)
+    ):
+        inside = sorted({type(each).__name__ for each in loaded}) if isinstance(loaded, list | tuple) else []
+        of = f" of {', '.join(inside) or 'nothing'}" if isinstance(loaded, list | tuple) else ""
+        raise ValueError(
+            f"{path} was saved with torch.save, but is a {type(loaded).__name__}{of} and neither a TensorDict nor a list of them"
+        )
+    if not any(each.batch_dims for each in loaded):  # moments, one after the other
+        return of_tensordict(_stacked(loaded), lambda: _stacked(again(path)), f"{path}: a saved list of steps", path)
+    parts = [
+        of_tensordict(each, functools.partial(_element, again, path, i), what, path) for i, each in enumerate(loaded)
+    ]
+    return one_after_another(f"{path}: a saved list of {len(parts):,} TensorDicts", parts)
+
+
+def _element(again: Callable[[Path], Any], path: Path, index: int) -> TensorDictBase:
+    element: TensorDictBase = again(path)[index]
+    return element
+
+
+def _stacked(moments: Sequence[TensorDictBase]) -> TensorDictBase:
+    stacked: TensorDictBase = LazyStackedTensorDict.lazy_stack(list(moments), 0)
+    return stacked
 
 
 def _loaded(path: Path) -> Any:
@@ -75,52 +98,14 @@ def _why_not_loaded(path: Path, error: Exception) -> str:
     return f"{path} can't be read as what torch.save makes: {str(error).splitlines()[0]}"
 
 
-def memory_mapped(path: Path) -> Stored:
-    """A memory-mapped tensordict: a folder, or an archive of one.
-
-    Raises:
-        ValueError: it can't be loaded, or not without executing what is in it.
-    """
-    return _of(_mapped(path), lambda: _mapped(path), f"{path}: a memory-mapped TensorDict", path)
-
-
-def _mapped(path: Path) -> TensorDictBase:
-    try:
-        return TensorDict.load_memmap(path, allow_pickle=False)
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} can't be loaded as a memory-mapped TensorDict: {error}") from None
-
-
-def replay_buffer(path: Path) -> Stored:
-    """What a replay buffer of TorchRL dumped: oldest first, and trajectory by trajectory if they are numbered.
-
-    Args:
-        path: the folder that was dumped to, or the storage in it.
-
-    Raises:
-        ValueError: it doesn't hold a tensordict.
-    """
-    storage = path if (path / STORAGE).exists() else path / "storage"
-    described = json.loads((storage / STORAGE).read_text())
-    if described["is_pytree"]:
-        raise ValueError(f"{path} is a replay buffer of other things than tensordicts, which are no trajectories")
-    stored = _mapped(storage)
-    rows = described["len"] // max(1, stored.batch_size[1:].numel())
-    writer = storage.parent / "writer" / "metadata.json"
-    cursor = json.loads(writer.read_text()).get("cursor", 0) if writer.exists() else 0
-    # A storage that is full is written to from its beginning again.
-    order = np.arange(rows) if rows < len(stored) else np.roll(np.arange(rows), -(cursor % max(1, rows)))
-    return _of(stored, lambda: _mapped(storage), f"{path}: a replay buffer", path, order)
-
-
-def _of(
+def of_tensordict(
     stored: TensorDictBase,
     again: Callable[[], TensorDictBase],
     what: str,
     path: Path,
     order: npt.NDArray[np.int64] | None = None,
 ) -> Stored:
-    """A tensordict as trajectories.
+    """Return a tensordict as trajectories.
 
     Args:
         stored: ``[*batch, time]``.
@@ -128,33 +113,48 @@ def _of(
         what: what it is.
         path: where it is.
         order: it is a storage, ``[time, *batch]``, of which these rows are meant, in this order.
+
+    Raises:
+        ValueError: it holds no steps.
     """
     if not stored.batch_dims:
         raise ValueError(f"{path} is a TensorDict without a batch size: one moment, where [*batch, time] is needed")
+    if not _bytes(stored):
+        raise ValueError(f"{path} is a TensorDict of {tuple(stored.batch_size)} that holds no numbers")
     if "next" not in stored.keys():
         if order is not None or not any(key[-1] in (*FLAGS, "reward") for key in specs.data_keys(stored)):
             keys = ", ".join("/".join(key) for key in specs.data_keys(stored))
             raise ValueError(f"{path} is a TensorDict of {keys}, and no rollout: 'next' is missing")
         return Stored(what, len(stored), lambda: _of_moments(stored, again))
+    if order is None and padding_mask(stored) is not None:
+        return Stored(what, stored.batch_size.numel(), lambda: _of_padded(stored, again))
     is_flat = stored.batch_dims == 1
-    if order is None:
-        order, takes_rows = np.arange(stored.batch_size[-1]), is_flat
-    else:
-        takes_rows = True
-    starts = np.zeros(len(order), bool)
+    takes_rows = is_flat or order is not None
+    length = len(stored) if takes_rows else stored.batch_size[-1]
+    starts: npt.NDArray[np.intp] = np.zeros(0, np.intp)
     ids = _trajectories(stored) if is_flat else None
     if ids is not None:
+        order = np.arange(length) if order is None else order
         order = order[np.argsort(_first_come(ids[order]), kind="stable")]
-        starts[1:] = ids[order][1:] != ids[order][:-1]
-    rows = order
+        starts = np.flatnonzero(ids[order][1:] != ids[order][:-1]) + 1
+    moments = length if order is None else len(order)
 
     def pieces() -> Iterator[Piece]:
         envs = stored.batch_size.numel() // max(1, stored.batch_size[0 if takes_rows else -1])
-        cuts = [0, *np.flatnonzero(starts), len(rows)]
-        for mapped, at, until in _mapped_anew(again, cuts, _bytes(stored) / max(1, len(rows))):
-            yield Piece(_taken(mapped, rows[at:until], takes_rows=takes_rows), np.full(envs, starts[at]))
+        cuts = [0, *starts, moments]
+        for mapped, at, until in _mapped_anew(again, cuts, _bytes(stored) / max(1, moments)):
+            rows = slice(at, until) if order is None else order[at:until]
+            yield Piece(_taken(mapped, rows, takes_rows=takes_rows), np.full(envs, at in starts))
 
-    return Stored(what, len(rows), pieces)
+    return Stored(what, moments, pieces)
+
+
+def _of_padded(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> Iterator[Piece]:
+    """Yield trajectories of a padded batch ``[*trajectories, time]``, each of them whole."""
+    count = stored.batch_size[:-1].numel()
+    for mapped, at, until in _mapped_anew(again, [0, count], _bytes(stored) / max(1, count)):
+        rows = mapped.reshape(count, stored.batch_size[-1])[at:until]
+        yield Piece(rows, np.zeros(until - at, bool), padding=padding_mask(rows))
 
 
 def _mapped_anew(
@@ -170,11 +170,12 @@ def _mapped_anew(
                 mapped, moments = again(), 0
 
 
-def _taken(stored: TensorDictBase, rows: npt.NDArray[np.int64], *, takes_rows: bool) -> TensorDictBase:
-    """Some rows, ``[*batch, time]``: a view where they are consecutive."""
-    first, last = int(rows[0]), int(rows[-1])
-    is_run = last - first == len(rows) - 1 and (np.diff(rows) == 1).all()
-    index: Any = slice(first, last + 1) if is_run else torch.from_numpy(rows)
+def _taken(stored: TensorDictBase, rows: slice | npt.NDArray[np.int64], *, takes_rows: bool) -> TensorDictBase:
+    """Return some rows, ``[*batch, time]``: a view if they are consecutive."""
+    index: Any = rows
+    if not isinstance(rows, slice):
+        is_run = (np.diff(rows) == 1).all()
+        index = slice(int(rows[0]), int(rows[-1]) + 1) if is_run else torch.from_numpy(rows)
     if not takes_rows:
         return stored[..., index]
     taken = stored[index]
@@ -201,8 +202,13 @@ def _first_come(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _bytes(stored: TensorDictBase) -> int:
-    leaves = stored.values(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
+    """Return the bytes of all tensors; of a lazy stack each by itself, since they may differ in shape."""
+    if isinstance(stored, LazyStackedTensorDict):
+        return sum(map(_bytes, stored.tensordicts))
+    values = [stored.get(key) for key in stored.keys()]
+    groups = (value for value in values if specs.is_group(value))
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    return sum(map(_bytes, groups)) + sum(value.numel() * value.element_size() for value in tensors)
 
 
 def _of_moments(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> Iterator[Piece]:
@@ -234,10 +240,7 @@ def _of_moments(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> 
 
 
 def _ended(moment: TensorDictBase) -> torch.Tensor:
-    """Which environments' episodes a moment ends."""
-    flags = [moment.get(key) for key in specs.data_keys(moment) if key[-1] in FLAGS]
+    """Return which environments' episodes a moment ends."""
     size = moment.batch_size
-    ended = torch.zeros(size, dtype=torch.bool)
-    for flag in flags:
-        ended |= flag.reshape(*size, -1).any(-1)
-    return ended
+    ends = Endings(specs.data_keys(moment)).of(functools.partial(specs.flags_of, moment), size.numel())
+    return torch.zeros(size, dtype=torch.bool) if ends is None else torch.from_numpy(ends.either).reshape(size)

@@ -1,0 +1,291 @@
+"""A source that is damaged or hostile costs one line that names it, and nothing that was recorded before."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torchrl.envs import GymEnv
+from typer.testing import CliRunner
+
+from interrupts import interrupted
+from torchrl_rerun import RecordingError, RerunRecorder, load, replay
+from torchrl_rerun.cli import app
+from torchrl_rerun.stored.trajectories import Trajectory
+
+N = 400
+
+
+def arrays(length=N):
+    random = np.random.default_rng(0)
+    return {
+        "obs": random.standard_normal((length, 8)).astype("f4"),
+        "actions": random.standard_normal((length, 2)).astype("f4"),
+        "rewards": random.standard_normal(length),
+        "dones": np.arange(length) % 100 == 99,
+        "infos/level": random.standard_normal(length),
+    }
+
+
+def written(path, **options):
+    if path.suffix == ".npz":
+        np.savez(path, **arrays())
+    else:
+        with h5py.File(path, "w") as file:
+            for name, values in arrays().items():
+                file.create_dataset(name, data=values, chunks=(100, *values.shape[1:]), compression="gzip", **options)
+    return path
+
+
+def flipped(path, name):
+    """A byte of an array's last part is another one."""
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".npz":
+        values = np.ascontiguousarray(arrays()[name]).tobytes()
+        at = content.index(values) + len(values) - 3
+    else:
+        with h5py.File(path) as file:
+            chunk = file[name].id.get_chunk_info(3)
+            at = chunk.byte_offset + chunk.size - 3
+    content[at] ^= 255
+    path.write_bytes(content)
+
+
+def refused(source, out):
+    done = CliRunner().invoke(app, ["replay", str(source), "-o", str(out)])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    [line] = done.stderr.splitlines()
+    return line
+
+
+@pytest.fixture(params=["npz", "hdf5"])
+def source(request, tmp_path):
+    return written(tmp_path / f"source.{request.param}")
+
+
+# --- what is damaged ---
+
+
+@pytest.mark.parametrize("name", ["obs", "actions", "rewards", "dones"])
+def test_a_damaged_array_that_is_needed_refuses_its_file(name, source, path):
+    flipped(source, name)
+    assert refused(source, path).startswith(f"not replayed: {source}: {name!r} can't be read: ")
+    assert os.listdir(path.parent) == [source.name]
+
+
+def test_another_damaged_array_is_left_out_by_name(source, path):
+    flipped(source, "infos/level")
+    with pytest.warns(UserWarning, match=rf"{source.name}: left out infos/level \("):
+        replayed = replay(source, path)
+    assert "infos/level" not in replayed.arrays
+    assert ("infos", "level") not in load(path).keys()
+    assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
+
+
+def with_header(path, name, shape, payload=b"", **others):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    np.savez(path, **others)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{name}.npy", header.getvalue() + payload)
+
+
+@pytest.mark.parametrize("shape", [(10**13,), (10**13, 2), (2, 10**13), (-1,), (10**13, 0)], ids=str)
+def test_a_header_that_claims_more_than_there_is_allocates_nothing(shape, path, tmp_path):
+    with_header(tmp_path / "huge.npz", "obs", shape)
+    assert str(tmp_path / "huge.npz") in refused(tmp_path / "huge.npz", path)
+    with_header(tmp_path / "other.npz", "values", shape, **arrays())
+    with pytest.warns(UserWarning, match=r"other\.npz: left out values \("):
+        replay(tmp_path / "other.npz", path)
+    assert len(load(path)) == 4
+
+
+def test_a_directory_that_claims_more_than_could_be_packed_is_refused(path, tmp_path):
+    """Its header agrees with it: 40 GB in a few hundred bytes."""
+    with_header(tmp_path / "bomb.npz", "obs", (10**10,))
+    content = bytearray((tmp_path / "bomb.npz").read_bytes())
+    at = content.rindex(b"PK\x01\x02")
+    content[at + 24 : at + 28] = (4 * 10**9 + 128).to_bytes(4, "little")
+    (tmp_path / "bomb.npz").write_bytes(content)
+    assert "bomb.npz" in refused(tmp_path / "bomb.npz", path)
+
+
+def test_rows_that_were_never_written_are_no_zeros(path, tmp_path):
+    with h5py.File(tmp_path / "hole.hdf5", "w") as file:
+        file["obs"], file["actions"] = np.ones((N, 2)), np.ones((N, 1))
+        file.create_dataset("rewards", (N,), "f4", chunks=(100,))[:200] = 1
+    assert "'rewards' can't be read: 2 of its 4 chunks were never written" in refused(tmp_path / "hole.hdf5", path)
+    with h5py.File(tmp_path / "hole.hdf5", "w") as file:
+        file["obs"], file["actions"], file["dones"] = np.ones((N, 2)), np.ones((N, 1)), np.arange(N) == N - 1
+        file.create_dataset("values", (10**9,), "f4")
+    with pytest.warns(
+        UserWarning, match=r"left out values \(it is to have 4,000,000,000 bytes, of which 0 were written\)"
+    ):
+        replay(tmp_path / "hole.hdf5", path)
+
+
+def test_links_that_lead_nowhere_or_back_are_named(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.arange(50, dtype="f4").tofile("short.bin")
+    with h5py.File("links.hdf5", "w") as file:
+        for demo in range(2):
+            group = file.create_group(f"data/demo_{demo}")
+            group["obs/eef"], group["actions"] = np.full((N, 2), demo, "f4"), np.ones((N, 1))
+            group["infos/up"] = group
+        group["dangling"] = h5py.SoftLink("/nowhere")
+        group["elsewhere"] = h5py.ExternalLink("nowhere.hdf5", "/it")
+        group.create_dataset("outside", (N,), "f4", external=[("short.bin", 0, 4 * N)])
+        group.create_dataset("missing", (N,), "f4", external=[("missing.bin", 0, 4 * N)])
+        layout = h5py.VirtualLayout((N,), "f4")
+        layout[:] = h5py.VirtualSource("nowhere.hdf5", "it", (N,))
+        group.create_virtual_dataset("virtual", layout)
+        file["data/best"] = h5py.SoftLink("/data/demo_1")
+        file["data/all"] = file["data"]
+    with pytest.warns(UserWarning, match="left out") as warned:
+        replay("links.hdf5", path)
+    said = " ".join(str(each.message) for each in warned)
+    for name in "dangling", "elsewhere", "outside", "missing", "virtual", "infos/up":
+        assert f"{name} (" in said
+    assert [each["observation", "eef"][0, 0].item() for each in load(path)] == [0, 1], "each once"
+
+
+def test_an_observation_behind_a_dangling_link_refuses_the_file(path, tmp_path):
+    with h5py.File(tmp_path / "links.hdf5", "w") as file:
+        file["actions"], file["obs"] = np.ones((N, 1)), h5py.SoftLink("/nowhere")
+    assert "'obs' can't be read: a link to /nowhere" in refused(tmp_path / "links.hdf5", path)
+
+
+def test_episodes_of_no_steps_are_left_out(path, tmp_path):
+    with h5py.File(tmp_path / "it.hdf5", "w") as file:
+        for demo, length in enumerate([2, 0, 3]):
+            group = file.create_group(f"demo_{demo}")
+            group["obs"], group["dones"] = np.ones((length + 1, 2)), np.arange(length) == length - 1
+            group["actions"] = np.ones((length, 1))
+    with pytest.warns(UserWarning, match="left out 1 of 3 episodes, which have no steps"):
+        assert replay(tmp_path / "it.hdf5", path).episodes == 2
+    np.savez(tmp_path / "none.npz", obs=np.ones((1, 2)), actions=np.ones((0, 1)), dones=np.ones(0, bool))
+    assert f"{tmp_path / 'none.npz'} holds no steps" in refused(tmp_path / "none.npz", path.with_name("other.rrd"))
+
+
+def test_a_file_that_ends_too_early_is_named(source, path):
+    content = source.read_bytes()
+    for part in 2, 3, 10:
+        source.write_bytes(content[: len(content) * (part - 1) // part])
+        assert source.name in refused(source, path)
+
+
+# --- what is replaced ---
+
+
+def tree(folder):
+    return {each: each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+SPLITS = ["run", "episode", "dump"]
+
+
+def sink(tmp_path, split):
+    return tmp_path / "out" / ("run.rrd" if split == "run" else "runs")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_damaged_source_costs_nothing_that_was_there(split, source, tmp_path):
+    out = sink(tmp_path, split)
+    replay(source, out, split=split)
+    (tmp_path / "out" / "note.txt").write_text("mine")
+    before = tree(tmp_path / "out")
+    flipped(source, "rewards")
+    with pytest.raises(ValueError, match=source.name):
+        replay(source, out, split=split, overwrite=True)
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_damaged_source_leaves_nothing_where_nothing_was(split, source, tmp_path):
+    flipped(source, "rewards")
+    with pytest.raises(ValueError, match=source.name):
+        replay(source, sink(tmp_path, split), split=split)
+    assert os.listdir(tmp_path) == [source.name]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_ctrl_c_costs_nothing_that_was_there(split, source, tmp_path):
+    out = sink(tmp_path, split)
+    replay(source, out, split=split)
+    before = tree(tmp_path / "out")
+    with interrupted(1500, Trajectory._steps) as came:
+        replay(source, out, split=split, overwrite=True)
+    assert came
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_whole_source_replaces_all_that_an_earlier_run_recorded(split, source, tmp_path):
+    out = sink(tmp_path, split)
+    replay(source, out, split=split)
+    names = sorted(os.listdir(tmp_path / "out"))
+    torch.save(GymEnv("CartPole-v1").rollout(3), tmp_path / "short.pt")
+    with pytest.raises(FileExistsError):
+        replay(tmp_path / "short.pt", out, split=split)
+    replayed = replay(tmp_path / "short.pt", out, split=split, overwrite=True)
+    assert [each.properties.length for each in load(out)] == [3]
+    assert sorted(os.listdir(tmp_path / "out")) == names, "nothing is left aside"
+    assert replayed.path == (out / "dump_000000.rrd" if split == "dump" else out)
+    assert replayed.path.exists()
+
+
+def test_parts_of_an_earlier_recording_go_with_it(source, path):
+    replay(source, path)
+    part = path.with_name("run.part_1.rrd")
+    part.write_bytes(path.read_bytes())
+    replay(source, path, overwrite=True)
+    assert not part.exists()
+
+
+def test_a_recording_is_replaced_by_what_was_made_of_it(source, path):
+    replay(source, path)
+    replay(path, path, overwrite=True)
+    assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
+
+
+def test_what_another_recorder_writes_is_not_replaced(source, path, tmp_path):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+    env.rollout(3)
+    assert "is being written by another recorder" in refused_to_overwrite(source, path)
+    env.close()
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(tmp_path / "runs", split="episode"))
+    env.rollout(3)
+    with pytest.raises(FileExistsError, match="is being written by another recorder"):
+        replay(source, tmp_path / "runs", split="episode", overwrite=True)
+    env.close()
+    assert [each.properties.length for each in load(path)] == [3]
+
+
+def refused_to_overwrite(source, out):
+    done = CliRunner().invoke(app, ["replay", str(source), "-o", str(out), "--overwrite"])
+    assert done.exit_code == 1
+    return done.stderr
+
+
+def test_a_disk_that_is_full_costs_nothing_that_was_there(source, path, monkeypatch):
+    import resource
+    import signal
+
+    replay(source, path)
+    before = path.read_bytes()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 4, limits[1]))
+    try:
+        with pytest.raises(RecordingError):
+            replay(source, path, overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == sorted([path.name, source.name])
