@@ -26,6 +26,8 @@ from PIL import Image
 from torchrl_rerun.contents import index_of
 from torchrl_rerun.decoding import Picture, Stored, Track, decoder_of, from_keyframe, pictures, stored, tracks_of
 from torchrl_rerun.finding import whole_files_of
+from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.placing import placed
 from torchrl_rerun.video import USUAL_FPS, VideoEncoder
 
 GRID_SIZE = (2160, 3840)
@@ -107,10 +109,12 @@ def videos_of(
         IndexError, KeyError: no such environment, no such camera.
         ValueError: a file can't be read, there are no pictures, or several videos would be one file.
     """
-    root = Path(path)
+    root = absolute(path)
     found = tracks_of(whole_files_of(root))
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps={fps}: pass a number of frames per second, as 30")
     if not found:
-        raise ValueError(f"{root} holds no pictures that RerunRecorder recorded")
+        raise ValueError(f"{shown(root)} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)
     named = _named(found, root, grid=grid)
     videos = [
@@ -119,17 +123,17 @@ def videos_of(
         if (kept := tuple(track for track in tracks if track in chosen))
     ]
     if not videos:
-        raise ValueError(f"{root} holds no pictures of that environment under that key")
+        raise ValueError(f"{shown(root)} holds no pictures of that environment under that key")
     if out is not None and Path(out).suffix == ".mp4":
         if len(videos) > 1:
             raise ValueError(
                 f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
             )
-        videos = [dataclasses.replace(videos[0], path=Path(out))]
+        videos = [dataclasses.replace(videos[0], path=absolute(out))]
     there = [video.path for video in videos if video.path.exists()]
     if there and not overwrite:
         exist = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
-        raise FileExistsError(f"{there[0]}{exist} already: choose another place with --out, or pass --overwrite")
+        raise FileExistsError(f"{shown(there[0])}{exist} already: choose another place with --out, or pass --overwrite")
     return videos
 
 
@@ -180,7 +184,7 @@ def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | No
     """Where a video goes: beside its recording, or to the same place in another folder."""
     folder = track.files[0].parent
     if out is not None:
-        folder = Path(out) / (folder.relative_to(root) if root.is_dir() else "")
+        folder = absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
     return folder / f"{name}.mp4"
 
 
@@ -199,7 +203,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
 
     Raises:
         OSError: it can't be written.
-        ValueError: its pictures are of several sizes, or there are none.
+        ValueError: its pictures are of several sizes, or there are none; or what is to be replaced is no regular file.
     """
     fps = video.fps or float(USUAL_FPS)
     total = sum(map(_rows, video.tracks))
@@ -215,16 +219,12 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
         coming = encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
     begun = next(coming, None)
     if begun is None:
-        raise ValueError(f"{first.files[0]} holds no pictures at {first.path}")
-    unfinished = video.path.with_name(f".{video.path.stem}.{os.getpid()}.mp4")
-    video.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with av.open(unfinished, "w", options={"movflags": "faststart"}) as container:
-            size, written = mux(container, itertools.chain([begun], coming), codec, fps)
-        unfinished.replace(video.path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+        raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
+    with (
+        placed(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
+        av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        size, written = mux(container, itertools.chain([begun], coming), codec, fps)
     recorded_size = first.size[::-1] if first.size and len(video.tracks) == 1 else size
     return Exported(video.path, written, size, recorded_size, fps, is_copy, max(0, counted.number - written))
 
