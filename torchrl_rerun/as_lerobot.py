@@ -24,12 +24,13 @@ from torchrl_rerun.as_parquet import write_tables
 from torchrl_rerun.chunks import Codes, episode_span
 from torchrl_rerun.decoding import decoded, from_keyframe
 from torchrl_rerun.exporting import encoded, mux
+from torchrl_rerun.paths import absolute
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Moment
 from torchrl_rerun.steps import FLAGS, Progress, array_of, described, told, unchanged
 from torchrl_rerun.streams import Stream, name_of
-from torchrl_rerun.video import USUAL_FPS
+from torchrl_rerun.video import USUAL_FPS, check_fps
 
 SIGN = "meta/info.json"
 """The file by which a data set is known."""
@@ -98,13 +99,14 @@ def to_lerobot(
     schema = episodes[0].schema
     if keys is None:
         keys = [stream.key for stream, _ in schema.described if _is_held(stream)]
+    check_fps(fps)
     rate = fps or schema.source.fps or float(USUAL_FPS)
-    with placed(Path(path), overwrite=overwrite, sign=SIGN) as hidden:
+    with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded")
         if not dataset.add(described(progress(episodes, len(episodes)), keys)):
             raise ValueError("there are no steps to export")
         dataset.describe()
-    return LeRobotDataset(Path(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+    return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
 
 def _is_held(stream: Stream) -> bool:

@@ -50,7 +50,7 @@ def to_parquet(
         KeyError: a key isn't recorded.
         ValueError: there are no steps, or those of several runs that are recorded in different ways.
     """
-    with placed(Path(path), overwrite=overwrite) as hidden:
+    with placed(path, overwrite=overwrite) as hidden:
         rows = write_tables(hidden, _tables(progress(episodes, len(episodes)), keys))
         if not rows:
             raise ValueError("there are no steps to export")

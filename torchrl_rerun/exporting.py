@@ -28,7 +28,7 @@ from torchrl_rerun.decoding import Picture, Stored, Track, decoder_of, from_keyf
 from torchrl_rerun.finding import whole_files_of
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.placing import placed
-from torchrl_rerun.video import USUAL_FPS, VideoEncoder
+from torchrl_rerun.video import USUAL_FPS, VideoEncoder, check_fps
 
 GRID_SIZE = (2160, 3840)
 """Height and width that a grid doesn't exceed: larger videos play in few places."""
@@ -111,8 +111,7 @@ def videos_of(
     """
     root = absolute(path)
     found = tracks_of(whole_files_of(root))
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps={fps}: pass a number of frames per second, as 30")
+    check_fps(fps)
     if not found:
         raise ValueError(f"{shown(root)} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)
