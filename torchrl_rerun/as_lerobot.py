@@ -22,15 +22,16 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.as_parquet import write_tables
 from torchrl_rerun.chunks import Codes, episode_span
 from torchrl_rerun.decoding import decoded, from_keyframe
-from torchrl_rerun.exporting import checked_fps, encoded, mux
+from torchrl_rerun.exporting import encoded, mux
 from torchrl_rerun.lerobot_statistics import Statistics
+from torchrl_rerun.paths import absolute
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import Wish, distinct, dotted
 from torchrl_rerun.schema import Described, Moment
 from torchrl_rerun.steps import FLAGS, Progress, array_of, chosen, described, told, unchanged
 from torchrl_rerun.streams import Key, Stream, name_of
-from torchrl_rerun.video import USUAL_FPS
+from torchrl_rerun.video import USUAL_FPS, check_fps
 
 SIGN = "meta/info.json"
 """The file by which a data set is known."""
@@ -109,14 +110,15 @@ def to_lerobot(
     schema = episodes[0].schema
     if keys is None:
         keys = [stream.key for stream, _ in schema.described if _is_held(stream)]
-    rate = checked_fps(fps) or schema.source.fps or float(USUAL_FPS)
+    check_fps(fps)
+    rate = fps or schema.source.fps or float(USUAL_FPS)
     names = _names(chosen(episodes[0], keys))
-    with placed(Path(path), overwrite=overwrite, sign=SIGN) as hidden:
+    with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded", names)
         if not dataset.add(described(progress(episodes, len(episodes)), keys)):
             raise ValueError("there are no steps to export")
         dataset.describe()
-    return LeRobotDataset(Path(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+    return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
 
 def _is_held(stream: Stream) -> bool:

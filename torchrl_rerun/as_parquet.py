@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tensordict.utils import NestedKey
 
+from torchrl_rerun.paths import shown, target_of
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import distinct, slashed
@@ -58,12 +59,12 @@ def to_parquet(
         KeyError: a key isn't recorded.
         ValueError: there are no steps, or those of several runs that are recorded in different ways.
     """
-    target = Path(path)
+    target = target_of(path)
     if target.exists() and any(
         target.samefile(file) for episode in episodes for file in episode.files if file.exists()
     ):
-        raise ValueError(f"{target} holds the episodes that are exported: choose another file")
-    with placed(target, overwrite=overwrite) as hidden:
+        raise ValueError(f"{shown(path)} holds the episodes that are exported: choose another file")
+    with placed(path, overwrite=overwrite) as hidden:
         rows = write_tables(hidden, _tables(progress(episodes, len(episodes)), keys))
         if not rows:
             raise ValueError("there are no steps to export")

@@ -26,10 +26,11 @@ from PIL import Image
 from torchrl_rerun.contents import index_of
 from torchrl_rerun.decoding import Picture, Stored, Track, decoder_of, from_keyframe, pictures, stored, tracks_of
 from torchrl_rerun.finding import whole_files_of
+from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.placing import placed
 from torchrl_rerun.renaming import Wish, distinct, dotted
 from torchrl_rerun.streams import name_of
-from torchrl_rerun.video import USUAL_FPS, VideoEncoder
+from torchrl_rerun.video import USUAL_FPS, VideoEncoder, check_fps
 
 GRID_SIZE = (2160, 3840)
 """Height and width that a grid doesn't exceed: larger videos play in few places."""
@@ -115,10 +116,11 @@ def videos_of(
         ValueError: a file can't be read, there are no pictures, several videos would be one file, or ``fps`` is no
             positive number.
     """
-    root, fps = Path(path), checked_fps(fps)
+    root = absolute(path)
     found = tracks_of(whole_files_of(root))
+    check_fps(fps)
     if not found:
-        raise ValueError(f"{root} holds no pictures that RerunRecorder recorded")
+        raise ValueError(f"{shown(root)} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)
     named = _named(found, root, grid=grid)
     videos = [
@@ -127,17 +129,17 @@ def videos_of(
         if (kept := tuple(track for track in tracks if track in chosen))
     ]
     if not videos:
-        raise ValueError(f"{root} holds no pictures of that environment under that key")
+        raise ValueError(f"{shown(root)} holds no pictures of that environment under that key")
     if out is not None and Path(out).suffix == ".mp4":
         if len(videos) > 1:
             raise ValueError(
                 f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
             )
-        videos = [dataclasses.replace(videos[0], path=Path(out))]
+        videos = [dataclasses.replace(videos[0], path=absolute(out))]
     there = [video.path for video in videos if video.path.exists()]
     if there and not overwrite:
         exist = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
-        raise FileExistsError(f"{there[0]}{exist} already: choose another place with --out, or pass --overwrite")
+        raise FileExistsError(f"{shown(there[0])}{exist} already: choose another place with --out, or pass --overwrite")
     return videos
 
 
@@ -186,19 +188,8 @@ def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | No
     """Where a video goes: beside its recording, or to the same place in another folder."""
     folder = track.files[0].parent
     if out is not None:
-        folder = Path(out) / (folder.relative_to(root) if root.is_dir() else "")
+        folder = absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
     return folder / f"{name}.mp4"
-
-
-def checked_fps(fps: float | None) -> float | None:
-    """The frame rate that was asked for.
-
-    Raises:
-        ValueError: it is no positive number.
-    """
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"{fps:g} frames per second is no frame rate: give a positive number")
-    return fps
 
 
 # --- writing one ---
@@ -216,7 +207,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
 
     Raises:
         OSError: it can't be written.
-        ValueError: its pictures are of several sizes, or there are none.
+        ValueError: its pictures are of several sizes, or there are none; or what is to be replaced is no regular file.
     """
     fps = video.fps or float(USUAL_FPS)
     total = sum(map(_rows, video.tracks))
@@ -232,9 +223,9 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
         coming = encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
     begun = next(coming, None)
     if begun is None:
-        raise ValueError(f"{first.files[0]} holds no pictures at {first.path}")
+        raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
     with (
-        placed(video.path, overwrite=True) as hidden,
+        placed(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
         av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         size, written = mux(container, itertools.chain([begun], coming), codec, fps)
