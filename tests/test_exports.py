@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from torchrl.record import PixelRenderTransform
 from typer.testing import CliRunner
 
 from looking import headless_viewer, trouble
+from test_disk import small_disk  # noqa: F401 - the fixture
 from test_environments import Zoo
 from test_hostile import Scripted, record
 from torchrl_rerun import RerunRecorder, load
@@ -36,6 +38,7 @@ from torchrl_rerun.as_lerobot import to_lerobot
 from torchrl_rerun.as_minari import to_minari
 from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
+from torchrl_rerun.contents import index_of
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 
@@ -336,6 +339,106 @@ def test_a_picture_of_all_environments_is_refused(path, tmp_path):
     assert not (tmp_path / "set").exists()
     of_first = load(path).where(lambda episode: episode.env == 0)
     assert to_lerobot(of_first, tmp_path / "set").cameras == ("observation.images.pixels",)
+
+
+# --- what goes wrong on the way ---
+
+OPTIONS = {
+    "parquet": lambda folder: ["--parquet", folder / "run.parquet", "--key", "observation", "--key", "pixels"],
+    "minari": lambda folder: [
+        "--minari",
+        "cartpole/kept-v0",
+        "--key",
+        "observation",
+        "--key",
+        "action",
+        "--key",
+        "pixels",
+    ],
+    "lerobot": lambda folder: ["--lerobot", folder / "set"],
+    "mp4": lambda folder: ["--mp4", "--out", folder / "run.mp4"],
+}
+
+
+@pytest.fixture(scope="module")
+def whole_and_damaged(tmp_path_factory):
+    """A recording, and the same with the last pictures of its environment damaged."""
+    folder = tmp_path_factory.mktemp("damaged")
+    whole, damaged = folder / "whole.rrd", folder / "damaged.rrd"
+    env = pixel_cartpole().append_transform(RerunRecorder(whole, image_format="jpeg", buffer_bytes=20_000))
+    env.set_seed(0)
+    env.rollout(15, break_when_any_done=False)
+    env.close()
+    data, index = bytearray(whole.read_bytes()), index_of(whole)
+    places = zip(
+        *(index[f"chunk_{name}"].to_pylist() for name in ("entity_path", "byte_offset", "byte_size")), strict=True
+    )
+    *_, (_, offset, size) = (place for place in places if place[0] == "/env_0/pixels")
+    data[offset + size // 2 : offset + size // 2 + 64] = bytes(64 * [255])
+    damaged.write_bytes(data)
+    return whole, damaged
+
+
+def files_in(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("form", OPTIONS)
+def test_a_damaged_recording_costs_nothing_that_it_was_to_replace(whole_and_damaged, tmp_path, data_sets, form):
+    whole, damaged = whole_and_damaged
+    done = export(damaged, *OPTIONS[form](tmp_path))
+    assert done.exit_code == 1
+    assert not files_in(tmp_path)
+    done = export(whole, *OPTIONS[form](tmp_path))
+    assert done.exit_code == 0, done.stderr
+    before = files_in(tmp_path)
+    assert before
+    done = export(damaged, *OPTIONS[form](tmp_path), "--overwrite")
+    assert done.exit_code == 1
+    assert "not exported" in done.stderr or "nothing exported" in done.stderr
+    assert "Traceback" not in done.output
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("form", ["parquet", "minari", "lerobot"])
+def test_an_interrupted_export_costs_nothing_that_it_was_to_replace(runs, tmp_path, data_sets, form):
+    def exported(**options):
+        if form == "parquet":
+            to_parquet(load(runs / "ppo"), tmp_path / "run.parquet", **options)
+        elif form == "minari":
+            to_minari(load(runs / "ppo"), "kept-v0", **options)
+        else:
+            to_lerobot(load(runs / "ppo"), tmp_path / "set", **options)
+
+    def interrupted(items, _):
+        yield next(iter(items))
+        raise KeyboardInterrupt
+
+    exported()
+    before = files_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        exported(overwrite=True, progress=interrupted)
+    assert files_in(tmp_path) == before
+    exported(overwrite=True)
+    assert files_in(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.parametrize("form", OPTIONS)
+def test_nothing_is_left_on_a_full_disk(whole_and_damaged, small_disk, monkeypatch, form):  # noqa: F811
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(small_disk / "minari"))
+    (small_disk / "filler").write_bytes(bytes(508 << 10))
+    done = export(whole_and_damaged[0], *OPTIONS[form](small_disk))
+    assert done.exit_code == 1
+    assert "Traceback" not in done.output
+    assert list(files_in(small_disk)) == [small_disk / "filler"]
+
+
+def test_a_recording_is_not_replaced_by_what_is_exported_from_it(runs, tmp_path):
+    recording = shutil.copy(runs / "run.rrd", tmp_path)
+    done = export(recording, "--parquet", recording, "--overwrite")
+    assert done.exit_code == 1
+    assert "run.rrd holds the episodes that are exported: choose another file" in done.stderr
+    assert Path(recording).read_bytes() == (runs / "run.rrd").read_bytes()
 
 
 # --- what is in no whole file ---

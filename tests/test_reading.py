@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from datetime import UTC, datetime
 
@@ -19,7 +20,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import GymEnv, GymWrapper, SerialEnv, TransformedEnv, step_mdp
+from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, TransformedEnv, step_mdp
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
@@ -241,6 +242,46 @@ def test_workers(path):
     env.close()
     assert_same(load(path).rollout(), rollout)
     assert len(load(path)[0].files) == 1
+
+
+class Late(Lengths):
+    """Begins its first episode later than others."""
+
+    def __init__(self, shift, seconds):
+        super().__init__(shift)
+        self.seconds = seconds
+
+    def reset(self, **options):
+        time.sleep(self.seconds)
+        self.seconds = 0
+        return super().reset(**options)
+
+
+def make_late(path, number, **options):
+    recorder = RerunRecorder(path, **options)
+    return GymWrapper(Late(number, (2 - number) * 0.3)).append_transform(recorder)
+
+
+@pytest.mark.parametrize("split", ["run", "episode", "dump"])
+@pytest.mark.filterwarnings("ignore:.*inside the environments of a batch")
+def test_the_environments_of_workers_are_in_the_order_of_their_numbers_whichever_was_quicker(tmp_path, split):
+    place = tmp_path / ("run.rrd" if split == "run" else "runs")
+    env = ParallelEnv(3, [functools.partial(make_late, place, number, split=split) for number in range(3)])
+    rollout = env.rollout(30, break_when_any_done=False)
+    env.close()
+    recordings = load(place)
+    began = [each.properties.env for each in recordings if not each.properties.episode]
+    assert began == [2, 1, 0]
+    assert_same(recordings.rollout(), rollout)
+    chosen = recordings.where(lambda episode: episode.env != 1)
+    assert_same(chosen.rollout(), rollout[[0, 2]])
+
+
+def test_of_several_runs_the_one_that_began_first_comes_first(tmp_path):
+    wanted = []
+    for name in ("b", "a"):
+        wanted.append(record(SerialEnv(2, cartpole), tmp_path / name / "run.rrd", 10))
+    assert_same(load([tmp_path / "a", tmp_path / "b"]).rollout(), torch.cat(wanted, 0))
 
 
 def test_a_replay_buffer(path):

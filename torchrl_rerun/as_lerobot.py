@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,15 @@ from torchrl_rerun.as_parquet import write_tables
 from torchrl_rerun.chunks import Codes, episode_span
 from torchrl_rerun.decoding import decoded, from_keyframe
 from torchrl_rerun.exporting import encoded, mux
+from torchrl_rerun.lerobot_statistics import Statistics
+from torchrl_rerun.paths import absolute
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
+from torchrl_rerun.renaming import Wish, distinct, dotted
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, described, told, unchanged
-from torchrl_rerun.streams import Stream, name_of
-from torchrl_rerun.video import USUAL_FPS
+from torchrl_rerun.steps import FLAGS, Progress, array_of, chosen, described, told, unchanged
+from torchrl_rerun.streams import Key, Stream, name_of
+from torchrl_rerun.video import USUAL_FPS, check_fps
 
 SIGN = "meta/info.json"
 """The file by which a data set is known."""
@@ -40,6 +42,11 @@ _PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _VIDEO = f"videos/{{video_key}}/{_PLACE}.mp4"
 _DATA = f"data/{_PLACE}.parquet"
 _INDICES = ("frame_index", "episode_index", "index", "task_index")
+_OWN = (*_INDICES, "timestamp", "task", "subtask", "subtask_index", "language_persistent", "language_events")
+"""The names that LeRobot gives, or has a meaning for (lerobot 0.4 to 0.6)."""
+
+_Names = Mapping[tuple[Key, int], str]
+"""The features of keys, and of cameras by the position of the agent."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,10 @@ def to_lerobot(
     ``observation.images.`` and theirs; rewards and flags are ``next.reward``, ``next.done`` and so on. Values of several
     dimensions, and those of agents, are vectors. What was recorded as video is copied; other pictures are encoded as H.264.
 
+    Names are in letters, digits, ``_`` and ``-``, their parts joined by ``.``. If two keys would have one name, or one that
+    LeRobot has a meaning for (``index``, ``timestamp``, ...), the one that sorts later gets ``_2`` at its end. A warning says
+    so. Statistics are those of finite values, since neither JSON nor LeRobot's normalization can have others.
+
     Args:
         episodes: the episodes, as :func:`~torchrl_rerun.load` gives them. Each one's steps are taken to be ``1 / fps``
             apart.
@@ -91,20 +102,23 @@ def to_lerobot(
     Raises:
         FileExistsError: the folder exists, and ``overwrite`` is false or it is no data set.
         KeyError: a key isn't recorded.
-        ValueError: there are no steps, of an episode there isn't a picture at each, or its videos aren't as those of others.
+        ValueError: there are no steps, of an episode there isn't a picture at each, or its videos aren't as those of others;
+            or ``fps`` is no positive number.
     """
     if not episodes:
         raise ValueError("there are no episodes to export")
     schema = episodes[0].schema
     if keys is None:
         keys = [stream.key for stream, _ in schema.described if _is_held(stream)]
+    check_fps(fps)
     rate = fps or schema.source.fps or float(USUAL_FPS)
-    with placed(Path(path), overwrite=overwrite, sign=SIGN) as hidden:
-        dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded")
+    names = _names(chosen(episodes[0], keys))
+    with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
+        dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded", names)
         if not dataset.add(described(progress(episodes, len(episodes)), keys)):
             raise ValueError("there are no steps to export")
         dataset.describe()
-    return LeRobotDataset(Path(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+    return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
 
 def _is_held(stream: Stream) -> bool:
@@ -120,11 +134,13 @@ class _Episode:
         number: its number there.
         length: its steps.
         start: steps of those before it.
+        statistics: what its values come to, by the names of the features.
     """
 
     number: int
     length: int
     start: int
+    statistics: dict[str, Statistics]
 
     @property
     def file(self) -> dict[str, int]:
@@ -140,6 +156,7 @@ class _Dataset:
         folder: where.
         fps: frames per second.
         task: what is done in it.
+        names: the names of the features.
 
     Attributes:
         episodes: what is in it.
@@ -147,15 +164,15 @@ class _Dataset:
         videos: the features that are videos.
     """
 
-    def __init__(self, folder: Path, fps: float, task: str) -> None:
+    def __init__(self, folder: Path, fps: float, task: str, names: _Names) -> None:
         self.episodes: list[_Episode] = []
         self.steps = 0
         self.videos: dict[str, dict[str, Any]] = {}
         self._folder = folder
         self._fps = int(fps) if float(fps).is_integer() else fps
         self._task = task
+        self._names = names
         self._numbers: dict[str, dict[str, Any]] = {}
-        self._stats: dict[str, _Sums] = {}
 
     def add(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> int:
         """Add episodes. Returns how many steps they have."""
@@ -169,40 +186,41 @@ class _Dataset:
             if not len(at.before):
                 continue
             steps = episode.history.steps(numbers, span, at)
-            added = _Episode(len(self.episodes), len(steps), self.steps)
+            added = _Episode(len(self.episodes), len(steps), self.steps, {})
             self.episodes.append(added)
             self.steps += added.length
-            frames = np.arange(added.length)
-            columns = {}
+            values: dict[str, npt.NDArray[Any]] = {}
             for stream, moment in numbers:
                 is_next = moment is Moment.STEPPED or stream.key[-1] in FLAGS
-                values = array_of(steps["next"] if is_next else steps, stream).reshape(added.length, -1)
-                name = _feature_name(stream, moment)
-                columns[name] = _column(values)
-                self._numbers[name] = _numbers_feature(stream, values)
-                self._stats.setdefault(name, _Sums()).add(values)
+                name = self._names[stream.key, 0]
+                values[name] = array_of(steps["next"] if is_next else steps, stream).reshape(added.length, -1)
+                self._numbers[name] = _numbers_feature(stream, values[name])
+            values |= self._indices(added)
+            added.statistics.update({name: Statistics.of(each) for name, each in values.items()})
             self._add_videos(episode, added, [stream for stream, _ in found if stream.kind == "image"], at.before)
-            yield pa.table(
-                columns
-                | {
-                    "timestamp": pa.array((frames / self._fps).astype(np.float32)),
-                    "frame_index": pa.array(frames),
-                    "episode_index": pa.repeat(pa.scalar(added.number, pa.int64()), added.length),
-                    "index": pa.array(frames + added.start),
-                    "task_index": pa.repeat(pa.scalar(0, pa.int64()), added.length),
-                }
-            )
+            yield pa.table({name: _column(each) for name, each in values.items()})
+
+    def _indices(self, added: _Episode) -> dict[str, npt.NDArray[Any]]:
+        """Where the steps of an episode are."""
+        frames = np.arange(added.length)
+        indices: dict[str, npt.NDArray[Any]] = {
+            "timestamp": (frames / self._fps).astype(np.float32),
+            "frame_index": frames,
+            "episode_index": np.full(added.length, added.number),
+            "index": frames + added.start,
+            "task_index": np.zeros(added.length, np.int64),
+        }
+        return {name: values[:, None] for name, values in indices.items()}
 
     def _add_videos(self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: Codes) -> None:
         """Add a video of each camera, with a picture for each step."""
         videos = {}
         for stream in cameras:
             for lane in range(stream.lanes):
-                agent = stream.agents[lane : lane + 1]
-                name = ".".join(["observation.images", *map(_plain, (*stream.key, *agent))])
+                name = self._names[stream.key, lane]
                 path = self._file(_VIDEO, video_key=name, **added.file)
                 self._write_video(path, episode, stream, lane, steps)
-                videos[name] = self._seen_in(path, name)
+                videos[name], added.statistics[name] = self._seen_in(path)
         if self.episodes[0] is added:
             self.videos = videos
         if videos != self.videos:
@@ -229,13 +247,12 @@ class _Dataset:
         with av.open(path, "w", options={"movflags": "faststart"}) as container:
             mux(container, coming, codec, self._fps)
 
-    def _seen_in(self, path: Path, name: str) -> dict[str, Any]:
-        """What a video is like. What colours its first picture has is noted."""
+    def _seen_in(self, path: Path) -> tuple[dict[str, Any], Statistics]:
+        """What a video is like, and what the colours of its first picture come to."""
         with av.open(path) as video:
             frame = next(video.decode(video=0))
             feature = _video_feature(frame, video.streams.video[0].codec.name, self._fps)
-        self._stats.setdefault(name, _Sums(is_picture=True)).add(frame.to_ndarray(format="rgb24").reshape(-1, 3) / 255)
-        return feature
+        return feature, Statistics.of_picture(frame.to_ndarray(format="rgb24"))
 
     def describe(self) -> None:
         """Write what says what is in it."""
@@ -256,6 +273,8 @@ class _Dataset:
             for video in self.videos:
                 place = episode.file | {"from_timestamp": 0.0, "to_timestamp": episode.length / self._fps}
                 entry |= {f"videos/{video}/{name}": value for name, value in place.items()}
+            for feature, statistics in episode.statistics.items():
+                entry |= {f"stats/{feature}/{name}": value for name, value in statistics.as_lists().items()}
             entries.append(entry)
         pq.write_table(
             pa.Table.from_pylist(entries), self._file(f"meta/episodes/{_PLACE}.parquet", chunk_index=0, file_index=0)
@@ -278,9 +297,13 @@ class _Dataset:
             "video_path": _VIDEO if self.videos else None,
             "features": self._numbers | self.videos | indices,
         }
-        self._file(SIGN).write_text(json.dumps(info, indent=4))
-        stats = {name: sums.as_json() for name, sums in self._stats.items()}
-        self._file("meta/stats.json").write_text(json.dumps(stats, indent=4))
+        self._file(SIGN).write_text(json.dumps(info, indent=4, allow_nan=False))
+        by_feature = {
+            name: Statistics.together([episode.statistics[name] for episode in self.episodes])
+            for name in self.episodes[0].statistics
+        }
+        stats = {name: statistics.as_lists() for name, statistics in by_feature.items()}
+        self._file("meta/stats.json").write_text(json.dumps(stats, indent=4, allow_nan=False))
 
     def _file(self, place: str, **indices: Any) -> Path:
         path = self._folder / place.format(**indices)
@@ -288,49 +311,26 @@ class _Dataset:
         return path
 
 
-class _Sums:
-    """What comes of all values of a feature: the mean, and so on.
-
-    Args:
-        is_picture: they are colours, which the format has as ``[3, 1, 1]``.
-    """
-
-    def __init__(self, *, is_picture: bool = False) -> None:
-        self._is_picture = is_picture
-        self._count = 0
-        self._sum = self._squares = np.zeros(())
-        self._least, self._most = np.array(np.inf), np.array(-np.inf)
-
-    def add(self, values: npt.NDArray[Any]) -> None:
-        """Add values, ``[n, size]``."""
-        numbers = values.astype(np.float64)
-        self._count += len(numbers)
-        self._sum = self._sum + numbers.sum(axis=0)
-        self._squares = self._squares + (numbers**2).sum(axis=0)
-        self._least = np.minimum(self._least, numbers.min(axis=0))
-        self._most = np.maximum(self._most, numbers.max(axis=0))
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it."""
-        mean = self._sum / self._count
-        deviation = np.sqrt(np.maximum(self._squares / self._count - mean**2, 0))
-        found = {"min": self._least, "max": self._most, "mean": mean, "std": deviation}
-        shape = (-1, 1, 1) if self._is_picture else (-1,)
-        return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [self._count]}
+def _names(found: Iterable[Described]) -> _Names:
+    """Name the features: one of each key, and of each camera and agent."""
+    return distinct((wish for stream, moment in found for wish in _wishes(stream, moment)), "LeRobot", _OWN)
 
 
-def _feature_name(stream: Stream, moment: Moment) -> str:
-    parts = [_plain(part) for part in stream.key]
-    if moment is Moment.ACTED:
-        return ".".join(parts)
-    if moment is Moment.STEPPED or stream.key[-1] in FLAGS:
-        return ".".join(["next", *parts])
-    return ".".join(["observation", *(["state"] if parts == ["observation"] else parts)])
-
-
-def _plain(part: str) -> str:
-    """A name that can be one of a file."""
-    return re.sub(r"[^\w-]", "_", part)
+def _wishes(stream: Stream, moment: Moment) -> Iterator[Wish]:
+    told = name_of(stream.key)
+    if stream.kind == "image":
+        for lane in range(stream.lanes):
+            agent = stream.agents[lane : lane + 1]
+            of_agent = "".join(f" of {name}" for name in agent)
+            parts = ["observation", "images", *stream.key, *agent]
+            yield dotted((stream.key, lane), told + of_agent, parts)
+    elif moment is Moment.ACTED:
+        yield dotted((stream.key, 0), told, stream.key)
+    elif moment is Moment.STEPPED or stream.key[-1] in FLAGS:
+        yield dotted((stream.key, 0), told, ["next", *stream.key])
+    else:
+        key = ("state",) if stream.key == ("observation",) else stream.key
+        yield dotted((stream.key, 0), told, ["observation", *key])
 
 
 def _numbers_feature(stream: Stream, values: npt.NDArray[Any]) -> dict[str, Any]:

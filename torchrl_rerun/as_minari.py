@@ -16,6 +16,7 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
+from torchrl_rerun.renaming import distinct, dotted
 from torchrl_rerun.schema import Described, Moment
 from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged
 from torchrl_rerun.streams import Stream, name_of
@@ -35,8 +36,10 @@ def to_minari(
     """Write episodes as a Minari data set, which ``minari.load_dataset(dataset_id)`` gives back. Returns its folder.
 
     Observations are the arrays that were recorded, of several keys as a dictionary; so are actions, but that a one-hot
-    action becomes its index, as gymnasium's environments take it. An episode that was interrupted is truncated at its last
-    step. Pictures are kept as pixels, not as JPEG. Where gymnasium knows the environment's name, its spec goes with it.
+    action becomes its index, as gymnasium's environments take it. In the dictionary a key is its parts, joined by ``.``,
+    in letters, digits, ``_`` and ``-``, since HDF5 can't have all characters; if two would have one name, the one that
+    sorts later gets ``_2`` at its end. A warning says so. An episode that was interrupted is truncated at its last step.
+    Pictures are kept as pixels, not as JPEG. Where gymnasium knows the environment's name, its spec goes with it.
 
     Args:
         episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
@@ -101,13 +104,19 @@ class _Part:
             if stream.dtype == "object":
                 raise ValueError(f"{name_of(stream.key)} is no tensor of one shape, which Minari can't hold")
         self.streams = streams
-        spaces = {".".join(stream.key): _space(stream) for stream in streams}
-        self.space = next(iter(spaces.values())) if len(spaces) == 1 else gym.spaces.Dict(spaces)
+        wishes = [dotted(stream.key, name_of(stream.key), stream.key) for stream in streams]
+        self._names = distinct(wishes, f"Minari, of what is {what}") if len(streams) > 1 else {}
+        self.space = self._together(_space, gym.spaces.Dict)
 
     def of(self, arrays: Callable[[Stream], npt.NDArray[Any]]) -> Any:
         """Its values."""
-        found = {".".join(stream.key): arrays(stream) for stream in self.streams}
-        return next(iter(found.values())) if len(found) == 1 else found
+        return self._together(arrays, dict)
+
+    def _together(self, of_each: Callable[[Stream], Any], of_several: Callable[[dict[str, Any]], Any]) -> Any:
+        """What comes of the only key, or of several by their names."""
+        if not self._names:
+            return of_each(self.streams[0])
+        return of_several({self._names[stream.key]: of_each(stream) for stream in self.streams})
 
 
 class _Layout:

@@ -14,13 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tensordict.utils import NestedKey
 
+from torchrl_rerun.paths import shown, target_of
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
-from torchrl_rerun.schema import Moment
+from torchrl_rerun.renaming import distinct, slashed
+from torchrl_rerun.schema import Described, Moment
 from torchrl_rerun.steps import Progress, array_of, described, unchanged
+from torchrl_rerun.streams import Key, name_of
 
 GROUP_BYTES = 32 << 20
 """Bytes of the steps that are written at once."""
+
+_OWN = ("env", "episode", "row")
+_NEXT = "next/"
+_PREFIXES = {Moment.OBSERVED: ("", _NEXT), Moment.ACTED: ("",), Moment.STEPPED: (_NEXT,)}
+"""The columns of a key: of its values at the step, and of those that came of it."""
 
 
 def to_parquet(
@@ -36,7 +44,8 @@ def to_parquet(
     The columns are ``env``, ``episode``, ``row`` (the number of the row in its episode), then what the tensordict of the
     episode holds, nested keys joined by ``/``: ``observation``, ``next/observation``, ``next/reward``. One number is a
     plain column, several are a list of fixed size, and what has more dimensions is of Arrow's type of tensors, which
-    carries the shape. Dtypes stay, but for bfloat16, which becomes float32.
+    carries the shape. Dtypes stay, but for bfloat16, which becomes float32. If columns of two keys would have one name, or
+    one of the first three, the key that sorts later gets ``_2`` at its end, and a warning says so.
 
     Args:
         episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
@@ -50,7 +59,12 @@ def to_parquet(
         KeyError: a key isn't recorded.
         ValueError: there are no steps, or those of several runs that are recorded in different ways.
     """
-    with placed(Path(path), overwrite=overwrite) as hidden:
+    target = target_of(path)
+    if target.exists() and any(
+        target.samefile(file) for episode in episodes for file in episode.files if file.exists()
+    ):
+        raise ValueError(f"{shown(path)} holds the episodes that are exported: choose another file")
+    with placed(path, overwrite=overwrite) as hidden:
         rows = write_tables(hidden, _tables(progress(episodes, len(episodes)), keys))
         if not rows:
             raise ValueError("there are no steps to export")
@@ -72,7 +86,9 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
 
 
 def _tables(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None) -> Iterator[pa.Table]:
+    names: dict[Key, str] = {}
     for episode, found in described(episodes, keys):
+        names = names or _names(found)
         steps = episode.tensordict([stream.key for stream, _ in found])
         count, known = len(steps), episode.properties
         columns = {
@@ -81,14 +97,16 @@ def _tables(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None)
             "row": pa.array(np.arange(count)),
         }
         for stream, moment in found:
-            name = "/".join(stream.key)
-            if name in columns:
-                raise ValueError(f"{name!r} is a column of its own: leave that key out")
-            if moment is not Moment.STEPPED:
-                columns[name] = _column(array_of(steps, stream))
-            if moment is not Moment.ACTED:
-                columns[f"next/{name}"] = _column(array_of(steps["next"], stream))
+            for prefix in _PREFIXES[moment]:
+                part = steps["next"] if prefix else steps
+                columns[prefix + names[stream.key]] = _column(array_of(part, stream))
         yield pa.table(columns)
+
+
+def _names(found: Sequence[Described]) -> dict[Key, str]:
+    """Name the columns of keys."""
+    wishes = (slashed(stream.key, name_of(stream.key), stream.key, _PREFIXES[moment]) for stream, moment in found)
+    return distinct(wishes, "Parquet", _OWN)
 
 
 def _column(values: npt.NDArray[Any]) -> pa.Array:

@@ -6,6 +6,7 @@ refuses one that a killed process left (rerun-sdk 0.41). An episode of a long re
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from torchrl_rerun.contents import PROPERTY_PATHS, Contents, add_property
 from torchrl_rerun.framing import FOOTER, MAGIC, MESSAGE, Footer, fields_of, messages
+from torchrl_rerun.paths import shown
 
 if TYPE_CHECKING:
     from rerun.catalog import DatasetEntry
@@ -85,6 +87,9 @@ class FilePart:
         began: ``log_time`` of its first row, nanoseconds since the epoch; 0: there is none.
         steps: the first and the last ``step`` of each entity.
         places: where the chunks of each entity are.
+        chunk_ids: of all chunks, those that don't change included.
+        store: what each chunk says of the recording that it belongs to.
+        file_id: device and inode of the file.
         stamp: when the file was written.
     """
 
@@ -92,13 +97,20 @@ class FilePart:
     began: int
     steps: Mapping[str, tuple[int, int]]
     places: Mapping[str, Sequence[Place]]
+    chunk_ids: pa.Array
+    store: bytes
+    file_id: tuple[int, int]
     stamp: int
+
+    def ids(self) -> frozenset[bytes]:
+        """The ids of all its chunks, which no other recording has."""
+        return frozenset(self.chunk_ids.to_pylist())
 
     def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
         """The chunks of an entity that may have rows in a span, in the order of their rows."""
         for place in self.places.get(path, ()):
             if span == ALL:
-                yield _chunk(self.contents.file, place)
+                yield _chunk(self, place)
             elif place.first <= span[1] and place.last >= span[0]:
                 yield _CACHE.chunk(self, place)
 
@@ -112,7 +124,7 @@ def parts_in(file: Path) -> list[FilePart]:
     """
     with file.open("rb") as opened:
         if opened.read(len(MAGIC)) != MAGIC:
-            raise ValueError(f"{file} is not a recording: it doesn't begin as an .rrd file does")
+            raise ValueError(f"{shown(file)} is not a recording: it doesn't begin as an .rrd file does")
         try:
             footer = Footer.read(opened)
         except ValueError:
@@ -146,7 +158,7 @@ def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
             for path, offset, size in zip(rows.paths, rows.offsets.tolist(), rows.sizes.tolist(), strict=True):
                 if path in PROPERTY_PATHS:
                     add_property(properties, path, _decoded(_read(opened, offset, size)))
-            found.append(rows.part(file, index[_STORE], properties, is_finished=True, has_layout=has_layout))
+            found.append(rows.part(opened, file, index[_STORE], properties, is_finished=True, has_layout=has_layout))
     return found
 
 
@@ -154,6 +166,7 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
     """What a process left that was killed, or that still records: up to where it ends within a message."""
     size = opened.seek(0, 2)
     rows: dict[bytes, list[tuple[Any, ...]]] = {}
+    ids: dict[bytes, list[bytes]] = {}
     properties: dict[bytes, dict[str, dict[str, Any]]] = {}
     for start, kind, length in messages(opened, size):
         offset = start + MESSAGE.size
@@ -165,6 +178,7 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
         store = dict(fields_of(message))[_STORE]
         batch = _decoded(message)
         path = batch.schema.metadata[b"rerun:entity_path"].decode()
+        ids.setdefault(store, []).append(bytes.fromhex(batch.schema.metadata[b"rerun:id"].decode().rpartition("_")[2]))
         if path in PROPERTY_PATHS:
             add_property(properties.setdefault(store, {}), path, batch)
         if set(_TIMES) <= set(batch.schema.names) and len(batch):  # an episode's properties have an "episode", too
@@ -172,7 +186,9 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
             ends = (end for column in times for end in (column.min(), column.max()))
             rows.setdefault(store, []).append((path, offset, length, len(batch), *ends))
     return [
-        _Rows.of_list(rows.get(store, [])).part(file, store, said, is_finished=False, has_layout=False)
+        _Rows.of_list(rows.get(store, []), ids[store]).part(
+            opened, file, store, said, is_finished=False, has_layout=False
+        )
         for store, said in properties.items()
     ]
 
@@ -186,6 +202,7 @@ class _Rows(NamedTuple):
     counts: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
     """``[chunks, 8]``: the first and the last of each of ``_TIMES``; -1 where there is none."""
+    ids: pa.Array
 
     @classmethod
     def of_table(cls, table: pa.Table) -> _Rows:
@@ -200,17 +217,19 @@ class _Rows(NamedTuple):
 
         times = [column(f"{name}:{end}") for name in _TIMES for end in ("start", "end")]
         offsets, sizes, counts = (column(f"chunk_{name}") for name in ("byte_offset", "byte_size", "num_rows"))
-        return cls(table.column("chunk_entity_path").to_pylist(), offsets, sizes, counts, np.stack(times, axis=1))
+        paths, ids = table.column("chunk_entity_path").to_pylist(), table.column("chunk_id").combine_chunks()
+        return cls(paths, offsets, sizes, counts, np.stack(times, axis=1), ids)
 
     @classmethod
-    def of_list(cls, rows: Sequence[tuple[Any, ...]]) -> _Rows:
+    def of_list(cls, rows: Sequence[tuple[Any, ...]], ids: Sequence[bytes]) -> _Rows:
         """From what was found in a file."""
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 3 + 2 * len(_TIMES))
         offsets, sizes, counts = numbers[:, :3].T
-        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:])
+        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:], pa.array(ids, pa.binary(16)))
 
     def part(
         self,
+        opened: BinaryIO,
         file: Path,
         store: bytes,
         properties: dict[str, dict[str, Any]],
@@ -242,12 +261,16 @@ class _Rows(NamedTuple):
             is_finished,
             has_layout,
         )
+        found = os.fstat(opened.fileno())
         return FilePart(
             contents,
             int(began.min(initial=2**63 - 1)) if len(at) else 0,
             steps,
             places,
-            file.stat().st_mtime_ns,
+            self.ids,
+            store,
+            (found.st_dev, found.st_ino),
+            found.st_mtime_ns,
         )
 
 
@@ -261,9 +284,26 @@ def _read(opened: BinaryIO, offset: int, size: int) -> bytes:
     return opened.read(size)
 
 
-def _chunk(file: Path, place: Place) -> pa.RecordBatch:
+def _chunk(part: FilePart, place: Place) -> pa.RecordBatch:
+    """A chunk of a file.
+
+    Raises:
+        OSError: the file can't be read, or is gone.
+        ValueError: another one is in its place, or it is damaged.
+    """
+    file = part.contents.file
     with file.open("rb") as opened:
-        return _decoded(_read(opened, place.offset, place.size))
+        found = os.fstat(opened.fileno())
+        if (found.st_dev, found.st_ino) != part.file_id:
+            raise ValueError(f"{shown(file)} was replaced since it was loaded: load it again")
+        message = _read(opened, place.offset, place.size)
+    try:
+        batch = _decoded(message)
+    except ValueError as error:
+        raise ValueError(f"{shown(file)} is damaged, or was overwritten since it was loaded: {error}") from error
+    if dict(fields_of(message))[_STORE] != part.store:
+        raise ValueError(f"{shown(file)} was overwritten since it was loaded: load it again")
+    return batch
 
 
 def _decoded(message: bytes) -> pa.RecordBatch:
@@ -295,7 +335,7 @@ class _Cache:
         key = file, part.stamp, place.offset  # another recording may be written to the same path
         batch = self._held.pop(key, None)
         if batch is None:
-            batch = _chunk(file, place)
+            batch = _chunk(part, place)
             self._bytes += batch.nbytes
         self._held[key] = batch
         while self._bytes > CACHE_BYTES and len(self._held) > 1:

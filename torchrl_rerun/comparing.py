@@ -21,11 +21,13 @@ from torchrl_rerun import blueprint
 from torchrl_rerun.arrow import Entity, chunks_of, flat, number_lists
 from torchrl_rerun.blueprint import Recorded
 from torchrl_rerun.contents import contents_of, index_of
+from torchrl_rerun.copies import copies_among
 from torchrl_rerun.embedding import add_layout, encode
 from torchrl_rerun.finding import not_ours, whole_files_of
 from torchrl_rerun.keeping import Episode
 from torchrl_rerun.listing import RecordedEpisode, list_episodes
 from torchrl_rerun.palette import color
+from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.placing import placed
 from torchrl_rerun.schema import Schema
 from torchrl_rerun.streams import Key, Stream, entity_path
@@ -49,26 +51,29 @@ Ranges = dict[Key, npt.NDArray[np.floating]]
 def summary(episodes: Iterable[Episode]) -> dict[str, float | None]:
     """What episodes came to, by the names of what is measured.
 
-    Returns, lengths and annotations are those of episodes that ended; what was interrupted isn't whole. Of annotations
-    those have a mean that are numbers or truth values: of ``success`` it is the rate.
+    The return of an interrupted episode is that of a part. So returns, lengths and annotations are those of the episodes
+    that ended, and how many are left out is said beside them, with the mean return of all; if none ended they are those of
+    all. Of annotations those have a mean that are numbers or truth values: of ``success`` it is the rate.
 
     Args:
         episodes: the episodes.
 
-    >>> came_to = summary([Episode(0, 0, 2.0, 10, terminated=True), Episode(0, 1, 4.0, 20, truncated=True)])
-    >>> came_to["episodes"], came_to["return"], came_to["return std"], came_to["terminated"]
-    (2, 3.0, 1.0, 0.5)
+    >>> came_to = summary([Episode(0, 0, 2.0, 10, terminated=True), Episode(0, 1, 4.0, 20, interrupted=True)])
+    >>> came_to["episodes"], came_to["left out (interrupted)"], came_to["return"], came_to["return of all"]
+    (2, 1, 2.0, 3.0)
     """
     found = list(episodes)
-    ended = [each for each in found if not each.interrupted]
+    ended = [each for each in found if not each.interrupted] or found
     returns, lengths = ([each[name] for each in ended] for name in ("episode_return", "length"))
     measured: dict[str, float | None] = {
         "episodes": len(found),
+        "left out (interrupted)": len(found) - len(ended),
         "steps in all": sum(each.length for each in found),
         "return": _of(np.mean, returns),
         "return std": _of(np.std, returns),
         "return min": _of(np.min, returns),
         "return max": _of(np.max, returns),
+        "return of all": _of(np.mean, [each.episode_return for each in found]),
         "length": _of(np.mean, lengths),
     }
     for name in ("terminated", "truncated", "interrupted"):
@@ -146,7 +151,7 @@ def sides_of(runs: Sequence[str | os.PathLike[str]], choose: Choice = lambda epi
     """
     if len(runs) > MOST:
         raise ValueError(f"{len(runs)} runs are too many to be compared, {MOST} are not")
-    return [_side(name, Path(run), choose) for name, run in zip(string.ascii_uppercase, runs, strict=False)]
+    return [_side(name, absolute(run), choose) for name, run in zip(string.ascii_uppercase, runs, strict=False)]
 
 
 def _side(name: str, run: Path, choose: Choice) -> Side:
@@ -156,20 +161,22 @@ def _side(name: str, run: Path, choose: Choice) -> Side:
         schema = contents_of(episode.path)[0].schema
         assert schema is not None, "it is listed"
         of = episode.episode
-        label = f"{run}, episode {of.episode} of env {of.env}, return {of.episode_return:g}"
+        label = f"{shown(run)}, episode {of.episode} of env {of.env}, return {of.episode_return:g}"
         return Side(name, label, episode.paths, schema, (None,))
     files = whole_files_of(run)
-    found = [each for file in files for each in contents_of(file) if each.schema is not None]
+    said = [each for file in files for each in contents_of(file)]
+    copies = copies_among(said)
+    found = [each for each in said if each.schema is not None and (each.file, each.recording_id) not in copies]
     ids = {each.recording_id for each in found}
     if len(ids) != 1:
         raise ValueError(
-            f"{run} holds {len(ids)} recordings of torchrl_rerun, where one is compared: pass one of its files"
+            f"{shown(run)} holds {len(ids)} recordings of torchrl_rerun, where one is compared: pass one of its files"
             if ids
             else not_ours(run)
         )
     schemas = [each.schema for each in found if each.schema is not None]
     envs = sorted({env for schema in schemas for env in schema.envs})
-    return Side(name, str(run), tuple(files), schemas[-1], tuple(envs))
+    return Side(name, shown(run), tuple(dict.fromkeys(each.file for each in found)), schemas[-1], tuple(envs))
 
 
 def write_comparison(
@@ -192,7 +199,7 @@ def write_comparison(
         OSError: it can't be written.
     """
     total = sum(len(index) for side in sides for file in side.files if (index := index_of(file)) is not None)
-    with placed(Path(path), overwrite=overwrite) as hidden:
+    with placed(path, overwrite=overwrite) as hidden:
         label = " | ".join(f"{side.name}: {side.label}" for side in sides)
         ranges: Ranges = {}
         stream = LazyChunkStream.from_iter(iter(progress(_chunks(sides, label, ranges), total)))

@@ -12,6 +12,7 @@ import pyarrow as pa
 from rerun.chunk import LazyChunkStream, RrdReader, StoreEntry
 
 from torchrl_rerun.finding import why_unreadable
+from torchrl_rerun.paths import check_name, shown
 from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO, Schema
 
 PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
@@ -52,17 +53,18 @@ def contents_of(file: Path) -> list[Contents]:
         ValueError: there is nothing in it, or Rerun can't read it; says why, and what to do. (Of a few damages to a property's own bytes Rerun dies instead, with rerun-sdk
             0.41; a file that ends too early, or in zeros, is none of them.)
     """
+    check_name(file)
     try:
         return _contents_of(file)
     except RuntimeError as error:
-        raise ValueError(why_unreadable(file) or f"{file} is damaged: {error}") from error
+        raise ValueError(why_unreadable(file) or f"{shown(file)} is damaged: {error}") from error
 
 
 def _contents_of(file: Path) -> list[Contents]:
     reader = _reader(file)
     recordings = reader.recordings()
     if not recordings:
-        raise ValueError(f"there is nothing in {file}")
+        raise ValueError(f"there is nothing in {shown(file)}")
     has_layout = bool(reader.blueprints())
     found = []
     for recording in recordings:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from torchrl_rerun.columns import ARCHETYPES, EXACT
 from torchrl_rerun.contents import Contents, contents_of, rows_of
+from torchrl_rerun.copies import copies_among, say_copies
 from torchrl_rerun.images import COLOR_MODELS
 from torchrl_rerun.streams import Stream, entity_path
 
@@ -104,7 +105,7 @@ class Stored(NamedTuple):
 
 
 def tracks_of(files: Sequence[Path]) -> list[Track]:
-    """All pictures in some files. What is of one recording and at one path is one track.
+    """All pictures in some files. What is of one recording and at one path is one track; copies count once.
 
     Args:
         files: the files, those of one recording in the order in which they were begun.
@@ -113,7 +114,12 @@ def tracks_of(files: Sequence[Path]) -> list[Track]:
         ValueError: a file can't be read, or there is nothing in it.
     """
     found: dict[tuple[Path, str, str], Track] = {}
-    for contents in (each for file in files for each in contents_of(file)):
+    said = [each for file in files for each in contents_of(file)]
+    copies = copies_among(said)
+    say_copies(copies)
+    for contents in said:
+        if (contents.file, contents.recording_id) in copies:
+            continue
         for track in _tracks(contents):
             key = contents.file.parent, contents.recording_id, track.path
             before = found[key].files if key in found else ()

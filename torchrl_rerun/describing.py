@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from torchrl_rerun.contents import Contents, contents_of, index_of
+from torchrl_rerun.copies import copies_among, say_copies
 from torchrl_rerun.finding import files_of, not_ours, why_unreadable
 from torchrl_rerun.schema import Schema, Split
 from torchrl_rerun.streams import Key, Stream, batch_path
@@ -77,7 +79,7 @@ class Description:
             (nanoseconds since the epoch), as far as the files' indexes know.
         keys: what is recorded.
         versions: of Python and the libraries, by their names.
-        files: the files.
+        files: the files; of what there are copies of, one.
     """
 
     application_id: str
@@ -94,11 +96,11 @@ class Description:
 
 
 def describe_files(
-    path: str | Path, progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
+    path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
 ) -> tuple[list[Description], list[Part]]:
     """What is recorded at a path, and the files that can't be read or are none of ``torchrl_rerun``.
 
-    Nothing is read but what the files say of themselves, unless they aren't finished.
+    Copies of a recording are left out, and a warning names them. Nothing is read but what the files say of themselves, unless they aren't finished.
 
     Args:
         path: a recording, or a folder of them.
@@ -109,13 +111,18 @@ def describe_files(
     """
     groups: dict[tuple[Path, str], _Group] = {}
     others: list[Part] = []
+    ours: list[tuple[Part, Contents, Schema]] = []
     for file in progress(files_of(path)):
         part, found = _look(file)
-        ours = [(contents, schema) for contents in found if (schema := contents.schema) is not None]
-        if not ours:
+        described = [(part, contents, schema) for contents in found if (schema := contents.schema) is not None]
+        if not described:
             others.append(part)
-        for contents, schema in ours:
-            key = file.parent, "" if schema.split == "episode" else contents.recording_id
+        ours += described
+    copies = copies_among(contents for _, contents, _ in ours)
+    say_copies(copies)
+    for part, contents, schema in ours:
+        if (part.path, contents.recording_id) not in copies:
+            key = part.path.parent, "" if schema.split == "episode" else contents.recording_id
             groups.setdefault(key, _Group()).add(part, contents, schema)
     return [group.described() for group in groups.values()], others
 

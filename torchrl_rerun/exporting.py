@@ -11,7 +11,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +26,11 @@ from PIL import Image
 from torchrl_rerun.contents import index_of
 from torchrl_rerun.decoding import Picture, Stored, Track, decoder_of, from_keyframe, pictures, stored, tracks_of
 from torchrl_rerun.finding import whole_files_of
-from torchrl_rerun.video import USUAL_FPS, VideoEncoder
+from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.placing import placed
+from torchrl_rerun.renaming import Wish, distinct, dotted
+from torchrl_rerun.streams import name_of
+from torchrl_rerun.video import USUAL_FPS, VideoEncoder, check_fps
 
 GRID_SIZE = (2160, 3840)
 """Height and width that a grid doesn't exceed: larger videos play in few places."""
@@ -92,6 +96,10 @@ def videos_of(
 ) -> list[Video]:
     """Which videos a recording gives: one of each environment, camera and agent, or a grid of each camera.
 
+    Each is called as the recording, the environment, the key and the agent, as far as there are several of these, joined by
+    ``.``, in letters, digits, ``_`` and ``-``. If two would have one name, the one that sorts later gets ``_2`` at its end.
+    A warning says so.
+
     Args:
         path: the recording, or a folder of them.
         out: a folder, or a file that ends in ``.mp4`` for the only video; None: each lies beside its recording.
@@ -105,12 +113,14 @@ def videos_of(
         FileNotFoundError: there is no recording.
         FileExistsError: a video exists, and ``overwrite`` is false.
         IndexError, KeyError: no such environment, no such camera.
-        ValueError: a file can't be read, there are no pictures, or several videos would be one file.
+        ValueError: a file can't be read, there are no pictures, several videos would be one file, or ``fps`` is no
+            positive number.
     """
-    root = Path(path)
+    root = absolute(path)
     found = tracks_of(whole_files_of(root))
+    check_fps(fps)
     if not found:
-        raise ValueError(f"{root} holds no pictures that RerunRecorder recorded")
+        raise ValueError(f"{shown(root)} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)
     named = _named(found, root, grid=grid)
     videos = [
@@ -119,17 +129,17 @@ def videos_of(
         if (kept := tuple(track for track in tracks if track in chosen))
     ]
     if not videos:
-        raise ValueError(f"{root} holds no pictures of that environment under that key")
+        raise ValueError(f"{shown(root)} holds no pictures of that environment under that key")
     if out is not None and Path(out).suffix == ".mp4":
         if len(videos) > 1:
             raise ValueError(
                 f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
             )
-        videos = [dataclasses.replace(videos[0], path=Path(out))]
+        videos = [dataclasses.replace(videos[0], path=absolute(out))]
     there = [video.path for video in videos if video.path.exists()]
     if there and not overwrite:
         exist = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
-        raise FileExistsError(f"{there[0]}{exist} already: choose another place with --out, or pass --overwrite")
+        raise FileExistsError(f"{shown(there[0])}{exist} already: choose another place with --out, or pass --overwrite")
     return videos
 
 
@@ -153,34 +163,32 @@ def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[
     for track in found:
         recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
         recordings.setdefault((track.files[0].parent, recording), []).append(track)
-    for (_, recording), tracks in recordings.items():
+    videos: dict[tuple[Path, Any], list[Track]] = {}
+    wishes: dict[Path, dict[Any, Wish]] = {}
+    for (folder, recording), tracks in recordings.items():
         one_env = len({track.env for track in tracks}) == 1
         one_key = len({track.stream.key for track in tracks}) == 1
-        videos: dict[str, list[Track]] = {}
-        for track in tracks:
+        for number, track in enumerate(tracks):
+            key, agent = track.stream.key, track.stream.agents[track.lane : track.lane + 1]
             parts = [
                 *([] if one_env or grid else [f"env_{track.env}"]),
-                *([] if one_key else track.stream.key),
-                *([] if grid else track.stream.agents[track.lane : track.lane + 1]),
+                *([] if one_key else key),
+                *([] if grid else agent),
             ]
-            name = ".".join([recording, *(re.sub(r"[^\w-]", "_", part) for part in parts)])
-            if not grid:
-                name = _free(name, videos)  # what an environment recorded after `close()` may be another recording
-            videos.setdefault(name, []).append(track)
-        yield from videos.items()
-
-
-def _free(name: str, taken: Mapping[str, Any]) -> str:
-    return next(
-        free for number in itertools.count(1) if (free := f"{name}_{number}" if number > 1 else name) not in taken
-    )
+            # What an environment recorded after `close()` may be another recording, and is another video.
+            owner = recording, key, *(() if grid else (track.env, track.lane, number))
+            told = f"{name_of(key)}{'' if grid else f' of environment {track.env}'} in {recording}"
+            videos.setdefault((folder, owner), []).append(track)
+            wishes.setdefault(folder, {})[owner] = dotted(owner, told, parts, stem=recording)
+    names = {folder: distinct(wished.values(), "file names") for folder, wished in wishes.items()}
+    return ((names[folder][owner], tracks) for (folder, owner), tracks in videos.items())
 
 
 def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | None) -> Path:
     """Where a video goes: beside its recording, or to the same place in another folder."""
     folder = track.files[0].parent
     if out is not None:
-        folder = Path(out) / (folder.relative_to(root) if root.is_dir() else "")
+        folder = absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
     return folder / f"{name}.mp4"
 
 
@@ -199,7 +207,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
 
     Raises:
         OSError: it can't be written.
-        ValueError: its pictures are of several sizes, or there are none.
+        ValueError: its pictures are of several sizes, or there are none; or what is to be replaced is no regular file.
     """
     fps = video.fps or float(USUAL_FPS)
     total = sum(map(_rows, video.tracks))
@@ -215,16 +223,12 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
         coming = encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
     begun = next(coming, None)
     if begun is None:
-        raise ValueError(f"{first.files[0]} holds no pictures at {first.path}")
-    unfinished = video.path.with_name(f".{video.path.stem}.{os.getpid()}.mp4")
-    video.path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with av.open(unfinished, "w", options={"movflags": "faststart"}) as container:
-            size, written = mux(container, itertools.chain([begun], coming), codec, fps)
-        unfinished.replace(video.path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+        raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
+    with (
+        placed(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
+        av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        size, written = mux(container, itertools.chain([begun], coming), codec, fps)
     recorded_size = first.size[::-1] if first.size and len(video.tracks) == 1 else size
     return Exported(video.path, written, size, recorded_size, fps, is_copy, max(0, counted.number - written))
 

@@ -14,6 +14,7 @@ from rerun.chunk import Chunk, LazyChunkStream
 from torchrl_rerun.embedding import EncodedLayout, add_layout
 from torchrl_rerun.keeping import Episode, EpisodeKey, Keep
 from torchrl_rerun.listing import list_episodes
+from torchrl_rerun.paths import absolute, check_name
 from torchrl_rerun.sinks import check_folder, lock, make_folder, refuse_earlier_run
 
 _OURS = re.compile(r"\.?env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd")
@@ -33,10 +34,11 @@ class RunFolder:
 
     Raises:
         PermissionError: the folder can't be written.
+        ValueError: its name isn't UTF-8.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, keep: Keep | None = None, overwrite: bool = False) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = absolute(path)
         self.overwrite = overwrite
         self.bytes = 0
         self._keep = keep
@@ -44,6 +46,7 @@ class RunFolder:
         self._files: dict[EpisodeKey, tuple[Path, ...]] = {}
         self._handle: int | None = None
         self._is_ours = False
+        check_name(self.path)
         check_folder(self.path)
 
     # --- which episodes stay ---

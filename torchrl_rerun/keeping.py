@@ -79,6 +79,8 @@ PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annota
 """The names that annotations can't have."""
 
 Predicate = Callable[[Episode], bool]
+Rank = tuple[bool, float]
+"""Whether an episode ended, which comes before all else, and a number."""
 
 
 class Keep(ABC):
@@ -140,7 +142,7 @@ class _Ranked(Keep):
         return _RankedKeeper(self)
 
     @abstractmethod
-    def rank(self, episode: Episode) -> float | None:
+    def rank(self, episode: Episode) -> Rank | None:
         """The higher, the sooner it stays; None: it doesn't count."""
 
 
@@ -161,10 +163,10 @@ class KeepLast(_Ranked):
     KeepLast(n=10, per_env=False)
     """
 
-    def rank(self, episode: Episode) -> float | None:
+    def rank(self, episode: Episode) -> Rank | None:
         """All the same: the order in which they were over decides."""
         del episode
-        return 0.0
+        return True, 0.0
 
 
 class _ByReturn(_Ranked):
@@ -176,7 +178,10 @@ class _ByReturn(_Ranked):
 
 @dataclass(frozen=True)
 class KeepBest(_ByReturn):
-    """The ``n`` episodes of highest return, of equal ones the earlier. Interrupted ones don't count.
+    """The ``n`` episodes of highest return, of equal ones the earlier; those whose return isn't known (NaN) don't count.
+
+    The return of an interrupted episode is that of a part: those that ended come first. Interrupted ones stay while there
+    are fewer than ``n`` of these.
 
     Args:
         n: how many.
@@ -188,15 +193,17 @@ class KeepBest(_ByReturn):
         TypeError: ``where`` can't be called.
     """
 
-    def rank(self, episode: Episode) -> float | None:
-        """Its return."""
-        is_comparable = not episode.interrupted and not math.isnan(episode.episode_return)
-        return episode.episode_return if is_comparable else None
+    def rank(self, episode: Episode) -> Rank | None:
+        """Whether it ended, then its return."""
+        return None if math.isnan(episode.episode_return) else (not episode.interrupted, episode.episode_return)
 
 
 @dataclass(frozen=True)
 class KeepWorst(_ByReturn):
-    """The ``n`` episodes of lowest return, of equal ones the earlier; NaN is the lowest. Interrupted ones don't count.
+    """The ``n`` episodes of lowest return, of equal ones the earlier; NaN is the lowest.
+
+    The return of an interrupted episode is that of a part: those that ended come first. Interrupted ones stay while there
+    are fewer than ``n`` of these.
 
     Args:
         n: how many.
@@ -208,11 +215,9 @@ class KeepWorst(_ByReturn):
         TypeError: ``where`` can't be called.
     """
 
-    def rank(self, episode: Episode) -> float | None:
-        """Its return, with the other sign."""
-        if episode.interrupted:
-            return None
-        return math.inf if math.isnan(episode.episode_return) else -episode.episode_return
+    def rank(self, episode: Episode) -> Rank | None:
+        """Whether it ended, then its return, with the other sign."""
+        return not episode.interrupted, math.inf if math.isnan(episode.episode_return) else -episode.episode_return
 
 
 @dataclass(frozen=True)
@@ -293,7 +298,7 @@ class _RankedKeeper(Keeper):
         self._where = None if policy.where is None else _Asked(policy.where)
         self._is_last = isinstance(policy, KeepLast)
         self._count = 0
-        self._kept: dict[int, list[tuple[float, int, Episode]]] = {}  # by environment: heaps, the next to go first
+        self._kept: dict[int, list[tuple[Rank, int, Episode]]] = {}  # by environment: heaps, the next to go first
         self._ids: set[EpisodeKey] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:

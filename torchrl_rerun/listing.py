@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from torchrl_rerun.contents import Contents, contents_of
+from torchrl_rerun.copies import Copies, copies_among
 from torchrl_rerun.finding import recordings_in
 from torchrl_rerun.keeping import PROPERTIES, Episode
+from torchrl_rerun.paths import absolute, is_file, shown
 from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO
 
 _NEEDED = frozenset({"env", "episode", "episode_return", "length"})
@@ -48,11 +50,13 @@ class Listing:
         episodes: those that have recordings of their own, in the order in which they began.
         runs: files of ``torchrl_rerun`` that hold whole runs.
         unreadable: files that hold nothing, or that Rerun can't read: torn, damaged, or still being written.
+        copies: of these, the recordings of episodes that other files hold, too, and in which file they count.
     """
 
     episodes: list[RecordedEpisode]
     runs: list[Path]
     unreadable: list[Path]
+    copies: Copies = field(default_factory=dict)
 
 
 def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter) -> Listing:
@@ -61,11 +65,12 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
     Files that somebody else made are left out, and so is what is hidden.
 
     Args:
-        path: the folder, or an ``.rrd`` file.
+        path: the folder, or an ``.rrd`` file. A leading ``~`` is the user's home. Links to folders are followed.
         progress: is given the files, and gives them back one by one.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
+        ValueError: it is a device, a pipe or a socket.
 
     Examples:
         >>> import tempfile
@@ -79,15 +84,13 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
         >>> found.path.name, found.episode.length == len(rollout)
         ('env_0_episode_000000.rrd', True)
     """
-    root = Path(path)
-    if not root.exists():
-        raise FileNotFoundError(f"{root} doesn't exist")
-    return listing_of(progress([*recordings_in(root)] if root.is_dir() else [root]))
+    root = absolute(path)
+    return listing_of(progress([root] if is_file(root) else [*recordings_in(root)]))
 
 
 def listing_of(files: Iterable[Path]) -> Listing:
     """What is recorded in some files; see :func:`list_episodes`."""
-    parts: dict[tuple[Path, str], list[_Part]] = {}
+    parts: list[_Part] = []
     runs: list[Path] = []
     unreadable: list[Path] = []
     for file in files:
@@ -101,11 +104,17 @@ def listing_of(files: Iterable[Path]) -> Listing:
         for recording in found:
             episode = episode_in(recording.properties)
             if episode is not None:
-                parts.setdefault((file.parent, recording.recording_id), []).append(_Part(episode, file, size))
+                parts.append(_Part(episode, recording, size))
             elif PROPERTY in recording.properties:
                 runs.append(file)
-    episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in parts.items()]
-    return Listing(sorted(episodes, key=lambda each: beginning(each.episode)), runs, unreadable)
+    copies = copies_among(part.contents for part in parts)
+    recordings: dict[tuple[Path, str], list[_Part]] = {}
+    for part in parts:
+        if (part.file, part.contents.recording_id) not in copies:
+            recordings.setdefault((part.file.parent, part.contents.recording_id), []).append(part)
+    episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in recordings.items()]
+    episodes.sort(key=lambda each: beginning(each.episode))
+    return Listing(episodes, runs, unreadable, copies)
 
 
 def _check(found: Sequence[Contents]) -> None:
@@ -116,14 +125,20 @@ def _check(found: Sequence[Contents]) -> None:
     """
     for recording in found:
         if not recording.is_finished and EPISODE not in recording.properties:
-            raise ValueError(f"{recording.file} is not finished: what there is of it is not all that there would be")
+            raise ValueError(
+                f"{shown(recording.file)} is not finished: what there is of it is not all that there would be"
+            )
 
 
 @dataclass(frozen=True)
 class _Part:
     episode: Episode
-    file: Path
+    contents: Contents
     size: int
+
+    @property
+    def file(self) -> Path:
+        return self.contents.file
 
     @property
     def is_partial(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import re
 import uuid
@@ -24,6 +25,7 @@ from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.logged_envs import check_envs
 from torchrl_rerun.outlets import Outlet
+from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.rerun_streams import StreamOutlet, UsersStream, application_id_of
 from torchrl_rerun.resuming import progress_of
@@ -129,8 +131,8 @@ class Settings:
             if trigger is not None and not callable(trigger):
                 raise TypeError(f"{name}={trigger!r} can't be called; pass a function of a number that returns a bool")
         for name, number in numbers.items():
-            if number is not None and not number > 0:
-                raise ValueError(f"{name}={number!r} must be positive")
+            if number is not None and (not number > 0 or (name == "fps" and math.isinf(number))):
+                raise ValueError(f"{name}={number!r} must be positive{' and finite' if name == 'fps' else ''}")
         if in_keys is not None and not in_keys:
             raise ValueError("in_keys is empty: name the keys to record, or leave it out to record all of the specs")
         check_envs(options.logged_envs)
@@ -219,7 +221,7 @@ def _sinks(
     if resume and not paths:
         raise ValueError(f"resume=True goes on with the run in a file or folder, and there is none in sink={sink!r}")
     if paths:
-        return _path_sink(Path(paths[0]), options, overwrite=overwrite, resume=resume), viewers, stream
+        return _path_sink(absolute(paths[0]), options, overwrite=overwrite, resume=resume), viewers, stream
     if stream is not None:
         return (
             NoFile(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
@@ -249,16 +251,14 @@ def _path_sink(path: Path, options: Options, *, overwrite: bool, resume: bool) -
     """A file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
-            raise ValueError(
-                f"split={options.split!r} makes several files: pass a folder instead of {os.fspath(path)!r}"
-            )
+            raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
         return FileSink(path, overwrite=overwrite, may_exist=resume)
     if options.split == "episode":
         return RunFolder(path, keep=options.keep, overwrite=overwrite)
     if path.suffix:
-        raise ValueError(f"{os.fspath(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
+        raise ValueError(f"{shown(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
     if options.split == "dump":
-        return DumpFile(path.expanduser().absolute(), overwrite=overwrite)
+        return DumpFile(path, overwrite=overwrite)
     return FileSink(path / "run.rrd", overwrite=overwrite, may_exist=True)
 
 

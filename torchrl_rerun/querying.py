@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from torchrl_rerun.keeping import PROPERTIES, Value
+from torchrl_rerun.paths import printable
 from torchrl_rerun.reading import LoadedEpisode, Place, load
 
 TABLE = "episodes"
@@ -39,7 +41,12 @@ def query(source: Place | Iterable[Place] | Iterable[LoadedEpisode], said: str) 
     Args:
         source: what :func:`~torchrl_rerun.load` takes, or episodes that it gave.
         said: a condition in SQL, as ``"episode_return < 50 AND NOT success"``, or a whole query of the table ``episodes``,
-            as ``"SELECT env, avg(length) FROM episodes GROUP BY env"``. The columns are those of :func:`table_of`.
+            as ``"SELECT env, avg(length) FROM episodes GROUP BY env"``. The columns are those of :func:`table_of`. Times
+            are in UTC, those that are said too, unless they name another zone: ``"start_time > '2026-01-31T12:00:00'"``.
+            NaN is equal to itself: ``"episode_return = 'NaN'"``.
+
+    Returns:
+        The rows. Of columns of the same name the second is called ``name_2``, and so on.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -55,9 +62,19 @@ def query(source: Place | Iterable[Place] | Iterable[LoadedEpisode], said: str) 
     context.from_arrow(table, TABLE)
     statement = said if _WHOLE.match(said) else f"SELECT * FROM {TABLE} WHERE {said}"  # noqa: S608 - it is the user's own
     try:
-        return context.sql(statement).to_arrow_table()
+        found = context.sql(statement).to_arrow_table()
     except Exception as error:  # DataFusion's own; which ones it doesn't say
         raise ValueError(_explained(said, str(error), table.schema.names)) from error
+    return found.rename_columns(_unlike(found.schema.names))
+
+
+def _unlike(names: Sequence[str]) -> list[str]:
+    """Names of which none comes twice, as those of a table that is joined to itself do."""
+    unlike: list[str] = []
+    for name in names:
+        free = (f"{name}_{number}" if number > 1 else name for number in itertools.count(1))
+        unlike.append(next(each for each in free if each not in unlike))
+    return unlike
 
 
 def _explained(said: str, why: str, names: Sequence[str]) -> str:
@@ -74,7 +91,7 @@ def _explained(said: str, why: str, names: Sequence[str]) -> str:
 def table_of(episodes: Iterable[LoadedEpisode]) -> pa.Table:
     """What is known of episodes, a row each: the properties, then the annotations, then ``files``.
 
-    What is annotated with values of several types is text.
+    What is annotated with values of several types is text. ``start_time`` is in UTC, and files are absolute paths.
 
     Args:
         episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
@@ -85,7 +102,7 @@ def table_of(episodes: Iterable[LoadedEpisode]) -> pa.Table:
     for name in dict.fromkeys(name for each in known for name in each.annotations):
         heading = f"annotated {name}" if name == _FILES else name
         columns[heading] = _annotations([each.annotations.get(name) for each in known])
-    files = [[str(file) for file in each.files] for each in found]
+    files = [[printable(file) for file in each.files] for each in found]
     return pa.table(columns | {_FILES: pa.array(files, pa.list_(pa.string()))})
 
 

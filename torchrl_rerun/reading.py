@@ -6,7 +6,7 @@ import functools
 import glob
 import math
 import os
-import warnings
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,12 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.chunks import ALL, FilePart, Part, SegmentPart, Span, episode_span, parts_in
+from torchrl_rerun.copies import copies_in, say_copies
 from torchrl_rerun.finding import files_of, not_ours, why_unreadable
 from torchrl_rerun.history import History, as_tensor
 from torchrl_rerun.keeping import Episode, Predicate
 from torchrl_rerun.listing import beginning, episode_in, listing_of
+from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.schema import Schema, told_lacking
 from torchrl_rerun.streams import Key, name_of
 from torchrl_rerun.warning import warn
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from torchrl_rerun.learning import StepDataset
 
 Place = str | os.PathLike[str]
+_OF_WORKER = re.compile(r"worker_\d+")
+"""The folder of a worker, in that of its run."""
 AnyPart = TypeVar("AnyPart", bound=Part)
 
 
@@ -43,12 +47,15 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
 
     Args:
         source: an ``.rrd`` file (its parts and the files of its workers come with it), a folder, a pattern such as
-            ``"runs/*.rrd"``, or several of these; or a dataset of Rerun's catalog. The file of a run that was killed, or
-            that goes on, is read as far as it is written; if there are fewer pictures in it than steps, a warning says so.
+            ``"runs/*.rrd"``, or several of these; or a dataset of Rerun's catalog. A leading ``~`` is the user's home. The
+            file of a run that was killed, or that goes on, is read as far as it is written; if there are fewer pictures
+            in it than steps, a warning says so. A recording of which there are copies counts once, and a warning names
+            these.
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: there is no recording of ``torchrl_rerun`` in it, or a file is damaged.
+        ValueError: there is no recording of ``torchrl_rerun`` in it, or a file is damaged. Also when it is read: another
+            file was put in its place meanwhile.
 
     Examples:
         >>> import tempfile
@@ -219,16 +226,30 @@ class Recordings(Sequence["LoadedEpisode"]):
         )
 
     def _by_environment(self) -> list[list[tuple[History, Sequence[int] | None]]]:
-        """The environments, each with the numbers of the episodes that are wanted of it; None: all."""
+        """The environments by their indices, each with the numbers of the episodes that are wanted of it; None: all.
+
+        Of several runs that comes first which began first. Which of its workers began first says nothing.
+        """
+        found: dict[tuple[Any, ...], list[tuple[History, Sequence[int] | None]]] = {}
         if self._chosen is None and all(known is None for _, known in self._histories):
-            return [[(history, None)] for history, _ in self._histories]
-        found: dict[tuple[Any, int], dict[int, tuple[History, list[int]]]] = {}
-        for each in self:
-            history, run = each.history, each.history.run
-            whose = run.parts[0].contents.file.parent if run.schema.split == "episode" else id(run)
-            of_one = found.setdefault((whose, history.env), {})
-            of_one.setdefault(id(history), (history, []))[1].append(each.properties.episode)
-        return [list(histories.values()) for histories in found.values()]
+            for history, _ in self._histories:
+                found[_environment_of(history)] = [(history, None)]
+        else:
+            numbers: dict[int, list[int]] = {}
+            for each in self:
+                history = each.history
+                if id(history) not in numbers:
+                    numbers[id(history)] = []
+                    found.setdefault(_environment_of(history), []).append((history, numbers[id(history)]))
+                numbers[id(history)].append(each.properties.episode)
+        runs: dict[Any, int] = {}
+        times: Counter[tuple[Any, int]] = Counter()  # a run that was begun anew, under the same name, is another one
+        order = {}
+        for key in found:
+            run, env, _ = key
+            order[key] = runs.setdefault((run, times[run, env]), len(runs)), env
+            times[run, env] += 1
+        return [found[key] for key in sorted(found, key=order.__getitem__)]
 
 
 class LoadedEpisode:
@@ -339,12 +360,15 @@ def _schema(part: Part) -> Schema:
 
 
 def _files(given: str) -> Iterator[Path]:
-    if glob.has_magic(given) and not Path(given).exists():
-        matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - it may be absolute
+    if glob.has_magic(given) and not absolute(given).exists():
+        home, separator, below = given.partition("/") if given.startswith("~") else ("", "", given)
+        pattern = glob.escape(os.path.expanduser(home)) + separator + below  # noqa: PTH111 - it is no path yet
+        found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
+        matches = [match for match in found if Path(match).is_file() or Path(match).is_dir()]
         if not matches:
             raise FileNotFoundError(f"nothing matches {given!r}")
         for match in matches:
-            yield from files_of(match)
+            yield from files_of(Path(match))
     else:
         yield from files_of(given)
 
@@ -353,7 +377,20 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
     listing = listing_of(files)
     for found in listing.episodes:
         yield History(_EpisodeRun(found.paths, found.recording_id), found.episode.env), found.episode
-    for run in _runs(_whole_runs(listing.runs, listing.unreadable, is_all=len(files) == 1)):
+    whole = {found.recording_id: found.path for found in listing.episodes}
+    parts, copies, is_all = [], dict(listing.copies), len(files) == 1
+    for part in _parts((*dict.fromkeys(listing.runs), *listing.unreadable), is_all=is_all):
+        file, recording_id = part.contents.file, part.contents.recording_id
+        if _schema(part).split != "episode":
+            parts.append(part)
+        elif file in listing.unreadable:  # the others are listed
+            if recording_id in whole:
+                copies[file, recording_id] = whole[recording_id]
+            elif not is_all:
+                warn(f"left out: {why_unreadable(file) or f'{shown(file)} is damaged'}", RuntimeWarning)
+    copies |= copies_in(parts)
+    say_copies(copies)
+    for run in _runs(part for part in parts if (part.contents.file, part.contents.recording_id) not in copies):
         _say_lacking(run)
         for env in run.schema.envs:
             yield History(run, env), None
@@ -370,7 +407,7 @@ def _say_lacking(run: _Run[FilePart]) -> None:
     lacking = run.schema.lacking(rows)
     if lacking:
         warn(
-            f"{unfinished[-1]} isn't finished: it holds {told_lacking(lacking)}. Steps without them are left out, unless "
+            f"{shown(unfinished[-1])} isn't finished: it holds {told_lacking(lacking)}. Steps without them are left out, unless "
             "other keys alone are asked for"
         )
 
@@ -385,22 +422,22 @@ def _segments(dataset: DatasetEntry) -> Iterator[tuple[History, Episode | None]]
                 yield History(run, env), episode
 
 
-def _whole_runs(runs: Sequence[Path], unreadable: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
-    """What is no recording of an episode. A file that is damaged is left out, and named, unless it is all that there is.
+def _parts(files: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
+    """What files hold of recordings of ours. One that is damaged is left out, and named, unless it is all that there is.
 
     Raises:
         ValueError: all that there is can't be read.
     """
-    for file in (*dict.fromkeys(runs), *unreadable):
+    for file in files:
         try:
             found = parts_in(file)
         except ValueError as error:
             said = f"{why_unreadable(file) or error}"
             if is_all:
                 raise ValueError(said) from error
-            warnings.warn(f"left out: {said}", RuntimeWarning, stacklevel=2)
+            warn(f"left out: {said}", RuntimeWarning)
             continue
-        yield from (part for part in found if part.contents.schema is not None and _schema(part).split != "episode")
+        yield from (part for part in found if part.contents.schema is not None)
 
 
 def _runs(parts: Iterable[FilePart]) -> Iterator[_Run[FilePart]]:
@@ -459,6 +496,17 @@ def _rollout(
             out.get(key)[number] = steps.get(key, first.get(key))
         non_tensors.append(first.select(*objects).update(steps.select(*objects, strict=False)))
     return out.update(torch.stack(non_tensors, 0)).reshape(*size, len(first))
+
+
+def _environment_of(history: History) -> tuple[Any, int, int | None]:
+    """What tells an environment from others: its run, which several workers may have recorded, its index, its recording."""
+    run = history.run
+    part = run.parts[0]
+    if run.schema.split == "run":
+        return part.contents.recording_id, history.env, id(run)
+    folder = part.contents.file.parent
+    folder = folder.parent if _OF_WORKER.fullmatch(folder.name) else folder
+    return folder, history.env, None if run.schema.split == "episode" else id(run)
 
 
 def _twice(key: Key) -> tuple[Key, Key]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,8 @@ from rerun.chunk import Chunk, LazyChunkStream
 from torchrl_rerun.blueprint import Recorded, layout
 from torchrl_rerun.embedding import add_layout, encode
 from torchrl_rerun.framing import FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, messages
+from torchrl_rerun.paths import absolute, check_name, is_file, shown, target_of
+from torchrl_rerun.placing import placed
 from torchrl_rerun.schema import PROPERTY, Schema, shown_envs
 from torchrl_rerun.sinks import family, has_footer, is_whole, lock, reader_of
 from torchrl_rerun.streams import Key
@@ -53,10 +54,10 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
 
     What is whole in it stays, bit for bit; the unfinished message at its end is cut off. The layout is made from the
     recording's own schema. The repaired file is written beside the other one and takes its place at the very end, so
-    that nothing is lost whatever goes wrong.
+    that nothing is lost whatever goes wrong. Of links that is repaired, or written, to which they lead.
 
     Args:
-        path: the recording.
+        path: the recording. A leading ``~`` is the user's home, as in all paths.
         out: where to write the repaired one; None: in the place of the other.
 
     Returns:
@@ -67,12 +68,11 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         IsADirectoryError: it is a folder.
         FileExistsError: ``out`` exists, or a live recorder still writes to ``path``.
         ValueError: it isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere than
-            at its end.
+            at its end; it, or ``out``, is no regular file.
         OSError: it can't be read or written.
 
     Examples:
-        >>> import tempfile
-        >>> from torchrl.envs import GymEnv
+        >>>         >>> from torchrl.envs import GymEnv
         >>> import torchrl_rerun
         >>> path = f"{tempfile.mkdtemp()}/run.rrd"
         >>> env = GymEnv("CartPole-v1").append_transform(torchrl_rerun.RerunRecorder(path))
@@ -81,52 +81,49 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         >>> torchrl_rerun.repair(path) is None  # it was closed: it is whole
         True
     """
-    source = Path(path).resolve()
-    target = source if out is None else Path(out).resolve()
-    if not source.exists():
-        raise FileNotFoundError(f"{path} doesn't exist")
-    if source.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: pass the files in it that are to be repaired")
+    source = absolute(path).resolve()
+    target = source if out is None else target_of(out).resolve()
+    if not is_file(source):
+        raise IsADirectoryError(f"{shown(source)} is a folder: pass the files in it that are to be repaired")
+    check_name(source)
     with source.open("rb") as file:
         if target != source and target.exists():
-            raise FileExistsError(f"{target} exists; choose another path")
+            raise FileExistsError(f"{shown(target)} exists; choose another path")
         lock(file.fileno(), source)
         begins = file.read(len(MAGIC))
         if not begins:
-            raise ValueError(f"{source} is empty: nothing was recorded in it")
+            raise ValueError(f"{shown(source)} is empty: nothing was recorded in it")
         if begins != MAGIC:
-            raise ValueError(f"{source} is not a recording: it doesn't begin as an .rrd file does")
+            raise ValueError(f"{shown(source)} is not a recording: it doesn't begin as an .rrd file does")
         if is_whole(source):
             if target != source:
-                shutil.copyfile(source, target)
+                with placed(target, overwrite=False) as hidden:
+                    shutil.copyfile(source, hidden)
             return None
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
-            return _repair(file, source, target, Path(folder))
+        with placed(target, overwrite=target == source) as hidden:
+            return _repair(file, source, target, hidden)
 
 
-def _repair(file: BinaryIO, source: Path, target: Path, folder: Path) -> Repaired:
-    size, mended, readable = os.fstat(file.fileno()).st_size, folder / "mended.rrd", source
+def _repair(file: BinaryIO, source: Path, target: Path, mended: Path) -> Repaired:
+    size, readable = os.fstat(file.fileno()).st_size, source
     whole_bytes = size if has_footer(reader_of(source)) else _whole_bytes(file, source, size)
     if whole_bytes < size:  # Rerun refuses a file that ends within a message
-        readable = folder / "cut.rrd"
+        readable = mended.with_name("cut.rrd")
         shutil.copyfile(source, readable)
         os.truncate(readable, whole_bytes)
     contents = _rewrite(readable, mended, source)
     if contents.schema is None:
-        raise ValueError(f"{source} holds nothing to repair: no recording of torchrl_rerun has begun in it")
+        raise ValueError(f"{shown(source)} holds nothing to repair: no recording of torchrl_rerun has begun in it")
     lacking: Mapping[Key, tuple[int, int]] = {}
     try:
         schema = Schema.from_fields(contents.schema)
         lacking = schema.lacking(contents.rows)
-        shown = shown_envs(schema.envs, schema.source.envs, family(source))
-        made = layout(Recorded.of_schema(schema, shown))
+        envs = shown_envs(schema.envs, schema.source.envs, family(source))
+        made = layout(Recorded.of_schema(schema, envs))
         add_layout(mended, encode(made, contents.application_id))
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)
     shutil.copymode(source, mended)
-    with mended.open("rb+") as written:
-        os.fsync(written.fileno())
-    mended.replace(target)
     return Repaired(
         target,
         frames=contents.frames,
@@ -146,7 +143,7 @@ def _whole_bytes(file: BinaryIO, path: Path, size: int) -> int:
     end = HEADER_BYTES
     for start, kind, length in messages(file, size):
         if kind not in (FOOTER, *MESSAGES):
-            raise ValueError(f"{path} is damaged at byte {start:,} of {size:,}: nothing is cut off there")
+            raise ValueError(f"{shown(path)} is damaged at byte {start:,} of {size:,}: nothing is cut off there")
         if kind == FOOTER or start + MESSAGE.size + length > size:
             break
         end = start + MESSAGE.size + length
@@ -205,18 +202,18 @@ def _rewrite(readable: Path, mended: Path, source: Path) -> _Contents:
     """Write the recording in a file anew, with a footer. ``rerun rrd merge`` would hold all of it in memory."""
     reader = reader_of(readable)
     if reader is None:
-        raise ValueError(f"{source} is damaged: Rerun can't read it")
+        raise ValueError(f"{shown(source)} is damaged: Rerun can't read it")
     try:
         # `rerun rrd route` leaves an empty one beside each layout that it joins to a file (rerun-sdk 0.41).
         recordings = [each for each in reader.recordings() if next(iter(reader.stream(store=each)), None) is not None]
         if not recordings:
             return _Contents()
         if len(recordings) > 1:
-            raise ValueError(f"{source} holds several recordings; a recorder writes one")
+            raise ValueError(f"{shown(source)} holds several recordings; a recorder writes one")
         contents = _Contents(recordings[0].application_id)
         LazyChunkStream.from_iter(contents.noting(reader.stream(store=recordings[0]))).write_rrd(
             mended, application_id=contents.application_id, recording_id=recordings[0].recording_id
         )
     except RuntimeError as error:
-        raise OSError(f"{source} could not be repaired: {error}") from error
+        raise OSError(f"{shown(source)} could not be repaired: {error}") from error
     return contents

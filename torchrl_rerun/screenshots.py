@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rerun.experimental import Recording, ViewerClient
 
+from torchrl_rerun.utc import shown_time, time_of
 from torchrl_rerun.viewing import LOOPBACK, Viewer, ViewerError, free_port, headless
 
 _PAUSE = 0.2
@@ -72,7 +73,7 @@ def screenshots(
     A picture is taken when all is loaded, and two pictures after one another are the same: decoding video takes its time.
 
     Args:
-        files: the recordings; what is shown is the one that is opened last.
+        files: absolute paths of the recordings; what is shown is the one that is opened last.
         moments: when; None: at the beginning.
         size: width and height.
         wait: seconds after which a picture is taken anyway.
@@ -84,7 +85,7 @@ def screenshots(
     port = free_port(LOOPBACK)
     with headless(port, size) as viewer:
         client = _connected(viewer, port)
-        client.open([str(file.absolute()) for file in files])
+        client.open([str(file) for file in files])
         clear = time.monotonic() + _MESSAGES_STAY
         recording = _loaded(client, viewer, wait)
         for moment in moments:
@@ -156,7 +157,7 @@ def _time(moment: Moment | None, recording: Recording) -> dict[str, Any]:
     kind = _KINDS[timeline.time_type]
     try:
         value = kind.value(moment.value)
-    except ValueError:
+    except (OverflowError, ValueError):  # infinity is no number of seconds
         raise ValueError(f"{moment.value!r} is no place on {moment.timeline}: give {kind.wanted}") from None
     if timeline.start is None or timeline.end is None or not timeline.start <= value <= timeline.end:
         ends = (
@@ -184,9 +185,9 @@ _KINDS = {
         lambda value: np.timedelta64(value, "ns"),
     ),
     "timestamp": _Kind(
-        "a date and time, as 2026-01-31T12:00:00",
-        lambda said: round(datetime.fromisoformat(said).timestamp() * 1e9),
-        lambda value: datetime.fromtimestamp(value / 1e9).astimezone().isoformat(),
+        "a date and time, as 2026-01-31T12:00:00Z",
+        lambda said: round(time_of(said).timestamp() * 1e9),
+        lambda value: shown_time(datetime.fromtimestamp(value / 1e9, UTC)),
         lambda value: np.datetime64(value, "ns"),
     ),
 }

@@ -16,6 +16,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream, RrdReader
 
 from torchrl_rerun.embedding import add_layout, encode
+from torchrl_rerun.paths import check_name, target_of
 
 try:
     import fcntl
@@ -126,7 +127,8 @@ class FileSink:
     process never exits (rerun-sdk 0.41).
 
     Args:
-        path: the file to write; missing parent folders are made when it is opened.
+        path: the file to write; missing parent folders are made when it is opened. Of a link that is written to which it
+            leads, and its parts and the files of workers lie beside that.
         overwrite: replace an existing file; its parts go with it. What another live recorder writes stays.
         base: the path that the user gave, of which this is a sibling; None: this is it.
         first: the file of which this continues the recording; None: this is the first.
@@ -139,7 +141,7 @@ class FileSink:
     Raises:
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the folder can't be written.
-        ValueError: the path is a folder, or doesn't end in ``.rrd``.
+        ValueError: the path is a folder, a device, a pipe or a socket, isn't UTF-8, or doesn't end in ``.rrd``.
     """
 
     def __init__(
@@ -152,7 +154,7 @@ class FileSink:
         run: Path | None = None,
         may_exist: bool = False,
     ) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = target_of(path)
         self.overwrite = overwrite
         self._base = base or self.path
         self._first = first or self.path
@@ -166,6 +168,7 @@ class FileSink:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
             raise ValueError(f"{os.fspath(path)!r} is not a file to record to; give a path that ends in '.rrd'")
+        check_name(self.path)
         if self.path.exists() and not overwrite and not may_exist:
             raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True")
         check_folder(self.path.parent)

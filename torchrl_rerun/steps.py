@@ -13,7 +13,7 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described
-from torchrl_rerun.streams import Key, Stream, name_of
+from torchrl_rerun.streams import Stream, name_of
 
 FLAGS = ("done", "terminated", "truncated")
 
@@ -37,7 +37,8 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Des
 
     Args:
         episode: the episode.
-        keys: which ones; None: all but pictures, non-tensor data, and the returns that the recorder worked out.
+        keys: which ones, nested ones as tuples or, as on the command line, joined by ``/``, which stands for all keys that
+            are joined so; None: all but pictures, non-tensor data, and the returns that the recorder worked out.
 
     Raises:
         KeyError: a key isn't recorded.
@@ -46,17 +47,13 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Des
     if keys is None:
         return [each for each in described if not (each[0].is_picture or each[0].dtype == "object" or each[0].sums)]
     known = {stream.key: (stream, moment) for stream, moment in described}
-    found = []
-    for key in map(as_key, keys):
-        if key not in known:
-            raise KeyError(f"{name_of(key)} is not recorded, but {', '.join(map(name_of, known))}")
-        found.append(known[key])
-    return found
-
-
-def as_key(key: NestedKey) -> Key:
-    """A key as it is recorded; on the command line nested ones are joined by ``/``."""
-    return tuple(key.split("/")) if isinstance(key, str) else tuple(key)
+    found = {}
+    for key in keys:
+        meant = [each for each in known if key in (each, "/".join(each))]
+        if not meant:
+            raise KeyError(f"{key!r} is not recorded, but {', '.join(map(name_of, known))}")
+        found.update({each: known[each] for each in meant})
+    return list(found.values())
 
 
 def left_out(episode: LoadedEpisode) -> list[str]:
@@ -68,7 +65,7 @@ def left_out(episode: LoadedEpisode) -> list[str]:
 def described(
     episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None
 ) -> Iterator[tuple[LoadedEpisode, list[Described]]]:
-    """Each episode, with what is recorded of it under some keys, which has to be the same of all.
+    """Each episode, with what is recorded of it under some keys, which has to be the same of all, in one order.
 
     Raises:
         KeyError: a key isn't recorded.
@@ -79,6 +76,8 @@ def described(
         found = chosen(episode, keys)
         first = found if first is None else first
         check_same(episode, found, first)
+        by_key = {each.key: (each, moment) for each, moment in found}
+        found = [by_key[each.key] for each, _ in first]
         for stream, _ in found:
             if stream.shared and episode.properties.env != episode.schema.envs[0]:
                 raise ValueError(

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from torchrl_rerun.keeping import PROPERTIES
 from torchrl_rerun.listing import RecordedEpisode
+from torchrl_rerun.utc import shown_time, time_of
 
 _ALWAYS = ("env", "episode", "episode_return")
 _LAST_TO_GO = ("interrupted", "truncated", "files", "terminated", "length")
@@ -30,6 +31,7 @@ LONGEST = 30
 """Cells of a terminal that a text gets."""
 
 _CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_NOT_IN_JSON = {"nan": "NaN", "inf": "Infinity", "+inf": "Infinity", "infinity": "Infinity", "-inf": "-Infinity"}
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -48,11 +50,13 @@ class Column:
         name: its heading.
         value: what an episode has there; None: nothing.
         text: how it is shown.
+        read: the value that is meant by what a condition says.
     """
 
     name: str
     value: Callable[[RecordedEpisode], Any]
     text: Callable[[Any], str]
+    read: Callable[[str], Any]
 
 
 def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, Column]:
@@ -67,13 +71,21 @@ def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, C
         others = len(recorded.paths) - 1
         return f"{recorded.path.relative_to(folder)}{f' and {others} more' if others else ''}"
 
-    columns = [Column(name, _property(name), str if name in _NAMES else _plain) for name in PROPERTIES]
-    columns.append(Column("size", lambda each: each.size, decimal))
+    columns = [
+        Column(
+            name,
+            _property(name),
+            str if name in _NAMES else _plain,
+            _read_time if name == "start_time" else _read_value,
+        )
+        for name in PROPERTIES
+    ]
+    columns.append(Column("size", lambda each: each.size, decimal, _read_value))
     taken = {column.name for column in columns} | {"files"}
     for name in dict.fromkeys(name for each in episodes for name in each.episode.annotations):
         heading = f"annotated {name}" if name in taken else name
-        columns.append(Column(heading, _annotated(name), _plain))
-    columns.append(Column("files", files, _plain))
+        columns.append(Column(heading, _annotated(name), _plain, _read_value))
+    columns.append(Column("files", files, _plain, _read_value))
     return {column.name: column for column in columns}
 
 
@@ -91,32 +103,43 @@ def column_named(name: str, columns: dict[str, Column]) -> Column:
 def condition(said: str, columns: dict[str, Column]) -> Callable[[RecordedEpisode], bool]:
     """Whether an episode has a value of which something is true: ``"success=false"``, ``"length<20"``.
 
+    ``nan`` is equal to itself, as in SQL, ``null`` is what isn't there, and a time that names no zone is in UTC.
+
     Raises:
         ValueError: it isn't a column, a comparison and a value.
     """
     parts = _CONDITION.fullmatch(said)
     if parts is None:
         raise ValueError(f"{said!r} is not a column, one of {' '.join(_COMPARISONS)}, and a value")
-    value, compare = column_named(parts[1], columns).value, _COMPARISONS[parts[2]]
-    try:
-        limit = json.loads(parts[3])
-    except ValueError:
-        limit = parts[3]
+    column, compare = column_named(parts[1], columns), _COMPARISONS[parts[2]]
+    limit = column.read(parts[3])
 
     def is_true(recorded: RecordedEpisode) -> bool:
-        kind, found = _rank(value(recorded))
+        kind, found = _rank(column.value(recorded))
         kind_of_limit, wanted = _rank(parts[3] if kind == _TEXT and not isinstance(limit, str) else limit)
         return bool(compare(found, wanted)) if kind == kind_of_limit else compare is operator.ne and kind < _NOTHING
 
     return is_true
 
 
+def _read_value(said: str) -> Any:
+    """A number, a truth value or a list, as JSON has them; else a text. JSON knows no ``nan`` in small letters."""
+    try:
+        return json.loads(_NOT_IN_JSON.get(said.lower(), said))
+    except ValueError:
+        return said
+
+
+def _read_time(said: str) -> datetime | None:
+    return None if said == "null" else time_of(said)
+
+
 def ordered(episodes: Sequence[RecordedEpisode], column: Column, *, reverse: bool = False) -> list[RecordedEpisode]:
     """The episodes in the order of a column; those that have nothing there, or NaN, come last either way."""
     ranks = [(_rank(column.value(each)), each) for each in episodes]
-    known = [pair for pair in ranks if pair[0][0] < _NOTHING]
+    known = [pair for pair in ranks if pair[0][0] < _NAN]
     known.sort(key=lambda pair: pair[0], reverse=reverse)
-    return [each for _, each in known] + [each for rank, each in ranks if rank[0] == _NOTHING]
+    return [each for _, each in known] + [each for rank, each in ranks if rank[0] >= _NAN]
 
 
 def drawn(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], *, longest: int | None = None) -> Table:
@@ -157,7 +180,7 @@ def _empty() -> Table:
 
 
 def _add_column(table: Table, name: str, values: Sequence[Any], longest: int | None = None) -> None:
-    is_number = all(_rank(value)[0] in {_NUMBER, _NOTHING} and not isinstance(value, bool) for value in values)
+    is_number = all(_rank(value)[0] in {_NUMBER, _NAN, _NOTHING} and not isinstance(value, bool) for value in values)
     table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True, max_width=longest)
 
 
@@ -176,17 +199,19 @@ def fitting(
     return [column for column in columns if column.name in widths]
 
 
-_NUMBER, _TEXT, _LIST, _NOTHING = range(4)
+_NUMBER, _TIME, _TEXT, _LIST, _NAN, _NOTHING = range(6)
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """What makes any values comparable: numbers come before texts, before lists, before nothing."""
+    """What makes any values comparable: numbers come before times, texts, lists, what is not a number, and nothing."""
     if isinstance(value, str):
         return _TEXT, value
     if isinstance(value, list):
         return _LIST, [_rank(each) for each in value]
-    if isinstance(value, (int, float)) and not math.isnan(value):
-        return _NUMBER, value
+    if isinstance(value, datetime):
+        return _TIME, value
+    if isinstance(value, (int, float)):
+        return (_NAN, 0) if math.isnan(value) else (_NUMBER, value)
     return _NOTHING, 0
 
 
@@ -203,7 +228,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, datetime):
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return shown_time(value)
     if isinstance(value, list):
         return " ".join(_plain(each) for each in value)
     text = str(value)
@@ -211,11 +236,7 @@ def _plain(value: Any) -> str:
 
 
 def _property(name: str) -> Callable[[RecordedEpisode], Any]:
-    def value(recorded: RecordedEpisode) -> Any:
-        found = recorded.episode.properties[name]
-        return _plain(found) if isinstance(found, datetime) else found  # a condition compares it with a text
-
-    return value
+    return lambda each: each.episode.properties[name]
 
 
 def _annotated(name: str) -> Callable[[RecordedEpisode], Any]:

@@ -8,6 +8,7 @@ what was dumped can be decoded, and each sample belongs to the row of its pictur
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,16 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 
 USUAL_FPS = 30
 """Frames per second at which the viewer plays what has no time of its own."""
+
+
+def check_fps(fps: float | None) -> None:
+    """Refuse frames per second that no video can have.
+
+    Raises:
+        ValueError: it isn't a positive number, or infinite.
+    """
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps={fps}: pass a number of frames per second, as 30")
 
 
 @dataclass(frozen=True)

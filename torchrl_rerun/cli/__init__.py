@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from typing import Any
+
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
 from torchrl_rerun.cli.compare import compare_runs
-from torchrl_rerun.cli.console import say_warnings
+from torchrl_rerun.cli.console import complaints, say_warnings
 from torchrl_rerun.cli.export import export_recording
 from torchrl_rerun.cli.info import show_info
 from torchrl_rerun.cli.ls import list_recorded
@@ -15,7 +22,29 @@ from torchrl_rerun.cli.replay import replay_stored
 from torchrl_rerun.cli.screenshot import take_screenshots
 from torchrl_rerun.cli.view import view_recordings
 
+
+class _Program(TyperGroup):
+    """All commands. What can't be printed is an error like any other: a line, and exit status 1."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command."""
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                if sys.stdout is not None:  # closed by who started it
+                    sys.stdout.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # whoever read this is gone, too
+                if not isinstance(error, BrokenPipeError):
+                    complaints.print("[red]not printed[/]:", escape(str(error)))
+            with contextlib.suppress(OSError, ValueError):  # what waits to be printed would fail again at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+
+
 app = typer.Typer(
+    cls=_Program,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",

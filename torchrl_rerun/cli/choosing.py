@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
+from rich.markup import escape
 
-from torchrl_rerun.cli.console import count, with_progress, working
+from torchrl_rerun.cli.console import complaints, count, with_progress, working
+from torchrl_rerun.paths import shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.keeping import KeepBest, KeepWorst
     from torchrl_rerun.listing import Listing, RecordedEpisode
+    from torchrl_rerun.ranking import Ranking
     from torchrl_rerun.table import Column
 
 Where: TypeAlias = Annotated[
@@ -26,10 +28,10 @@ Where: TypeAlias = Annotated[
     ),
 ]
 Best: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="The N of highest return; interrupted ones don't count.")
+    int | None, typer.Option(min=1, metavar="N", help="The N of highest return; interrupted ones come last.")
 ]
 Worst: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="The N of lowest return; interrupted ones don't count.")
+    int | None, typer.Option(min=1, metavar="N", help="The N of lowest return; interrupted ones come last.")
 ]
 Last: TypeAlias = Annotated[int | None, typer.Option(min=1, metavar="N", help="The N that began last.")]
 
@@ -53,14 +55,15 @@ def listed(run: Path) -> Listing:
 def _why_none(listing: Listing, run: Path) -> str:
     from torchrl_rerun.finding import not_ours
 
+    name = shown(run)
     if listing.runs:
-        files = " ".join(shlex.quote(str(file)) for file in listing.runs[:3])
-        return f"{run} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view {files}`"
+        files = " ".join(shlex.quote(shown(file)) for file in listing.runs[:3])
+        return f"{name} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view {files}`"
     if listing.unreadable:
         why = first_of(whys_unreadable(listing))
-        return f"{run} holds nothing that can be read: {why}" if run.is_dir() else why
+        return f"{name} holds nothing that can be read: {why}" if run.is_dir() else why
     if run.is_dir():
-        return f"{run} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
+        return f"{name} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
     return not_ours(run)
 
 
@@ -68,7 +71,7 @@ def whys_unreadable(listing: Listing) -> list[str]:
     """Why each of the files can't be read that can't, and what to do about it."""
     from torchrl_rerun.finding import why_unreadable
 
-    return [why_unreadable(file) or f"{file} is damaged" for file in listing.unreadable]
+    return [why_unreadable(file) or f"{shown(file)} is damaged" for file in listing.unreadable]
 
 
 def first_of(whys: Sequence[str]) -> str:
@@ -98,23 +101,30 @@ def chosen(
     worst: int | None,
     last: int | None,
 ) -> list[RecordedEpisode]:
-    """The episodes that are meant.
+    """The episodes that are meant. What is left out of a ranking is said.
 
     Raises:
         ValueError: a condition isn't one, or names no column.
     """
     from torchrl_rerun.keeping import KeepBest, KeepWorst
+    from torchrl_rerun.ranking import ranked
     from torchrl_rerun.table import condition
 
     conditions = [condition(each, columns) for each in where or ()]
     episodes = [each for each in listing.episodes if all(is_true(each) for is_true in conditions)]
     if best is not None or worst is not None:
-        return extreme(episodes, KeepBest(best) if best is not None else KeepWorst(worst or 1))
+        ranking = ranked(episodes, KeepBest(best) if best is not None else KeepWorst(worst or 1))
+        say_left_out(ranking)
+        return ranking.episodes
     return episodes[-last:] if last is not None else episodes
 
 
-def extreme(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWorst) -> list[RecordedEpisode]:
-    """Those that a policy would keep, the first to stay first."""
-    ranked = [(rank, each) for each in episodes if (rank := policy.rank(each.episode)) is not None]
-    ranked.sort(key=lambda pair: pair[0], reverse=True)
-    return [each for _, each in ranked[: policy.n]]
+def say_left_out(ranking: Ranking, of: str = "") -> None:
+    """Say which episodes a ranking leaves out, or has although they were interrupted.
+
+    Args:
+        ranking: the ranking.
+        of: what it is of, if that isn't clear.
+    """
+    if told := ranking.told():
+        complaints.print(f"[yellow]{f'ranking of {of}' if of else 'ranking'}[/]:", escape(told))

@@ -7,6 +7,8 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -72,15 +74,36 @@ def from_here(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+def frames_per_second(number: float | None) -> float | None:
+    """What ``--fps`` says, if videos can have so many."""
+    if number is not None and not 0.001 <= number <= 10_000:
+        raise typer.BadParameter(f"{number} is not from 0.001 to 10000")
+    return number
+
+
+def jsonable(value: Any) -> Any:
+    r"""What JSON has for a value of a table: times in ISO 8601, durations in seconds, bytes in hexadecimal digits.
+
+    NaN and infinities become null, and decimals texts, which lose nothing.
+
+    >>> jsonable({"share": math.nan, "took": timedelta(minutes=1.5), "id": b"\x00\xff", "price": Decimal("1.50")})
+    {'share': None, 'took': 90.0, 'id': '00ff', 'price': '1.50'}
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [finite(each) for each in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
     if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    return value
+        return {str(name): jsonable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(each) for each in value]
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value) if isinstance(value, Decimal) else repr(value)
 
 
 class _Innermost(Progress):

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, fail, needs_extra, said, with_progress, working
+from torchrl_rerun.cli.console import (
+    complaints,
+    count,
+    fail,
+    frames_per_second,
+    needs_extra,
+    said,
+    with_progress,
+    working,
+)
+from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
     from torchrl_rerun.exporting import Exported, Video
@@ -20,23 +30,35 @@ _WHAT = "nothing exported"
 
 def export_recording(
     recording: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=absolute, metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False
+        ),
     ],
     *,
     mp4: Annotated[bool, typer.Option("--mp4", help="The pictures, as mp4 files.")] = False,
     parquet: Annotated[
-        Path | None, typer.Option("--parquet", metavar="FILE", help="The steps, as the rows of a Parquet file.")
+        Path | None,
+        typer.Option("--parquet", parser=absolute, metavar="FILE", help="The steps, as the rows of a Parquet file."),
     ] = None,
     minari: Annotated[
         str | None, typer.Option("--minari", metavar="ID", help="The episodes, as a Minari data set of this id.")
     ] = None,
     lerobot: Annotated[
         Path | None,
-        typer.Option("--lerobot", metavar="FOLDER", help="The episodes, as a data set of LeRobot's format."),
+        typer.Option(
+            "--lerobot", parser=absolute, metavar="FOLDER", help="The episodes, as a data set of LeRobot's format."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A folder for videos, or for one a file; otherwise beside the recording."),
+        typer.Option(
+            "--out",
+            "-o",
+            parser=absolute,
+            metavar="PATH",
+            help="A folder for videos, or for one a file; otherwise beside the recording.",
+        ),
     ] = None,
     env: Annotated[
         list[int] | None, typer.Option("--env", "-e", min=0, metavar="N", help="Of this environment; may be repeated.")
@@ -47,7 +69,8 @@ def export_recording(
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="All environments side by side in one video.")] = False,
     fps: Annotated[
-        float | None, typer.Option(min=0.001, help="Frames per second, instead of the environment's own.")
+        float | None,
+        typer.Option(callback=frames_per_second, help="Frames per second, instead of the environment's own."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what exists.")] = False,
 ) -> None:
@@ -110,20 +133,20 @@ def _export_steps(
             from torchrl_rerun.as_parquet import to_parquet
 
             rows = to_parquet(episodes, parquet, **options)
-            name, what = parquet, f"{count(rows, 'step')} of {count(len(episodes), 'episode')}"
+            name, what = shown(parquet), f"{count(rows, 'step')} of {count(len(episodes), 'episode')}"
         elif minari is not None:
             from torchrl_rerun.as_minari import to_minari
 
             folder = to_minari(episodes, minari, **options)
-            name, what = Path(minari), f"{count(len(episodes), 'episode')} in {folder}"
+            name, what = minari, f"{count(len(episodes), 'episode')} in {folder}"
         elif lerobot is not None:
             from torchrl_rerun.as_lerobot import to_lerobot
 
             written = to_lerobot(episodes, lerobot, fps=fps, **options)
             videos = f", videos of {', '.join(written.cameras)}" if written.cameras else ""
             steps = f"{count(written.steps, 'step')} of {count(written.episodes, 'episode')}"
-            name, what = lerobot, f"{steps}, {written.fps:g} frames per second{videos}"
-    said.print(f"[green]{escape(str(name))}[/]: {escape(what)}")
+            name, what = shown(lerobot), f"{steps}, {written.fps:g} frames per second{videos}"
+    said.print(f"[green]{escape(name)}[/]: {escape(what)}")
     if not options["keys"] and lerobot is None:
         from torchrl_rerun.steps import left_out
 
@@ -151,10 +174,10 @@ def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
             with working(video.path.name):
                 exported = write_video(video, functools.partial(with_progress, what=video.path.name))
         except (FFmpegError, OSError, RuntimeError, ValueError) as error:
-            complaints.print("[red]not exported[/]:", escape(f"{video.path}: {error}"))
+            complaints.print("[red]not exported[/]:", escape(f"{shown(video.path)}: {error}"))
             failed = True
             continue
-        said.print(f"[green]{escape(str(exported.path))}[/]:", ", ".join(_facts(exported, video)))
+        said.print(f"[green]{escape(shown(exported.path))}[/]:", ", ".join(_facts(exported, video)))
     raise typer.Exit(failed)
 
 

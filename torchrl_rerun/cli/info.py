@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, said, with_progress, working
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable, said, with_progress, working
+from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
     from torchrl_rerun.describing import Described, Description, Part
@@ -27,7 +28,9 @@ _SPLITS = {"run": "a run", "dump": "a dump", "episode": "an episode"}
 def show_info(
     recordings: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False),
+        typer.Argument(
+            parser=absolute, metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False
+        ),
     ],
     *,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON array of recordings, instead of tables.")] = False,
@@ -47,10 +50,10 @@ def show_info(
                 found, rest = describe_files(path, lambda files: with_progress(files, len(files), "reading"))
                 descriptions += found
                 others += rest
-    except OSError as error:
+    except (OSError, ValueError) as error:
         fail(_WHAT, error)
     if as_json:
-        typer.echo(json.dumps([_as_json(each) for each in descriptions], indent=2))
+        typer.echo(json.dumps(jsonable([_as_json(each) for each in descriptions]), indent=2))
     else:
         for number, description in enumerate(descriptions):
             if number:
@@ -90,8 +93,8 @@ def _print(description: Description) -> None:
 
 
 def _name(files: Sequence[Part]) -> str:
-    first = files[0].path
-    return str(first) if len(files) == 1 else f"{first} and {len(files) - 1} more"
+    first = shown(files[0].path)
+    return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
 
 
 def _facts(files: Sequence[Part]) -> Iterator[str]:
@@ -120,8 +123,8 @@ def _lines(description: Description) -> Iterator[tuple[str, str]]:
     yield "recordings", f"{number} of {_SPLITS[description.split]}"
     for timeline, (first, last) in description.spans.items():
         if timeline == "log_time":
-            began, ended = (datetime.fromtimestamp(value / 1e9).astimezone() for value in (first, last))
-            yield "recorded", f"{began:%Y-%m-%d %H:%M:%S} to {ended:%Y-%m-%d %H:%M:%S}"
+            began, ended = (datetime.fromtimestamp(value / 1e9, UTC) for value in (first, last))
+            yield "recorded", f"{began:%Y-%m-%d %H:%M:%S} to {ended:%Y-%m-%d %H:%M:%S} UTC"
         else:
             yield f"{timeline}s", f"{first:,} to {last:,}"
     yield "versions", ", ".join(f"{package} {version}" for package, version in description.versions.items())

@@ -23,7 +23,8 @@ from torchrl_rerun.cli.choosing import (
     listed,
     whys_unreadable,
 )
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, said
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable, said
+from torchrl_rerun.paths import absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.listing import RecordedEpisode
@@ -34,7 +35,10 @@ _WHAT = "nothing to list"
 
 def list_recorded(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A folder of episodes, or one of them.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=absolute, metavar="RUN", help="A folder of episodes, or one of them.", show_default=False
+        ),
     ],
     *,
     where: Where = None,
@@ -54,8 +58,8 @@ def list_recorded(
 
     Columns are what is known of each episode, and what was said of it with `annotate`: `env`, `episode`,
     `episode_return`, `length`, `terminated`, `truncated`, `interrupted`, `first_step`, `start_time`, `seed`, `size`, the
-    annotations, `files`. A terminal gets those for which it has room; a pipe gets them all. Conditions name a column and
-    a value:
+    annotations, `files`. A terminal gets those for which it has room; a pipe gets them all. Times are in UTC. Conditions
+    name a column and a value:
 
         torchrl-rerun ls runs/ppo --where success=false --worst 5
     """
@@ -86,6 +90,10 @@ def list_recorded(
         complaints.print(f"none of {count(len(listing.episodes), 'episode')}")
     if listing.unreadable:
         complaints.print("[yellow]left out[/]:", escape(first_of(whys_unreadable(listing))))
+    if listing.copies:
+        from torchrl_rerun.copies import told_copies
+
+        complaints.print("[yellow]left out[/]:", escape(told_copies(listing.copies)))
 
 
 def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], sort: Column | None) -> None:
@@ -111,4 +119,4 @@ def _as_json(recorded: RecordedEpisode) -> dict[str, Any]:
         "size": recorded.size,
         "recording_id": recorded.recording_id,
     }
-    return {name: finite(value) for name, value in known.items()}
+    return {name: jsonable(value) for name, value in known.items()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, finite, needs_extra, said, working
+from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable, needs_extra, said, working
+from torchrl_rerun.paths import absolute
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +32,7 @@ def query_episodes(
 ) -> None:
     """Ask for episodes in SQL: of folders of episodes, and of whole runs.
 
-    The columns are what is known of each episode, as `ls` has them, but for `size`:
+    The columns are what is known of each episode, as `ls` has them, but for `size`. Times are in UTC:
 
         torchrl-rerun query runs/ppo "episode_return < 50 AND NOT success"
 
@@ -51,14 +52,12 @@ def query_episodes(
     if paths:
         if "files" not in table.schema.names:
             fail(_WHAT, f"--paths needs the column files, and this query gives {', '.join(table.schema.names)}")
-        for file in dict.fromkeys(file for files in table.column("files").to_pylist() for file in files):
-            typer.echo(file)
+        for path in _paths(table.column("files")):
+            typer.echo(path)
     elif as_json:
-        typer.echo(
-            json.dumps([finite(row) for row in table.to_pylist()], indent=2, default=lambda moment: moment.isoformat())
-        )
+        typer.echo(json.dumps([jsonable(row) for row in table.to_pylist()], indent=2))
     elif len(table):
-        _print_table(table, Path(run))
+        _print_table(table, absolute(run))
     else:
         complaints.print("none")
 
@@ -77,8 +76,19 @@ def _print_table(table: pa.Table, run: Path) -> None:
     complaints.print(f"[dim]{count(len(rows), 'row')}[/]")
 
 
-def _shortened(files: list[str], folder: Path) -> str:
-    """The first of some files, as it is found from a folder."""
+def _paths(column: pa.ChunkedArray) -> list[str]:
+    """The files in a column, each once; what else a query calls so is refused."""
+    values = [value for row in column.to_pylist() for value in (row if isinstance(row, list) else [row])]
+    paths = list(dict.fromkeys(value for value in values if value is not None))
+    if not all(isinstance(path, str) for path in paths):
+        fail(_WHAT, f"--paths needs the column files as it is, and this query gives values of type {column.type} there")
+    return paths
+
+
+def _shortened(files: Any, folder: Path) -> Any:
+    """The first of some files, as it is found from a folder; what else a query calls so as it is."""
+    if not (isinstance(files, list) and files and isinstance(files[0], str)):
+        return files
     first = Path(files[0])
     shown = first.relative_to(folder) if first.is_relative_to(folder) else first
     return f"{shown}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"

@@ -10,16 +10,26 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import complaints, count, said, working
+from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
     from torchrl_rerun.repairing import Repaired
 
 
 def repair_files(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings to repair.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(parser=absolute, metavar="FILE...", help="Recordings to repair.", show_default=False),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the repaired recording to this path, and leave FILE as it is."),
+        typer.Option(
+            "--out",
+            "-o",
+            parser=absolute,
+            metavar="PATH",
+            help="Write the repaired recording to this path, and leave FILE as it is.",
+        ),
     ] = None,
 ) -> None:
     """Make recordings whole that a killed process left behind.
@@ -37,7 +47,7 @@ def repair_files(
     failed = False
     for file in files:
         try:
-            with working(f"repairing {file}"), warnings.catch_warnings(record=True) as warned:
+            with working(f"repairing {shown(file)}"), warnings.catch_warnings(record=True) as warned:
                 from torchrl_rerun.repairing import repair
 
                 repaired = repair(file, out)
@@ -46,8 +56,8 @@ def repair_files(
             failed = True
             continue
         for warning in warned:
-            complaints.print(f"[yellow]{escape(str(file))}[/]:", escape(str(warning.message)))
-        said.print(f"[green]{escape(str(out or file))}[/]:", _summary(repaired, copied=out is not None))
+            complaints.print(f"[yellow]{escape(shown(file))}[/]:", escape(str(warning.message)))
+        said.print(f"[green]{escape(shown(out or file))}[/]:", _summary(repaired, copied=out is not None))
     raise typer.Exit(failed)
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import complaints, fail, said, working
+from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
     from torchrl_rerun.screenshots import Moment
@@ -26,9 +27,14 @@ def _size(said_size: str) -> str:
 
 def take_screenshots(
     recording: Annotated[
-        Path, typer.Argument(metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False)
+        Path,
+        typer.Argument(
+            parser=absolute, metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="PICTURE", help="The PNG file to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(parser=absolute, metavar="PICTURE", help="The PNG file to write.", show_default=False)
+    ],
     *,
     at: Annotated[
         list[str] | None,
@@ -38,7 +44,7 @@ def take_screenshots(
         str, typer.Option(metavar="WIDTHxHEIGHT", callback=_size, help="Of the picture, in pixels.")
     ] = "1600x900",
     wait: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long loading and decoding may take.")
+        float, typer.Option(min=0.1, max=86400, metavar="SECONDS", help="How long loading and decoding may take.")
     ] = 30.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
@@ -51,6 +57,7 @@ def take_screenshots(
     """
     with working("looking"):
         from torchrl_rerun.finding import whole_files_of
+        from torchrl_rerun.placing import placed
         from torchrl_rerun.screenshots import Moment, screenshots
         from torchrl_rerun.viewing import ViewerError, ended_by_signals
 
@@ -60,7 +67,7 @@ def take_screenshots(
         places = _places(out, moments)
         there = next((place for place in places if place.exists()), None)
         if there is not None and not overwrite:
-            fail(_WHAT, f"{there} exists already: choose another name, or pass --overwrite")
+            fail(_WHAT, f"{shown(there)} exists already: choose another name, or pass --overwrite")
         files = whole_files_of(recording)
         width, height = map(int, size.split("x"))
         shots = screenshots(files, moments or [None], size=(width, height), wait=wait)
@@ -68,8 +75,11 @@ def take_screenshots(
             for place in places:
                 with working(f"looking: {place.name}"):
                     shot = next(shots)
-                place.write_bytes(shot.png)
-                said.print(f"[green]{escape(str(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)"))
+                with placed(place, overwrite=overwrite) as hidden:
+                    hidden.write_bytes(shot.png)
+                said.print(
+                    f"[green]{escape(shown(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)")
+                )
                 errors |= dict.fromkeys(shot.errors)
                 for warning in shot.warnings:
                     complaints.print("[yellow]a view warns[/]:", escape(warning))

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from torchrl_rerun.cli.choosing import Best, Last, Where, Worst, check_choice, chosen, columns_in, first_of, listed
 from torchrl_rerun.cli.console import complaints, count, fail, said, with_progress, working
+from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
     from torchrl_rerun.viewing import Viewer
@@ -31,7 +32,9 @@ def _address(bind: str | None) -> str | None:
 def view_recordings(
     recordings: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False),
+        typer.Argument(
+            parser=absolute, metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False
+        ),
     ],
     *,
     web: Annotated[bool, typer.Option("--web", help="For browsers, instead of in a window.")] = False,
@@ -116,7 +119,7 @@ def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:
         listing = listed(given)
         files = [path for each in chosen(listing, columns_in(listing, given), **choice) for path in each.paths]
         if not files:
-            raise ValueError(f"{given} holds no such episodes (of {len(listing.episodes)})")
+            raise ValueError(f"{shown(given)} holds no such episodes (of {len(listing.episodes)})")
     else:
         files = files_of(given)
     troubles: dict[Path, str] = {}
