@@ -157,7 +157,7 @@ def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
             properties: dict[str, dict[str, Any]] = {}
             for path, offset, size in zip(rows.paths, rows.offsets.tolist(), rows.sizes.tolist(), strict=True):
                 if path in PROPERTY_PATHS:
-                    add_property(properties, path, _decoded(_read(opened, offset, size)))
+                    add_property(properties, path, _decoded(dict(fields_of(_read(opened, offset, size)))))
             found.append(rows.part(opened, file, index[_STORE], properties, is_finished=True, has_layout=has_layout))
     return found
 
@@ -174,9 +174,8 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
             break
         if kind != _CHUNK:
             continue
-        message = _read(opened, offset, length)
-        store = dict(fields_of(message))[_STORE]
-        batch = _decoded(message)
+        fields = dict(fields_of(_read(opened, offset, length)))
+        store, batch = fields[_STORE], _decoded(fields)
         path = batch.schema.metadata[b"rerun:entity_path"].decode()
         ids.setdefault(store, []).append(bytes.fromhex(batch.schema.metadata[b"rerun:id"].decode().rpartition("_")[2]))
         if path in PROPERTY_PATHS:
@@ -294,25 +293,24 @@ def _chunk(part: FilePart, place: Place) -> pa.RecordBatch:
     file = part.contents.file
     with file.open("rb") as opened:
         found = os.fstat(opened.fileno())
-        if (found.st_dev, found.st_ino) != part.file_id:
-            raise ValueError(f"{shown(file)} was replaced since it was loaded: load it again")
         message = _read(opened, place.offset, place.size)
+    is_same = (found.st_dev, found.st_ino) == part.file_id
     try:
-        batch = _decoded(message)
-    except ValueError as error:
-        raise ValueError(f"{shown(file)} is damaged, or was overwritten since it was loaded: {error}") from error
-    if dict(fields_of(message))[_STORE] != part.store:
-        raise ValueError(f"{shown(file)} was overwritten since it was loaded: load it again")
-    return batch
+        fields = dict(fields_of(message)) if is_same else {}
+        if is_same and fields[_STORE] == part.store:
+            return _decoded(fields)
+    except (LookupError, OverflowError, ValueError) as error:
+        if found.st_mtime_ns == part.stamp:
+            raise ValueError(f"{shown(file)} is damaged: {error}") from error
+    raise ValueError(f"{shown(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again")
 
 
-def _decoded(message: bytes) -> pa.RecordBatch:
-    """The record batch of a chunk's message.
+def _decoded(fields: Mapping[int, Any]) -> pa.RecordBatch:
+    """The record batch of a chunk's message, by its fields.
 
     Raises:
         ValueError: it is damaged.
     """
-    fields = dict(fields_of(message))
     try:
         payload = fields[_PAYLOAD]
         if fields[_COMPRESSION] == _LZ4:
