@@ -182,6 +182,14 @@ def test_another_file_that_took_the_place_of_one_that_was_loaded_is_not_read_as_
     assert len(load("run.rrd")[0].tensordict())
 
 
+def test_another_episode_that_took_the_place_of_one_that_was_loaded_is_not_read_as_if_it_were_it(here):
+    record("others", split="episode", shift=2)
+    [first, *_] = load("episodes")
+    os.replace(here / "others" / first.files[0].name, first.files[0])
+    with pytest.raises(ValueError, match=rf"{first.files[0].name} was replaced since it was loaded: load it again"):
+        first.tensordict()
+
+
 # --- links ---
 
 

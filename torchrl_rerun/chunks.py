@@ -87,7 +87,7 @@ class FilePart:
         began: ``log_time`` of its first row, nanoseconds since the epoch; 0: there is none.
         steps: the first and the last ``step`` of each entity.
         places: where the chunks of each entity are.
-        chunk_ids: of all chunks, those that don't change included.
+        chunk_ids: those of all chunks, 16 bytes each.
         store: what each chunk says of the recording that it belongs to.
         file_id: device and inode of the file.
         stamp: when the file was written.
@@ -97,14 +97,14 @@ class FilePart:
     began: int
     steps: Mapping[str, tuple[int, int]]
     places: Mapping[str, Sequence[Place]]
-    chunk_ids: pa.Array
+    chunk_ids: bytes
     store: bytes
     file_id: tuple[int, int]
     stamp: int
 
     def ids(self) -> frozenset[bytes]:
         """The ids of all its chunks, which no other recording has."""
-        return frozenset(self.chunk_ids.to_pylist())
+        return frozenset(self.chunk_ids[at : at + 16] for at in range(0, len(self.chunk_ids), 16))
 
     def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
         """The chunks of an entity that may have rows in a span, in the order of their rows."""
@@ -201,7 +201,7 @@ class _Rows(NamedTuple):
     counts: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
     """``[chunks, 8]``: the first and the last of each of ``_TIMES``; -1 where there is none."""
-    ids: pa.Array
+    ids: bytes
 
     @classmethod
     def of_table(cls, table: pa.Table) -> _Rows:
@@ -216,7 +216,7 @@ class _Rows(NamedTuple):
 
         times = [column(f"{name}:{end}") for name in _TIMES for end in ("start", "end")]
         offsets, sizes, counts = (column(f"chunk_{name}") for name in ("byte_offset", "byte_size", "num_rows"))
-        paths, ids = table.column("chunk_entity_path").to_pylist(), table.column("chunk_id").combine_chunks()
+        paths, ids = table.column("chunk_entity_path").to_pylist(), b"".join(table.column("chunk_id").to_pylist())
         return cls(paths, offsets, sizes, counts, np.stack(times, axis=1), ids)
 
     @classmethod
@@ -224,7 +224,7 @@ class _Rows(NamedTuple):
         """From what was found in a file."""
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 3 + 2 * len(_TIMES))
         offsets, sizes, counts = numbers[:, :3].T
-        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:], pa.array(ids, pa.binary(16)))
+        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:], b"".join(ids))
 
     def part(
         self,
