@@ -66,6 +66,66 @@ def test_returns_and_lengths_are_of_episodes_that_ended():
     assert "goal" not in found
 
 
+def test_how_many_episodes_are_left_out_is_beside_the_means_and_so_is_the_mean_of_all():
+    """Twelve rollouts, most of which were cut at 200 steps: the few that ended say little of the others."""
+    ended = [Episode(0, number, 41.1, 41, terminated=True) for number in range(2)]
+    cut = [Episode(0, number, 104.7, 200, interrupted=True) for number in range(2, 12)]
+    found = summary([*ended, *cut])
+    assert (found["episodes"], found["left out (interrupted)"], found["return"]) == (12, 10, pytest.approx(41.1))
+    assert found["return of all"] == pytest.approx(94.1)
+
+
+def test_where_no_episode_ended_all_count():
+    found = summary([Episode(0, number, 90.0 + number, 200, interrupted=True) for number in range(3)])
+    assert (found["return"], found["return of all"], found["length"]) == (91.0, 91.0, 200)
+    assert (found["left out (interrupted)"], found["interrupted"]) == (0, 1)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A folder of rollouts that are cut short, and one in which some end."""
+    folder = tmp_path_factory.mktemp("cut")
+    for name, steps in (("all", 1), ("some", 3)):
+        env = GymWrapper(Lengths(2)).append_transform(RerunRecorder(folder / name, split="episode"))
+        for _ in range(4):
+            env.rollout(steps)
+        env.close()
+    return folder
+
+
+def test_the_command_says_how_many_episodes_were_interrupted(cut):
+    some = [each.properties for each in load(cut / "some")]
+    ended = [each for each in some if not each.interrupted]
+    assert 0 < len(ended) < len(some)
+    done = compare(cut / "all", cut / "some", "--no-view", "--json")
+    found = json.loads(done.stdout)
+    assert (found["A"]["left out (interrupted)"], found["A"]["return"]) == (0, 1.0)
+    assert found["B"]["left out (interrupted)"] == len(some) - len(ended)
+    assert found["B"]["return"] == np.mean([each.episode_return for each in ended])
+    assert found["B"]["return of all"] == np.mean([each.episode_return for each in some])
+    assert done.stderr.splitlines() == [
+        f"A ({cut}/all): all of 4 episodes were interrupted: returns and lengths are of what there is of them",
+        f"B ({cut}/some): {len(some) - len(ended)} of 4 episodes were interrupted, and are left out of returns and lengths",
+    ]
+    table = compare(cut / "all", cut / "some", "--no-view").stdout
+    assert "left out (interrupted)" in table
+
+
+@pytest.mark.parametrize(("option", "choose"), [("--best", max), ("--worst", min)])
+def test_the_best_and_the_worst_are_of_episodes_that_ended_and_what_is_left_out_is_said(cut, tmp_path, option, choose):
+    out = tmp_path / "both.rrd"
+    done = compare(cut / "all", cut / "some", "--no-view", "-o", out, option)
+    assert done.exit_code == 0, done.stderr
+    some = [each.properties for each in load(cut / "some")]
+    lengths = [each.length for each in some if not each.interrupted]
+    assert [batch.num_rows for batch in rows_of(out, "/A/reward")] == [1]
+    assert [batch.num_rows for batch in rows_of(out, "/B/reward")] == [choose(lengths)]
+    assert (
+        f"ranking of {cut}/all: 3 episodes were interrupted, and are left out; 1 episode was interrupted" in done.stderr
+    )
+    assert f"ranking of {cut}/some: {4 - len(lengths)} episode" in done.stderr
+
+
 def test_what_isnt_known_has_no_mean_and_no_difference():
     known, unknown = summary([Episode(0, 0, 1.0, 10, terminated=True)]), summary([Episode(0, 0, float("nan"), 10)])
     assert unknown["return"] is None

@@ -55,11 +55,11 @@ def of_lists(policy, episodes):
         if isinstance(policy, KeepLast):
             kept |= {e.id for e in some[-policy.n :]}
             continue
-        some = [e for e in some if not e.interrupted]
         if isinstance(policy, KeepBest):
             some = sorted((e for e in some if not math.isnan(e.episode_return)), key=lambda e: -e.episode_return)
         else:
             some = sorted(some, key=lambda e: -math.inf if math.isnan(e.episode_return) else e.episode_return)
+        some.sort(key=lambda e: e.interrupted)  # those that ended come first
         kept |= {e.id for e in some[: policy.n]}  # sorted() is stable: of equal ones the earlier come first
     return kept
 
@@ -74,6 +74,19 @@ def test_what_stays_is_what_lists_say(policy, episodes):
             if candidate.id in there and not keeper.holds(candidate):
                 keeper.forget(there.pop(candidate.id))
         assert set(there) == of_lists(policy, episodes[: number + 1])
+
+
+@pytest.mark.parametrize("kind", [KeepBest, KeepWorst])
+def test_interrupted_episodes_stay_until_enough_have_ended(kind):
+    """Of rollouts that are all cut short something stays, too; each that ends takes the place of one of them."""
+    keeper = kind(2).keeper()
+    cut = [Episode(0, number, float(number), 10, interrupted=True) for number in range(3)]
+    ended = [Episode(0, number, 1.0, 10, terminated=True) for number in (3, 4)]
+    gone = [keeper.offer(episode) for episode in (*cut, *ended)]
+    first, last = (cut[1:], cut[:1]) if kind is KeepBest else (cut[:2], cut[2:])
+    assert [each for offered in gone[:3] for each in offered] == last
+    assert {each.id for offered in gone[3:] for each in offered} == {each.id for each in first}
+    assert all(keeper.holds(each) for each in ended)
 
 
 def test_a_policy_can_be_used_twice():

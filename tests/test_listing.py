@@ -6,6 +6,9 @@ import json
 import math
 import subprocess
 import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import rerun as rr
@@ -254,10 +257,32 @@ def test_values_of_any_kind_can_be_sorted(folder):
         ("seed=7", 3),
         ("start_time>2020", 6),
         ("start_time<2020-01-02", 0),
+        ("start_time>2026-11", 6),
+        ("start_time>2026-11-21T12:00:01", 4),
+        ("start_time>=2026-11-21 12:00:01Z", 5),
+        ("start_time=2026-11-21T21:00:01+09:00", 1),
+        ("start_time!=2026-11-21T12:00:01Z", 5),
+        ("start_time=null", 0),
     ],
 )
 def test_conditions(run, condition, count):
     assert len(shown(run, "--where", condition)) == count
+
+
+def test_nan_is_found_as_nan_and_is_not_nothing(run):
+    write_episode(run, episode(3, math.nan, annotations={"score": math.nan, "goal": "nan"}))
+    write_episode(run, episode(4, math.inf, annotations={"score": 1.0}))
+    for said in ("nan", "NaN", "NAN"):
+        assert shown(run, "--where", f"episode_return={said}") == [(0, 3)]
+        assert len(shown(run, "--where", f"episode_return!={said}")) == 7
+    assert shown(run, "--where", "score=nan") == [(0, 3)]
+    assert shown(run, "--where", "score!=nan") == [(0, 4)]
+    assert shown(run, "--where", "goal=nan") == [(0, 3)]
+    assert shown(run, "--where", "episode_return=null") == []
+    assert len(shown(run, "--where", "score=null")) == 6
+    assert shown(run, "--where", "episode_return=inf") == [(0, 4)]
+    assert shown(run, "--where", "episode_return>-inf", "--where", "episode_return<inf") == shown(run)[:6]
+    assert (0, 3) in shown(run, "--where", "episode_return!=1")  # it isn't 1, either
 
 
 def test_conditions_come_first(run):
@@ -265,6 +290,47 @@ def test_conditions_come_first(run):
 
 
 # --- the command: what it says ---
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_times_are_shown_in_utc_and_conditions_mean_what_is_shown(run, zone, monkeypatch):
+    """Copied from the table, a time finds its episode, wherever one is."""
+    began = BEGINNING + timedelta(seconds=20, microseconds=123456)
+    write_episode(run, replace(episode(10), start_time=began))
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        header, *_, last = ls(run).stdout.splitlines()
+        told = last.split()[header.split().index("start_time")]
+        assert told == "2026-11-21T12:00:20.123456Z"
+        assert shown(run, "--where", f"start_time={told}") == [(0, 10)]
+        assert len(shown(run, "--where", f"start_time<{told}")) == 6
+        assert shown(run, "--where", f"start_time>{told}") == []
+        assert shown(run, "--where", "start_time>=2026-11-21 12:00:20") == [(0, 10)]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_what_is_left_out_of_a_ranking_is_said(run):
+    write_episode(run, episode(3, 99.0, interrupted=True))
+    write_episode(run, episode(4, math.nan, terminated=True))
+    assert ls(run, "--best", 3).stderr == "ranking: 1 episode was interrupted, and is left out; 1 has no return\n"
+    assert ls(run, "--worst", 3).stderr == "ranking: 1 episode was interrupted, and is left out\n"
+    done = ls(run, "--best", 7, "--json")
+    assert [each["episode_return"] for each in json.loads(done.stdout)][-2:] == [-5.0, 99.0]
+    assert done.stderr == "ranking: 1 episode was interrupted, and is among them: too few ended; 1 has no return\n"
+    assert ls(run).stderr == ""
+
+
+def test_where_all_episodes_were_interrupted_the_best_of_these_are_found(folder):
+    for number in range(3):
+        write_episode(folder, episode(number, float(number), interrupted=True))
+    done = ls(folder, "--best", 2, "--json")
+    assert [each["episode_return"] for each in json.loads(done.stdout)] == [2.0, 1.0]
+    assert done.stderr == (
+        "ranking: 1 episode was interrupted, and is left out; 2 episodes were interrupted, and are among them: too few ended\n"
+    )
 
 
 def test_json_says_all_there_is(folder):
@@ -376,6 +442,7 @@ def test_what_cannot_be_listed(tmp_path, run):
         "there is no column 'reward', but env, episode, episode_return, length, terminated", run, "--sort", "reward"
     )
     assert_refused("there is no column 'reward'", run, "--where", "reward=1")
+    assert_refused("'noon' is no time: write it as 2026-01-31T12:00:00Z", run, "--where", "start_time>noon")
     assert_refused("'success' is not a column, one of < <= = != >= >, and a value", run, "--where", "success")
     assert ls(run, "--best", 1, "--worst", 1).exit_code == 2
     assert ls(run, "--best", 0).exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -181,6 +182,14 @@ def test_another_file_that_took_the_place_of_one_that_was_loaded_is_not_read_as_
     assert len(load("run.rrd")[0].tensordict())
 
 
+def test_another_episode_that_took_the_place_of_one_that_was_loaded_is_not_read_as_if_it_were_it(here):
+    record("others", split="episode", shift=2)
+    [first, *_] = load("episodes")
+    os.replace(here / "others" / first.files[0].name, first.files[0])
+    with pytest.raises(ValueError, match=rf"{first.files[0].name} was replaced since it was loaded: load it again"):
+        first.tensordict()
+
+
 # --- links ---
 
 
@@ -256,27 +265,31 @@ def special(here, kind):
 def test_what_is_no_regular_file_is_never_replaced(here, kind):
     pipe = special(here, kind)
     (here / f"link.{kind}").symlink_to(pipe)
-    for path in (pipe, here / f"link.{kind}", Path("/dev/null") if kind != "mp4" else pipe):
-        with pytest.raises(ValueError, match=r"is a (pipe|device), and no file: it is not replaced"):
-            written(here)[kind](path)
-    assert stat.S_ISFIFO(pipe.stat().st_mode)
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    (here / f"other.{kind}").symlink_to(f"device.{kind}")
+    with contextlib.suppress(PermissionError):  # root alone may make one, and it is root to whom this happens
+        os.mknod(here / f"device.{kind}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    before = {each.name: each.lstat().st_mode for each in here.iterdir()}
+    for name in ("special", "link", "device", "other"):
+        if (here / f"{name}.{kind}").exists():
+            with pytest.raises(ValueError, match=r"is a (pipe|device), and no file: it is not replaced"):
+                written(here)[kind](here / f"{name}.{kind}")
+    assert {each.name: each.lstat().st_mode for each in here.iterdir()} == before
 
 
 @pytest.mark.parametrize("where", [subprocess.PIPE, "a file"])
 def test_standard_output_is_never_replaced(here, where):
     source = (
         "from torchrl_rerun import load\nfrom torchrl_rerun.as_parquet import to_parquet\n"
-        "to_parquet(load('run.rrd'), '/dev/stdout', overwrite=True)"
+        "to_parquet(load('run.rrd'), 'stdout', overwrite=True)"
     )
-    before = os.readlink("/dev/stdout")
+    os.symlink(system := "/proc/self/fd/1", "stdout")  # as /dev/stdout is one
     with open("printed", "wb") as printed:
         output = where if where == subprocess.PIPE else printed
         done = subprocess.run([*python(), "-c", source], stdout=output, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert "/dev/stdout is" in done.stderr
+    assert "stdout is" in done.stderr
     assert "it is not replaced" in done.stderr
-    assert os.readlink("/dev/stdout") == before
+    assert os.readlink("stdout") == system
     assert os.path.getsize("printed") == 0
 
 

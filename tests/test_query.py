@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 
 import pytest
 from torchrl.envs import GymWrapper, SerialEnv
@@ -118,6 +120,85 @@ def test_the_command_prints_a_table_or_json_or_paths(runs):
     ]
     assert asked(runs / "run.rrd", "TRUE", "--paths").stdout.splitlines() == [str(runs / "run.rrd")]
     assert asked(runs / "ppo", "FALSE").stderr == "none\n"
+
+
+JSON = {
+    "max(start_time) - min(start_time)": lambda known: (known[-1].start_time - known[0].start_time).total_seconds(),
+    "INTERVAL '90 seconds'": lambda known: [0, 0, 90_000_000_000],  # months, days, nanoseconds
+    "CAST(max(length) AS DECIMAL(10, 2))": lambda known: f"{max(each.length for each in known)}.00",
+    "CAST('ab' AS BYTEA)": lambda known: b"ab".hex(),
+    "CAST(max(start_time) AS DATE)": lambda known: known[-1].start_time.date().isoformat(),
+    "CAST(max(start_time) AS TIME)": lambda known: known[-1].start_time.time().isoformat(),
+    "max(start_time)": lambda known: known[-1].start_time.isoformat(),
+    "CAST(max(start_time) AS TIMESTAMP)": lambda known: known[-1].start_time.replace(tzinfo=None).isoformat(),
+    "named_struct('share', CAST('NaN' AS DOUBLE))": lambda known: {"share": None},
+    "make_array(CAST('inf' AS DOUBLE), 1.5)": lambda known: [None, 1.5],
+}
+
+
+@pytest.mark.parametrize("said", JSON)
+def test_whatever_sql_gives_is_printed_as_json_and_as_a_table(runs, said):
+    question = f"SELECT {said} AS x FROM episodes LIMIT 1"
+    done = asked(runs / "ppo", question, "--json")
+    assert done.exit_code == 0, done.exception
+    wanted = JSON[said]([each.properties for each in load(runs / "ppo")])
+    assert json.loads(done.stdout, parse_constant=pytest.fail) == [{"x": wanted}]
+    heading, value = asked(runs / "ppo", question).stdout.splitlines()
+    assert heading.strip() == "x"
+    assert value.strip()
+
+
+def test_what_a_query_calls_files_needn_be_files(runs):
+    files = [str(runs / "ppo" / f"env_0_episode_00000{number}.rrd") for number in range(5)]
+    for said, paths in (
+        ("files[1] AS files", files),
+        ("CASE WHEN episode > 1 THEN files END AS files", files[2:]),
+        ("'nowhere' AS files", ["nowhere"]),
+    ):
+        question = f"SELECT {said} FROM episodes ORDER BY episode"
+        assert asked(runs / "ppo", question, "--paths").stdout.splitlines() == paths
+        assert asked(runs / "ppo", question).exit_code == 0
+    for said, kind in (("length AS files", "int64"), ("make_array(length) AS files", "list<.*int64>")):
+        question = f"SELECT {said} FROM episodes"
+        assert asked(runs / "ppo", question).exit_code == 0
+        done = asked(runs / "ppo", question, "--paths")
+        assert done.exit_code == 1
+        assert re.search(f"no answer: --paths needs the column files as it is, .* of type {kind} there", done.stderr)
+
+
+def test_columns_of_the_same_name_are_told_apart(runs):
+    said = "SELECT a.episode, b.episode FROM episodes a JOIN episodes b ON a.episode = b.episode + 1 ORDER BY a.episode"
+    assert json.loads(asked(runs / "ppo", said, "--json").stdout)[0] == {"episode": 1, "episode_2": 0}
+    assert asked(runs / "ppo", said).stdout.splitlines()[0].split() == ["episode", "episode_2"]
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_times_are_shown_and_compared_in_utc(runs, zone, monkeypatch):
+    """What `query` and `ls` show finds its episode in both, wherever one is."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        for number, known in enumerate(each.properties for each in load(runs / "ppo")):
+            table = asked(runs / "ppo", f"episode = {number}").stdout.splitlines()
+            told = table[1].split()[table[0].split().index("start_time")]
+            assert told == f"{known.start_time:%Y-%m-%dT%H:%M:%S.%f}Z"
+            assert numbers(query(runs / "ppo", f"start_time = '{told}'")) == [number]
+            assert numbers(query(runs / "ppo", f"start_time > '{told}'")) == [*range(number + 1, 5)]
+            assert numbers(query(runs / "ppo", f"start_time < '{told.rstrip('Z')}'")) == [*range(number)]
+            listed = CliRunner().invoke(app, ["ls", str(runs / "ppo"), "--where", f"start_time={told}"]).stdout
+            assert told in listed
+            assert len(listed.splitlines()) == 2
+        assert told[:-1] in asked(runs / "ppo", "SELECT CAST(max(start_time) AS TIMESTAMP) FROM episodes").stdout
+        info = CliRunner().invoke(app, ["info", str(runs / "ppo")]).stdout
+        assert re.search(rf"recorded +{known.start_time:%Y-%m-%d %H}:\d\d:\d\d to \S+ \S+ UTC", info)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_nan_is_found(runs):
+    said = "SELECT episode FROM (SELECT episode, CASE WHEN episode = 1 THEN CAST('NaN' AS DOUBLE) ELSE 1.0 END AS x FROM episodes)"
+    assert numbers(query(runs / "ppo", f"{said} WHERE x = 'nan'")) == [1]
 
 
 def test_columns_are_called_as_in_ls(runs):

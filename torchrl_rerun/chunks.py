@@ -87,7 +87,7 @@ class FilePart:
         began: ``log_time`` of its first row, nanoseconds since the epoch; 0: there is none.
         steps: the first and the last ``step`` of each entity.
         places: where the chunks of each entity are.
-        chunk_ids: of all chunks, those that don't change included.
+        chunk_ids: those of all chunks, 16 bytes each.
         store: what each chunk says of the recording that it belongs to.
         file_id: device and inode of the file.
         stamp: when the file was written.
@@ -97,14 +97,14 @@ class FilePart:
     began: int
     steps: Mapping[str, tuple[int, int]]
     places: Mapping[str, Sequence[Place]]
-    chunk_ids: pa.Array
+    chunk_ids: bytes
     store: bytes
     file_id: tuple[int, int]
     stamp: int
 
     def ids(self) -> frozenset[bytes]:
         """The ids of all its chunks, which no other recording has."""
-        return frozenset(self.chunk_ids.to_pylist())
+        return frozenset(self.chunk_ids[at : at + 16] for at in range(0, len(self.chunk_ids), 16))
 
     def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
         """The chunks of an entity that may have rows in a span, in the order of their rows."""
@@ -157,7 +157,7 @@ def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
             properties: dict[str, dict[str, Any]] = {}
             for path, offset, size in zip(rows.paths, rows.offsets.tolist(), rows.sizes.tolist(), strict=True):
                 if path in PROPERTY_PATHS:
-                    add_property(properties, path, _decoded(_read(opened, offset, size)))
+                    add_property(properties, path, _decoded(dict(fields_of(_read(opened, offset, size)))))
             found.append(rows.part(opened, file, index[_STORE], properties, is_finished=True, has_layout=has_layout))
     return found
 
@@ -174,9 +174,8 @@ def _without_footer(opened: BinaryIO, file: Path) -> list[FilePart]:
             break
         if kind != _CHUNK:
             continue
-        message = _read(opened, offset, length)
-        store = dict(fields_of(message))[_STORE]
-        batch = _decoded(message)
+        fields = dict(fields_of(_read(opened, offset, length)))
+        store, batch = fields[_STORE], _decoded(fields)
         path = batch.schema.metadata[b"rerun:entity_path"].decode()
         ids.setdefault(store, []).append(bytes.fromhex(batch.schema.metadata[b"rerun:id"].decode().rpartition("_")[2]))
         if path in PROPERTY_PATHS:
@@ -202,7 +201,7 @@ class _Rows(NamedTuple):
     counts: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
     """``[chunks, 8]``: the first and the last of each of ``_TIMES``; -1 where there is none."""
-    ids: pa.Array
+    ids: bytes
 
     @classmethod
     def of_table(cls, table: pa.Table) -> _Rows:
@@ -217,7 +216,7 @@ class _Rows(NamedTuple):
 
         times = [column(f"{name}:{end}") for name in _TIMES for end in ("start", "end")]
         offsets, sizes, counts = (column(f"chunk_{name}") for name in ("byte_offset", "byte_size", "num_rows"))
-        paths, ids = table.column("chunk_entity_path").to_pylist(), table.column("chunk_id").combine_chunks()
+        paths, ids = table.column("chunk_entity_path").to_pylist(), b"".join(table.column("chunk_id").to_pylist())
         return cls(paths, offsets, sizes, counts, np.stack(times, axis=1), ids)
 
     @classmethod
@@ -225,7 +224,7 @@ class _Rows(NamedTuple):
         """From what was found in a file."""
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(len(rows), 3 + 2 * len(_TIMES))
         offsets, sizes, counts = numbers[:, :3].T
-        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:], pa.array(ids, pa.binary(16)))
+        return cls([row[0] for row in rows], offsets, sizes, counts, numbers[:, 3:], b"".join(ids))
 
     def part(
         self,
@@ -294,25 +293,24 @@ def _chunk(part: FilePart, place: Place) -> pa.RecordBatch:
     file = part.contents.file
     with file.open("rb") as opened:
         found = os.fstat(opened.fileno())
-        if (found.st_dev, found.st_ino) != part.file_id:
-            raise ValueError(f"{shown(file)} was replaced since it was loaded: load it again")
         message = _read(opened, place.offset, place.size)
+    is_same = (found.st_dev, found.st_ino) == part.file_id
     try:
-        batch = _decoded(message)
-    except ValueError as error:
-        raise ValueError(f"{shown(file)} is damaged, or was overwritten since it was loaded: {error}") from error
-    if dict(fields_of(message))[_STORE] != part.store:
-        raise ValueError(f"{shown(file)} was overwritten since it was loaded: load it again")
-    return batch
+        fields = dict(fields_of(message)) if is_same else {}
+        if is_same and fields[_STORE] == part.store:
+            return _decoded(fields)
+    except (LookupError, OverflowError, ValueError) as error:
+        if found.st_mtime_ns == part.stamp:
+            raise ValueError(f"{shown(file)} is damaged: {error}") from error
+    raise ValueError(f"{shown(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again")
 
 
-def _decoded(message: bytes) -> pa.RecordBatch:
-    """The record batch of a chunk's message.
+def _decoded(fields: Mapping[int, Any]) -> pa.RecordBatch:
+    """The record batch of a chunk's message, by its fields.
 
     Raises:
         ValueError: it is damaged.
     """
-    fields = dict(fields_of(message))
     try:
         payload = fields[_PAYLOAD]
         if fields[_COMPRESSION] == _LZ4:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchrl_rerun.chunks import FilePart, parts_in
 from torchrl_rerun.contents import Contents
@@ -35,7 +36,8 @@ def copies_in(parts: Iterable[FilePart]) -> Copies:
 
     Chunks have ids: a copy has those of the other one, and one that was torn or is older has some of them. What was
     written anew by another program is known by its first row's time and by the steps at each entity.
-    Of equal ones that counts whose path is the shortest, in the folder that holds most of the recording.
+    That one counts which holds most of the recording, in the folder that holds most of it; of equal ones a finished one,
+    and that whose name is the shortest.
 
     Args:
         parts: what files hold of recordings.
@@ -57,10 +59,10 @@ def _copies_of_one(several: Sequence[FilePart]) -> Iterable[tuple[FilePart, File
     for part, own in zip(several, ids, strict=True):
         in_folder.setdefault(part.contents.file.parent, set()).update(own)
 
-    def rank(at: int) -> tuple[int, int, str, int, int, str]:
-        file = several[at].contents.file
-        folder = str(file.parent)
-        return -len(in_folder[file.parent]), len(folder), folder, -len(ids[at]), len(file.name), file.name
+    def rank(at: int) -> tuple[Any, ...]:
+        contents, file = several[at].contents, several[at].contents.file
+        of_folder = -len(in_folder[file.parent]), len(str(file.parent)), str(file.parent)
+        return *of_folder, -len(ids[at]), not contents.is_finished, len(file.name), file.name
 
     kept: list[int] = []
     for at in sorted(range(len(several)), key=rank):

@@ -50,7 +50,7 @@ class Listing:
         episodes: those that have recordings of their own, in the order in which they began.
         runs: files of ``torchrl_rerun`` that hold whole runs.
         unreadable: files that hold nothing, or that Rerun can't read: torn, damaged, or still being written.
-        copies: of these, the recordings of episodes that other files hold, too, and in which file they count.
+        copies: recordings of episodes that another file holds, too: by their files and ids the file in which they count.
     """
 
     episodes: list[RecordedEpisode]

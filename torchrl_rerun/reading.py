@@ -154,6 +154,8 @@ class Recordings(Sequence["LoadedEpisode"]):
     def rollout(self, keys: Sequence[NestedKey] | None = None) -> TensorDictBase:
         """The steps of all episodes, ``[*batch, time]``, as the rollout that was recorded held them.
 
+        Environments are in the order of their indices: those of workers in the order of the workers' numbers.
+
         Args:
             keys: which ones; None: all but the returns that the recorder worked out.
 
@@ -345,7 +347,10 @@ class _EpisodeRun:
     def parts(self) -> Sequence[Part]:
         """What follows one another."""
         found = [part for file in self._files for part in parts_in(file)]
-        return [part for part in found if part.contents.recording_id == self._recording_id]
+        parts = [part for part in found if part.contents.recording_id == self._recording_id]
+        if not parts:
+            raise ValueError(f"{shown(self._files[-1])} was replaced since it was loaded: load it again")
+        return parts
 
     @property
     def schema(self) -> Schema:
