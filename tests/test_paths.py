@@ -190,6 +190,14 @@ def test_another_episode_that_took_the_place_of_one_that_was_loaded_is_not_read_
         first.tensordict()
 
 
+def test_what_lies_in_a_file_instead_of_a_folder_is_not_there(here):
+    for place in ("run.rrd/run.rrd", "run.rrd/episodes"):
+        with pytest.raises(FileNotFoundError, match=rf"{place} doesn't exist"):
+            load(place)
+        assert f"{place} doesn't exist" in run("ls", place).stderr
+        assert run("export", "episodes", "--parquet", place).exit_code == 1
+
+
 # --- links ---
 
 

@@ -30,7 +30,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     given = absolute(path)
     try:
         found = given.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Path(os.path.realpath(given)) if given.is_symlink() else given
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise ValueError(f"{shown(path)} is {_kind(found.st_mode)}, and no file: it is not replaced")
@@ -48,7 +48,7 @@ def is_file(path: Path) -> bool:
     """
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{shown(path)} doesn't exist") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError(f"{shown(path)} is {_kind(mode)}, and no recording")
