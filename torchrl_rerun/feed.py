@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -339,13 +338,12 @@ class Feed:
     def _streams(self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]) -> list[Stream]:
         streams = []
         for key, value in values.items():
-            if specs.is_group(value):
+            if specs.is_group(value) and key in (self._settings.in_keys or ()):
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
                 self._check_place(key)
-                leaf = specs.leaf_of(key, value, tensordict, env)
-                stream = self._described(leaf)
+                stream = self._described(_leaf(key, value, tensordict, env))
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
@@ -427,11 +425,7 @@ class Feed:
         return [leaves[read.name] if read.name in leaves else self._value(read, tensordict) for read in reads]
 
     def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
-        try:
-            return tensordict.get(read.key, None)
-        except RuntimeError:  # a lazy stack can't stack them
-            self._warn_of_change(read, specs.OF_DIFFERENT_SHAPES)
-            return None
+        return specs.value_of(tensordict, read.key)
 
     def _actions(self, acted: Acted) -> list[Any]:
         reads = self._of_acted
@@ -444,20 +438,37 @@ class Feed:
         if read.is_simple:
             try:
                 array: npt.NDArray[Any] = value.numpy()
-            except (RuntimeError, TypeError):  # it requires a gradient, or is on another device
-                pass
-            else:
-                if array.dtype is read.dtype and array.shape == read.given_shape:
-                    return array if read.is_flat else array.reshape(read.shape)
+                is_as_ever = array.dtype is read.dtype and array.shape == read.given_shape
+            except Exception:  # it requires a gradient, is on another device, or no tensor at all: see below
+                is_as_ever = False
+            if is_as_ever:
+                return array if read.is_flat else array.reshape(read.shape)
         try:
-            return read.array(value)
-        except _ChangedError as change:
-            self._warn_of_change(read, str(change))
+            try:
+                return read.array(value)
+            except _ChangedError as change:
+                if not change.is_shape_alone or not self._vary(read):
+                    raise
+                return read.array(value)
+        except Exception as error:  # a value that can't be read costs that value
+            self._warn_of_change(read, value, error)
             return None
 
-    def _warn_of_change(self, read: _Read, change: str) -> None:
+    def _vary(self, read: _Read) -> bool:
+        """Record values of a key of any shape from now on, if that is possible."""
+        varying = None if self.recording is None else self.recording.vary(read.stream)
+        if varying is not None:
+            read.become(varying)
+        return varying is not None
+
+    def _warn_of_change(self, read: _Read, value: Any, error: Exception) -> None:
         if read.key not in self._warned_of_change:
             self._warned_of_change.add(read.key)
+            change = (
+                str(error)
+                if isinstance(error, _ChangedError | UnsupportedLeafError)
+                else f"{type(value).__name__} ({error})"
+            )
             warn(
                 f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
                 f"{read.stream.dtype} {read.stream.shape}"
@@ -536,31 +547,62 @@ class _Read:
 
     def __init__(self, stream: Stream, batch_size: tuple[int, ...]) -> None:
         self.key = stream.key
-        self.stream = stream
         self.name = stream.key[0] if len(stream.key) == 1 else ""
-        self.is_simple = stream.dtype not in ("object", "bfloat16") and not stream.device
         self.is_flat = len(batch_size) == 1
-        self.dtype = stream.storage
-        self.shape = (math.prod(batch_size), *stream.shape)
-        self.given_shape = (*batch_size, *stream.shape)
         self._batch_size = torch.Size(batch_size)
+        self.become(stream)
+
+    def become(self, stream: Stream) -> None:
+        """From now on the key is recorded in this way."""
+        self.stream = stream
+        self.is_simple = not stream.is_object and stream.dtype != "bfloat16" and not stream.device
+        self.dtype = stream.storage
+        self.shape = (self._batch_size.numel(), *stream.shape)
+        self.given_shape = (*self._batch_size, *stream.shape)
 
     def array(self, value: Any) -> Any:
-        """A value as an array ``[envs, *stream.shape]``, or ``[1, *stream.shape]`` of what they share.
+        """A value as an array ``[envs, *stream.slot_shape]``, or ``[1, *stream.slot_shape]`` of what they share.
 
         Values on an accelerator stay there: they are copied when they have got their place in memory.
 
         Raises:
             _ChangedError: it is of another dtype or size than the first value.
+            UnsupportedLeafError: it is of a kind that can't be recorded.
         """
         if self.stream.dtype == "object":
-            objects = specs.as_array(value, self._batch_size)
+            objects = specs.objects_in(value, self._batch_size)
             return objects[:1] if self.stream.shared else objects
+        if not isinstance(value, torch.Tensor | specs.Uneven):
+            raise _ChangedError(f"of type {type(value).__name__}")
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            value = specs.components_of(value, len(self._batch_size))
+        if self.stream.varies:
+            return specs.objects_of(value, self._batch_size, self.stream.dtype, len(self.stream.agents))
+        if isinstance(value, specs.Uneven):
+            raise _ChangedError("of different shapes in different environments", is_shape_alone=True)
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
-        if dtype != self.stream.dtype or _without_ones(shape) != _without_ones(self.stream.shape):
+        if dtype != self.stream.dtype:
             raise _ChangedError(f"{dtype} {shape}")
+        if _without_ones(shape) != _without_ones(self.stream.shape):
+            raise _ChangedError(f"{dtype} {shape}", is_shape_alone=True)
         array = value if self.stream.device else specs.as_array(value, self._batch_size)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
+
+
+def _leaf(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
+    """What is known of a key from its first value.
+
+    Raises:
+        UnsupportedLeafError: it can't be recorded, whatever is wrong with it.
+    """
+    if specs.is_group(value):
+        raise UnsupportedLeafError(f"it is a {type(value).__name__}, which holds keys of its own")
+    try:
+        return specs.leaf_of(key, value, tensordict, env)
+    except UnsupportedLeafError:
+        raise
+    except Exception as error:
+        raise UnsupportedLeafError(f"{type(value).__name__} ({error})") from error
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
@@ -573,7 +615,16 @@ def _without_ones(shape: tuple[int, ...]) -> list[int]:
 
 
 class _ChangedError(Exception):
-    """A value has another dtype or shape than the key began with."""
+    """A value has another dtype or shape than the key began with.
+
+    Args:
+        what: what it is.
+        is_shape_alone: its dtype is that with which the key began.
+    """
+
+    def __init__(self, what: str, *, is_shape_alone: bool = False) -> None:
+        super().__init__(what)
+        self.is_shape_alone = is_shape_alone
 
 
 def return_key(reward: Key) -> Key:
