@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import warnings
 from pathlib import Path
 
 import pytest
+import rerun as rr
 import torch
+from rerun.chunk import Chunk
 from tensordict import TensorDict
+from typer.testing import CliRunner
 
-from readback import same
-from torchrl_rerun import list_episodes, load
+from episode_folders import write_chunks
+from readback import read, same
+from test_hostile import Scripted, record
+from torchrl_rerun import Episode, list_episodes, load
+from torchrl_rerun.cli import app
+from torchrl_rerun.contents import contents_of
+from torchrl_rerun.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
 
 FOLDERS = [Path(__file__).parent / "recordings_v1"]
 RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"))
@@ -71,3 +80,28 @@ def test_an_old_run_folder_is_listed():
     place, expected, _ = expected_of(FOLDERS[0] / "episodes.pt.gz")
     found = {each.episode.id: each.episode.annotations for each in list_episodes(place).episodes}
     assert found == {number: each["annotations"] for number, each in expected.items()}
+
+
+def test_recordings_say_of_which_version_they_are(path):
+    record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
+    assert read(path).schema["schema_version"] == SCHEMA_VERSION == 2
+    single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
+    [contents] = contents_of(single)
+    assert json.loads(contents.properties["torchrl_rerun"]["schema"])["schema_version"] == 1
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_a_recording_of_a_version_to_come_is_refused_by_name(tmp_path, split):
+    newer = json.loads(
+        property_chunk(Source(()), [0], [], split=split).to_record_batch().column("schema")[0].as_py()[0]
+    )
+    newer["schema_version"] = 99
+    chunks = [Chunk.from_property("torchrl_rerun", rr.AnyValues(schema=json.dumps(newer)))]
+    chunks += [episode_chunk(Episode(0, 0, 1.0, 3, first_step=0))] if split == "episode" else []
+    write_chunks(tmp_path / "newer.rrd", chunks, "newer")
+    with pytest.raises(ValueError, match=r"newer\.rrd was made by a newer torchrl_rerun, schema version 99.*update"):
+        load(tmp_path / "newer.rrd")[0].keys()
+    for command in ("info", "ls"):
+        done = CliRunner().invoke(app, [command, str(tmp_path / "newer.rrd")])
+        assert done.exit_code
+        assert "made by a newer torchrl_rerun" in " ".join(done.output.split()), command

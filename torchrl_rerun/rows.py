@@ -67,19 +67,26 @@ class Places:
         if not len(self):
             return np.full(len(others), -1)
         at = np.searchsorted(self.codes, others.codes)
-        if not self.are_apart:
-            at = self._among_equals(at, others)
+        is_wrong = np.zeros(len(at), np.bool_)
+        if not (self.are_apart and others.are_apart):
+            at, is_wrong = self._find_by_time(at, others)
         at[at == len(self)] = 0
-        at[self.codes[at] != others.codes] = -1
+        at[(self.codes[at] != others.codes) | is_wrong] = -1
         return at
 
-    def _among_equals(self, at: npt.NDArray[np.intp], others: Places) -> npt.NDArray[np.intp]:
-        """Of those with the same code the one with the same time."""
-        for _ in range(int(np.unique(self.codes, return_counts=True)[1].max()) - 1):
+    def _find_by_time(
+        self, at: npt.NDArray[np.intp], others: Places
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """Of several rows with one code those at the same time; and where there is none."""
+        most = int(np.unique(self.codes, return_counts=True)[1].max())
+        for _ in range(most - 1):
             following = np.minimum(at + 1, len(self) - 1)
-            is_later = (self.codes[following] == others.codes) & (self.times[following] <= others.times)
-            at = np.where(is_later & (at + 1 < len(self)), at + 1, at)
-        return at
+            at = np.where(
+                (self.codes[following] == others.codes) & (self.times[following] <= others.times), following, at
+            )
+        several = [codes[np.flatnonzero(codes[1:] == codes[:-1])] for codes in (self.codes, others.codes)]
+        here = np.minimum(at, len(self) - 1)
+        return at, np.isin(others.codes, np.concatenate(several)) & (self.times[here] != others.times)
 
 
 def joined(several: Iterable[Places]) -> Places:
