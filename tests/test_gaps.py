@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from rerun.chunk import Chunk
-from tensordict import TensorDict, lazy_stack
+from tensordict import NonTensorData, TensorDict, lazy_stack
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv
 
@@ -16,7 +16,8 @@ from episode_folders import write_chunks
 from readback import same
 from test_hostile import Scripted, Uneven, record
 from test_selection import Lengths
-from torchrl_rerun import RerunRecorder, load
+from test_values import walk
+from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.arrow import Entity, chunks_of, number_lists, times_of
 from torchrl_rerun.schema import Moment, Source, property_chunk
 from torchrl_rerun.streams import Stream, entity_path
@@ -374,3 +375,60 @@ def test_pictures_that_vary_in_size(path):
     [episode] = load(path)
     assert all(map(same, episode["pixels"], pictures))
     assert episode.tensordict()["pixels"].shape == (3, 10, 9, 3)
+
+
+# --- recorded again ---
+
+
+@pytest.mark.parametrize("missing", [[3], [2, 3, 5]], ids=str)
+def test_what_is_missing_and_what_varies_is_replayed_as_it_was(tmp_path, missing):
+    def observe(t):
+        values = {"x": torch.full((2,), float(t)), "many": torch.full((1 + t % 3,), float(t))}
+        return values if t in missing else values | {"y": torch.full((2,), -float(t)), "note": NonTensorData(f"at {t}")}
+
+    specs = {"x": Unbounded((2,)), "y": Unbounded((2,)), "many": Unbounded((-1,))}
+    env = Scripted(observe, specs=specs).append_transform(RerunRecorder(tmp_path / "run.rrd", in_keys=list(observe(9))))
+    walk(env, 6)
+    replay(tmp_path / "run.rrd", tmp_path / "again.rrd")
+    [first], [again] = load(tmp_path / "run.rrd"), load(tmp_path / "again.rrd")
+    for key in ("x", "y", "many", "note"):
+        assert all(map(same, again[key], first[key])), key
+        assert len(again[key]) == len(first[key])
+    assert again.tensordict()["recorded", "y"].tolist() == first.tensordict()["recorded", "y"].tolist()
+
+
+def test_a_key_that_some_environments_lack_at_some_steps(path):
+    """Of a batch, as a rollout that can't be stacked densely holds it."""
+
+    def moment(t):
+        envs = []
+        for env in range(2):
+            values = {
+                "x": torch.full((1,), float(t)),
+                "note": NonTensorData(f"{env} at {t}"),
+                "y": torch.full((2,), -float(t)),
+            }
+            if env == 1 and t in (2, 3):
+                del values["y"], values["note"]
+            envs.append(TensorDict(values))
+        return envs
+
+    steps = []
+    for t in range(5):
+        of_envs = []
+        for before, after in zip(moment(t), moment(t + 1), strict=True):
+            after = after.update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+            of_envs.append(
+                before.update({"action": torch.zeros(1), "next": after, "done": torch.zeros(1, dtype=torch.bool)})
+            )
+        steps.append(lazy_stack(of_envs, 0))
+    with RerunRecorder(path) as recorder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorder.log_rollout(lazy_stack(steps, 1))
+    whole, lacking = load(path)
+    assert [value[0].item() for value in whole["y"]] == [0, -1, -2, -3, -4, -5]
+    assert [value[0].item() for value in lacking["y"]] == [0, -1, -4, -5]
+    assert whole["note"] == [f"0 at {t}" for t in range(6)]
+    assert lacking["note"] == ["1 at 0", "1 at 1", "1 at 4", "1 at 5"]
+    assert lacking["x"].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert lacking.tensordict().get(("next", "note")).tolist() == ["1 at 1", None, None, "1 at 4", "1 at 5"]

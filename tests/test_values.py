@@ -181,7 +181,7 @@ def test_a_list_that_its_owner_changes_is_recorded_as_it_was(path):
 def test_texts_of_environments_side_by_side(path):
     values = ["a", {"b": [1]}, (1, 2), b"c", None]
     env = SerialEnv(2, lambda: noting(values)).append_transform(RerunRecorder(path))
-    with pytest.warns(RuntimeWarning, match="'note' is not recorded at frame 2: tuple"):
+    with pytest.warns(UserWarning, match="'note' is not recorded at frame 2: tuple"):
         walk(env)
     steps = load(path).rollout()
     for env in range(2):

@@ -17,7 +17,7 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged
+from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged, whole_steps
 from torchrl_rerun.streams import Stream, name_of
 
 SIGN = "data/metadata.json"
@@ -98,8 +98,10 @@ class _Part:
         if not streams:
             raise ValueError(f"nothing that is {what} is exported: choose a key that is")
         for stream in streams:
-            if stream.dtype == "object":
-                raise ValueError(f"{name_of(stream.key)} is no tensor of one shape, which Minari can't hold")
+            if not stream.is_plain:
+                raise ValueError(
+                    f"{name_of(stream.key)} is no tensor of real numbers of one shape, which Minari can't hold"
+                )
         self.streams = streams
         spaces = {".".join(stream.key): _space(stream) for stream in streams}
         self.space = next(iter(spaces.values())) if len(spaces) == 1 else gym.spaces.Dict(spaces)
@@ -140,7 +142,8 @@ def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]]) -> 
     from minari.data_collector import EpisodeBuffer  # noqa: PLC0415 - an extra
 
     for episode, _ in episodes:
-        steps = episode.tensordict([stream.key for stream in layout.streams])
+        wanted = episode.history.described([stream.key for stream in layout.streams])
+        steps = whole_steps(episode, wanted, follow=True)
         if len(steps):
             terminated, truncated = _ends(layout, episode, steps)
             yield EpisodeBuffer(

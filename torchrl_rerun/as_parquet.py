@@ -17,7 +17,7 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Moment
-from torchrl_rerun.steps import Progress, array_of, described, unchanged
+from torchrl_rerun.steps import Progress, array_of, described, unchanged, whole_steps
 
 GROUP_BYTES = 32 << 20
 """Bytes of the steps that are written at once."""
@@ -73,7 +73,7 @@ def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
 
 def _tables(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None) -> Iterator[pa.Table]:
     for episode, found in described(episodes, keys):
-        steps = episode.tensordict([stream.key for stream, _ in found])
+        steps = whole_steps(episode, found, follow=False)
         count, known = len(steps), episode.properties
         columns = {
             "env": pa.repeat(pa.scalar(known.env, pa.int64()), count),

@@ -24,7 +24,7 @@ from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, n
 from torchrl_rerun.episodes import FRAME, Positions
 from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, is_like, pictures_of, shown
 from torchrl_rerun.losses import Losses
-from torchrl_rerun.objects import NotStorableError, Written, tensor_data, written
+from torchrl_rerun.objects import MISSING, NotStorableError, Written, tensor_data, written
 from torchrl_rerun.palette import FLAG_COLORS, PALETTE, color
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
@@ -116,6 +116,8 @@ class ChunkFactory:
         others: list[int] = []
         values: list[Written] = []
         for row, value in enumerate(rows):
+            if value is MISSING:
+                continue
             if _is_usual(stream, value):
                 usual.append(row)
                 continue

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict, TensorDictBase, lazy_stack
 
 from torchrl_rerun.chunks import ALL, Codes, Part, Span, episode_span
 from torchrl_rerun.decoding import Stored, decoded, from_keyframe, stored_in
 from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode
-from torchrl_rerun.padding import Form, filling, largest, mask_name, padded, put, shapes_of, taken
+from torchrl_rerun.padding import Form, as_tensor, filling, largest, mask_name, padded, put, shapes_of, taken
 from torchrl_rerun.rows import (
     Held,
     Places,
@@ -110,6 +110,20 @@ class _Coming(NamedTuple):
 
     places: Places
     stored: Sequence[Stored]
+
+
+class _Values(NamedTuple):
+    """What is recorded of a key at one side of steps.
+
+    Attributes:
+        is_next: whether it is what they led to.
+        values: ``[n, ...]``, filled where there is none.
+        is_there: where there are some, ``[n]``.
+    """
+
+    is_next: bool
+    values: npt.NDArray[Any]
+    is_there: npt.NDArray[np.bool_]
 
 
 class History:
@@ -250,6 +264,57 @@ class History:
             at: which of them, as :meth:`transitions` says of the same keys or more; None: all.
             form: of several steps that are to fit together; None: what these need.
         """
+        form = Form() if form is None else form
+        name = mask_name(self.run.schema)
+        at, read = self._read(wanted, span, at)
+        root, following = TensorDict(batch_size=[len(at)]), TensorDict(batch_size=[len(at)])
+        for stream, values in read:
+            lacks = stream.key in form.masked or any(not each.is_there.all() for each in values)
+            found, masks = [each.values for each in values], [each.is_there for each in values]
+            if stream.varies:
+                found, masks, lacks = _of_one_size(stream, found, form, lacks=lacks)
+            for each, rows, mask in zip(values, found, masks, strict=True):
+                part = following if each.is_next else root
+                put(part, stream, rows)
+                if lacks:
+                    part.set((name, *stream.key), torch.from_numpy(mask))
+        return root.set("next", following)
+
+    def moments(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDictBase:
+        """Steps as the environment gave them: a key that is missing at a step is not in it, and values have their own shapes.
+
+        If any is missing or varies they are a lazy stack.
+
+        Args:
+            wanted: of which keys.
+            span: where.
+        """
+        at, read = self._read(wanted, span, None)
+        root, following = TensorDict(batch_size=[len(at)]), TensorDict(batch_size=[len(at)])
+        uneven: list[tuple[Stream, _Values]] = []
+        for stream, values in read:
+            for each in values:
+                if stream.varies or not each.is_there.all():
+                    uneven.append((stream, each))
+                else:
+                    put(following if each.is_next else root, stream, each.values)
+        steps = root.set("next", following)
+        if not uneven:
+            return steps
+        apart = [step.copy() for step in steps.unbind(0)]
+        for step in apart:
+            step.set("next", step.get("next").copy())
+        for stream, each in uneven:
+            for row in np.flatnonzero(each.is_there).tolist():
+                [value] = as_tensor(stream, each.values[row : row + 1])
+                part = apart[row].get("next") if each.is_next else apart[row]
+                part.set(stream.key, NonTensorData(value) if stream.dtype == "object" else value)
+        return lazy_stack(apart)
+
+    def _read(
+        self, wanted: Sequence[Described], span: Span, at: Transitions | None
+    ) -> tuple[Transitions, Iterator[tuple[Stream, list[_Values]]]]:
+        """Steps, and what is recorded of keys before and after each."""
         read = {
             # Agents' pictures are put together, which needs all of them.
             stream.key: self.rows(stream, span)
@@ -260,26 +325,26 @@ class History:
         if at is None:
             at = self._transitions(wanted, {key: rows.places for key, rows in read.items()}, span)
             self._say_apart(at)
-        form = Form() if form is None else form
-        name = mask_name(self.run.schema)
-        root, following = TensorDict(batch_size=[len(at)]), TensorDict(batch_size=[len(at)])
+        return at, self._taken(wanted, read, at)
+
+    def _taken(
+        self, wanted: Sequence[Described], read: dict[Key, Rows | _Coming], at: Transitions
+    ) -> Iterator[tuple[Stream, list[_Values]]]:
         for stream, moment in wanted:
             rows = read.pop(stream.key)
             row_of = rows.places.find(at.frames)
-            numbers = [row_of[frames] for frames in _frames_of(moment, at)]
-            parts = [
-                part for part, is_seen in ((root, Moment.STEPPED), (following, Moment.ACTED)) if moment is not is_seen
+            sides = [
+                is_next for is_next, without in ((False, Moment.STEPPED), (True, Moment.ACTED)) if moment is not without
             ]
-            found: Sequence[npt.NDArray[Any]] = _taken(stream, rows, numbers)
-            lacks = stream.key in form.masked or any((each < 0).any() for each in numbers)
-            masks: Sequence[npt.NDArray[np.bool_]] = [each >= 0 for each in numbers]
-            if stream.varies:
-                found, masks, lacks = _of_one_size(stream, found, form, lacks=lacks)
-            for part, values, mask in zip(parts, found, masks, strict=True):
-                put(part, stream, values)
-                if lacks:
-                    part.set((name, *stream.key), torch.from_numpy(mask))
-        return root.set("next", following)
+            numbers = [row_of[at.at + is_next] for is_next in sides]
+            found = _taken(stream, rows, numbers)
+            yield (
+                stream,
+                [
+                    _Values(is_next, values, rows_at >= 0)
+                    for is_next, values, rows_at in zip(sides, found, numbers, strict=True)
+                ],
+            )
 
     def _transitions(self, wanted: Sequence[Described], places: Mapping[Key, Places], span: Span) -> Transitions:
         of = {moment: [places[stream.key] for stream, which in wanted if which is moment] for moment in Moment}

@@ -36,6 +36,6 @@ class Losses:
             warnings.warn(
                 f"{name_of(key)} is not recorded at {at}: {why} can't be stored so that it comes back as it was. All else of "
                 "the key is recorded; of further values that can't be stored nothing is said",
-                RuntimeWarning,
+                UserWarning,
                 stacklevel=2,
             )

@@ -51,6 +51,10 @@ class Lost:
         self.what = what
 
 
+MISSING = Lost("nothing")
+"""Stands for a value that an environment did not give, where others of its batch did."""
+
+
 class NotStorableError(TypeError):
     """A value can't be stored so that it comes back as it was."""
 

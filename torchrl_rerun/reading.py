@@ -269,8 +269,13 @@ class LoadedEpisode:
     def tensordict(self, keys: Sequence[NestedKey] | None = None) -> TensorDict:
         """Its steps, ``[time]``: what was observed and done at t at the root, what came of it (t + 1) below ``"next"``.
 
-        Dtypes and shapes are those that were recorded. Of frames that weren't recorded (``skip``, triggers) there is
-        nothing: what is next is then the next one that is recorded. A step of which a key is missing is left out.
+        Dtypes and shapes are those that were recorded. A step leads from a recorded frame to the one that followed it in the
+        environment: where frames weren't recorded (``skip``, triggers) there are no steps, and ``episode[key]`` has the rows.
+
+        A key that is missing at some of the frames is filled there (NaN, 0, None), and has a mask beside it,
+        ``("recorded", key)`` and ``("next", "recorded", key)``, True where a value was recorded. The values of a key that
+        vary in shape are padded to the largest; their mask has their shape. If a key is called ``"recorded"``, the masks
+        are below ``"recorded_"``.
 
         Args:
             keys: which ones, without ``"next"``; None: all but the returns that the recorder worked out.
@@ -284,7 +289,8 @@ class LoadedEpisode:
     def __getitem__(self, key: NestedKey) -> Any:
         """All values of a key, ``[rows, ...]``: of an observation one more than there are steps.
 
-        Of non-tensor data it is a list.
+        Of non-tensor data, and of tensors that vary in shape, it is a list: each value as it was. Frames at which the key is
+        missing have no row.
 
         Raises:
             KeyError: the key isn't recorded.
@@ -371,8 +377,8 @@ def _say_lacking(run: _Run[FilePart]) -> None:
     lacking = run.schema.lacking(rows)
     if lacking:
         warn(
-            f"{unfinished[-1]} isn't finished: it holds {told_lacking(lacking)}. Steps without them are left out, unless "
-            "other keys alone are asked for"
+            f"{unfinished[-1]} isn't finished: it holds {told_lacking(lacking)}. Where they are missing, masks say so: "
+            "('recorded', key)"
         )
 
 

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.envs.registration import load_env_creator
-from tensordict import NonTensorData, NonTensorStack, TensorDict, TensorDictBase, is_tensor_collection
+from tensordict import (
+    LazyStackedTensorDict,
+    NonTensorData,
+    NonTensorStack,
+    TensorDict,
+    TensorDictBase,
+    is_tensor_collection,
+)
 from tensordict.base import _is_leaf_nontensor
 from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import (
@@ -32,17 +39,18 @@ from torchrl.record import PixelRenderTransform
 from torchrl_rerun.devices import device_of
 from torchrl_rerun.events import Ends
 from torchrl_rerun.names import known_names
-from torchrl_rerun.objects import Lost, frozen
+from torchrl_rerun.objects import MISSING, Lost, frozen
 from torchrl_rerun.streams import Key, Leaf, UnsupportedLeafError
 
 _NOT_DATA = ("_reset", "_step")
 
 
 class Uneven:
-    """Values of one key that no plain tensor holds together: of different shapes in different environments, or agents.
+    """Values of one key that nothing holds together: of different shapes in different environments, or agents.
 
     Args:
-        values: one for each environment of the flattened batch, of a group of agents a list of one for each agent.
+        values: one for each environment of the flattened batch, of a group of agents a list of one for each agent; None of
+            those that gave none.
         why_not: why they can't be told apart; empty: they can.
     """
 
@@ -52,10 +60,15 @@ class Uneven:
 
     @property
     def first(self) -> torch.Tensor:
-        """The first value."""
-        value = self.values[0]
+        """The first value, of those that are tensors."""
+        value = next(each for each in self.values if each is not None)
         first: torch.Tensor = value[0] if isinstance(value, list) else value
         return first
+
+    @property
+    def is_of_tensors(self) -> bool:
+        """Whether all values are tensors."""
+        return all(isinstance(value, torch.Tensor) and not value.is_nested for value in _flattened(self.values))
 
 
 def as_key(key: str | tuple[Any, ...]) -> Key:
@@ -160,9 +173,11 @@ def leaves(tensordict: TensorDictBase) -> dict[str, Any] | None:
 
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
     """The keys of all leaves of a tensordict that are data, those under ``"next"`` left out."""
-    found = tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
-    keys = (as_key(key) for key in found)
-    return [key for key in keys if key[0] != "next" and key[-1] not in _NOT_DATA]
+    try:
+        found = [*map(as_key, tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor))]
+    except Exception:  # a lazy stack of which some parts lack a key (tensordict 0.14)
+        found = list(dict.fromkeys(key for each in _unbound(tensordict) for key in data_keys(each)))
+    return [key for key in found if key[0] != "next" and key[-1] not in _NOT_DATA]
 
 
 def value_of(tensordict: TensorDictBase, key: Key) -> Any:
@@ -174,10 +189,24 @@ def value_of(tensordict: TensorDictBase, key: Key) -> Any:
         value = tensordict.get(key, None)
     except Exception:  # a lazy stack of different shapes can't stack them
         return _apart(tensordict, key)
+    if value is None and _is_lazy(tensordict, key):  # of which a single part may lack it
+        return _apart(tensordict, key)
     return components_of(value, tensordict.batch_dims) if isinstance(value, torch.Tensor) and value.is_nested else value
 
 
-def _apart(tensordict: TensorDictBase, key: Key) -> Uneven:
+def _is_lazy(tensordict: TensorDictBase, key: Key) -> bool:
+    """Whether a key would be in a lazy stack."""
+    for name in ("", *key[:-1]):
+        inner = tensordict.get(name, None) if name else tensordict
+        if not isinstance(inner, TensorDictBase):
+            return False
+        if isinstance(inner, LazyStackedTensorDict):
+            return True
+        tensordict = inner
+    return False
+
+
+def _apart(tensordict: TensorDictBase, key: Key) -> Uneven | None:
     """The values of a key in each environment of a lazy stack."""
     found = []
     for each in _unbound(tensordict):
@@ -188,16 +217,21 @@ def _apart(tensordict: TensorDictBase, key: Key) -> Uneven:
                 found.append([agent.get(key[-1], None) for agent in each.get(key[:-1]).unbind(0)])
             except Exception as error:
                 return Uneven([], f"they can't be stacked ({error})")
-    flat = [value for each in found for value in (each if isinstance(each, list) else [each])]
-    if not all(isinstance(value, torch.Tensor) and not value.is_nested for value in flat):
-        return Uneven([], "they are not all tensors")
+    there = [each for each in found if each is not None]
+    if not there:
+        return None
     if (
-        not flat
-        or len({type(each) for each in found}) > 1
-        or len({len(each) for each in found if type(each) is list}) > 1
+        len({isinstance(each, list) for each in there}) > 1
+        or len({len(each) for each in there if isinstance(each, list)}) > 1
     ):
         return Uneven([], "environments have different numbers of agents")
     return Uneven(found)
+
+
+def _flattened(values: Sequence[Any]) -> list[Any]:
+    """The values that there are, of environments and of their agents."""
+    there = [each for each in values if each is not None]
+    return [value for each in there for value in (each if isinstance(each, list) else [each])]
 
 
 def _unbound(tensordict: TensorDictBase) -> list[TensorDictBase]:
@@ -258,15 +292,18 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
 def _uneven_leaf(key: Key, value: Uneven, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
     if value.why_not:
         raise UnsupportedLeafError(value.why_not)
-    dtypes = {each.dtype for of_one in value.values for each in (of_one if isinstance(of_one, list) else [of_one])}
+    if not value.is_of_tensors:
+        sample = next(each for each in objects_in(value, tensordict.batch_size) if each is not MISSING)
+        return Leaf(key, "object", (), sample=sample)
+    dtypes = {each.dtype for each in _flattened(value.values)}
     if len(dtypes) > 1:
         raise UnsupportedLeafError(f"of different dtypes, {', '.join(sorted(map(str, dtypes)))}")
-    first = value.first
+    first, there = value.first, [each for each in value.values if each is not None]
     check_dense(first)
     shape = tuple(first.shape)
-    if isinstance(value.values[0], list):
-        shape = (len(value.values[0]), *shape)
-    numbers = {len(each) if isinstance(each, list) or each.ndim else 0 for each in value.values}
+    if isinstance(there[0], list):
+        shape = (len(there[0]), *shape)
+    numbers = {len(each) if isinstance(each, list) or each.ndim else 0 for each in there}
     agents = _agents(key, shape, tensordict, env) if len(numbers) == 1 else ()
     return Leaf(key, str(first.dtype).removeprefix("torch."), shape, agents, varies=True)
 
@@ -337,7 +374,12 @@ def as_array(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
 def objects_in(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
     """Each environment's value by itself, ``[envs]``, as it is now: whoever gave it may change it. Tensors become arrays."""
     count = batch_size.numel()
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Uneven):
+        if value.why_not:
+            raise UnsupportedLeafError(value.why_not)
+        raw = [each.data if isinstance(each, NonTensorData) else each for each in value.values]
+        objects = [MISSING if each is None else _object(one) for each, one in zip(value.values, raw, strict=True)]
+    elif isinstance(value, torch.Tensor):
         objects = [_object(each) for each in value.reshape(count, *value.shape[len(batch_size) :]).unbind(0)]
     elif isinstance(value, NonTensorStack):
         objects = [_object(item) for item in _flat(value.tolist(), len(batch_size))]
@@ -370,6 +412,9 @@ def objects_of(value: Any, batch_size: torch.Size, dtype: str, agents: int) -> n
     count = batch_size.numel()
     out = np.empty((count, agents) if agents else count, object)
     for env, of_one in enumerate(of_each):
+        if of_one is None:
+            out[env] = MISSING
+            continue
         if agents and len(of_one) != agents:
             raise UnsupportedLeafError(f"of {len(of_one)} agents instead of {agents}")
         for agent, each in enumerate(of_one if agents else [of_one]):
