@@ -18,6 +18,7 @@ from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
 from torchrl_rerun import threads
 from torchrl_rerun.episodes import TIMELINES
+from torchrl_rerun.losses import Losses
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.streams import ImageFormat, Leaf, describe
 
@@ -47,7 +48,7 @@ class Encoding:
 
     def run(self) -> None:
         """Encode all of them."""
-        encoded = Pictures(30.0, max_age=math.inf)
+        encoded = Pictures(30.0, Losses(), max_age=math.inf)
         for env, rows in enumerate(self._pixels):
             encoded.add(f"/env_{env}", self._stream, rows, self._positions)
         encoded.settle()

@@ -28,6 +28,7 @@ from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.columns import ChunkFactory
 from torchrl_rerun.episodes import TIMELINES
+from torchrl_rerun.losses import Losses
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
 from torchrl_rerun.streams import ImageFormat, Leaf, describe
@@ -113,8 +114,8 @@ def _seconds(each: Format, pictures: Stack) -> float:
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
     for _ in range(3):
-        encoded = Pictures(30.0, max_age=math.inf)
-        factory = ChunkFactory(30.0, encoded)
+        encoded = Pictures(30.0, Losses(), max_age=math.inf)
+        factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
         chunks = [*factory.chunks(Piece(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
         times.append(time.process_time() - start)

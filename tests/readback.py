@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from rerun.chunk import RrdReader
 from tensordict import TensorDictBase
 
 from torchrl_rerun.chunks import parts_in
-from torchrl_rerun.history import History, as_tensor
+from torchrl_rerun.history import History
+from torchrl_rerun.padding import as_tensor
 from torchrl_rerun.reading import _Run
 from torchrl_rerun.schema import Schema
 
@@ -102,8 +104,7 @@ def read(path: str | Path) -> Recorded:
             rows.times.append({name: columns[name][i] for name in timelines})
             entry = paths.get(path_, BATCH) if path_.startswith("/batch/") else paths[path_]
             rows.values.append(_value(entry, {n: columns[n][i] for n in columns if ":" in n}, batch))
-            if "StateChange:state" in columns:
-                rows.states.append(columns["StateChange:state"][i])
+            rows.states.append(columns["StateChange:state"][i] if "StateChange:state" in columns else None)
             if "VideoStream:sample" in columns:
                 rows.samples.append(bytes(columns["VideoStream:sample"][i][0]))
                 rows.keyframes += columns["VideoStream:is_keyframe"][i]
@@ -111,7 +112,7 @@ def read(path: str | Path) -> Recorded:
         order = sorted(range(len(rows.times)), key=lambda i: rows.times[i]["frame"])
         rows.times = [rows.times[i] for i in order]
         rows.values = [rows.values[i] for i in order]
-        rows.states = [rows.states[i] for i in order] if rows.states else []
+        rows.states = [rows.states[i] for i in order] if any(rows.states) else []
         if rows.samples:
             codec = paths[path_]["image_format"]
             assert static[path_]["VideoStream:codec"] == [CODECS[codec].value]
@@ -161,11 +162,15 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
     """One row's value as it was given to the recorder: a tensor of the recorded dtype and shape, or a string."""
     shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
     kind = entry["kind"]
-    if kind == "text":
-        return row["TextDocument:text"][0]
+    if row.get("TextDocument:text") is not None:
+        return _told(
+            *(row.get(name) for name in ("TextDocument:text", "TextDocument:media_type", "torchrl_rerun:type"))
+        )
+    if entry["dtype"] == "object" and row.get("Tensor:data") is not None:
+        return _array(row["Tensor:data"][0], (row.get("torchrl_rerun:type") or [None])[0])
     if "VideoStream:sample" in row:
         return None  # until all samples are there
-    if kind in ("image", "depth", "segmentation"):
+    if kind in ("image", "depth", "segmentation") and row.get("Tensor:data") is None:
         if "EncodedImage:blob" in row:
             picture = np.asarray(Image.open(io.BytesIO(bytes(row["EncodedImage:blob"][0]))))
         else:
@@ -179,11 +184,20 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
             picture = picture.reshape(image_format["height"], image_format["width"], depth)
             if entry["dtype"] == "bool":
                 picture = picture.astype(bool)
-        return picture if entry["dtype"] == "object" else _picture(entry, picture)
-    if kind == "tensor":
+        if entry["dtype"] == "object" or entry.get("varies"):
+            if picture.ndim == 2:
+                picture = picture[..., None]
+            moved = {"CHW": np.moveaxis(picture, -1, 0), "HW": picture[..., 0], "HWC": picture}[entry["channels"]]
+            return moved if entry["dtype"] == "object" else torch.tensor(np.ascontiguousarray(moved))
+        return _picture(entry, picture)
+    if kind == "tensor" or row.get("Tensor:data") is not None:
         data = (row.get("BarChart:values") or row["Tensor:data"])[0]
-        assert list(data["shape"]) == list(shape)
-        flat = data["buffer"]
+        is_complex = entry["dtype"].startswith("complex")
+        found = data["shape"][:-1] if is_complex else data["shape"]
+        assert entry.get("varies") or list(found) == list(shape)
+        flat, shape = data["buffer"], found
+        if is_complex:
+            flat = [complex(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
     else:
         flat = row.get("torchrl_rerun:exact") or row["Scalars:scalars"]
     dtype = getattr(torch, entry["dtype"])
@@ -191,9 +205,27 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
         return (
             (torch.tensor(flat, dtype=torch.float32).view(torch.int32) >> 16).to(torch.int16).view(dtype).reshape(shape)
         )
-    if not dtype.is_floating_point:
+    if not (dtype.is_floating_point or dtype.is_complex):
         flat = [int(number) for number in flat]  # torch makes no uint64 of floats
     return torch.tensor(flat, dtype=dtype).reshape(shape)
+
+
+def _told(text: list[str], media_type: list[str] | None, type_name: list[str] | None) -> Any:
+    """What a text stands for."""
+    value = text[0]
+    if media_type == ["application/json"]:
+        value = json.loads(value)
+    elif media_type == ["application/octet-stream"]:
+        value = base64.b64decode(value)
+    return value if type_name is None else getattr(np, type_name[0])(value)
+
+
+def _array(data: dict[str, Any], type_name: str | None) -> Any:
+    if type_name is not None and type_name.startswith("complex"):
+        pairs = np.array(data["buffer"]).reshape(-1, 2)
+        return (pairs[:, 0] + 1j * pairs[:, 1]).astype(type_name).reshape(data["shape"][:-1])
+    values = np.array(data["buffer"]).reshape(data["shape"])
+    return values if type_name is None else values.astype(type_name)
 
 
 def _picture(entry: dict[str, Any], picture: Any) -> torch.Tensor:
@@ -225,8 +257,10 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
-    return a == b
+        return np.shape(a) == np.shape(b) and np.array_equal(a, b)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

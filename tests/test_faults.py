@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 from tensordict import NonTensorData, TensorDict
@@ -20,6 +21,8 @@ from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepC
 from interrupts import interrupted
 from programs import python
 from readback import read
+from test_hostile import Scripted
+from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.buffer import Block, Buffer
 from torchrl_rerun.events import Events
@@ -258,7 +261,7 @@ def test_options_out_of_range(path, options, message):
     [
         ({"names": {"observation": ["x", "y"]}}, "2 names, but a row has 4 numbers"),
         ({"kinds": {"observation": "image"}}, "doesn't fit float32 of shape"),
-        ({"kinds": {"observation": "text"}}, "'text' is for strings"),
+        ({"kinds": {"observation": "text"}}, "'text' is for non-tensor data"),
     ],
 )
 def test_options_that_do_not_fit_the_data(path, options, message):
@@ -277,21 +280,18 @@ def test_a_path_that_is_no_recording(tmp_path):
 
 
 class Odd(EnvBase):
-    """Gives what no kind can hold, and pictures whose dtype changes."""
+    """Gives what no kind can hold, and pictures."""
 
-    def __init__(self, *, turns_bad_at=None):
+    def __init__(self):
         super().__init__()
         self.observation_spec = Composite(x=Unbounded((1,)))  # no spec can say complex
         self.action_spec = Unbounded((1,))
         self.reward_spec = Unbounded((1,))
-        self.t, self.turns_bad_at = 0, turns_bad_at
+        self.t = 0
 
     def _observe(self):
-        import numpy as np
-
-        out = TensorDict(wave=torch.zeros(2, dtype=torch.complex64), x=torch.full((1,), float(self.t)))
-        bad = self.turns_bad_at is not None and self.t >= self.turns_bad_at
-        out["picture"] = NonTensorData(np.zeros((8, 8, 3), np.int64 if bad else np.uint8))
+        out = TensorDict(wave=torch.zeros(2, dtype=torch.complex32), x=torch.full((1,), float(self.t)))
+        out["picture"] = NonTensorData(np.zeros((8, 8, 3), np.uint8))
         out["thing"] = NonTensorData(object())
         return out
 
@@ -309,11 +309,10 @@ class Odd(EnvBase):
 def test_unsupported_data_is_skipped_by_name(path):
     env = Odd().append_transform(RerunRecorder(path, in_keys=["wave", "thing", "x", "reward"]))
     with pytest.warns(UserWarning, match="is not recorded") as warned:
-        env.rollout(4)
-    env.close()
+        walk(env)
     messages = " ".join(str(w.message) for w in warned)
-    assert "'wave' is not recorded: complex64" in messages
-    assert "'thing' is not recorded: object" in messages
+    assert "'wave' is not recorded: complex32" in messages
+    assert "'thing' is not recorded at frame 0: object" in messages
     assert read(path)["/env_0/x"].values[-1].item() == 4
 
 
@@ -321,12 +320,15 @@ def test_unsupported_data_is_skipped_by_name(path):
 
 
 def test_an_encoder_that_fails_does_not_stop_the_environment(path):
-    env = Odd(turns_bad_at=3).append_transform(
-        RerunRecorder(path, in_keys=["picture", "x"], image_format="png", buffer_bytes=4000)
+    """No encoder of H.264 takes pictures as wide as these."""
+    options = {"image_format": "h264", "kinds": {"wide": "image"}, "buffer_bytes": 100_000}
+    env = Scripted(
+        lambda t: {"wide": torch.zeros(2, 20_000, 3, dtype=torch.uint8)}, specs={"wide": Unbounded((2, 20_000, 3))}
     )
+    env = env.append_transform(RerunRecorder(path, **options))
     with pytest.warns(RuntimeWarning, match="training goes on"):
-        rollout = env.rollout(500)
-    assert len(rollout) == 500
+        rollout = env.rollout(50)
+    assert len(rollout) == 50
     with pytest.raises(RecordingError, match=r"\d+ frames were lost") as raised:
         env.transform.dump()
     assert raised.value.__cause__ is not None

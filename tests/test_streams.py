@@ -135,10 +135,19 @@ def test_the_spec_decides_before_the_data():
     assert described("int64", ()).kind == "scalars"
 
 
-@pytest.mark.parametrize("sample", [object(), b"bytes", {"a": 1}, np.array(["text"])])
-def test_objects_that_are_neither_text_nor_arrays(sample):
-    with pytest.raises(UnsupportedLeafError):
-        described("object", (), sample=sample)
+@pytest.mark.parametrize("sample", ["text", b"bytes", {"a": 1}, None, 5, np.array(["text"])])
+def test_non_tensor_data_that_is_no_array_of_numbers_is_text(sample):
+    assert described("object", (), sample=sample).kind == "text"
+
+
+def test_dtypes_that_no_kind_can_hold():
+    with pytest.raises(UnsupportedLeafError, match="complex32 data can't be recorded"):
+        described("complex32", (2,))
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((3,), "tensor"), ((8, 8, 3), "image"), ((), "tensor")])
+def test_keys_that_vary_in_shape_are_pictures_or_tensors(shape, kind):
+    assert described("uint8", shape, varies=True).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -168,6 +177,7 @@ def test_overrides_that_do_not_fit(leaf, message):
         Stream(("pixels",), "image", "uint8", (4, 8, 8), image_format="raw", channels="CHW", stack=4, newest=True),
         Stream(("action",), "state", "int64", (5,), discrete="one_hot", categories=(2, 3), names=("no", "yes", "so")),
         Stream(("picture",), "image", "object", (), image_format="jpeg", shared=True),
+        Stream(("points",), "tensor", "float32", (3, 4), varies=True),
         Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",)),
     ],
 )

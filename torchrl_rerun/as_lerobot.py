@@ -29,7 +29,7 @@ from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import Wish, distinct, dotted
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, chosen, described, told, unchanged
+from torchrl_rerun.steps import FLAGS, Progress, array_of, chosen, described, told, unbroken_transitions, unchanged
 from torchrl_rerun.streams import Key, Stream, name_of
 from torchrl_rerun.video import USUAL_FPS, check_fps
 
@@ -123,7 +123,7 @@ def to_lerobot(
 
 def _is_held(stream: Stream) -> bool:
     """Whether the format holds it."""
-    return stream.kind == "image" or not (stream.is_picture or stream.dtype == "object" or stream.sums)
+    return stream.kind == "image" or (stream.is_plain and not (stream.is_picture or stream.sums))
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ class _Dataset:
         for episode, found in episodes:
             numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
             span = episode_span(episode.properties.episode)
-            at = episode.history.transitions(found, span)  # of which there are pictures, too
-            if not len(at.before):
+            at = unbroken_transitions(episode, found)  # of which there are pictures, too
+            if not len(at):
                 continue
             steps = episode.history.steps(numbers, span, at)
             added = _Episode(len(self.episodes), len(steps), self.steps, {})

@@ -18,7 +18,7 @@ from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import distinct, dotted
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged
+from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged, whole_steps
 from torchrl_rerun.streams import Stream, name_of
 
 SIGN = "data/metadata.json"
@@ -101,8 +101,10 @@ class _Part:
         if not streams:
             raise ValueError(f"nothing that is {what} is exported: choose a key that is")
         for stream in streams:
-            if stream.dtype == "object":
-                raise ValueError(f"{name_of(stream.key)} is no tensor of one shape, which Minari can't hold")
+            if not stream.is_plain:
+                raise ValueError(
+                    f"{name_of(stream.key)} is no tensor of real numbers of one shape, which Minari can't hold"
+                )
         self.streams = streams
         wishes = [dotted(stream.key, name_of(stream.key), stream.key) for stream in streams]
         self._names = distinct(wishes, f"Minari, of what is {what}") if len(streams) > 1 else {}
@@ -149,7 +151,8 @@ def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]]) -> 
     from minari.data_collector import EpisodeBuffer  # noqa: PLC0415 - an extra
 
     for episode, _ in episodes:
-        steps = episode.tensordict([stream.key for stream in layout.streams])
+        wanted = episode.history.described([stream.key for stream in layout.streams])
+        steps = whole_steps(episode, wanted, follow=True)
         if len(steps):
             terminated, truncated = _ends(layout, episode, steps)
             yield EpisodeBuffer(

@@ -19,7 +19,7 @@ from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import distinct, slashed
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import Progress, array_of, described, unchanged
+from torchrl_rerun.steps import Progress, array_of, described, unchanged, whole_steps
 from torchrl_rerun.streams import Key, name_of
 
 GROUP_BYTES = 32 << 20
@@ -89,7 +89,7 @@ def _tables(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None)
     names: dict[Key, str] = {}
     for episode, found in described(episodes, keys):
         names = names or _names(found)
-        steps = episode.tensordict([stream.key for stream, _ in found])
+        steps = whole_steps(episode, found, follow=False)
         count, known = len(steps), episode.properties
         columns = {
             "env": pa.repeat(pa.scalar(known.env, pa.int64()), count),

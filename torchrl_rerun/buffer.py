@@ -22,6 +22,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.devices import Arrival, Transfers
 from torchrl_rerun.episodes import Positions
 from torchrl_rerun.events import Event, Events
+from torchrl_rerun.objects import size_of
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.streams import PAGE, Stream
 
@@ -43,7 +44,7 @@ EVENTS_PER_SLOT = 4
 """Events that a block notes at the most, for each frame that it has room for."""
 
 Arrays = Sequence[Any]
-"""One array ``[envs, *stream.shape]`` for each stream of a moment, in their order; None for what is missing."""
+"""One array ``[envs, *stream.slot_shape]`` for each stream of a moment, in their order; None for what is missing."""
 
 
 @dataclass(frozen=True)
@@ -81,26 +82,26 @@ class Values:
         slots: how many frames there is room for.
 
     Attributes:
-        array: ``[slots, envs, *stream.shape]``, or ``[envs, slots, *stream.shape]`` if it lies by environment.
+        array: ``[slots, envs, *stream.slot_shape]``, or ``[envs, slots, *stream.slot_shape]`` if it lies by environment.
     """
 
     def __init__(self, stream: Stream, envs: int, slots: int) -> None:
         self.stream = stream
-        self.is_objects = stream.dtype == "object"
+        self.is_objects = stream.is_object
         # From an accelerator a frame comes in one piece.
         self.lies_by_env = stream.is_large and not stream.device
         envs = 1 if stream.shared else envs
         sizes = (envs, slots) if self.lies_by_env else (slots, envs)
         allocate = Transfers.allocate if stream.device else np.empty  # which takes no memory until it is written to
-        self.array: npt.NDArray[Any] = allocate((*sizes, *stream.shape), stream.storage)
+        self.array: npt.NDArray[Any] = allocate((*sizes, *stream.slot_shape), stream.storage)
 
     @property
     def by_frame(self) -> npt.NDArray[Any]:
-        """``[slots, envs, *stream.shape]``."""
+        """``[slots, envs, *stream.slot_shape]``."""
         return self.array.swapaxes(0, 1) if self.lies_by_env else self.array
 
     def of(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-        """The rows ``[n, *stream.shape]`` of an environment in some slots."""
+        """The rows ``[n, *stream.slot_shape]`` of an environment in some slots."""
         rows: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
         return rows
 
@@ -242,7 +243,7 @@ class Block:
                 frames.pop()
 
     def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
-        self.object_bytes += sum(size_of(value) for values in objects for value in values)
+        self.object_bytes += sum(size_of(value) for values in objects for value in values.flat)
         self.is_heavy = self.object_bytes > self._object_capacity
 
     def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
@@ -545,8 +546,3 @@ class Buffer:
             self.seconds_waited += time.monotonic() - began
             self._waited()
         return block
-
-
-def size_of(value: object) -> int:
-    """Bytes of a Python object, about."""
-    return len(value) if isinstance(value, str) else int(getattr(value, "nbytes", 64))

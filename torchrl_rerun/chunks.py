@@ -62,6 +62,9 @@ class Part(Protocol):
     def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
         """The chunks of an entity that may have rows in a span, in the order of their rows."""
 
+    def count(self, path: str) -> int | None:
+        """How many rows an entity has; None: only reading them tells."""
+
 
 def episode_span(episode: int) -> Span:
     """All of an episode."""
@@ -73,6 +76,12 @@ def codes_of(batch: pa.RecordBatch) -> Codes:
     episode, step = (batch.column(name).to_numpy() for name in ("episode", "episode_step"))
     codes: Codes = episode << 32 | step
     return codes
+
+
+def times_of(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """When the rows of a chunk were recorded, in nanoseconds since the epoch."""
+    times: npt.NDArray[np.int64] = batch.column("log_time").cast(pa.int64()).to_numpy()
+    return times
 
 
 # --- files ---
@@ -113,6 +122,10 @@ class FilePart:
                 yield _chunk(self, place)
             elif place.first <= span[1] and place.last >= span[0]:
                 yield _CACHE.chunk(self, place)
+
+    def count(self, path: str) -> int | None:
+        """How many rows an entity has."""
+        return sum(place.rows for place in self.places.get(path, ()))
 
 
 def parts_in(file: Path) -> list[FilePart]:
@@ -368,3 +381,8 @@ class SegmentPart:
         del span
         found = (chunk.to_record_batch() for chunk in self._store.stream().filter(content=path, is_static=False))
         yield from sorted((batch for batch in found if len(batch)), key=lambda batch: int(codes_of(batch)[0]))
+
+    def count(self, path: str) -> int | None:
+        """How many rows an entity has: only reading them tells."""
+        del path
+        return None

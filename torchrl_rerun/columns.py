@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,12 @@ import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
+from torchrl_rerun import objects
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
-from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, pictures_of, shown
+from torchrl_rerun.episodes import FRAME, Positions
+from torchrl_rerun.images import COLOR_MODELS, MEDIA_TYPES, is_like, pictures_of, shown
+from torchrl_rerun.losses import Losses
+from torchrl_rerun.objects import MISSING, NotStorableError, Written, tensor_data, written
 from torchrl_rerun.palette import FLAG_COLORS, PALETTE, color
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece
@@ -42,16 +46,18 @@ ARCHETYPES: Mapping[str, str] = {"image": "Image", "depth": "DepthImage", "segme
 
 
 class ChunkFactory:
-    """Turns the rows of environments into chunks.
+    """Turns the rows of environments into chunks. A value that can't be stored costs that value.
 
     Args:
         fps: frames per second of simulated time; None: no ``sim_time``.
         pictures: takes images, and makes chunks of them when there are enough.
+        losses: told of values that could not be stored.
     """
 
-    def __init__(self, fps: float | None, pictures: Pictures) -> None:
+    def __init__(self, fps: float | None, pictures: Pictures, losses: Losses) -> None:
         self._fps = fps
         self._pictures = pictures
+        self._losses = losses
 
     def chunks(self, piece: Piece, env: int | None) -> Iterator[Chunk]:
         """One chunk for each key and agent, but of encoded pictures.
@@ -60,16 +66,104 @@ class ChunkFactory:
             piece: the rows.
             env: environment index; None: the recording is of one environment.
         """
-        entities: list[Entity] = []
+        together: list[_Made] = []
         for stream, values in piece.values:
             for lane in range(stream.lanes):
                 path, rows = entity_path(stream, env, lane), values[:, lane] if stream.agents else values
-                if stream.is_encoded:
+                if stream.is_encoded and not stream.is_object:
                     self._pictures.add(path, stream, rows, piece.positions)
-                else:
-                    entities.append(Entity(path, _COLUMNS[stream.kind](stream, rows)))
-        if entities:
-            yield from chunks_of(times_of(piece.positions, self._fps), entities)
+                elif stream.is_object:
+                    yield from self._of_objects(stream, path, rows, piece.positions, together)
+                elif (columns := self._columns(stream, rows, piece.positions)) is not None:
+                    together.append(_Made(stream, Entity(path, columns)))
+        yield from self._chunks(piece.positions, together)
+
+    def _columns(self, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> list[Column] | None:
+        """The columns of some rows; None if they can't be stored, which costs them alone."""
+        try:
+            return _COLUMNS[stream.kind](stream, rows)
+        except Exception as error:
+            self._losses.add(stream.key, positions[:, FRAME], f"{stream.dtype} {stream.shape} ({error})")
+            return None
+
+    def _chunks(self, positions: Positions, made: Sequence[_Made]) -> Iterator[Chunk]:
+        """The chunks of entities that share their times. If that fails each is tried by itself."""
+        if not made:
+            return
+        times = times_of(positions, self._fps)
+        try:
+            chunks = list(chunks_of(times, [each.entity for each in made]))
+        except Exception as error:
+            if len(made) == 1:
+                self._losses.add(made[0].stream.key, positions[:, FRAME], str(error))
+                return
+            chunks = [chunk for each in made for chunk in self._chunks(positions, [each])]
+        yield from chunks
+
+    def _of_objects(
+        self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, together: list[_Made]
+    ) -> Iterator[Chunk]:
+        """Rows that are values by themselves: the usual ones are stored by the key's kind, the others as what they are.
+
+        Args:
+            stream: the stream.
+            path: the entity path.
+            rows: the values, ``[n]``.
+            positions: where they are, ``[n, 5]``.
+            together: takes columns that have all of the rows.
+        """
+        usual: list[int] = []
+        others: list[int] = []
+        values: list[Written] = []
+        for row, value in enumerate(rows):
+            if value is MISSING:
+                continue
+            if _is_usual(stream, value):
+                usual.append(row)
+                continue
+            try:
+                values.append(_written(stream, value))
+                others.append(row)
+            except NotStorableError as error:
+                self._losses.add(stream.key, positions[row : row + 1, FRAME], str(error))
+        if usual and stream.is_encoded:
+            self._pictures.add(path, stream, rows[usual], positions[usual])
+        elif usual:
+            is_image = stream.kind == "image" and stream.is_of_any_size
+            held = rows[usual] if is_image else np.stack(list(rows[usual]))
+            if (columns := self._columns(stream, held, positions[usual])) is not None:
+                yield from self._chunks(positions[usual], [_Made(stream, Entity(path, columns))])
+        if others:
+            made = _Made(stream, Entity(path, objects.columns_of(values)))
+            if len(others) == len(rows):
+                together.append(made)
+            else:
+                yield from self._chunks(positions[others], [made])
+
+
+class _Made(NamedTuple):
+    """The columns of an entity, and the stream that they are of."""
+
+    stream: Stream
+    entity: Entity
+
+
+def _is_usual(stream: Stream, value: Any) -> bool:
+    """Whether a row that is a value by itself is stored by the key's kind: pictures that are some, arrays of the usual shape."""
+    if not isinstance(value, np.ndarray) or stream.kind in ("text", "tensor"):
+        return False
+    if stream.kind == "image" and stream.is_of_any_size:
+        return is_like(stream, value)
+    return bool(value.shape == stream.row_shape)
+
+
+def _written(stream: Stream, value: Any) -> Written:
+    """A value of an object stream as it is stored."""
+    if not stream.varies:
+        return written(value)
+    if not isinstance(value, np.ndarray):
+        raise NotStorableError(type(value).__name__)
+    return Written(tensor=stream.numbers(value[None])[0])
 
 
 def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iterator[Chunk]:
@@ -136,7 +230,7 @@ def _state(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
 
 def _picture(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
     columns = []
-    if stream.dtype == "object":
+    if rows.dtype == object:
         pictures = [pictures_of(stream, rows[i : i + 1])[0] for i in range(len(rows))]
         buffers = blobs([picture.tobytes() for picture in pictures])
         formats = pa.concat_arrays([_image_formats(1, *picture.shape, picture.dtype) for picture in pictures])
@@ -156,17 +250,10 @@ def _picture(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
 
 
 def _tensor(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-    if stream.dtype == "object":
-        tensors = pa.concat_arrays([_tensor_data(row[None]) for row in rows])
-    else:
-        tensors = _tensor_data(stream.numbers(rows))
+    tensors = tensor_data(stream.numbers(rows))
     if stream.is_vector:
         return [Column("BarChart:values", "BarChart", "TensorData", lists(tensors, len(rows)))]
     return [Column("Tensor:data", "Tensor", "TensorData", lists(tensors, len(rows)))]
-
-
-def _text(_: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-    return [Column("TextDocument:text", "TextDocument", "Text", lists(pa.array(list(rows), pa.string()), len(rows)))]
 
 
 _COLUMNS: Mapping[str, Callable[[Stream, npt.NDArray[Any]], list[Column]]] = {
@@ -176,7 +263,6 @@ _COLUMNS: Mapping[str, Callable[[Stream, npt.NDArray[Any]], list[Column]]] = {
     "depth": _picture,
     "segmentation": _picture,
     "tensor": _tensor,
-    "text": _text,
 }
 
 
@@ -268,29 +354,3 @@ def _image_formats(
         channel_datatype=rr.ChannelDatatype.from_np_dtype(np.dtype(np.uint8) if dtype.kind == "b" else dtype),
     )
     return rr.components.ImageFormatBatch([image_format] * count).as_arrow_array()
-
-
-_TENSOR_TYPE: pa.StructType = rr.components.TensorDataBatch(np.zeros(1, np.uint8)).as_arrow_array().type
-_BUFFER_TYPE: pa.DenseUnionType = _TENSOR_TYPE.field("buffer").type
-_BUFFER_CODES = {
-    np.dtype(name): code
-    for code, name in enumerate(
-        ["uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64"], 1
-    )
-}
-
-
-def _tensor_data(rows: npt.NDArray[Any]) -> pa.StructArray:
-    """Rows ``[n, *shape]`` as n values of Rerun's ``TensorData``: its shape, no names, and a union of buffers by dtype."""
-    count, *shape = rows.shape
-    if rows.dtype == bool:
-        rows = rows.view(np.uint8)
-    code = _BUFFER_CODES[rows.dtype]
-    children = [pa.array([], _BUFFER_TYPE.field(i).type) for i in range(_BUFFER_TYPE.num_fields)]
-    children[code] = lists(flat(rows), count, not_null=True)
-    codes, positions = np.full(count, code, np.int8), np.arange(count, dtype=np.int32)
-    union = [None, pa.py_buffer(codes), pa.py_buffer(positions)]
-    buffers = pa.Array.from_buffers(_BUFFER_TYPE, count, union, children=children)
-    shapes = lists(pa.array(np.tile(np.array(shape, np.uint64), count)), count, not_null=True)
-    no_names = pa.nulls(count, _TENSOR_TYPE.field("names").type)
-    return pa.StructArray.from_arrays([shapes, no_names, buffers], fields=list(_TENSOR_TYPE))

@@ -13,7 +13,7 @@ from rerun.chunk import LazyChunkStream, RrdReader, StoreEntry
 
 from torchrl_rerun.finding import why_unreadable
 from torchrl_rerun.paths import check_name, shown
-from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO, Schema
+from torchrl_rerun.schema import EPISODE, PROPERTY, RECORDING_INFO, NewerSchemaError, Schema, check_version
 
 PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
 """Where the properties are that are known here, and their names."""
@@ -38,6 +38,17 @@ class Contents:
     properties: dict[str, dict[str, Any]]
     is_finished: bool
     has_layout: bool
+
+    def __post_init__(self) -> None:
+        """Refuse a recording of a version that is not known yet.
+
+        Raises:
+            ValueError: it was made by a newer version; names the file.
+        """
+        try:
+            check_version(self.properties.get(PROPERTY, {}).get("schema", ""))
+        except NewerSchemaError as error:
+            raise ValueError(f"{self.file} was {error}") from error
 
     @property
     def schema(self) -> Schema | None:

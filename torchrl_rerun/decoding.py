@@ -20,6 +20,7 @@ from torchrl_rerun.columns import ARCHETYPES, EXACT
 from torchrl_rerun.contents import Contents, contents_of, rows_of
 from torchrl_rerun.copies import copies_among, say_copies
 from torchrl_rerun.images import COLOR_MODELS
+from torchrl_rerun.rows import PICTURES, VALUES, with_any
 from torchrl_rerun.streams import Stream, entity_path
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Track:
 
 
 def _size(stream: Stream) -> tuple[int, int] | None:
-    if stream.dtype == "object":
+    if stream.is_of_any_size:
         return None
     height, width, _ = stream.picture_shape
     return height, width
@@ -147,7 +148,11 @@ def stored(track: Track) -> Iterator[Stored]:
 
 
 def stored_in(batch: pa.RecordBatch) -> Iterator[Stored]:
-    """What is stored in some rows of a track."""
+    """What is stored in some rows of a track. Values of a key of pictures that are none are left out."""
+    names = set(batch.schema.names)
+    if names.isdisjoint(PICTURES) and not names.isdisjoint(VALUES):
+        return
+    batch = with_any(batch, PICTURES)
     times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
     for (frame, episode, step), (data, is_keyframe) in zip(times, _values(batch), strict=True):
         yield Stored(frame, episode, step, data, is_keyframe)

@@ -17,13 +17,15 @@ import numpy.typing as npt
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, RrdReader
 
-from torchrl_rerun.buffer import Block, size_of
+from torchrl_rerun.buffer import Block
 from torchrl_rerun.columns import ChunkFactory, static_chunks
 from torchrl_rerun.embedding import EncodedLayout, encode
 from torchrl_rerun.episodes import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.folder import RunFolder
 from torchrl_rerun.keeping import Episode, EpisodeKey
 from torchrl_rerun.ledger import Over
+from torchrl_rerun.losses import Losses
+from torchrl_rerun.objects import size_of
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import Piece, pieces
 from torchrl_rerun.schema import Described, Source, episode_chunk, info_chunk, property_chunk
@@ -78,6 +80,7 @@ class EpisodeFiles:
         self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
+        self._losses = Losses()
 
     def lay_out(self, layout: rrb.Blueprint) -> None:
         """Say how the viewer opens with an episode."""
@@ -174,7 +177,7 @@ class EpisodeFiles:
         key = piece.row, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = _Rows(self._envs[piece.row], episode, self._source.fps)
+            rows = self._in_progress[key] = _Rows(self._envs[piece.row], episode, self._source.fps, self._losses)
         rows.add(piece, part)
 
     def _relieve(self) -> None:
@@ -284,6 +287,10 @@ class EpisodeFiles:
         return self._schemas[env]
 
 
+_Recorded = tuple[Key, bool]
+"""A key, and whether its values vary in shape, which it may begin to do within an episode."""
+
+
 class _Finished(NamedTuple):
     """An episode that is over, and stays as it looks.
 
@@ -312,12 +319,13 @@ class _Rows:
         added: what is added to the name, since another one has it; None: it has no name yet.
     """
 
-    def __init__(self, env: int, episode: int, fps: float | None) -> None:
+    def __init__(self, env: int, episode: int, fps: float | None, losses: Losses) -> None:
         self.env = env
         self.episode = episode
         self.parts: list[Path] = []
         self.added: str | None = None
         self._fps = fps
+        self._losses = losses
         self._length = 0
         self._began: tuple[int, int] | None = None
         self._return = np.nan
@@ -325,7 +333,7 @@ class _Rows:
 
     def clear(self) -> None:
         """They are written."""
-        self._pieces: dict[tuple[Key, ...], list[Piece]] = {}
+        self._pieces: dict[tuple[_Recorded, ...], list[Piece]] = {}
         self.first = 0
         self.bytes = 0
 
@@ -343,7 +351,7 @@ class _Rows:
         for stream, rows in values:
             if stream.sums:
                 self._return = float(rows[-1].mean())
-        streams = tuple(stream.key for stream, _ in values)
+        streams = tuple((stream.key, stream.varies) for stream, _ in values)
         self._pieces.setdefault(streams, []).append(Piece(piece.row, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
@@ -362,8 +370,10 @@ class _Rows:
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk for each key and agent."""
-        pictures = Pictures(self._fps, max_age=float("inf"))  # new ones: each part of a video begins with a keyframe
-        factory = ChunkFactory(self._fps, pictures)
+        pictures = Pictures(
+            self._fps, self._losses, max_age=float("inf")
+        )  # new: each part of a video has a keyframe first
+        factory = ChunkFactory(self._fps, pictures, self._losses)
         for group in self._pieces.values():
             yield from factory.chunks(_joined(group), None)
         yield from pictures.rest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import multiprocessing.util
 import os
 import threading
@@ -319,29 +318,20 @@ class Feed:
         for i, read in enumerate(reads):
             if now[i] is values[i] or now[i] is None or _is_same_memory(now[i], values[i]):
                 continue
-            if read.key[-1] in FLAGS:
-                settled[i] = self._array(read, now[i])
-                changed |= read.stream.device != "" or not np.array_equal(settled[i], arrays[i])
-            elif not self._warned_of_others and self._differs(read, now[i], arrays[i]):
-                self._warn_of_others(read.key)
+            is_flag = read.key[-1] in FLAGS
+            if read.stream.device:
+                if is_flag and arrays[i] is not None:  # nobody waits to hear whether it is another one
+                    settled[i], changed = now[i].reshape(arrays[i].shape), True
+            elif _is_other(now[i], arrays[i]):
+                if is_flag and now[i].numel() == arrays[i].size:
+                    settled[i], changed = _plain(now[i], arrays[i].shape), True
+                elif not self._warned_of_others:
+                    self._warn_of_others(read.key)
         if not changed:
             return None
         count = len(self._of_observed or ())
         ends = self._ends(following) if recording.must_know_ends else None
         return Settled(settled[:count], settled[count:], ends)
-
-    def _differs(self, read: _Read, value: Any, array: Any) -> bool:
-        """Whether a value is another one than what is recorded of a key; of those on an accelerator it isn't asked."""
-        if not isinstance(array, np.ndarray) or not isinstance(value, torch.Tensor):
-            return False
-        if value.numel() != array.size:
-            return True
-        other = self._array(read, value)
-        if not isinstance(other, np.ndarray):
-            return True
-        return not (
-            np.array_equal(other, array) or (array.dtype.kind == "f" and np.array_equal(other, array, equal_nan=True))
-        )
 
     def _warn_of_others(self, key: Key) -> None:
         """Say that what is recorded isn't what the rollout holds."""
@@ -530,12 +520,11 @@ class Feed:
     def _streams(self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]) -> list[Stream]:
         streams = []
         for key, value in values.items():
-            if specs.is_group(value):
+            if specs.is_group(value) and key in (self._settings.in_keys or ()):
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
-                leaf = specs.leaf_of(key, value, tensordict, env)
-                stream = self._described(leaf)
+                stream = self._described(_leaf(key, value, tensordict, env))
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
@@ -612,11 +601,7 @@ class Feed:
         return [leaves[read.name] if read.name in leaves else self._value(read, tensordict) for read in reads]
 
     def _value(self, read: _Read, tensordict: TensorDictBase) -> Any:
-        try:
-            return tensordict.get(read.key, None)
-        except RuntimeError:  # a lazy stack can't stack them
-            self._warn_of_change(read, specs.OF_DIFFERENT_SHAPES)
-            return None
+        return specs.value_of(tensordict, read.key)
 
     def _actions(self, acted: Acted) -> list[Any]:
         reads = self._of_acted
@@ -629,20 +614,37 @@ class Feed:
         if read.is_simple:
             try:
                 array: npt.NDArray[Any] = value.numpy()
-            except (RuntimeError, TypeError):  # it requires a gradient, or is on another device
-                pass
-            else:
-                if array.dtype is read.dtype and array.shape == read.given_shape:
-                    return array if read.is_flat else array.reshape(read.shape)
+                is_as_ever = array.dtype is read.dtype and array.shape == read.given_shape
+            except Exception:  # it requires a gradient, is on another device, or no tensor at all: see below
+                is_as_ever = False
+            if is_as_ever:
+                return array if read.is_flat else array.reshape(read.shape)
         try:
-            return read.array(value)
-        except _ChangedError as change:
-            self._warn_of_change(read, str(change))
+            try:
+                return read.array(value)
+            except _ChangedError as change:
+                if not change.is_shape_alone or not self._vary(read):
+                    raise
+                return read.array(value)
+        except Exception as error:  # a value that can't be read costs that value
+            self._warn_of_change(read, value, error)
             return None
 
-    def _warn_of_change(self, read: _Read, change: str) -> None:
+    def _vary(self, read: _Read) -> bool:
+        """Record values of a key of any shape from now on, if that is possible."""
+        varying = None if self.recording is None else self.recording.vary(read.stream)
+        if varying is not None:
+            read.become(varying)
+        return varying is not None
+
+    def _warn_of_change(self, read: _Read, value: Any, error: Exception) -> None:
         if read.key not in self._warned_of_change:
             self._warned_of_change.add(read.key)
+            change = (
+                str(error)
+                if isinstance(error, _ChangedError | UnsupportedLeafError)
+                else f"{type(value).__name__} ({error})"
+            )
             warn(
                 f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
                 f"{read.stream.dtype} {read.stream.shape}"
@@ -769,31 +771,62 @@ class _Read:
 
     def __init__(self, stream: Stream, batch_size: tuple[int, ...]) -> None:
         self.key = stream.key
-        self.stream = stream
         self.name = stream.key[0] if len(stream.key) == 1 else ""
-        self.is_simple = stream.dtype not in ("object", "bfloat16") and not stream.device
         self.is_flat = len(batch_size) == 1
-        self.dtype = stream.storage
-        self.shape = (math.prod(batch_size), *stream.shape)
-        self.given_shape = (*batch_size, *stream.shape)
         self._batch_size = torch.Size(batch_size)
+        self.become(stream)
+
+    def become(self, stream: Stream) -> None:
+        """From now on the key is recorded in this way."""
+        self.stream = stream
+        self.is_simple = not stream.is_object and stream.dtype != "bfloat16" and not stream.device
+        self.dtype = stream.storage
+        self.shape = (self._batch_size.numel(), *stream.shape)
+        self.given_shape = (*self._batch_size, *stream.shape)
 
     def array(self, value: Any) -> Any:
-        """A value as an array ``[envs, *stream.shape]``, or ``[1, *stream.shape]`` of what they share.
+        """A value as an array ``[envs, *stream.slot_shape]``, or ``[1, *stream.slot_shape]`` of what they share.
 
         Values on an accelerator stay there: they are copied when they have got their place in memory.
 
         Raises:
             _ChangedError: it is of another dtype or size than the first value.
+            UnsupportedLeafError: it is of a kind that can't be recorded.
         """
         if self.stream.dtype == "object":
-            objects = specs.as_array(value, self._batch_size)
+            objects = specs.objects_in(value, self._batch_size)
             return objects[:1] if self.stream.shared else objects
+        if not isinstance(value, torch.Tensor | specs.Uneven):
+            raise _ChangedError(f"of type {type(value).__name__}")
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            value = specs.components_of(value, len(self._batch_size))
+        if self.stream.varies:
+            return specs.objects_of(value, self._batch_size, self.stream.dtype, len(self.stream.agents))
+        if isinstance(value, specs.Uneven):
+            raise _ChangedError("of different shapes in different environments", is_shape_alone=True)
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
-        if dtype != self.stream.dtype or _without_ones(shape) != _without_ones(self.stream.shape):
+        if dtype != self.stream.dtype:
             raise _ChangedError(f"{dtype} {shape}")
+        if _without_ones(shape) != _without_ones(self.stream.shape):
+            raise _ChangedError(f"{dtype} {shape}", is_shape_alone=True)
         array = value if self.stream.device else specs.as_array(value, self._batch_size)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
+
+
+def _leaf(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
+    """What is known of a key from its first value.
+
+    Raises:
+        UnsupportedLeafError: it can't be recorded, whatever is wrong with it.
+    """
+    if specs.is_group(value):
+        raise UnsupportedLeafError(f"it is a {type(value).__name__}, which holds keys of its own")
+    try:
+        return specs.leaf_of(key, value, tensordict, env)
+    except UnsupportedLeafError:
+        raise
+    except Exception as error:
+        raise UnsupportedLeafError(f"{type(value).__name__} ({error})") from error
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
@@ -810,12 +843,40 @@ def _is_same_memory(a: Any, b: Any) -> bool:
     )
 
 
+def _is_other(value: Any, recorded: Any) -> bool:
+    """Whether a value holds other numbers than what is recorded; None: nothing is."""
+    if not isinstance(value, torch.Tensor) or recorded is None or recorded.dtype == object:
+        return False
+    if value.is_nested or value.layout is not torch.strided:
+        return False
+    if value.numel() != recorded.size:
+        return True
+    other = _plain(value, recorded.shape)
+    return not (
+        np.array_equal(other, recorded) or (other.dtype.kind == "f" and np.array_equal(other, recorded, equal_nan=True))
+    )
+
+
+def _plain(value: torch.Tensor, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A tensor as an array of a shape."""
+    return specs.as_array(value, torch.Size()).reshape(shape)
+
+
 def _without_ones(shape: tuple[int, ...]) -> list[int]:
     return [size for size in shape if size != 1]
 
 
 class _ChangedError(Exception):
-    """A value has another dtype or shape than the key began with."""
+    """A value has another dtype or shape than the key began with.
+
+    Args:
+        what: what it is.
+        is_shape_alone: its dtype is that with which the key began.
+    """
+
+    def __init__(self, what: str, *, is_shape_alone: bool = False) -> None:
+        super().__init__(what)
+        self.is_shape_alone = is_shape_alone
 
 
 def return_key(reward: Key) -> Key:

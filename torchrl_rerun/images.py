@@ -29,11 +29,19 @@ def channels_last(pictures: npt.NDArray[Any], channels: str) -> npt.NDArray[Any]
     return pictures[..., None] if channels == "HW" else pictures
 
 
-def channels_of(picture: npt.NDArray[Any]) -> str:
-    """Where a picture by itself keeps its channels."""
-    if picture.ndim == 2:
-        return "HW"
-    return "HWC" if picture.shape[-1] in COLOR_MODELS else "CHW"
+def is_like(stream: Stream, picture: npt.NDArray[Any]) -> bool:
+    """Whether a picture of any size can be stored as those of a stream are.
+
+    >>> pictures = Stream(("pixels",), "image", "object", (), image_format="jpeg", channels="CHW")
+    >>> is_like(pictures, np.zeros((3, 9, 8), np.uint8)), is_like(pictures, np.zeros((9, 8, 3), np.uint8))
+    (True, False)
+    """
+    if picture.ndim != (2 if stream.channels == "HW" else 3) or not picture.size:
+        return False
+    depth = 1 if stream.channels == "HW" else picture.shape[0 if stream.channels == "CHW" else -1]
+    if not stream.is_encoded:
+        return depth in COLOR_MODELS and picture.dtype.name in ("uint8", "float16", "float32", "float64")
+    return picture.dtype == np.uint8 and depth in ((1, 3) if stream.image_format == "jpeg" else COLOR_MODELS)
 
 
 def pictures_of(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -43,14 +51,14 @@ def pictures_of(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
     Args:
         stream: the stream, of pictures.
-        rows: ``[n, *stream.row_shape]``; of pictures that vary in size one alone.
+        rows: ``[n, *stream.row_shape]``; of pictures that vary in size one alone, or all of the usual size.
 
     >>> stack = Stream(("pixels",), "image", "uint8", (4, 84, 96), channels="CHW", stack=4)
     >>> pictures_of(stack, np.zeros((5, 4, 84, 96), np.uint8)).shape
     (5, 84, 384, 1)
     """
-    if stream.dtype == "object":
-        return channels_last(rows[0][None], channels_of(rows[0]))
+    if rows.dtype == object:
+        rows = np.stack(list(rows))
     if not stream.stack:
         return channels_last(rows, stream.channels)
     frames = _frames_of(stream, rows)
@@ -83,10 +91,9 @@ def row_of(stream: Stream, picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
     >>> row_of(stack, np.zeros((84, 384, 3), np.uint8)).shape
     (4, 84, 96)
     """
-    if stream.dtype == "object":
-        return picture
-    height, width, depth = stream.picture_shape
-    picture = picture[:height, :width, :depth]
+    if not stream.is_of_any_size:
+        height, width, depth = stream.picture_shape
+        picture = picture[:height, :width, :depth]
     if not stream.stack:
         if stream.channels == "CHW":
             return np.moveaxis(picture, -1, 0)

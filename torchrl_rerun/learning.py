@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 from torchrl.data import LazyTensorStorage, RandomSampler, SliceSampler, Storage, TensorDictReplayBuffer
 
 from torchrl_rerun.history import History, Transitions
+from torchrl_rerun.padding import Form
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described
 from torchrl_rerun.streams import Key
@@ -41,9 +43,9 @@ class StepDataset(Dataset[TensorDictBase]):
         if slice_len is not None and slice_len < 1:
             raise ValueError(f"slice_len={slice_len}: pass how many steps a slice has, 1 or more")
         self._slice_len = slice_len
-        found = sorted(_steps_of(episodes, keys), key=lambda each: each.number)
-        self._episodes = [each for each in found if len(each.steps.before) >= (slice_len or 1)]
-        counts = [len(each.steps.before) - (slice_len or 1) + 1 for each in self._episodes]
+        found = _steps_of(episodes, keys)
+        self._episodes = [each for each in found if len(each.steps) >= (slice_len or 1)]
+        counts = [len(each.steps) - (slice_len or 1) + 1 for each in self._episodes]
         self._ends = np.cumsum(counts, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ def replay_buffer(
 ) -> TensorDictReplayBuffer:
     """A replay buffer that holds the steps of episodes; see :meth:`Recordings.replay_buffer`."""
     found = _steps_of(episodes, keys)
-    longest = max((len(each.steps.before) for each in found), default=0)
+    longest = max((len(each.steps) for each in found), default=0)
     if longest < (slice_len or 1):
         raise ValueError(
             f"no episode has {slice_len} steps: the longest has {longest}" if longest else "there are no steps"
@@ -81,7 +83,7 @@ def replay_buffer(
             f"batch_size={batch_size} is no multiple of slice_len={slice_len}: samples are made of whole slices"
         )
     sampler = RandomSampler() if slice_len is None else SliceSampler(slice_len=slice_len, traj_key=TRAJECTORY)
-    storage = LazyTensorStorage(sum(len(each.steps.before) for each in found)) if storage is None else storage
+    storage = LazyTensorStorage(sum(len(each.steps) for each in found)) if storage is None else storage
     buffer = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=batch_size)
     for steps in _pieces(found):
         buffer.extend(steps)
@@ -90,44 +92,62 @@ def replay_buffer(
 
 @dataclass(frozen=True)
 class _Steps:
-    """The steps of an episode.
+    """Steps of an episode that follow one another.
 
     Attributes:
         history: of which environment.
         wanted: the keys.
         steps: where they are.
-        number: which of the episodes it is.
+        form: in which they fit together with those of the other episodes.
+        number: of the trajectory that they are.
     """
 
     history: History
     wanted: Sequence[Described]
     steps: Transitions
+    form: Form
     number: int
 
     def read(self, first: int, end: int) -> TensorDict:
         """Some of them."""
-        return self.history.steps(self.wanted, Transitions(*(codes[first:end] for codes in self.steps)).span)
+        part = self.steps[first:end].alone()
+        return self.history.steps(self.wanted, part.span, part, self.form)
 
 
 def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> list[_Steps]:
-    """The steps of each episode, those of an environment found in one go."""
+    """The steps of each episode, those of an environment found in one go.
+
+    An episode of which frames between others were not recorded is several trajectories. The first has the episode's number
+    in the sequence; the others are counted behind all episodes.
+    """
     of_one: dict[int, list[int]] = {}
     for number, each in enumerate(episodes):
         of_one.setdefault(id(each.history), []).append(number)
     found = []
+    form = Form()
     for numbers in of_one.values():
         history = episodes[numbers[0]].history
         wanted = history.described(keys)
         steps = history.episode_transitions(wanted, [episodes[number].properties.episode for number in numbers])
-        found += [_Steps(history, wanted, each, number) for number, each in zip(numbers, steps, strict=True)]
-    return found
+        form |= history.form(wanted, steps)
+        found += [(number, history, wanted, each) for number, each in zip(numbers, steps, strict=True)]
+    parts = [
+        (number, at, history, wanted, part)
+        for number, history, wanted, each in found
+        for at, part in enumerate(each.unbroken())
+    ]
+    later = itertools.count(len(episodes))
+    return [
+        _Steps(history, wanted, part, form, next(later) if at else number)
+        for number, at, history, wanted, part in sorted(parts, key=lambda part: part[:2])
+    ]
 
 
 def _pieces(found: Sequence[_Steps]) -> Iterator[TensorDict]:
     """Steps with their episodes' numbers. Of short episodes that follow one another several are read at once."""
     together: list[_Steps] = []
     size = 0
-    for each in (each for each in found if len(each.steps.before)):
+    for each in (each for each in found if len(each.steps)):
         size += _bytes(each)
         if together and (size > PIECE_BYTES or not _follows(together[-1], each)):
             yield _read(together)
@@ -139,15 +159,18 @@ def _pieces(found: Sequence[_Steps]) -> Iterator[TensorDict]:
 
 def _follows(before: _Steps, after: _Steps) -> bool:
     """Whether there is nothing of the environment between two episodes."""
-    return before.history is after.history and int(after.steps.before[0] >> 32) == int(before.steps.before[0] >> 32) + 1
+    if before.history is not after.history:
+        return False
+    return int(after.steps.before[0] >> 32) == int(before.steps.before[0] >> 32) + 1
 
 
 def _bytes(steps: _Steps) -> int:
-    return len(steps.steps.before) * sum(stream.row_bytes for stream, _ in steps.wanted)
+    return len(steps.steps) * sum(stream.row_bytes for stream, _ in steps.wanted)
 
 
 def _read(together: Sequence[_Steps]) -> TensorDict:
-    span = together[0].steps.span[0], together[-1].steps.span[1]
-    numbers = np.repeat([each.number for each in together], [len(each.steps.before) for each in together])
-    steps = together[0].history.steps(together[0].wanted, span)
+    first = together[0]
+    at = Transitions(first.steps.frames, np.concatenate([each.steps.at for each in together])).alone()
+    numbers = np.repeat([each.number for each in together], [len(each.steps) for each in together])
+    steps = first.history.steps(first.wanted, at.span, at, first.form)
     return steps.set(TRAJECTORY, torch.from_numpy(numbers))

@@ -10,6 +10,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.buffer import Block
 from torchrl_rerun.columns import ChunkFactory, static_chunks
 from torchrl_rerun.episodes import FRAME
+from torchrl_rerun.losses import Losses
 from torchrl_rerun.pictures import Pictures
 from torchrl_rerun.pieces import pieces
 from torchrl_rerun.schema import Described, Source, Split, property_chunk
@@ -44,8 +45,9 @@ class WholeRun:
         self._sums = sums
         self._split = split
         self._first_frame = first_frame
-        self._pictures = Pictures(source.fps, max_age=max_age)
-        self._factory = ChunkFactory(source.fps, self._pictures)
+        losses = Losses()
+        self._pictures = Pictures(source.fps, losses, max_age=max_age)
+        self._factory = ChunkFactory(source.fps, self._pictures, losses)
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
         """Write more environments from now on; no block may be on its way.

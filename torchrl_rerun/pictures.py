@@ -19,6 +19,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.arrow import Column, Entity, blobs, chunks_of, lists, times_of
 from torchrl_rerun.episodes import EPISODE, FRAME, LOG_TIME, Positions
 from torchrl_rerun.images import encode, pictures_of
+from torchrl_rerun.losses import Losses
 from torchrl_rerun.streams import Stream
 from torchrl_rerun.threads import submit
 
@@ -42,11 +43,13 @@ class Pictures:
 
     Args:
         fps: frames per second of simulated time; None: no ``sim_time``.
+        losses: told of pictures that no file can hold.
         max_age: seconds after which a picture is due.
     """
 
-    def __init__(self, fps: float | None, *, max_age: float) -> None:
+    def __init__(self, fps: float | None, losses: Losses, *, max_age: float) -> None:
         self._fps = fps
+        self._losses = losses
         self._max_age = max_age * 1e9
         self._piles: dict[str, _Pile] = {}
 
@@ -61,7 +64,7 @@ class Pictures:
         """
         pile = self._piles.get(path)
         if pile is None:
-            pile = self._piles[path] = _Pile(path, stream, self._fps)
+            pile = self._piles[path] = _Pile(path, stream, self._fps, self._losses)
         pile.add(rows, positions)
 
     def settle(self) -> None:
@@ -106,10 +109,17 @@ class Pictures:
 
 
 class _Encoded(NamedTuple):
-    """What became of some pictures: a file each, and of video whether decoding can begin with it."""
+    """What became of some pictures.
+
+    Attributes:
+        files: a file each, or a sample of a video.
+        keyframes: of a video, whether decoding can begin with it.
+        lost: those that no file can hold, and why.
+    """
 
     files: list[bytes]
     keyframes: list[bool]
+    lost: dict[int, str]
 
 
 class _Pile:
@@ -119,10 +129,11 @@ class _Pile:
         bytes: their size. This and ``first`` are looked at from other threads.
     """
 
-    def __init__(self, path: str, stream: Stream, fps: float | None) -> None:
+    def __init__(self, path: str, stream: Stream, fps: float | None, losses: Losses) -> None:
         self._path = path
         self._stream = stream
         self._fps = fps
+        self._losses = losses
         self._encoder = _video_encoder(stream, fps) if stream.is_video else None
         self._encoding: list[tuple[Future[_Encoded], Positions]] = []
         self._files: list[bytes] = []
@@ -158,10 +169,14 @@ class _Pile:
     def settle(self) -> None:
         """Take what is encoded, in order."""
         for future, positions in self._encoding:
-            files, keyframes = future.result()
+            files, keyframes, lost = future.result()
+            for at, why in lost.items():
+                self._losses.add(self._stream.key, positions[at : at + 1, FRAME], why)
+            if not files:
+                continue
             self._files += files
             self._keyframes += keyframes
-            self._positions.append(positions)
+            self._positions.append(np.delete(positions, list(lost), axis=0) if lost else positions)
             self.bytes += sum(map(len, files))
         self._encoding.clear()
 
@@ -187,12 +202,17 @@ def _as_video(
     encoder: VideoEncoder, stream: Stream, rows: npt.NDArray[Any], episodes: npt.NDArray[np.int64]
 ) -> _Encoded:
     samples = encoder.encode(pictures_of(stream, rows), episodes)
-    return _Encoded([sample.data for sample in samples], [sample.is_keyframe for sample in samples])
+    return _Encoded([sample.data for sample in samples], [sample.is_keyframe for sample in samples], {})
 
 
 def _as_stills(stream: Stream, rows: npt.NDArray[Any]) -> _Encoded:
-    each = (pictures_of(stream, rows[i : i + 1])[0] for i in range(len(rows)))  # they may vary in size
-    return _Encoded([encode(picture, stream.jpeg_quality) for picture in each], [])
+    files, lost = [], {}
+    for i in range(len(rows)):  # they may vary in size
+        try:
+            files.append(encode(pictures_of(stream, rows[i : i + 1])[0], stream.jpeg_quality))
+        except Exception as error:  # a side of more than 65,535 pixels, for one
+            lost[i] = f"a picture of shape {rows[i].shape} ({error})"
+    return _Encoded(files, [], lost)
 
 
 def _video_encoder(stream: Stream, fps: float | None) -> VideoEncoder:

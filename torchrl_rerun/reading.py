@@ -20,12 +20,13 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.chunks import ALL, FilePart, Part, SegmentPart, Span, episode_span, parts_in
 from torchrl_rerun.copies import copies_in, say_copies
 from torchrl_rerun.finding import files_of, not_ours, why_unreadable
-from torchrl_rerun.history import History, as_tensor
+from torchrl_rerun.history import History
 from torchrl_rerun.keeping import Episode, Predicate
 from torchrl_rerun.listing import beginning, episode_in, listing_of
+from torchrl_rerun.padding import Form, as_tensor, fit, form_of, mask_name
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.schema import Schema, told_lacking
-from torchrl_rerun.streams import Key, name_of
+from torchrl_rerun.streams import Key, Stream, name_of
 from torchrl_rerun.warning import warn
 
 if TYPE_CHECKING:
@@ -291,8 +292,13 @@ class LoadedEpisode:
     def tensordict(self, keys: Sequence[NestedKey] | None = None) -> TensorDict:
         """Its steps, ``[time]``: what was observed and done at t at the root, what came of it (t + 1) below ``"next"``.
 
-        Dtypes and shapes are those that were recorded. Of frames that weren't recorded (``skip``, triggers) there is
-        nothing: what is next is then the next one that is recorded. A step of which a key is missing is left out.
+        Dtypes and shapes are those that were recorded. A step leads from a recorded frame to the one that followed it in the
+        environment: where frames weren't recorded (``skip``, triggers) there are no steps, and ``episode[key]`` has the rows.
+
+        A key that is missing at some of the frames is filled there (NaN, 0, None), and has a mask beside it,
+        ``("recorded", key)`` and ``("next", "recorded", key)``, True where a value was recorded. The values of a key that
+        vary in shape are padded to the largest; their mask has their shape. If a key is called ``"recorded"``, the masks
+        are below ``"recorded_"``.
 
         Args:
             keys: which ones, without ``"next"``; None: all but the returns that the recorder worked out.
@@ -306,7 +312,8 @@ class LoadedEpisode:
     def __getitem__(self, key: NestedKey) -> Any:
         """All values of a key, ``[rows, ...]``: of an observation one more than there are steps.
 
-        Of non-tensor data it is a list.
+        Of non-tensor data, and of tensors that vary in shape, it is a list: each value as it was. Frames at which the key is
+        missing have no row.
 
         Raises:
             KeyError: the key isn't recorded.
@@ -412,8 +419,8 @@ def _say_lacking(run: _Run[FilePart]) -> None:
     lacking = run.schema.lacking(rows)
     if lacking:
         warn(
-            f"{shown(unfinished[-1])} isn't finished: it holds {told_lacking(lacking)}. Steps without them are left out, unless "
-            "other keys alone are asked for"
+            f"{shown(unfinished[-1])} isn't finished: it holds {told_lacking(lacking)}. Where they are missing, masks say so: "
+            "('recorded', key)"
         )
 
 
@@ -482,25 +489,73 @@ def _rollout(
     first = _steps(environments[0], keys)
     if not size:
         return first
-    # One after the other into where they belong: `torch.stack` would need twice the memory, and the time to get it.
-    tensors = list(first.keys(include_nested=True, leaves_only=True))
-    objects = [key for stream, _ in schemas[0].described if stream.dtype == "object" for key in _twice(stream.key)]
-    objects = [key for key in objects if first.get(key, None) is not None]
-    out = TensorDict(batch_size=[len(environments), len(first)])
-    for key in tensors:
-        out.set(key, first.get(key).new_empty((len(environments), *first.get(key).shape)))
-    non_tensors = []
+    streams, name = [stream for stream, _ in schemas[0].described], mask_name(schemas[0])
+    out = _Batch(first, streams, name, len(environments))
     for number, histories in enumerate(environments):
-        steps = _steps(histories, keys) if number else first
-        if len(steps) != len(first):
+        out.add(number, _steps(histories, keys) if number else first)
+    return out.tensordict.reshape(*size, len(first))
+
+
+class _Batch:
+    """The steps of environments, put into one tensordict one after the other.
+
+    ``torch.stack`` would need twice the memory, and the time to get it.
+
+    Args:
+        first: the steps of the first environment.
+        streams: what is recorded.
+        name: below which masks stand.
+        count: how many environments there are.
+    """
+
+    def __init__(self, first: TensorDict, streams: Sequence[Stream], name: str, count: int) -> None:
+        self._first, self._streams, self._name, self._count = first, streams, name, count
+        objects = [key for stream in streams if stream.dtype == "object" for key in _twice(stream.key)]
+        self._objects = [key for key in objects if first.get(key, None) is not None]
+        self._non_tensors: list[TensorDictBase] = []
+        self._form = form_of(first, streams, name)
+        self._tensors = TensorDict(batch_size=[count, len(first)])
+        self._grow(first)
+
+    def add(self, number: int, steps: TensorDict) -> None:
+        """Add the steps of an environment.
+
+        Raises:
+            ValueError: they are more or fewer than those of the first one.
+        """
+        if len(steps) != len(self._first):
             raise ValueError(
-                f"the environments took different numbers of steps ({len(first)} and {len(steps)}), which no rollout "
+                f"the environments took different numbers of steps ({len(self._first)} and {len(steps)}), which no rollout "
                 "holds: take their episodes one by one"
             )
-        for key in tensors:  # what is shared by all is held by the first
-            out.get(key)[number] = steps.get(key, first.get(key))
-        non_tensors.append(first.select(*objects).update(steps.select(*objects, strict=False)))
-    return out.update(torch.stack(non_tensors, 0)).reshape(*size, len(first))
+        form = self._form | form_of(steps, self._streams, self._name)
+        if form != self._form:  # a key is missing here alone, or its values are larger than those before
+            self._form = form
+            self._tensors = fit(self._tensors, self._streams, self._name, form)
+            self._first = fit(self._first, self._streams, self._name, form)
+            self._grow(self._first)
+        steps = fit(steps, self._streams, self._name, form)
+        for key in self._tensors.keys(include_nested=True, leaves_only=True):  # the first holds what is shared by all
+            self._tensors.get(key)[number] = steps.get(key, self._first.get(key))
+        non_tensors = self._first.select(*self._objects)
+        self._non_tensors.append(non_tensors.update(steps.select(*self._objects, strict=False)))
+
+    def _grow(self, steps: TensorDict) -> None:
+        """Make room for the keys of some steps."""
+        for key in steps.keys(include_nested=True, leaves_only=True):
+            if self._tensors.get(key, None) is None:
+                size = self._count, *steps.get(key).shape
+                is_mask = (
+                    self._name in key[:2]
+                )  # of keys of non-tensor data, which the environments before this one have
+                self._tensors.set(
+                    key, torch.ones(size, dtype=torch.bool) if is_mask else steps.get(key).new_empty(size)
+                )
+
+    @property
+    def tensordict(self) -> TensorDictBase:
+        """All of them, ``[envs, time]``."""
+        return self._tensors.update(torch.stack(self._non_tensors, 0))
 
 
 def _environment_of(history: History) -> tuple[Any, int, int | None]:
@@ -520,12 +575,18 @@ def _twice(key: Key) -> tuple[Key, Key]:
 
 def _steps(histories: Sequence[tuple[History, Sequence[int] | None]], keys: Sequence[Key] | None) -> TensorDict:
     """The steps of one environment, whose episodes may be recordings of their own."""
-    found = []
+    found: list[TensorDict] = []
     for history, episodes in histories:
         wanted = history.described(keys)
         spans: Iterable[Span] = [ALL] if episodes is None else map(episode_span, episodes)
         found += [history.steps(wanted, span) for span in spans]
-    return found[0] if len(found) == 1 else torch.cat(found, 0)
+    if len(found) == 1:
+        return found[0]
+    schema = histories[0][0].run.schema
+    streams, name, form = [stream for stream, _ in schema.described], mask_name(schema), Form()
+    for steps in found:
+        form |= form_of(steps, streams, name)
+    return torch.cat([fit(steps, streams, name, form) for steps in found], 0)
 
 
 def wanted_keys(keys: Sequence[NestedKey] | None) -> list[Key] | None:

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -280,6 +280,33 @@ class Recording:
         assert self._writer is not None, "it was just begun"
         chunks = self._output.describe(described, streams, self._statistics, self._ends)
         self._writer.put(itertools.chain(chunks, statistics))
+
+    def vary(self, stream: Stream) -> Stream | None:
+        """Record values of a key of any shape from now on: what its shape was so far stays the usual one.
+
+        Args:
+            stream: how the key is recorded.
+
+        Returns:
+            How it is recorded from now on; None: returns are worked out from it, which have one shape.
+        """
+        if stream.key in {each.sums for each in self.streams}:
+            return None
+        with self._copying:
+            self._settle()
+            for moment, streams in zip(Moment, self._described, strict=True):
+                for at, each in enumerate(streams):
+                    if each.key == stream.key:
+                        streams[at] = replace(each, varies=True, device="")
+                        for buffer in (self._small, self._bulky):
+                            buffer.tracks = _without(buffer.tracks, each)
+                        self._bulky.tracks = (*self._bulky.tracks, Track(moment, (streams[at],), (at,)))
+            self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
+            self._share_out()
+            described = [(each, moment) for moment in Moment for each in self._described[moment]]
+            if self._writer is not None:
+                self._writer.put(self._output.describe(described, [], self._statistics, self._ends))
+        return replace(stream, varies=True, device="")
 
     @property
     def has_statistics(self) -> bool:
@@ -840,6 +867,14 @@ def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) 
     sums = tuple(stream for stream in streams if stream.sums)
     if sums:
         yield Track(moment, sums), False
+
+
+def _without(tracks: Sequence[Track], stream: Stream) -> tuple[Track, ...]:
+    """Tracks without a stream."""
+    parts = [
+        (track, [i for i, each in zip(track.at, track.streams, strict=False) if each != stream]) for track in tracks
+    ]
+    return tuple(track if len(at) == len(track.at) else track.part(at) for track, at in parts if at or not track.at)
 
 
 _open: weakref.WeakSet[Recording] = weakref.WeakSet()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -26,7 +27,11 @@ PROPERTIES = "__properties"
 PROPERTY = "torchrl_rerun"
 EPISODE = "episode"
 RECORDING_INFO = "RecordingInfo"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what is recorded now. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` holds some.
+
+Version 2: values of a key may vary in shape (``varies``), complex numbers, and non-tensor data of any kind (``objects.py``).
+"""
 
 Split = Literal["run", "dump", "episode"]
 """What a recording is of: a run, the time between two dumps, or an episode of one environment."""
@@ -64,6 +69,10 @@ class Source:
     def envs(self) -> int:
         """Number of environments."""
         return int(np.prod(self.batch_size, dtype=np.int64))
+
+
+class NewerSchemaError(ValueError):
+    """A recording describes itself in a way that is not known yet."""
 
 
 Described = tuple[Stream, Moment]
@@ -136,6 +145,23 @@ class Schema:
             fields["versions"],
             # Recordings of schema version 1 don't say.
             tuple(map(tuple, fields.get("ends", ()))) or deciding(tuple(entry["key"]) for entry in fields["keys"]),
+        )
+
+
+_VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d+)')
+
+
+def check_version(text: str) -> None:
+    """Refuse a schema of a version that is not known yet, without parsing it.
+
+    Raises:
+        NewerSchemaError: it is of one.
+    """
+    found = _VERSION.match(text)
+    if found and int(found[1]) > SCHEMA_VERSION:
+        raise NewerSchemaError(
+            f"made by a newer torchrl_rerun, schema version {found[1]}, of which this one knows {SCHEMA_VERSION}: update "
+            "torchrl_rerun"
         )
 
 

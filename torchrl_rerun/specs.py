@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.envs.registration import load_env_creator
-from tensordict import NonTensorData, NonTensorStack, TensorDict, TensorDictBase, is_tensor_collection
+from tensordict import (
+    LazyStackedTensorDict,
+    NonTensorData,
+    NonTensorStack,
+    TensorDict,
+    TensorDictBase,
+    is_tensor_collection,
+)
 from tensordict.base import _is_leaf_nontensor
 from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs import (
@@ -33,12 +40,36 @@ from torchrl.record import PixelRenderTransform
 from torchrl_rerun.devices import device_of
 from torchrl_rerun.endings import deciding
 from torchrl_rerun.names import known_names
+from torchrl_rerun.objects import MISSING, Lost, frozen
 from torchrl_rerun.streams import Key, Leaf, UnsupportedLeafError
 
 _NOT_DATA = ("_reset", "_step")
 
-_UNEVEN = object()
-OF_DIFFERENT_SHAPES = "of different shapes in different environments"
+
+class Uneven:
+    """Values of one key that nothing holds together: of different shapes in different environments, or agents.
+
+    Args:
+        values: one for each environment of the flattened batch, of a group of agents a list of one for each agent; None of
+            those that gave none.
+        why_not: why they can't be told apart; empty: they can.
+    """
+
+    def __init__(self, values: Sequence[Any], why_not: str = "") -> None:
+        self.values = values
+        self.why_not = why_not
+
+    @property
+    def first(self) -> torch.Tensor:
+        """The first value, of those that are tensors."""
+        value = next(each for each in self.values if each is not None)
+        first: torch.Tensor = value[0] if isinstance(value, list) else value
+        return first
+
+    @property
+    def is_of_tensors(self) -> bool:
+        """Whether all values are tensors."""
+        return all(isinstance(value, torch.Tensor) and not value.is_nested for value in _flattened(self.values))
 
 
 def as_key(key: str | tuple[Any, ...]) -> Key:
@@ -71,8 +102,12 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
         found = {as_key(key): spec_of(env, as_key(key)) for key in env.reward_keys}
         shapes = {key: tuple(spec.shape) for key, spec in found.items() if spec is not None}
     elif outcome is not None:
-        keys = [key for key in data_keys(outcome) if key[-1] == "reward"]
-        shapes = {key: tuple(outcome.get(key).shape[outcome.batch_dims :]) for key in keys}
+        values = {key: value_of(outcome, key) for key in data_keys(outcome) if key[-1] == "reward"}
+        shapes = {
+            key: tuple(value.shape[outcome.batch_dims :])
+            for key, value in values.items()
+            if isinstance(value, torch.Tensor) and value.layout is torch.strided
+        }
     else:
         shapes = {}
     return [
@@ -165,7 +200,7 @@ def regrouped(observed: TensorDictBase, present: TensorDictBase, resets: Resets)
     out = observed.clone(recurse=False)
     for key in data_keys(observed):
         after, before = value_of(observed, key), value_of(present, key)
-        if before is None or before is _UNEVEN:
+        if before is None or is_uneven(before):
             continue
         group = next((group for group in resets if key[: len(group)] == group), None)
         if group is None:
@@ -200,17 +235,81 @@ def leaves(tensordict: TensorDictBase) -> dict[str, Any] | None:
 
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
     """The keys of all leaves of a tensordict that are data, those under ``"next"`` left out."""
-    found = tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor)
-    keys = (as_key(key) for key in found)
-    return [key for key in keys if key[0] != "next" and key[-1] not in _NOT_DATA]
+    try:
+        found = [*map(as_key, tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor))]
+    except Exception:  # a lazy stack of which some parts lack a key (tensordict 0.14)
+        found = list(dict.fromkeys(key for each in _unbound(tensordict) for key in data_keys(each)))
+    return [key for key in found if key[0] != "next" and key[-1] not in _NOT_DATA]
 
 
 def value_of(tensordict: TensorDictBase, key: Key) -> Any:
-    """What a tensordict holds of a key; None: nothing. :func:`leaf_of` says whether it can be recorded."""
+    """What a tensordict holds of a key; None: nothing. :func:`leaf_of` says whether it can be recorded.
+
+    Values that no plain tensor holds together are :class:`Uneven`.
+    """
     try:
-        return tensordict.get(key, None)
-    except RuntimeError:  # a lazy stack of different shapes can't stack them
-        return _UNEVEN
+        value = tensordict.get(key, None)
+    except Exception:  # a lazy stack of different shapes can't stack them
+        return _apart(tensordict, key)
+    if value is None and _is_lazy(tensordict, key):  # of which a single part may lack it
+        return _apart(tensordict, key)
+    return components_of(value, tensordict.batch_dims) if isinstance(value, torch.Tensor) and value.is_nested else value
+
+
+def _is_lazy(tensordict: TensorDictBase, key: Key) -> bool:
+    """Whether a key would be in a lazy stack."""
+    for name in ("", *key[:-1]):
+        inner = tensordict.get(name, None) if name else tensordict
+        if not isinstance(inner, TensorDictBase):
+            return False
+        if isinstance(inner, LazyStackedTensorDict):
+            return True
+        tensordict = inner
+    return False
+
+
+def _apart(tensordict: TensorDictBase, key: Key) -> Uneven | None:
+    """The values of a key in each environment of a lazy stack."""
+    found = []
+    for each in _unbound(tensordict):
+        try:
+            found.append(each.get(key, None))
+        except Exception:  # of agents: the stack is along them
+            try:
+                found.append([agent.get(key[-1], None) for agent in each.get(key[:-1]).unbind(0)])
+            except Exception as error:
+                return Uneven([], f"they can't be stacked ({error})")
+    there = [each for each in found if each is not None]
+    if not there:
+        return None
+    if (
+        len({isinstance(each, list) for each in there}) > 1
+        or len({len(each) for each in there if isinstance(each, list)}) > 1
+    ):
+        return Uneven([], "environments have different numbers of agents")
+    return Uneven(found)
+
+
+def _flattened(values: Sequence[Any]) -> list[Any]:
+    """The values that there are, of environments and of their agents."""
+    there = [each for each in values if each is not None]
+    return [value for each in there for value in (each if isinstance(each, list) else [each])]
+
+
+def _unbound(tensordict: TensorDictBase) -> list[TensorDictBase]:
+    """Each environment's data by itself, in the order of the flattened batch."""
+    if not tensordict.batch_dims:
+        return [tensordict]
+    return [leaf for each in tensordict.unbind(0) for leaf in _unbound(each)]
+
+
+def components_of(nested: torch.Tensor, batch_dims: int) -> Uneven:
+    """The values of each environment in a nested tensor."""
+    if batch_dims != 1:
+        return Uneven(
+            [], "nested tensors are recorded of environments with one batch dimension, each of which has a component"
+        )
+    return Uneven(nested.detach().unbind())
 
 
 def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
@@ -223,16 +322,20 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
         env: the environment, for its specs.
 
     Raises:
-        UnsupportedLeafError: its values are of different shapes in different environments.
+        UnsupportedLeafError: its values are of no kind that can be recorded.
     """
-    if value is _UNEVEN:
-        raise UnsupportedLeafError(OF_DIFFERENT_SHAPES)
+    if isinstance(value, Uneven):
+        return _uneven_leaf(key, value, tensordict, env)
     if is_non_tensor(value):
         sample = as_array(value, tensordict.batch_size)[0]
         return Leaf(key, "object", (), sample=sample, shared=_is_rendered_whole(env, key, value))
+    check_dense(value)
     shape = tuple(value.shape[tensordict.batch_dims :])
     dtype = str(value.dtype).removeprefix("torch.")
-    discrete, categories = _discrete(spec_of(env, key))
+    spec = spec_of(env, key)
+    if spec is not None and -1 in spec.shape:
+        return Leaf(key, dtype, shape, _agents(key, shape, tensordict, env), varies=True)
+    discrete, categories = _discrete(spec)
     if dtype == "bool" and discrete == "index":
         discrete, categories = None, ()  # a flag, not a category
     leaf = Leaf(
@@ -248,12 +351,47 @@ def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | Non
     return dataclasses.replace(leaf, names=known_names(leaf, env))
 
 
+def _uneven_leaf(key: Key, value: Uneven, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
+    if value.why_not:
+        raise UnsupportedLeafError(value.why_not)
+    if not value.is_of_tensors:
+        sample = next(each for each in objects_in(value, tensordict.batch_size) if each is not MISSING)
+        return Leaf(key, "object", (), sample=sample)
+    dtypes = {each.dtype for each in _flattened(value.values)}
+    if len(dtypes) > 1:
+        raise UnsupportedLeafError(f"of different dtypes, {', '.join(sorted(map(str, dtypes)))}")
+    first, there = value.first, [each for each in value.values if each is not None]
+    check_dense(first)
+    shape = tuple(first.shape)
+    if isinstance(there[0], list):
+        shape = (len(there[0]), *shape)
+    numbers = {len(each) if isinstance(each, list) or each.ndim else 0 for each in there}
+    agents = _agents(key, shape, tensordict, env) if len(numbers) == 1 else ()
+    return Leaf(key, str(first.dtype).removeprefix("torch."), shape, agents, varies=True)
+
+
+def check_dense(value: torch.Tensor) -> None:
+    """Refuse tensors that no array holds as they are.
+
+    Raises:
+        UnsupportedLeafError: the tensor is sparse, quantized, or without data.
+    """
+    if value.is_quantized:
+        raise UnsupportedLeafError("quantized tensors can't be recorded")
+    if value.is_meta:
+        raise UnsupportedLeafError("tensors on the meta device have no data")
+    if value.layout is not torch.strided:
+        raise UnsupportedLeafError(f"tensors of layout {value.layout} can't be recorded: give them dense")
+
+
 def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:
     """The spec of a key, without the environment's batch dimensions; None if there is none."""
     if env is None:
         return None
     for specs in (env.full_observation_spec, env.full_action_spec, env.full_reward_spec, env.full_done_spec):
-        with contextlib.suppress(KeyError, IndexError):  # IndexError: an empty name (torchrl 0.14)
+        # KeyError: it is another one's. Specs of different shapes can't be stacked, nor be asked for an empty name
+        # (torchrl 0.14): they say nothing then.
+        with contextlib.suppress(Exception):
             spec = specs[key]
             for _ in range(env.batch_dims):
                 spec = spec[0]
@@ -267,8 +405,8 @@ def is_group(value: Any) -> bool:
 
 
 def is_uneven(value: Any) -> bool:
-    """Whether a lazy stack couldn't stack it, see :func:`value_of`."""
-    return value is _UNEVEN
+    """Whether no plain tensor holds it, see :func:`value_of`."""
+    return isinstance(value, Uneven)
 
 
 def is_non_tensor(value: Any) -> bool:
@@ -279,11 +417,12 @@ def is_non_tensor(value: Any) -> bool:
 def as_array(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
     """A value of a tensordict as an array ``[envs, *shape]``, without a copy where it is on the CPU.
 
-    bfloat16 comes as its bits (uint16), non-tensor data as an object array ``[envs]``.
+    bfloat16 comes as its bits (uint16), non-tensor data as an object array ``[envs]``, see :func:`objects_in`.
     """
     count = batch_size.numel()
     if isinstance(value, torch.Tensor):
-        tensor = value.detach()
+        check_dense(value)
+        tensor = value.detach().resolve_conj().resolve_neg()
         if tensor.device.type != "cpu":
             tensor = tensor.cpu()
         if tensor.dtype is torch.bfloat16:
@@ -291,7 +430,20 @@ def as_array(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
         else:
             array = tensor.numpy()
         return array.reshape(count, *array.shape[len(batch_size) :])
-    if isinstance(value, NonTensorStack):
+    return objects_in(value, batch_size)
+
+
+def objects_in(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
+    """Each environment's value by itself, ``[envs]``, as it is now: whoever gave it may change it. Tensors become arrays."""
+    count = batch_size.numel()
+    if isinstance(value, Uneven):
+        if value.why_not:
+            raise UnsupportedLeafError(value.why_not)
+        raw = [each.data if isinstance(each, NonTensorData) else each for each in value.values]
+        objects = [MISSING if each is None else _object(one) for each, one in zip(value.values, raw, strict=True)]
+    elif isinstance(value, torch.Tensor):
+        objects = [_object(each) for each in value.reshape(count, *value.shape[len(batch_size) :]).unbind(0)]
+    elif isinstance(value, NonTensorStack):
         objects = [_object(item) for item in _flat(value.tolist(), len(batch_size))]
     else:
         objects = [_object(value.data if isinstance(value, NonTensorData) else value)] * count
@@ -301,11 +453,51 @@ def as_array(value: Any, batch_size: torch.Size) -> npt.NDArray[Any]:
     return array
 
 
+def objects_of(value: Any, batch_size: torch.Size, dtype: str, agents: int) -> npt.NDArray[Any]:
+    """Tensors as one array for each environment (and agent), ``[envs]`` or ``[envs, agents]``: copies of their own.
+
+    Args:
+        value: a tensor of all environments, or an :class:`Uneven`.
+        batch_size: of the environments.
+        dtype: torch's name of their dtype.
+        agents: how many agents there are; 0: none.
+
+    Raises:
+        UnsupportedLeafError: it is of another dtype, has another number of agents, or can't be told apart.
+    """
+    if isinstance(value, Uneven):
+        if value.why_not:
+            raise UnsupportedLeafError(value.why_not)
+        of_each: Sequence[Any] = value.values
+    else:
+        of_each = value.reshape(batch_size.numel(), *value.shape[len(batch_size) :]).unbind(0)
+    count = batch_size.numel()
+    out = np.empty((count, agents) if agents else count, object)
+    for env, of_one in enumerate(of_each):
+        if of_one is None:
+            out[env] = MISSING
+            continue
+        if agents and len(of_one) != agents:
+            raise UnsupportedLeafError(f"of {len(of_one)} agents instead of {agents}")
+        for agent, each in enumerate(of_one if agents else [of_one]):
+            if not isinstance(each, torch.Tensor) or str(each.dtype).removeprefix("torch.") != dtype:
+                raise UnsupportedLeafError(f"of another type, {getattr(each, 'dtype', type(each).__name__)}")
+            out[(env, agent) if agents else env] = np.array(as_array(each, torch.Size())[0])
+    return out
+
+
 def _object(item: Any) -> Any:
     """An object that stays as it is: the environment may draw its next picture into the same array."""
     if isinstance(item, torch.Tensor):
-        item = item.detach().cpu().numpy()
-    return np.array(item) if isinstance(item, np.ndarray) else item
+        try:
+            return (
+                np.array(as_array(item, torch.Size())[0])
+                if item.dtype is not torch.bfloat16
+                else Lost("bfloat16 tensor")
+            )
+        except Exception as error:
+            return Lost(f"tensor ({error})")
+    return frozen(item)
 
 
 def _flat(nested: Any, depth: int) -> list[Any]:
@@ -332,7 +524,7 @@ def _agents(key: Key, shape: tuple[int, ...], tensordict: TensorDictBase, env: E
     """Names of the agents of a grouped key: its tensordict has one batch dimension more than the environments."""
     if len(key) < 2 or not shape:
         return ()
-    group = tensordict.get(key[:-1])
+    group = tensordict.get(key[:-1], None)
     if not is_tensor_collection(group) or group.batch_dims != tensordict.batch_dims + 1:
         return ()
     inner = _innermost(env)

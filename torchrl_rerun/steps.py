@@ -11,9 +11,12 @@ import torch
 from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
+from torchrl_rerun.chunks import episode_span
+from torchrl_rerun.history import Transitions
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.schema import Described
 from torchrl_rerun.streams import Stream, name_of
+from torchrl_rerun.warning import warn
 
 FLAGS = ("done", "terminated", "truncated")
 
@@ -38,20 +41,27 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None) -> list[Des
     Args:
         episode: the episode.
         keys: which ones, nested ones as tuples or, as on the command line, joined by ``/``, which stands for all keys that
-            are joined so; None: all but pictures, non-tensor data, and the returns that the recorder worked out.
+            are joined so; None: all but pictures, non-tensor data, complex numbers, what varies in shape, and the returns that
+            the recorder worked out.
 
     Raises:
         KeyError: a key isn't recorded.
+        ValueError: a key can't be exported.
     """
     described = episode.schema.described
     if keys is None:
-        return [each for each in described if not (each[0].is_picture or each[0].dtype == "object" or each[0].sums)]
+        return [each for each in described if each[0].is_plain and not (each[0].is_picture or each[0].sums)]
     known = {stream.key: (stream, moment) for stream, moment in described}
     found = {}
     for key in keys:
         meant = [each for each in known if key in (each, "/".join(each))]
         if not meant:
             raise KeyError(f"{key!r} is not recorded, but {', '.join(map(name_of, known))}")
+        for each in meant:
+            stream = known[each][0]
+            if stream.varies or stream.is_complex:
+                what = "varies in shape" if stream.varies else "is complex"
+                raise ValueError(f"{name_of(each)} {what}, which no format holds that is exported to: leave it out")
         found.update({each: known[each] for each in meant})
     return list(found.values())
 
@@ -102,6 +112,35 @@ def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequen
     if said != wanted:
         key = name_of(min(each[0] for each in said ^ wanted))
         raise ValueError(f"{key} is not recorded in the same way in {told(episode)}: take one run at a time")
+
+
+def whole_steps(episode: LoadedEpisode, found: Sequence[Described], *, follow: bool) -> TensorDict:
+    """The steps of an episode at which no key is missing, for formats that have no masks.
+
+    Args:
+        episode: the episode.
+        found: the keys.
+        follow: whether each step has to follow the one before it, see :func:`unbroken_transitions`.
+    """
+    span = episode_span(episode.properties.episode)
+    at = unbroken_transitions(episode, found) if follow else episode.history.transitions(found, span, is_whole=True)
+    return episode.history.steps(found, span, at)
+
+
+def unbroken_transitions(episode: LoadedEpisode, found: Sequence[Described]) -> Transitions:
+    """The first steps of an episode that follow one another, and at which no key is missing.
+
+    They are for formats that have one row for what a step led to and what the next one leads from. What comes behind a gap is
+    left out, with a warning.
+    """
+    at = episode.history.transitions(found, episode_span(episode.properties.episode), is_whole=True)
+    first, *others = at.unbroken() or [at]
+    if others:
+        warn(
+            f"{told(episode)}: {sum(map(len, others)):,} steps are left out, which come behind frames that were not recorded, or "
+            "at which a key is missing: here a step has to lead to where the next one begins"
+        )
+    return first
 
 
 def array_of(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:

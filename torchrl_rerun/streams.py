@@ -80,7 +80,9 @@ _STORAGE = {
     "bfloat16": np.uint16,  # numpy has no bfloat16: its bits travel as uint16
     "float32": np.float32,
     "float64": np.float64,
-    "object": np.object_,  # non-tensor data: strings, arrays of varying shape
+    "complex64": np.complex64,
+    "complex128": np.complex128,
+    "object": np.object_,  # non-tensor data: Python's own values and arrays
 }
 
 
@@ -96,6 +98,7 @@ class Leaf:
         discrete: what the spec says of the values: ``"index"`` (categorical), ``"one_hot"``, or None.
         categories: how many values a discrete leaf can take, per number (``"index"``) or per one-hot segment.
         sample: one environment's value of non-tensor data, else None.
+        varies: each value has a shape of its own; ``shape`` is that of the first environment's first one.
         shared: one value of non-tensor data stands for the whole batch.
         device: the accelerator that the values are on, as PyTorch names it; empty: none.
         names: what the environment is known to call its numbers, or the categories of a discrete leaf; empty: not known.
@@ -109,6 +112,7 @@ class Leaf:
     discrete: Literal["index", "one_hot"] | None = None
     categories: tuple[int, ...] = ()
     sample: Any = None
+    varies: bool = False
     shared: bool = False
     device: str = ""
     names: tuple[str, ...] = ()
@@ -123,8 +127,9 @@ class Stream:
         key: the key, without ``"next"``.
         kind: how it is shown.
         dtype: torch's name of the dtype, or ``"object"``.
-        shape: shape of one environment's value, the agent dimension included.
+        shape: shape of one environment's value, the agent dimension included; if it varies, of the first one.
         agents: names of the agents; each has an entity of its own. Empty without an agent dimension.
+        varies: values of other shapes than ``shape`` are recorded, too: each is a tensor by itself.
         image_format: how pictures are stored; None for other kinds.
         jpeg_quality: the quality of JPEG files, 0 for other formats.
         channels: where a picture keeps its channels: ``"HWC"``, ``"CHW"`` or ``"HW"``; empty for other kinds. Of four
@@ -146,6 +151,7 @@ class Stream:
     dtype: str
     shape: tuple[int, ...]
     agents: tuple[str, ...] = ()
+    varies: bool = False
     image_format: ImageFormat | None = None
     jpeg_quality: int = 0
     channels: Channels = ""
@@ -160,9 +166,29 @@ class Stream:
     place: Key = ()
 
     @property
+    def is_object(self) -> bool:
+        """Whether a row is a Python object: non-tensor data, or an array of a shape of its own."""
+        return self.dtype == "object" or self.varies
+
+    @property
+    def is_of_any_size(self) -> bool:
+        """Whether pictures of any size are stored as pictures: each by itself, and not as a stack or in a video."""
+        return self.is_object and not self.stack and not self.is_video
+
+    @property
+    def number_type(self) -> np.dtype[Any]:
+        """The numpy dtype that holds the values' bits."""
+        return np.dtype(_STORAGE[self.dtype])
+
+    @property
     def storage(self) -> np.dtype[Any]:
         """The numpy dtype in which rows are buffered, bit for bit."""
-        return np.dtype(_STORAGE[self.dtype])
+        return np.dtype(np.object_) if self.is_object else self.number_type
+
+    @property
+    def slot_shape(self) -> tuple[int, ...]:
+        """Shape of one environment's value in the buffer: of Python objects there is one for each agent."""
+        return self.shape if not self.is_object else (len(self.agents),) if self.agents else ()
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -177,7 +203,7 @@ class Stream:
     @property
     def is_bulky(self) -> bool:
         """Whether it fills memory much sooner than numbers do, and is better kept apart from them."""
-        return self.is_large or (self.dtype == "object" and self.kind in ("image", "tensor"))
+        return self.is_large or self.varies or (self.dtype == "object" and self.kind in ("image", "tensor"))
 
     @property
     def is_picture(self) -> bool:
@@ -217,7 +243,18 @@ class Stream:
     @property
     def is_vector(self) -> bool:
         """Whether this is a tensor of one dimension, which is shown as bars."""
-        return self.kind == "tensor" and self.dtype != "object" and len(self.row_shape) == 1
+        is_real = not (self.is_object or self.is_complex)
+        return self.kind == "tensor" and is_real and len(self.row_shape) == 1
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether each number is two: a real and an imaginary part."""
+        return self.dtype.startswith("complex")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the values are tensors of one shape of real numbers, which any format holds."""
+        return not (self.is_object or self.is_complex)
 
     @property
     def is_encoded(self) -> bool:
@@ -237,12 +274,19 @@ class Stream:
     @property
     def row_bytes(self) -> int:
         """Bytes of one environment's value in the buffer."""
-        return self.storage.itemsize * math.prod(self.shape)
+        return self.storage.itemsize * math.prod(self.slot_shape)
 
     def numbers(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Buffered rows as numbers: 16-bit floats as float32, which holds each of them exactly, all others as they are."""
+        """Buffered rows as numbers: 16-bit floats as float32, which holds each of them exactly, all others as they are.
+
+        Of complex numbers the real and the imaginary parts are along a last dimension of their own.
+        """
+        if rows.dtype == object:
+            return rows
         if self.dtype == "bfloat16":
             return (rows.astype(np.uint32) << 16).view(np.float32)
+        if self.is_complex:
+            return np.ascontiguousarray(rows)[..., None].view(np.dtype(f"float{rows.dtype.itemsize * 4}"))
         return rows.astype(np.float32) if self.dtype == "float16" else rows
 
     def path(self, env: int | None, lane: int = 0) -> list[str]:
@@ -288,6 +332,7 @@ class Stream:
 
 _WHERE_THEY_APPLY = (
     "agents",
+    "varies",
     "image_format",
     "jpeg_quality",
     "channels",
@@ -353,13 +398,15 @@ def describe(
         stacks: what is recorded of stacks of frames, of all or per key (``"all"`` where a key is not named).
 
     Raises:
-        UnsupportedLeafError: no kind can hold the data (complex numbers, objects that are neither text nor arrays).
+        UnsupportedLeafError: no kind can hold numbers of that dtype.
         ValueError: the override, the names or the format don't fit the data; the message names the key.
     """
     if leaf.dtype not in _STORAGE:
         raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
     _check_name(leaf.key)
     row_shape = leaf.shape[1:] if leaf.agents else leaf.shape
+    if isinstance(leaf.sample, np.ndarray):
+        row_shape = leaf.sample.shape
     wanted = stacks if isinstance(stacks, str) else stacks.get(leaf.key, "all")
     stack = 0 if wanted == "none" else _stack(leaf, row_shape)
     kind = kinds.get(leaf.key) or _kind(leaf, row_shape, stack)
@@ -369,8 +416,7 @@ def describe(
     channels: Channels = ""
     stored: ImageFormat | None = None
     if kind in PICTURES:
-        if leaf.dtype != "object":
-            channels = (_axes(row_shape) if stack else _channels(row_shape)) or ""
+        channels = (_axes(row_shape) if stack else _channels(row_shape)) or ""
         asked = image_format if isinstance(image_format, str) else image_format.get(leaf.key, "jpeg")
         stored = _possible_format(leaf, channels, row_shape, stack, asked) if kind == "image" else "raw"
     return Stream(
@@ -379,6 +425,7 @@ def describe(
         dtype=leaf.dtype,
         shape=leaf.shape,
         agents=leaf.agents,
+        varies=leaf.varies,
         image_format=stored,
         jpeg_quality=jpeg_quality if stored == "jpeg" else 0,
         channels=channels,
@@ -407,6 +454,11 @@ def _kind(leaf: Leaf, row_shape: tuple[int, ...], stack: int) -> Kind:
     size = math.prod(row_shape)
     if leaf.dtype == "object":
         return _kind_of_object(leaf)
+    if leaf.dtype.startswith("complex"):
+        return "tensor"
+    if leaf.varies:  # each row is shown by itself
+        is_image = _channels(row_shape) is not None and _is_picture(leaf.dtype, row_shape)
+        return "image" if stack or is_image else "tensor"
     if leaf.discrete is not None and size <= _most(leaf, "state") and len(row_shape) <= 1:
         return "state"
     if _is_plane(row_shape) and min(_plane(row_shape)) > 4:
@@ -427,14 +479,12 @@ def _most(leaf: Leaf, kind: Kind) -> int:
 
 
 def _kind_of_object(leaf: Leaf) -> Kind:
-    if isinstance(leaf.sample, str):
+    if not isinstance(leaf.sample, np.ndarray) or leaf.sample.dtype.name not in _STORAGE or leaf.sample.dtype == object:
         return "text"
-    if isinstance(leaf.sample, np.ndarray) and leaf.sample.dtype.name in _STORAGE:
-        shape = leaf.sample.shape
-        if _channels(shape) is not None and _is_picture(leaf.sample.dtype.name, shape):
-            return "image"
-        return "tensor"
-    raise UnsupportedLeafError(f"{type(leaf.sample).__name__} data is neither text nor an array")
+    shape = leaf.sample.shape
+    if _channels(shape) is not None and _is_picture(leaf.sample.dtype.name, shape):
+        return "image"
+    return "tensor"
 
 
 def _channels(shape: tuple[int, ...]) -> Literal["HWC", "CHW", "HW"] | None:
@@ -524,27 +574,23 @@ def _possible_format(
         depth //= stack
     if depth == 4 and wanted not in ("raw", "png"):
         return "png"
-    return "jpeg" if wanted in VIDEO_FORMATS and leaf.dtype == "object" else wanted
+    return "jpeg" if wanted in VIDEO_FORMATS and (leaf.dtype == "object" or leaf.varies) else wanted
 
 
 def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], stack: int) -> None:
     what = f"kinds[{name_of(leaf.key)}] = {kind!r}"
     if kind not in KINDS:
         raise ValueError(f"{what}: unknown kind; choose one of {', '.join(map(repr, KINDS))}")
-    is_object = leaf.dtype == "object"
-    if (kind == "text") != (is_object and isinstance(leaf.sample, str)):
-        raise ValueError(f"{what} doesn't fit: 'text' is for strings in non-tensor data, and strings can only be text")
-    if is_object:
-        if kind in ("depth", "segmentation", "scalars", "state"):
-            raise ValueError(f"{what} doesn't fit non-tensor data; choose 'image' or 'tensor'")
-        return
-    if (
-        kind == "image"
-        and not stack
-        and (_channels(row_shape) is None or leaf.dtype not in ("uint8", "float16", "float32", "float64"))
-    ):
+    is_object, dtype = leaf.dtype == "object", leaf.dtype
+    if isinstance(leaf.sample, np.ndarray):
+        dtype = leaf.sample.dtype.name
+    elif (kind == "text") != is_object:
+        raise ValueError(f"{what} doesn't fit: 'text' is for non-tensor data, and what is no array can only be text")
+    if is_object and kind in ("depth", "segmentation", "scalars", "state"):
+        raise ValueError(f"{what} doesn't fit non-tensor data; choose 'image' or 'tensor'")
+    if kind == "image" and not stack and (_channels(row_shape) is None or dtype not in ("uint8", *_FLOATS)):
         raise ValueError(
-            f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels, or "
+            f"{what} doesn't fit {dtype} of shape {row_shape}; an image is uint8 or float with 1, 3 or 4 channels, or "
             "a stack of such frames"
         )
     if kind == "depth" and not (_is_plane(row_shape) and leaf.dtype in (*_FLOATS, *_INTEGERS)):
@@ -553,6 +599,8 @@ def _check_kind(leaf: Leaf, kind: Kind, row_shape: tuple[int, ...], stack: int) 
         raise ValueError(
             f"{what} doesn't fit {leaf.dtype} of shape {row_shape}; a segmentation is one channel of whole numbers"
         )
+    if dtype.startswith("complex") and kind != "tensor":
+        raise ValueError(f"{what} doesn't fit {dtype}; complex numbers are tensors")
     most = _most(leaf, kind)
     if kind in ("scalars", "state") and (len(row_shape) > 1 or math.prod(row_shape) > most):
         raise ValueError(f"{what} doesn't fit shape {row_shape}; at most {most} numbers in one dimension")

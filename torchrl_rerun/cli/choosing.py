@@ -69,9 +69,20 @@ def _why_none(listing: Listing, run: Path) -> str:
 
 def whys_unreadable(listing: Listing) -> list[str]:
     """Why each of the files can't be read that can't, and what to do about it."""
+    return [_why_unreadable(file) for file in listing.unreadable]
+
+
+def _why_unreadable(file: Path) -> str:
+    from torchrl_rerun.contents import contents_of
     from torchrl_rerun.finding import why_unreadable
 
-    return [why_unreadable(file) or f"{shown(file)} is damaged" for file in listing.unreadable]
+    try:
+        found = why_unreadable(file)
+        if found is None:
+            contents_of(file)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return found or f"{shown(file)} is damaged"
 
 
 def first_of(whys: Sequence[str]) -> str:

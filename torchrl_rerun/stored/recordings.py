@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_rerun.chunks import episode_span
 from torchrl_rerun.reading import LoadedEpisode, load
 from torchrl_rerun.steps import check_same, told
 from torchrl_rerun.stored.pieces import Piece, Stored, spans, told_together
@@ -66,7 +67,8 @@ class _Environment:
     def _next(self) -> None:
         """The next episode that has steps."""
         for episode in self._coming:
-            steps = episode.tensordict()
+            span = episode_span(episode.properties.episode)
+            steps = episode.history.moments(episode.history.described(None), span)
             if len(steps):
                 self._steps, self._at, self.seed = steps, 0, episode.properties.seed
                 return

@@ -1,0 +1,107 @@
+"""Recordings of older versions are read for ever: `recordings_v1/make.py` says what is in these, and how they were made."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import rerun as rr
+import torch
+from rerun.chunk import Chunk
+from tensordict import TensorDict
+from typer.testing import CliRunner
+
+from episode_folders import write_chunks
+from readback import read, same
+from test_hostile import Scripted, record
+from torchrl_rerun import Episode, list_episodes, load
+from torchrl_rerun.cli import app
+from torchrl_rerun.contents import contents_of
+from torchrl_rerun.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
+
+FOLDERS = [Path(__file__).parent / "recordings_v1"]
+RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"))
+
+
+def expected_of(file):
+    """Where the recording is, and what it holds."""
+    stem = file.name.removesuffix(".pt.gz")
+    place = next(each for each in (file.with_name(stem), file.with_name(f"{stem}.rrd")) if each.exists())
+    expected = torch.load(io.BytesIO(gzip.decompress(file.read_bytes())), weights_only=True)
+    return place, expected["episodes"], expected["lossy"]
+
+
+def assert_same(found, wanted, key, lossy):
+    if {key, key[-1]} & set(lossy):  # decoders differ in the last bit
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), key
+        assert (found.float() - wanted.float()).abs().max() <= 4, key
+    else:
+        assert same(found, wanted), key
+
+
+def leaves(steps):
+    keys = steps.keys(True, True, is_leaf=lambda kind: not issubclass(kind, TensorDict))
+    found = {key: steps.get(key) for key in keys}
+    return {key: value if isinstance(value, torch.Tensor) else value.tolist() for key, value in found.items()}
+
+
+def test_there_are_recordings_of_each_kind():
+    names = {file.name.removesuffix(".pt.gz") for file in RECORDINGS}
+    assert names >= {"single", "batch", "agents", "jpeg", "h264", "episodes", "dumps", "workers", "parts", "killed"}
+
+
+@pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: f"{file.parent.name}/{file.name.split('.')[0]}")
+def test_an_old_recording_holds_what_it_held(file):
+    place, expected, lossy = expected_of(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a killed run it is said what is lacking
+        episodes = load(place)
+    assert {each.properties.id for each in episodes} == set(expected)
+    for each in episodes:
+        wanted = expected[each.properties.id]
+        said = {**each.properties.properties, "start_time": each.properties.start_time.isoformat()}
+        assert said == wanted["properties"]
+        assert each.properties.annotations == wanted["annotations"]
+        assert set(each.keys()) == set(wanted["rows"])
+        for key, rows in wanted["rows"].items():
+            assert_same(each[key], rows, key, lossy)
+        if wanted["steps"] is not None:  # else some of its frames weren't recorded
+            steps = leaves(each.tensordict())
+            assert set(steps) == set(wanted["steps"])
+            for key, values in wanted["steps"].items():
+                assert_same(steps[key], values, (key,) if isinstance(key, str) else key, lossy)
+
+
+def test_an_old_run_folder_is_listed():
+    place, expected, _ = expected_of(FOLDERS[0] / "episodes.pt.gz")
+    found = {each.episode.id: each.episode.annotations for each in list_episodes(place).episodes}
+    assert found == {number: each["annotations"] for number, each in expected.items()}
+
+
+def test_recordings_say_of_which_version_they_are(path):
+    record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
+    assert read(path).schema["schema_version"] == SCHEMA_VERSION == 2
+    single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
+    [contents] = contents_of(single)
+    assert json.loads(contents.properties["torchrl_rerun"]["schema"])["schema_version"] == 1
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_a_recording_of_a_version_to_come_is_refused_by_name(tmp_path, split):
+    newer = json.loads(
+        property_chunk(Source(()), [0], [], split=split).to_record_batch().column("schema")[0].as_py()[0]
+    )
+    newer["schema_version"] = 99
+    chunks = [Chunk.from_property("torchrl_rerun", rr.AnyValues(schema=json.dumps(newer)))]
+    chunks += [episode_chunk(Episode(0, 0, 1.0, 3, first_step=0))] if split == "episode" else []
+    write_chunks(tmp_path / "newer.rrd", chunks, "newer")
+    with pytest.raises(ValueError, match=r"newer\.rrd was made by a newer torchrl_rerun, schema version 99.*update"):
+        load(tmp_path / "newer.rrd")[0].keys()
+    for command in ("info", "ls"):
+        done = CliRunner().invoke(app, [command, str(tmp_path / "newer.rrd")])
+        assert done.exit_code
+        assert "made by a newer torchrl_rerun" in " ".join(done.output.split()), command
