@@ -845,10 +845,10 @@ def _is_same_memory(a: Any, b: Any) -> bool:
 
 def _is_other(value: Any, recorded: Any) -> bool:
     """Whether a value holds other numbers than what is recorded; None: nothing is."""
-    if not isinstance(value, torch.Tensor) or recorded is None or recorded.dtype == object:
+    if not isinstance(value, torch.Tensor) or value.is_nested or value.layout is not torch.strided or recorded is None:
         return False
-    if value.is_nested or value.layout is not torch.strided:
-        return False
+    if recorded.dtype == object:  # values of shapes of their own
+        return value.numel() != sum(each.size for each in recorded.flat if isinstance(each, np.ndarray))
     if value.numel() != recorded.size:
         return True
     other = _plain(value, recorded.shape)
