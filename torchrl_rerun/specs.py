@@ -235,10 +235,9 @@ def leaves(tensordict: TensorDictBase) -> dict[str, Any] | None:
 
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
     """The keys of all leaves of a tensordict that are data, those under ``"next"`` left out."""
-    try:
-        found = [*map(as_key, tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor))]
-    except Exception:  # a lazy stack of which some parts lack a key (tensordict 0.14)
-        found = list(dict.fromkeys(key for each in _unbound(tensordict) for key in data_keys(each)))
+    if isinstance(tensordict, LazyStackedTensorDict):  # which names those alone that all of its parts have
+        return list(dict.fromkeys(key for part in tensordict.tensordicts for key in data_keys(part)))
+    found = map(as_key, tensordict.keys(include_nested=True, leaves_only=True, is_leaf=_is_leaf_nontensor))
     return [key for key in found if key[0] != "next" and key[-1] not in _NOT_DATA]
 
 

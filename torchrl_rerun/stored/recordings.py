@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import LazyStackedTensorDict, TensorDictBase
 
 from torchrl_rerun.chunks import episode_span
 from torchrl_rerun.reading import LoadedEpisode, load
@@ -118,5 +118,5 @@ def _side_by_side(path: str, environments: list[_Environment]) -> Iterator[Piece
         if len(parts) == 1:
             yield Piece(parts[0], begins, seeds)
             continue
-        together: TensorDictBase = torch.stack(parts, 0)
+        together: TensorDictBase = LazyStackedTensorDict.maybe_dense_stack(parts, 0)
         yield Piece(together.set("_step", stepped.unsqueeze(-1).expand(len(parts), count)), begins, seeds)
