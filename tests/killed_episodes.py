@@ -39,7 +39,7 @@ def dumps(number: int) -> set[int]:
 
 
 def record(folder: Path, number: int, started: int, steps: int = STEPS, pause: float = 0.002) -> None:
-    """Notes beside the folder when each step was made, and when all before it was dumped; saves its state then."""
+    """Notes beside the folder when each step was made, and when all before it was dumped."""
     env = environment(folder, KEEPS[number % len(KEEPS)], buffer_bytes=[1500, 20_000][number % 2])
     note = os.open(folder.with_suffix(".notes"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     at = dumps(number)
@@ -47,9 +47,6 @@ def record(folder: Path, number: int, started: int, steps: int = STEPS, pause: f
     os.write(started, b"!")
     for step in range(steps):
         if step in at:
-            state = folder.with_suffix(".new")
-            torch.save(env.state_dict(), state)
-            state.replace(folder.with_suffix(".state"))
             env.transform.dump()
             os.write(note, b"dump %d %d\n" % (step, time.time_ns()))
         tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]

@@ -104,7 +104,7 @@ def test_there_is_no_place_for_the_next_file(path, short_files):
     env.transform.dump()
     for number in range(1, 3):
         path.with_name(f"{path.stem}.part_{number}.rrd").write_text("not ours")
-    path.with_name(f"{path.stem}.part_3.rrd").symlink_to("nowhere/at/all")  # it isn't there, and can't be made
+    path.with_name(f"{path.stem}.part_3.rrd").symlink_to(f"{path.stem}.part_3.rrd")  # it isn't there, and can't be made
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env.rollout(200, break_when_any_done=False)
