@@ -56,10 +56,11 @@ def test_trajectories_go_on_in_the_next_batch(path):
     assert len(steps_of(path)) == 3
 
 
-def test_there_may_be_more_trajectories_than_before(path):
+@pytest.mark.parametrize("split", ["run", "dump", "episode"])
+def test_there_may_be_more_trajectories_than_before(tmp_path, split):
     batches = [collected([5], 3)[0], *collected([4, 6, 9, 5], 40)]
     batches[1]["collector", "traj_ids"] += 10
-    found = logged(path, batches)
+    found = logged(tmp_path / "run", batches, split=split)
     assert found[0][0] == [11.0, 12.0, 13.0]
     assert sorted(found) == [0, 1, 2, 3, 4]
     assert sum(len(each) for episodes in found.values() for each in episodes) == 43

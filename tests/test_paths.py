@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from programs import python
 from test_selection import LENGTHS, Lengths
-from torchrl_rerun import RecordingError, RerunRecorder, list_episodes, load, repair
+from torchrl_rerun import RecordingError, RerunRecorder, list_episodes, load, repair, replay
 from torchrl_rerun.as_lerobot import to_lerobot
 from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
@@ -99,7 +99,8 @@ def test_a_leading_tilde_is_the_home_of_the_user_wherever_a_path_is_taken(here, 
     assert to_lerobot(load("~/run.rrd"), "~/lerobot").path == home / "lerobot"
     write_video(videos_of("~/run.rrd", "~/run.mp4")[0])
     write_comparison(sides_of(["~/run.rrd", "~/repaired.rrd"]), "~/both.rrd")
-    there = {"repaired.rrd", "run.parquet", "lerobot", "run.mp4", "both.rrd"}
+    replay("~/run.rrd", "~/replayed.rrd")
+    there = {"replayed.rrd", "repaired.rrd", "run.parquet", "lerobot", "run.mp4", "both.rrd"}
     assert there <= {each.name for each in home.iterdir()}
     assert not (here / "~").exists()
 
@@ -117,9 +118,10 @@ def test_a_leading_tilde_is_the_home_of_the_user_on_the_command_line(here, home)
         "export ~/run.rrd --parquet ~/run.parquet",
         "export ~/run.rrd --mp4 -o ~/run.mp4",
         "compare ~/run.rrd ~/torn.rrd --no-view -o ~/both.rrd",
+        "replay ~/run.rrd -o ~/replayed.rrd",
     ):
         assert ran(*command.split())
-    assert {"run.parquet", "run.mp4", "both.rrd"} <= {each.name for each in home.iterdir()}
+    assert {"run.parquet", "run.mp4", "both.rrd", "replayed.rrd"} <= {each.name for each in home.iterdir()}
     assert not (here / "~").exists()
 
 
@@ -314,7 +316,8 @@ def test_a_recorder_and_a_repair_refuse_what_is_no_regular_file(here):
 
 
 @pytest.mark.parametrize(
-    "command", ["ls", "info", "query FILE TRUE", "view", "repair", "compare run.rrd", "export --mp4"]
+    "command",
+    ["ls", "info", "query FILE TRUE", "view", "repair", "compare run.rrd", "export --mp4", "replay FILE -o never.rrd"],
 )
 def test_a_pipe_or_a_device_is_no_recording_and_nobody_waits_for_it(here, command):
     pipe = special(here, "rrd")

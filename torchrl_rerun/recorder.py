@@ -402,17 +402,18 @@ class RerunRecorder(Transform):
         self._release_held()
         if self._feed is None:
             return
-        self._feed.catch_up()
-        recording = self._feed.recording
-        if recording is None:
-            return
-        if isinstance(recording.sink, DumpFile) and recording.alive:
-            recording.close()
-            name = suffix or (None if step is None else f"step_{step}")
-            if name is not None:
-                recording.sink.call(name)
-        else:
-            recording.dump()
+        with self._feed.lock:
+            self._feed.catch_up()
+            recording = self._feed.recording
+            if recording is None:
+                return
+            if isinstance(recording.sink, DumpFile) and recording.alive:
+                recording.close()
+                name = suffix or (None if step is None else f"step_{step}")
+                if name is not None:
+                    recording.sink.call(name)
+            else:
+                recording.dump()
 
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
@@ -427,9 +428,10 @@ class RerunRecorder(Transform):
         if in_worker_process():
             self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
-        self._feed.catch_up()
-        if self._feed.recording is not None:
-            self._feed.recording.close()
+        with self._feed.lock:
+            self._feed.catch_up()
+            if self._feed.recording is not None:
+                self._feed.recording.close()
 
     def switch(self, mode: str | bool | None = None) -> None:
         """Turn recording off or on again. Steps and episodes are counted meanwhile, and triggers aren't asked.

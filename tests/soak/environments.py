@@ -25,10 +25,12 @@ from torchrl.envs import EnvBase
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
-NAMES = ("position", "joint angles", "höhe", "a.b", "x-1", "grid", "camera", "_private", "0")
+NAMES = ("position", "joint angles", "höhe", "a.b", "x-1", "grid", "camera", "_private", "0", "mask", "batch")
 SMALL_SHAPES = ((), (1,), (2,), (7,), (64,), (65,), (3, 2), (2, 3, 4), (1, 1))
 PICTURES = ((6, 7, 3), (3, 12, 16), (1, 9, 9), (16, 16, 1), (8, 8, 4), (12, 12), (40, 40, 3))
 NEVER = 1 << 30
+ODD_TEXTS: tuple[Any, ...] = ("\ud83d", {"tool": [1, None]}, 5, -0.5, True, None, b"\x00\xff")
+"""What is no text, or no valid one, among texts."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Layout:
         leaves: what is observed, beside a clock that never shows the same time twice.
         actions: per key, what kind of action.
         agents: how many agents a group has, which observe, act and are rewarded by themselves; 0: there is no group.
+        apart: whether agents have flags of their own, which end nothing.
         reward: dtype and shape of the reward outside of the group.
         truncates: whether there is a "truncated" flag.
         lengths: episodes are between so many steps long.
@@ -59,6 +62,7 @@ class Layout:
     leaves: tuple[Leaf, ...]
     actions: tuple[tuple[tuple[str, ...], str], ...]
     agents: int
+    apart: bool
     reward: tuple[str, tuple[int, ...]]
     truncates: bool
     lengths: tuple[int, int]
@@ -90,6 +94,7 @@ class Layout:
             leaves=tuple(leaves),
             actions=tuple(actions),
             agents=rng.choice([0, 0, 0, 1, 2, 3]),
+            apart=rng.random() < 0.5,
             reward=(rng.choice(["float32", "float32", "float64"]), rng.choice([(1,), (1,), (1,), (2,)])),
             truncates=rng.random() < 0.5,
             lengths=(1, longest),
@@ -100,6 +105,7 @@ class Layout:
     def observed(self) -> list[tuple[str, ...]]:
         """Keys that have rows at resets and steps, the flags included."""
         group = [("agents", "observation")] if self.agents else []
+        group += [("agents", flag) for flag in ("done", "terminated")] if self.agents and self.apart else []
         flags = [("done",), ("terminated",), *([("truncated",)] if self.truncates else [])]
         return [("clock",), *(leaf.key for leaf in self.leaves), *group, *flags]
 
@@ -137,7 +143,11 @@ class Random(EnvBase):
             reward["reward"] = Unbounded((*b, *shape), dtype=getattr(torch, dtype))
         self.observation_spec, self.action_spec, self.reward_spec = observation, action, reward
         flags = ("done", "terminated", *(["truncated"] if layout.truncates else []))
-        self.done_spec = Composite({flag: Categorical(2, (*b, 1), dtype=torch.bool) for flag in flags}, shape=b)
+        done = Composite({flag: Categorical(2, (*b, 1), dtype=torch.bool) for flag in flags}, shape=b)
+        if agents and layout.apart:
+            flag = Categorical(2, (*b, agents, 1), dtype=torch.bool)
+            done["agents"] = Composite(done=flag, terminated=flag.clone(), shape=(*b, agents))
+        self.done_spec = done
         self.generator = torch.Generator().manual_seed(layout.seed + number)
         self.calls = 0
         self.left = torch.zeros(b, dtype=torch.int64)
@@ -149,7 +159,7 @@ class Random(EnvBase):
         out = TensorDict({"clock": self.calls + each / 128 + self.number / 1024}, b)
         for leaf in self.layout.leaves:
             if leaf.dtype == "text":
-                texts = [NonTensorData(f"{self.calls}: Zoë {i}\n" * (i % 3)) for i in range(math.prod(b))]
+                texts = [NonTensorData(self._text(i)) for i in range(math.prod(b))]
                 out.set(leaf.key, torch.stack(texts).reshape(b) if b else texts[0])
             else:
                 out.set(leaf.key, self._values(leaf.dtype, (*b, *leaf.shape)))
@@ -157,6 +167,10 @@ class Random(EnvBase):
             values = {"observation": self._values("float32", (*b, agents, 3))}
             out["agents"] = TensorDict(values, (*b, agents))
         return out
+
+    def _text(self, number: int) -> Any:
+        odd = (self.calls * 7 + number * 3) % 20
+        return ODD_TEXTS[odd] if odd < len(ODD_TEXTS) else f"{self.calls}: Zoë {number}\n" * (number % 3)
 
     def _values(self, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
         kind = getattr(torch, dtype, torch.int64)
@@ -195,6 +209,9 @@ class Random(EnvBase):
         if agents:
             rewards = torch.randn(*self.batch_size, agents, 1, generator=self.generator)
             out["agents", "reward"] = rewards
+            if self.layout.apart:
+                done = torch.rand(*self.batch_size, agents, 1, generator=self.generator) < 0.3
+                out["agents", "done"], out["agents", "terminated"] = done, done.clone()
         else:
             dtype, shape = self.layout.reward
             rewards = torch.randn(*self.batch_size, *shape, generator=self.generator, dtype=torch.float64)

@@ -23,7 +23,7 @@ import rerun as rr
 import torch
 from rerun.chunk import RrdReader
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, step_mdp
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, StepCounter, step_mdp
 
 from readback import read
 from servers import FORGETFUL, free_port, started_viewer
@@ -31,6 +31,7 @@ from soak.environments import Random
 from soak.plans import Op, Plan
 from soak.witness import Key, Witness, values_of
 from torchrl_rerun import RecordingError, RerunRecorder, repair
+from torchrl_rerun.threads import NAME as ENCODER
 
 SETTLE_SECONDS = 10.0
 """How long threads and processes may take to end."""
@@ -99,7 +100,7 @@ class Iteration:
             if plan.way != "logged":
                 env = env.append_transform(self._recorder)
                 self._recorder = env.transform[-1] if hasattr(env.transform, "__len__") else env.transform
-        return env
+        return env.append_transform(StepCounter(plan.behind)) if plan.behind else env
 
     def _sink(self) -> Any:
         match self.plan.sink:
@@ -564,7 +565,7 @@ class _Leftovers:
                 files[file] += not file.startswith("/dev/shm/")  # what ParallelEnv shares with its workers
         children = [child for task in Path("/proc/self/task").iterdir() for child in _text(task / "children").split()]
         return {
-            "threads": sorted(thread.name for thread in threading.enumerate()),
+            "threads": sorted(each.name for each in threading.enumerate() if each.name != ENCODER),  # they stay
             "processes": sorted(children),
             "files": sorted(files.elements()),
         }

@@ -33,6 +33,7 @@ class Plan:
         fault_at: before which op it comes.
         amount: how large a disk is, in bytes, and how long a process lives or a viewer hangs, in seconds.
         options: of the recorder.
+        behind: steps after which a transform behind the recorder truncates an episode; 0: there is none.
         ops: what is done.
         end: how the recorder ends.
     """
@@ -46,6 +47,7 @@ class Plan:
     fault_at: int
     amount: float
     options: dict[str, Any]
+    behind: int
     ops: tuple[Op, ...]
     end: str
 
@@ -97,12 +99,14 @@ class Plan:
             "fps": rng.choice([None, 30]),
         }
         together = math.prod(batch) if workers else 1
+        # The flags of the last frame that a kill leaves are those that the recorder's hook saw.
+        behind = rng.choice([0, 2, 7]) if way == "appended" and layout.truncates and fault != "kill" else 0
         ops = tuple(_op(rng, envs, together, way) for _ in range(rng.randint(3, 25)))
         amount = rng.choice([20_000, 100_000, 400_000]) * rng.random() if fault == "disk" else rng.random() ** 2 * 1.5
         ends = ["close", "close", "env.close", "forget"]
         end = rng.choice({"appended": ends, "logged": ["close", "forget"]}.get(way, ends[:-1]))
         fault_at = rng.randint(1, len(ops))
-        return cls(seed, way, layout, workers, sink, fault, fault_at, amount, options, ops, end)
+        return cls(seed, way, layout, workers, sink, fault, fault_at, amount, options, behind, ops, end)
 
 
 def _op(rng: random.Random, envs: int, together: int, way: str) -> Op:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torchrl_rerun.finding import recordings_in
 from torchrl_rerun.framing import MAGIC
+from torchrl_rerun.paths import absolute, is_file
 from torchrl_rerun.stored import hdf5, memory_mapped, minari_sets, npz, recordings, tensordicts
 from torchrl_rerun.stored.pieces import Stored, natural, one_after_another, told_together
 from torchrl_rerun.streams import Key
@@ -62,7 +63,7 @@ def open_stored(source: Place | Sequence[Place], keys: Mapping[Key, str] | None 
 
 
 def _path_of(source: Place) -> Path:
-    path = Path(source)
+    path = absolute(source)
     return path if path.exists() else minari_sets.local(os.fspath(source)) or path
 
 
@@ -83,13 +84,9 @@ def _opened(found: Sequence[tuple[Path, Reader]], what: str, keys: Mapping[Key, 
 
 def _reader(path: Path) -> Reader:
     """Return what reads a path."""
-    if path.is_dir():
-        return _reader_of_folder(path)
-    if path.exists():
-        return _reader_of_file(path)
-    if glob.has_magic(os.fspath(path)):
+    if glob.has_magic(os.fspath(path)) and not path.exists():
         return recordings.recordings
-    raise FileNotFoundError(f"{path} doesn't exist")
+    return _reader_of_file(path) if is_file(path) else _reader_of_folder(path)
 
 
 class _UnknownError(ValueError):
