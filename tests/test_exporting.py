@@ -73,6 +73,7 @@ def runs(tmp_path_factory):
     env.append_transform(RerunRecorder(folder / "stills.rrd", image_format="jpeg"))
     env.append_transform(RerunRecorder(folder / "episodes", split="episode"))
     env.set_seed(0)
+    torch.manual_seed(0)  # what the actions are drawn from
     env.rollout(30, break_when_any_done=False)
     env.close()
     return folder

@@ -179,6 +179,7 @@ def test_overrides_that_do_not_fit(leaf, message):
         Stream(("picture",), "image", "object", (), image_format="jpeg", shared=True),
         Stream(("points",), "tensor", "float32", (3, 4), varies=True),
         Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",)),
+        Stream(("__properties", "x"), "scalars", "float32", (1,), place=("__properties_2", "x")),
     ],
 )
 def test_a_stream_comes_back_from_its_json(stream):
