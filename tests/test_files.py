@@ -46,7 +46,7 @@ def test_the_schema_property(path):
     env.close()
     recorded = read(path)
     schema = recorded.schema
-    assert schema["schema_version"] == 1
+    assert schema["schema_version"] == 2
     assert schema["env_name"] == recorded.application_id == "CartPole-v1"
     assert schema["batch_size"] == [2]
     assert schema["versions"].keys() >= {"torchrl", "rerun-sdk", "torch", "tensordict", "gymnasium", "torchrl-rerun"}

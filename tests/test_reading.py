@@ -123,7 +123,7 @@ def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path, name):
         torch.manual_seed(0)
         record(ENVIRONMENTS[name](), tmp_path / split, 60, split=split)
         found.append([each.properties for each in load(tmp_path / split)])
-    assert len(found[0]) > 4
+    assert len(found[0]) > 1
     for a, b in zip(*found, strict=True):
         assert a.properties | {"start_time": None} == b.properties | {"start_time": None}
 
@@ -371,10 +371,8 @@ def test_dumps_in_the_middle_of_episodes(tmp_path, split):
 def test_a_run_that_was_resumed(tmp_path):
     first = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run"))
     before = first.rollout(6, break_when_any_done=False)
-    state = first.state_dict()
     first.close()
-    second = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run"))
-    second.load_state_dict(state)
+    second = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run", resume=True))
     after = second.rollout(3)
     second.close()
     found = load(tmp_path / "run")

@@ -13,7 +13,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
 from programs import python
-from readback import read, read_folder
+from readback import hold_the_same, read, read_folder
 from test_selection import Lengths
 from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
 
@@ -53,7 +53,7 @@ def test_numbers_go_on(folder, split):
     rows = recorded["/observation" if split == "episode" else "/env_0/observation"]
     assert rows.along("step") == [6, 7, 8, 9]
     assert rows.along("episode") == [3] * 4
-    assert rows.along("frame") == [0, 1, 2, 3]
+    assert rows.along("frame") == ([9, 10, 11, 12] if split == "run" else [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("sink", ["run.rrd", "run"])
@@ -84,6 +84,28 @@ def test_a_file_goes_on_beside_it(path):
     env.rollout(1)
     env.close()
     assert read(path.with_name("run.resumed_1.rrd"))["/env_0/observation"].along("step") == [2, 3]
+
+
+def test_it_is_one_recording_and_one_rollout(tmp_path):
+    """What was given to the recorder is enough to read it all."""
+    rollouts = []
+    for _ in range(3):
+        env = SerialEnv(2, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(2)])
+        env = env.append_transform(RerunRecorder(tmp_path / "run.rrd", resume=True))
+        rollouts.append(env.rollout(5, break_when_any_done=False))
+        env.close()
+    found = load(tmp_path / "run.rrd")
+    assert hold_the_same(found.rollout(), torch.cat(rollouts, -1))
+    assert {each.schema.split for each in found} == {"run"}
+    assert len({read(path).recording_id for path in tmp_path.glob("run*.rrd")}) == 1
+
+
+def test_overwriting_removes_what_was_resumed(tmp_path):
+    for arguments in ({}, {"resume": True}, {"resume": True}, {"overwrite": True}):
+        env = make(tmp_path / "run.rrd", **arguments)
+        env.rollout(2)
+        env.close()
+    assert names(tmp_path) == ["run.rrd"]
 
 
 def test_without_resume_a_run_is_not_resumed(folder):

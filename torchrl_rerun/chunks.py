@@ -94,6 +94,7 @@ class FilePart:
     Attributes:
         contents: what it says of itself.
         began: ``log_time`` of its first row, nanoseconds since the epoch; 0: there is none.
+        last_frame: number of its last frame; -1: there is none.
         steps: the first and the last ``step`` of each entity.
         places: where the chunks of each entity are.
         chunk_ids: those of all chunks, 16 bytes each.
@@ -104,6 +105,7 @@ class FilePart:
 
     contents: Contents
     began: int
+    last_frame: int
     steps: Mapping[str, tuple[int, int]]
     places: Mapping[str, Sequence[Place]]
     chunk_ids: bytes
@@ -154,7 +156,7 @@ _LZ4 = 2
 _KIND, _RECORDING_ID, _APPLICATION = 1, 2, 3  # of a store
 _RECORDING = 1
 
-_TIMES = ("episode", "episode_step", "step", "log_time")
+_TIMES = ("episode", "episode_step", "step", "log_time", "frame")
 _CODEC = pa.Codec("lz4_raw")
 
 
@@ -213,7 +215,7 @@ class _Rows(NamedTuple):
     sizes: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     times: npt.NDArray[np.int64]
-    """``[chunks, 8]``: the first and the last of each of ``_TIMES``; -1 where there is none."""
+    """``[chunks, 10]``: the first and the last of each of ``_TIMES``; -1 where there is none."""
     ids: bytes
 
     @classmethod
@@ -277,6 +279,7 @@ class _Rows(NamedTuple):
         return FilePart(
             contents,
             int(began.min(initial=2**63 - 1)) if len(at) else 0,
+            int(self.times[at, 9].max(initial=-1)),
             steps,
             places,
             self.ids,

@@ -27,10 +27,12 @@ class Progress(NamedTuple):
     Attributes:
         steps: how many calls of ``env.step`` there have been.
         episodes: ``[envs]``, the number of each environment's episode.
+        frames: how many frames there are in the recording that goes on.
     """
 
     steps: int
     episodes: npt.NDArray[np.int64]
+    frames: int = 0
 
 
 class Episodes:
@@ -72,7 +74,7 @@ class Episodes:
 
     def resume(self, progress: Progress) -> None:
         """Go on where another program was stopped, as far as the environments are the same."""
-        self.steps = progress.steps
+        self.steps, self.frames = progress.steps, progress.frames
         known = min(len(self._episode), len(progress.episodes))
         self._episode[:known] = progress.episodes[:known]
         self._stamps[:, 1] = progress.steps

@@ -37,7 +37,7 @@ GRID_SIZE = (2160, 3840)
 
 _FORMAT = "h264"
 _SHAPE = 16 / 9
-_OF_RECORDING = re.compile(r"(?:\.worker_\d+)?(?:\.part_\d+)?$")
+_OF_RECORDING = re.compile(r"(?:\.worker_\d+)?(?:\.resumed_\d+)?(?:\.part_\d+)?$")
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Item], int | None], Iterable[Item]]

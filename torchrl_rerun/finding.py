@@ -13,15 +13,15 @@ from torchrl_rerun.framing import MAGIC, Footer
 from torchrl_rerun.paths import absolute, check_name, is_file, shown
 from torchrl_rerun.sinks import is_locked
 
-_MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.part_(?P<part>\d+))?\.rrd")
+_MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.resumed_(?P<resumed>\d+))?(?:\.part_(?P<part>\d+))?\.rrd")
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
     """The files of what was recorded to a path, as absolute paths.
 
-    Of a folder these are all in it and in the folders in it, but for what is hidden. With ``run.rrd`` come its parts
-    and the files of its workers (``run.part_1.rrd``, ``run.worker_0.rrd``), which are one recording; it needn't be
-    there itself. Links are followed: with one that leads to ``run.rrd`` come the parts of that. What is named otherwise
+    Of a folder these are all in it and in the folders in it, but for what is hidden. With ``run.rrd`` come its parts,
+    what followed after a restart, and the files of its workers (``run.part_1.rrd``, ``run.resumed_1.rrd``,
+    ``run.worker_0.rrd``), which are one recording; it needn't be there itself. Links are followed: with one that leads to ``run.rrd`` come the parts of that. What is named otherwise
     than ``.rrd`` is taken as it is.
 
     Args:
@@ -99,7 +99,7 @@ def _with_its_parts(file: Path) -> list[Path]:
     for other in file.parent.iterdir() if file.suffix == ".rrd" and file.parent.is_dir() else ():
         more = _MORE.fullmatch(other.name, len(file.stem)) if other.name.startswith(file.stem) else None
         if more is not None and other.is_file():
-            order[other] = int(more["worker"] or -1), int(more["part"] or -1)
+            order[other] = tuple(int(more[name] or -1) for name in ("worker", "resumed", "part"))
     return sorted(order, key=order.__getitem__)
 
 

@@ -28,7 +28,7 @@ from torchrl_rerun.outlets import Outlet
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.rerun_streams import StreamOutlet, UsersStream, application_id_of
-from torchrl_rerun.resuming import progress_of
+from torchrl_rerun.resuming import Reached, reached
 from torchrl_rerun.schema import SPLITS, Source
 from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, STACKS, VIDEO_FORMATS, ImageFormat, Key, Kind, Stacks
@@ -311,10 +311,11 @@ def open_recording(
     stream = None if settings.stream is None else settings.stream.found()
     if stream is not None:
         settings = dataclasses.replace(settings, options=_named_by(stream, settings.options))
-    count = int(np.prod(batch_size, dtype=np.int64))
+    count, before = int(np.prod(batch_size, dtype=np.int64)), None
     if ended is None:
         sink, number = _claim(settings)
-        recording_id = _recording_id(settings, number)
+        before = _reached(settings, sink, batch_size)
+        recording_id = _recording_id(settings, number, before)
     else:
         sink, number = (
             _next_part(ended, is_announced=settings.options.split != "dump"),
@@ -342,8 +343,8 @@ def open_recording(
         for outlet in outlets:
             outlet.open(application_id=application_id(settings.options, source), recording_id=recording_id)
         recording = Recording(sink, source, options, outlets=outlets, run_id=recording_id, continues=ended)
-        if settings.resume and ended is None and (progress := progress_of(sink.earlier(), recording.envs)) is not None:
-            recording.resume(progress)
+        if before is not None:
+            recording.resume(before.progress(recording.envs))
     except BaseException:
         sink.discard()
         for outlet in outlets:
@@ -402,10 +403,23 @@ def _number(settings: Settings) -> int | None:
     return 0 if settings.sink.identity in shared_paths else None
 
 
-def _recording_id(settings: Settings, number: int | None) -> str:
-    """One id for all that share a path, though they can't talk to one another; else a new one."""
+def _reached(settings: Settings, sink: Sink, batch_size: tuple[int, ...]) -> Reached | None:
+    """Where the run is that goes on; None: it begins."""
+    if not settings.resume:
+        return None
+    try:
+        return reached(sink.earlier(), batch_size)
+    except BaseException:
+        sink.discard()
+        raise
+
+
+def _recording_id(settings: Settings, number: int | None, before: Reached | None) -> str:
+    """One id for all that share a path, though they can't talk to one another; else that of what goes on, or a new one."""
     if settings.options.recording_id is not None:
         return settings.options.recording_id
+    if before is not None and before.recording_id is not None:
+        return before.recording_id
     if number is None:
         return uuid.uuid4().hex
     family = os.getppid() if in_child() else os.getpid()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +17,67 @@ from torchrl_rerun.sinks import FileInUseError, is_locked
 from torchrl_rerun.streams import entity_path
 
 
-def progress_of(files: Iterable[Path], envs: Sequence[int]) -> Progress | None:
+@dataclass(frozen=True)
+class Reached:
+    """Where a run is.
+
+    Attributes:
+        steps: calls of ``env.step`` so far.
+        episodes: the number of the last episode of each environment, by its index.
+        frames: frames of the recording that goes on.
+        recording_id: its id; None: what comes is another recording.
+    """
+
+    steps: int
+    episodes: Mapping[int, int]
+    frames: int
+    recording_id: str | None
+
+    def progress(self, envs: Sequence[int]) -> Progress:
+        """Return where the environments are that are recorded.
+
+        Args:
+            envs: their indices.
+        """
+        return Progress(self.steps, np.array([self.episodes.get(env, -1) for env in envs], np.int64), self.frames)
+
+
+def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | None:
     """Return where the run is that some files are of; None if they hold nothing of one.
 
-    A file that a killed process left counts up to where it ends. A damaged one is left out, with a warning that names it.
+    The recording of a whole run goes on if it is of the same environments. A file that a killed process left counts up to
+    where it ends. A damaged one is left out, with a warning that names it.
 
     Args:
         files: the files.
-        envs: the indices of the environments that are recorded.
+        batch_size: the environments' batch size.
 
     Raises:
         FileInUseError: another recorder is writing one of them.
     """
-    steps, episodes = -1, dict.fromkeys(envs, -1)
+    found: list[tuple[FilePart, Schema]] = []
     for file in files:
         if is_locked(file):
             raise FileInUseError(
                 f"{file} is being written by another recorder: a run goes on when the one before has ended"
             )
         try:
-            parts = parts_in(file)
+            found += [(part, schema) for part in parts_in(file) if (schema := part.contents.schema) is not None]
         except ValueError as error:
             warnings.warn(f"the run goes on without {why_unreadable(file) or error}", RuntimeWarning, stacklevel=2)
-            continue
-        for part in parts:
-            schema = part.contents.schema
-            if schema is not None:
-                steps = max([steps, *(last for _, last in part.steps.values())])
-                for env in episodes.keys() & set(schema.envs):
-                    episodes[env] = max(episodes[env], _last_episode(part, schema, env))
-    return None if steps < 0 else Progress(steps, np.array([episodes[env] for env in envs], np.int64))
+    if not any(part.steps for part, _ in found):
+        return None
+    episodes: dict[int, int] = {}
+    for part, schema in found:
+        for env in schema.envs:
+            episodes[env] = max(episodes.get(env, -1), _last_episode(part, schema, env))
+    steps = max(last for part, _ in found for _, last in part.steps.values())
+    latest, schema = max(found, key=lambda each: each[0].began)
+    if schema.split != "run" or schema.source.batch_size != batch_size:
+        return Reached(steps, episodes, 0, None)
+    recording_id = latest.contents.recording_id
+    frames = 1 + max(part.last_frame for part, _ in found if part.contents.recording_id == recording_id)
+    return Reached(steps, episodes, frames, recording_id)
 
 
 def _last_episode(part: FilePart, schema: Schema, env: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import re
 import sys
@@ -28,7 +27,7 @@ CHUNKS_PER_FILE = 1 << 16
 """Chunks after which a recording goes on in another file. Rerun keeps an index of a file's chunks in memory, for its footer:
 in a run of days it would be gigabytes, and nothing could open the file."""
 
-_OF_WORKER = re.compile(r"(?P<run>.+)\.worker_(?P<number>\d+)(?:\.part_\d+)?\.rrd")
+_OF_WORKER = re.compile(r"(?P<run>.+)\.worker_(?P<number>\d+)(?:\.resumed_\d+)?(?:\.part_\d+)?\.rrd")
 
 
 class RecordingError(OSError):
@@ -219,10 +218,7 @@ class FileSink:
         """The files of the run that were there before this sink was opened."""
         if self._run is None:
             return []
-        ours = re.compile(rf"{re.escape(self._run.stem)}(\.resumed_\d+)?(\.part_\d+)?\.rrd", re.DOTALL)
-        return sorted(
-            path for path in self._run.parent.iterdir() if ours.fullmatch(path.name) and path.name != self.path.name
-        )
+        return [path for path in (self._run, *parts_of(self._run)) if path.exists() and path != self.path]
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -389,14 +385,14 @@ class FileSink:
 
 
 def parts_of(file: Path) -> list[Path]:
-    """Return the further files of a long recording, such as ``run.part_1.rrd``.
+    """Return the further files of a recording, such as ``run.part_1.rrd``, and ``run.resumed_1.rrd`` after a restart.
 
     Args:
         file: its first file.
     """
-    prefix = f"{file.stem}.part_"
-    found = file.parent.glob(f"{glob.escape(prefix)}*.rrd")
-    return sorted(part for part in found if part.stem.removeprefix(prefix).isdecimal())
+    ours = re.compile(rf"{re.escape(file.stem)}(\.resumed_\d+)?(\.part_\d+)?\.rrd", re.DOTALL)
+    found = file.parent.iterdir() if file.parent.is_dir() else ()
+    return sorted(path for path in found if path.name != file.name and ours.fullmatch(path.name))
 
 
 class NoFile:
