@@ -91,7 +91,7 @@ def test_a_block_says_where_the_environments_were_before_it():
     driver.buffer.flush()
     assert driver.handed[1].start.tolist() == [[0, 0, 0, 0, 100, 0]] * 3
     # the frame of the partial step was of environment 1 alone
-    assert driver.handed[2].start.tolist() == [[0, 0, 0, 0, 100, 0], [1, 1, 0, 1, 200], [0, 0, 0, 0, 100]]
+    assert driver.handed[2].start.tolist() == [[0, 0, 0, 0, 100, 0], [1, 1, 0, 1, 200, 0], [0, 0, 0, 0, 100, 0]]
 
 
 def test_a_track_without_values_gets_no_rows():

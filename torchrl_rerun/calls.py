@@ -38,6 +38,11 @@ class Call:
         following: TensorDictBase | None = self._local("next_tensordict")
         return following
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the step hasn't returned yet, as far as it can be looked into."""
+        return self._frame is not None and not self._has_returned
+
     def partial_steps(self) -> Any:
         """Return the mask by which an environment that isn't locked to a batch size took part of the data; None: none."""
         return self._local("partial_steps")
@@ -52,6 +57,8 @@ class Call:
         return found
 
     def _local(self, name: str) -> Any:
-        frame = self._frame
-        has_returned = frame is not None and frame.f_code.co_code[frame.f_lasti] == _RETURN
-        return frame.f_locals.get(name) if frame is not None and has_returned else None
+        return self._frame.f_locals.get(name) if self._frame is not None and self._has_returned else None
+
+    @property
+    def _has_returned(self) -> bool:
+        return self._frame is not None and self._frame.f_code.co_code[self._frame.f_lasti] == _RETURN

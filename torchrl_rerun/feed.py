@@ -8,8 +8,9 @@ import functools
 import multiprocessing.util
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from torchrl_rerun.continuing import Continuity
 from torchrl_rerun.endings import FLAGS, Endings, Ends
 from torchrl_rerun.opening import Settings, open_recording
 from torchrl_rerun.places import free_key
-from torchrl_rerun.recording import Recording, Settled
+from torchrl_rerun.recording import PENDING, Pending, Recording, Settled
 from torchrl_rerun.rerun_streams import OutOfReachError
 from torchrl_rerun.schema import Moment
 from torchrl_rerun.sinks import RecordingError
@@ -71,8 +72,9 @@ class Feed:
         self._warned_of_shape = False
         self._warned_of_change: set[Key] = set()
         self._warned_of_others = False
-        self._around: list[Transform] | None = None  # the transforms of environments around this one
-        self._entered: _Entered | None = None
+        self._around: tuple[str, ...] | None = None  # what the transforms of environments around this one are called
+        # The step that is under way. Whoever steps keeps it: it leads to the environment, which would live as long as this.
+        self._stepping: weakref.ref[Stepping] | None = None
         self._final: _Final | None = None
         self._process = os.getpid()
         self._is_elsewhere = False  # what is recorded to, and can't be had here
@@ -90,6 +92,10 @@ class Feed:
 
     def close_quietly(self) -> None:
         """Close the recording where nobody is there to catch an error."""
+        if self.recording is not None and self.recording.is_on_writers_thread:
+            # Garbage was collected there. To close a recording is to wait for its writer.
+            threading.Thread(target=self.close_quietly, name="torchrl_rerun-closing").start()
+            return
         self.catch_up()
         if self.recording is not None:
             try:
@@ -224,8 +230,8 @@ class Feed:
                 render = self._camera.at(env, following)
             settle = None
             if may_change:
-                self._final = _Final(following)
-                settle = functools.partial(self._settled, self._final, values, arrays)
+                self._final = _Final(following, self._stepping)
+                settle = functools.partial(self._settled, self._final, values, [*map(_version_of, values)], arrays)
             recording.step(self._actions(acted), observed, arrays[count:], mask, ends, render=render, settle=settle)
             if self._resets_by_group:
                 self._present = following
@@ -236,8 +242,8 @@ class Feed:
         """Whose episodes end with a step, from what came of it."""
         return self._endings.of(functools.partial(specs.flags_of, following), following.batch_size.numel())
 
-    def enter(self, env: EnvOf, root: TensorDictBase) -> None:
-        """Environments are about to be stepped.
+    def enter(self, env: EnvOf, root: TensorDictBase) -> Stepping:
+        """Environments are about to be stepped. Returns what the caller must keep until the next step.
 
         Args:
             env: the environment, for its specs.
@@ -247,8 +253,16 @@ class Feed:
         self.settle()
         call = Call()
         if self._around is None:
-            self._around = specs.flat(call.outer_transforms())
-        self._entered = _Entered(env, root, specs.value_at_root(root, "_step"), self.acted(env, root), call)
+            self._around = tuple(type(each).__name__ for each in specs.flat(call.outer_transforms()))
+        stepping = Stepping(env, root, specs.value_at_root(root, "_step"), self.acted(env, root), call)
+        self._stepping = weakref.ref(stepping)
+        return stepping
+
+    @property
+    def _entered(self) -> Stepping | None:
+        """The step that is under way, if it isn't recorded yet."""
+        stepping = None if self._stepping is None else self._stepping()
+        return None if stepping is None or stepping.is_recorded else stepping
 
     def leave(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
         """Environments were stepped, and transforms behind the recorder have yet to see what came of it.
@@ -262,7 +276,7 @@ class Feed:
         if entered is None:
             self.step(env, root, self.acted(env, root), following, may_change=True)
         elif following.batch_size == entered.root.batch_size:
-            self._entered = None
+            entered.is_recorded = True
             mask = _stepped(entered, following, specs.value_at_root(root, "_step"))
             self.step(env, root, entered.acted, following, mask, may_change=True)
 
@@ -283,13 +297,14 @@ class Feed:
         Args:
             following: what came of it, if that is known.
         """
-        entered, self._entered = self._entered, None
+        entered = self._entered
         if entered is None or self.recording is None or not self.recording.alive:
             return
         if following is None:
             following = entered.call.following()
         if following is None or following.batch_size != entered.root.batch_size:
-            return
+            return  # it goes on, on another thread perhaps, or has failed
+        entered.is_recorded = True
         given = entered.call.partial_steps()
         nobody = torch.zeros(following.batch_size, dtype=torch.bool)
         mask = _stepped(entered, following, nobody if given is None else given)
@@ -301,24 +316,39 @@ class Feed:
         if self.recording is not None and self.recording.alive:
             self.recording.settle()
 
-    def _settled(self, final: _Final, values: Sequence[Any], arrays: Sequence[Any]) -> Settled | None:
+    def _settled(
+        self, final: _Final, values: Sequence[Any], versions: Sequence[int], arrays: Sequence[Any], at_once: bool
+    ) -> Settled | Pending | None:
         """What became of a step behind the recorder: its flags are recorded as they are in the end.
 
         Args:
             final: what came of the step in the end.
             values: what the recorder saw.
+            versions: how often each of these had been written to by then.
             arrays: the same, as it was recorded.
+            at_once: whether it can't be asked again later.
         """
         following, recording = final.following, self.recording
+        if not at_once and final.is_to_come:
+            return PENDING
         if recording is None or following.batch_size != recording.source.batch_size:
             return None
         reads, now = self._of_following, self._values(self._of_following, following)
         settled = [*arrays]
         changed = False
         for i, read in enumerate(reads):
-            if now[i] is values[i] or now[i] is None or _is_same_memory(now[i], values[i]):
-                continue
             is_flag = read.key[-1] in FLAGS
+            if now[i] is None:
+                continue
+            if now[i] is values[i] or _is_same_memory(now[i], values[i]):
+                if _version_of(now[i]) == versions[i]:
+                    continue
+                # It was written to in place, and what is read now is another value than what was copied.
+                if is_flag and arrays[i] is not None:
+                    changed = True
+                elif not self._warned_of_others:
+                    self._warn_of_others(read.key)
+                continue
             if read.stream.device:
                 if is_flag and arrays[i] is not None:  # nobody waits to hear whether it is another one
                     settled[i], changed = now[i].reshape(arrays[i].shape), True
@@ -329,14 +359,15 @@ class Feed:
                     self._warn_of_others(read.key)
         if not changed:
             return None
-        count = len(self._of_observed or ())
-        ends = self._ends(following) if recording.must_know_ends else None
+        count, nobody = len(self._of_observed or ()), np.zeros(following.batch_size.numel(), np.bool_)
+        ends = (self._ends(following) or Ends(nobody, nobody)) if recording.must_know_ends else None
         return Settled(settled[:count], settled[count:], ends)
 
     def _warn_of_others(self, key: Key) -> None:
         """Say that what is recorded isn't what the rollout holds."""
         self._warned_of_others = True
-        behind = list(dict.fromkeys(type(each).__name__ for each in (*self._behind(), *(self._around or ()))))
+        behind = list(dict.fromkeys(type(each).__name__ for each in self._behind()))
+        behind += [name for name in self._around or () if name not in behind]
         who = " or ".join(behind) if behind else "a transform"
         warn(
             f"{name_of(key)} is recorded as it passes the recorder, and is not what the rollout holds: {who} changes it "
@@ -708,7 +739,8 @@ class Feed:
         return self.recording
 
 
-class _Entered(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Stepping:
     """A step that is under way.
 
     Attributes:
@@ -717,6 +749,7 @@ class _Entered(NamedTuple):
         asked: which environments are to be stepped, ``[*batch]``; None: all.
         acted: the policy's part of the root.
         call: the call of the environment's step.
+        is_recorded: whether it has been recorded.
     """
 
     env: EnvOf
@@ -724,6 +757,7 @@ class _Entered(NamedTuple):
     asked: torch.Tensor | None
     acted: Acted
     call: Call
+    is_recorded: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -731,9 +765,16 @@ class _Final:
     """What came of the last step: transforms behind the recorder may change it, or put another one in its place."""
 
     following: TensorDictBase
+    stepping: weakref.ref[Stepping] | None
+
+    @property
+    def is_to_come(self) -> bool:
+        """Whether transforms behind the recorder are still at work, on another thread perhaps."""
+        stepping = None if self.stepping is None else self.stepping()
+        return stepping is not None and stepping.call.goes_on
 
 
-def _stepped(entered: _Entered, following: TensorDictBase, given: torch.Tensor | None) -> Mask:
+def _stepped(entered: Stepping, following: TensorDictBase, given: torch.Tensor | None) -> Mask:
     """Return which environments were stepped; None: all.
 
     A transform in front of the recorder may step the environment several times in one call, and leave out those whose
@@ -841,6 +882,15 @@ def _is_same_memory(a: Any, b: Any) -> bool:
         and isinstance(b, torch.Tensor)
         and (a.data_ptr(), a.dtype, a.numel()) == (b.data_ptr(), b.dtype, b.numel())
     )
+
+
+def _version_of(value: Any) -> int:
+    """How often a tensor has been written to; of those that were made in inference mode PyTorch doesn't say."""
+    try:
+        version: int = value._version  # noqa: SLF001 - it is documented, with this name
+    except (AttributeError, RuntimeError):
+        return 0
+    return version
 
 
 def _is_other(value: Any, recorded: Any) -> bool:

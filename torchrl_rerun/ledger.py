@@ -114,9 +114,16 @@ class Ledger:
                 returns[event.rows] += rewards[event.rows]
         self._so_far = _SoFar(event, length, returns)
 
-    def end(self, ends: Ends) -> None:
-        """Episodes have ended; also those of which it was said already."""
-        self._end(np.flatnonzero(self._is_open), ends)
+    def settle(self, event: Event, ends: Ends) -> None:
+        """Say whose episodes ended with a step, instead of what was said when it was made.
+
+        Args:
+            event: the step.
+            ends: whose episodes ended, of all recorded environments.
+        """
+        at = self._at(event.rows)
+        at = at[self._is_open[at]]
+        self._terminated[at], self._truncated[at] = ends.terminated[at], ends.truncated[at]
 
     def grow(self, envs: Sequence[int]) -> None:
         """Follow more environments, which haven't been reset.

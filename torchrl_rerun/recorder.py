@@ -26,7 +26,7 @@ from torchrl_rerun import notebook, specs
 from torchrl_rerun.blueprint import Recorded
 from torchrl_rerun.continuing import stepped_in
 from torchrl_rerun.dumps import DumpFile
-from torchrl_rerun.feed import Feed, Mask
+from torchrl_rerun.feed import Feed, Mask, Stepping
 from torchrl_rerun.keeping import Keep
 from torchrl_rerun.ledger import checked_annotations
 from torchrl_rerun.opening import Settings, shared_paths
@@ -251,7 +251,7 @@ class RerunRecorder(Transform):
         if feed is None:
             return
         resets = {} if env is None else specs.resets_in(env, tensordict)
-        if env is None or not resets:
+        if env is None or not resets or self._now.is_rehearsal:
             self._now.is_rehearsal = _inside(*_REHEARSALS)
         if self._now.is_rehearsal:
             return
@@ -299,9 +299,11 @@ class RerunRecorder(Transform):
 
     def _see_inv_call(self, tensordict: TensorDictBase) -> None:
         feed = self._listening()
+        if self._now.is_rehearsal:
+            self._now.is_rehearsal = _inside(*_REHEARSALS)
         if feed is not None and not self._now.is_rehearsal:
             with feed.lock:
-                feed.enter(self._environment, tensordict)
+                self._now.stepping = feed.enter(self._environment, tensordict)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if is_compiling():
@@ -681,11 +683,13 @@ class _Now:
 
     Attributes:
         is_rehearsal: ``check_env_specs`` is trying the environment out.
+        stepping: the last step of the environment.
         held: what the callback of a stopping rollout got last, and its environment.
         trajectories: the environment indices of those that padded batches hold.
     """
 
     is_rehearsal: bool = False
+    stepping: Stepping | None = None
     held: tuple[EnvBase, TensorDictBase] | None = None
     trajectories: Trajectories = dataclasses.field(default_factory=Trajectories)
 

@@ -82,8 +82,14 @@ class Settled(NamedTuple):
     ends: Ends | None
 
 
-Settle = Callable[[], Settled | None]
-"""Gives what has changed of a step since it was recorded; None: nothing has."""
+class Pending:
+    """What a step comes to isn't known yet."""
+
+
+PENDING = Pending()
+
+Settle = Callable[[bool], Settled | Pending | None]
+"""Gives what has changed of a step since it was recorded, None if nothing has; called with whether that can't wait."""
 
 
 class _Last(NamedTuple):
@@ -412,12 +418,19 @@ class Recording:
         with self._copying:
             self._settle()
 
-    def _settle(self, *, is_past: bool = False) -> None:
-        """Amend the last step. ``is_past``: environments were reset since, and can't be rendered as they were."""
+    def _settle(self, *, is_past: bool = False, at_once: bool = True) -> bool:
+        """Amend the last step. Returns whether nothing of it can change any more.
+
+        Args:
+            is_past: environments were reset since, and can't be rendered as they were.
+            at_once: the step is amended as it is now, even if it goes on.
+        """
         last = self._last
         if last is None:
-            return
-        found = last.settle() if self.episodes.has_seen(last.event) else None
+            return True
+        found = last.settle(at_once) if self.episodes.has_seen(last.event) else None
+        if isinstance(found, Pending):
+            return False
         if found is not None:
             amended, moments, ends = self._settled(last, found, is_past=is_past)
             try:
@@ -426,6 +439,7 @@ class Recording:
                 self._amend(last.event, amended, moments, ends)
                 raise
         self._last = None
+        return True
 
     def _settled(self, last: _Last, found: Settled, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
         """What is recorded of the last step instead."""
@@ -450,7 +464,7 @@ class Recording:
         for buffer in self._in_detail:
             buffer.amend(event, amended, moments)
         if ends is not None:
-            self._ledger.end(ends)
+            self._ledger.settle(event, ends)
         self.episodes.amend(event, amended)
 
     def resume(self, progress: Progress) -> None:
@@ -468,7 +482,12 @@ class Recording:
             self._flush()
             if self._writer is not None:
                 self._writer.flush()  # its thread works with what changes here
-            recorded = {*self._logged.indices, *LoggedEnvs(self._options.logged_envs, envs).indices}
+            wanted = self._options.logged_envs
+            if wanted is None or isinstance(wanted, str):
+                wanted = "all"
+            elif not isinstance(wanted, slice):
+                wanted = self._logged.indices  # an index may count from the end, which was another one
+            recorded = {*self._logged.indices, *LoggedEnvs(wanted, envs).indices}
             self.source = dataclasses.replace(self.source, batch_size=(envs,))
             self._logged = LoggedEnvs(sorted(recorded), envs)
             self.envs[:] = [self.source.first_env + index for index in self._logged.indices]
@@ -483,6 +502,11 @@ class Recording:
             described = [(stream, each) for each in Moment for stream in self._described[each]]
             if self._writer is not None:
                 self._writer.put(self._output.describe(described, self.streams, self._statistics, self._ends))
+
+    @property
+    def is_on_writers_thread(self) -> bool:
+        """Whether the caller is on the thread that writes."""
+        return self._writer is not None and self._writer.is_current
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add to what is known of the episode that an environment is in.
@@ -817,8 +841,8 @@ class Recording:
         try:
             now = time.time_ns()
             old = [buffer for buffer in self._buffers if buffer.is_old(now)]
-            if old:
-                self._settle()
+            if old and not self._settle(at_once=False):
+                return  # the environment is within a step, and hands over what is old itself
             for buffer in old:
                 buffer.flush()
         finally:

@@ -75,6 +75,11 @@ class Writer:
         """Whether what is put will be written."""
         return self.error is None and self._thread.is_alive()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller is on the writer's thread."""
+        return threading.current_thread() is self._thread
+
     def flush(self) -> None:
         """Return when all that was put before is with the sink, or the writer has failed."""
         reached = threading.Event()
