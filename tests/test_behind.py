@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from torchrl.envs import (
     RewardScaling,
     SerialEnv,
     StepCounter,
+    Transform,
     TransformedEnv,
 )
 
@@ -218,3 +221,82 @@ def test_set_truncated_marks_the_last_step_afterwards(tmp_path):
         recorder.log_rollout(rollout)
     assert [load(tmp_path / name)[0].properties.truncated for name in ("live.rrd", "logged.rrd")] == [False, True]
     flags_are_those_of(tmp_path / "logged.rrd", rollout)
+
+
+# --- flags that are changed in place, lowered, or late ---
+
+
+class InPlace(Transform):
+    """Truncates an episode after so many steps, in place."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length, self.steps = length, 0
+
+    def _reset(self, tensordict, tensordict_reset):
+        self.steps = 0
+        return tensordict_reset
+
+    def _step(self, tensordict, next_tensordict):
+        self.steps += 1
+        if self.steps == self.length:
+            next_tensordict["truncated"].fill_(True)
+            next_tensordict["done"].fill_(True)
+        return next_tensordict
+
+
+class GoesOn(Transform):
+    """Takes back that an episode has ended."""
+
+    def _step(self, tensordict, next_tensordict):
+        never = torch.zeros(1, dtype=torch.bool)
+        return next_tensordict.update({flag: never.clone() for flag in FLAGS})
+
+
+class Slow(Transform):
+    def _step(self, tensordict, next_tensordict):
+        time.sleep(0.3)
+        return next_tensordict
+
+
+class Fails(Transform):
+    def _step(self, tensordict, next_tensordict):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_flags_may_be_raised_in_place(tmp_path, split):
+    env = counting(tmp_path / "run", InPlace(3), split=split)
+    rollout = env.rollout(8, break_when_any_done=False)
+    env.close()
+    flags_are_those_of(tmp_path / "run", rollout)
+    ends = [(each.properties.length, each.properties.truncated) for each in load(tmp_path / "run")]
+    assert ends == [(3, True), (3, True), (2, False)]
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_flags_may_be_lowered(tmp_path, split):
+    env = counting(tmp_path / "run", GoesOn(), n=3, split=split)
+    rollout = env.rollout(8)
+    env.close()
+    flags_are_those_of(tmp_path / "run", rollout)
+    [episode] = load(tmp_path / "run")
+    assert (episode.properties.length, episode.properties.terminated) == (8, False)
+
+
+def test_a_step_under_way_is_not_handed_over_for_its_age(path):
+    env = counting(path, Compose(Slow(), StepCounter(2)), flush_seconds=0.1)
+    rollout = env.rollout(4, break_when_any_done=False)
+    env.close()
+    flags_are_those_of(path, rollout)
+
+
+def test_an_environment_of_which_a_step_failed_is_freed(path):
+    env = counting(path, Fails())
+    with pytest.raises(ZeroDivisionError):
+        env.rollout(3)
+    env.transform[0].close()
+    seen = weakref.ref(env.base_env)
+    del env
+    gc.collect()
+    assert seen() is None

@@ -191,3 +191,15 @@ def test_empty_trajectories_are_none(path):
     nothing = TensorDict.stack([batch[0].clone(), batch[1]])
     nothing["collector", "mask"][0] = False
     assert logged(path, [nothing]) == {0: [[11.0, 12.0, 13.0]]}
+
+
+@pytest.mark.parametrize("logged_envs", [None, "all"])
+def test_there_may_be_many_more_trajectories_than_before(path, logged_envs):
+    lengths = [1 + n % 4 for n in range(70)]
+    batches = [collected([5], 3)[0], collected(lengths, 70 * 4)[0]]
+    batches[1]["collector", "traj_ids"] += 10
+    with RerunRecorder(path, logged_envs=logged_envs) as recorder:
+        for batch in batches:
+            recorder.log_rollout(batch)
+    found = steps_of(path)
+    assert sum(len(each) for episodes in found.values() for each in episodes) == 3 + 70 * 4
