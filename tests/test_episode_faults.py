@@ -439,7 +439,8 @@ def test_the_folder_is_deleted(tmp_path):
     assert [line for line in said if "warnings" in line] == ["dump warnings 1", "episode warnings 1"]
     errors = [line for line in said if " error " in line]
     assert [line.split()[0] for line in errors] == ["dump", "episode", "episode"]
-    assert all("was removed or replaced" in line and " 0 frames" not in line for line in errors)
+    gone = ("was removed or replaced", "No such file or directory")  # by whether a file was being written
+    assert not [line for line in errors if not any(each in line for each in gone) or " 0 frames" in line]
     assert not names(tmp_path)
 
 
