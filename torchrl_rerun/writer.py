@@ -119,7 +119,7 @@ class Writer:
                     yield chunk
                 self._sink.check()
             except Exception as error:
-                self.error = error  # the sink would wrap it beyond recognition
+                self.error = self._sink.trouble() or error  # the sink would wrap it beyond recognition
                 raise
             self._sink.settle()
             job.written()
