@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import warnings
 import weakref
@@ -75,6 +76,69 @@ def test_random_horizons_behind(path):
     rollout = env.rollout(20, break_when_any_done=False)
     env.close()
     flags_are_those_of(path, rollout)
+
+
+class Waits(Transform):
+    """Truncates every third step, after a moment in which another thread has its turn."""
+
+    def __init__(self, entered, goes_on):
+        super().__init__()
+        self.entered, self.goes_on, self.steps = entered, goes_on, 0
+
+    def _step(self, tensordict, next_tensordict):
+        self.steps += 1
+        if self.steps == 3:
+            self.entered.set()
+            self.goes_on.wait(0.3)
+            next_tensordict.set("truncated", torch.ones(1, dtype=torch.bool))
+            next_tensordict.set("done", torch.ones(1, dtype=torch.bool))
+        return next_tensordict
+
+
+@pytest.mark.parametrize("how", ["dump", "close"])
+def test_another_thread_dumps_when_a_step_is_on_its_way_through_transforms_behind(path, how):
+    """What it writes has the flags that the step has in the end."""
+    entered, goes_on = threading.Event(), threading.Event()
+    env = counting(path, Waits(entered, goes_on))
+    recorder = env.transform[0]
+
+    def another():
+        assert entered.wait(30)
+        getattr(recorder, how)()
+        written.append(load(path).rollout())
+        goes_on.set()
+
+    written = []
+    thread = threading.Thread(target=another)
+    thread.start()
+    rollout = env.rollout(5)
+    thread.join()
+    assert len(rollout) == 3
+    for flag in FLAGS:
+        assert torch.equal(written[0]["next", flag], rollout["next", flag]), flag
+    env.close()
+
+
+def test_a_step_that_failed_behind_holds_nobody_up(path):
+    env = counting(path, Fails())
+    with pytest.raises(ZeroDivisionError):
+        env.step(env.rand_action(env.reset()))
+    began = time.monotonic()
+    thread = threading.Thread(target=env.transform[0].dump)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert time.monotonic() - began < 20
+    env.close()
+
+
+def test_a_key_that_is_made_behind_is_said_to_be_half_seen(path):
+    env = counting(path, in_keys=["observation", "step_count"])
+    with pytest.warns(
+        UserWarning, match=r"'step_count' is recorded as it goes into a step.*made by StepCounter behind"
+    ):
+        [batch] = list(Collector(env, None, frames_per_batch=6, total_frames=6, max_frames_per_traj=4))
+    assert torch.equal(load(path).rollout()["step_count"], batch["step_count"])
 
 
 def test_an_outer_environment(path):

@@ -414,7 +414,10 @@ def test_a_key_that_changes_its_dtype(path, other, said):
         return {"x": other if t in (3, 4) else torch.full((3, 2), float(t)), "y": torch.full((2,), float(t))}
 
     _, (warned,) = record(Scripted(observe), path, steps=8)
-    assert warned == f"'x' is not recorded where it is {said}: the recording began with float32 (3, 2)"
+    assert warned == (
+        f"'x' is not recorded where it is {said}: the recording began with float32 (3, 2). Give it one dtype from the first "
+        "reset on"
+    )
     recorded = read(path)
     assert_recorded(recorded, "x", observe, 8, missing=[3, 4])
     assert_recorded(recorded, "y", observe, 8)

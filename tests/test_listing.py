@@ -429,7 +429,8 @@ def test_what_cannot_be_listed(tmp_path, run):
     assert_refused("empty holds no episodes", tmp_path / "empty")
     whole = write_run(tmp_path / "my run.rrd")
     assert_refused(
-        f"holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view '{whole}'`",
+        f"holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view '{whole}'`, "
+        f"list their episodes with `torchrl-rerun query '{whole}' true`",
         whole,
     )
     other = tmp_path / "empty" / "other.rrd"

@@ -132,6 +132,43 @@ def test_d4rl(file, path):
     assert same(steps["infos", "qpos"], torch.from_numpy(seen * 2))
 
 
+def leaping(by):
+    """Six steps of one episode, of which three lead a little beside where the next row begins."""
+    seen = np.arange(12, dtype="f4").reshape(6, 2)
+    led_to = seen + 2
+    led_to[[0, 3], 1] += by
+    led_to[4] += np.float32(by) / 2
+    return {"obs": seen, "next_obs": led_to, "acts": np.ones((6, 1), "f4"), "rews": np.ones(6, "f4")}
+
+
+@pytest.mark.parametrize("flags", [{"dones": np.arange(6) == 5}, {}])
+def test_steps_that_lead_beside_the_next_row_are_counted(file, path, monkeypatch, flags):
+    """Each begins an episode, which rounding in a file makes many of: that is said."""
+    for moments in (1024, 2):
+        monkeypatch.setattr("torchrl_rerun.stored.pieces._MOST_MOMENTS", moments)
+        with pytest.warns(UserWarning, match="next row") as caught:
+            replay(saved(file, **leaping(0.25), **flags), path, overwrite=True)
+        [said] = [str(each.message) for each in caught if "next row" in str(each.message)]
+        assert said == (
+            f"{file}: in 3 of 6 rows 'next_obs' is not the observation of the next row, though nothing says that an "
+            "episode ends there: a new episode begins after each. The first is row 0; they differ by 0.25 at most. If "
+            "that is rounding, leave 'next_obs' out of the file"
+        )
+        assert [len(each) for each in episodes(path)] == [1, 3, 1, 1]
+
+
+def test_nothing_is_said_of_steps_that_lead_elsewhere_at_an_end(file, path, recwarn):
+    arrays = leaping(0.25) | {"dones": np.isin(np.arange(6), [0, 3, 4, 5])}
+    replay(saved(file, **arrays), path)
+    assert not [each for each in recwarn if "next row" in str(each.message)]
+
+
+def test_a_flag_of_a_whole_trajectory_is_refused_and_says_what_to_do(file, path):
+    arrays = {"obs": column(1, 2, 3), "acts": np.ones((3, 1), "f4"), "terminal": np.array(True)}
+    with pytest.raises(ValueError, match="say it in the row of each one's last step"):
+        replay(saved(file, **arrays), path)
+
+
 def test_imitation_transitions_leave_pickled_infos_alone(path, tmp_path):
     arrays = {
         "obs": column(0, 1, 2, 3),

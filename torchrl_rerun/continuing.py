@@ -139,11 +139,11 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
         before, now = specs.value_of(led_to, key), specs.value_of(follows, key)
         if time and (specs.is_uneven(before) or specs.is_uneven(now)):
             return None
-        if not _is_plain(before) or not _is_plain(now):
+        if not is_plain(before) or not is_plain(now):
             continue
         if time:
             before, now = _along(before, len(size), 0), _along(now, len(size), 1)
-        differs = _differs(before, now, size, shape)
+        differs = where_they_differ(before, now, size, shape)
         for group, reset in again.items():
             if key[: len(group)] == group:
                 differs &= ~reset
@@ -151,7 +151,7 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
     return Begun(begun, groups & ~begun)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
     """Return whether a value can be compared with another one, number by number."""
     return isinstance(value, torch.Tensor) and not value.is_nested and value.layout is torch.strided
 
@@ -161,14 +161,21 @@ def _along(value: torch.Tensor, dim: int, begin: int) -> torch.Tensor:
     return value.narrow(dim, begin, value.shape[dim] - 1)
 
 
-def _differs(
+def where_they_differ(
     before: torch.Tensor, now: torch.Tensor, size: torch.Size, shape: tuple[int, ...]
 ) -> npt.NDArray[np.bool_]:
-    """Return where one key says that a step wasn't followed by what comes next."""
+    """Return where one key says that a step wasn't followed by what comes next.
+
+    Args:
+        before: what the steps led to, ``[*size, ...]`` or ``[*size, time, ...]``.
+        now: what follows them, likewise.
+        size: the batch size of the environments.
+        shape: of what is returned, ``[envs]`` or ``[envs, time]``.
+    """
     led_to, follows = specs.as_array(before, size), specs.as_array(now, size)
     if follows.shape != led_to.shape:
         return np.ones(shape, bool)
     differs: npt.NDArray[np.bool_] = np.asarray(follows != led_to)
     if led_to.dtype.kind in "fc":
         differs &= (follows == follows) | (led_to == led_to)  # noqa: PLR0124 - NaN is followed by NaN
-    return np.asarray(differs.reshape(*shape, -1).any(axis=-1))
+    return np.asarray(differs.any(axis=tuple(range(len(shape), differs.ndim))))

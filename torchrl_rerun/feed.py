@@ -8,6 +8,7 @@ import functools
 import multiprocessing.util
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -38,6 +39,9 @@ Mask = npt.NDArray[np.bool_] | None
 
 Acted = dict[Key, Any] | list[Any]
 """The policy's values: of all keys that may be its, or once that is known of its keys in their order."""
+
+_SETTLING_SECONDS = 1.0
+"""Who asks on another thread waits so long for the transforms behind the recorder, at most: the step may have failed in one."""
 
 _BOOKKEEPING = {"is_init", "traj_ids"}
 """What collectors add behind the recorder; a recording tells all of it by its timelines."""
@@ -78,6 +82,18 @@ class Feed:
         self._final: _Final | None = None
         self._process = os.getpid()
         self._is_elsewhere = False  # what is recorded to, and can't be had here
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Hold the lock while no step is between the recorder and its return on another thread: its flags may yet change."""
+        deadline = time.monotonic() + _SETTLING_SECONDS
+        while True:
+            with self.lock:
+                is_settling = self._final is not None and self._final.is_to_come_elsewhere
+                if not is_settling or time.monotonic() > deadline:
+                    yield
+                    return
+            time.sleep(0.001)
 
     @property
     def enabled(self) -> bool:
@@ -464,10 +480,10 @@ class Feed:
             return
         recording.grow(envs)
         self._continuity.grow(envs)
-        for name in ("_of_observed", "_of_following", "_of_acted"):
-            reads: list[_Read] | None = getattr(self, name)
-            if reads is not None:
-                setattr(self, name, [_Read(read.stream, (envs,)) for read in reads])
+        if self._of_observed is not None:
+            self._of_observed = self._reading(recording, [read.stream for read in self._of_observed])
+        self._of_following = self._reading(recording, [read.stream for read in self._of_following])
+        self._of_acted = self._reading(recording, [read.stream for read in self._of_acted])
 
     # --- what is seen ---
 
@@ -531,6 +547,9 @@ class Feed:
         missing = [key for key in wanted if key not in outcomes and key not in actions]
         if missing:
             self._report_missing(missing, root, following)
+        if actions and env is not None:
+            outputs = {*specs.default_keys(env)} - {specs.as_key(key) for key in env.action_keys}
+            self._warn_of_late_keys([key for key in actions if key in outputs])
         stepped = self._streams(env, following, outcomes)
         policy = self._streams(env, root, actions)
         self._of_following = [*(self._of_observed or ()), *self._reading(recording, stepped)]
@@ -600,6 +619,19 @@ class Feed:
         there = sorted(map(name_of, {*specs.data_keys(root), *specs.data_keys(following)}))
         names = ", ".join(map(name_of, missing))
         raise KeyError(f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}")
+
+    def _warn_of_late_keys(self, keys: Sequence[Key]) -> None:
+        """Say that keys are made behind the recorder: it sees what goes into a step, and not what comes of it.
+
+        Args:
+            keys: of those that are recorded as the policy's.
+        """
+        if keys:
+            names, behind = ", ".join(map(name_of, keys)), dict.fromkeys(type(each).__name__ for each in self._behind())
+            warn(
+                f"{names} is recorded as it goes into a step, without its value after the last one: it is made by "
+                f"{' or '.join(behind) or 'a transform'} behind the recorder. Append the recorder last"
+            )
 
     def _check_overrides(self, there: set[Key]) -> None:
         """A key in ``kinds``, ``names``, ``image_format`` or ``stacks`` that isn't recorded is a slip of the pen."""
@@ -671,14 +703,12 @@ class Feed:
     def _warn_of_change(self, read: _Read, value: Any, error: Exception) -> None:
         if read.key not in self._warned_of_change:
             self._warned_of_change.add(read.key)
-            change = (
-                str(error)
-                if isinstance(error, _ChangedError | UnsupportedLeafError)
-                else f"{type(value).__name__} ({error})"
-            )
+            is_said = isinstance(error, _ChangedError | UnsupportedLeafError)
+            change = str(error) if is_said else f"{type(value).__name__} ({error})"
+            advice = f". {error.advice}" if isinstance(error, _ChangedError) and error.advice else ""
             warn(
                 f"{name_of(read.key)} is not recorded where it is {change}: the recording began with "
-                f"{read.stream.dtype} {read.stream.shape}"
+                f"{read.stream.dtype} {read.stream.shape}{advice}"
             )
 
     def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
@@ -750,6 +780,7 @@ class Stepping:
         acted: the policy's part of the root.
         call: the call of the environment's step.
         is_recorded: whether it has been recorded.
+        thread: the thread that steps.
     """
 
     env: EnvOf
@@ -758,6 +789,7 @@ class Stepping:
     acted: Acted
     call: Call
     is_recorded: bool = False
+    thread: int = dataclasses.field(default_factory=threading.get_ident)
 
 
 @dataclasses.dataclass(slots=True)
@@ -770,8 +802,18 @@ class _Final:
     @property
     def is_to_come(self) -> bool:
         """Whether transforms behind the recorder are still at work, on another thread perhaps."""
-        stepping = None if self.stepping is None else self.stepping()
+        stepping = self._under_way
         return stepping is not None and stepping.call.goes_on
+
+    @property
+    def is_to_come_elsewhere(self) -> bool:
+        """Whether they are at work on another thread than this one."""
+        stepping = self._under_way
+        return stepping is not None and stepping.thread != threading.get_ident() and stepping.call.goes_on
+
+    @property
+    def _under_way(self) -> Stepping | None:
+        return None if self.stepping is None else self.stepping()
 
 
 def _stepped(entered: Stepping, following: TensorDictBase, given: torch.Tensor | None) -> Mask:
@@ -847,7 +889,7 @@ class _Read:
             raise _ChangedError("of different shapes in different environments", is_shape_alone=True)
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(self._batch_size) :])
         if dtype != self.stream.dtype:
-            raise _ChangedError(f"{dtype} {shape}")
+            raise _ChangedError(f"{dtype} {shape}", advice="Give it one dtype from the first reset on")
         if _without_ones(shape) != _without_ones(self.stream.shape):
             raise _ChangedError(f"{dtype} {shape}", is_shape_alone=True)
         array = value if self.stream.device else specs.as_array(value, self._batch_size)
@@ -922,11 +964,13 @@ class _ChangedError(Exception):
     Args:
         what: what it is.
         is_shape_alone: its dtype is that with which the key began.
+        advice: what to do about it.
     """
 
-    def __init__(self, what: str, *, is_shape_alone: bool = False) -> None:
+    def __init__(self, what: str, *, is_shape_alone: bool = False, advice: str = "") -> None:
         super().__init__(what)
         self.is_shape_alone = is_shape_alone
+        self.advice = advice
 
 
 def return_key(reward: Key) -> Key:

@@ -404,7 +404,7 @@ class RerunRecorder(Transform):
         self._release_held()
         if self._feed is None:
             return
-        with self._feed.lock:
+        with self._feed.at_rest():
             self._feed.catch_up()
             recording = self._feed.recording
             if recording is None:
@@ -430,7 +430,7 @@ class RerunRecorder(Transform):
         if in_worker_process():
             self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
-        with self._feed.lock:
+        with self._feed.at_rest():
             self._feed.catch_up()
             if self._feed.recording is not None:
                 self._feed.recording.close()

@@ -58,7 +58,10 @@ def _why_none(listing: Listing, run: Path) -> str:
     name = shown(run)
     if listing.runs:
         files = " ".join(shlex.quote(shown(file)) for file in listing.runs[:3])
-        return f"{name} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view {files}`"
+        return (
+            f"{name} holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view "
+            f"{files}`, list their episodes with `torchrl-rerun query {shlex.quote(name)} true`"
+        )
     if listing.unreadable:
         why = first_of(whys_unreadable(listing))
         return f"{name} holds nothing that can be read: {why}" if run.is_dir() else why

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
+from torchrl_rerun.continuing import is_plain, where_they_differ
 from torchrl_rerun.stored.columns import (
     Column,
     DamagedError,
@@ -116,10 +117,11 @@ class Trajectory:
             return
         is_longer = f" Only observations may have {self.rows + 1:,}." if rows == self.rows + 1 else ""
         if key[0] in (*CENTRAL, *CUTS) and len(key) == 1:
+            is_of_all = " If it says how whole trajectories end, say it in the row of each one's last step."
             raise ValueError(
                 f"{self._what}: {called!r} has {'no rows' if rows is None else f'{rows:,} rows'}, and "
                 f"{'/'.join(self._counting)!r} {self._columns[self._counting].shape[0]:,}: there must be one for each "
-                f"step.{is_longer}"
+                f"step.{is_longer}{is_of_all if key[0] in FLAGS and not is_longer else ''}"
             )
         self._left_out[called] = f"{column.dtype} {tuple(column.shape)}, not one row for each of {self.rows:,} steps"
         del self._keys[name]
@@ -255,7 +257,7 @@ class Trajectory:
         """
         if not self.rows:
             return
-        cuts = self._cuts
+        cuts, leaps = self._cuts, _Leaps()
         self._check_rewards(cuts.last)
         bytes_per_moment = 2 * sum(row_bytes(self._columns[name]) for name in self._keys)
         is_first = True
@@ -264,8 +266,12 @@ class Trajectory:
             stop = end - has_last
             for at, until in spans(begin, stop, bytes_per_moment):
                 steps = self._steps(at, until, knows_last=until < stop or has_last, is_whole=until == self.rows)
+                for name, key in self._keys.items():
+                    if key[0] == NEXT:
+                        leaps.see(name, (OBSERVATION, *key[1:]), steps, at, goes_on=at != begin)
                 yield Piece(steps, np.array([at == begin]), [self._seed if is_first else None])
                 is_first = False
+        leaps.warn(self._what, self.rows)
 
     def _check_rewards(self, last: Flags) -> None:
         """Warn of rewards that RLDS takes to be none."""
@@ -315,6 +321,55 @@ class Trajectory:
             before[0] = False
             root.set(key, _column(before))
         return root.set("next", following)
+
+
+class _Leaps:
+    """Steps that lead to another observation than the next row has, though nothing says that they end an episode."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Key, list[npt.NDArray[np.int64]]] = {}
+        self._furthest = 0.0
+        self._last: dict[Key, torch.Tensor] = {}
+
+    def see(self, name: Key, key: Key, steps: TensorDict, at: int, *, goes_on: bool) -> None:
+        """Look at consecutive steps of one episode.
+
+        Args:
+            name: the array of what the steps led to.
+            key: its key.
+            steps: the steps, ``[time]``.
+            at: the row of the first.
+            goes_on: whether the episode goes on from the steps seen before.
+        """
+        led_to, follows = steps.get(("next", *key)), steps.get(key, None)
+        if not is_plain(led_to) or not is_plain(follows) or led_to.shape != follows.shape:
+            return
+        if goes_on:
+            before, now, begin = torch.cat([self._last[key], led_to[:-1]]), follows, at - 1
+        else:
+            before, now, begin = led_to[:-1], follows[1:], at
+        self._last[key] = led_to[-1:].clone()
+        differs = where_they_differ(before, now, before.shape[:1], before.shape[:1])
+        if differs.any():
+            self._rows.setdefault(name, []).append(begin + np.flatnonzero(differs))
+            apart = (before[differs].double() - now[differs].double()).abs().nan_to_num(0.0)
+            self._furthest = max(self._furthest, float(apart.max()))
+
+    def warn(self, what: str, rows: int) -> None:
+        """Say how many there are, if any.
+
+        Args:
+            what: where the steps are stored.
+            rows: how many steps there are.
+        """
+        if self._rows:
+            at = np.unique(np.concatenate([each for found in self._rows.values() for each in found]))
+            names = " or ".join(repr("/".join(name)) for name in self._rows)
+            warn(
+                f"{what}: in {len(at):,} of {rows:,} rows {names} is not the observation of the next row, though nothing "
+                f"says that an episode ends there: a new episode begins after each. The first is row {at[0]:,}; they "
+                f"differ by {self._furthest:.3g} at most. If that is rounding, leave {names} out of the file"
+            )
 
 
 class _Cuts(NamedTuple):
