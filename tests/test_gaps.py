@@ -104,6 +104,33 @@ def test_a_key_that_is_missing_in_one_environment(path):
     assert steps["x"].flatten().tolist() == [0, 1, 2, 3] * 2
 
 
+def test_a_stored_key_that_the_first_steps_do_not_lead_to(path):
+    """The rest of the rollout says that it is observed, and not the policy's."""
+    env = Scripted(
+        lambda t: {"x": torch.full((1,), float(t))} | ({"y": torch.full((1,), 1.0 + t)} if t not in (1, 2) else {})
+    )
+    rollout = env.rollout(100, return_contiguous=False)
+    with RerunRecorder(path) as recorder:
+        recorder.log_rollout(rollout)
+    [episode] = load(path)
+    assert episode["y"].flatten().tolist() == [1.0, *range(4, 102)]
+
+
+def test_a_stored_key_that_no_step_of_the_first_rollout_leads_to(path):
+    first, second = (Scripted(lambda t: {"x": torch.full((1,), float(t))}).rollout(3) for _ in range(2))
+    for rollout in first, second:
+        rollout["y"] = torch.ones(3, 1)
+    second["next", "y"] = torch.ones(3, 1)
+    with RerunRecorder(path) as recorder:
+        recorder.log_rollout(first)
+        with pytest.warns(UserWarning, match=r"^'y' is recorded as it goes into a step, and what steps lead to is not"):
+            recorder.log_rollout(second)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            recorder.log_rollout(second)
+    assert all("y" not in episode.tensordict()["next"].keys() for episode in load(path))
+
+
 # --- frames that were not recorded ---
 
 

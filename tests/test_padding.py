@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
 from torchrl.data import Binary, Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
@@ -44,6 +44,24 @@ def test_padding_is_not_recorded(path):
         0: [[11.0, 12.0, 13.0]] * 3 + [[11.0]],
         1: [[11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0], [11.0, 12.0, 13.0]],
     }
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_texts_of_trajectories_stay_with_their_steps(path, steps):
+    rollout = SerialEnv(2, [lambda n=n: Count(n) for n in (3, 5)]).rollout(steps, break_when_any_done=False)
+    columns = [torch.stack([NonTensorData(f"{env}: {t}") for env in range(2)]) for t in range(steps)]
+    rollout["note"] = torch.stack(columns, 1)  # as rollouts have them
+    batch = split_trajectories(rollout)
+    with RerunRecorder(path) as recorder:
+        recorder.log_rollout(batch)
+    found = {}
+    for episode in load(path):
+        for note, reward in zip(
+            episode["note"], episode.tensordict()["next", "reward"].flatten().tolist(), strict=True
+        ):
+            found[note] = reward
+    wanted = {f"{env}: {t}": rollout["next", "reward"][env, t].item() for env in range(2) for t in range(steps)}
+    assert found == wanted
 
 
 def test_trajectories_go_on_in_the_next_batch(path):

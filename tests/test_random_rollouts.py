@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import threading
 import warnings
@@ -14,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import NonTensorData
 from torchrl.collectors.utils import split_trajectories
-from torchrl.data import Binary, NonTensor
-from torchrl.envs import StepCounter
+from torchrl.data import Binary, NonTensor, Unbounded
+from torchrl.envs import AsyncEnvPool, StepCounter, Transform
 
-from counting import Groups
-from readback import hold_the_same
+from counting import Count, Groups
+from readback import hold_the_same, same
 from torchrl_rerun import RerunRecorder, load
 
 ODD = ["a", "", "\ud83d", {"tool": 1}, ["a", 1], 5, 0.5, True, None, b"x", "\x00"]
@@ -165,6 +166,123 @@ def test_a_recording_holds_what_the_rollout_holds(case):
             return
         assert seen == wanted
         assert hold_the_same(found.rollout(), rollout)
+
+
+class Missing(Count):
+    """Its extra key is missing after some steps, and of another length after each of the others."""
+
+    def __init__(self, n, missing):
+        super().__init__(n)
+        self.missing, self.steps = missing, 0
+        self.observation_spec["extra"] = Unbounded((-1,))
+
+    def _reset(self, tensordict=None, **kwargs):
+        return super()._reset(tensordict, **kwargs).set("extra", torch.zeros(2))
+
+    def _step(self, tensordict):
+        self.steps += 1
+        data = super()._step(tensordict)
+        if self.steps in self.missing:
+            return data
+        return data.set("extra", torch.full((1 + self.steps % 3,), float(self.steps)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.sets(st.integers(1, 20)),
+    st.integers(1, 20),
+    st.sampled_from(["appended", "logged"]),
+    st.sampled_from(["run", "episode"]),
+)
+def test_all_transitions_are_there_whatever_is_missing(n, missing, steps, way, split):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder, "run")
+        recorder = RerunRecorder(path, split=split, buffer_bytes=3000, blueprint=False)
+        env = Missing(n, missing)
+        if way == "appended":
+            env = env.append_transform(recorder)
+        rollout = env.rollout(steps, break_when_any_done=False, return_contiguous=False)
+        if way == "logged":
+            recorder.log_rollout(rollout)
+        recorder.close()
+        found = [each.tensordict()[t] for each in load(path) for t in range(len(each.tensordict()))]
+        assert len(found) == steps
+        is_led_to = ["extra" in rollout[t]["next"].keys() for t in range(steps)]
+        is_policys = way == "logged" and not any(is_led_to)  # for all that can be known of what is stored
+        for t, moment in enumerate(found):
+            wanted = rollout[t]
+            for key in ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "done")):
+                assert same(moment[key], wanted[key]), (t, key)
+            led_to = wanted["next"].get("extra", None)
+            # Where the step before led to none, TorchRL's rollout still has what was there before that.
+            is_there = t == 0 or bool(rollout[t - 1]["next", "done"]) or is_led_to[t - 1] or is_policys
+            for value, found_value in (
+                (wanted["extra"] if is_there else None, extra_of(moment)),
+                (led_to, extra_of(moment["next"])),
+            ):
+                assert found_value is None if value is None else same(found_value, value), t
+
+
+def extra_of(moment):
+    """The value without what fills it up; None: it is missing."""
+    if "extra" not in moment.keys():
+        return None
+    mask = moment.get(("recorded", "extra"), None)
+    value = moment["extra"]
+    return value if mask is None else value if mask.ndim == 0 and mask else value[mask] if mask.any() else None
+
+
+class OneOf(Count):
+    """Of several environments one that has its first reset when it is its turn, and observes its number, too."""
+
+    def __init__(self, number, turn):
+        super().__init__(3)
+        self.number, self.turn = number, turn
+
+    def _reset(self, tensordict=None, **kwargs):
+        assert self.turn.wait(30)
+        return super()._reset(tensordict, **kwargs).apply(lambda value: value + 100 * self.number)
+
+    def _step(self, tensordict):
+        data = super()._step(tensordict)
+        return data.set("observation", data["observation"] + 100 * self.number)
+
+
+class Passes(Transform):
+    """Says that it is the next one's turn."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.turn = turn
+
+    def _reset(self, tensordict, tensordict_reset):
+        self.turn.set()
+        return tensordict_reset
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.permutations(range(3)), st.sampled_from(["run", "episode"]))
+def test_workers_may_begin_in_any_order(order, split):
+    """Environments are numbered by where they stand in the batch."""
+    turns = [threading.Event() for _ in range(4)]
+    turns[0].set()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder, "run")
+
+        def make(number):
+            turn = order[number]
+            env = OneOf(number, turns[turn]).append_transform(RerunRecorder(path, split=split, blueprint=False))
+            return env.append_transform(Passes(turns[turn + 1]))
+
+        pool = AsyncEnvPool([functools.partial(make, number) for number in range(3)], backend="threading")
+        rollout = pool.rollout(6)
+        for env in pool.envs:
+            env.close()
+        pool.close(raise_if_closed=False)
+        assert same(load(path).rollout()["next", "observation"], rollout["next", "observation"].contiguous())
 
 
 @settings(max_examples=10, deadline=None)

@@ -40,6 +40,9 @@ Mask = npt.NDArray[np.bool_] | None
 Acted = dict[Key, Any] | list[Any]
 """The policy's values: of all keys that may be its, or once that is known of its keys in their order."""
 
+_SOME_MOMENTS = 64
+"""Of stored rollouts so many are looked at together."""
+
 _SETTLING_SECONDS = 1.0
 """Who asks on another thread waits so long for the transforms behind the recorder, at most: the step may have failed in one."""
 
@@ -423,7 +426,7 @@ class Feed:
         begins: npt.NDArray[np.bool_] | None = None,
         stepped: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Some consecutive moments of a stored rollout.
+        """Consecutive moments of a stored rollout.
 
         Args:
             env: the environment, for its specs; None: there is none.
@@ -433,16 +436,25 @@ class Feed:
         """
         if self.recording is None or self.recording.process != os.getpid():
             self._continuity.forget()
-        found = self._continuity.begun(rollout, stepped)
-        begun = found.episodes if begins is None else found.episodes | begins
-        for i, moment in enumerate(rollout.unbind(-1)):
-            mask = None if stepped is None else stepped[:, i]
-            self._transition(env, moment, begun[:, i], found.groups[:, i] & ~begun[:, i], mask)
+        led_to = specs.data_keys(rollout.get("next"))  # which any of the steps may lack, the first one too
+        for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
+            some = slice(at, at + _SOME_MOMENTS)
+            part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]
+            found = self._continuity.begun(part, of_part)
+            begun = found.episodes if begins is None else found.episodes | begins[:, some]
+            for i, moment in enumerate(part.unbind(-1)):
+                mask = None if of_part is None else of_part[:, i]
+                regrouped = found.groups[:, i] & ~begun[:, i]
+                self._transition(env, moment, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
+        if self._is_described:
+            self._warn_of_late_outcomes(led_to)
 
     def _transition(
         self,
         env: EnvBase | None,
         moment: TensorDictBase,
+        led_to: Sequence[Key],
+        *,
         begun: npt.NDArray[np.bool_],
         regrouped: npt.NDArray[np.bool_],
         mask: Mask,
@@ -456,7 +468,7 @@ class Feed:
             begun, regrouped = begun & mask, regrouped & mask
         reset = begun | regrouped
         if reset.any():
-            observed = moment.select(*specs.data_keys(following), strict=False)
+            observed = moment.select(*led_to, strict=False)
             self.reset(
                 env_of,
                 observed,
@@ -631,6 +643,16 @@ class Feed:
             warn(
                 f"{names} is recorded as it goes into a step, without its value after the last one: it is made by "
                 f"{' or '.join(behind) or 'a transform'} behind the recorder. Append the recorder last"
+            )
+
+    def _warn_of_late_outcomes(self, led_to: Sequence[Key]) -> None:
+        """Say that keys are recorded as the policy's which steps lead to, though none did when recording began."""
+        late = [read.key for read in self._of_acted if read.key in led_to and read.key not in self._warned_of_change]
+        if late:
+            self._warned_of_change.update(late)
+            warn(
+                f"{', '.join(map(name_of, late))} is recorded as it goes into a step, and what steps lead to is not: the "
+                "first ones that were recorded had it before them alone. Record a rollout first in which a step leads to it"
             )
 
     def _check_overrides(self, there: set[Key]) -> None:

@@ -45,10 +45,6 @@ Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink |
 """What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
 
 
-_SOME_MOMENTS = 64
-"""Of stored rollouts so many are looked at together."""
-
-
 class RerunRecorder(Transform):
     """Records what an environment does, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
@@ -628,9 +624,7 @@ class RerunRecorder(Transform):
             laid = self._now.trajectories.laid_out(rollout, mask, known)
             rollout, first, stepped = laid.tensordict, laid.begins, laid.stepped
             feed.make_room(self._now.trajectories.envs)
-        for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
-            some = slice(at, at + _SOME_MOMENTS)
-            feed.rollout(env, rollout[..., some], first[:, some], None if stepped is None else stepped[:, some])
+        feed.rollout(env, rollout, first, stepped)
 
     def __enter__(self) -> Self:
         return self

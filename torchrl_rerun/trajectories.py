@@ -134,14 +134,16 @@ def _ended(rows: TensorDictBase) -> npt.NDArray[np.bool_]:
 
 def _side_by_side(rows: TensorDictBase, lanes: dict[int, list[Any]], envs: int) -> Rollout:
     time = max((sum(len(moments) for _, moments, _ in lane) for lane in lanes.values()), default=0)
-    where = np.zeros((2, envs, time), np.intp)
+    where = np.zeros((envs, time), np.intp)  # among all moments of all rows
     begins, stepped = np.zeros((envs, time), bool), np.zeros((envs, time), bool)
     for env, lane in lanes.items():
         at = 0
         for row, moments, is_new in lane:
             until = at + len(moments)
-            where[:, env, at:until] = row, moments
+            where[env, at:until] = row * rows.batch_size[-1] + moments
             begins[env, at] = is_new
             stepped[env, at:until] = True
             at = until
-    return Rollout(rows[tuple(map(torch.from_numpy, where))], begins, stepped)
+    # tensordict 0.14.3: a `NonTensorStack` that is indexed with two dimensions at once is of another batch size.
+    laid = rows.reshape(-1)[torch.from_numpy(where.reshape(-1))].reshape(envs, time)
+    return Rollout(laid, begins, stepped)

@@ -56,6 +56,7 @@ class Layout:
         truncates: whether there is a "truncated" flag.
         lengths: episodes are between so many steps long.
         seed: of the data.
+        missing: the first leaf is missing after each step whose number this divides; 0: it is always there.
     """
 
     batch_size: tuple[int, ...]
@@ -67,6 +68,7 @@ class Layout:
     truncates: bool
     lengths: tuple[int, int]
     seed: int
+    missing: int = 0
 
     @classmethod
     def draw(cls, rng: random.Random, batch_size: tuple[int, ...], *, text: bool = True) -> Layout:
@@ -149,7 +151,7 @@ class Random(EnvBase):
             done["agents"] = Composite(done=flag, terminated=flag.clone(), shape=(*b, agents))
         self.done_spec = done
         self.generator = torch.Generator().manual_seed(layout.seed + number)
-        self.calls = 0
+        self.calls = self.steps = 0
         self.left = torch.zeros(b, dtype=torch.int64)
 
     def _observe(self) -> TensorDict:
@@ -200,6 +202,9 @@ class Random(EnvBase):
         mask = tensordict.get("_step", None)
         self.left -= 1 if mask is None else mask.reshape(self.batch_size).long()
         out, agents = self._observe(), self.layout.agents
+        self.steps += 1
+        if self.layout.missing and self.steps % self.layout.missing == 0:
+            del out[self.layout.leaves[0].key]
         ended = (self.left <= 0).unsqueeze(-1)
         flags = {"done": ended, "terminated": ended}
         if self.layout.truncates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -123,10 +124,11 @@ class Iteration:
             warnings.simplefilter("always")
             env = self._make()
             self._env = env
-            for number, op in enumerate(self.plan.ops):
-                if number == self.plan.fault_at:
-                    self._break()
-                self._do(op)
+            with self._asked():
+                for number, op in enumerate(self.plan.ops):
+                    if number == self.plan.fault_at:
+                        self._break()
+                    self._do(op)
             if self.plan.fault_at == len(self.plan.ops):
                 self._break()
             self._end()
@@ -141,6 +143,28 @@ class Iteration:
         getattr(self, "_" + op[0].replace(" ", "_"))(*op[1:])
         self._check_counts()
 
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Another thread dumps and asks, if the plan says so."""
+        if self._recorder is None or not self.plan.is_asked:
+            yield
+            return
+        is_over, recorder = threading.Event(), self._recorder
+
+        def ask() -> None:
+            while not is_over.wait(0.002):
+                recorder.dump()
+                recorder.stats()
+
+        with concurrent.futures.ThreadPoolExecutor(1) as another:
+            asking = another.submit(ask)
+            try:
+                yield
+            finally:
+                is_over.set()
+            asking.result()
+        self.tally["asked on another thread"] += 1
+
     def _policy(self, td: TensorDictBase) -> TensorDictBase:
         td = self._env.rand_action(td)
         return td.set("logits", torch.randn(*self._env.batch_size, 3, generator=self._generator))
@@ -149,15 +173,20 @@ class Iteration:
         how = {"break_when_any_done": mode == "any", "break_when_all_done": mode == "all"}
         if mode == "all":
             del how["break_when_any_done"]
-        self._see(self._env.rollout(steps, self._policy, trust_policy=True, **how), mode)
+        self._see(self._env.rollout(steps, self._policy, trust_policy=True, **self._form, **how), mode)
 
     def _go_on(self, steps: int) -> None:
         if self._td is None or self._td["done"].any():  # TorchRL would reset those
             return
         rollout = self._env.rollout(
-            steps, self._policy, trust_policy=True, auto_reset=False, tensordict=self._td.clone()
+            steps, self._policy, trust_policy=True, auto_reset=False, tensordict=self._td.clone(), **self._form
         )
         self._see(rollout, "any", continues=True)
+
+    @property
+    def _form(self) -> dict[str, bool]:
+        """Moments with different keys can't be stacked."""
+        return {"return_contiguous": False} if self.plan.layout.missing else {}
 
     def _see(self, rollout: TensorDictBase, mode: str, *, continues: bool = False) -> None:
         """Note a rollout, as it was made live or as it is logged now."""

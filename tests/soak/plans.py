@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Plan:
         fault_at: before which op it comes.
         amount: how large a disk is, in bytes, and how long a process lives or a viewer hangs, in seconds.
         options: of the recorder.
+        is_asked: whether another thread dumps and asks for statistics all the time.
         behind: steps after which a transform behind the recorder truncates an episode; 0: there is none.
         ops: what is done.
         end: how the recorder ends.
@@ -47,6 +49,7 @@ class Plan:
     fault_at: int
     amount: float
     options: dict[str, Any]
+    is_asked: bool
     behind: int
     ops: tuple[Op, ...]
     end: str
@@ -106,7 +109,15 @@ class Plan:
         ends = ["close", "close", "env.close", "forget"]
         end = rng.choice({"appended": ends, "logged": ["close", "forget"]}.get(way, ends[:-1]))
         fault_at = rng.randint(1, len(ops))
-        return cls(seed, way, layout, workers, sink, fault, fault_at, amount, options, behind, ops, end)
+        is_asked = not fault and way != "parallel" and rng.random() < 0.2
+        if way == "appended" and not fault and options["in_keys"] is None and layout.leaves and rng.random() < 0.3:
+            # A key that isn't in the first step of a recording is not in that recording: there is one alone.
+            layout = dataclasses.replace(layout, missing=rng.randint(2, 5))
+            ops = tuple(op for op in ops if op[0] != "close")
+            # `break_when_all_done` takes no moments with different keys (torchrl 0.14).
+            ops = tuple((*op[:2], "any") if op[0] == "rollout" and op[2] == "all" else op for op in ops)
+            fault_at = len(ops)
+        return cls(seed, way, layout, workers, sink, fault, fault_at, amount, options, is_asked, behind, ops, end)
 
 
 def _op(rng: random.Random, envs: int, together: int, way: str) -> Op:
