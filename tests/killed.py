@@ -1,14 +1,15 @@
-"""Forks processes that record the same rollouts, and kills each at a random moment. Run by `test_killed.py`."""
+"""Forks processes that record the same rollouts, and kills each after a random step. Run by `test_killed.py`."""
 
 from __future__ import annotations
 
 import functools
 import os
 import random
+import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from torchrl.envs import GymEnv, SerialEnv
 
 from torchrl_rerun import RerunRecorder
 
-PROCESSES = 50
-AT_ONCE = 5
+PROCESSES = 40
+AT_ONCE = 4
 ROLLOUTS = 6
 
 
@@ -36,13 +37,12 @@ def lengths() -> Iterator[tuple[int, bool]]:
 
 
 def record(path: Path, started: int) -> None:
-    """Records rollouts in small blocks, and notes beside the file after how many steps it was dumped."""
+    """Records rollouts in small blocks, notes beside the file after how many steps it was dumped, and says each step."""
     env = environment().append_transform(RerunRecorder(path, buffer_bytes=40_000, flush_seconds=0.02))
     note = os.open(path.with_suffix(".dumped"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(started, b"!")
     steps = 0
     for length, dumped in lengths():
-        env.rollout(length, break_when_any_done=False)
+        env.rollout(length, break_when_any_done=False, callback=lambda *_: os.write(started, b"."))
         steps += length
         if dumped:
             env.transform.dump()
@@ -66,22 +66,37 @@ def fork(path: Path) -> tuple[int, int]:
     return child, starting
 
 
+def kill_after(steps: dict[tuple[int, int], int], moment: Callable[[], float]) -> None:
+    """Kill each process a moment after it has said so many steps; one that ends before that is left to end.
+
+    Args:
+        steps: how many, by process id and the pipe into which the process says its steps.
+        moment: seconds.
+    """
+    left = {said: [child, count] for (child, said), count in steps.items()}
+    while left:
+        for said in select.select(list(left), [], [])[0]:
+            child, count = left[said]
+            heard = len(os.read(said, 1 << 16))
+            left[said][1] -= heard
+            if heard and count - heard > 0:
+                continue
+            if heard:
+                time.sleep(moment())
+                os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(said)
+            del left[said]
+
+
 def main(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     torch.set_num_threads(1)
-    began = time.monotonic()
     os.waitpid(fork(folder / "whole.rrd")[0], 0)
-    longest = 3.0 * (time.monotonic() - began)  # they slow each other down
+    steps = sum(length for length, _ in lengths())
     for first in range(0, PROCESSES, AT_ONCE):
         children = [fork(folder / f"run_{i}.rrd") for i in range(first, min(first + AT_ONCE, PROCESSES))]
-        for child, starting in children:
-            os.read(starting, 1)
-            os.close(starting)
-        began = time.monotonic()
-        for moment, child in sorted((rng.uniform(0, longest), child) for child, _ in children):
-            time.sleep(max(0.0, began + moment - time.monotonic()))
-            os.kill(child, signal.SIGKILL)  # where it has ended by itself, it waits to be waited for
-            os.waitpid(child, 0)
+        kill_after({each: rng.randint(1, steps * 5 // 4) for each in children}, lambda: rng.uniform(0, 0.01))
 
 
 if __name__ == "__main__":

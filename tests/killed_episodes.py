@@ -1,4 +1,4 @@
-"""Forks processes that record the same episodes into folders, and kills each at a random moment. Run by `test_episode_faults.py`."""
+"""Forks processes that record the same episodes into folders, and kills each after a random step. Run by `test_episode_faults.py`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv
 
+from killed import kill_after
 from test_selection import Lengths
 from torchrl_rerun import Keep, KeepBest, KeepIf, KeepLast, RerunRecorder
 
@@ -44,13 +45,13 @@ def record(folder: Path, number: int, started: int, steps: int = STEPS, pause: f
     note = os.open(folder.with_suffix(".notes"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     at = dumps(number)
     tensordict = env.reset()
-    os.write(started, b"!")
     for step in range(steps):
         if step in at:
             env.transform.dump()
             os.write(note, b"dump %d %d\n" % (step, time.time_ns()))
         tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]
         os.write(note, b"step %d %d\n" % (step + 1, time.time_ns()))
+        os.write(started, b".")
         time.sleep(pause)
     env.close()
     os.write(note, b"closed %d %d\n" % (steps, time.time_ns()))
@@ -75,21 +76,11 @@ def main(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    began = time.monotonic()
     os.waitpid(fork(folder / "whole", 1)[0], 0)
-    longest = time.monotonic() - began
     slow, _ = fork(folder / "slow", 4, steps=100_000, pause=0.02)
     for first in range(0, RUNS, AT_ONCE):
         children = [fork(folder / f"run_{i}", i) for i in range(first, first + AT_ONCE)]
-        for _, starting in children:
-            os.read(starting, 1)
-            os.close(starting)
-        began = time.monotonic()
-        # Four at once take longer than one.
-        for moment, child in sorted((rng.uniform(0, 1.5 * longest), child) for child, _ in children):
-            time.sleep(max(0.0, began + moment - time.monotonic()))
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        kill_after({each: rng.randint(1, STEPS * 5 // 4) for each in children}, lambda: rng.uniform(0, 0.01))
     os.kill(slow, signal.SIGKILL)
     os.waitpid(slow, 0)
 
