@@ -6,16 +6,19 @@ import io
 import os
 import subprocess
 import textwrap
+import warnings
 
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
+from counting import Count
 from programs import python
 from readback import hold_the_same, read, read_folder
 from test_selection import Lengths
 from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
+from torchrl_rerun.opening import shared_paths
 
 
 @pytest.fixture
@@ -174,6 +177,53 @@ def test_in_workers(folder):
         env.close()
     assert "run.worker_1.resumed_1.rrd" in names(folder)
     assert read(folder / "run.worker_1.resumed_1.rrd")["/env_1/observation"].along("step") == [4, 5, 6, 7, 7, 8]
+
+
+@pytest.mark.parametrize("split", ["run", "episode", "dump"])
+def test_in_the_environments_of_a_serial_batch(folder, split):
+    """Each goes on with its own file, however many there are."""
+    place = folder / "run.rrd" if split == "run" else folder / "runs"
+    for resume, envs in ((False, 2), (True, 2), (True, 3)):
+        program(f"inside {envs}", place, split, resume)
+    found = load(place)
+    assert sorted(
+        (each.properties.env, each.properties.episode, each.properties.first_step) for each in found
+    ) == sorted(
+        [(env, episode, 4 * (episode // 2) + 3 * (episode % 2)) for env in range(2) for episode in range(6)]
+        + [(2, 0, 0), (2, 1, 3)]
+    )
+
+
+@pytest.mark.parametrize("split", ["run", "episode", "dump"])
+@pytest.mark.parametrize(("before", "then"), [("inside 2", "outside 2"), ("outside 2", "inside 2")])
+def test_a_run_goes_on_where_its_recorders_were(folder, split, before, then):
+    place = folder / "run.rrd" if split == "run" else folder / "runs"
+    program(before, place, split, False)
+    there = sorted(folder.rglob("*"))
+    with pytest.raises(FileExistsError, match=r"was recorded (inside|outside of) the environments of a batch"):
+        program(then, place, split, True)
+    assert sorted(folder.rglob("*")) == there
+
+
+def program(what, place, split, resume):
+    """What a program does that records two episodes of 3 steps, the second of which it cuts after one, in each environment."""
+    where, envs = what.split()
+
+    def inside():
+        return Count(3).append_transform(RerunRecorder(place, split=split, resume=resume))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if where == "inside":
+            env = SerialEnv(int(envs), inside)
+        else:
+            env = SerialEnv(int(envs), lambda: Count(3))
+            env = env.append_transform(RerunRecorder(place, split=split, resume=resume))
+        try:
+            env.rollout(4, break_when_any_done=False)
+        finally:
+            env.close()
+            shared_paths.clear()  # as in another process
 
 
 def test_what_is_kept_goes_on(folder):

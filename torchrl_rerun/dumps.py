@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from torchrl_rerun.sinks import FileSink, is_locked, refuse_earlier_run
+from torchrl_rerun.sinks import FileSink, elsewhere, is_locked, refuse_earlier_run
 
 _OURS = re.compile(r"dump_\d{6}(_.*)?\.rrd", re.DOTALL)
 
@@ -41,6 +41,10 @@ class DumpFile(FileSink):
     def earlier(self) -> list[Path]:
         """The files of the run that were there before this sink was opened."""
         return [path for path in dumps_in(self.path.parent) if path != self.path]
+
+    def elsewhere(self) -> list[Path]:
+        """The dumps of recorders inside the environments of a batch, or of one of those the batch's own."""
+        return elsewhere(self.path.parent, dumps_in)
 
     def sibling(self, part: str) -> DumpFile:
         """The first file of a worker, in a folder of its own."""

@@ -15,7 +15,7 @@ from torchrl_rerun.embedding import EncodedLayout, add_layout
 from torchrl_rerun.keeping import Episode, EpisodeKey, Keep
 from torchrl_rerun.listing import list_episodes
 from torchrl_rerun.paths import absolute, check_name
-from torchrl_rerun.sinks import check_folder, lock, make_folder, refuse_earlier_run
+from torchrl_rerun.sinks import check_folder, elsewhere, lock, make_folder, refuse_earlier_run
 
 _OURS = re.compile(r"\.?env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd")
 
@@ -158,6 +158,10 @@ class RunFolder:
         """The files of the run that were there before this sink was opened."""
         return [path for path in episodes_in(self.path) if not path.name.startswith(".")]
 
+    def elsewhere(self) -> list[Path]:
+        """The episodes of recorders inside the environments of a batch, or of one of those the batch's own."""
+        return elsewhere(self.path, episodes_in)
+
     def sibling(self, part: str) -> RunFolder:
         """The folder of a worker."""
         return RunFolder(self.path / part, keep=self._keep, overwrite=self.overwrite)
@@ -263,7 +267,8 @@ class RunFolder:
 
 def episodes_in(folder: Path) -> list[Path]:
     """Return the recordings of episodes in a folder itself, those that a killed program was writing included."""
-    return [path for path in sorted(folder.iterdir()) if _OURS.fullmatch(path.name)]
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if _OURS.fullmatch(path.name))
 
 
 def _noting(chunks: Iterable[Chunk], failed: list[Exception]) -> Iterator[Chunk]:

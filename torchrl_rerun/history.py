@@ -20,7 +20,18 @@ from torchrl_rerun.decoding import Stored, decoded, from_keyframe, stored_in
 from torchrl_rerun.endings import Endings, Ends
 from torchrl_rerun.images import row_of
 from torchrl_rerun.keeping import Episode
-from torchrl_rerun.padding import Form, as_tensor, filling, largest, mask_name, padded, put, shapes_of, taken
+from torchrl_rerun.padding import (
+    Form,
+    as_tensor,
+    filling,
+    give_agents,
+    largest,
+    mask_name,
+    padded,
+    put,
+    shapes_of,
+    taken,
+)
 from torchrl_rerun.rows import (
     Held,
     Places,
@@ -279,6 +290,8 @@ class History:
                 put(part, stream, rows)
                 if lacks:
                     part.set((name, *stream.key), torch.from_numpy(mask))
+        for part in root, following:
+            give_agents(part, (stream for stream, _ in wanted))
         return root.set("next", following)
 
     def moments(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDictBase:
@@ -299,6 +312,8 @@ class History:
                     uneven.append((stream, each))
                 else:
                     put(following if each.is_next else root, stream, each.values)
+        for part in root, following:
+            give_agents(part, (stream for stream, _ in wanted))
         steps = root.set("next", following)
         if not uneven:
             return steps
@@ -310,6 +325,9 @@ class History:
                 [value] = as_tensor(stream, each.values[row : row + 1])
                 part = apart[row].get("next") if each.is_next else apart[row]
                 part.set(stream.key, NonTensorData(value) if stream.dtype == "object" else value)
+        for step in apart:
+            for part in step, step.get("next"):
+                give_agents(part, (stream for stream, _ in uneven))
         return lazy_stack(apart)
 
     def _read(

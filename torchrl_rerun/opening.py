@@ -8,6 +8,7 @@ import math
 import os
 import re
 import uuid
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from torchrl_rerun.recording import Options, Recording, application_id
 from torchrl_rerun.rerun_streams import StreamOutlet, UsersStream, application_id_of
 from torchrl_rerun.resuming import Reached, reached
 from torchrl_rerun.schema import SPLITS, Source
-from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink
+from torchrl_rerun.sinks import FileInUseError, FileSink, NoFile, Sink, is_locked
 from torchrl_rerun.streams import IMAGE_FORMATS, KINDS, STACKS, VIDEO_FORMATS, ImageFormat, Key, Kind, Stacks
 from torchrl_rerun.viewers import Endpoint, Viewer
 from torchrl_rerun.warning import warn
@@ -379,12 +380,25 @@ def _claim(settings: Settings) -> tuple[Sink, int | None]:
     number = _number(settings)
     if number is None:
         sink = settings.sink.resumed() if settings.resume else settings.sink
+        if settings.resume and not sink.earlier() and (there := sink.elsewhere()):
+            raise FileExistsError(
+                f"{there[0]} was recorded inside the environments of a batch: resume=True goes on with that run if the "
+                "recorders are there again; else choose another path"
+            )
         sink.open()
         return sink, None
     while True:
         sink = settings.sink.sibling(f"worker_{number}")
         if settings.resume:
             sink = sink.resumed()
+            if not sink.earlier() and (there := sink.elsewhere()):
+                raise FileExistsError(
+                    f"{there[0]} was recorded outside of the environments of a batch: resume=True goes on with that run if "
+                    "the recorder is there again; else choose another path"
+                )
+            if any(is_locked(file) and _is_claimed_here(file) for file in sink.earlier()):
+                number += 1  # it goes on with the file of another one in this process
+                continue
         try:
             sink.open()
         except FileExistsError as taken:
@@ -393,7 +407,16 @@ def _claim(settings: Settings) -> tuple[Sink, int | None]:
                 raise
             number += 1
         else:
+            _claimed_here.add(sink)
             return sink, number
+
+
+_claimed_here: weakref.WeakSet[Sink] = weakref.WeakSet()
+"""Sinks of recorders in this process that share a path."""
+
+
+def _is_claimed_here(file: Path) -> bool:
+    return any(file in sink.files() for sink in _claimed_here)
 
 
 def _number(settings: Settings) -> int | None:

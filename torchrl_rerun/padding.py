@@ -153,6 +153,15 @@ def put(tensordict: TensorDict, stream: Stream, values: npt.NDArray[Any]) -> Non
         tensordict.set(stream.key, NonTensorStack(*(NonTensorData(value) for value in values)))
 
 
+def give_agents(tensordict: TensorDictBase, streams: Iterable[Stream]) -> None:
+    """Give groups of agents the batch size that they have in rollouts: that of the tensordict and the number of agents."""
+    groups = {stream.key[:-1]: len(stream.agents) for stream in streams if stream.agents}
+    for group in sorted(groups, key=len, reverse=True):  # those within others first
+        part, size = tensordict.get(group, None), torch.Size([*tensordict.batch_size, groups[group]])
+        if part is not None and all(value.shape[: len(size)] == size for value in part.values()):
+            part.batch_size = size
+
+
 def form_of(steps: TensorDictBase, streams: Sequence[Stream], name: str) -> Form:
     """What steps that were read have already."""
     masked, shapes = set(), {}

@@ -23,7 +23,7 @@ from torchrl_rerun.finding import files_of, not_ours, why_unreadable
 from torchrl_rerun.history import History
 from torchrl_rerun.keeping import Episode, Predicate
 from torchrl_rerun.listing import beginning, episode_in, listing_of
-from torchrl_rerun.padding import Form, as_tensor, fit, form_of, mask_name
+from torchrl_rerun.padding import Form, as_tensor, fit, form_of, give_agents, mask_name
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.schema import Schema, told_lacking
 from torchrl_rerun.streams import Key, Stream, name_of
@@ -493,7 +493,10 @@ def _rollout(
     out = _Batch(first, streams, name, len(environments))
     for number, histories in enumerate(environments):
         out.add(number, _steps(histories, keys) if number else first)
-    return out.tensordict.reshape(*size, len(first))
+    rollout = out.tensordict.reshape(*size, len(first))
+    for part in rollout, rollout.get("next"):
+        give_agents(part, streams)
+    return rollout
 
 
 class _Batch:

@@ -132,7 +132,7 @@ def _warn_of_what_is_missing(stored: Stored) -> None:
             f"{told_together(stored.without_ends)}: NOTHING SAYS WHERE EPISODES END, and all steps of a file are taken for "
             "one episode. If that is wrong, steps are recorded that lead from one episode into the next. Known are "
             "terminals, timeouts, dones, episode_starts, is_first, is_last, traj_ids; say which array it is, as in "
-            "--key done=NAME"
+            "--key done=NAME. A TensorDict needs ('next', 'done')"
         )
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -28,6 +28,7 @@ CHUNKS_PER_FILE = 1 << 16
 in a run of days it would be gigabytes, and nothing could open the file."""
 
 _OF_WORKER = re.compile(r"(?P<run>.+)\.worker_(?P<number>\d+)(?:\.resumed_\d+)?(?:\.part_\d+)?\.rrd")
+_FOLDER_OF_WORKER = re.compile(r"worker_\d+")
 
 
 class RecordingError(OSError):
@@ -78,6 +79,9 @@ class Sink(Protocol):
 
     def earlier(self) -> list[Path]:
         """The files of the run that were there before this sink was opened."""
+
+    def elsewhere(self) -> list[Path]:
+        """The files of the run that recorders inside the environments of a batch made, or of one of those the batch's own."""
 
     def family(self) -> list[int]:
         """The numbers of the workers that record beside this one; empty if this isn't a worker's."""
@@ -219,6 +223,14 @@ class FileSink:
         if self._run is None:
             return []
         return [path for path in (self._run, *parts_of(self._run)) if path.exists() and path != self.path]
+
+    def elsewhere(self) -> list[Path]:
+        """The files of the run that recorders inside the environments of a batch made, or of one of those the batch's own."""
+        if self._base != self._first and _OF_WORKER.fullmatch(self._first.name):
+            return [self._base] if self._base.exists() else []
+        folder = self._base.parent
+        found = ((path, _OF_WORKER.fullmatch(path.name)) for path in (folder.iterdir() if folder.is_dir() else ()))
+        return sorted(path for path, worker in found if worker is not None and worker["run"] == self._base.stem)
 
     def sibling(self, part: str) -> FileSink:
         """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
@@ -427,6 +439,8 @@ class NoFile:
         """There are none."""
         return []
 
+    elsewhere = earlier
+
     def family(self) -> list[int]:
         """Unknown."""
         return []
@@ -526,6 +540,19 @@ def refuse_earlier_run(folder: Path, there: Path) -> NoReturn:
     raise FileExistsError(
         f"{folder} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass overwrite=True"
     )
+
+
+def elsewhere(folder: Path, recordings_in: Callable[[Path], list[Path]]) -> list[Path]:
+    """Return the recordings in the folders of workers, or of a folder of a worker those in the one that it lies in.
+
+    Args:
+        folder: the folder that is recorded to.
+        recordings_in: finds recordings in a folder.
+    """
+    if _FOLDER_OF_WORKER.fullmatch(folder.name):
+        return recordings_in(folder.parent)
+    workers = sorted(each for each in folder.glob("worker_*") if _FOLDER_OF_WORKER.fullmatch(each.name))
+    return [path for each in workers if each.is_dir() for path in recordings_in(each)]
 
 
 def family(path: Path) -> list[int]:

@@ -84,12 +84,11 @@ class Trajectories:
         lanes: dict[int, list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], bool]]] = {}
         for row, moments in enumerate(map(np.flatnonzero, valid)):
             if len(moments):
-                number = None if ids is None else int(ids[row, moments[0]])
-                env, begins = self._index(number)
-                if number is None or ended[row, moments[-1]]:
+                env, begins = self._index(None if ids is None else int(ids[row, moments[0]]))
+                if ids is None or ended[row, moments[-1]]:
                     self._open.pop(env, None)
                 else:
-                    self._open[env] = _Open(number, self._batch)
+                    self._open[env] = _Open(int(ids[row, moments[-1]]), self._batch)
                 lanes.setdefault(env, []).append((np.full(len(moments), row), moments, begins))
         self._open = {env: each for env, each in self._open.items() if self._batch - each.batch <= MOST_ABSENT}
         self.envs = max(self.envs, envs)

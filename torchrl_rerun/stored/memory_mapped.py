@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchrl_rerun import specs
 from torchrl_rerun.stored.pieces import Stored
-from torchrl_rerun.stored.tensordicts import of_tensordict
+from torchrl_rerun.stored.tensordicts import of_tensordict, of_trajectories
 
 STORAGE = "storage_metadata.json"
 """What a replay buffer's storage has beside its tensordict."""
@@ -48,16 +48,24 @@ def replay_buffer(path: Path) -> Stored:
         raise ValueError(f"{path} is a replay buffer of other things than tensordicts, which are no trajectories")
     stored = _mapped(storage)
     writer = storage.parent / "writer" / "metadata.json"
-    cursor = _described(writer).get("cursor", 0) if writer.exists() else 0
-    rows = described.get("len")
-    if not isinstance(rows, int) or not isinstance(cursor, int) or rows < 0 or not stored.batch_dims:
+    written = _described(writer) if writer.exists() else {}
+    rows, cursor = described.get("len"), written.get("cursor", 0)
+    count = written.get("write_count", cursor)
+    is_known = isinstance(cursor, int) and isinstance(count, int) and stored.batch_size.numel()
+    if not is_known or not isinstance(rows, int) or rows < 0:
         raise ValueError(f"{storage / STORAGE} doesn't say how many rows there are, and can't be read")
-    rows //= max(1, stored.batch_size[1:].numel())
+    size = stored.batch_size[1:].numel()
+    # A storage of several dimensions, time first, counts steps; one of a single dimension counts what it was extended by.
+    counts_steps = size == 1 or rows == size * min(count, len(stored)) or rows > len(stored)
+    rows //= size if counts_steps else 1
     if rows > len(stored):
         raise ValueError(f"{path} is to hold {rows:,} rows, of which there are {len(stored):,}")
     # A storage that is full is written to from its beginning again.
     order = np.arange(rows) if rows < len(stored) else np.roll(np.arange(rows), -(cursor % max(1, rows)))
-    return of_tensordict(stored, lambda: _mapped(storage), f"{path}: a replay buffer", path, order)
+    what = f"{path}: a replay buffer"
+    if counts_steps:
+        return of_tensordict(stored, lambda: _mapped(storage), what, path, order)
+    return of_trajectories(stored, lambda: _mapped(storage), what, path, order)
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from torchrl_rerun import specs
 from torchrl_rerun.endings import FLAGS, Endings
 from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, one_after_another, spans
-from torchrl_rerun.trajectories import padding_mask
+from torchrl_rerun.trajectories import MASK, padding_mask
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]
 _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))
@@ -127,7 +127,7 @@ def of_tensordict(
             raise ValueError(f"{path} is a TensorDict of {keys}, and no rollout: 'next' is missing")
         return Stored(what, len(stored), lambda: _of_moments(stored, again))
     if order is None and padding_mask(stored) is not None:
-        return Stored(what, stored.batch_size.numel(), lambda: _of_padded(stored, again))
+        return of_trajectories(stored, again, what, path)
     is_flat = stored.batch_dims == 1
     takes_rows = is_flat or order is not None
     length = len(stored) if takes_rows else stored.batch_size[-1]
@@ -144,17 +144,48 @@ def of_tensordict(
         cuts = [0, *starts, moments]
         for mapped, at, until in _mapped_anew(again, cuts, _bytes(stored) / max(1, moments)):
             rows = slice(at, until) if order is None else order[at:until]
-            yield Piece(_taken(mapped, rows, takes_rows=takes_rows), np.full(envs, at in starts))
+            taken = _taken(mapped, rows, takes_rows=takes_rows)
+            yield Piece(taken, np.full(envs, at in starts), padding=padding_mask(taken))
 
-    return Stored(what, moments, pieces)
+    says_ends = ids is not None or any(key[-1] in FLAGS for key in specs.data_keys(stored.get("next")))
+    return Stored(what, moments, pieces, without_ends=() if says_ends else (path,))
 
 
-def _of_padded(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> Iterator[Piece]:
-    """Yield trajectories of a padded batch ``[*trajectories, time]``, each of them whole."""
-    count = stored.batch_size[:-1].numel()
-    for mapped, at, until in _mapped_anew(again, [0, count], _bytes(stored) / max(1, count)):
-        rows = mapped.reshape(count, stored.batch_size[-1])[at:until]
-        yield Piece(rows, np.zeros(until - at, bool), padding=padding_mask(rows))
+def of_trajectories(
+    stored: TensorDictBase,
+    again: Callable[[], TensorDictBase],
+    what: str,
+    path: Path,
+    order: npt.NDArray[np.int64] | None = None,
+) -> Stored:
+    """Return a list of trajectories, padded ones or of one length.
+
+    Args:
+        stored: ``[*trajectories, time]``.
+        again: maps it again.
+        what: what it is.
+        path: where it is.
+        order: of its first dimension these are meant, in this order. Default: all.
+
+    Raises:
+        ValueError: there is no ``"next"`` in it.
+    """
+    if "next" not in stored.keys():
+        raise ValueError(f"{path} is a TensorDict of {', '.join(map(str, stored.keys()))}: 'next' is missing")
+    time = stored.batch_size[-1]
+    of_each = stored.batch_size[1:-1].numel()
+    chosen = np.arange(len(stored)) if order is None else order
+
+    def pieces() -> Iterator[Piece]:
+        for mapped, at, until in _mapped_anew(again, [0, len(chosen)], _bytes(stored) / max(1, len(stored))):
+            rows = _taken(mapped, chosen[at:until], takes_rows=True, is_time=False).reshape(-1, time)
+            padding = padding_mask(rows)
+            if padding is None:
+                padding = np.ones(rows.batch_size, bool)
+                rows = rows.copy().set(MASK, torch.from_numpy(padding))
+            yield Piece(rows, np.zeros(len(rows), bool), padding=padding)
+
+    return Stored(what, len(chosen) * of_each * time, pieces)
 
 
 def _mapped_anew(
@@ -170,8 +201,17 @@ def _mapped_anew(
                 mapped, moments = again(), 0
 
 
-def _taken(stored: TensorDictBase, rows: slice | npt.NDArray[np.int64], *, takes_rows: bool) -> TensorDictBase:
-    """Return some rows, ``[*batch, time]``: a view if they are consecutive."""
+def _taken(
+    stored: TensorDictBase, rows: slice | npt.NDArray[np.int64], *, takes_rows: bool, is_time: bool = True
+) -> TensorDictBase:
+    """Return some rows, ``[*batch, time]``: a view if they are consecutive.
+
+    Args:
+        stored: the tensordict.
+        rows: which, along its first dimension, or along its last.
+        takes_rows: whether they are along its first dimension.
+        is_time: whether that is time.
+    """
     index: Any = rows
     if not isinstance(rows, slice):
         is_run = (np.diff(rows) == 1).all()
@@ -179,7 +219,7 @@ def _taken(stored: TensorDictBase, rows: slice | npt.NDArray[np.int64], *, takes
     if not takes_rows:
         return stored[..., index]
     taken = stored[index]
-    return taken if taken.batch_dims == 1 else taken.permute(*range(1, taken.batch_dims), 0)
+    return taken if taken.batch_dims == 1 or not is_time else taken.permute(*range(1, taken.batch_dims), 0)
 
 
 def _trajectories(stored: TensorDictBase) -> npt.NDArray[np.int64] | None:
