@@ -6,7 +6,9 @@ import threading
 import time
 
 import pytest
+import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import SerialEnv
 
 from counting import Count
 from torchrl_rerun import RerunRecorder, load
@@ -34,6 +36,74 @@ def test_a_buffer_that_samples_in_threads(path):
     bad, steps = wrong(path)
     assert bad == 0
     assert steps >= 8 * 40
+
+
+@pytest.mark.parametrize("at", [1, 3, 7])
+@pytest.mark.parametrize("envs", [1, 2])
+def test_a_rollout_that_is_logged_in_the_middle_of_an_episode(path, at, envs):
+    """The episode goes on as another one, and neither is mixed with the rollout."""
+    recorder = RerunRecorder(path)
+    env = SerialEnv(envs, lambda: Count(7)).append_transform(recorder)
+    logged = SerialEnv(envs, lambda: Count(5)).rollout(5)
+    tensordict = env.reset()
+    for step in range(8):
+        if step == at:
+            recorder.log_rollout(logged)
+            recorder.log_rollout(logged)
+        if step < 7:
+            tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+    recorder.log_rollout(logged)
+    env.close()
+    assert wrong_of_each(path) == (0, 22 * envs)
+    lengths = [each.properties.length for each in load(path) if each.properties.env == envs - 1]
+    assert lengths == [length for length in (at, 5, 5, 7 - at, 5) if length]
+
+
+def test_environments_that_are_stepped_in_part_come_back_one_by_one(path):
+    recorder = RerunRecorder(path)
+    env = SerialEnv(2, lambda: Count(7)).append_transform(recorder)
+    tensordict = env.reset()
+    for step, mask in enumerate(([True, True], [False, True], [True, True], [False, True])):
+        if step == 1:
+            recorder.log_rollout(SerialEnv(2, lambda: Count(5)).rollout(5))
+        tensordict["_step"] = torch.tensor(mask)
+        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
+        tensordict.pop("_step", None)
+    env.close()
+    lengths = {number: [] for number in range(2)}
+    for each in load(path):
+        lengths[each.properties.env].append(each.properties.length)
+        steps = each.tensordict()
+        assert torch.equal(steps["next", "observation"], steps["observation"] + 1)
+    assert lengths == {0: [1, 5, 1], 1: [1, 5, 3]}
+
+
+def test_a_rollout_is_logged_by_another_thread(path):
+    recorder = RerunRecorder(path)
+    env = Count(7).append_transform(recorder)
+    rollout = Count(5).rollout(5)
+    is_over = threading.Event()
+
+    def log():
+        while not is_over.wait(0.001):
+            recorder.log_rollout(rollout)
+
+    thread = threading.Thread(target=log)
+    thread.start()
+    env.rollout(200, break_when_any_done=False)
+    is_over.set()
+    thread.join()
+    env.close()
+    bad, steps = wrong_of_each(path)
+    assert bad == 0
+    assert steps >= 200
+
+
+def wrong_of_each(path):
+    """How many transitions never existed, of how many, episode by episode."""
+    found = [each.tensordict() for each in load(path)]
+    bad = sum(int((each["next", "observation"] != each["observation"] + 1).sum()) for each in found)
+    return bad, sum(map(len, found))
 
 
 @pytest.mark.parametrize("way", ["log_rollout", "forward", "callback"])

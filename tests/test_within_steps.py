@@ -77,6 +77,20 @@ def test_where_all_are_skipped_none_get_rows(path):
     assert [value.item() for value in rows.values] == [0, 1, 2]
 
 
+def skips():
+    return TransformedEnv(Count(9), ConditionalSkip(lambda data: data["observation"] == 2))
+
+
+@pytest.mark.parametrize("inner", [skips, lambda: SerialEnv(2, skips)], ids=["inner", "of a batch"])
+def test_steps_that_an_inner_environment_skips_are_what_the_rollout_holds(path, inner):
+    """Nothing outside tells them from steps: that is said."""
+    env = TransformedEnv(inner(), RerunRecorder(path), auto_unwrap=False)
+    with pytest.warns(UserWarning, match="ConditionalSkip skips inside an inner environment"):
+        rollout = env.rollout(6, break_when_any_done=False)
+    env.close()
+    agree(path, rollout)
+
+
 def test_calls_that_skip_all_are_counted(path):
     """The timeline ``step`` counts calls of ``env.step``."""
     skipped = iter([False, True, True, False, False])

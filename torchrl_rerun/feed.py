@@ -74,6 +74,8 @@ class Feed:
         self._camera = Camera() if settings.render else None
         self._forget_keys()
         self._continuity = Continuity()
+        # Environments that were stepped before a stored rollout was recorded, and not since; None: none of them.
+        self._displaced: Mask = None
         self._resets_itself = False
         self._resets_by_group = False
         self._warned_of_shape = False
@@ -174,6 +176,8 @@ class Feed:
         recording = self._opened(env, observed, mask, is_step=False)
         if recording is None or not self._fits(recording, observed):
             return
+        if self._displaced is not None:
+            self._come_back(mask)
         if self._of_observed is None:
             with _describing(recording):
                 self._describe_observed(recording, env(), observed, outcome)
@@ -234,6 +238,11 @@ class Feed:
             return
         if not recording.all_begun:
             self._begin_those_never_reset(recording, env, root, following, mask)
+        if self._displaced is not None:
+            displaced = self._come_back(mask)
+            if displaced.any():
+                observed = _observed_in(root, following)
+                self.reset(env, observed, None if displaced.all() else displaced, is_past=True)
         try:
             values = self._values(self._of_following, following)
             arrays = [*map(self._array, self._of_following, values)]
@@ -256,6 +265,15 @@ class Feed:
                 self._present = following
         except Exception as error:  # training goes on: it is kept for the next `dump()`
             recording.fail(error)
+
+    def _come_back(self, mask: Mask) -> npt.NDArray[np.bool_]:
+        """Go on with the environment after a stored rollout. Return whose episodes must begin anew, of those in ``mask``."""
+        assert self._displaced is not None, "a stored rollout came between"
+        self._continuity.forget()
+        back = self._displaced if mask is None else self._displaced & mask
+        rest = self._displaced & ~back
+        self._displaced = rest if rest.any() else None
+        return back
 
     def _ends(self, following: TensorDictBase) -> Ends | None:
         """Whose episodes end with a step, from what came of it."""
@@ -434,6 +452,9 @@ class Feed:
             begins: bool ``[envs, time]``, where an episode begins, whatever the data looks like.
             stepped: bool ``[envs, time]``, which environments were stepped; None: all at all times.
         """
+        self.catch_up()
+        self.settle()
+        self._displaced = None
         if self.recording is None or self.recording.process != os.getpid():
             self._continuity.forget()
         led_to = specs.data_keys(rollout.get("next"))  # which any of the steps may lack, the first one too
@@ -448,6 +469,8 @@ class Feed:
                 self._transition(env, moment, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
         if self._is_described:
             self._warn_of_late_outcomes(led_to)
+        if self.recording is not None and rollout.batch_size[:-1] == self.recording.source.batch_size:
+            self._displaced = np.ones(self.recording.source.envs, np.bool_)
 
     def _transition(
         self,
@@ -507,6 +530,11 @@ class Feed:
             warn(
                 "steps of an AsyncEnvPool by async_step_send(), async_step_and_maybe_reset_send() and their recv() pass no "
                 "transform, and can't be recorded here: append the recorder to the environments in the pool"
+            )
+        if specs.hides_skipped_steps(env):
+            warn(
+                "steps that ConditionalSkip skips inside an inner environment are recorded as steps, with the values that the "
+                "rollout repeats: append it to the environment to which the recorder is appended"
             )
         wanted = self._wanted(env, observed)
         actions = set() if env is None else {specs.as_key(key) for key in env.action_keys}

@@ -334,7 +334,7 @@ class RerunRecorder(Transform):
         shared_paths.add(sink.identity)
         warn(
             f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}. "
-            "Append the recorder to the batched environment for a single recording."
+            "Append the recorder to the batched environment for a single recording, and for the flags that a collector sets."
         )
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -609,7 +609,7 @@ class RerunRecorder(Transform):
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         rollout = tensordict if tensordict.batch_dims else tensordict.unsqueeze(0)
-        with self._feed.lock:
+        with self._feed.at_rest():
             self._log_rollout(self._feed, rollout, begins)
 
     def _log_rollout(self, feed: Feed, rollout: TensorDictBase, begins: bool | Sequence[bool]) -> None:

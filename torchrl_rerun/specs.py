@@ -28,6 +28,7 @@ from torchrl.envs import (
     AutoResetTransform,
     CatFrames,
     Compose,
+    ConditionalSkip,
     EnvBase,
     GymWrapper,
     ParallelEnv,
@@ -122,6 +123,20 @@ def is_pool(env: EnvBase | None) -> bool:
     while isinstance(env, TransformedEnv):
         env = env.base_env
     return isinstance(env, AsyncEnvPool)
+
+
+def hides_skipped_steps(env: EnvBase | None) -> bool:
+    """Return whether an environment within this one skips steps by itself, of which nothing is told outside of it."""
+    within = [env.base_env] if isinstance(env, TransformedEnv) else []
+    while within:
+        each = within.pop()
+        if isinstance(each, TransformedEnv):
+            if any(isinstance(transform, ConditionalSkip) for transform in flat([each.transform])):
+                return True
+            within.append(each.base_env)
+        elif isinstance(each, SerialEnv):
+            within += each._envs if not each.is_closed else []  # noqa: SLF001 - there is no public way
+    return False
 
 
 def flag_keys(env: EnvBase | None, following: TensorDictBase) -> list[Key]:
