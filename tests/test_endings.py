@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import ParallelEnv, SerialEnv
 
 from counting import Groups
 from readback import hold_the_same, read
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.endings import Endings, deciding
 
 
@@ -178,6 +179,35 @@ def test_skip_keeps_the_resets_of_groups_whose_frames_it_keeps(path):
     env.close()
     red = read(path)["/env_0/red/age/agent_0"]
     assert red.along("episode_step") == [0, 2, 2, 4, 4, 6]
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("source", ["recording", "episodes", "saved", "mapped", "buffer"])
+def test_agents_are_replayed_as_they_were(tmp_path, root, source):
+    """They have the batch size of their group, and are cut into the same episodes."""
+    env = Groups({"red": 2, "blue": 3}, root=root)
+    first = tmp_path / ("first" if source == "episodes" else "first.rrd")
+    env = env.append_transform(RerunRecorder(first, split="episode" if source == "episodes" else "run"))
+    rollout = env.rollout(14, break_when_any_done=False)
+    env.close()
+    stored = tmp_path / "stored"
+    if source == "saved":
+        torch.save(rollout, stored)
+    elif source == "mapped":
+        rollout.memmap(stored)
+    elif source == "buffer":
+        buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(50, ndim=2), batch_size=4)
+        buffer.extend(rollout)
+        buffer.dumps(stored)
+    again = tmp_path / "again.rrd"
+    replay(stored if stored.exists() else first, again)
+    assert lengths(again) == lengths(first)
+    for path in first, again:
+        found = load(path).rollout().exclude("index")  # a buffer's
+        assert hold_the_same(found, rollout)
+        for group in "red", "blue":
+            assert found[group].batch_size == found["next", group].batch_size == rollout[group].batch_size == (2, 14, 2)
+    assert load(first)[0].tensordict()["red"].batch_size[1:] == (2,)
 
 
 def test_a_rollout_with_no_flags_at_all_is_one_episode(path):

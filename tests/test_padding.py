@@ -7,7 +7,14 @@ import torch
 from tensordict import NonTensorData, TensorDict
 from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
-from torchrl.data import Binary, Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
+from torchrl.data import (
+    Binary,
+    Composite,
+    LazyMemmapStorage,
+    LazyTensorStorage,
+    TensorDictReplayBuffer,
+    Unbounded,
+)
 from torchrl.envs import ActionMask, SerialEnv, TransformedEnv
 
 from counting import Count
@@ -44,6 +51,39 @@ def test_padding_is_not_recorded(path):
         0: [[11.0, 12.0, 13.0]] * 3 + [[11.0]],
         1: [[11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0], [11.0, 12.0, 13.0]],
     }
+
+
+STORAGES = {
+    "memory": lambda: LazyTensorStorage(200),
+    "disk": lambda: LazyMemmapStorage(200),
+    "two dimensions": lambda: LazyTensorStorage(200, ndim=2),
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(("lengths", "frames"), [([3, 7], 20), ([3, 7, 4, 9, 5], 40), ([9, 9], 12)])
+def test_a_buffer_of_padded_batches_is_replayed(path, tmp_path, storage, lengths, frames):
+    [batch] = collected(lengths, frames)
+    buffer = TensorDictReplayBuffer(storage=STORAGES[storage](), batch_size=4)
+    buffer.extend(batch)
+    buffer.dumps(tmp_path / "buffer")
+    replayed = replay(tmp_path / "buffer", path)
+    found = steps_of(path)
+    assert replayed.steps == batch["collector", "mask"].sum() == frames
+    assert found == logged(tmp_path / "logged.rrd", [batch])
+
+
+@pytest.mark.parametrize("capacity", [6, 4])
+def test_a_buffer_of_slices_is_replayed(path, tmp_path, capacity):
+    """Its rows are trajectories of one length, the oldest first, also if it has been filled up and begun anew."""
+    env = SerialEnv(2, [lambda n=n: Count(n) for n in (9, 9)])
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=4)
+    for batch in Collector(env, None, frames_per_batch=6, total_frames=18):  # of 2 x 3 steps
+        buffer.extend(batch)
+    buffer.dumps(tmp_path / "buffer")
+    replay(tmp_path / "buffer", path)
+    rewards = [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0][9 - 3 * capacity // 2 :]
+    assert steps_of(path) == {0: [rewards], 1: [rewards]}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

@@ -21,6 +21,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymEnv, SerialEnv
 from typer.testing import CliRunner
 
+from counting import Count
 from readback import same
 from torchrl_rerun import load, replay
 from torchrl_rerun.cli import app
@@ -161,6 +162,17 @@ def test_nothing_is_said_of_steps_that_lead_elsewhere_at_an_end(file, path, recw
     arrays = leaping(0.25) | {"dones": np.isin(np.arange(6), [0, 3, 4, 5])}
     replay(saved(file, **arrays), path)
     assert not [each for each in recwarn if "next row" in str(each.message)]
+
+
+@pytest.mark.parametrize("way", ["saved", "mapped"])
+def test_a_rollout_that_says_no_ends_is_said_to(path, tmp_path, way):
+    rollout = Count(9).rollout(4)
+    for flag in "done", "terminated":
+        del rollout[flag], rollout["next", flag]
+    rollout.memmap(tmp_path / "rollout") if way == "mapped" else torch.save(rollout, tmp_path / "rollout")
+    with pytest.warns(UserWarning, match=r"NOTHING SAYS WHERE EPISODES END.*A TensorDict needs \('next', 'done'\)"):
+        replay(tmp_path / "rollout", path)
+    assert [len(each) for each in episodes(path)] == [4]
 
 
 def test_a_flag_of_a_whole_trajectory_is_refused_and_says_what_to_do(file, path):
