@@ -17,7 +17,7 @@ from torchrl.envs import GymEnv, SerialEnv
 
 from torchrl_rerun import RerunRecorder
 
-PROCESSES = 40
+PROCESSES = 24
 AT_ONCE = 4
 ROLLOUTS = 6
 

@@ -39,7 +39,7 @@ def test_kill_9_at_random_moments(tmp_path):
         found[check(tmp_path / f"run_{i}.rrd", wanted, ends)] += 1
     print(dict(found))
     assert check(tmp_path / "whole.rrd", wanted, ends) == "closed"
-    assert found["dumped"] + found["closed"] > 4  # of 40
+    assert found["dumped"] + found["closed"] > 3  # of 24
 
 
 def check(path: Path, wanted: Reference, ends: dict[int, int]) -> str:
