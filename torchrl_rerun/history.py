@@ -113,7 +113,7 @@ class _Coming(NamedTuple):
     stored: Sequence[Stored]
 
 
-class _Values(NamedTuple):
+class Values(NamedTuple):
     """What is recorded of a key at one side of steps.
 
     Attributes:
@@ -281,6 +281,18 @@ class History:
                     part.set((name, *stream.key), torch.from_numpy(mask))
         return root.set("next", following)
 
+    def values(self, wanted: Sequence[Described], span: Span, at: Transitions) -> Iterator[tuple[Stream, list[Values]]]:
+        """Yield the values of each key at some steps, as arrays: before them, after them, or both, as the key is seen.
+
+        Values that differ in shape are objects.
+
+        Args:
+            wanted: of which keys.
+            span: where.
+            at: which steps, as :meth:`transitions` says of the same keys or more.
+        """
+        return self._read(wanted, span, at)[1]
+
     def moments(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDictBase:
         """Steps as the environment gave them: a key that is missing at a step is not in it, and values have their own shapes.
 
@@ -292,7 +304,7 @@ class History:
         """
         at, read = self._read(wanted, span, None)
         root, following = TensorDict(batch_size=[len(at)]), TensorDict(batch_size=[len(at)])
-        uneven: list[tuple[Stream, _Values]] = []
+        uneven: list[tuple[Stream, Values]] = []
         for stream, values in read:
             for each in values:
                 if stream.varies or not each.is_there.all():
@@ -314,7 +326,7 @@ class History:
 
     def _read(
         self, wanted: Sequence[Described], span: Span, at: Transitions | None
-    ) -> tuple[Transitions, Iterator[tuple[Stream, list[_Values]]]]:
+    ) -> tuple[Transitions, Iterator[tuple[Stream, list[Values]]]]:
         """Steps, and what is recorded of keys before and after each."""
         read = {
             # Agents' pictures are put together, which needs all of them.
@@ -330,7 +342,7 @@ class History:
 
     def _taken(
         self, wanted: Sequence[Described], read: dict[Key, Rows | _Coming], at: Transitions
-    ) -> Iterator[tuple[Stream, list[_Values]]]:
+    ) -> Iterator[tuple[Stream, list[Values]]]:
         for stream, moment in wanted:
             rows = read.pop(stream.key)
             row_of = rows.places.find(at.frames)
@@ -342,7 +354,7 @@ class History:
             yield (
                 stream,
                 [
-                    _Values(is_next, values, rows_at >= 0)
+                    Values(is_next, values, rows_at >= 0)
                     for is_next, values, rows_at in zip(sides, found, numbers, strict=True)
                 ],
             )
