@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.chunks import episode_span
-from torchrl_rerun.history import Transitions
 from torchrl_rerun.parquet_columns import Form, Nature, column_of, form_of, natures_of
 from torchrl_rerun.paths import shown, target_of
 from torchrl_rerun.placing import placed
@@ -113,7 +112,8 @@ def _tables(
     names: dict[Key, str] = {}
     for episode, found in described(episodes, keys, unheld):
         names = names or _names(found)
-        known, at = episode.properties, _transitions(episode, found)
+        known, span = episode.properties, episode_span(episode.properties.episode)
+        at = episode.history.transitions(found, span)
         left_out.add(episode, len(at))
         columns = {
             "env": pa.repeat(pa.scalar(known.env, pa.int64()), len(at)),
@@ -121,28 +121,13 @@ def _tables(
             "row": pa.array(at.before & 0xFFFFFFFF),
         }
         fields = [pa.field(name, pa.int64()) for name in columns]
-        for stream, sides in episode.history.values(found, episode_span(known.episode), at):
+        for stream, sides in episode.history.values(found, span, at):
             form = forms.get(stream.key)
             for side in sides:
                 name = (_NEXT if side.is_next else "") + names[stream.key]
                 columns[name] = column_of(stream, side.values, side.is_there, form)
                 fields.append(pa.field(name, columns[name].type, metadata=form.metadata if form else None))
         yield pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
-
-
-def _transitions(episode: LoadedEpisode, found: Sequence[Described]) -> Transitions:
-    """All steps of an episode of which both frames are recorded, whichever key is missing there."""
-    schema = episode.schema
-    wanted = {stream.key for stream, _ in found}
-    is_elsewhere = episode.properties.env != schema.envs[0]
-    # Small keys cost little to read, and one of them has a row at a frame where the keys that are exported have none.
-    small = (
-        each
-        for each in schema.described
-        if each[0].key not in wanted
-        and not (each[0].is_picture or each[0].is_bulky or (each[0].shared and is_elsewhere))
-    )
-    return episode.history.transitions([*found, *small], episode_span(episode.properties.episode))
 
 
 def _forms(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None) -> dict[Key, Form]:

@@ -368,7 +368,7 @@ class History:
         return Transitions(frames, np.flatnonzero(frames.codes[1:] - frames.codes[:-1] == 1))
 
     def _frames(self, of: Mapping[Moment, Sequence[Places]], places: Mapping[Key, Places], span: Span) -> Places:
-        """Where there are frames: all keys that are read, and one more if they may lack some.
+        """Where there are frames: all keys that are read, and others if they may lack some.
 
         Raises:
             KeyError: no recorded key says it.
@@ -378,8 +378,7 @@ class History:
         if observed:
             rest = [stream for stream in observed if stream.key not in places]
             known = [stream for stream in observed if stream.key in places]
-            more = self._completer(rest, known)
-            found = [] if more is None else [self.places(more, span)]
+            found = [self.places(each, span) for each in self._completers(rest, known)]
             return together([*of[Moment.OBSERVED], *of[Moment.STEPPED], *found])
         stepped = [stream for stream, moment in described if moment is Moment.STEPPED]
         if not stepped:
@@ -387,6 +386,19 @@ class History:
         after = together(of[Moment.STEPPED] or [self.places(min(stepped, key=_cost), span)])
         codes = np.unique(np.concatenate([after.codes - 1, after.codes]))
         return Places(codes, np.zeros_like(codes))
+
+    def _completers(self, rest: Sequence[Stream], known: Sequence[Stream]) -> list[Stream]:
+        """Return the keys beside those that are known which say where there are frames.
+
+        The return that the recorder works out has a row at each frame, and so has a key with as many rows. Without it each key
+        may be missing at frames of its own: all are read that cost little.
+        """
+        if not any(stream.sums for stream in (*rest, *known)):
+            little = [stream for stream in rest if not (stream.is_picture or stream.is_bulky)]
+            if little:
+                return little
+        most = self._completer(rest, known)
+        return [] if most is None else [most]
 
     def _completer(self, rest: Sequence[Stream], known: Sequence[Stream]) -> Stream | None:
         """The key that has more rows than those that are known, by the files' indexes; None: none has."""
