@@ -131,6 +131,19 @@ def test_a_stored_key_that_no_step_of_the_first_rollout_leads_to(path):
     assert all("y" not in episode.tensordict()["next"].keys() for episode in load(path))
 
 
+def test_steps_of_one_key_are_all_where_nothing_has_a_row_at_each_frame(path):
+    """Neither rewards nor flags are recorded, and each key is missing at a frame of its own."""
+
+    def observe(t):
+        return {key: torch.full((1,), float(t)) for key, gap in (("x", 2), ("y", 4), ("z", 5)) if t != gap}
+
+    record(Scripted(observe), path, 6, in_keys=["x", "y", "z"])
+    [episode] = load(path)
+    for keys in (None, ["x"], ["y"], ["x", "z"]):
+        assert len(episode.tensordict(keys)) == 6
+    assert episode.tensordict(["x"])["recorded", "x"].tolist() == [True, True, False, True, True, True]
+
+
 # --- frames that were not recorded ---
 
 

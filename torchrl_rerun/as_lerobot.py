@@ -6,6 +6,7 @@ The format is written with pyarrow and PyAV: the ``lerobot`` package would bring
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,25 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.as_parquet import write_tables
 from torchrl_rerun.chunks import Codes, episode_span
 from torchrl_rerun.decoding import decoded, from_keyframe
-from torchrl_rerun.exporting import encoded, mux
+from torchrl_rerun.exporting import SizesDifferError, encoded, mux
 from torchrl_rerun.lerobot_statistics import Statistics
 from torchrl_rerun.paths import absolute
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import Wish, distinct, dotted
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, chosen, described, told, unbroken_transitions, unchanged
+from torchrl_rerun.steps import (
+    BROKEN,
+    FLAGS,
+    LeftOut,
+    Progress,
+    array_of,
+    chosen,
+    described,
+    told,
+    unbroken_transitions,
+    unchanged,
+)
 from torchrl_rerun.streams import Key, Stream, name_of
 from torchrl_rerun.video import USUAL_FPS, check_fps
 
@@ -109,21 +121,33 @@ def to_lerobot(
         raise ValueError("there are no episodes to export")
     schema = episodes[0].schema
     if keys is None:
-        keys = [stream.key for stream, _ in schema.described if _is_held(stream)]
+        keys = [stream.key for stream, moment in schema.described if is_usual(stream) and not unheld(stream, moment)]
     check_fps(fps)
     rate = fps or schema.source.fps or float(USUAL_FPS)
-    names = _names(chosen(episodes[0], keys))
+    names = _names(chosen(episodes[0], keys, unheld))
     with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded", names)
-        if not dataset.add(described(progress(episodes, len(episodes)), keys)):
-            raise ValueError("there are no steps to export")
+        if not dataset.add(described(progress(episodes, len(episodes)), keys, unheld)):
+            raise dataset.left_out.nothing()
         dataset.describe()
+    dataset.left_out.say()
     return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
 
-def _is_held(stream: Stream) -> bool:
-    """Whether the format holds it."""
-    return stream.kind == "image" or (stream.is_plain and not (stream.is_picture or stream.sums))
+def is_usual(stream: Stream) -> bool:
+    """Whether a key that the format holds is exported unasked: all but the returns that the recorder worked out."""
+    return not stream.sums
+
+
+def unheld(stream: Stream, _: Moment) -> str:
+    """Why the format can't hold a key; empty: it can."""
+    if stream.kind == "image":
+        return "varies in size, and a video of LeRobot's format is of one" if stream.varies else ""
+    if stream.is_picture:
+        return f"is of kind {stream.kind!r}, and LeRobot's format has videos of images and numbers alone"
+    if not stream.is_plain:
+        return "is no tensor of real numbers of one shape, and LeRobot's format has videos and such numbers alone"
+    return "" if math.prod(stream.shape) else f"has no numbers (shape {stream.shape})"
 
 
 @dataclass(frozen=True)
@@ -162,12 +186,14 @@ class _Dataset:
         episodes: what is in it.
         steps: how many there are.
         videos: the features that are videos.
+        left_out: the steps that are not in it.
     """
 
     def __init__(self, folder: Path, fps: float, task: str, names: _Names) -> None:
         self.episodes: list[_Episode] = []
         self.steps = 0
         self.videos: dict[str, dict[str, Any]] = {}
+        self.left_out = LeftOut(BROKEN)
         self._folder = folder
         self._fps = int(fps) if float(fps).is_integer() else fps
         self._task = task
@@ -182,7 +208,7 @@ class _Dataset:
         for episode, found in episodes:
             numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
             span = episode_span(episode.properties.episode)
-            at = unbroken_transitions(episode, found)  # of which there are pictures, too
+            at = unbroken_transitions(episode, found, self.left_out)  # of which there are pictures, too
             if not len(at):
                 continue
             steps = episode.history.steps(numbers, span, at)
@@ -236,7 +262,7 @@ class _Dataset:
                 if each is None or each.episode << 32 | each.episode_step != code:
                     raise ValueError(
                         f"{told(episode)} hasn't got a picture under {name_of(stream.key)} at each of its steps, and "
-                        "can't be a video of LeRobot's"
+                        "can't be a video of LeRobot's: leave that key out, or the episode"
                     )
                 yield each._replace(frame=at)
 
@@ -245,7 +271,10 @@ class _Dataset:
         else:
             codec, coming = "h264", encoded(wanted(decoded(stream, held)), self._fps)
         with av.open(path, "w", options={"movflags": "faststart"}) as container:
-            mux(container, coming, codec, self._fps)
+            try:
+                mux(container, coming, codec, self._fps)
+            except SizesDifferError as error:
+                raise ValueError(f"{told(episode)}, {name_of(stream.key)}: {error}: leave that key out") from error
 
     def _seen_in(self, path: Path) -> tuple[dict[str, Any], Statistics]:
         """What a video is like, and what the colours of its first picture come to."""

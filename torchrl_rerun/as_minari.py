@@ -14,11 +14,22 @@ import numpy.typing as npt
 from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
+from torchrl_rerun.chunks import episode_span
 from torchrl_rerun.placing import placed
 from torchrl_rerun.reading import LoadedEpisode
 from torchrl_rerun.renaming import distinct, dotted
 from torchrl_rerun.schema import Described, Moment
-from torchrl_rerun.steps import FLAGS, Progress, array_of, described, unchanged, whole_steps
+from torchrl_rerun.steps import (
+    BROKEN,
+    FLAGS,
+    LeftOut,
+    Progress,
+    Unheld,
+    array_of,
+    described,
+    unbroken_transitions,
+    unchanged,
+)
 from torchrl_rerun.streams import Stream, name_of
 
 SIGN = "data/metadata.json"
@@ -72,7 +83,8 @@ def to_minari(
     folder = Path(get_dataset_path(dataset_id)).absolute()  # Minari looks for relative ones below themselves
     if not episodes:
         raise ValueError("there are no episodes to export")
-    layout = _Layout(next(described(episodes[:1], keys))[1], episodes[0].schema.described)
+    unheld, left_out = unheld_in(episodes), LeftOut(BROKEN)
+    layout = _Layout(next(described(episodes[:1], keys, unheld))[1], episodes[0].schema.described)
     with placed(folder, overwrite=overwrite, sign=SIGN) as hidden:
         (hidden / "data").mkdir(parents=True)
         storage = MinariStorage.new(
@@ -83,10 +95,36 @@ def to_minari(
             jpeg_encoding=False,
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
-        storage.update_episodes(_buffers(layout, described(progress(episodes, len(episodes)), keys)))
+        found = described(progress(episodes, len(episodes)), keys, unheld)
+        storage.update_episodes(_buffers(layout, found, left_out))
+        if not storage.total_episodes:
+            raise left_out.nothing()
+    left_out.say()
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
+
+
+def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:
+    """Return what says why Minari can't hold a key of some episodes, of which the first one says what is recorded."""
+    reward = _reward_in(episodes[0].schema.described)
+
+    def unheld(stream: Stream, moment: Moment) -> str:
+        if not stream.is_plain:
+            return "is no tensor of real numbers of one shape, which Minari can't hold"
+        if stream.key[-1] in FLAGS:
+            return "" if len(stream.key) == 1 else "is a flag of a group, and Minari has those of the episode alone"
+        if moment is Moment.STEPPED and stream != reward:
+            return "comes of a step, and Minari has one reward and the flags alone for that"
+        return ""
+
+    return unheld
+
+
+def _reward_in(recorded: Sequence[Described]) -> Stream | None:
+    """The reward of which the recorder worked out the return."""
+    known = {stream.key: stream for stream, _ in recorded}
+    return next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
 
 
 class _Part:
@@ -100,11 +138,6 @@ class _Part:
     def __init__(self, streams: Sequence[Stream], what: str) -> None:
         if not streams:
             raise ValueError(f"nothing that is {what} is exported: choose a key that is")
-        for stream in streams:
-            if not stream.is_plain:
-                raise ValueError(
-                    f"{name_of(stream.key)} is no tensor of real numbers of one shape, which Minari can't hold"
-                )
         self.streams = streams
         wishes = [dotted(stream.key, name_of(stream.key), stream.key) for stream in streams]
         self._names = distinct(wishes, f"Minari, of what is {what}") if len(streams) > 1 else {}
@@ -134,7 +167,7 @@ class _Layout:
         self.observations = _Part([stream for stream in observed if not stream.sums], "observed")
         self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done")
         known = {stream.key: stream for stream, _ in recorded}
-        reward = next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
+        reward = _reward_in(recorded)
         if reward is None or math.prod(reward.shape) != 1:
             raise ValueError("Minari has one reward for each step, and so have to have recordings for it")
         self.reward = reward
@@ -147,12 +180,13 @@ class _Layout:
         return [*self.observations.streams, *self.actions.streams, self.reward, *flags]
 
 
-def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]]) -> Iterator[Any]:
+def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]], left_out: LeftOut) -> Iterator[Any]:
     from minari.data_collector import EpisodeBuffer  # noqa: PLC0415 - an extra
 
     for episode, _ in episodes:
         wanted = episode.history.described([stream.key for stream in layout.streams])
-        steps = whole_steps(episode, wanted, follow=True)
+        at = unbroken_transitions(episode, wanted, left_out)
+        steps = episode.history.steps(wanted, episode_span(episode.properties.episode), at)
         if len(steps):
             terminated, truncated = _ends(layout, episode, steps)
             yield EpisodeBuffer(

@@ -256,18 +256,22 @@ def _rows(track: Track) -> int:
     return count
 
 
+class SizesDifferError(ValueError):
+    """Pictures are of several sizes, and a video is of one."""
+
+
 def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
     """Pictures as the samples of a video, H.264, one by one.
 
     Raises:
-        ValueError: they are of several sizes.
+        SizesDifferError: they are of several sizes.
     """
     encoder, shape = VideoEncoder(_FORMAT, fps), None
     for picture in seen:
         pixels = _bytes(picture.pixels)
         shape = shape or pixels.shape
         if pixels.shape != shape:
-            raise ValueError(f"pictures of {shape} and {pixels.shape} can't be one video")
+            raise SizesDifferError(f"pictures of {shape} and {pixels.shape} can't be one video")
         (sample,) = encoder.encode(pixels[None], [picture.episode])
         yield Stored(*picture[:3], *sample)
 

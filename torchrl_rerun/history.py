@@ -124,7 +124,7 @@ class _Coming(NamedTuple):
     stored: Sequence[Stored]
 
 
-class _Values(NamedTuple):
+class Values(NamedTuple):
     """What is recorded of a key at one side of steps.
 
     Attributes:
@@ -294,6 +294,18 @@ class History:
             give_agents(part, (stream for stream, _ in wanted))
         return root.set("next", following)
 
+    def values(self, wanted: Sequence[Described], span: Span, at: Transitions) -> Iterator[tuple[Stream, list[Values]]]:
+        """Yield the values of each key at some steps, as arrays: before them, after them, or both, as the key is seen.
+
+        Values that differ in shape are objects.
+
+        Args:
+            wanted: of which keys.
+            span: where.
+            at: which steps, as :meth:`transitions` says of the same keys or more.
+        """
+        return self._read(wanted, span, at)[1]
+
     def moments(self, wanted: Sequence[Described], span: Span = ALL) -> TensorDictBase:
         """Steps as the environment gave them: a key that is missing at a step is not in it, and values have their own shapes.
 
@@ -305,7 +317,7 @@ class History:
         """
         at, read = self._read(wanted, span, None)
         root, following = TensorDict(batch_size=[len(at)]), TensorDict(batch_size=[len(at)])
-        uneven: list[tuple[Stream, _Values]] = []
+        uneven: list[tuple[Stream, Values]] = []
         for stream, values in read:
             for each in values:
                 if stream.varies or not each.is_there.all():
@@ -332,7 +344,7 @@ class History:
 
     def _read(
         self, wanted: Sequence[Described], span: Span, at: Transitions | None
-    ) -> tuple[Transitions, Iterator[tuple[Stream, list[_Values]]]]:
+    ) -> tuple[Transitions, Iterator[tuple[Stream, list[Values]]]]:
         """Steps, and what is recorded of keys before and after each."""
         read = {
             # Agents' pictures are put together, which needs all of them.
@@ -348,7 +360,7 @@ class History:
 
     def _taken(
         self, wanted: Sequence[Described], read: dict[Key, Rows | _Coming], at: Transitions
-    ) -> Iterator[tuple[Stream, list[_Values]]]:
+    ) -> Iterator[tuple[Stream, list[Values]]]:
         for stream, moment in wanted:
             rows = read.pop(stream.key)
             row_of = rows.places.find(at.frames)
@@ -360,7 +372,7 @@ class History:
             yield (
                 stream,
                 [
-                    _Values(is_next, values, rows_at >= 0)
+                    Values(is_next, values, rows_at >= 0)
                     for is_next, values, rows_at in zip(sides, found, numbers, strict=True)
                 ],
             )
@@ -374,7 +386,7 @@ class History:
         return Transitions(frames, np.flatnonzero(frames.codes[1:] - frames.codes[:-1] == 1))
 
     def _frames(self, of: Mapping[Moment, Sequence[Places]], places: Mapping[Key, Places], span: Span) -> Places:
-        """Where there are frames: all keys that are read, and one more if they may lack some.
+        """Where there are frames: all keys that are read, and others if they may lack some.
 
         Raises:
             KeyError: no recorded key says it.
@@ -384,8 +396,7 @@ class History:
         if observed:
             rest = [stream for stream in observed if stream.key not in places]
             known = [stream for stream in observed if stream.key in places]
-            more = self._completer(rest, known)
-            found = [] if more is None else [self.places(more, span)]
+            found = [self.places(each, span) for each in self._completers(rest, known)]
             return together([*of[Moment.OBSERVED], *of[Moment.STEPPED], *found])
         stepped = [stream for stream, moment in described if moment is Moment.STEPPED]
         if not stepped:
@@ -393,6 +404,19 @@ class History:
         after = together(of[Moment.STEPPED] or [self.places(min(stepped, key=_cost), span)])
         codes = np.unique(np.concatenate([after.codes - 1, after.codes]))
         return Places(codes, np.zeros_like(codes))
+
+    def _completers(self, rest: Sequence[Stream], known: Sequence[Stream]) -> list[Stream]:
+        """Return the keys beside those that are known which say where there are frames.
+
+        The return that the recorder works out has a row at each frame, and so has a key with as many rows. Without it each key
+        may be missing at frames of its own: all are read that cost little.
+        """
+        if not any(stream.sums for stream in (*rest, *known)):
+            little = [stream for stream in rest if not (stream.is_picture or stream.is_bulky)]
+            if little:
+                return little
+        most = self._completer(rest, known)
+        return [] if most is None else [most]
 
     def _completer(self, rest: Sequence[Stream], known: Sequence[Stream]) -> Stream | None:
         """The key that has more rows than those that are known, by the files' indexes; None: none has."""

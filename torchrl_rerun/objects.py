@@ -139,16 +139,26 @@ def written(value: Any) -> Written:
 def _as_text(value: Any) -> Written:
     if isinstance(value, bytes):
         return Written(base64.b64encode(value).decode(), BYTES)
-    if isinstance(value, str) and _is_unicode(value):
+    if isinstance(value, str) and is_unicode(value):
         return Written(value)
     try:
-        text = json.dumps(value, ensure_ascii=False)
-        return Written(text if _is_unicode(text) else json.dumps(value), JSON)
+        return Written(as_json(value), JSON)
     except (TypeError, ValueError, RecursionError) as error:
         raise NotStorableError(f"{type(value).__name__}: {error}") from error
 
 
-def _is_unicode(text: str) -> bool:
+def as_json(value: Any) -> str:
+    r"""Return a value as JSON text, which UTF-8 can hold. NaN and infinities are the words that Python's ``json`` has.
+
+    >>> as_json({"a": [None, True, "ü"]}), as_json(float("nan")), as_json(chr(0xD800))
+    ('{"a": [null, true, "ü"]}', 'NaN', '"\\ud800"')
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_unicode(text) else json.dumps(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: lone surrogates it can't."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,6 +120,7 @@ def _export_steps(
 ) -> None:
     with working("reading"):
         from torchrl_rerun.reading import load
+        from torchrl_rerun.steps import left_out
 
         episodes = load(recording)
         known = sorted({each.properties.env for each in episodes})
@@ -130,29 +132,33 @@ def _export_steps(
     options["progress"] = functools.partial(with_progress, what="exporting")
     with working("exporting"):
         if parquet is not None:
-            from torchrl_rerun.as_parquet import to_parquet
+            from torchrl_rerun.as_parquet import to_parquet, unheld
 
+            rest = left_out(episodes, unheld)
             rows = to_parquet(episodes, parquet, **options)
             name, what = shown(parquet), f"{count(rows, 'step')} of {count(len(episodes), 'episode')}"
         elif minari is not None:
-            from torchrl_rerun.as_minari import to_minari
+            from torchrl_rerun.as_minari import SIGN, to_minari, unheld_in
 
+            rest = left_out(episodes, unheld_in(episodes))
             folder = to_minari(episodes, minari, **options)
-            name, what = minari, f"{count(len(episodes), 'episode')} in {folder}"
+            held = json.loads((folder / SIGN).read_text())["total_episodes"]
+            name, what = minari, f"{count(held, 'episode')} in {folder}"
         elif lerobot is not None:
-            from torchrl_rerun.as_lerobot import to_lerobot
+            from torchrl_rerun.as_lerobot import is_usual, to_lerobot, unheld
 
+            rest = left_out(episodes, unheld, is_usual)
             written = to_lerobot(episodes, lerobot, fps=fps, **options)
             videos = f", videos of {', '.join(written.cameras)}" if written.cameras else ""
             steps = f"{count(written.steps, 'step')} of {count(written.episodes, 'episode')}"
             name, what = shown(lerobot), f"{steps}, {written.fps:g} frames per second{videos}"
     said.print(f"[green]{escape(name)}[/]: {escape(what)}")
-    if not options["keys"] and lerobot is None:
-        from torchrl_rerun.steps import left_out
-
-        names = left_out(episodes[0])
-        if names:
-            complaints.print(f"[dim]left out, unless --key names it: {escape(', '.join(names))}[/]")
+    if not options["keys"]:
+        can_be_named, others = rest
+        if can_be_named:
+            complaints.print(f"[dim]left out, unless --key names it: {escape(', '.join(can_be_named))}[/]")
+        for each in others:
+            complaints.print(f"[dim]left out: {escape(each)}[/]")
 
 
 def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
