@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: .venv/.demo  ## record four CartPoles, and say how to watch them
 	$(BIN)/python examples/parallel_cartpole.py
 
-test: .venv/.test lint  ## the whole suite
-	$(BIN)/python -m pytest
+test: .venv/.test lint  ## the whole suite, file by file in three processes
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.test  ## style and types
 	$(BIN)/ruff check

@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch; the processors are busy with other tests
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests

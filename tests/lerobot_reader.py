@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 # The last lerobot for Python 3.11, and the last torchvision that decodes video, which it reads with.
 ALONE = ("lerobot==0.4.4", "torchvision==0.24.1", "accelerate==1.15.0", "safetensors==0.8.0")
@@ -137,7 +138,9 @@ def read_by_lerobot(request, tmp_path_factory) -> Iterator[Reader]:
     """What reads a data set as LeRobot does."""
     version = hashlib.sha256(repr((ALONE, WITH_ALL_THEY_NEED, sys.version, sys.prefix)).encode()).hexdigest()[:12]
     try:
-        python = environment(request.config.cache.mkdir(f"lerobot-{version}"))
+        folder = request.config.cache.mkdir(f"lerobot-{version}")
+        with FileLock(f"{folder}.lock"):  # several processes may run tests
+            python = environment(folder)
     except (OSError, subprocess.SubprocessError) as error:
         why = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
         pytest.skip(f"LeRobot's environment can't be made: {why}")
