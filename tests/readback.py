@@ -285,7 +285,9 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
     """Whether two rollouts hold the same keys and, bit for bit, the same values, texts and other objects included."""
-    keys = [set(each.keys(include_nested=True, leaves_only=True, is_leaf=is_leaf_nontensor)) for each in (found, wanted)]
+    keys = [
+        set(each.keys(include_nested=True, leaves_only=True, is_leaf=is_leaf_nontensor)) for each in (found, wanted)
+    ]
     assert keys[0] == keys[1], keys[0] ^ keys[1]
     for key in keys[0]:
         a, b = found.get(key), wanted.get(key)

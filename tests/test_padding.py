@@ -74,6 +74,101 @@ def test_trajectories_go_on_in_the_next_batch(path):
     assert len(steps_of(path)) == 3
 
 
+def padded(*trajectories):
+    """A padded batch of trajectories ``(id, steps, whether it ends)``, which observe their id: ``[trajectories, time]``."""
+    time = max(steps for _, steps, _ in trajectories)
+    ids = torch.tensor([number for number, _, _ in trajectories])[:, None].expand(-1, time)
+    steps = torch.tensor([[steps] for _, steps, _ in trajectories])
+    ends = torch.tensor([[ends] for _, _, ends in trajectories])
+    observation, at = ids[..., None].float(), torch.arange(time)
+    batch = TensorDict(
+        observation=observation,
+        action=torch.zeros_like(observation),
+        next=TensorDict(
+            observation=observation,
+            reward=torch.ones_like(observation),
+            done=(ends & (at == steps - 1))[..., None],
+        ),
+        collector=TensorDict(mask=at < steps, traj_ids=ids.contiguous()),
+    )
+    return batch.auto_batch_size_(2)
+
+
+def indices_of(path):
+    """Of each environment index, the ids and lengths of its trajectories, in their order."""
+    found = {}
+    for each in sorted(load(path), key=lambda each: (each.properties.env, each.properties.episode)):
+        ids = each.tensordict()["observation"].flatten().tolist()
+        assert len(set(ids)) == 1
+        found.setdefault(each.properties.env, []).append((int(ids[0]), len(ids)))
+    return found
+
+
+@pytest.mark.parametrize("split", ["run", "dump", "episode"])
+@pytest.mark.parametrize(
+    ("batches", "wanted"),
+    [
+        pytest.param(
+            [[(7, 2, False), (8, 3, False)], [(8, 1, True), (7, 2, True)]],
+            {0: [(7, 4)], 1: [(8, 4)]},
+            id="a trajectory keeps its index, in whatever order it comes",
+        ),
+        pytest.param(
+            [
+                [(0, 2, False), (1, 3, False), (2, 1, False)],
+                [(1, 1, True), (3, 2, False), (2, 2, False), (0, 1, False)],
+            ],
+            {0: [(0, 3)], 1: [(1, 4), (3, 2)], 2: [(2, 3)]},
+            id="a new one takes the index of one that has ended",
+        ),
+        pytest.param(
+            [
+                [(0, 1, False), (1, 1, False), (2, 1, False)],
+                [(2, 1, True), (1, 1, False), (0, 2, True)],
+                [(3, 2, False), (4, 1, False), (5, 3, False)],
+            ],
+            {0: [(0, 3), (3, 2)], 1: [(1, 2)], 2: [(2, 2), (4, 1)], 3: [(5, 3)]},
+            id="the lowest first, and one more index if none has ended",
+        ),
+        pytest.param(
+            [[(0, 2, True), (1, 3, True), (2, 1, False), (3, 1, True)]],
+            {0: [(0, 2), (1, 3), (2, 1)], 1: [(3, 1)]},
+            id="also in one batch",
+        ),
+        pytest.param(
+            [[(0, 2, False), (1, 1, False)], [(1, 1, True), (2, 4, False)], [(0, 1, True), (2, 1, True), (3, 2, True)]],
+            {0: [(0, 3), (3, 2)], 1: [(1, 2), (2, 5)]},
+            id="one that is not in a batch keeps its index",
+        ),
+    ],
+)
+def test_indices_are_those_of_ids_and_new_ones_are_the_lowest(tmp_path, split, batches, wanted):
+    """A trajectory keeps the index that its ids first got; a new one takes the lowest whose trajectory has ended."""
+    with RerunRecorder(tmp_path / "run", split=split) as recorder:
+        for batch in batches:
+            recorder.log_rollout(padded(*batch))
+    assert indices_of(tmp_path / "run") == wanted
+
+
+def test_indices_of_a_collector_are_worked_out_by_hand(path):
+    """Seven environments of their own lengths, and batches that cut their trajectories anywhere."""
+    batches = collected([3, 7, 5, 2, 9, 4, 6], 35, 420)
+    by_id, lengths, wanted = {}, {}, {}
+    for batch in batches:
+        for row in batch:
+            row = row[row["collector", "mask"]]
+            number = int(row["collector", "traj_ids"][0])
+            if number not in by_id:
+                by_id[number] = min({*range(len(by_id) + 1)} - {*by_id.values()})
+                wanted.setdefault(by_id[number], []).append(number)
+            lengths[number] = lengths.get(number, 0) + len(row)
+            if row["next", "done"][-1]:
+                del by_id[number]
+    assert len(batches) == 12
+    found = {env: list(map(len, episodes)) for env, episodes in logged(path, batches).items()}
+    assert found == {env: [lengths[number] for number in numbers] for env, numbers in wanted.items()}
+
+
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
 def test_there_may_be_more_trajectories_than_before(tmp_path, split):
     batches = [collected([5], 3)[0], *collected([4, 6, 9, 5], 40)]
