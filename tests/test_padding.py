@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gymnasium.envs.toy_text.taxi import TaxiEnv
 from tensordict import NonTensorData, TensorDict
 from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
-from torchrl.data import Binary, Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
-from torchrl.envs import ActionMask, SerialEnv, TransformedEnv
+from torchrl.data import Binary, Categorical, Composite, LazyTensorStorage, TensorDictReplayBuffer, Unbounded
+from torchrl.envs import ActionMask, GymWrapper, SerialEnv, TicTacToeEnv, TransformedEnv
+from torchrl.envs.gym_like import default_info_dict_reader
 
 from counting import Count
 from readback import hold_the_same
@@ -253,6 +255,79 @@ def test_a_mask_of_the_environment_is_data(path, actions, envs):
     assert hold_the_same(load(path).rollout(), rollout)
 
 
+def rollout_recorded(path, make, how, steps=14):
+    """A rollout whose actions are drawn from those that a mask allows, and which is recorded live or logged."""
+    env, recorder = make(), RerunRecorder(path)
+    if how == "live":
+        env = env.append_transform(recorder)
+    rollout = env.rollout(steps, env.rand_action, break_when_any_done=False)
+    if how == "logged":
+        recorder.log_rollout(rollout)
+    elif how == "passed":
+        recorder(rollout)
+    elif how == "replayed":
+        torch.save(rollout, path.with_suffix(".pt"))
+        replay(path.with_suffix(".pt"), path)
+    env.close()
+    recorder.close()
+    return rollout
+
+
+HOW = ["live", "logged", "passed", "replayed"]
+
+
+class OneFlag(Masked):
+    """Says under ``"mask"`` whether t is even: in a rollout a bool of exactly the batch's own shape."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.observation_spec["mask"] = Categorical(2, (), dtype=torch.bool)
+
+    def _seen(self, data):
+        return data.set("mask", torch.tensor(self.t % 2 == 0))
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("envs", [1, 3])
+def test_a_mask_of_the_shape_of_the_batch_is_data_if_the_next_steps_have_one(path, envs, how):
+    rollout = rollout_recorded(path, OneFlag if envs == 1 else lambda: SerialEnv(envs, OneFlag), how)
+    assert rollout["mask"].shape == rollout["next", "mask"].shape == rollout.shape
+    assert not rollout["mask"].all()
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("single_player", [False, True])
+@pytest.mark.parametrize("envs", [1, 3])
+def test_the_mask_of_a_board_game_is_data(path, envs, single_player, how):
+    """Of nine squares those that are free, in games of several lengths."""
+    torch.manual_seed(3)
+
+    def make():
+        return TicTacToeEnv(single_player=single_player)
+
+    rollout = rollout_recorded(path, make if envs == 1 else lambda: SerialEnv(envs, make), how, 25)
+    assert rollout["next", "done"].sum() > 1
+    assert torch.equal(rollout["mask"], (rollout["board"] == -1).flatten(-2))
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_mask_of_a_taxi_is_data(path, how):
+    """Of six actions those that change anything, as Gymnasium's own environment says it in its info."""
+
+    def make():
+        env = GymWrapper(TaxiEnv())
+        env.set_seed(0)
+        reader = default_info_dict_reader(["action_mask"], [Binary(6, (6,), dtype=torch.bool)])
+        return TransformedEnv(env.set_info_dict_reader(reader), ActionMask())
+
+    rollout = rollout_recorded(path, make, how, 20)
+    assert rollout["action_mask"].any()
+    assert not rollout["action_mask"].all()
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
 @pytest.mark.parametrize("how", ["appended", "callback", "buffer"])
 def test_so_it_is_by_every_way_in(path, how):
     recorder, env = RerunRecorder(path), Masked(5)
@@ -280,8 +355,6 @@ def test_a_mask_for_actions_is_data(path):
 class Board(Count):
     def __init__(self):
         super().__init__(3)
-        from torchrl.data import Categorical
-
         self.observation_spec = Composite(observation=Unbounded((1,)), action_mask=Binary(4, (4,), dtype=torch.bool))
         self.action_spec = Categorical(4, ())
 
