@@ -31,6 +31,7 @@ from readback import read
 from servers import FORGETFUL, free_port, started_viewer
 from soak.environments import Random
 from soak.plans import Op, Plan
+from soak.threads import log_at_once
 from soak.witness import Indices, Key, Witness, values_of
 from torchrl_rerun import RecordingError, RerunRecorder, repair
 from torchrl_rerun.threads import NAME as ENCODER
@@ -520,6 +521,8 @@ def carry_out(seed: int, viewer: tuple[str, int] | None) -> Tally:
         folder = Path(name, "recordings")
         folder.mkdir()
         iteration = Iteration(plan, folder, viewer)
+        if plan.way == "threads":
+            return log_at_once(plan, folder) + Tally({"runs": 1, "way threads": 1, "sink file": 1})
         if plan.fault == "kill":
             _kill(plan, iteration, Path(name, "notes"))
         else:
