@@ -51,7 +51,8 @@ def record(path: Path, started: int) -> None:
     os.write(note, b"closed\n")
 
 
-def fork(path: Path) -> tuple[int, int]:
+def fork(path: Path, record: Callable[[Path, int], None] = record) -> tuple[int, int]:
+    """The id of a process that records to a path, and the pipe into which it says its steps."""
     starting, started = os.pipe()
     child = os.fork()
     if child == 0:

@@ -15,7 +15,7 @@ import rerun as rr
 import torch
 from PIL import Image
 from rerun.chunk import RrdReader
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, is_leaf_nontensor
 
 from torchrl_rerun.chunks import parts_in
 from torchrl_rerun.history import History
@@ -263,6 +263,19 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
+def is_equal(a: Any, b: Any) -> bool:
+    """Of equal types throughout, floats and arrays to the bit."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(map(is_equal, a.values(), b.values()))
+    if isinstance(a, np.ndarray | np.generic):
+        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    return np.float64(a).tobytes() == np.float64(b).tobytes() if isinstance(a, float) else a == b
+
+
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().contiguous()
     if not tensor.numel():  # which may lie in any way
@@ -271,9 +284,15 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
-    """Whether two rollouts hold the same keys and, bit for bit, the same values."""
-    keys = [set(each.keys(include_nested=True, leaves_only=True)) for each in (found, wanted)]
+    """Whether two rollouts hold the same keys and, bit for bit, the same values, texts and other objects included."""
+    keys = [
+        set(each.keys(include_nested=True, leaves_only=True, is_leaf=is_leaf_nontensor)) for each in (found, wanted)
+    ]
     assert keys[0] == keys[1], keys[0] ^ keys[1]
     for key in keys[0]:
-        assert same(found.get(key), wanted.get(key)), (key, found.get(key), wanted.get(key))
+        a, b = found.get(key), wanted.get(key)
+        if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+            assert same(a, b), (key, a, b)
+        else:
+            assert is_equal(a.tolist(), b.tolist()), (key, a.tolist(), b.tolist())
     return True

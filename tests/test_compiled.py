@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from torchrl.envs import RewardSum, StepCounter, TransformedEnv
@@ -69,10 +71,24 @@ def test_flags_of_transforms_behind(tmp_path):
     assert torch.equal(load(tmp_path / "run.rrd").rollout()["next", "truncated"], rollout["next", "truncated"])
 
 
-def test_one_graph_is_refused_with_what_to_do(tmp_path):
-    env = make(tmp_path / "run.rrd").compile(backend="eager", fullgraph=True)
-    data = env.reset()
-    with pytest.raises(Exception, match="without fullgraph=True"):
-        env.step_and_maybe_reset(env.rand_action(data))
+ONE_GRAPH = {
+    "step": lambda env: torch.compile(env.step, backend="eager", fullgraph=True),
+    "step_and_maybe_reset": lambda env: torch.compile(env.step_and_maybe_reset, backend="eager", fullgraph=True),
+    "env.compile": lambda env: env.compile(backend="eager", fullgraph=True).step_and_maybe_reset,
+    "env.compile after a warm-up": lambda env: functools.partial(
+        env.compile(backend="eager", fullgraph=True, warmup=2).rollout, 6, auto_reset=False, break_when_any_done=False
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ONE_GRAPH)
+def test_one_graph_is_refused_with_what_to_do(tmp_path, how):
+    """The environment goes on uncompiled, and so does its recording."""
+    env = make(tmp_path / "run.rrd")
+    compiled, data = ONE_GRAPH[how](env), env.rand_action(env.reset())
+    with pytest.raises(Exception, match=r"compile the environment without fullgraph=True, or record the rollouts"):
+        compiled(tensordict=data)
     env.eager()
+    rollout = env.rollout(4)
     env.close()
+    assert hold_the_same(load(tmp_path / "run.rrd")[-1].tensordict(), rollout)

@@ -1,4 +1,4 @@
-"""`kill -9` at random moments: whatever was dumped is there, and nothing is there that did not happen."""
+"""`kill -9` at any moment: whatever was dumped is there, and nothing is there that did not happen."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from rerun.chunk import RrdReader
 
 import killed
+import killed_behind
 from readback import read, same
 from reference import Reference, of_rollout
 from torchrl_rerun import repair
@@ -77,3 +78,63 @@ def check(path: Path, wanted: Reference, ends: dict[int, int]) -> str:
     if repaired is None:
         assert notes, path
     return "closed" if closed else "dumped" if dumped >= 0 else "recorded"
+
+
+# --- the flags of the last frame ---
+
+FLAGS = ("done", "terminated", "truncated")
+
+
+def test_the_last_frame_has_the_flags_that_the_recorder_saw_or_later_ones(tmp_path):
+    """A process is killed between steps, or while transforms behind the recorder look at one."""
+    command = [sys.executable, "-W", "ignore", killed_behind.__file__, str(tmp_path)]
+    forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert forked.stderr == ""
+    rollout = killed_behind.environment().rollout(killed_behind.STEPS, break_when_any_done=False)
+    wanted = of_rollout(rollout, observed=OBSERVED)
+    assert [row.step for row in wanted.rows[1, "truncated"] if row.value] == [*range(3, killed_behind.STEPS + 1, 3)]
+    for moment in killed_behind.MOMENTS:
+        for last in killed_behind.LAST:
+            path = tmp_path / f"{moment}, {last}.rrd"
+            seen = flags_of_the_last_frame(path, wanted, last if moment != "any" else None)
+            if moment == "written":
+                assert seen == ["later", "later"], path.name
+            elif moment == "in front of the counter":
+                assert seen == ["later", "later" if last % 3 else "hook"], path.name
+
+
+def flags_of_the_last_frame(path: Path, wanted: Reference, last: int | None) -> list[str]:
+    """Of each environment: whether the last frame has the flags of the rollout, or those that the recorder's hook saw.
+
+    Args:
+        path: the file that a process left.
+        wanted: what happened.
+        last: the last step, if it is known; it must be there.
+    """
+    try:
+        repair(path)
+        recorded = read(path)
+    except (FileNotFoundError, ValueError):
+        assert last is None, f"{path.name}: nothing is there"
+        return []
+    frame = max((at for rows in recorded.entities.values() for at in rows.along("frame")), default=-1)
+    seen = []
+    for env in range(wanted.envs):
+        found, later = {}, {}
+        for key in OBSERVED:
+            rows, entity = wanted.rows[env, key], recorded.entities.get(f"/env_{env}/{key}")
+            length = 0 if entity is None else len(entity.values)
+            assert entity is None or entity.along("frame") == [row.frame for row in rows[:length]]
+            for row, value in zip(rows, [] if entity is None else entity.values, strict=False):
+                if key in FLAGS and row.frame == frame:
+                    found[key], later[key] = value.item(), row.value.item()
+                else:
+                    assert same(value, row.value), (path.name, env, key, row)
+            if last is not None:
+                assert rows[length - 1].step == last, (path.name, env, key)
+        # The environments don't truncate: the counter does.
+        terminated = later.get("terminated", False)
+        hook = {key: terminated and key != "truncated" for key in found}
+        assert found in (later, hook), (path.name, env, found)
+        seen.append("later" if found == later else "hook")
+    return seen

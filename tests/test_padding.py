@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gymnasium.envs.toy_text.taxi import TaxiEnv
 from tensordict import NonTensorData, TensorDict
 from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
 from torchrl.data import (
     Binary,
+    Categorical,
     Composite,
     LazyMemmapStorage,
     LazyTensorStorage,
     TensorDictReplayBuffer,
     Unbounded,
 )
-from torchrl.envs import ActionMask, SerialEnv, TransformedEnv
+from torchrl.envs import ActionMask, GymWrapper, SerialEnv, TicTacToeEnv, TransformedEnv
+from torchrl.envs.gym_like import default_info_dict_reader
 
 from counting import Count
 from readback import hold_the_same
@@ -114,6 +117,113 @@ def test_trajectories_go_on_in_the_next_batch(path):
     assert len(steps_of(path)) == 3
 
 
+def padded(*trajectories):
+    """A padded batch of trajectories ``(id, steps, whether it ends)``, which observe their id: ``[trajectories, time]``."""
+    time = max(steps for _, steps, _ in trajectories)
+    ids = torch.tensor([number for number, _, _ in trajectories])[:, None].expand(-1, time)
+    steps = torch.tensor([[steps] for _, steps, _ in trajectories])
+    ends = torch.tensor([[ends] for _, _, ends in trajectories])
+    observation, at = ids[..., None].float(), torch.arange(time)
+    batch = TensorDict(
+        observation=observation,
+        action=torch.zeros_like(observation),
+        next=TensorDict(
+            observation=observation,
+            reward=torch.ones_like(observation),
+            done=(ends & (at == steps - 1))[..., None],
+        ),
+        collector=TensorDict(mask=at < steps, traj_ids=ids.contiguous()),
+    )
+    return batch.auto_batch_size_(2)
+
+
+@pytest.mark.parametrize("more", [(), ((2, 1, False),)])
+def test_trajectories_go_on_after_a_close(path, more):
+    """Also if there are more of them then."""
+    recorder = RerunRecorder(path)
+    recorder.log_rollout(padded((0, 2, True), (1, 2, False)))
+    recorder.close()
+    recorder.log_rollout(padded((1, 1, False), *more))
+    recorder.close()
+    found = sorted((each.properties.env, each.properties.episode, each.properties.length) for each in load(path))
+    assert found == [(0, 0, 2), (0, 1, 3), (1, 0, 1)][: 2 + len(more)]
+
+
+def indices_of(path):
+    """Of each environment index, the ids and lengths of its trajectories, in their order."""
+    found = {}
+    for each in sorted(load(path), key=lambda each: (each.properties.env, each.properties.episode)):
+        ids = each.tensordict()["observation"].flatten().tolist()
+        assert len(set(ids)) == 1
+        found.setdefault(each.properties.env, []).append((int(ids[0]), len(ids)))
+    return found
+
+
+@pytest.mark.parametrize("split", ["run", "dump", "episode"])
+@pytest.mark.parametrize(
+    ("batches", "wanted"),
+    [
+        pytest.param(
+            [[(7, 2, False), (8, 3, False)], [(8, 1, True), (7, 2, True)]],
+            {0: [(7, 4)], 1: [(8, 4)]},
+            id="a trajectory keeps its index, in whatever order it comes",
+        ),
+        pytest.param(
+            [
+                [(0, 2, False), (1, 3, False), (2, 1, False)],
+                [(1, 1, True), (3, 2, False), (2, 2, False), (0, 1, False)],
+            ],
+            {0: [(0, 3)], 1: [(1, 4), (3, 2)], 2: [(2, 3)]},
+            id="a new one takes the index of one that has ended",
+        ),
+        pytest.param(
+            [
+                [(0, 1, False), (1, 1, False), (2, 1, False)],
+                [(2, 1, True), (1, 1, False), (0, 2, True)],
+                [(3, 2, False), (4, 1, False), (5, 3, False)],
+            ],
+            {0: [(0, 3), (3, 2)], 1: [(1, 2)], 2: [(2, 2), (4, 1)], 3: [(5, 3)]},
+            id="the lowest first, and one more index if none has ended",
+        ),
+        pytest.param(
+            [[(0, 2, True), (1, 3, True), (2, 1, False), (3, 1, True)]],
+            {0: [(0, 2), (1, 3), (2, 1)], 1: [(3, 1)]},
+            id="also in one batch",
+        ),
+        pytest.param(
+            [[(0, 2, False), (1, 1, False)], [(1, 1, True), (2, 4, False)], [(0, 1, True), (2, 1, True), (3, 2, True)]],
+            {0: [(0, 3), (3, 2)], 1: [(1, 2), (2, 5)]},
+            id="one that is not in a batch keeps its index",
+        ),
+    ],
+)
+def test_indices_are_those_of_ids_and_new_ones_are_the_lowest(tmp_path, split, batches, wanted):
+    """A trajectory keeps the index that its ids first got; a new one takes the lowest whose trajectory has ended."""
+    with RerunRecorder(tmp_path / "run", split=split) as recorder:
+        for batch in batches:
+            recorder.log_rollout(padded(*batch))
+    assert indices_of(tmp_path / "run") == wanted
+
+
+def test_indices_of_a_collector_are_worked_out_by_hand(path):
+    """Seven environments of their own lengths, and batches that cut their trajectories anywhere."""
+    batches = collected([3, 7, 5, 2, 9, 4, 6], 35, 420)
+    by_id, lengths, wanted = {}, {}, {}
+    for batch in batches:
+        for row in batch:
+            row = row[row["collector", "mask"]]
+            number = int(row["collector", "traj_ids"][0])
+            if number not in by_id:
+                by_id[number] = min({*range(len(by_id) + 1)} - {*by_id.values()})
+                wanted.setdefault(by_id[number], []).append(number)
+            lengths[number] = lengths.get(number, 0) + len(row)
+            if row["next", "done"][-1]:
+                del by_id[number]
+    assert len(batches) == 12
+    found = {env: list(map(len, episodes)) for env, episodes in logged(path, batches).items()}
+    assert found == {env: [lengths[number] for number in numbers] for env, numbers in wanted.items()}
+
+
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
 def test_there_may_be_more_trajectories_than_before(tmp_path, split):
     batches = [collected([5], 3)[0], *collected([4, 6, 9, 5], 40)]
@@ -198,6 +308,79 @@ def test_a_mask_of_the_environment_is_data(path, actions, envs):
     assert hold_the_same(load(path).rollout(), rollout)
 
 
+def rollout_recorded(path, make, how, steps=14):
+    """A rollout whose actions are drawn from those that a mask allows, and which is recorded live or logged."""
+    env, recorder = make(), RerunRecorder(path)
+    if how == "live":
+        env = env.append_transform(recorder)
+    rollout = env.rollout(steps, env.rand_action, break_when_any_done=False)
+    if how == "logged":
+        recorder.log_rollout(rollout)
+    elif how == "passed":
+        recorder(rollout)
+    elif how == "replayed":
+        torch.save(rollout, path.with_suffix(".pt"))
+        replay(path.with_suffix(".pt"), path)
+    env.close()
+    recorder.close()
+    return rollout
+
+
+HOW = ["live", "logged", "passed", "replayed"]
+
+
+class OneFlag(Masked):
+    """Says under ``"mask"`` whether t is even: in a rollout a bool of exactly the batch's own shape."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.observation_spec["mask"] = Categorical(2, (), dtype=torch.bool)
+
+    def _seen(self, data):
+        return data.set("mask", torch.tensor(self.t % 2 == 0))
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("envs", [1, 3])
+def test_a_mask_of_the_shape_of_the_batch_is_data_if_the_next_steps_have_one(path, envs, how):
+    rollout = rollout_recorded(path, OneFlag if envs == 1 else lambda: SerialEnv(envs, OneFlag), how)
+    assert rollout["mask"].shape == rollout["next", "mask"].shape == rollout.shape
+    assert not rollout["mask"].all()
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("single_player", [False, True])
+@pytest.mark.parametrize("envs", [1, 3])
+def test_the_mask_of_a_board_game_is_data(path, envs, single_player, how):
+    """Of nine squares those that are free, in games of several lengths."""
+    torch.manual_seed(3)
+
+    def make():
+        return TicTacToeEnv(single_player=single_player)
+
+    rollout = rollout_recorded(path, make if envs == 1 else lambda: SerialEnv(envs, make), how, 25)
+    assert rollout["next", "done"].sum() > 1
+    assert torch.equal(rollout["mask"], (rollout["board"] == -1).flatten(-2))
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_mask_of_a_taxi_is_data(path, how):
+    """Of six actions those that change anything, as Gymnasium's own environment says it in its info."""
+
+    def make():
+        env = GymWrapper(TaxiEnv())
+        env.set_seed(0)
+        reader = default_info_dict_reader(["action_mask"], [Binary(6, (6,), dtype=torch.bool)])
+        return TransformedEnv(env.set_info_dict_reader(reader), ActionMask())
+
+    rollout = rollout_recorded(path, make, how, 20)
+    assert rollout["action_mask"].any()
+    assert not rollout["action_mask"].all()
+    assert hold_the_same(load(path).rollout(), rollout)
+
+
 @pytest.mark.parametrize("how", ["appended", "callback", "buffer"])
 def test_so_it_is_by_every_way_in(path, how):
     recorder, env = RerunRecorder(path), Masked(5)
@@ -225,8 +408,6 @@ def test_a_mask_for_actions_is_data(path):
 class Board(Count):
     def __init__(self):
         super().__init__(3)
-        from torchrl.data import Categorical
-
         self.observation_spec = Composite(observation=Unbounded((1,)), action_mask=Binary(4, (4,), dtype=torch.bool))
         self.action_spec = Categorical(4, ())
 

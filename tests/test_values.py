@@ -12,7 +12,7 @@ from tensordict import MemoryMappedTensor, NonTensorData, TensorClass
 from torchrl.data import NonTensor, Unbounded
 from torchrl.envs import SerialEnv
 
-from readback import read, same
+from readback import is_equal, read, same
 from test_hostile import Scripted, record
 from torchrl_rerun import RerunRecorder, columns, load
 from torchrl_rerun.objects import frozen
@@ -34,19 +34,6 @@ def walk(env, steps=4):
     for _ in range(steps):
         tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
     env.close()
-
-
-def is_equal(a, b):
-    """Of equal types throughout, floats and arrays to the bit."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(is_equal, a, b))
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(map(is_equal, a.values(), b.values()))
-    if isinstance(a, np.ndarray | np.generic):
-        return (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
-    return np.float64(a).tobytes() == np.float64(b).tobytes() if isinstance(a, float) else a == b
 
 
 CHAT = [{"role": "user", "content": "größer?"}, {"role": "assistant", "content": None, "calls": [{"id": 1, "at": 0.5}]}]

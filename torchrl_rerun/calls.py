@@ -43,6 +43,17 @@ class Call:
         """Whether the step hasn't returned yet, as far as it can be looked into."""
         return self._frame is not None and not self._has_returned
 
+    def is_on_stack_of(self, thread: int) -> bool:
+        """Return whether a thread is within the step, which may have failed.
+
+        Args:
+            thread: the identifier of the thread.
+        """
+        frame = sys._current_frames().get(thread)  # noqa: SLF001
+        while frame is not None and frame is not self._frame:
+            frame = frame.f_back
+        return frame is not None
+
     def partial_steps(self) -> Any:
         """Return the mask by which an environment that isn't locked to a batch size took part of the data; None: none."""
         return self._local("partial_steps")

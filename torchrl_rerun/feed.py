@@ -43,8 +43,8 @@ Acted = dict[Key, Any] | list[Any]
 _SOME_MOMENTS = 64
 """Of stored rollouts so many are looked at together."""
 
-_SETTLING_SECONDS = 1.0
-"""Who asks on another thread waits so long for the transforms behind the recorder, at most: the step may have failed in one."""
+_SETTLING_SECONDS = 10.0
+"""How long another thread waits for the transforms behind the recorder, at most."""
 
 _BOOKKEEPING = {"is_init", "traj_ids"}
 """What collectors add behind the recorder; a recording tells all of it by its timelines."""
@@ -95,7 +95,13 @@ class Feed:
         while True:
             with self.lock:
                 is_settling = self._final is not None and self._final.is_to_come_elsewhere
-                if not is_settling or time.monotonic() > deadline:
+                if is_settling and time.monotonic() > deadline:
+                    is_settling = False
+                    warn(
+                        f"a transform behind the recorder has been at work for {_SETTLING_SECONDS:g} s: flags that it sets for "
+                        "this step are not recorded"
+                    )
+                if not is_settling:
                     yield
                     return
             time.sleep(0.001)
@@ -509,12 +515,14 @@ class Feed:
             envs: how many there are now.
         """
         recording = self.recording
-        if recording is None or not recording.alive or recording.process != os.getpid():
+        if recording is None or recording.process != os.getpid():
             return
         if len(recording.source.batch_size) != 1 or recording.source.envs >= envs:
             return
         recording.grow(envs)
         self._continuity.grow(envs)
+        if not recording.alive:
+            return  # what is read is found out again
         if self._of_observed is not None:
             self._of_observed = self._reading(recording, [read.stream for read in self._of_observed])
         self._of_following = self._reading(recording, [read.stream for read in self._of_following])
@@ -859,7 +867,12 @@ class _Final:
     def is_to_come_elsewhere(self) -> bool:
         """Whether they are at work on another thread than this one."""
         stepping = self._under_way
-        return stepping is not None and stepping.thread != threading.get_ident() and stepping.call.goes_on
+        return (
+            stepping is not None
+            and stepping.thread != threading.get_ident()
+            and stepping.call.goes_on
+            and stepping.call.is_on_stack_of(stepping.thread)
+        )
 
     @property
     def _under_way(self) -> Stepping | None:

@@ -161,14 +161,18 @@ class Recording:
         self.sink = sink
         self._outlets = tuple(outlets)
         self._options = options
-        self._logged = LoggedEnvs(options.logged_envs, source.envs)
+        before = continues if continues is not None and continues.source.batch_size == source.batch_size else None
+        self._logged: LoggedEnvs = (
+            LoggedEnvs(options.logged_envs, source.envs) if before is None else before._logged  # noqa: SLF001
+        )
         self.envs = [source.first_env + index for index in self._logged.indices]
-        self.episodes = Episodes(len(self.envs))
-        self.selection = Selection(len(self.envs), options.choice)
-        self._sums, self._batch_sums = Sums(len(self.envs)), Sums(source.envs)
-        if continues is not None and continues.source.batch_size == source.batch_size:
-            self.episodes, self.selection = continues.episodes, continues.selection
-            self._sums, self._batch_sums = continues._sums, continues._batch_sums  # noqa: SLF001 - of the same class
+        if before is None:
+            self.episodes = Episodes(len(self.envs))
+            self.selection = Selection(len(self.envs), options.choice)
+            self._sums, self._batch_sums = Sums(len(self.envs)), Sums(source.envs)
+        else:
+            self.episodes, self.selection = before.episodes, before.selection
+            self._sums, self._batch_sums = before._sums, before._batch_sums  # noqa: SLF001 - of the same class
         self.run_id = run_id
         is_dump = options.split == "dump"
         self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
@@ -473,15 +477,16 @@ class Recording:
         self.account.begin_here()
 
     def grow(self, envs: int) -> None:
-        """Make room for more environments; what was recorded so far is written first.
+        """Make room for more environments; what was recorded so far is written first. A recording that is closed counts on.
 
         Args:
             envs: how many there are now, more than before.
         """
         with self._copying:
-            self._flush()
-            if self._writer is not None:
-                self._writer.flush()  # its thread works with what changes here
+            if self.alive:
+                self._flush()
+                if self._writer is not None:
+                    self._writer.flush()  # its thread works with what changes here
             wanted = self._options.logged_envs
             if wanted is None or isinstance(wanted, str):
                 wanted = "all"
@@ -494,8 +499,10 @@ class Recording:
             count = len(self.envs)
             for follower in (self.episodes, self.selection, self._sums):
                 follower.grow(count)
-            self._ledger.grow(self.envs)
             self._batch_sums.grow(envs)
+            if not self.alive:
+                return
+            self._ledger.grow(self.envs)
             self._output.grow(self.source, self.envs)
             for buffer in self._buffers:
                 buffer.grow(envs if buffer is self._batch else count)

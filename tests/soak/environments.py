@@ -56,6 +56,8 @@ class Layout:
         truncates: whether there is a "truncated" flag.
         lengths: episodes are between so many steps long.
         seed: of the data.
+        rootless: whether the flags of agents are the only ones: agents are reset apart, and an episode of an environment ends
+            when all of its agents are done at once.
         missing: the first leaf is missing after each step whose number this divides; 0: it is always there.
     """
 
@@ -68,10 +70,13 @@ class Layout:
     truncates: bool
     lengths: tuple[int, int]
     seed: int
+    rootless: bool = False
     missing: int = 0
 
     @classmethod
-    def draw(cls, rng: random.Random, batch_size: tuple[int, ...], *, text: bool = True) -> Layout:
+    def draw(
+        cls, rng: random.Random, batch_size: tuple[int, ...], *, text: bool = True, rootless: bool = False
+    ) -> Layout:
         """Any layout."""
         count, names = rng.randint(0, 4), [*NAMES]
         rng.shuffle(names)
@@ -95,12 +100,13 @@ class Layout:
             batch_size=batch_size,
             leaves=tuple(leaves),
             actions=tuple(actions),
-            agents=rng.choice([0, 0, 0, 1, 2, 3]),
-            apart=rng.random() < 0.5,
+            agents=rng.choice([1, 2, 3] if rootless else [0, 0, 0, 1, 2, 3]),
+            apart=rootless or rng.random() < 0.5,
             reward=(rng.choice(["float32", "float32", "float64"]), rng.choice([(1,), (1,), (1,), (2,)])),
-            truncates=rng.random() < 0.5,
+            truncates=not rootless and rng.random() < 0.5,
             lengths=(1, longest),
             seed=rng.randrange(1 << 31),
+            rootless=rootless,
         )
 
     @property
@@ -108,7 +114,7 @@ class Layout:
         """Keys that have rows at resets and steps, the flags included."""
         group = [("agents", "observation")] if self.agents else []
         group += [("agents", flag) for flag in ("done", "terminated")] if self.agents and self.apart else []
-        flags = [("done",), ("terminated",), *([("truncated",)] if self.truncates else [])]
+        flags = [] if self.rootless else [("done",), ("terminated",), *([("truncated",)] if self.truncates else [])]
         return [("clock",), *(leaf.key for leaf in self.leaves), *group, *flags]
 
     @property
@@ -144,7 +150,7 @@ class Random(EnvBase):
             dtype, shape = layout.reward
             reward["reward"] = Unbounded((*b, *shape), dtype=getattr(torch, dtype))
         self.observation_spec, self.action_spec, self.reward_spec = observation, action, reward
-        flags = ("done", "terminated", *(["truncated"] if layout.truncates else []))
+        flags = () if layout.rootless else ("done", "terminated", *(["truncated"] if layout.truncates else []))
         done = Composite({flag: Categorical(2, (*b, 1), dtype=torch.bool) for flag in flags}, shape=b)
         if agents and layout.apart:
             flag = Categorical(2, (*b, agents, 1), dtype=torch.bool)
@@ -191,12 +197,24 @@ class Random(EnvBase):
         return values
 
     def _reset(self, tensordict: Any = None, **_: Any) -> TensorDict:
+        if self.layout.rootless:
+            return self._reset_apart(None if tensordict is None else tensordict.get(("agents", "_reset"), None))
         mask = None if tensordict is None else tensordict.get("_reset", None)
         first, last = self.layout.lengths
         lengths = torch.randint(first, last + 1, self.batch_size, generator=self.generator)
         mask = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.reshape(self.batch_size)
         self.left = torch.where(mask, lengths, self.left)
         return self._observe()
+
+    def _reset_apart(self, mask: torch.Tensor | None) -> TensorDict:
+        """Begin anew with those agents; all else is as it was, but for environments of which these are all agents."""
+        new = self._observe()
+        if mask is not None:
+            is_begun = mask.reshape(*self.batch_size, -1).all(-1)
+            agents = new["agents"].where(mask.reshape(new["agents"].batch_size), self.last["agents"])
+            new = new.where(is_begun, self.last.select(*new.keys())).set("agents", agents)
+        self.last = new.clone()
+        return new
 
     def _step(self, tensordict: Any) -> TensorDict:
         mask = tensordict.get("_step", None)
@@ -210,7 +228,10 @@ class Random(EnvBase):
         if self.layout.truncates:
             terminated = torch.rand(ended.shape, generator=self.generator) < 0.5
             flags |= {"terminated": ended & terminated, "truncated": ended & ~terminated}
-        out.update(flags)
+        if self.layout.rootless:
+            self.last = out.clone()
+        else:
+            out.update(flags)
         if agents:
             rewards = torch.randn(*self.batch_size, agents, 1, generator=self.generator)
             out["agents", "reward"] = rewards

@@ -24,13 +24,15 @@ import rerun as rr
 import torch
 from rerun.chunk import RrdReader
 from tensordict import TensorDictBase
+from torchrl.collectors.utils import split_trajectories
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, StepCounter, step_mdp
 
 from readback import read
 from servers import FORGETFUL, free_port, started_viewer
 from soak.environments import Random
 from soak.plans import Op, Plan
-from soak.witness import Key, Witness, values_of
+from soak.threads import log_at_once
+from soak.witness import Indices, Key, Witness, values_of
 from torchrl_rerun import RecordingError, RerunRecorder, repair
 from torchrl_rerun.threads import NAME as ENCODER
 
@@ -63,7 +65,10 @@ class Iteration:
         self.plan, self.path, self.viewer = plan, folder / "run.rrd", viewer
         self.tally: Tally = Tally()
         keys = plan.options["in_keys"]
-        self.witness = Witness(plan.envs, plan.logged, keys)
+        count = plan.envs * (len(plan.ops) + 1) if plan.padded else plan.envs
+        self.witness = Witness(count, range(count) if plan.padded else plan.logged, keys)
+        self._indices = Indices()
+        self._ids = torch.zeros(plan.envs, dtype=torch.int64)  # of the trajectories that the environments are in
         self.messages: list[str] = []
         self.dumped: dict[tuple[int, str], int] = {}
         self._counts: dict[str, float] = {}
@@ -176,7 +181,7 @@ class Iteration:
         self._see(self._env.rollout(steps, self._policy, trust_policy=True, **self._form, **how), mode)
 
     def _go_on(self, steps: int) -> None:
-        if self._td is None or self._td["done"].any():  # TorchRL would reset those
+        if self._td is None or self._flags(self._td).any():  # TorchRL would reset those
             return
         rollout = self._env.rollout(
             steps, self._policy, trust_policy=True, auto_reset=False, tensordict=self._td.clone(), **self._form
@@ -190,9 +195,15 @@ class Iteration:
 
     def _see(self, rollout: TensorDictBase, mode: str, *, continues: bool = False) -> None:
         """Note a rollout, as it was made live or as it is logged now."""
-        if self.plan.way == "logged" and self._recorder is not None:
+        flags = self._flags(rollout["next"])  # [envs, time, flags]
+        done = flags.any(-1)
+        if self.plan.padded:
+            self._see_padded(rollout, done, continues=continues)
+        elif self.plan.way == "logged" and self._recorder is not None:
             self._recorder.log_rollout(rollout)
-        done = rollout["next", "done"].reshape(self.plan.envs, -1)
+        self._td = None if mode == "all" or done[:, -1].any() else step_mdp(rollout[..., -1])
+        if self.plan.padded:
+            return
         if not continues:
             self._seen_reset(rollout[..., 0], None)
         going = list(range(self.plan.envs))
@@ -203,23 +214,63 @@ class Iteration:
                 going = [env for env in going if not done[env, t]]
             ended = done[:, t].nonzero().flatten().tolist()
             if mode == "on" and ended and t + 1 < rollout.shape[-1]:
-                self._seen_reset(rollout[..., t + 1], ended)
-        self._td = None if mode == "all" or done[:, -1].any() else step_mdp(rollout[..., -1])
+                begun = flags[:, t].all(-1).nonzero().flatten().tolist()  # else only some agents were reset
+                self._seen_reset(rollout[..., t + 1], ended, begun if self.plan.layout.rootless else None)
 
-    def _seen_reset(self, td: TensorDictBase, envs: list[int] | None) -> None:
-        layout = self.plan.layout
-        shape = layout.reward[1]
-        zero = torch.zeros(1 if layout.agents else shape)
-        paths = [f"agents/reward/agent_{i}" for i in range(layout.agents)] or ["reward"]
-        self.witness.reset(values_of(td, layout.observed, envs), dict.fromkeys(paths, zero))
+    def _flags(self, td: TensorDictBase) -> torch.Tensor:
+        """Those by which TorchRL resets: ``[envs, *time, flags]``, a flag for each agent if there is none at the root."""
+        done = td["agents", "done"] if self.plan.layout.rootless else td["done"]
+        time = td.batch_size[len(self.plan.batch_size) :]
+        return done.reshape(self.plan.envs, *time, -1)
+
+    def _see_padded(self, rollout: TensorDictBase, done: torch.Tensor, *, continues: bool) -> None:
+        """Log a rollout as a list of trajectories, and note these; ``done``: ``[envs, time]``."""
+        ids = torch.zeros_like(done, dtype=torch.int64)
+        for t in range(done.shape[1]):
+            begins = done[:, t - 1] if t else torch.full((self.plan.envs,), not continues)
+            self._ids = torch.where(begins, self._ids.max() + begins.cumsum(0), self._ids)
+            ids[:, t] = self._ids
+        batch = split_trajectories(rollout.set(("collector", "traj_ids"), ids.reshape(rollout.shape)))
+        if self._recorder is not None:
+            self._recorder.log_rollout(batch)
+        lanes = self._indices.of(batch)
+        for t in range(max(map(len, lanes.values()))):
+            moments = {index: lane[t] for index, lane in lanes.items() if t < len(lane)}
+            observed = {
+                env: self._values_of_reset(moment, None)[0] for env, (moment, begins) in moments.items() if begins
+            }
+            if observed:
+                self.witness.reset(observed, self._zeros)
+            stepped = {env: self._values_of_step(moment, None) for env, (moment, _) in moments.items()}
+            self.witness.steps(*({env: values[i][0] for env, values in stepped.items()} for i in range(2)))
+
+    def _seen_reset(self, td: TensorDictBase, envs: list[int] | None, begun: list[int] | None = None) -> None:
+        self.witness.reset(self._values_of_reset(td, envs), self._zeros, begun)
 
     def _seen_step(self, td: TensorDictBase, envs: list[int] | None) -> None:
+        self.witness.steps(*self._values_of_step(td, envs))
+
+    @property
+    def _zeros(self) -> dict[str, torch.Tensor]:
+        """The paths of rewards, and a zero of each."""
+        layout = self.plan.layout
+        paths = [f"agents/reward/agent_{i}" for i in range(layout.agents)] or ["reward"]
+        return dict.fromkeys(paths, torch.zeros(1 if layout.agents else layout.reward[1]))
+
+    def _values_of_reset(self, td: TensorDictBase, envs: list[int] | None) -> dict[int, dict[str, Any]]:
+        return values_of(td, self.plan.layout.observed, envs)
+
+    def _values_of_step(
+        self, td: TensorDictBase, envs: list[int] | None
+    ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+        """The policy's values, and what came of the step."""
         layout, keys = self.plan.layout, self.plan.options["in_keys"]
         policys: list[Key] = [*layout.acted]
         if keys is not None or self.plan.way == "logged":
             policys.append(("logits",))
-        acted = values_of(td, policys, envs)
-        self.witness.steps(acted, values_of(td["next"], [*layout.observed, *layout.rewards], envs))
+        if self.plan.padded:
+            policys += [("collector", "mask"), ("collector", "traj_ids")]
+        return values_of(td, policys, envs), values_of(td["next"], [*layout.observed, *layout.rewards], envs)
 
     def _reset(self) -> None:
         self._td = self._env.reset()
@@ -230,7 +281,12 @@ class Iteration:
             return
         mask = torch.zeros(self.plan.envs, dtype=torch.bool)
         mask[envs] = True
-        self._td["_reset"] = mask.reshape(*self.plan.batch_size, 1)
+        mask = mask.reshape(*self.plan.batch_size, 1)
+        if self.plan.layout.rootless:
+            flags = self._td["agents", "done"]
+            self._td["agents", "_reset"] = mask.unsqueeze(-1).expand_as(flags).clone()
+        else:
+            self._td["_reset"] = mask
         self._td = self._env.reset(self._td)
         self._seen_reset(self._td, envs)
 
@@ -465,6 +521,8 @@ def carry_out(seed: int, viewer: tuple[str, int] | None) -> Tally:
         folder = Path(name, "recordings")
         folder.mkdir()
         iteration = Iteration(plan, folder, viewer)
+        if plan.way == "threads":
+            return log_at_once(plan, folder) + Tally({"runs": 1, "way threads": 1, "sink file": 1})
         if plan.fault == "kill":
             _kill(plan, iteration, Path(name, "notes"))
         else:
@@ -557,7 +615,7 @@ def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
 
 def _seen_at(key: tuple[int, str], frame: int) -> int:
     """The frame at which a row was given: an action is given with the step that it led to."""
-    return frame + any(name in key[1] for name in ("action", "controls", "logits"))
+    return frame + any(name in key[1] for name in ("action", "controls", "logits", "collector"))
 
 
 def _name(key: Key) -> str | Key:

@@ -26,7 +26,9 @@ class Plan:
 
     Attributes:
         seed: what it was drawn from.
-        way: how the data gets in: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"`` or ``"parallel"``.
+        way: how the data gets in: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"``, ``"parallel"`` or
+            ``"threads"`` (which log rollouts at once).
+        padded: whether rollouts are logged as lists of trajectories.
         layout: the environment; one of several below a batched environment.
         workers: of a batched environment; 0: it isn't one.
         sink: ``"file"``, ``"file+viewer"``, ``"file+server"`` or ``"viewer"``.
@@ -42,6 +44,7 @@ class Plan:
 
     seed: int
     way: str
+    padded: bool
     layout: Layout
     workers: int
     sink: str
@@ -79,13 +82,17 @@ class Plan:
     def draw(cls, seed: int) -> Plan:
         """The plan of a seed."""
         rng = random.Random(seed)
-        way = rng.choices(["appended", "logged", "serial", "parallel"], [60, 15, 17, 8])[0]
+        way = rng.choices(["appended", "logged", "serial", "parallel", "threads"], [50, 20, 15, 7, 8])[0]
+        padded = way == "logged" and rng.random() < 0.5
         workers = rng.randint(1, 3) if way in ("serial", "parallel") else 0
         batch = rng.choice([(), (), (2,)] if workers else [(), (1,), (rng.randint(2, 6),), (2, 3)])
-        layout = Layout.draw(rng, batch, text=way != "parallel")
+        rootless = way in ("appended", "logged", "threads") and not padded and rng.random() < 0.2
+        layout = Layout.draw(rng, batch, text=way != "parallel", rootless=rootless)
         envs = math.prod(batch) * (workers or 1)
         sink = rng.choices(["file", "file+viewer", "file+server", "viewer"], [60, 25, 8, 7])[0]
-        faults = ["kill", "disk", "removed", "emptied", "folder"] if sink == "file" else []
+        if way == "threads":
+            sink = "file"
+        faults = ["kill", "disk", "removed", "emptied", "folder"] if sink == "file" and way != "threads" else []
         faults = ["viewer_killed", "viewer_stopped"] if sink == "file+viewer" else faults
         if way == "parallel" and "disk" in faults:
             faults.remove("disk")  # what ParallelEnv shares with its workers is bound by the limit, too
@@ -104,7 +111,7 @@ class Plan:
         together = math.prod(batch) if workers else 1
         # The flags of the last frame that a kill leaves are those that the recorder's hook saw.
         behind = rng.choice([0, 2, 7]) if way == "appended" and layout.truncates and fault != "kill" else 0
-        ops = tuple(_op(rng, envs, together, way) for _ in range(rng.randint(3, 25)))
+        ops = tuple(_op(rng, envs, together, way, layout) for _ in range(rng.randint(3, 25)))
         amount = rng.choice([20_000, 100_000, 400_000]) * rng.random() if fault == "disk" else rng.random() ** 2 * 1.5
         ends = ["close", "close", "env.close", "forget"]
         end = rng.choice({"appended": ends, "logged": ["close", "forget"]}.get(way, ends[:-1]))
@@ -117,17 +124,25 @@ class Plan:
             # `break_when_all_done` takes no moments with different keys (torchrl 0.14).
             ops = tuple((*op[:2], "any") if op[0] == "rollout" and op[2] == "all" else op for op in ops)
             fault_at = len(ops)
-        return cls(seed, way, layout, workers, sink, fault, fault_at, amount, options, is_asked, behind, ops, end)
+        if padded or way == "threads":
+            options |= {
+                "logged_envs": "all"
+            }  # trajectories have indices of their own, of which there may be any number
+        if way == "threads":
+            options |= {"in_keys": None, "image_format": rng.choice(["raw", "png"])}
+        return cls(
+            seed, way, padded, layout, workers, sink, fault, fault_at, amount, options, is_asked, behind, ops, end
+        )
 
 
-def _op(rng: random.Random, envs: int, together: int, way: str) -> Op:
+def _op(rng: random.Random, envs: int, together: int, way: str, layout: Layout) -> Op:
     """``together``: so many environments can only be stepped together, those of a worker (torchrl 0.14)."""
     names = {"rollout": 6, "go on": 2, "dump": 3, "stats": 2, "close": 1, "look": 1}
-    if way != "logged":
+    if way not in ("logged", "threads"):
         names |= {"reset": 3, "some reset": 5, "steps": 12, "some step": 5}
     name = rng.choices([*names], [*names.values()])[0]
     if name == "rollout":
-        modes = ["any", "on", *(["all"] if way != "logged" and together == 1 else [])]
+        modes = ["any", "on", *(["all"] if way != "logged" and together == 1 and not layout.rootless else [])]
         return name, rng.choice([1, 2, 5, 20, 60]), rng.choice(modes)
     if name in ("go on", "steps"):
         return name, rng.randint(1, 12)

@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 
 from readback import Recorded, same
 from reference import Reference, per_env
+from torchrl_rerun.trajectories import MOST_ABSENT
 
 Key = tuple[str, ...]
 
@@ -36,15 +37,20 @@ class Witness(Reference):
     def lengths(self) -> dict[tuple[int, str], int]:
         return {key: len(rows) for key, rows in self.rows.items()}
 
-    def reset(self, observed: dict[int, dict[str, Any]], rewards: dict[str, torch.Tensor] | None = None) -> None:
-        """``rewards``: the paths of rewards, and a zero of each."""
+    def reset(
+        self,
+        observed: dict[int, dict[str, Any]],
+        rewards: dict[str, torch.Tensor] | None = None,
+        begun: list[int] | None = None,
+    ) -> None:
+        """``rewards``: the paths of rewards, and a zero of each. ``begun``: whose episodes begin; None: all of these."""
         observed = {env: values for env, values in observed.items() if env in self.logged}
         if not observed:
             return
         zeros = {path: zero.double() for path, zero in (rewards or {}).items() if self._wants(path)}
-        for env in observed:
+        for env in observed if begun is None else begun:
             self._returns |= {(env, path): zero for path, zero in zeros.items()}
-        super().reset({env: values | self._sums(env) for env, values in observed.items()})
+        super().reset({env: values | self._sums(env) for env, values in observed.items()}, begun)
 
     def steps(self, acted: dict[int, dict[str, Any]], outcome: dict[int, dict[str, Any]]) -> None:
         acted = {env: values for env, values in acted.items() if env in self.logged}
@@ -124,6 +130,35 @@ class Witness(Reference):
                 assert same(found, right), f"{where}: {found!r}, not {right!r}"
             compared += length
         return compared
+
+
+class Indices:
+    """Gives trajectories environment indices: one keeps the index that its id first got, a new one takes the lowest of which
+    the trajectory has ended, or isn't heard of any more."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[int, int]] = {}  # by index: the id, and the batch in which it was last
+        self._batch = 0
+
+    def of(self, batch: TensorDictBase) -> dict[int, list[tuple[TensorDictBase, bool]]]:
+        """The moments of a padded batch ``[trajectories, time]`` by index, and whether an episode begins with each.
+
+        Args:
+            batch: as `split_trajectories` makes it, with ids.
+        """
+        self._batch += 1
+        lanes: dict[int, list[tuple[TensorDictBase, bool]]] = {}
+        for row in batch.reshape(-1, batch.batch_size[-1]):  # torchrl 0.14: one of single steps keeps its batch size
+            row = row[row["collector", "mask"]]
+            number = int(row["collector", "traj_ids"][0])
+            known = [index for index, (other, _) in self._open.items() if other == number]
+            index = known[0] if known else min({*range(len(self._open) + 1)} - {*self._open})
+            lanes.setdefault(index, []).extend((row[t], not known and t == 0) for t in range(len(row)))
+            self._open[index] = number, self._batch
+            if row["next", "done"][-1].any():
+                del self._open[index]
+        self._open = {index: each for index, each in self._open.items() if self._batch - each[1] <= MOST_ABSENT}
+        return lanes
 
 
 def values_of(tensordict: TensorDictBase, keys: Sequence[Key], envs: list[int] | None = None) -> dict[int, dict]:

@@ -1,0 +1,95 @@
+"""Forks processes with transforms behind their recorder, and kills each at a step that it says. Run by `test_killed.py`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torchrl.envs import EnvBase, SerialEnv, StepCounter, Transform
+
+from counting import Count
+from killed import fork, kill_after
+from torchrl_rerun import RerunRecorder
+
+STEPS = 120
+LAST = (2, 3, 4, 6)
+"""Steps at which processes are killed: at 3 an episode is truncated behind the recorder, at 6 others are terminated, too."""
+
+MOMENTS = ("any", "written", "in front of the counter", "behind the counter")
+"""When a process is killed at a step.
+
+- any: it goes on, and is killed wherever it is then, after ten times as many steps
+- written: the step is made, and nothing of it waits in memory any more
+- the others: within the step, before or after the counter has seen it; another thread has dumped
+"""
+
+
+class Halts(Transform):
+    """Calls a function within each step."""
+
+    def __init__(self, halt):
+        super().__init__()
+        self.halt = halt
+
+    def _step(self, tensordict, next_tensordict):
+        self.halt()
+        return next_tensordict
+
+
+def environment(recorder=None, *, in_front=None, behind=None) -> EnvBase:
+    """Two environments: episodes of one are terminated after 2 steps, those of the other truncated after 3."""
+    env: EnvBase = SerialEnv(2, [functools.partial(Count, n, truncates=True) for n in (2, 99)])
+    transforms = [recorder, in_front and Halts(in_front), StepCounter(3), behind and Halts(behind)]
+    for transform in transforms:
+        env = env if transform is None else env.append_transform(transform)
+    return env
+
+
+def record(path: Path, said: int, last: int, moment: str) -> None:
+    """Say each step; at the last one wait to be killed, but for the moment "any"."""
+    recorder = RerunRecorder(path, buffer_bytes=3000, flush_seconds=0.01, blueprint=False)
+    step = 0
+
+    def halt() -> None:
+        if step == last:
+            dumping = threading.Thread(target=recorder.dump)
+            dumping.start()
+            dumping.join()
+            wait_to_be_killed()
+
+    def wait_to_be_killed() -> None:
+        os.write(said, b".")
+        while True:
+            signal.pause()
+
+    halts = {"in front of the counter": {"in_front": halt}, "behind the counter": {"behind": halt}}
+    env = environment(recorder, **halts.get(moment, {}))
+    tensordict = env.reset()
+    for step in range(1, STEPS + 1):
+        tensordict = env.step(env.rand_action(tensordict))
+        if step == last and moment == "written":
+            while recorder.stats()["frames_waiting"]:
+                time.sleep(0.001)
+            wait_to_be_killed()
+        os.write(said, b".")
+        tensordict = env.maybe_reset(env.step_mdp(tensordict))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    for last in LAST:
+        steps = {}
+        for moment in MOMENTS:
+            child = fork(folder / f"{moment}, {last}.rrd", functools.partial(record, last=last, moment=moment))
+            steps[child] = last * 10 if moment == "any" else last
+        kill_after(steps, lambda: 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,99 @@
+"""Several threads log their own rollouts at once: the recording holds their episodes, in whatever order."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+
+from readback import hold_the_same
+from soak.environments import Random
+from soak.plans import Plan
+from torchrl_rerun import RerunRecorder, load
+
+THREADS = 4
+MAX_STEPS = 20
+"""Rollouts are this long at the most: thousands of episodes take long to compare."""
+
+
+def log_at_once(plan: Plan, folder: Path) -> collections.Counter[str]:
+    """Log the rollouts of a plan, of which each thread makes all with an environment of its own, and compare.
+
+    Args:
+        plan: its ops that are rollouts and dumps are carried out, in each thread.
+        folder: for the file; empty.
+    """
+    torch.manual_seed(plan.seed % (1 << 31))
+    path, tally = folder / "run.rrd", collections.Counter[str]()
+    rollouts = [list(_rollouts(plan, number)) for number in range(THREADS)]
+    failures: list[BaseException] = []
+    together = threading.Barrier(THREADS)
+
+    def log(mine: list[TensorDictBase | None]) -> None:
+        try:
+            together.wait()
+            for each in mine:
+                if each is None:
+                    recorder.dump()
+                    recorder.stats()
+                else:
+                    recorder.log_rollout(each)
+        except BaseException as error:
+            failures.append(error)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        recorder = RerunRecorder(path, **plan.options)
+        threads = [threading.Thread(target=log, args=(mine,)) for mine in rollouts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        recorder.close()
+    assert not failures, failures
+    logged = [rollout for mine in rollouts for rollout in mine if rollout is not None]
+    wanted = {_when(episode): episode for rollout in logged for episode in _episodes(plan, rollout)}
+    episodes = [] if not wanted else [episode.tensordict() for episode in load(path)]
+    found = {_when(each): each for each in episodes}
+    assert len(found) == len(episodes), "an episode is there twice"
+    assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
+    for when, episode in found.items():
+        assert hold_the_same(episode, wanted[when])
+        tally["rows compared"] += len(episode) * len(list(episode.keys(True, True)))
+    tally["episodes"] += len(found)
+    tally["steps"] += sum(map(len, found.values()))
+    tally["checks"] += 3
+    return tally
+
+
+def _rollouts(plan: Plan, number: int) -> Iterator[TensorDictBase | None]:
+    """Rollouts, and None for each dump."""
+    env = Random(plan.layout, number)
+    for name, *how in plan.ops:
+        if name == "rollout":
+            steps, mode = how
+            yield env.rollout(min(steps, MAX_STEPS), break_when_any_done=mode == "any")
+        elif name == "dump":
+            yield None
+
+
+def _episodes(plan: Plan, rollout: TensorDictBase) -> Iterator[TensorDictBase]:
+    """The steps of each episode, of one environment after the other."""
+    done = rollout["next", "agents", "done"] if plan.layout.rootless else rollout["next", "done"]
+    time = rollout.batch_size[-1]
+    for of_one, flags in zip(rollout.reshape(-1, time), done.reshape(plan.envs, time, -1), strict=True):
+        begin = 0
+        for t in range(time):
+            if flags[t].all() or t == time - 1:
+                yield of_one[begin : t + 1]
+                begin = t + 1
+
+
+def _when(episode: TensorDictBase) -> float:
+    """The clock at its beginning, which never shows the same time twice."""
+    return episode["clock"][0].item()
