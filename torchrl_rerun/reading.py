@@ -460,7 +460,9 @@ def _runs(parts: Iterable[FilePart]) -> Iterator[_Run[FilePart]]:
         schema, contents = _schema(part), part.contents
         # A dump goes on where the one before ended.
         same = contents.application_id if schema.split == "dump" else contents.recording_id
-        key = contents.file.parent, same, schema.split, schema.source.batch_size, schema.envs
+        size, envs = schema.source.batch_size, schema.envs
+        # A list of trajectories may have grown; recordings of several workers differ in their first environment.
+        key = contents.file.parent, same, schema.split, *((len(size), envs[:1]) if len(size) == 1 else (size, envs))
         reached = ends.setdefault(key, {})
         if any(first < reached.get(path, 0) for path, (first, _) in part.steps.items()):
             of_one = found.pop(key)  # it was begun anew, under the same name
