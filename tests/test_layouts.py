@@ -16,7 +16,7 @@ from looking import headless_viewer, mujoco_draws, opened, record, rerun_views, 
 from programs import python
 from readback import read
 from torchrl_rerun import RerunRecorder, blueprint
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.kinds.streams import Stream
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 

@@ -50,7 +50,7 @@ def saved(tmp_path):
 def impatient(monkeypatch):
     """Streams are given up sooner."""
     monkeypatch.setattr(outlets, "STALL_SECONDS", 3.0)
-    monkeypatch.setattr("torchrl_rerun.rerun_streams.STALL_SECONDS", 3.0)
+    monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
 
 
 def rows_of(path, entity):

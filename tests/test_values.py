@@ -15,7 +15,7 @@ from torchrl.envs import SerialEnv
 from readback import is_equal, read, same
 from test_hostile import Scripted, record
 from torchrl_rerun import RerunRecorder, columns, load
-from torchrl_rerun.objects import frozen
+from torchrl_rerun.kinds.objects import frozen
 
 
 def noting(values, **also):
