@@ -83,9 +83,12 @@ def test_what_an_encoder_cant_do_is_told(path):
 def test_who_forgets_to_close_loses_nothing(path, image_format):
     """Pictures are encoded when the program has come to its end."""
     code = f"""
+import torch
 from torchrl.envs import GymEnv, SerialEnv
 from torchrl_rerun import RerunRecorder
+torch.manual_seed(0)
 env = SerialEnv(2, lambda: GymEnv("CartPole-v1", from_pixels=True))
+env.set_seed(0)
 env = env.append_transform(RerunRecorder({str(path)!r}, image_format={image_format!r}))
 env.rollout(10, break_when_any_done=False)
 """
