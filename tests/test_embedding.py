@@ -12,7 +12,8 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv
 
 from readback import read, same
-from torchrl_rerun import RerunRecorder, embedding, repair
+from torchrl_rerun import RerunRecorder, repair
+from torchrl_rerun.rrd import blueprints as embedding
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.framing import MESSAGE, TRAILER, Footer
 

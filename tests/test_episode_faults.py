@@ -105,7 +105,7 @@ def test_kill_9_at_random_moments(tmp_path):
     print(dict(found))
     assert check(tmp_path / "whole", 1) == "closed"
     assert check(tmp_path / "slow", 4) == "recorded"
-    assert found["dumped"] > 2
+    assert found["dumped"] > 1
     for number in range(5):
         resume(tmp_path / f"run_{number}", number)
 

@@ -30,8 +30,9 @@ from readback import Rows, read, same
 from test_batch import Walkers
 from test_environments import AutoResettingCartPole, Herd, Zoo, cartpole, pendulum, pixel_cartpole
 from test_selection import Lengths
-from torchrl_rerun import RerunRecorder, list_episodes, load, sinks
+from torchrl_rerun import RerunRecorder, list_episodes, load
 from torchrl_rerun.reading.query import table_of
+from torchrl_rerun.writing import file as sinks
 
 
 def record(env, path, steps=40, **options):

@@ -41,7 +41,7 @@ __all__ = [
 
 _HOMES = {
     "Browser": "viewing.browse",
-    "Episode": "recording.keep",
+    "Episode": "kinds.episode",
     "Keep": "recording.keep",
     "KeepBest": "recording.keep",
     "KeepIf": "recording.keep",
@@ -50,7 +50,7 @@ _HOMES = {
     "Listing": "rrd.listing",
     "LoadedEpisode": "reading.load",
     "RecordedEpisode": "rrd.listing",
-    "RecordingError": "writing.file",
+    "RecordingError": "errors",
     "Recordings": "reading.load",
     "Repaired": "rrd.repair",
     "Replayed": "stored.replay",
