@@ -16,11 +16,11 @@ import numpy as np
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
-from torchrl_rerun import threads
-from torchrl_rerun.episodes import TIMELINES
-from torchrl_rerun.losses import Losses
-from torchrl_rerun.pictures import Pictures
-from torchrl_rerun.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.kinds import threads
+from torchrl_rerun.kinds.losses import Losses
+from torchrl_rerun.kinds.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.kinds.timelines import TIMELINES
+from torchrl_rerun.writing.encoder import Pictures
 
 SIZES: Mapping[Sizes, int] = {Sizes(8, 1, 1, (400, 600, 3)): 8, Sizes(16, 1, 1, (84, 84, 3)): 64}
 """What is encoded, and how many pictures of each environment."""

@@ -23,7 +23,7 @@ from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import Contender, mega, micro, take_turns
 from benchmarks.workloads import SCALARS, Recorded, Workload
 from torchrl_rerun import Keep, KeepLast, KeepWorst, RerunRecorder, list_episodes
-from torchrl_rerun.schema import info_chunk
+from torchrl_rerun.kinds.schema import info_chunk
 
 ENVS, LENGTH = 8, 10
 KEEP = KeepLast(5) | KeepWorst(5)

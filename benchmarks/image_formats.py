@@ -26,12 +26,12 @@ from tensordict import TensorDict
 
 from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.columns import ChunkFactory
-from torchrl_rerun.episodes import TIMELINES
-from torchrl_rerun.losses import Losses
-from torchrl_rerun.pictures import Pictures
-from torchrl_rerun.pieces import Piece
-from torchrl_rerun.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.blocks.pieces import Piece
+from torchrl_rerun.kinds.losses import Losses
+from torchrl_rerun.kinds.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.kinds.timelines import TIMELINES
+from torchrl_rerun.writing.chunks import ChunkFactory
+from torchrl_rerun.writing.encoder import Pictures
 
 Stack = npt.NDArray[np.uint8]
 """Stack, ``[n, height, width, depth]``."""

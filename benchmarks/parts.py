@@ -18,8 +18,8 @@ from tensordict import TensorDict
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, looking, noise
-from torchrl_rerun.arrow import Entity, Times, chunks_of, number_lists, times_of
-from torchrl_rerun.episodes import TIMELINES
+from torchrl_rerun.kinds.arrow import Entity, Times, chunks_of, number_lists, times_of
+from torchrl_rerun.kinds.timelines import TIMELINES
 
 GROUP = "where the cost lies"
 

@@ -21,7 +21,7 @@ _OTHERS = (
     r"(torch|torchrl|tensordict|gymnasium|rerun|rerun_bindings|rr|rrb|numpy|np|pyarrow|collections|datetime|os|pathlib)\..*"
     r"|NestedKey|Place|DatasetEntry|Storage|TensorDictReplayBuffer"
 )
-_INNER = r"StepDataset|torchrl_rerun\.(streams|schema|history|rerendering|notebook)\..*"  # arguments of what is made by functions
+_INNER = r"StepDataset|torchrl_rerun\.\w+\.(streams|schema|history|rerendering|notebook)\..*"  # arguments of what is made by functions
 nitpick_ignore_regex = [("py:.*", _OTHERS), ("py:.*", _INNER)]
 
 myst_enable_extensions = ["colon_fence", "deflist"]

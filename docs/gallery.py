@@ -27,7 +27,7 @@ from torchrl.envs import EnvBase, GymEnv, GymWrapper, PendulumEnv, SerialEnv, St
 from torchrl.envs.libs.vmas import VmasEnv
 
 from torchrl_rerun import KeepWorst, RerunRecorder, list_episodes
-from torchrl_rerun.screenshots import Moment, screenshots
+from torchrl_rerun.viewing.screenshots import Moment, screenshots
 
 PICTURES = Path(__file__).with_name("gallery")
 SIZE = (1600, 900)

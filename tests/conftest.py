@@ -18,7 +18,7 @@ warnings.filterwarnings("ignore", module="torchrl.*")
 
 # Worker processes are forked from one that has imported everything, which would take each of them seconds.
 multiprocessing.set_start_method("forkserver")
-multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_rerun.recorder"])
+multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_rerun.transform.recorder"])
 
 
 @pytest.fixture(autouse=True)

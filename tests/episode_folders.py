@@ -10,7 +10,7 @@ import rerun as rr
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun import Episode
-from torchrl_rerun.schema import Source, episode_chunk, info_chunk, property_chunk
+from torchrl_rerun.kinds.schema import Source, episode_chunk, info_chunk, property_chunk
 
 BEGINNING = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

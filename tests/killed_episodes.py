@@ -17,7 +17,7 @@ from killed import kill_after
 from test_selection import Lengths
 from torchrl_rerun import Keep, KeepBest, KeepIf, KeepLast, RerunRecorder
 
-RUNS = 16
+RUNS = 12
 AT_ONCE = 4
 ENVS = 2
 STEPS = 120

@@ -17,11 +17,11 @@ from PIL import Image
 from rerun.chunk import RrdReader
 from tensordict import TensorDictBase, is_leaf_nontensor
 
-from torchrl_rerun.chunks import parts_in
-from torchrl_rerun.history import History
-from torchrl_rerun.padding import as_tensor
-from torchrl_rerun.reading import _Run
-from torchrl_rerun.schema import Schema
+from torchrl_rerun.kinds.schema import Schema
+from torchrl_rerun.reading.history import History
+from torchrl_rerun.reading.load import _Run
+from torchrl_rerun.reading.padding import as_tensor
+from torchrl_rerun.rrd.index import parts_in
 
 CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
 

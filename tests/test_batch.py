@@ -109,9 +109,9 @@ def test_chosen_environments_come_without_statistics(path):
 
 
 def test_thousands_in_detail_are_told_what_they_cost(path):
-    env = Walkers(2000).append_transform(RerunRecorder(path, logged_envs="all", buffer_bytes=2 << 20))
-    with pytest.warns(UserWarning, match=r"2000 environments .* in detail.* us, .* ms for all.*buffer_bytes=\d+"):
+    env = Walkers(600).append_transform(RerunRecorder(path, logged_envs="all", buffer_bytes=600 << 10))
+    with pytest.warns(UserWarning, match=r"600 environments .* in detail.* us, .* ms for all.*buffer_bytes=\d+"):
         rollout = env.rollout(3)
     env.close()
-    rows = read(path)["/env_1999/reward"]
-    assert torch.equal(torch.stack(rows.values), rollout["next", "reward"][1999])
+    rows = read(path)["/env_599/reward"]
+    assert torch.equal(torch.stack(rows.values), rollout["next", "reward"][599])

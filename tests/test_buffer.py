@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from interrupts import interrupted
-from torchrl_rerun.buffer import BLOCKS, Block, Buffer, Track
-from torchrl_rerun.episodes import Episodes
-from torchrl_rerun.schema import Moment
-from torchrl_rerun.streams import Stream
+from torchrl_rerun.blocks.block import Block, Track
+from torchrl_rerun.kinds.schema import Moment
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.recording.buffer import BLOCKS, Buffer
+from torchrl_rerun.recording.counters import Episodes
 
 SMALL = Stream(("x",), "scalars", "float32", (10,))
 LARGE = Stream(("x",), "tensor", "float32", (2000,))

@@ -15,8 +15,8 @@ from looking import headless_viewer, opened, trouble
 from test_selection import LENGTHS, Lengths
 from torchrl_rerun import Episode, RerunRecorder, load
 from torchrl_rerun.cli import app
-from torchrl_rerun.comparing import differences, sides_of, summary, write_comparison
-from torchrl_rerun.contents import rows_of
+from torchrl_rerun.rrd.contents import rows_of
+from torchrl_rerun.viewing.compare import differences, sides_of, summary, write_comparison
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from episode_folders import episode, write_episode
 from test_selection import Lengths
 from torchrl_rerun import RerunRecorder, list_episodes, load, repair
-from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
-from torchrl_rerun.comparing import sides_of, write_comparison
-from torchrl_rerun.contents import rows_of
-from torchrl_rerun.describing import describe_files
-from torchrl_rerun.exporting import videos_of
-from torchrl_rerun.querying import query
+from torchrl_rerun.export.mp4 import videos_of
+from torchrl_rerun.export.parquet import to_parquet
+from torchrl_rerun.reading.describe import describe_files
+from torchrl_rerun.reading.query import query
+from torchrl_rerun.rrd.contents import rows_of
+from torchrl_rerun.viewing.compare import sides_of, write_comparison
 
 COPY = r"is a copy of .*, and counts once"
 

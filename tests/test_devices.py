@@ -10,7 +10,9 @@ from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from readback import read, same
-from torchrl_rerun import RerunRecorder, buffer, specs
+from torchrl_rerun import RerunRecorder
+from torchrl_rerun.recording import buffer
+from torchrl_rerun.transform import specs
 
 DEVICES = ["fake", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 

@@ -15,8 +15,9 @@ from torchrl.envs.utils import step_mdp
 
 from readback import read
 from test_faults import cartpole, run
-from torchrl_rerun import RecordingError, RerunRecorder, account
-from torchrl_rerun.sinks import has_footer, is_whole, reader_of
+from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.recording import status as account
+from torchrl_rerun.rrd.contents import has_footer, is_whole, reader_of
 
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 """Where the commands of this installation are found first."""

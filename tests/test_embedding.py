@@ -12,9 +12,10 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv
 
 from readback import read, same
-from torchrl_rerun import RerunRecorder, embedding, repair
-from torchrl_rerun.embedding import add_layout, encode
-from torchrl_rerun.framing import MESSAGE, TRAILER, Footer
+from torchrl_rerun import RerunRecorder, repair
+from torchrl_rerun.rrd import blueprints as embedding
+from torchrl_rerun.rrd.blueprints import add_layout, encode
+from torchrl_rerun.rrd.framing import MESSAGE, TRAILER, Footer
 
 NAME = "ViewBlueprint:display_name"
 LAYOUT = rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name="the reward"))
@@ -161,7 +162,7 @@ def test_no_room_for_the_layout(path, finished, layout, room):
 import resource, signal
 from pathlib import Path
 import rerun.blueprint as rrb
-from torchrl_rerun.embedding import add_layout, encode
+from torchrl_rerun.rrd.blueprints import add_layout, encode
 layout = encode(rrb.Blueprint(rrb.TimeSeriesView()), "CartPole-v1")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(finished) + room},) * 2)

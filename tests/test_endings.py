@@ -12,7 +12,7 @@ from torchrl.envs import ParallelEnv, SerialEnv
 from counting import Groups
 from readback import hold_the_same, read
 from torchrl_rerun import RerunRecorder, load, replay
-from torchrl_rerun.endings import Endings, deciding
+from torchrl_rerun.kinds.endings import Endings, deciding
 
 
 def ends(flags, count=1):

@@ -73,7 +73,7 @@ class Episodes:
         )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(runs(), st.none() | policies)
 def test_what_is_on_disk_is_what_lists_keep(run, keep):
     envs, events, ends, buffer_bytes = run

@@ -26,9 +26,9 @@ from test_hostile import Scripted, record
 from test_selection import Lengths
 from test_values import walk
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.as_lerobot import to_lerobot
-from torchrl_rerun.as_minari import to_minari
-from torchrl_rerun.as_parquet import to_parquet
+from torchrl_rerun.export.lerobot import to_lerobot
+from torchrl_rerun.export.minari import to_minari
+from torchrl_rerun.export.parquet import to_parquet
 
 VALUES = {
     "number": torch.tensor(2, dtype=torch.int64),

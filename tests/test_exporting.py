@@ -20,12 +20,13 @@ from readback import read
 from test_disk import small_disk  # noqa: F401 - a fixture
 from test_hostile import Scripted, record
 from test_pictures import picture, psnr
-from torchrl_rerun import RerunRecorder, sinks
+from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app
-from torchrl_rerun.decoding import pictures, stored, tracks_of
-from torchrl_rerun.exporting import GRID_SIZE, videos_of, write_video
-from torchrl_rerun.finding import files_of
-from torchrl_rerun.framing import Footer
+from torchrl_rerun.export.mp4 import GRID_SIZE, videos_of, write_video
+from torchrl_rerun.reading.pictures import pictures, stored, tracks_of
+from torchrl_rerun.rrd.files import files_of
+from torchrl_rerun.rrd.framing import Footer
+from torchrl_rerun.writing import file as sinks
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 

@@ -34,11 +34,11 @@ from test_disk import small_disk  # noqa: F401 - the fixture
 from test_environments import Zoo
 from test_hostile import Scripted, record
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.as_lerobot import to_lerobot
-from torchrl_rerun.as_minari import to_minari
-from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
-from torchrl_rerun.contents import index_of
+from torchrl_rerun.export.lerobot import to_lerobot
+from torchrl_rerun.export.minari import to_minari
+from torchrl_rerun.export.parquet import to_parquet
+from torchrl_rerun.rrd.contents import index_of
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 

@@ -24,11 +24,12 @@ from readback import read
 from test_hostile import Scripted
 from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
-from torchrl_rerun.buffer import Block, Buffer
-from torchrl_rerun.events import Events
-from torchrl_rerun.recording import Recording
-from torchrl_rerun.sinks import has_footer, reader_of
-from torchrl_rerun.writer import Writer
+from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.rrd.contents import has_footer, reader_of
+from torchrl_rerun.writing.writer import Writer
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 

@@ -12,7 +12,7 @@ from torchrl.envs import GymEnv, SerialEnv
 
 from readback import read
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.streams import KINDS
+from torchrl_rerun.kinds.streams import KINDS
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 

@@ -18,9 +18,9 @@ from test_hostile import Scripted, Uneven, record
 from test_selection import Lengths
 from test_values import walk
 from torchrl_rerun import RerunRecorder, load, replay
-from torchrl_rerun.arrow import Entity, chunks_of, number_lists, times_of
-from torchrl_rerun.schema import Moment, Source, property_chunk
-from torchrl_rerun.streams import Stream, entity_path
+from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
+from torchrl_rerun.kinds.schema import Moment, Source, property_chunk
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 MISSING = {
     "a row in the middle": [3],

@@ -17,7 +17,7 @@ from test_hostile import Scripted, record
 from test_pictures import picture
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app
-from torchrl_rerun.contents import index_of
+from torchrl_rerun.rrd.contents import index_of
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 

@@ -15,8 +15,9 @@ from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 from looking import headless_viewer, mujoco_draws, opened, record, rerun_views, trouble
 from programs import python
 from readback import read
-from torchrl_rerun import RerunRecorder, blueprint
-from torchrl_rerun.streams import Stream
+from torchrl_rerun import RerunRecorder
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.layout import blueprint
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 

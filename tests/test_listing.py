@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from episode_folders import BEGINNING, episode, write_chunks, write_episode, write_run
 from torchrl_rerun import Episode, RerunRecorder, list_episodes
 from torchrl_rerun.cli import app
-from torchrl_rerun.keeping import PROPERTIES
+from torchrl_rerun.kinds.episode import PROPERTIES
 
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli", "ls"]
 
@@ -467,5 +467,5 @@ def test_the_command_itself(run):
 
 
 def test_listing_does_without_torch():
-    code = "import sys, torchrl_rerun.listing; print('torch' in sys.modules)"
+    code = "import sys, torchrl_rerun.rrd.listing; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -25,9 +25,9 @@ from torchrl.envs.libs.vmas import VmasEnv
 
 from readback import read
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.columns import static_chunks
-from torchrl_rerun.names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
-from torchrl_rerun.streams import Leaf, Stream
+from torchrl_rerun.kinds.streams import Leaf, Stream
+from torchrl_rerun.transform.known_names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
+from torchrl_rerun.writing.chunks import static_chunks
 
 CARTPOLE = ["cart position", "cart velocity", "pole angle", "pole angular velocity"]
 CHEETAH = [

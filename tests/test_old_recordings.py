@@ -20,8 +20,8 @@ from readback import read, same
 from test_hostile import Scripted, record
 from torchrl_rerun import Episode, list_episodes, load
 from torchrl_rerun.cli import app
-from torchrl_rerun.contents import contents_of
-from torchrl_rerun.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
+from torchrl_rerun.kinds.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
+from torchrl_rerun.rrd.contents import contents_of
 
 FOLDERS = [Path(__file__).parent / "recordings_v1"]
 RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"))

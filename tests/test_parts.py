@@ -13,7 +13,8 @@ from torchrl.envs import GymEnv, SerialEnv
 
 from readback import Recorded, read
 from reference import of_rollout
-from torchrl_rerun import RecordingError, RerunRecorder, sinks
+from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.writing import file as sinks
 
 OBSERVED = ["observation", "done", "terminated", "truncated"]
 

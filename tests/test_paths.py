@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 from programs import python
 from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RecordingError, RerunRecorder, list_episodes, load, repair, replay
-from torchrl_rerun.as_lerobot import to_lerobot
-from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
-from torchrl_rerun.comparing import sides_of, write_comparison
-from torchrl_rerun.describing import describe_files
-from torchrl_rerun.exporting import videos_of, write_video
-from torchrl_rerun.placing import placed
-from torchrl_rerun.querying import query
+from torchrl_rerun.export.lerobot import to_lerobot
+from torchrl_rerun.export.mp4 import videos_of, write_video
+from torchrl_rerun.export.parquet import to_parquet
+from torchrl_rerun.reading.describe import describe_files
+from torchrl_rerun.reading.query import query
+from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.viewing.compare import sides_of, write_comparison
 
 STEPS = 12
 FIRST, SECOND = LENGTHS[1:3]
@@ -289,7 +289,7 @@ def test_what_is_no_regular_file_is_never_replaced(here, kind):
 @pytest.mark.parametrize("where", [subprocess.PIPE, "a file"])
 def test_standard_output_is_never_replaced(here, where):
     source = (
-        "from torchrl_rerun import load\nfrom torchrl_rerun.as_parquet import to_parquet\n"
+        "from torchrl_rerun import load\nfrom torchrl_rerun.export.parquet import to_parquet\n"
         "to_parquet(load('run.rrd'), 'stdout', overwrite=True)"
     )
     os.symlink(system := "/proc/self/fd/1", "stdout")  # as /dev/stdout is one

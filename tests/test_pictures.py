@@ -228,7 +228,7 @@ def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):  # noqa: F811
 
 
 def test_without_pyav(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "torchrl_rerun.video", raising=False)
+    monkeypatch.delitem(sys.modules, "torchrl_rerun.kinds.video", raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
     for image_format in ("h264", {"pixels": "h264"}):
         with pytest.raises(ImportError, match=r"needs PyAV: pip install 'torchrl-rerun\[video\]'"):

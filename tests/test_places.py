@@ -11,8 +11,8 @@ from torchrl.envs import RewardSum, TransformedEnv
 from counting import Count, Groups
 from readback import hold_the_same, read
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.places import Places, free_key
-from torchrl_rerun.streams import Stream, entity_path
+from torchrl_rerun.kinds.places import Places, free_key
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 
 class Says(Count):

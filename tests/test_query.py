@@ -15,7 +15,7 @@ from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.cli.query import query_episodes
-from torchrl_rerun.querying import query, table_of
+from torchrl_rerun.reading.query import query, table_of
 
 
 @pytest.fixture(scope="module")

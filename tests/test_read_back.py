@@ -19,9 +19,9 @@ from lerobot_reader import read_by_lerobot  # noqa: F401 - the fixture
 from test_exports import runs  # noqa: F401 - the fixture
 from test_hostile import Scripted, record
 from torchrl_rerun import load
-from torchrl_rerun.as_lerobot import to_lerobot
-from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
+from torchrl_rerun.export.lerobot import to_lerobot
+from torchrl_rerun.export.parquet import to_parquet
 
 DTYPES = {
     "bool": torch.bool,

@@ -30,8 +30,9 @@ from readback import Rows, read, same
 from test_batch import Walkers
 from test_environments import AutoResettingCartPole, Herd, Zoo, cartpole, pendulum, pixel_cartpole
 from test_selection import Lengths
-from torchrl_rerun import RerunRecorder, list_episodes, load, sinks
-from torchrl_rerun.querying import table_of
+from torchrl_rerun import RerunRecorder, list_episodes, load
+from torchrl_rerun.reading.query import table_of
+from torchrl_rerun.writing import file as sinks
 
 
 def record(env, path, steps=40, **options):
@@ -569,7 +570,7 @@ def test_annotations(tmp_path):
 
 
 def test_only_what_is_asked_for_is_read(path, monkeypatch):
-    from torchrl_rerun import chunks
+    from torchrl_rerun.rrd import index as chunks
 
     record(SerialEnv(2, pixel_cartpole), path, 120, buffer_bytes=1 << 20, image_format="jpeg")
     read = []

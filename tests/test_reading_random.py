@@ -81,7 +81,7 @@ def runs(draw):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(runs())
 def test_what_is_recorded_comes_back(run):
     batch, agents, leaves, ends, buffer_bytes, split = run

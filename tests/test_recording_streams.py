@@ -28,7 +28,9 @@ from servers import free_port, started_viewer, wait_until
 from test_environments import Zoo
 from test_faults import cartpole
 from test_viewers import Pictures, frames, received
-from torchrl_rerun import RecordingError, RerunRecorder, blueprint, load, outlets
+from torchrl_rerun import RecordingError, RerunRecorder, load
+from torchrl_rerun.layout import blueprint
+from torchrl_rerun.writing import live as outlets
 
 KEYS = ["x", "pixels"]
 
@@ -50,7 +52,7 @@ def saved(tmp_path):
 def impatient(monkeypatch):
     """Streams are given up sooner."""
     monkeypatch.setattr(outlets, "STALL_SECONDS", 3.0)
-    monkeypatch.setattr("torchrl_rerun.rerun_streams.STALL_SECONDS", 3.0)
+    monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
 
 
 def rows_of(path, entity):
@@ -360,7 +362,9 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("ignore")
 import rerun as rr
 from test_viewers import Pictures
-from torchrl_rerun import RerunRecorder, outlets, rerun_streams
+from torchrl_rerun import RerunRecorder
+from torchrl_rerun.writing import live as outlets
+from torchrl_rerun.writing import rerun_streams
 outlets.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
 url, viewer, path = sys.argv[1:]
 rr.init("mine")

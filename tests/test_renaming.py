@@ -23,12 +23,12 @@ from lerobot_reader import read_by_lerobot  # noqa: F401 - the fixture
 from test_hostile import Scripted
 from test_pictures import picture
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.as_lerobot import to_lerobot
-from torchrl_rerun.as_minari import to_minari
-from torchrl_rerun.as_parquet import to_parquet
 from torchrl_rerun.cli import app
-from torchrl_rerun.exporting import videos_of
-from torchrl_rerun.renaming import Wish, distinct, dotted
+from torchrl_rerun.export.lerobot import to_lerobot
+from torchrl_rerun.export.minari import to_minari
+from torchrl_rerun.export.mp4 import videos_of
+from torchrl_rerun.export.parquet import to_parquet
+from torchrl_rerun.export.renaming import Wish, distinct, dotted
 
 OBSERVED = ["observation", "state", "joint pos", "joint_pos", "a/b", ("a", "b"), "env", "Env", "."]
 CAMERAS = ["left cam", "left_cam"]

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from readback import Recorded, read, same
 from torchrl_rerun import RerunRecorder, load, repair
 from torchrl_rerun.cli import app
-from torchrl_rerun.sinks import FileInUseError
+from torchrl_rerun.errors import FileInUseError
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli", "repair"]
@@ -161,8 +161,8 @@ def test_a_footer_without_a_layout(path):
 
 
 def test_the_layout_of_a_workers_file_shows_all_workers(path, recorded):
-    from torchrl_rerun.schema import shown_envs
-    from torchrl_rerun.sinks import family
+    from torchrl_rerun.kinds.schema import shown_envs
+    from torchrl_rerun.rrd.runs import family
 
     files = [path.with_name(f"run.worker_{number}.rrd") for number in (0, 1, 3)]
     for file in files:
@@ -174,8 +174,8 @@ def test_the_layout_of_a_workers_file_shows_all_workers(path, recorded):
 
 
 def test_the_layout_of_a_part_of_a_workers_file_shows_all_workers_too(path, recorded):
-    from torchrl_rerun.schema import shown_envs
-    from torchrl_rerun.sinks import family
+    from torchrl_rerun.kinds.schema import shown_envs
+    from torchrl_rerun.rrd.runs import family
 
     names = ["worker_0", "worker_0.part_1", "worker_0.part_2", "worker_2.part_7"]  # the second one has moved its first
     files = [path.with_name(f"run.{name}.rrd") for name in names]

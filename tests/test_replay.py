@@ -29,7 +29,7 @@ from programs import python
 from readback import same
 from torchrl_rerun import RerunRecorder, browse, load, replay
 from torchrl_rerun.cli import app
-from torchrl_rerun.rerendering import state_setter
+from torchrl_rerun.stored.rerendering import state_setter
 
 N = 40
 

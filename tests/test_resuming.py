@@ -18,7 +18,7 @@ from programs import python
 from readback import hold_the_same, read, read_folder
 from test_selection import Lengths
 from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
-from torchrl_rerun.opening import shared_paths
+from torchrl_rerun.recording.session import shared_paths
 
 
 @pytest.fixture

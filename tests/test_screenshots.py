@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from episode_folders import write_chunks
 from test_hostile import Scripted, record
 from torchrl_rerun.cli import app
-from torchrl_rerun.screenshots import Moment, _time
+from torchrl_rerun.viewing.screenshots import Moment, _time
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torch.uint8)
 

@@ -17,7 +17,7 @@ from programs import python
 from readback import read
 from test_faults import PREAMBLE, cartpole, run
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.sinks import FileInUseError
+from torchrl_rerun.errors import FileInUseError
 
 
 def recorded_steps(path, env: int = 0) -> int:

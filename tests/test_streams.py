@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from torchrl_rerun.streams import Leaf, Stream, UnsupportedLeafError, describe
+from torchrl_rerun.kinds.streams import Leaf, Stream, UnsupportedLeafError, describe
 
 
 def described(dtype, shape, **leaf):

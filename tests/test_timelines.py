@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchrl_rerun.episodes import Episodes
-from torchrl_rerun.events import Events
-from torchrl_rerun.sums import running_sums
-from torchrl_rerun.timelines import Timelines
+from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.blocks.positions import Timelines
+from torchrl_rerun.blocks.returns import running_sums
+from torchrl_rerun.recording.counters import Episodes
 
 
 @st.composite

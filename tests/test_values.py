@@ -14,8 +14,9 @@ from torchrl.envs import SerialEnv
 
 from readback import is_equal, read, same
 from test_hostile import Scripted, record
-from torchrl_rerun import RerunRecorder, columns, load
-from torchrl_rerun.objects import frozen
+from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun.kinds.objects import frozen
+from torchrl_rerun.writing import chunks as columns
 
 
 def noting(values, **also):

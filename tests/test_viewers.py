@@ -22,7 +22,8 @@ from programs import python
 from readback import read
 from servers import free_port, started, started_viewer, wait_until
 from test_faults import Odd, cartpole
-from torchrl_rerun import RerunRecorder, blueprint
+from torchrl_rerun import RerunRecorder
+from torchrl_rerun.layout import blueprint
 
 STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from episode_folders import episode, write_episode, write_run
 from servers import wait_until
 from torchrl_rerun.cli import app
-from torchrl_rerun.viewing import free_port, is_free
+from torchrl_rerun.viewing.viewer import free_port, is_free
 
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
 

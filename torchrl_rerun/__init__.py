@@ -6,14 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchrl_rerun.browsing import Browser, browse
-    from torchrl_rerun.keeping import Episode, Keep, KeepBest, KeepIf, KeepLast, KeepWorst
-    from torchrl_rerun.listing import Listing, RecordedEpisode, list_episodes
-    from torchrl_rerun.reading import LoadedEpisode, Recordings, load
-    from torchrl_rerun.recorder import RerunRecorder
-    from torchrl_rerun.repairing import Repaired, repair
-    from torchrl_rerun.replaying import Replayed, replay
-    from torchrl_rerun.sinks import RecordingError
+    from torchrl_rerun.errors import RecordingError
+    from torchrl_rerun.kinds.episode import Episode
+    from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
+    from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
+    from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
+    from torchrl_rerun.rrd.repair import Repaired, repair
+    from torchrl_rerun.stored.replay import Replayed, replay
+    from torchrl_rerun.transform.recorder import RerunRecorder
+    from torchrl_rerun.viewing.browse import Browser, browse
 
 __all__ = [
     "Browser",
@@ -39,26 +40,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Browser": "browsing",
-    "Episode": "keeping",
-    "Keep": "keeping",
-    "KeepBest": "keeping",
-    "KeepIf": "keeping",
-    "KeepLast": "keeping",
-    "KeepWorst": "keeping",
-    "Listing": "listing",
-    "LoadedEpisode": "reading",
-    "RecordedEpisode": "listing",
-    "RecordingError": "sinks",
-    "Recordings": "reading",
-    "Repaired": "repairing",
-    "Replayed": "replaying",
-    "RerunRecorder": "recorder",
-    "browse": "browsing",
-    "list_episodes": "listing",
-    "load": "reading",
-    "repair": "repairing",
-    "replay": "replaying",
+    "Browser": "viewing.browse",
+    "Episode": "kinds.episode",
+    "Keep": "recording.keep",
+    "KeepBest": "recording.keep",
+    "KeepIf": "recording.keep",
+    "KeepLast": "recording.keep",
+    "KeepWorst": "recording.keep",
+    "Listing": "rrd.listing",
+    "LoadedEpisode": "reading.load",
+    "RecordedEpisode": "rrd.listing",
+    "RecordingError": "errors",
+    "Recordings": "reading.load",
+    "Repaired": "rrd.repair",
+    "Replayed": "stored.replay",
+    "RerunRecorder": "transform.recorder",
+    "browse": "viewing.browse",
+    "list_episodes": "rrd.listing",
+    "load": "reading.load",
+    "repair": "rrd.repair",
+    "replay": "stored.replay",
 }
 
 

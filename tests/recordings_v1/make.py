@@ -23,7 +23,8 @@ from tensordict import NonTensorData, TensorDict
 from torchrl.data import Binary, Bounded, Categorical, Composite, NonTensor, OneHot, Unbounded
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
 
-from torchrl_rerun import RerunRecorder, load, sinks
+from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun.writing import file as sinks
 
 HERE = Path(__file__).parent
 EXACT = ("raw", "png")

@@ -34,7 +34,7 @@ from soak.plans import Op, Plan
 from soak.threads import log_at_once
 from soak.witness import Indices, Key, Witness, values_of
 from torchrl_rerun import RecordingError, RerunRecorder, repair
-from torchrl_rerun.threads import NAME as ENCODER
+from torchrl_rerun.kinds.threads import NAME as ENCODER
 
 SETTLE_SECONDS = 10.0
 """How long threads and processes may take to end."""

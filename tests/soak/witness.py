@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 
 from readback import Recorded, same
 from reference import Reference, per_env
-from torchrl_rerun.trajectories import MOST_ABSENT
+from torchrl_rerun.transform.padded_batches import MOST_ABSENT
 
 Key = tuple[str, ...]
 

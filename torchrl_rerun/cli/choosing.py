@@ -14,9 +14,9 @@ from torchrl_rerun.cli.console import complaints, count, with_progress, working
 from torchrl_rerun.paths import shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.listing import Listing, RecordedEpisode
-    from torchrl_rerun.ranking import Ranking
-    from torchrl_rerun.table import Column
+    from torchrl_rerun.cli.ranking import Ranking
+    from torchrl_rerun.cli.table import Column
+    from torchrl_rerun.rrd.listing import Listing, RecordedEpisode
 
 Where: TypeAlias = Annotated[
     list[str] | None,
@@ -44,7 +44,7 @@ def listed(run: Path) -> Listing:
         ValueError: there are no episodes in it; says what there is, and what to do.
     """
     with working("reading"):
-        from torchrl_rerun.listing import list_episodes
+        from torchrl_rerun.rrd.listing import list_episodes
 
         listing = list_episodes(run, lambda files: with_progress(files, len(files), "reading"))
     if not listing.episodes:
@@ -53,7 +53,7 @@ def listed(run: Path) -> Listing:
 
 
 def _why_none(listing: Listing, run: Path) -> str:
-    from torchrl_rerun.finding import not_ours
+    from torchrl_rerun.rrd.files import not_ours
 
     name = shown(run)
     if listing.runs:
@@ -76,8 +76,8 @@ def whys_unreadable(listing: Listing) -> list[str]:
 
 
 def _why_unreadable(file: Path) -> str:
-    from torchrl_rerun.contents import contents_of
-    from torchrl_rerun.finding import why_unreadable
+    from torchrl_rerun.rrd.contents import contents_of
+    from torchrl_rerun.rrd.files import why_unreadable
 
     try:
         found = why_unreadable(file)
@@ -95,7 +95,7 @@ def first_of(whys: Sequence[str]) -> str:
 
 def columns_in(listing: Listing, run: Path) -> dict[str, Column]:
     """What is known of the episodes of a folder."""
-    from torchrl_rerun.table import columns_of
+    from torchrl_rerun.cli.table import columns_of
 
     return columns_of(listing.episodes, run if run.is_dir() else run.parent)
 
@@ -120,9 +120,9 @@ def chosen(
     Raises:
         ValueError: a condition isn't one, or names no column.
     """
-    from torchrl_rerun.keeping import KeepBest, KeepWorst
-    from torchrl_rerun.ranking import ranked
-    from torchrl_rerun.table import condition
+    from torchrl_rerun.cli.ranking import ranked
+    from torchrl_rerun.cli.table import condition
+    from torchrl_rerun.recording.keep import KeepBest, KeepWorst
 
     conditions = [condition(each, columns) for each in where or ()]
     episodes = [each for each in listing.episodes if all(is_true(each) for is_true in conditions)]

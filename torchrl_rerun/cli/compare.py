@@ -19,8 +19,8 @@ from torchrl_rerun.cli.view import watch
 from torchrl_rerun.paths import absolute, printable, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.comparing import Side
-    from torchrl_rerun.listing import RecordedEpisode
+    from torchrl_rerun.rrd.listing import RecordedEpisode
+    from torchrl_rerun.viewing.compare import Side
 
 _WHAT = "nothing compared"
 
@@ -69,8 +69,8 @@ def compare_runs(
         raise typer.BadParameter("choose one of them", param_hint="'--web' / '--no-view'")
     try:
         with working("reading"):
-            from torchrl_rerun.comparing import differences, sides_of, summary
-            from torchrl_rerun.reading import load
+            from torchrl_rerun.reading.load import load
+            from torchrl_rerun.viewing.compare import differences, sides_of, summary
 
             sides = sides_of(runs, lambda episodes: _chosen(episodes, best=best, worst=worst))
             summaries = [
@@ -99,8 +99,8 @@ def compare_runs(
 
 def _chosen(episodes: Sequence[RecordedEpisode], *, best: bool, worst: bool) -> RecordedEpisode:
     from torchrl_rerun.cli.choosing import say_left_out
-    from torchrl_rerun.keeping import KeepBest, KeepWorst
-    from torchrl_rerun.ranking import ranked
+    from torchrl_rerun.cli.ranking import ranked
+    from torchrl_rerun.recording.keep import KeepBest, KeepWorst
 
     if not (best or worst):
         return episodes[-1]
@@ -123,7 +123,7 @@ def _say_interrupted(came_to: dict[str, float | None], run: str) -> None:
 
 
 def _write(sides: Sequence[Side], file: Path, *, overwrite: bool) -> None:
-    from torchrl_rerun.comparing import write_comparison
+    from torchrl_rerun.viewing.compare import write_comparison
 
     try:
         with working("comparing"):
@@ -135,7 +135,7 @@ def _write(sides: Sequence[Side], file: Path, *, overwrite: bool) -> None:
 
 
 def _print_table(columns: dict[str, dict[str, Any]], runs: Sequence[Path]) -> None:
-    from torchrl_rerun.table import drawn_rows
+    from torchrl_rerun.cli.table import drawn_rows
 
     for name, run in zip(columns, runs, strict=False):
         said.print(f"{name}: {escape(shown(run))}")

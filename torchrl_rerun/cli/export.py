@@ -24,7 +24,7 @@ from torchrl_rerun.cli.console import (
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.exporting import Exported, Video
+    from torchrl_rerun.export.mp4 import Exported, Video
 
 _WHAT = "nothing exported"
 
@@ -119,8 +119,8 @@ def _export_steps(
     **options: Any,
 ) -> None:
     with working("reading"):
-        from torchrl_rerun.reading import load
-        from torchrl_rerun.steps import left_out
+        from torchrl_rerun.export.steps import left_out
+        from torchrl_rerun.reading.load import load
 
         episodes = load(recording)
         known = sorted({each.properties.env for each in episodes})
@@ -132,20 +132,20 @@ def _export_steps(
     options["progress"] = functools.partial(with_progress, what="exporting")
     with working("exporting"):
         if parquet is not None:
-            from torchrl_rerun.as_parquet import to_parquet, unheld
+            from torchrl_rerun.export.parquet import to_parquet, unheld
 
             rest = left_out(episodes, unheld)
             rows = to_parquet(episodes, parquet, **options)
             name, what = shown(parquet), f"{count(rows, 'step')} of {count(len(episodes), 'episode')}"
         elif minari is not None:
-            from torchrl_rerun.as_minari import SIGN, to_minari, unheld_in
+            from torchrl_rerun.export.minari import SIGN, to_minari, unheld_in
 
             rest = left_out(episodes, unheld_in(episodes))
             folder = to_minari(episodes, minari, **options)
             held = json.loads((folder / SIGN).read_text())["total_episodes"]
             name, what = minari, f"{count(held, 'episode')} in {folder}"
         elif lerobot is not None:
-            from torchrl_rerun.as_lerobot import is_usual, to_lerobot, unheld
+            from torchrl_rerun.export.lerobot import is_usual, to_lerobot, unheld
 
             rest = left_out(episodes, unheld, is_usual)
             written = to_lerobot(episodes, lerobot, fps=fps, **options)
@@ -166,7 +166,7 @@ def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
         with working("reading"):
             from av import FFmpegError
 
-            from torchrl_rerun.exporting import videos_of, write_video
+            from torchrl_rerun.export.mp4 import videos_of, write_video
     except ImportError:
         fail(_WHAT, f"this needs PyAV: {needs_extra('video')}")
     try:

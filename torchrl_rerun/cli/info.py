@@ -19,7 +19,7 @@ from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable,
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.describing import Described, Description, Part
+    from torchrl_rerun.reading.describe import Described, Description, Part
 
 _WHAT = "nothing to tell"
 _SPLITS = {"run": "a run", "dump": "a dump", "episode": "an episode"}
@@ -44,7 +44,7 @@ def show_info(
     others: list[Part] = []
     try:
         with working("reading"):
-            from torchrl_rerun.describing import describe_files
+            from torchrl_rerun.reading.describe import describe_files
 
             for path in recordings:
                 found, rest = describe_files(path, lambda files: with_progress(files, len(files), "reading"))
@@ -112,7 +112,7 @@ def _facts(files: Sequence[Part]) -> Iterator[str]:
 
 
 def _lines(description: Description) -> Iterator[tuple[str, str]]:
-    from torchrl_rerun.schema import PROPERTY
+    from torchrl_rerun.kinds.schema import PROPERTY
 
     envs, batch = description.envs, list(description.batch_size)
     name = description.env_name or description.application_id

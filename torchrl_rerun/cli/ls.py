@@ -27,8 +27,8 @@ from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable,
 from torchrl_rerun.paths import absolute
 
 if TYPE_CHECKING:
-    from torchrl_rerun.listing import RecordedEpisode
-    from torchrl_rerun.table import Column
+    from torchrl_rerun.cli.table import Column
+    from torchrl_rerun.rrd.listing import RecordedEpisode
 
 _WHAT = "nothing to list"
 
@@ -63,7 +63,7 @@ def list_recorded(
 
         torchrl-rerun ls runs/ppo --where success=false --worst 5
     """
-    from torchrl_rerun.table import column_named, ordered
+    from torchrl_rerun.cli.table import column_named, ordered
 
     check_choice(best, worst, last)
     try:
@@ -91,13 +91,13 @@ def list_recorded(
     if listing.unreadable:
         complaints.print("[yellow]left out[/]:", escape(first_of(whys_unreadable(listing))))
     if listing.copies:
-        from torchrl_rerun.copies import told_copies
+        from torchrl_rerun.rrd.copies import told_copies
 
         complaints.print("[yellow]left out[/]:", escape(told_copies(listing.copies)))
 
 
 def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], sort: Column | None) -> None:
-    from torchrl_rerun.table import LONGEST, drawn, fitting
+    from torchrl_rerun.cli.table import LONGEST, drawn, fitting
 
     if not said.is_terminal:
         Console(width=NO_END, highlight=False).print(drawn(episodes, columns))

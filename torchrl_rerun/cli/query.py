@@ -42,7 +42,7 @@ def query_episodes(
     """
     try:
         with working("reading"):
-            from torchrl_rerun.querying import query
+            from torchrl_rerun.reading.query import query
 
             table = query(run, condition)
     except ImportError as error:
@@ -63,7 +63,7 @@ def query_episodes(
 
 
 def _print_table(table: pa.Table, run: Path) -> None:
-    from torchrl_rerun.table import drawn_rows
+    from torchrl_rerun.cli.table import drawn_rows
 
     names = [name for name in table.schema.names if table.column(name).null_count < len(table)]
     rows = [[row[name] for name in names] for row in table.to_pylist()]

@@ -13,7 +13,7 @@ from torchrl_rerun.cli.console import complaints, count, said, working
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.repairing import Repaired
+    from torchrl_rerun.rrd.repair import Repaired
 
 
 def repair_files(
@@ -48,7 +48,7 @@ def repair_files(
     for file in files:
         try:
             with working(f"repairing {shown(file)}"), warnings.catch_warnings(record=True) as warned:
-                from torchrl_rerun.repairing import repair
+                from torchrl_rerun.rrd.repair import repair
 
                 repaired = repair(file, out)
         except (OSError, ValueError) as error:
@@ -62,7 +62,7 @@ def repair_files(
 
 
 def _summary(repaired: Repaired | None, *, copied: bool) -> str:
-    from torchrl_rerun.schema import told_lacking
+    from torchrl_rerun.kinds.schema import told_lacking
 
     if repaired is None:
         return "whole already, " + ("copied as it is" if copied else "nothing to do")

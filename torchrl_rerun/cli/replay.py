@@ -14,7 +14,7 @@ from rich.markup import escape
 from torchrl_rerun.cli.console import complaints, count, fail, from_here, said, with_progress, working
 
 if TYPE_CHECKING:
-    from torchrl_rerun.replaying import Replayed
+    from torchrl_rerun.stored.replay import Replayed
 
 _WHAT = "not replayed"
 _MOST_PARTINGS = 10
@@ -73,7 +73,7 @@ def replay_stored(
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
         with working("replaying"):
-            from torchrl_rerun.replaying import replay
+            from torchrl_rerun.stored.replay import replay
 
             replayed = replay(
                 source,

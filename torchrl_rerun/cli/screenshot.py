@@ -14,7 +14,7 @@ from torchrl_rerun.cli.console import complaints, fail, said, working
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.screenshots import Moment
+    from torchrl_rerun.viewing.screenshots import Moment
 
 _WHAT = "no screenshot"
 
@@ -56,10 +56,10 @@ def take_screenshots(
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
     """
     with working("looking"):
-        from torchrl_rerun.finding import whole_files_of
-        from torchrl_rerun.placing import placed
-        from torchrl_rerun.screenshots import Moment, screenshots
-        from torchrl_rerun.viewing import ViewerError, ended_by_signals
+        from torchrl_rerun.rrd.atomic import placed
+        from torchrl_rerun.rrd.files import whole_files_of
+        from torchrl_rerun.viewing.screenshots import Moment, screenshots
+        from torchrl_rerun.viewing.viewer import ViewerError, ended_by_signals
 
     errors: dict[str, None] = {}
     try:

@@ -15,7 +15,7 @@ from torchrl_rerun.cli.console import complaints, count, fail, said, with_progre
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.viewing import Viewer
+    from torchrl_rerun.viewing.viewer import Viewer
 
 _WHAT = "nothing to view"
 
@@ -96,7 +96,7 @@ def watch(
         web_port: the port of the viewer; None: a free one.
         what: what hasn't come about if it goes wrong.
     """
-    from torchrl_rerun.viewing import LOOPBACK, ViewerError, ended_by_signals, in_window
+    from torchrl_rerun.viewing.viewer import LOOPBACK, ViewerError, ended_by_signals, in_window
 
     try:
         with ended_by_signals():
@@ -113,7 +113,7 @@ def watch(
 
 def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:
     """The files to open of what was given; those that can't be opened are left out of a folder, and refused alone."""
-    from torchrl_rerun.finding import files_of, why_unreadable
+    from torchrl_rerun.rrd.files import files_of, why_unreadable
 
     if any(choice.values()):
         listing = listed(given)
@@ -136,7 +136,7 @@ def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:
 
 
 def _serve(files: Sequence[Path], bind: str, port: int | None, web_port: int | None) -> None:
-    from torchrl_rerun.viewing import GRPC_PORT, WEB_PORT, free_port, in_browsers, is_free, web_address
+    from torchrl_rerun.viewing.viewer import GRPC_PORT, WEB_PORT, free_port, in_browsers, is_free, web_address
 
     for given in (port, web_port):
         if given is not None and not is_free(bind, given):

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.stored.columns import TEXT, Column, DamagedError, Missing
 from torchrl_rerun.stored.layouts import ACTION, OBSERVATION, REWARD, ROLES
 from torchrl_rerun.stored.pieces import Stored, natural
 from torchrl_rerun.stored.trajectories import Trajectory, stored_arrays, warn_of_left_out
-from torchrl_rerun.streams import Key
 
 if TYPE_CHECKING:
     import h5py

@@ -13,9 +13,9 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from tensordict._utils_key_json import _encode_key_for_filesystem
 from torch.overrides import TorchFunctionMode
 
-from torchrl_rerun import specs
 from torchrl_rerun.stored.pieces import Stored
 from torchrl_rerun.stored.tensordicts import of_tensordict, of_trajectories
+from torchrl_rerun.transform import specs
 
 STORAGE = "storage_metadata.json"
 """What a replay buffer's storage has beside its tensordict."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.stored.columns import Column, InMemory
 from torchrl_rerun.stored.pieces import Piece, Stored
 from torchrl_rerun.stored.trajectories import Trajectory, warn_of_left_out
-from torchrl_rerun.streams import Key
 
 if TYPE_CHECKING:
     from minari import MinariDataset

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.stored.columns import Column, DamagedError, Missing, too_much_for
 from torchrl_rerun.stored.pieces import Stored
 from torchrl_rerun.stored.trajectories import Trajectory, stored_arrays
-from torchrl_rerun.streams import Key
 
 _UNREADABLE = (
     OSError,

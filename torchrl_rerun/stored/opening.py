@@ -10,13 +10,13 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from torchrl_rerun.finding import recordings_in
-from torchrl_rerun.framing import MAGIC
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.paths import absolute, is_file
+from torchrl_rerun.rrd.files import recordings_in
+from torchrl_rerun.rrd.framing import MAGIC
 from torchrl_rerun.stored import hdf5, memory_mapped, minari_sets, npz, recordings, tensordicts
 from torchrl_rerun.stored.pieces import Stored, natural, one_after_another, told_together
-from torchrl_rerun.streams import Key
-from torchrl_rerun.warning import warn
 
 SUPPORTED = (
     "tensordicts (torch.save, TensorDictRecorder, memory-mapped), TorchRL's replay-buffer dumps, Minari data sets, "

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_rerun.streams import ImageFormat, Key, Kind
-from torchrl_rerun.trajectories import MASK
+from torchrl_rerun.kinds.streams import ImageFormat, Key, Kind
+from torchrl_rerun.transform.padded_batches import MASK
 
 PIECE_BYTES = 16 << 20
 """What a piece takes at the most, if a single moment doesn't take more."""

@@ -16,10 +16,10 @@ from tensordict import LazyStackedTensorDict, NonTensorData, NonTensorStack, Ten
 from tensordict._reductions import _make_td
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from torchrl_rerun import specs
-from torchrl_rerun.endings import FLAGS, Endings
+from torchrl_rerun.kinds.endings import FLAGS, Endings
 from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, one_after_another, spans
-from torchrl_rerun.trajectories import MASK, padding_mask
+from torchrl_rerun.transform import specs
+from torchrl_rerun.transform.padded_batches import MASK, padding_mask
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]
 _TRAJECTORIES = (("collector", "traj_ids"), ("traj_ids",), ("episode",))

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict
 
-from torchrl_rerun.continuing import is_plain, where_they_differ
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.streams import Key, name_of
 from torchrl_rerun.stored.columns import (
     Column,
     DamagedError,
@@ -44,8 +45,7 @@ from torchrl_rerun.stored.layouts import (
     layout_of,
 )
 from torchrl_rerun.stored.pieces import Piece, Stored, spans
-from torchrl_rerun.streams import Key, name_of
-from torchrl_rerun.warning import warn
+from torchrl_rerun.transform.continuity import is_plain, where_they_differ
 
 Flags = npt.NDArray[np.bool_]
 

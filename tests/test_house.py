@@ -1,0 +1,177 @@
+"""The house: floors without circles, an engine without torch, and a listing that can be read."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from rerun.chunk import RrdReader
+
+import torchrl_rerun
+
+PACKAGE = Path(torchrl_rerun.__file__).parent
+FLOORS = (
+    "kinds",
+    "layout",
+    "rrd",
+    "blocks",
+    "writing",
+    "recording",
+    "reading",
+    "export",
+    "viewing",
+    "transform",
+    "stored",
+    "cli",
+)
+"""From the ground up: a folder imports only from those before it."""
+BESIDE = {"reading": ("blocks", "recording", "writing")}
+"""What is below a floor and no business of it."""
+FRAMEWORKS = ("torch", "tensordict", "torchrl", "gymnasium")
+ENGINE = FLOORS[: FLOORS.index("recording") + 1]
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def floor_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imports_in(path, *, at_top=False):
+    """The modules that are imported, in functions and for types alone, too, unless ``at_top``."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def inside(name):
+    """The floor of a module of this package; empty for what lies beside the folders; None for other packages."""
+    first, _, rest = name.partition(".")
+    if first != "torchrl_rerun":
+        return None
+    floor = rest.partition(".")[0]
+    return floor if floor in FLOORS else ""
+
+
+def test_the_listing_is_a_dozen_folders_and_few_files():
+    there = [each for each in PACKAGE.iterdir() if not each.name.startswith(("_", "."))]
+    assert sorted(each.name for each in there if each.is_dir()) == sorted(FLOORS)
+    assert len([each for each in there if each.suffix == ".py"]) < 5
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_folder_imports_only_from_floors_below_it(floor):
+    below = ["", *FLOORS[: FLOORS.index(floor) + 1]]
+    wrong = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in modules()
+        if floor_of(path) == floor
+        for name in imports_in(path)
+        if inside(name) is not None and (inside(name) not in below or inside(name) in BESIDE.get(floor, ()))
+    ]
+    assert not wrong
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    names = {".".join(("torchrl_rerun", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in modules()}
+    graph = {}
+    for name, path in names.items():
+        found = {each if each in names else each.rpartition(".")[0] for each in imports_in(path, at_top=True)}
+        graph[name] = {each for each in found if each in names and each != name}
+    done, under_way = set(), []
+
+    def visit(name):
+        assert name not in under_way, " -> ".join([*under_way[under_way.index(name) :], name])
+        if name not in done:
+            under_way.append(name)
+            for each in sorted(graph[name]):
+                visit(each)
+            under_way.pop()
+            done.add(name)
+
+    for name in graph:
+        visit(name)
+
+
+def test_the_engine_names_no_framework():
+    wrong = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in modules()
+        if floor_of(path) in ENGINE
+        for name in imports_in(path, at_top=True)
+        if name.partition(".")[0] in FRAMEWORKS
+    ]
+    assert not wrong
+
+
+WITHOUT_FRAMEWORKS = """
+    import sys
+
+    class Refused:
+        def find_spec(self, name, *_):
+            if name.partition(".")[0] in ("torch", "tensordict", "torchrl", "gymnasium"):
+                raise ImportError(f"{name} is forbidden here")
+
+    sys.meta_path.insert(0, Refused())
+
+    import numpy as np
+    from torchrl_rerun.kinds.schema import Moment
+    from torchrl_rerun.kinds.streams import JPEG_QUALITY, Leaf, Stream, describe
+    from torchrl_rerun.recording.recording import Options
+    from torchrl_rerun.recording.session import Facts, Settings, open_recording
+
+    def streams(*leaves):
+        return [describe(leaf, kinds={}, names={}, image_format="raw") for leaf in leaves]
+
+    settings = Settings.checked(
+        sys.argv[1], overwrite=False, resume=False, in_keys=None, fps=None, image_format="raw", jpeg_quality=JPEG_QUALITY,
+        stacks="all", kinds=None, names=None, render=False, options=Options(),
+    )
+    recording = open_recording(settings, Facts(batch_size=(2,), name="Arrays", fps=50.0))
+    returns = Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",))
+    recording.describe(Moment.OBSERVED, [*streams(Leaf(("observation",), "float32", (3,))), returns])
+    flags = streams(Leaf(("reward",), "float32", (1,)), Leaf(("done",), "bool", (1,)))
+    recording.describe(Moment.STEPPED, flags, [("done",)])
+    recording.describe(Moment.ACTED, streams(Leaf(("action",), "int64", ())))
+    recording.keep()
+    for t in range(5):
+        observed = np.full((2, 3), t, np.float32)
+        if t == 0:
+            recording.reset([observed])
+        else:
+            recording.step(
+                [np.array([t, -t])], [observed], [np.full((2, 1), 0.5, np.float32), np.array([[False], [t == 4]])]
+            )
+    recording.dump()
+    recording.close()
+    assert not [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensordict", "torchrl", "gymnasium")]
+"""
+
+
+def test_the_engine_records_arrays_where_no_framework_can_be_imported(tmp_path):
+    path = tmp_path / "run.rrd"
+    command = [sys.executable, "-c", textwrap.dedent(WITHOUT_FRAMEWORKS), path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {}
+    for chunk in RrdReader(path).store().stream():
+        if chunk.is_static or not chunk.entity_path.startswith("/env_"):
+            continue
+        batch = chunk.to_record_batch()
+        [name] = [name for name in batch.schema.names if name.startswith(("Scalars:", "StateChange:"))][:1]
+        found = zip(batch.column("frame").to_pylist(), batch.column(name).to_pylist(), strict=True)
+        rows.setdefault(chunk.entity_path, []).extend(found)
+    assert sorted(rows["/env_1/observation"]) == [(t, [float(t)] * 3) for t in range(5)]
+    assert sorted(rows["/env_0/reward"]) == [(t, [0.5]) for t in range(1, 5)]
+    assert sorted(rows["/env_0/episode_return"]) == [(t, [0.5 * t]) for t in range(5)]
+    assert [frame for frame, _ in sorted(rows["/env_1/action"])] == [0, 1, 2, 3]

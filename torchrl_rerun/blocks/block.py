@@ -1,0 +1,267 @@
+"""Blocks: bounded, preallocated memory that steps are copied into and that is handed over whole.
+
+A :class:`Block` holds a piece of time. Small rows lie frame by frame, so that a step of thousands of environments is one
+copy; large ones, from a page of memory on, lie environment by environment, so that the writer can wrap them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.blocks.devices import Arrival, Transfers
+from torchrl_rerun.blocks.events import Event, Events
+from torchrl_rerun.kinds.objects import size_of
+from torchrl_rerun.kinds.schema import Moment
+from torchrl_rerun.kinds.streams import PAGE, Stream
+from torchrl_rerun.kinds.timelines import Positions
+
+ACTED = Moment.ACTED
+
+
+MAX_STREAM_BYTES = 1 << 30
+"""Bytes of one stream of an environment in a block at the most: Arrow's offsets into its lists are 32-bit."""
+
+
+MANY = 8
+"""The share of the environments from which on a frame is copied whole: picking rows takes longer."""
+
+
+EVENTS_PER_SLOT = 4
+"""Events that a block notes at the most, for each frame that it has room for."""
+
+
+Arrays = Sequence[Any]
+"""One array ``[envs, *stream.slot_shape]`` for each stream of a moment, in their order; None for what is missing."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """Streams that always get their rows together.
+
+    Attributes:
+        moment: when they get rows.
+        streams: what is stored. Those that are sums of others take no room: they are worked out from them.
+        at: where the values of each stream are among those of the moment.
+        is_summed: rewards are among them. Sums need those of all steps, also of steps that aren't recorded.
+    """
+
+    moment: Moment
+    streams: tuple[Stream, ...]
+    at: tuple[int, ...] = ()
+    is_summed: bool = False
+
+    def part(self, at: Sequence[int]) -> Track:
+        """A track of some of its streams, those whose values are at ``at``."""
+        return replace(self, streams=tuple(self.streams[self.at.index(i)] for i in at), at=tuple(at))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one environment's row."""
+        return sum(stream.row_bytes for stream in self.streams if not stream.sums)
+
+
+class Values:
+    """What is stored of one stream in a block.
+
+    Args:
+        stream: the stream.
+        envs: number of recorded environments.
+        slots: how many frames there is room for.
+
+    Attributes:
+        array: ``[slots, envs, *stream.slot_shape]``, or ``[envs, slots, *stream.slot_shape]`` if it lies by environment.
+    """
+
+    def __init__(self, stream: Stream, envs: int, slots: int) -> None:
+        self.stream = stream
+        self.is_objects = stream.is_object
+        # From an accelerator a frame comes in one piece.
+        self.lies_by_env = stream.is_large and not stream.device
+        envs = 1 if stream.shared else envs
+        sizes = (envs, slots) if self.lies_by_env else (slots, envs)
+        allocate = Transfers.allocate if stream.device else np.empty  # which takes no memory until it is written to
+        self.array: npt.NDArray[Any] = allocate((*sizes, *stream.slot_shape), stream.storage)
+
+    @property
+    def by_frame(self) -> npt.NDArray[Any]:
+        """``[slots, envs, *stream.slot_shape]``."""
+        return self.array.swapaxes(0, 1) if self.lies_by_env else self.array
+
+    def of(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """The rows ``[n, *stream.slot_shape]`` of an environment in some slots."""
+        rows: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
+        return rows
+
+
+class Block:
+    """A piece of time of all tracks.
+
+    Args:
+        tracks: what is stored.
+        envs: number of recorded environments.
+        slots: how many frames there is room for.
+        object_capacity: bytes of Python objects that make it full.
+        transfers: per device that values come from, who copies from there.
+
+    Attributes:
+        start: where the environments were before it.
+        events: what happened.
+        frames: per track, which of these events gave it rows.
+        values: per track, what is stored of each stream that is no sum.
+        room: how many more frames there is room for, at least.
+        is_heavy: whether it is full of Python objects, though it has room for more.
+    """
+
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        envs: int,
+        slots: int,
+        *,
+        object_capacity: int = MAX_STREAM_BYTES,
+        transfers: Mapping[str, Transfers] | None = None,
+    ) -> None:
+        self.tracks = tuple(tracks)
+        self.start: Positions = np.empty((0, 0), np.int64)
+        self.events = Events()
+        self.frames: list[list[int]] = [[] for _ in self.tracks]
+        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.tracks]
+        self.object_bytes = 0
+        self.is_heavy = False
+        self._object_capacity = object_capacity
+        self._envs = envs
+        self._many = envs / MANY
+        self._slots = slots
+        self.room = slots
+        self._transfers = dict(transfers or {})
+        self._arrivals: list[Arrival] = []
+        # What `add` goes through, for each track: its moment, whether it is summed, where its first value is, its frames;
+        # and arrays and where their values are, of streams that lie by frame, that lie by environment, that are Python objects, and
+        # that are on an accelerator.
+        self._plan = []
+        for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
+            pairs = list(zip(values, track.at, strict=True))
+            near = [(v, i) for v, i in pairs if not v.stream.device]
+            far = [(v, i) for v, i in pairs if v.stream.device]
+            by_frame = [(v.array, i) for v, i in near if not v.lies_by_env]
+            by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
+            objects = [i for v, i in pairs if v.is_objects]
+            first = track.at[0] if track.at else None
+            self._plan.append((track.moment, track.is_summed, first, frames, by_frame, by_env, objects, far))
+
+    def clear(self) -> None:
+        """Make the block empty, to be filled again."""
+        self.events.clear()
+        for frames in self.frames:
+            frames.clear()
+        for track in self.values:
+            for values in track:
+                if values.is_objects:
+                    values.array[:] = None  # let go of the strings and arrays
+        self.object_bytes = 0
+        self.is_heavy = False
+        self.room = self._slots
+
+    def touch(self) -> None:
+        """Write to each page of its memory, so that the system has given it when it is needed."""
+        for track in self.values:
+            for values in track:
+                if not values.is_objects:
+                    values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the frames in it."""
+        slots = [len(frames) for frames in self.frames]
+        rows = sum(track.row_bytes * n for track, n in zip(self.tracks, slots, strict=True))
+        return self._envs * rows + self.object_bytes
+
+    def has_room(self) -> bool:
+        """Whether there is room for one more frame."""
+        if self.room <= 0:  # so many frames have come; it may be that no track had rows in all of them
+            most = max(map(len, self.frames), default=0)
+            self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
+        return self.room > 0
+
+    def add(self, event: Event, moments: Sequence[Arrays | None]) -> None:
+        """Copy a frame into the block.
+
+        Args:
+            event: what happened.
+            moments: per moment, the values of all environments; None for a moment that had none. Where the values of a
+                track are missing, it gets no rows.
+        """
+        number, after = len(self.events), event.after
+        self.events.append(event)
+        self.room -= 1
+        for moment, is_summed, first, frames, by_frame, by_env, objects, far in self._plan:
+            arrays = moments[moment]
+            if arrays is None or (first is not None and arrays[first] is None):
+                continue
+            rows = event.rows if is_summed else event.before if moment is ACTED else after
+            if rows is not None and not len(rows):
+                continue
+            slot = len(frames)
+            frames.append(number)
+            if rows is None or len(rows) >= self._many:
+                for array, i in by_frame:  # of those that have no row, too: `presence` leaves them out
+                    array[slot] = arrays[i]
+            else:
+                for array, i in by_frame:
+                    if array.shape[1] == self._envs:
+                        array[slot, rows] = arrays[i][rows]
+                    elif rows[0] == 0:  # what all environments share is kept for the first
+                        array[slot] = arrays[i]
+            for array, i in by_env:
+                if rows is None:
+                    array[:, slot] = arrays[i]
+                else:
+                    array[rows, slot] = arrays[i][rows]
+            if objects:
+                self._weigh(arrays[i] for i in objects)
+            if far:
+                self._transfer(far, slot, arrays)
+
+    def drop(self, event: Event) -> None:
+        """Forget an event if it is the last one, however much of its frame was copied."""
+        self.events.drop(event)
+        for frames in self.frames:
+            while frames and frames[-1] >= len(self.events):
+                frames.pop()
+
+    def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
+        self.object_bytes += sum(size_of(value) for values in objects for value in values.flat)
+        self.is_heavy = self.object_bytes > self._object_capacity
+
+    def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
+        """Begin to copy a slot from accelerators: whole, for which of its rows count is known without it."""
+        for device, transfers in self._transfers.items():
+            transfers.copy([(values.array[slot], arrays[i]) for values, i in far if values.stream.device == device])
+
+    def seal(self) -> None:
+        """No more frames come: note what is still on its way from accelerators."""
+        self._arrivals = [transfers.arrival() for transfers in self._transfers.values()]
+
+    def wait(self) -> None:
+        """Return when all values have arrived. For the writer's thread."""
+        for arrival in self._arrivals:
+            arrival.synchronize()
+        self._arrivals.clear()
+
+    def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
+        """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
+        frames = np.array(self.frames[track], np.intp)
+        present = None
+        for position, rows in self.events.partial(before=self.tracks[track].moment is ACTED):
+            slot = int(np.searchsorted(frames, position))
+            if slot < len(frames) and frames[slot] == position:
+                if present is None:
+                    present = np.ones((len(frames), self._envs), np.bool_)
+                present[slot] = False
+                present[slot, rows] = True
+        return present

@@ -1,0 +1,155 @@
+"""Events: what happened in each frame, as little of it as can be noted on the environment's thread."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.kinds.episode import Episode
+
+Rows = npt.NDArray[np.intp] | None
+"""Positions among the recorded environments; None: all of them."""
+
+
+NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
+
+
+class Event(NamedTuple):
+    """What happened at one moment: environments were reset, or stepped.
+
+    Attributes:
+        frame: number of the frame; the next one's too, if this one isn't recorded.
+        step: calls of ``env.step`` so far.
+        log_time: when it happened, in nanoseconds since the epoch.
+        is_step: they were stepped, not reset.
+        rows: which environments.
+        before: those whose frame before this was recorded: what the policy did then belongs to it.
+        after: those whose frame is recorded now.
+        begun: of a reset, those of ``rows`` whose episodes begin; None: all of them. In the others only some groups of
+            agents were reset, and their episodes go on.
+    """
+
+    frame: int
+    step: int
+    log_time: int
+    is_step: bool
+    rows: Rows
+    before: Rows
+    after: Rows
+    begun: Rows = None
+
+    @property
+    def begins(self) -> Rows:
+        """The environments whose episodes begin with a reset."""
+        return self.rows if self.begun is None else self.begun
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it makes a frame. One that concerns none of the recorded environments does, for the statistics of all."""
+        return self.after is self.rows or self.after is None or len(self.after) > 0
+
+    @property
+    def leaves_no_row(self) -> bool:
+        """Whether nothing of it is recorded: it counts alone."""
+        return not self.is_recorded and self.before is not None and not len(self.before)
+
+
+class Events:
+    """What happened in the time of a block, in order.
+
+    Steps of all environments, which nearly all events are, are kept as numbers alone: going through thousands of Python
+    objects would keep the GIL from the environment's thread for milliseconds.
+
+    >>> events = Events()
+    >>> second = np.array([1])
+    >>> events.append(Event(7, 6, 0, True, None, None, None))
+    >>> events.append(Event(8, 7, 1, True, None, None, None))
+    >>> events.append(Event(9, 7, 2, False, second, second, second))
+    >>> len(events), events.frames, [(first, last, event and event.frame) for first, last, event in events.runs()]
+    (3, (7, 10), [(0, 2, None), (2, 3, 9)])
+    """
+
+    def __init__(self) -> None:
+        self._numbers = array("q")
+        self._others: dict[int, Event] = {}  # all that aren't steps of all environments
+        self._picked: dict[int, Event] = {}  # steps of all environments of which not all is recorded
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, event: Event) -> None:
+        """Note an event."""
+        frame, step, log_time, is_step, rows, before, after, _ = event
+        self._numbers.extend((frame, step, log_time))
+        if rows is not None or not is_step:
+            self._others[self._count] = event
+        elif before is not None or after is not None:
+            self._picked[self._count] = event
+        self._count += 1
+
+    def drop(self, event: Event) -> None:
+        """Forget an event if it is the last one, however much of it was noted."""
+        if self._numbers and (self._numbers[-3], self._numbers[-1]) == (event.frame, event.log_time):
+            del self._numbers[-3:]
+        self._count = len(self._numbers) // 3
+        self._others.pop(self._count, None)
+        self._picked.pop(self._count, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._numbers = array("q")
+        self._others.clear()
+        self._picked.clear()
+        self._count = 0
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """The frames ``[first, last)`` of all events; there must be one."""
+        return self._numbers[0], self._numbers[-3] + 1
+
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Frame, step and time of each: ``[n, 3]``."""
+        return np.array(self._numbers, np.int64).reshape(-1, 3)
+
+    def partial(self, *, before: bool) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """The events of which not all environments are recorded, and which are: their positions and rows.
+
+        Args:
+            before: of their frames before the event, not of those after it.
+        """
+        for position, event in (*self._others.items(), *self._picked.items()):
+            rows = event.before if before else event.after
+            if rows is not None:
+                yield position, rows
+
+    def runs(self) -> Iterator[tuple[int, int, Event | None]]:
+        """Stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
+        first = 0
+        for position, event in self._others.items():
+            if first < position:
+                yield first, position, None
+            yield position, position + 1, event
+            first = position + 1
+        if first < self._count:
+            yield first, self._count, None
+
+
+class Over(NamedTuple):
+    """An episode that is over.
+
+    Attributes:
+        row: which of the recorded environments' it was.
+        episode: what it came to.
+        before: all its rows are at frames before this one.
+        since: when that was, on the monotonic clock.
+    """
+
+    row: int
+    episode: Episode
+    before: int
+    since: float

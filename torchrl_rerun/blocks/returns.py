@@ -1,0 +1,101 @@
+"""Sums: the running returns of episodes, worked out on the writer's thread from the rewards of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.kinds.streams import Key
+
+
+class Sums:
+    """Running sums in float64 that begin anew with each episode, carried on from block to block.
+
+    Args:
+        envs: number of environments.
+    """
+
+    def __init__(self, envs: int) -> None:
+        self._envs = envs
+        self._totals: dict[Key, npt.NDArray[np.float64]] = {}
+        self._before = 0.0  # of what was not summed up yet
+
+    def grow(self, envs: int) -> None:
+        """Add up the rewards of more environments, whose episodes begin. No block may be waiting to be summed up."""
+        for key, total in self._totals.items():
+            self._totals[key] = np.concatenate([total, np.zeros((envs - self._envs, *total.shape[1:]))])
+        self._envs = envs
+
+    def forget(self) -> None:
+        """Rewards were lost: the sums of the episodes in progress are NaN from now on, until these end."""
+        self._totals.clear()
+        self._before = np.nan
+
+    def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
+        """The sums of a block's rewards, at the frames of the track that they are in: ``[slots, envs, *shape]``."""
+        rewards = {
+            values.stream.key: (values.stream.numbers(values.by_frame[: len(frames)]), frames)
+            for track, frames in zip(block.values, block.frames, strict=True)
+            for values in track
+        }
+        found = {}
+        for track, frames in zip(block.tracks, block.frames, strict=True):
+            for stream in track.streams:
+                if stream.sums:
+                    total = self._totals.get(stream.key)
+                    if total is None:
+                        total = np.full((self._envs, *stream.shape), self._before)
+                    array, slots = rewards.get(stream.sums, (None, []))
+                    after = running_sums(total, block.events, array, slots)
+                    self._totals[stream.key] = after[-1]
+                    found[stream.key] = after[np.array(frames, np.intp) + 1]
+        return found
+
+
+def running_sums(
+    before: npt.NDArray[np.float64],
+    events: Events,
+    rewards: npt.NDArray[Any] | None,
+    frames: Sequence[int],
+) -> npt.NDArray[np.float64]:
+    """Sums before the first event and after each: ``[events + 1, *before.shape]``.
+
+    Numbers are added one after the other, as a loop over the steps would, so that the sums are those of such a loop.
+
+    Args:
+        before: the sums so far, ``[envs, ...]``.
+        events: what happened.
+        rewards: ``[slots, envs, ...]``; None: there were none.
+        frames: the event of each slot.
+
+    >>> from torchrl_rerun.blocks.events import Event
+    >>> events = Events()
+    >>> first = np.array([0])
+    >>> events.append(Event(0, 1, 0, True, None, None, None))
+    >>> events.append(Event(1, 1, 0, False, first, first, first))
+    >>> events.append(Event(2, 2, 0, True, None, None, None))
+    >>> running_sums(np.zeros(2), events, np.array([[1.0, 1.0], [2.0, 3.0]]), [0, 2]).tolist()
+    [[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [2.0, 4.0]]
+    """
+    sums = np.zeros((len(events) + 1, *before.shape))
+    if rewards is not None:
+        with np.errstate(invalid="ignore"):  # the rows of environments that weren't stepped are anything
+            sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
+    sums[0] = before
+    for first, last, event in events.runs():
+        if event is None:
+            np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
+            continue
+        gained = sums[last].copy()
+        sums[last] = sums[first]
+        if event.is_step:
+            at = slice(None) if event.rows is None else event.rows
+            sums[last, at] = sums[first, at] + gained[at]
+        else:
+            sums[last, slice(None) if event.begins is None else event.begins] = 0.0
+    return sums

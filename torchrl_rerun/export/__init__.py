@@ -1,0 +1,1 @@
+"""Recordings in the formats of others: Parquet, Minari, LeRobot, mp4."""

@@ -1,0 +1,403 @@
+"""Recordings as data sets of LeRobot's format, version 3.0, which Rerun opens, too.
+
+The format is written with pyarrow and PyAV: the ``lerobot`` package would bring gigabytes, and versions of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tensordict.utils import NestedKey
+
+from torchrl_rerun.export.lerobot_statistics import Statistics
+from torchrl_rerun.export.mp4 import SizesDifferError, encoded, mux
+from torchrl_rerun.export.parquet import write_tables
+from torchrl_rerun.export.renaming import Wish, distinct, dotted
+from torchrl_rerun.export.steps import (
+    BROKEN,
+    FLAGS,
+    LeftOut,
+    Progress,
+    array_of,
+    chosen,
+    described,
+    told,
+    unbroken_transitions,
+    unchanged,
+)
+from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.streams import Key, Stream, name_of
+from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
+from torchrl_rerun.paths import absolute
+from torchrl_rerun.reading.load import LoadedEpisode
+from torchrl_rerun.reading.pictures import decoded, from_keyframe
+from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.index import Codes, episode_span
+
+SIGN = "meta/info.json"
+"""The file by which a data set is known."""
+
+_VERSION = "v3.0"
+_FILES_PER_CHUNK = 1000
+_PLACE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+_VIDEO = f"videos/{{video_key}}/{_PLACE}.mp4"
+_DATA = f"data/{_PLACE}.parquet"
+_INDICES = ("frame_index", "episode_index", "index", "task_index")
+_OWN = (*_INDICES, "timestamp", "task", "subtask", "subtask_index", "language_persistent", "language_events")
+"""The names that LeRobot gives, or has a meaning for (lerobot 0.4 to 0.6)."""
+
+_Names = Mapping[tuple[Key, int], str]
+"""The features of keys, and of cameras by the position of the agent."""
+
+
+@dataclass(frozen=True)
+class LeRobotDataset:
+    """A data set that was written.
+
+    Attributes:
+        path: its folder.
+        episodes: how many are in it.
+        steps: how many they have together.
+        cameras: what its videos are called.
+        fps: frames per second.
+    """
+
+    path: Path
+    episodes: int
+    steps: int
+    cameras: tuple[str, ...]
+    fps: float
+
+
+def to_lerobot(
+    episodes: Sequence[LoadedEpisode],
+    path: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    fps: float | None = None,
+    keys: Sequence[NestedKey] | None = None,
+    overwrite: bool = False,
+    progress: Progress = unchanged,
+) -> LeRobotDataset:
+    """Write episodes as a data set of LeRobot's format: numbers as Parquet, and a video of each episode and camera.
+
+    ``observation`` is called ``observation.state``, other observations ``observation.`` and their keys, cameras
+    ``observation.images.`` and theirs; rewards and flags are ``next.reward``, ``next.done`` and so on. Values of several
+    dimensions, and those of agents, are vectors. What was recorded as video is copied; other pictures are encoded as H.264.
+
+    Names are in letters, digits, ``_`` and ``-``, their parts joined by ``.``. If two keys would have one name, or one that
+    LeRobot has a meaning for (``index``, ``timestamp``, ...), the one that sorts later gets ``_2`` at its end. A warning says
+    so. Statistics are those of finite values, since neither JSON nor LeRobot's normalization can have others.
+
+    Args:
+        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them. Each one's steps are taken to be ``1 / fps``
+            apart.
+        path: the folder. It gets its name when it is whole.
+        task: what is done in them, in words; None: the environment's name.
+        fps: frames per second; None: what the recording says, or 30.
+        keys: which ones; None: all cameras, and all else but depth, segmentations, non-tensor data, and the returns that
+            the recorder worked out.
+        overwrite: replace a data set that exists.
+        progress: is given the episodes, and how many they are, and gives them back one by one.
+
+    Raises:
+        FileExistsError: the folder exists, and ``overwrite`` is false or it is no data set.
+        KeyError: a key isn't recorded.
+        ValueError: there are no steps, of an episode there isn't a picture at each, or its videos aren't as those of others;
+            or ``fps`` is no positive number.
+    """
+    if not episodes:
+        raise ValueError("there are no episodes to export")
+    schema = episodes[0].schema
+    if keys is None:
+        keys = [stream.key for stream, moment in schema.described if is_usual(stream) and not unheld(stream, moment)]
+    check_fps(fps)
+    rate = fps or schema.source.fps or float(USUAL_FPS)
+    names = _names(chosen(episodes[0], keys, unheld))
+    with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
+        dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded", names)
+        if not dataset.add(described(progress(episodes, len(episodes)), keys, unheld)):
+            raise dataset.left_out.nothing()
+        dataset.describe()
+    dataset.left_out.say()
+    return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+
+
+def is_usual(stream: Stream) -> bool:
+    """Whether a key that the format holds is exported unasked: all but the returns that the recorder worked out."""
+    return not stream.sums
+
+
+def unheld(stream: Stream, _: Moment) -> str:
+    """Why the format can't hold a key; empty: it can."""
+    if stream.kind == "image":
+        return "varies in size, and a video of LeRobot's format is of one" if stream.varies else ""
+    if stream.is_picture:
+        return f"is of kind {stream.kind!r}, and LeRobot's format has videos of images and numbers alone"
+    if not stream.is_plain:
+        return "is no tensor of real numbers of one shape, and LeRobot's format has videos and such numbers alone"
+    return "" if math.prod(stream.shape) else f"has no numbers (shape {stream.shape})"
+
+
+@dataclass(frozen=True)
+class _Episode:
+    """An episode in the data set.
+
+    Attributes:
+        number: its number there.
+        length: its steps.
+        start: steps of those before it.
+        statistics: what its values come to, by the names of the features.
+    """
+
+    number: int
+    length: int
+    start: int
+    statistics: dict[str, Statistics]
+
+    @property
+    def file(self) -> dict[str, int]:
+        """Which of the files is its own, where each has one."""
+        chunk, file = divmod(self.number, _FILES_PER_CHUNK)
+        return {"chunk_index": chunk, "file_index": file}
+
+
+class _Dataset:
+    """A data set that is being written.
+
+    Args:
+        folder: where.
+        fps: frames per second.
+        task: what is done in it.
+        names: the names of the features.
+
+    Attributes:
+        episodes: what is in it.
+        steps: how many there are.
+        videos: the features that are videos.
+        left_out: the steps that are not in it.
+    """
+
+    def __init__(self, folder: Path, fps: float, task: str, names: _Names) -> None:
+        self.episodes: list[_Episode] = []
+        self.steps = 0
+        self.videos: dict[str, dict[str, Any]] = {}
+        self.left_out = LeftOut(BROKEN)
+        self._folder = folder
+        self._fps = int(fps) if float(fps).is_integer() else fps
+        self._task = task
+        self._names = names
+        self._numbers: dict[str, dict[str, Any]] = {}
+
+    def add(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> int:
+        """Add episodes. Returns how many steps they have."""
+        return write_tables(self._file(_DATA, chunk_index=0, file_index=0), self._tables(episodes))
+
+    def _tables(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> Iterator[pa.Table]:
+        for episode, found in episodes:
+            numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
+            span = episode_span(episode.properties.episode)
+            at = unbroken_transitions(episode, found, self.left_out)  # of which there are pictures, too
+            if not len(at):
+                continue
+            steps = episode.history.steps(numbers, span, at)
+            added = _Episode(len(self.episodes), len(steps), self.steps, {})
+            self.episodes.append(added)
+            self.steps += added.length
+            values: dict[str, npt.NDArray[Any]] = {}
+            for stream, moment in numbers:
+                is_next = moment is Moment.STEPPED or stream.key[-1] in FLAGS
+                name = self._names[stream.key, 0]
+                values[name] = array_of(steps["next"] if is_next else steps, stream).reshape(added.length, -1)
+                self._numbers[name] = _numbers_feature(stream, values[name])
+            values |= self._indices(added)
+            added.statistics.update({name: Statistics.of(each) for name, each in values.items()})
+            self._add_videos(episode, added, [stream for stream, _ in found if stream.kind == "image"], at.before)
+            yield pa.table({name: _column(each) for name, each in values.items()})
+
+    def _indices(self, added: _Episode) -> dict[str, npt.NDArray[Any]]:
+        """Where the steps of an episode are."""
+        frames = np.arange(added.length)
+        indices: dict[str, npt.NDArray[Any]] = {
+            "timestamp": (frames / self._fps).astype(np.float32),
+            "frame_index": frames,
+            "episode_index": np.full(added.length, added.number),
+            "index": frames + added.start,
+            "task_index": np.zeros(added.length, np.int64),
+        }
+        return {name: values[:, None] for name, values in indices.items()}
+
+    def _add_videos(self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: Codes) -> None:
+        """Add a video of each camera, with a picture for each step."""
+        videos = {}
+        for stream in cameras:
+            for lane in range(stream.lanes):
+                name = self._names[stream.key, lane]
+                path = self._file(_VIDEO, video_key=name, **added.file)
+                self._write_video(path, episode, stream, lane, steps)
+                videos[name], added.statistics[name] = self._seen_in(path)
+        if self.episodes[0] is added:
+            self.videos = videos
+        if videos != self.videos:
+            name = min(name for name in {*videos, *self.videos} if videos.get(name) != self.videos.get(name))
+            raise ValueError(f"the video {name} of {told(episode)} is not as the others are: take one run at a time")
+
+    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: Codes) -> None:
+        held = episode.history.stored(stream, lane, episode_span(episode.properties.episode))
+
+        def wanted(coming: Iterator[Any]) -> Iterator[Any]:
+            for at, code in enumerate(steps.tolist()):
+                each = next(coming, None)
+                if each is None or each.episode << 32 | each.episode_step != code:
+                    raise ValueError(
+                        f"{told(episode)} hasn't got a picture under {name_of(stream.key)} at each of its steps, and "
+                        "can't be a video of LeRobot's: leave that key out, or the episode"
+                    )
+                yield each._replace(frame=at)
+
+        if stream.is_video:
+            codec, coming = str(stream.image_format), wanted(from_keyframe(held))
+        else:
+            codec, coming = "h264", encoded(wanted(decoded(stream, held)), self._fps)
+        with av.open(path, "w", options={"movflags": "faststart"}) as container:
+            try:
+                mux(container, coming, codec, self._fps)
+            except SizesDifferError as error:
+                raise ValueError(f"{told(episode)}, {name_of(stream.key)}: {error}: leave that key out") from error
+
+    def _seen_in(self, path: Path) -> tuple[dict[str, Any], Statistics]:
+        """What a video is like, and what the colours of its first picture come to."""
+        with av.open(path) as video:
+            frame = next(video.decode(video=0))
+            feature = _video_feature(frame, video.streams.video[0].codec.name, self._fps)
+        return feature, Statistics.of_picture(frame.to_ndarray(format="rgb24"))
+
+    def describe(self) -> None:
+        """Write what says what is in it."""
+        entries = []
+        for episode in self.episodes:
+            end = episode.start + episode.length
+            entry = {
+                "episode_index": episode.number,
+                "tasks": [self._task],
+                "length": episode.length,
+                "data/chunk_index": 0,
+                "data/file_index": 0,
+                "dataset_from_index": episode.start,
+                "dataset_to_index": end,
+                "meta/episodes/chunk_index": 0,
+                "meta/episodes/file_index": 0,
+            }
+            for video in self.videos:
+                place = episode.file | {"from_timestamp": 0.0, "to_timestamp": episode.length / self._fps}
+                entry |= {f"videos/{video}/{name}": value for name, value in place.items()}
+            for feature, statistics in episode.statistics.items():
+                entry |= {f"stats/{feature}/{name}": value for name, value in statistics.as_lists().items()}
+            entries.append(entry)
+        pq.write_table(
+            pa.Table.from_pylist(entries), self._file(f"meta/episodes/{_PLACE}.parquet", chunk_index=0, file_index=0)
+        )
+        pq.write_table(_tasks([self._task]), self._file("meta/tasks.parquet"))
+        plain = dict.fromkeys(_INDICES, "int64") | {"timestamp": "float32"}
+        indices = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in plain.items()}
+        info = {
+            "codebase_version": _VERSION,
+            "robot_type": None,
+            "total_episodes": len(self.episodes),
+            "total_frames": self.steps,
+            "total_tasks": 1,
+            "chunks_size": _FILES_PER_CHUNK,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": self._fps,
+            "splits": {"train": f"0:{len(self.episodes)}"},
+            "data_path": _DATA,
+            "video_path": _VIDEO if self.videos else None,
+            "features": self._numbers | self.videos | indices,
+        }
+        self._file(SIGN).write_text(json.dumps(info, indent=4, allow_nan=False))
+        by_feature = {
+            name: Statistics.together([episode.statistics[name] for episode in self.episodes])
+            for name in self.episodes[0].statistics
+        }
+        stats = {name: statistics.as_lists() for name, statistics in by_feature.items()}
+        self._file("meta/stats.json").write_text(json.dumps(stats, indent=4, allow_nan=False))
+
+    def _file(self, place: str, **indices: Any) -> Path:
+        path = self._folder / place.format(**indices)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def _names(found: Iterable[Described]) -> _Names:
+    """Name the features: one of each key, and of each camera and agent."""
+    return distinct((wish for stream, moment in found for wish in _wishes(stream, moment)), "LeRobot", _OWN)
+
+
+def _wishes(stream: Stream, moment: Moment) -> Iterator[Wish]:
+    told = name_of(stream.key)
+    if stream.kind == "image":
+        for lane in range(stream.lanes):
+            agent = stream.agents[lane : lane + 1]
+            of_agent = "".join(f" of {name}" for name in agent)
+            parts = ["observation", "images", *stream.key, *agent]
+            yield dotted((stream.key, lane), told + of_agent, parts)
+    elif moment is Moment.ACTED:
+        yield dotted((stream.key, 0), told, stream.key)
+    elif moment is Moment.STEPPED or stream.key[-1] in FLAGS:
+        yield dotted((stream.key, 0), told, ["next", *stream.key])
+    else:
+        key = ("state",) if stream.key == ("observation",) else stream.key
+        yield dotted((stream.key, 0), told, ["observation", *key])
+
+
+def _numbers_feature(stream: Stream, values: npt.NDArray[Any]) -> dict[str, Any]:
+    size = values.shape[1]
+    return {
+        "dtype": values.dtype.name,
+        "shape": [size],
+        "names": list(stream.names) if len(stream.names) == size > 1 else None,
+    }
+
+
+def _video_feature(frame: av.VideoFrame, codec: str, fps: float) -> dict[str, Any]:
+    said = {
+        "height": frame.height,
+        "width": frame.width,
+        "codec": codec,
+        "pix_fmt": "yuv420p",
+        "fps": fps,
+        "channels": 3,
+    }
+    info = {f"video.{name}": value for name, value in said.items()} | {"video.is_depth_map": False, "has_audio": False}
+    shape = [frame.height, frame.width, 3]
+    return {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"], "info": info}
+
+
+def _column(values: npt.NDArray[Any]) -> pa.Array:
+    """Vectors, ``[n, size]``; of one number they are plain."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _tasks(tasks: Sequence[str]) -> pa.Table:
+    """The tasks, as pandas would write them with their names as the index: so they are read."""
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": kind, "metadata": None}
+        for name, kind in (("task_index", "int64"), ("task", "unicode"))
+    ]
+    columns[1]["numpy_type"] = "object"
+    said = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.0.0"}
+    return table.replace_schema_metadata({"pandas": json.dumps(said)})

@@ -1,0 +1,381 @@
+"""Exporting: pictures as mp4 files, a video of each environment, or of all of them side by side.
+
+What is a video in the recording is copied as it is; everything else is encoded. Needs PyAV, which is an extra.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import OutputContainer
+from PIL import Image
+
+from torchrl_rerun.export.renaming import Wish, distinct, dotted
+from torchrl_rerun.kinds.streams import name_of
+from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps
+from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.reading.pictures import (
+    Picture,
+    Stored,
+    Track,
+    decoder_of,
+    from_keyframe,
+    pictures,
+    stored,
+    tracks_of,
+)
+from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.contents import index_of
+from torchrl_rerun.rrd.files import whole_files_of
+
+GRID_SIZE = (2160, 3840)
+"""Height and width that a grid doesn't exceed: larger videos play in few places."""
+
+_FORMAT = "h264"
+_SHAPE = 16 / 9
+_OF_RECORDING = re.compile(r"(?:\.worker_\d+)?(?:\.resumed_\d+)?(?:\.part_\d+)?$")
+
+Item = TypeVar("Item")
+Progress = Callable[[Iterable[Item], int | None], Iterable[Item]]
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video to be written.
+
+    Attributes:
+        path: the file.
+        tracks: what is in it; of several each gets a cell of a grid.
+        fps: frames per second; None: neither the recording nor the user says.
+    """
+
+    path: Path
+    tracks: tuple[Track, ...]
+    fps: float | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A video that was written.
+
+    Attributes:
+        path: the file.
+        pictures: how many are in it.
+        size: its width and height.
+        recorded_size: width and height of what was recorded.
+        fps: frames per second.
+        is_copy: whether the recording's own video was copied, and nothing encoded.
+        left_out: how many pictures at the beginning couldn't be decoded, since they came before a keyframe.
+    """
+
+    path: Path
+    pictures: int
+    size: tuple[int, int]
+    recorded_size: tuple[int, int]
+    fps: float
+    is_copy: bool
+    left_out: int
+
+
+# --- which videos ---
+
+
+def videos_of(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    envs: Sequence[int] | None = None,
+    keys: Sequence[str] | None = None,
+    grid: bool = False,
+    fps: float | None = None,
+    overwrite: bool = False,
+) -> list[Video]:
+    """Which videos a recording gives: one of each environment, camera and agent, or a grid of each camera.
+
+    Each is called as the recording, the environment, the key and the agent, as far as there are several of these, joined by
+    ``.``, in letters, digits, ``_`` and ``-``. If two would have one name, the one that sorts later gets ``_2`` at its end.
+    A warning says so.
+
+    Args:
+        path: the recording, or a folder of them.
+        out: a folder, or a file that ends in ``.mp4`` for the only video; None: each lies beside its recording.
+        envs: indices of the environments; None: all.
+        keys: the keys of the cameras, nested ones as ``"agents/pixels"``; None: all.
+        grid: one video of all environments.
+        fps: frames per second; None: what the recording says.
+        overwrite: replace files that exist.
+
+    Raises:
+        FileNotFoundError: there is no recording.
+        FileExistsError: a video exists, and ``overwrite`` is false.
+        IndexError, KeyError: no such environment, no such camera.
+        ValueError: a file can't be read, there are no pictures, several videos would be one file, or ``fps`` is no
+            positive number.
+    """
+    root = absolute(path)
+    found = tracks_of(whole_files_of(root))
+    check_fps(fps)
+    if not found:
+        raise ValueError(f"{shown(root)} holds no pictures that RerunRecorder recorded")
+    chosen = _chosen(found, envs, keys)
+    named = _named(found, root, grid=grid)
+    videos = [
+        Video(_place(root, tracks[0], name, out), kept, fps or tracks[0].fps)
+        for name, tracks in named
+        if (kept := tuple(track for track in tracks if track in chosen))
+    ]
+    if not videos:
+        raise ValueError(f"{shown(root)} holds no pictures of that environment under that key")
+    if out is not None and Path(out).suffix == ".mp4":
+        if len(videos) > 1:
+            raise ValueError(
+                f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
+            )
+        videos = [dataclasses.replace(videos[0], path=absolute(out))]
+    there = [video.path for video in videos if video.path.exists()]
+    if there and not overwrite:
+        exist = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
+        raise FileExistsError(f"{shown(there[0])}{exist} already: choose another place with --out, or pass --overwrite")
+    return videos
+
+
+def _chosen(found: Sequence[Track], envs: Sequence[int] | None, keys: Sequence[str] | None) -> set[Track]:
+    known_envs = sorted({track.env for track in found})
+    known_keys = list(dict.fromkeys("/".join(track.stream.key) for track in found))
+    for env in envs or ():
+        if env not in known_envs:
+            raise IndexError(f"there are no pictures of environment {env}, but of {', '.join(map(str, known_envs))}")
+    for key in keys or ():
+        if key not in known_keys:
+            raise KeyError(f"there are no pictures under {key!r}, but under {', '.join(map(repr, known_keys))}")
+    return {
+        track for track in found if (not envs or track.env in envs) and (not keys or "/".join(track.stream.key) in keys)
+    }
+
+
+def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[str, list[Track]]]:
+    """The videos by their names, which say what differs within a recording: environment, camera, agent."""
+    recordings: dict[tuple[Path, str], list[Track]] = {}
+    for track in found:
+        recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
+        recordings.setdefault((track.files[0].parent, recording), []).append(track)
+    videos: dict[tuple[Path, Any], list[Track]] = {}
+    wishes: dict[Path, dict[Any, Wish]] = {}
+    for (folder, recording), tracks in recordings.items():
+        one_env = len({track.env for track in tracks}) == 1
+        one_key = len({track.stream.key for track in tracks}) == 1
+        for number, track in enumerate(tracks):
+            key, agent = track.stream.key, track.stream.agents[track.lane : track.lane + 1]
+            parts = [
+                *([] if one_env or grid else [f"env_{track.env}"]),
+                *([] if one_key else key),
+                *([] if grid else agent),
+            ]
+            # What an environment recorded after `close()` may be another recording, and is another video.
+            owner = recording, key, *(() if grid else (track.env, track.lane, number))
+            told = f"{name_of(key)}{'' if grid else f' of environment {track.env}'} in {recording}"
+            videos.setdefault((folder, owner), []).append(track)
+            wishes.setdefault(folder, {})[owner] = dotted(owner, told, parts, stem=recording)
+    names = {folder: distinct(wished.values(), "file names") for folder, wished in wishes.items()}
+    return ((names[folder][owner], tracks) for (folder, owner), tracks in videos.items())
+
+
+def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | None) -> Path:
+    """Where a video goes: beside its recording, or to the same place in another folder."""
+    folder = track.files[0].parent
+    if out is not None:
+        folder = absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
+    return folder / f"{name}.mp4"
+
+
+# --- writing one ---
+
+
+def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) -> Exported:
+    """Write a video. It gets its name when it is whole.
+
+    A picture is shown until the next one of its environment comes, at the time ``frame / fps``. In a grid each cell shows
+    the last picture of its environment, and is black before the first.
+
+    Args:
+        video: what to write.
+        progress: is given the pictures, and how many they are, and gives them back one by one.
+
+    Raises:
+        OSError: it can't be written.
+        ValueError: its pictures are of several sizes, or there are none; or what is to be replaced is no regular file.
+    """
+    fps = video.fps or float(USUAL_FPS)
+    total = sum(map(_rows, video.tracks))
+    first = video.tracks[0]
+    is_copy = len(video.tracks) == 1 and first.stream.is_video
+    codec = str(first.stream.image_format) if is_copy else _FORMAT
+    counted = _Counted()
+    if is_copy:
+        coming = from_keyframe(counted.all(progress(stored(first), total)))
+    elif len(video.tracks) == 1:
+        coming = encoded(progress(pictures(first), total), fps)
+    else:
+        coming = encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
+    begun = next(coming, None)
+    if begun is None:
+        raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
+    with (
+        placed(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
+        av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        size, written = mux(container, itertools.chain([begun], coming), codec, fps)
+    recorded_size = first.size[::-1] if first.size and len(video.tracks) == 1 else size
+    return Exported(video.path, written, size, recorded_size, fps, is_copy, max(0, counted.number - written))
+
+
+class _Counted:
+    """How many came."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def all(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            self.number += 1
+            yield item
+
+
+def _rows(track: Track) -> int:
+    count = 0
+    for file in track.files:
+        index = index_of(file)
+        if index is not None:
+            is_of_track = np.array(index["chunk_entity_path"].to_pylist()) == track.path
+            is_static = index["chunk_is_static"].to_numpy()
+            count += int(index["chunk_num_rows"].to_numpy()[is_of_track & ~is_static].sum())
+    return count
+
+
+class SizesDifferError(ValueError):
+    """Pictures are of several sizes, and a video is of one."""
+
+
+def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
+    """Pictures as the samples of a video, H.264, one by one.
+
+    Raises:
+        SizesDifferError: they are of several sizes.
+    """
+    encoder, shape = VideoEncoder(_FORMAT, fps), None
+    for picture in seen:
+        pixels = _bytes(picture.pixels)
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise SizesDifferError(f"pictures of {shape} and {pixels.shape} can't be one video")
+        (sample,) = encoder.encode(pixels[None], [picture.episode])
+        yield Stored(*picture[:3], *sample)
+
+
+def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Pixels as video has them: floats from 0 to 1 as bytes, and without an alpha channel."""
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1) * 255).astype(np.uint8)
+    return pixels[..., :3]
+
+
+def mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: float) -> tuple[tuple[int, int], int]:
+    """Write samples. Returns the width and height that they have, and how many there were."""
+    rate = Fraction(fps).limit_denominator(1001)
+    first, size, count = None, (0, 0), 0
+    for each, following in _pairs(coming):
+        if first is None:
+            first, size = each, _coded_size(codec, each)
+            stream = container.add_mux_stream(codec, rate=rate, width=size[0], height=size[1])
+        packet = av.Packet(each.sample)
+        packet.stream, packet.time_base, packet.is_keyframe = stream, 1 / rate, each.is_keyframe
+        packet.pts = packet.dts = each.frame - first.frame
+        packet.duration = 1 if following is None else following.frame - each.frame
+        container.mux_one(packet)
+        count += 1
+    return size, count
+
+
+def _pairs(coming: Iterable[Stored]) -> Iterator[tuple[Stored, Stored | None]]:
+    """Each with the one that follows it."""
+    before: Stored | None = None
+    for each in coming:
+        if before is not None:
+            yield before, each
+        before = each
+    if before is not None:
+        yield before, None
+
+
+def _coded_size(codec: str, sample: Stored) -> tuple[int, int]:
+    decoder = decoder_of(codec)
+    for frame in (*decoder.decode(av.Packet(sample.sample)), *decoder.decode(None)):
+        return frame.width, frame.height
+    raise ValueError(f"its first {codec} sample can't be decoded")
+
+
+# --- grids ---
+
+_Placed = tuple[int, Picture]
+"""A picture, and the number of its cell."""
+
+
+def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_Placed]], Iterable[_Placed]]) -> Iterator[Picture]:
+    """All tracks side by side, a picture for each frame at which any has one.
+
+    Args:
+        tracks: what is in each cell.
+        through: is given the pictures of them all, in their order, and gives them back.
+    """
+    sizes = [track.size for track in tracks]
+    known = [size for size in sizes if size is not None]
+    if len(known) < len(sizes):
+        raise ValueError("pictures of varying sizes can't be in a grid")
+    height, width = (max(size[axis] for size in known) for axis in (0, 1))
+    columns = _columns(len(tracks), width / height)
+    rows = -(-len(tracks) // columns)
+    shrink = math.ceil(max(height * rows / GRID_SIZE[0], width * columns / GRID_SIZE[1], 1))
+    height, width = -(-height // shrink), -(-width // shrink)
+    canvas = np.zeros((height * rows, width * columns, 3), np.uint8)
+    coming = heapq.merge(*map(_in_cell, itertools.count(), tracks), key=lambda pair: pair[1].frame)
+    for frame, seen in itertools.groupby(through(coming), key=lambda pair: pair[1].frame):
+        for cell, picture in seen:
+            pixels = Image.fromarray(_as_rgb(picture.pixels)).reduce(shrink)
+            top, left = cell // columns * height, cell % columns * width
+            canvas[top : top + pixels.height, left : left + pixels.width] = np.asarray(pixels)
+        yield Picture(frame, 0, 0, canvas)
+
+
+def _in_cell(cell: int, track: Track) -> Iterator[_Placed]:
+    return ((cell, picture) for picture in pictures(track))
+
+
+def _as_rgb(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(np.broadcast_to(_bytes(pixels), (*pixels.shape[:2], 3)))
+
+
+def _columns(cells: int, shape: float) -> int:
+    """The number of columns by which a grid is about as wide as a screen, and has few empty places.
+
+    >>> [_columns(cells, 1.5) for cells in (1, 2, 3, 4, 16, 64)]
+    [1, 2, 2, 2, 4, 8]
+    """
+
+    def badness(columns: int) -> float:
+        rows = -(-cells // columns)
+        return abs(math.log(columns / rows * shape / _SHAPE)) + (rows * columns - cells) / cells
+
+    return min(range(1, cells + 1), key=badness)

@@ -1,0 +1,107 @@
+"""Endings: which flags end an environment's episode, by one rule for live data, stored data and recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.kinds.streams import Key
+
+FLAGS = ("done", "terminated", "truncated")
+"""Names of the flags, whichever group they are of."""
+
+Raised = npt.NDArray[np.bool_]
+
+
+class Ends(NamedTuple):
+    """Whose episodes end, ``[n]`` each, and how.
+
+    Attributes:
+        terminated: by what happened in the environment.
+        truncated: by a limit, of time for example.
+    """
+
+    terminated: Raised
+    truncated: Raised
+
+    @property
+    def either(self) -> Raised:
+        """Those that end in either way."""
+        return self.terminated | self.truncated
+
+
+def deciding(keys: Iterable[Key]) -> tuple[Key, ...]:
+    """Return the flags that decide when an environment's episode ends: the outermost ones.
+
+    A flag decides unless a group that it lies in has flags of its own. TorchRL resets environments by the same flags.
+
+    >>> deciding([("done",), ("agents", "done"), ("reward",)])
+    (('done',),)
+    >>> deciding([("red", "done"), ("blue", "done"), ("blue", "fox", "done")])
+    (('red', 'done'), ('blue', 'done'))
+    """
+    flags = [key for key in dict.fromkeys(keys) if key[-1] in FLAGS]
+    groups = {key[:-1] for key in flags}
+    return tuple(key for key in flags if not any(key[:depth] in groups for depth in range(len(key) - 1)))
+
+
+class Endings:
+    """Decides whose episodes end, by the flags of one moment.
+
+    - Flags at the root end an episode if any of their numbers is up.
+    - Without flags at the root an episode ends when all groups, and all agents in them, are done.
+    - ``done`` without ``terminated`` or ``truncated`` counts as terminated.
+
+    Args:
+        keys: keys of the data; those that are no flags, or don't decide, are left out.
+
+    Attributes:
+        keys: the flags that decide, see :func:`deciding`.
+
+    >>> flags = {("red", "done"): np.array([[True], [True]]), ("blue", "done"): np.array([[True], [False]])}
+    >>> Endings(flags).of(flags.get, 2)
+    Ends(terminated=array([ True, False]), truncated=array([False, False]))
+    """
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self.keys = deciding(keys)
+        self._groups: dict[Key, list[Key]] = {}
+        for key in self.keys:
+            self._groups.setdefault(key[:-1], []).append(key)
+
+    def of(self, flags: Callable[[Key], npt.NDArray[Any] | None], count: int) -> Ends | None:
+        """Return whose episodes end; None if nobody's does.
+
+        Args:
+            flags: gives the values of a flag, bool ``[count, ...]``; None: it is missing, and down.
+            count: the number of rows, environments for example.
+        """
+        found = {key: values.reshape(count, -1) for key in self.keys if (values := flags(key)) is not None}
+        if not any(values.any() for values in found.values()):
+            return None
+        ended = self._ended(found, count)
+        if not ended.any():
+            return None
+        terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
+        for key, values in found.items():
+            if key[-1] == "terminated":
+                terminated |= values.any(axis=1)
+            elif key[-1] == "truncated":
+                truncated |= values.any(axis=1)
+        terminated |= ~truncated
+        return Ends(terminated & ended, truncated & ended)
+
+    def _ended(self, found: dict[Key, npt.NDArray[Any]], count: int) -> Raised:
+        ended = np.ones(count, bool)
+        for group, keys in self._groups.items():
+            done = None
+            for key in keys:
+                if key in found:
+                    done = found[key] if done is None else done | found[key]
+            if done is None:
+                return np.zeros(count, bool)
+            ended &= done.all(axis=1) if group else done.any(axis=1)
+        return ended

@@ -1,0 +1,298 @@
+"""Objects: Python's own values and arrays of any shape, each stored by itself, and given back as the value that it was.
+
+A value is a text or a tensor. The component ``TextDocument:media_type`` says what a text stands for, and
+``torchrl_rerun:type`` which type of NumPy's a value was, unless the tensor itself says it:
+
+====================================  =====================  ============================  =====================
+value                                 stored as              ``media_type``                ``torchrl_rerun:type``
+====================================  =====================  ============================  =====================
+``str``                               the text               none
+``None``, ``bool``, ``int``,          JSON                   ``application/json``
+``float``, ``list`` and ``dict`` of
+these, ``str`` with lone surrogates
+``bytes``                             base64                 ``application/octet-stream``
+a NumPy scalar                        its Python value       of that value                 ``float32``, ``str_``
+``numpy.ndarray``                     ``TensorData``
+... of ``bool``, of complex numbers   ``TensorData``                                       ``bool``, ``complex64``
+====================================  =====================  ============================  =====================
+
+Anything else can't be stored: tuples, dicts whose keys are no strings, instances of classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import rerun as rr
+
+from torchrl_rerun.kinds.arrow import Column, flat, lists
+
+TEXT, MEDIA_TYPE, TENSOR, TYPE = "TextDocument:text", "TextDocument:media_type", "Tensor:data", "torchrl_rerun:type"
+"""The components of a value; those that it doesn't need are null."""
+
+JSON, BYTES = "application/json", "application/octet-stream"
+
+
+class Lost:
+    """Stands for a value that can't be stored.
+
+    Args:
+        what: what it is, for a message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+
+MISSING = Lost("nothing")
+"""Stands for a value that an environment did not give, where others of its batch did."""
+
+
+class NotStorableError(TypeError):
+    """A value can't be stored so that it comes back as it was."""
+
+
+def frozen(value: Any) -> Any:
+    """A value as it is now: its owner may change it before it is written. A :class:`Lost` if it can't be stored.
+
+    >>> history = [{"role": "user"}]
+    >>> frozen(history) == history, frozen(history) is history, frozen((1, 2)).what
+    (True, False, 'tuple')
+    """
+    if isinstance(value, np.ndarray):
+        return np.array(value)
+    try:
+        return _copied(value)
+    except NotStorableError as error:
+        return Lost(str(error))
+    except RecursionError:
+        return Lost(f"{type(value).__name__} that is nested too deeply")
+
+
+def _copied(value: Any) -> Any:
+    kind = type(value)
+    if value is None or kind in (str, bytes, bool, int, float) or isinstance(value, np.generic):
+        return value
+    if kind is list:
+        return [_copied(each) for each in _plain(value)]
+    if kind is dict:
+        if not all(type(key) is str for key in value):
+            raise NotStorableError("dict whose keys are not all strings")
+        return dict(zip(value, [_copied(each) for each in _plain(list(value.values()))], strict=True))
+    if isinstance(value, str):  # an enumeration's, for one: it equals the text that it is
+        return str.__str__(value)
+    raise NotStorableError(kind.__name__)
+
+
+def _plain(values: list[Any]) -> list[Any]:
+    """What JSON has a word for, so that it comes back of the same type."""
+    for value in values:
+        if value is not None and type(value) not in (str, bool, int, float, list, dict):
+            raise NotStorableError(f"{type(value).__name__} within a list or dict")
+    return values
+
+
+def size_of(value: object) -> int:
+    """Bytes of a Python object, about."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, list):
+        return 64 + sum(map(size_of, value))
+    if isinstance(value, dict):
+        return 64 + sum(map(size_of, value)) + sum(map(size_of, value.values()))
+    return int(getattr(value, "nbytes", 64))
+
+
+class Written(NamedTuple):
+    """A value in the components of its row; None for those that it doesn't need."""
+
+    text: str | None = None
+    media_type: str | None = None
+    tensor: npt.NDArray[Any] | None = None
+    type_name: str | None = None
+
+
+def written(value: Any) -> Written:
+    """A value as it is stored.
+
+    Raises:
+        NotStorableError: it can't be stored so that it comes back as it was; says what it is.
+    """
+    if isinstance(value, Lost):
+        raise NotStorableError(value.what)
+    if isinstance(value, np.ndarray):
+        return _as_tensor(value)
+    found = _as_scalar(value) if isinstance(value, np.generic) else _as_text(value)
+    assert found.text is not None, "it is a text"
+    if not is_same(read(found.text, found.media_type, found.type_name), value):
+        raise NotStorableError(f"{type(value).__name__} that JSON would change")
+    return found
+
+
+def _as_text(value: Any) -> Written:
+    if isinstance(value, bytes):
+        return Written(base64.b64encode(value).decode(), BYTES)
+    if isinstance(value, str) and is_unicode(value):
+        return Written(value)
+    try:
+        return Written(as_json(value), JSON)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotStorableError(f"{type(value).__name__}: {error}") from error
+
+
+def as_json(value: Any) -> str:
+    r"""Return a value as JSON text, which UTF-8 can hold. NaN and infinities are the words that Python's ``json`` has.
+
+    >>> as_json({"a": [None, True, "ü"]}), as_json(float("nan")), as_json(chr(0xD800))
+    ('{"a": [null, true, "ü"]}', 'NaN', '"\\ud800"')
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_unicode(text) else json.dumps(value)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether UTF-8 can hold a text: lone surrogates it can't."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_scalar(value: np.generic) -> Written:
+    plain = value.item()
+    if isinstance(plain, np.generic) or type(value).__name__ not in _SCALARS:
+        raise NotStorableError(f"NumPy's {type(value).__name__}")
+    return _as_text(plain)._replace(type_name=type(value).__name__)
+
+
+_SCALARS = {
+    name: getattr(np, name)
+    for name in (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "str_", "bytes_"),
+    )
+}
+
+_TENSORS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+_AS_OTHERS: dict[str, np.dtype[Any]] = {
+    "bool": np.dtype(np.uint8),
+    "complex64": np.dtype(np.float32),
+    "complex128": np.dtype(np.float64),
+}
+"""Dtypes that no tensor of Rerun's has, and those as which they are stored."""
+
+
+def _as_tensor(array: npt.NDArray[Any]) -> Written:
+    name = array.dtype.name
+    if name in _AS_OTHERS:
+        dense = np.ascontiguousarray(array).reshape(array.shape)
+        stored = dense[..., None].view(_AS_OTHERS[name])
+        return Written(tensor=stored[..., 0] if name == "bool" else stored, type_name=name)
+    if name not in _TENSORS or not array.dtype.isnative:
+        raise NotStorableError(f"array of {array.dtype}")
+    return Written(tensor=array)
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal, of the same types throughout, and floats to the bit.
+
+    >>> is_same([1, float("nan")], [1, float("nan")]), is_same([1], [1.0]), is_same([0.0], [-0.0])
+    (True, False, False)
+    """
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(map(is_same, a.values(), b.values()))
+    if isinstance(a, np.generic):
+        return bool(a.dtype == b.dtype) and a.tobytes() == b.tobytes()
+    if isinstance(a, float):
+        return struct.pack("d", a) == struct.pack("d", b)
+    return bool(a == b)
+
+
+# --- columns ---
+
+
+def columns_of(rows: Sequence[Written]) -> list[Column]:
+    """The columns of some values."""
+    columns = []
+    texts, media_types, tensors, types = zip(*rows, strict=True)
+    if any(text is not None for text in texts):
+        columns.append(Column(TEXT, "TextDocument", "Text", _optional(pa.array(texts, pa.string()))))
+    if any(media_type is not None for media_type in media_types):
+        columns.append(Column(MEDIA_TYPE, "TextDocument", "MediaType", _optional(pa.array(media_types, pa.string()))))
+    if any(tensor is not None for tensor in tensors):
+        held = pa.concat_arrays([tensor_data(each[None]) for each in tensors if each is not None])
+        at = np.full(len(rows), -1)
+        at[[each is not None for each in tensors]] = np.arange(len(held))
+        columns.append(Column(TENSOR, "Tensor", "TensorData", _lists_at(held, at)))
+    if any(each is not None for each in types):
+        columns.append(Column(TYPE, None, None, _optional(pa.array(types, pa.string()))))
+    return columns
+
+
+def _optional(values: pa.Array) -> pa.ListArray:
+    """A list of one value for each row that has one, and null for the others."""
+    held = values.drop_null()
+    at = np.full(len(values), -1)
+    at[values.is_valid().to_numpy(zero_copy_only=False)] = np.arange(len(held))
+    return _lists_at(held, at)
+
+
+def _lists_at(held: pa.Array, at: npt.NDArray[np.intp]) -> pa.ListArray:
+    offsets = np.zeros(len(at) + 1, np.int32)
+    np.cumsum(at >= 0, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), held, mask=pa.array(at < 0))
+
+
+TENSOR_TYPE: pa.StructType = rr.components.TensorDataBatch(np.zeros(1, np.uint8)).as_arrow_array().type
+_BUFFER_TYPE: pa.DenseUnionType = TENSOR_TYPE.field("buffer").type
+_BUFFER_CODES = {np.dtype(name): code for code, name in enumerate(_TENSORS, 1)}
+
+
+def tensor_data(rows: npt.NDArray[Any]) -> pa.StructArray:
+    """Rows ``[n, *shape]`` as n values of Rerun's ``TensorData``: its shape, no names, and a union of buffers by dtype."""
+    count, *shape = rows.shape
+    if rows.dtype == bool:
+        rows = rows.view(np.uint8)
+    code = _BUFFER_CODES[rows.dtype]
+    children = [pa.array([], _BUFFER_TYPE.field(i).type) for i in range(_BUFFER_TYPE.num_fields)]
+    children[code] = lists(flat(rows), count, not_null=True)
+    codes, positions = np.full(count, code, np.int8), np.arange(count, dtype=np.int32)
+    union = [None, pa.py_buffer(codes), pa.py_buffer(positions)]
+    buffers = pa.Array.from_buffers(_BUFFER_TYPE, count, union, children=children)
+    shapes = lists(pa.array(np.tile(np.array(shape, np.uint64), count)), count, not_null=True)
+    no_names = pa.nulls(count, TENSOR_TYPE.field("names").type)
+    return pa.StructArray.from_arrays([shapes, no_names, buffers], fields=list(TENSOR_TYPE))
+
+
+# --- the way back ---
+
+
+def read(text: str, media_type: str | None, type_name: str | None) -> Any:
+    """The value of a text."""
+    value: Any = text
+    if media_type == BYTES:
+        value = base64.b64decode(text)
+    elif media_type == JSON:
+        value = json.loads(text)
+    return value if type_name is None else _SCALARS[type_name](value)
+
+
+def array_in(numbers: npt.NDArray[Any], shape: list[int], type_name: str | None) -> npt.NDArray[Any]:
+    """The array of a ``TensorData``."""
+    if type_name == "bool":
+        numbers = numbers.astype(bool)
+    elif type_name is not None:
+        numbers, shape = np.ascontiguousarray(numbers).view(np.dtype(type_name)), shape[:-1]
+    return numbers.reshape(shape)

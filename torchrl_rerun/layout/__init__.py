@@ -1,0 +1,1 @@
+"""The layout that the viewer opens with."""

@@ -1,0 +1,1 @@
+"""Recordings read back as tensordicts, datasets and tables."""

@@ -1,0 +1,285 @@
+"""Rows: what a recording holds of a key, as arrays again, bit for bit: the way back of ``columns.py``."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from torchrl_rerun.kinds.exact import EXACT
+from torchrl_rerun.kinds.objects import MEDIA_TYPE, TENSOR, TEXT, TYPE, array_in, read
+from torchrl_rerun.kinds.pixels import ARCHETYPES
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.rrd.index import ALL, Codes, Part, Span, codes_of, times_of
+
+SCALARS, BARS = "Scalars:scalars", "BarChart:values"
+PICTURES = ("VideoStream:sample", "EncodedImage:blob", *(f"{archetype}:buffer" for archetype in ARCHETYPES.values()))
+"""The components of a picture."""
+VALUES = frozenset({SCALARS, BARS, TENSOR, TEXT, *PICTURES})
+"""The components of which each row has one."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where rows of one environment are, in order.
+
+    An environment of which a group of agents is reset by itself has two rows with one code: where the step arrived, and
+    from where the next one leads. They differ in their times.
+
+    Attributes:
+        codes: episode and step, ``[n]``.
+        times: ``log_time`` of each, ``[n]``.
+    """
+
+    codes: Codes
+    times: Codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, at: slice | npt.NDArray[Any]) -> Places:
+        return Places(self.codes[at], self.times[at])
+
+    @property
+    def order(self) -> npt.NDArray[np.intp] | None:
+        """What sorts them; None: they are sorted."""
+        codes, times = self.codes, self.times
+        if (codes[1:] > codes[:-1]).all():
+            return None
+        if ((codes[1:] > codes[:-1]) | ((codes[1:] == codes[:-1]) & (times[1:] >= times[:-1]))).all():
+            return None
+        return np.lexsort((times, codes))
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether no two of them have one code."""
+        return bool((self.codes[1:] > self.codes[:-1]).all())
+
+    def find(self, others: Places) -> npt.NDArray[np.intp]:
+        """At which of these each of some others is; -1: at none."""
+        if np.array_equal(self.codes, others.codes) and (self.are_apart or np.array_equal(self.times, others.times)):
+            return np.arange(len(self))
+        if not len(self):
+            return np.full(len(others), -1)
+        at = np.searchsorted(self.codes, others.codes)
+        is_wrong = np.zeros(len(at), np.bool_)
+        if not (self.are_apart and others.are_apart):
+            at, is_wrong = self._find_by_time(at, others)
+        at[at == len(self)] = 0
+        at[(self.codes[at] != others.codes) | is_wrong] = -1
+        return at
+
+    def _find_by_time(
+        self, at: npt.NDArray[np.intp], others: Places
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """Of several rows with one code those at the same time; and where there is none."""
+        most = int(np.unique(self.codes, return_counts=True)[1].max())
+        for _ in range(most - 1):
+            following = np.minimum(at + 1, len(self) - 1)
+            at = np.where(
+                (self.codes[following] == others.codes) & (self.times[following] <= others.times), following, at
+            )
+        several = [codes[np.flatnonzero(codes[1:] == codes[:-1])] for codes in (self.codes, others.codes)]
+        here = np.minimum(at, len(self) - 1)
+        return at, np.isin(others.codes, np.concatenate(several)) & (self.times[here] != others.times)
+
+
+def joined(several: Iterable[Places]) -> Places:
+    """Places, one after the other."""
+    found = list(several)
+    codes, times = ([np.zeros(0, np.int64), *column] for column in ([p.codes for p in found], [p.times for p in found]))
+    return Places(np.concatenate(codes), np.concatenate(times))
+
+
+def together(several: Iterable[Places]) -> Places:
+    """Where any of several keys has a row."""
+    found: list[Places] = []
+    for places in several:
+        if len(places) and not any(np.array_equal(places.codes, other.codes) for other in found if other.are_apart):
+            found.append(places)
+    if len(found) < 2:
+        return joined(found)
+    all_of_them = joined(found)
+    found_in_order = all_of_them[np.lexsort((all_of_them.times, all_of_them.codes))]
+    codes, times = found_in_order.codes, found_in_order.times
+    is_new = np.ones(len(codes), np.bool_)
+    is_new[1:] = (codes[1:] != codes[:-1]) | (times[1:] != times[:-1])
+    return found_in_order[is_new]
+
+
+class Rows(NamedTuple):
+    """Some rows of one entity, in the order in which they were recorded.
+
+    Attributes:
+        places: where they are, ``[n]``.
+        values: ``[n, *stream.row_shape]`` of the dtype ``stream.storage``; of Python objects ``[n]``.
+    """
+
+    places: Places
+    values: npt.NDArray[Any]
+
+
+class Held(NamedTuple):
+    """Some rows of one entity, not decoded.
+
+    Attributes:
+        places: where they are, ``[n]``.
+        batch: their columns.
+    """
+
+    places: Places
+    batch: pa.RecordBatch
+
+
+def held_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[Held]:
+    """What is recorded of an entity in a span."""
+    for part in parts:
+        for batch in part.chunks(path, span):
+            codes = codes_of(batch)
+            first, end = np.searchsorted(codes, [span[0], span[1] + 1]) if span != ALL else (0, len(codes))
+            if end > first:
+                held = with_any(batch.slice(first, end - first), VALUES)
+                if len(held):
+                    yield Held(Places(codes_of(held), times_of(held)), held)
+
+
+def is_of_pictures(held: Held) -> bool:
+    """Whether rows are pictures: others of the same key may be values that are none."""
+    return any(name in PICTURES for name in held.batch.schema.names)
+
+
+def with_any(batch: pa.RecordBatch, components: Iterable[str]) -> pa.RecordBatch:
+    """The rows that have any of some components: others may have put chunks together."""
+    columns = [batch.column(name) for name in batch.schema.names if name in components]
+    if not columns:
+        return batch
+    if not all(column.null_count for column in columns):
+        return batch
+    is_there = np.any([column.is_valid().to_numpy(zero_copy_only=False) for column in columns], axis=0)
+    return batch if is_there.all() else batch.filter(pa.array(is_there))
+
+
+def places_in(held: Iterable[Held]) -> Places:
+    """Where all rows are."""
+    places = joined(each.places for each in held)
+    return places if (order := places.order) is None else places[order]
+
+
+def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
+    """The rows of an entity that isn't a picture.
+
+    Args:
+        held: what is recorded of it.
+        stream: how it was recorded.
+    """
+    decode = _objects if stream.is_object else _DECODERS[stream.kind]
+    shape = () if stream.is_object else stream.row_shape
+    places, values = [], [np.zeros((0, *shape), stream.storage)]
+    for at, batch in held:
+        places.append(at)
+        values.append(decode(stream, batch))
+    return in_order(Rows(joined(places), np.concatenate(values)))
+
+
+def in_order(rows: Rows) -> Rows:
+    """Rows, sorted: others may have put chunks into another order."""
+    order = rows.places.order
+    return rows if order is None else Rows(rows.places[order], rows.values[order])
+
+
+def _scalars(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    held = batch.column(SCALARS)
+    numbers = _narrowed(stream, _flat(held))
+    if EXACT in batch.schema.names:
+        exact = batch.column(EXACT)
+        size = math.prod(stream.row_shape)
+        at = exact.is_valid().to_numpy(zero_copy_only=False)
+        numbers.reshape(len(batch), size)[at] = _narrowed(stream, _flat(exact)).reshape(-1, size)
+    return numbers.reshape(len(batch), *stream.row_shape)
+
+
+def _narrowed(stream: Stream, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Numbers as they are plotted, as the dtype in which they were buffered: each is there exactly."""
+    if stream.dtype == "bfloat16":  # the upper half of a float32; a conversion would change the bits of NaN
+        return (np.ascontiguousarray(numbers, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    if stream.is_complex:
+        return np.ascontiguousarray(numbers).view(stream.number_type)
+    with np.errstate(invalid="ignore"):  # integers of 64 bits beyond the range, which come from the exact column
+        return numbers.astype(stream.number_type, copy=False)
+
+
+def _tensor(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    buffers = _tensors(batch, BARS if BARS in batch.schema.names else TENSOR)[1]
+    types = np.unique(buffers.type_codes.to_numpy())
+    if len(types) == 1:  # all of one type lie one after the other, whichever part of them this is
+        lists = buffers.field(int(types[0])).slice(buffers.offsets[0].as_py(), len(batch))
+        return _narrowed(stream, _flat(lists)).reshape(len(batch), *stream.row_shape)
+    parts = [_narrowed(stream, np.asarray(buffers[row].value.values)) for row in range(len(batch))]
+    return np.concatenate(parts).reshape(len(batch), *stream.row_shape)
+
+
+def _tensors(batch: pa.RecordBatch, component: str) -> tuple[pa.Array, pa.Array]:
+    """The shapes and the buffers of the rows that have a tensor."""
+    data = batch.column(component).flatten()
+    buffers = data.field("buffer")
+    if buffers.offset:  # of a slice of a union pyarrow 26 gives the types, and the wrong offsets
+        buffers = buffers.take(pa.array(np.arange(len(data))))
+    return data.field("shape"), buffers
+
+
+# --- values by themselves ---
+
+
+def _objects(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    """Rows of which each is a value by itself: a tensor of its own shape, a text, or one of the usual shape."""
+    out = np.empty(len(batch), object)
+    usual = dataclasses.replace(stream, varies=False)
+    types = _one_each(batch, TYPE)
+    for component in (name for name in batch.schema.names if name in VALUES):
+        is_there = batch.column(component).is_valid().to_numpy(zero_copy_only=False)
+        at = np.flatnonzero(is_there)
+        part = batch if is_there.all() else batch.filter(pa.array(is_there))
+        if component in (TENSOR, BARS):
+            shapes, buffers = _tensors(part, component)
+            for row, shape, buffer in zip(at, shapes, buffers, strict=True):
+                numbers, size = np.asarray(buffer.value.values), shape.as_py()
+                if stream.varies:
+                    out[row] = _narrowed(stream, numbers).reshape(size[:-1] if stream.is_complex else size)
+                else:
+                    out[row] = array_in(numbers, size, types[row])
+        elif component == TEXT:
+            texts = batch.column(TEXT).flatten().to_pylist()
+            media_types = _one_each(batch, MEDIA_TYPE)
+            for row, text in zip(at, texts, strict=True):
+                is_plain = media_types[row] is None and types[row] is None
+                out[row] = text if is_plain else read(text, media_types[row], types[row])
+        elif component == SCALARS:
+            for row, value in zip(at, _scalars(usual, part), strict=True):
+                out[row] = value
+    return out
+
+
+def _one_each(batch: pa.RecordBatch, component: str) -> list[str | None]:
+    """What a component says of each row; None: nothing."""
+    if component not in batch.schema.names:
+        return [None] * len(batch)
+    return [None if said is None else said[0] for said in batch.column(component).to_pylist()]
+
+
+def _flat(lists: pa.ListArray) -> npt.NDArray[Any]:
+    """All values of some lists."""
+    values: npt.NDArray[Any] = lists.flatten().to_numpy(zero_copy_only=False)
+    return values
+
+
+_DECODERS: Mapping[str, Callable[[Stream, pa.RecordBatch], npt.NDArray[Any]]] = {
+    "scalars": _scalars,
+    "state": _scalars,
+    "tensor": _tensor,
+}

@@ -1,0 +1,172 @@
+"""Where each environment is: frame, step and episode counters, kept for the environments that are recorded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.blocks.events import NONE, Event, Rows
+from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
+
+
+class Progress(NamedTuple):
+    """Where a run is: what a program that goes on for another one must know.
+
+    Attributes:
+        steps: how many calls of ``env.step`` there have been.
+        episodes: ``[envs]``, the number of each environment's episode.
+        frames: how many frames there are in the recording that goes on.
+    """
+
+    steps: int
+    episodes: npt.NDArray[np.int64]
+    frames: int = 0
+
+
+class Episodes:
+    """Counts frames, steps and episodes of ``envs`` environments.
+
+    An episode runs from a reset to the step that ends it, per environment, counted from 0 per environment. ``frame``
+    grows by one with each recorded reset or step call, whatever environments it concerns; ``step`` counts the calls of
+    ``env.step``.
+
+    Attributes:
+        frames: how many frames there have been.
+        steps: how many calls of ``env.step`` there have been.
+        all_begun: whether it is known that all environments have been reset.
+
+    >>> episodes = Episodes(2)
+    >>> episodes.apply(episodes.event(None, 0, is_step=False))
+    >>> episodes.apply(episodes.event(np.array([1]), 5, is_step=True))
+    >>> episodes.positions().tolist()  # frame, step, episode, episode_step, time and regroupings of each environment
+    [[0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 5, 0]]
+    """
+
+    def __init__(self, envs: int) -> None:
+        self.frames = 0
+        self.steps = 0
+        self._episode = np.full(envs, -1, np.int64)
+        self._episode_step = np.zeros(envs, np.int64)
+        self._regrouped = np.zeros(envs, np.int64)
+        self._more_steps = 0  # of all environments, to be added
+        self._stamps = np.zeros((envs, 3), np.int64)  # frame, step and time of each one's last frame
+        # The last event, while it was one of all environments: then `_stamps` waits to be filled in.
+        self._shared: Event | None = None
+        self._seen: Event | None = None
+        self.all_begun = False
+
+    @property
+    def progress(self) -> Progress:
+        """Where the environments are."""
+        return Progress(self.steps, self._episode.copy())
+
+    def resume(self, progress: Progress) -> None:
+        """Go on where another program was stopped, as far as the environments are the same."""
+        self.steps, self.frames = progress.steps, progress.frames
+        known = min(len(self._episode), len(progress.episodes))
+        self._episode[:known] = progress.episodes[:known]
+        self._stamps[:, 1] = progress.steps
+
+    def grow(self, envs: int) -> None:
+        """Follow more environments, which haven't been reset."""
+        more = envs - len(self._episode)
+        self._episode = np.append(self._episode, np.full(more, -1))
+        self._episode_step = np.append(self._episode_step, np.full(more, -self._more_steps))
+        self._regrouped = np.append(self._regrouped, np.zeros(more, np.int64))
+        self._stamps = np.concatenate([self._stamps, np.zeros((more, 3), np.int64)])
+        self.all_begun = False
+
+    def event(
+        self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None, begun: Rows = None
+    ) -> Event:
+        """What is about to happen: environments are stepped, or reset. Changes nothing.
+
+        Args:
+            rows: which environments.
+            now: when, in nanoseconds since the epoch.
+            is_step: they are stepped.
+            picked: those whose frames before and after are recorded; None: all of them.
+            begun: of a reset, those whose episodes begin; None: all of ``rows``.
+        """
+        before, after = (rows, rows) if picked is None else picked
+        return Event(self.frames, self.steps + is_step, now, is_step, rows, before, after, begun)
+
+    def apply(self, event: Event) -> None:
+        """It happens: a new frame, if it is recorded; a step on in the same episode, or step 0 of a new one."""
+        rows = event.rows
+        is_recorded = event.after is rows or event.is_recorded
+        touched, begins = (slice(None) if each is None else each for each in (rows, event.begins))
+        # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
+        if event.is_step:
+            self.steps = event.step
+            if rows is None:
+                self._more_steps += 1
+            else:
+                self._episode_step[rows] += 1
+        else:
+            if event.begun is not None:
+                self._regrouped[touched] += 1
+            self._episode[begins] += 1
+            self._episode_step[begins] = -self._more_steps
+            self._regrouped[begins] = 0
+        if is_recorded:
+            self.frames += 1
+        if rows is None:
+            self._shared = event
+        else:
+            if self._shared is not None:
+                self._stamps[:] = self._shared[:3]
+                self._shared = None
+            self._stamps[rows] = event[:3]
+        self._seen = event
+
+    def amend(self, event: Event, amended: Event) -> None:
+        """Put another event in the place of the last one: more of the same frame is recorded than was known.
+
+        Args:
+            event: the last event that was applied.
+            amended: the same step, of the same environments.
+        """
+        if self._seen is event:
+            frames = self.frames + amended.is_recorded - event.is_recorded
+            # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
+            self.frames = frames
+            if self._shared is event:
+                self._shared = amended
+            self._seen = amended
+
+    def positions(self) -> Positions:
+        """Where each environment is, ``[envs, 6]``: at its last frame. The episode is -1 before the first reset."""
+        if self._shared is not None:
+            self._stamps[:] = self._shared[:3]
+            self._shared = None
+        self._episode_step += self._more_steps
+        self._more_steps = 0
+        latest = np.empty((len(self._episode), COLUMNS), np.int64)
+        latest[:, [FRAME, STEP, LOG_TIME]] = self._stamps
+        latest[:, EPISODE] = self._episode
+        latest[:, EPISODE_STEP] = self._episode_step
+        latest[:, REGROUPED] = self._regrouped
+        return latest
+
+    def has_seen(self, event: Event) -> bool:
+        """Whether an event was the last to happen."""
+        return self._seen is event
+
+    def of(self, rows: Rows) -> npt.NDArray[np.int64]:
+        """The numbers of the episodes that environments are in."""
+        return self._episode if rows is None else self._episode[rows]
+
+    def begun(self) -> int:
+        """How many episodes have begun, of all environments together."""
+        return int(self._episode.sum()) + len(self._episode)
+
+    def never_begun(self, rows: Rows) -> Rows:
+        """Those of ``rows`` that were never reset, an empty array if there are none."""
+        if self.all_begun:
+            return NONE
+        fresh = self._episode < 0
+        self.all_begun = not fresh.any()
+        return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]

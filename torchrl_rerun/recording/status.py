@@ -1,0 +1,314 @@
+"""The account of a recording: what became of its frames, and what is said of those that could not be recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torchrl_rerun.errors import RecordingError, warn
+from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.recording.counters import Episodes
+from torchrl_rerun.recording.stats import Stats
+from torchrl_rerun.writing.live import Outlet
+from torchrl_rerun.writing.sink import Sink
+from torchrl_rerun.writing.writer import Writer
+
+PATIENCE = 1.0
+"""Seconds that the environment waits for the writer before it is told so."""
+
+RETRY_SECONDS = 5.0
+"""Seconds between two tries to go on after a recording was closed, each of which makes the environment wait."""
+
+
+class Output(Protocol):
+    """What is between buffers and sink, as far as something waits there."""
+
+    @property
+    def oldest_waiting(self) -> int | None: ...  # noqa: D102
+    @property
+    def waiting_bytes(self) -> int: ...  # noqa: D102
+
+
+class _Counts(NamedTuple):
+    frames: int
+    steps: int
+    episodes: int
+
+
+class Account:
+    """Counts what was written, waits and is lost, and says what went wrong.
+
+    Args:
+        sink: where the recording goes.
+        outlets: who else gets it.
+        episodes: counts the frames; it may have counted those of earlier recordings.
+        buffers: where frames wait first; the list may grow.
+        output: where pictures and episodes wait then.
+        continues: the account of the recording that this one goes on for.
+
+    Attributes:
+        writer: who writes, once there is something to write.
+        error: an error of our own that ended the recording.
+        is_closing: whether nothing more is recorded.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        outlets: Sequence[Outlet],
+        episodes: Episodes,
+        buffers: Sequence[Buffer],
+        output: Output,
+        *,
+        continues: Account | None,
+    ) -> None:
+        self.writer: Writer | None = None
+        self.error: Exception | None = None
+        self.is_closing = False
+        self._sink = sink
+        self._outlets = outlets
+        self._episodes = episodes
+        self._buffers = buffers
+        self._output = output
+        self._failed_at: int | None = None
+        self._end: tuple[str, BaseException | None] | None = None  # what the recording failed by, and its cause
+        self._missed = 0  # frames that came after it, and that `close()` has not told of
+        self._hindrance: OSError | None = None  # why they could not be recorded
+        self._hindered_at = -math.inf
+        self._warned = False
+        self._warned_of_waiting = False
+        self._warned_of: set[str] = set()
+        self._before, self._began, self._busy_before = Stats(), time.monotonic(), 0.0
+        if continues is not None:
+            self._before, self._began = continues.stats(), continues._began  # noqa: SLF001 - of the same class
+            self._busy_before = continues._busy_seconds  # noqa: SLF001
+        self._at_first = self._counts
+        self._at_last: Stats | None = None
+
+    # --- counts ---
+
+    def begin_here(self) -> None:
+        """What has been counted so far is another program's."""
+        self._at_first = self._counts
+
+    @property
+    def _counts(self) -> _Counts:
+        return _Counts(self._episodes.frames, self._episodes.steps, self._episodes.begun())
+
+    @property
+    def _frames(self) -> int:
+        """How many frames there have been since the recording began, or went on in this file."""
+        return self._episodes.frames - self._at_first.frames
+
+    @property
+    def _unwritten_frames(self) -> int:
+        """How many of them aren't with the sink in full."""
+        waiting = [self._failed_at, self._output.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers)]
+        if self.keeper is not None:
+            waiting.append(self.keeper.oldest_waiting)
+        oldest = min((frame for frame in waiting if frame is not None), default=self._episodes.frames)
+        return self._episodes.frames - oldest
+
+    @property
+    def keeper(self) -> Outlet | None:
+        """The recording stream that keeps what is recorded, where there is no file."""
+        return next((outlet for outlet in self._outlets if outlet.keeps), None)
+
+    @property
+    def _lost_frames(self) -> int:
+        """How many of them could not be written, or were and are gone with their file."""
+        if self._sink.trouble() is not None:
+            return self._frames
+        if self.keeper is not None and self.keeper.trouble() is not None:
+            return self.keeper.dropped_frames
+        has_failed = self.error is not None or (self.writer is not None and self.writer.error is not None)
+        return self._unwritten_frames if has_failed else 0
+
+    def stats(self) -> Stats:
+        """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
+        if self._at_last is not None:
+            return self._at_last
+        lost = self._lost_frames
+        return self._counted(lost, waiting=0 if lost else self._unwritten_frames)
+
+    def _counted(self, lost: int, waiting: int) -> Stats:
+        before, now, then = self._before, self._counts, self._at_first
+        frames, size = before.frames + self._frames, before.bytes_written + self._sink.size()
+        seconds, busy = time.monotonic() - self._began, self._busy_seconds
+        return Stats(
+            frames=frames,
+            steps=before.steps + now.steps - then.steps,
+            episodes=before.episodes + now.episodes - then.episodes,
+            frames_written=before.frames_written + self._frames - lost - waiting,
+            frames_waiting=waiting,
+            frames_lost=before.frames_lost + lost,
+            frames_dropped=before.frames_dropped + max((outlet.dropped_frames for outlet in self._outlets), default=0),
+            bytes_waiting=self._waiting_bytes if waiting else 0,
+            bytes_written=size,
+            seconds_waited=before.seconds_waited + self._seconds_waited,
+            frames_per_second=frames / seconds,
+            bytes_per_second=size / busy if busy else 0.0,
+        )
+
+    @property
+    def _busy_seconds(self) -> float:
+        return self._busy_before + (0.0 if self.writer is None else self.writer.busy_seconds)
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return self._output.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers)
+
+    @property
+    def _seconds_waited(self) -> float:
+        return sum(buffer.seconds_waited for buffer in self._buffers)
+
+    # --- failures ---
+
+    def is_sound(self) -> bool:
+        """Whether what is buffered will be written."""
+        return self.error is None and self.writer is not None and self.writer.alive()
+
+    def fail(self, error: Exception) -> None:
+        """An error of our own ends the recording."""
+        if self.error is None:
+            self.error, self._failed_at = error, self._episodes.frames
+        self._warn_of_failure()
+
+    def _failure(self) -> RecordingError | None:
+        error: BaseException | None = self.error or (None if self.writer is None else self.writer.error)
+        if error is None:
+            error = self._sink.trouble() or (None if self.keeper is None else self.keeper.trouble())
+        if error is None:
+            return None
+        if self._lacks_its_end():
+            message = (
+                f"all frames are in {self._sink.label}, but it has no footer and no layout: {error}. Once there is room "
+                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self._sink.location)}` adds them"
+            )
+        else:
+            message = f"recording to {self._sink.label} failed, {self._lost_frames} frames were lost: {error}"
+        failure = RecordingError(message)
+        failure.__cause__ = error
+        return failure
+
+    def _lacks_its_end(self) -> bool:
+        """Whether all was written but what comes last."""
+        return self.is_closing and self.error is None and self._sink.trouble() is None and not self._lost_frames
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong so far, if anything did."""
+        failure = self._failure()
+        if failure is not None:
+            raise failure
+
+    def conclude(self, *, all_lost: bool = False) -> bool:
+        """Nothing more is written: what is lost is so for good. Whether anything is.
+
+        Args:
+            all_lost: the file is removed.
+        """
+        lost = self._frames if all_lost else self._lost_frames
+        self._at_last = self._counted(lost, waiting=0)
+        return bool(lost) or self.error is not None
+
+    def raise_end(self) -> None:
+        """Raise what the recording failed by, and remember it."""
+        failure = self._failure()
+        if failure is not None:
+            # Not the error itself: with its traceback it would keep all of this alive.
+            self._end = str(failure), failure.__cause__
+            raise failure
+
+    # --- what comes after it was closed ---
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether it is time to try to go on in another file: at once, and every few seconds where that fails."""
+        return time.monotonic() - self._hindered_at >= RETRY_SECONDS
+
+    def fail_to_go_on(self, error: OSError) -> None:
+        """What comes now can't be recorded before the next try."""
+        self._hindrance, self._hindered_at = error, time.monotonic()
+
+    def miss(self, frames: int, steps: int, episodes: int) -> bool:
+        """What was counted after the end is lost: said once. Whether it is the first."""
+        assert self._at_last is not None, "it is over"
+        last = self._at_last
+        self._at_last = dataclasses.replace(
+            last,
+            frames=last.frames + frames,
+            steps=last.steps + steps,
+            episodes=last.episodes + episodes,
+            frames_lost=last.frames_lost + frames,
+        )
+        self._missed += frames
+        is_first = self._missed == frames == 1
+        if is_first:
+            warn(f"{self._aftermath()} (training goes on; dump() and close() will raise this)", RuntimeWarning)
+        return is_first
+
+    def raise_again(self) -> None:
+        """Raise what was lost since the end, or else what the recording failed by."""
+        if self._missed:
+            raise self._aftermath()
+        if self._end is not None:
+            what, cause = self._end
+            raise RecordingError(what) from cause
+
+    def raise_what_was_missed(self) -> None:
+        """Raise what was lost since the end, once."""
+        if self._missed:
+            aftermath, self._missed = self._aftermath(), 0
+            raise aftermath
+
+    def _aftermath(self) -> RecordingError:
+        failure = RecordingError(
+            f"what came after {self._sink.label} was closed is not recorded, {self._missed} frames were lost: "
+            f"{self._hindrance}"
+        )
+        failure.__cause__ = self._hindrance
+        return failure
+
+    # --- warnings, once each ---
+
+    def tell(self) -> None:
+        """Warn of what the environment's thread should know."""
+        self._warn_of_failure()
+        self._warn_of_waiting()
+        self._warn_of_outlets()
+
+    def _warn_of_failure(self) -> None:
+        failure = None if self._warned else self._failure()
+        if failure is not None:
+            self._warned = True
+            where = ", in another file," if self.keeper is None else ""
+            warn(
+                f"{failure} (training goes on, and is recorded again{where} after close(); dump() and close() will raise this)",
+                RuntimeWarning,
+            )
+
+    def _warn_of_waiting(self) -> None:
+        """The environment is held up: with what to do about it."""
+        if self._warned_of_waiting or self._seconds_waited < PATIENCE:
+            return
+        self._warned_of_waiting = True
+        stats = self.stats()
+        warn(
+            f"the environment waits for {self._sink.label} to be written, {self._seconds_waited:.1f} s so far: "
+            f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.3g} MB/s can "
+            "be encoded and written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
+            "image_format (a larger buffer_bytes bridges short peaks)",
+            RuntimeWarning,
+        )
+
+    def _warn_of_outlets(self) -> None:
+        """A viewer that is gone costs frames that nobody would have seen."""
+        for outlet in self._outlets:
+            trouble = outlet.trouble()
+            if trouble is not None and not outlet.keeps and outlet.label not in self._warned_of:
+                self._warned_of.add(outlet.label)
+                warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)

@@ -1,0 +1,185 @@
+"""Selection: which frames of which environments are recorded, decided before they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.blocks.events import NONE, Rows
+from torchrl_rerun.errors import warn
+
+Trigger = Callable[[int], bool]
+"""Whether a recording starts at an episode, or at a step."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is recorded of each environment, as in ``gymnasium.wrappers.RecordVideo``.
+
+    Attributes:
+        episode_trigger: called with the number of each episode when it begins.
+        step_trigger: called with the number of each step, from 0.
+        recording_length: steps after which what was started ends; 0: the end of the episode.
+        skip: one frame in so many is recorded, and the first and the last of each episode.
+    """
+
+    episode_trigger: Trigger | None = None
+    step_trigger: Trigger | None = None
+    recording_length: int = 0
+    skip: int = 1
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.skip == 1 and not self.has_triggers
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether it is recorded only where a trigger says so."""
+        return self.episode_trigger is not None or self.step_trigger is not None
+
+
+class Selection:
+    """Follows the environments and picks the frames to record.
+
+    Args:
+        envs: number of environments.
+        choice: what to record of each.
+
+    Attributes:
+        takes_all: whether all frames are recorded, now and just before; then it needn't be asked.
+
+    >>> selection = Selection(2, Choice(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
+    >>> selection.reset(None, np.array([0, 1]))  # the episodes that the environments are in now
+    array([0])
+    >>> selection.step(None, 1, None)
+    (array([0]), array([0]))
+    >>> selection.step(None, 2, None)  # the action that the first one's last frame led to
+    (array([0]), array([], dtype=int64))
+    """
+
+    def __init__(self, envs: int, choice: Choice) -> None:
+        self._choice = choice
+        self._everyone = np.arange(envs)
+        self._is_enabled = True
+        self._was_recorded = np.ones(envs, np.bool_)  # each one's frame before
+        self._is_running = np.full(envs, not choice.has_triggers)
+        self._length = np.zeros(envs, np.int64)  # frames since what is running was started
+        self._since = np.zeros(envs, np.int64)  # steps since the episode, or what is running, began
+        self._has_warned = False
+        self.takes_all = choice.is_everything
+
+    def grow(self, envs: int) -> None:
+        """Follow more environments, which haven't been reset."""
+        more = envs - len(self._everyone)
+        self._everyone = np.arange(envs)
+        self._was_recorded = np.append(self._was_recorded, np.ones(more, np.bool_))
+        self._is_running = np.append(self._is_running, np.full(more, not self._choice.has_triggers))
+        self._length = np.append(self._length, np.zeros(more, np.int64))
+        self._since = np.append(self._since, np.zeros(more, np.int64))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded; what is running waits meanwhile."""
+        return self._is_enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._is_enabled = enabled
+        self.takes_all = False
+
+    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64], begun: Rows = None) -> Rows:
+        """Environments were reset: those whose frames are recorded.
+
+        Args:
+            rows: which environments.
+            episodes: the numbers of the episodes that begin.
+            begun: whose episodes these are; None: those of ``rows``. The others' go on: a reset of some of their groups is
+                recorded if the frame before it is.
+        """
+        begins = rows if begun is None else begun
+        at = self._at(begins)
+        self._since[at] = 0
+        if self._choice.has_triggers:
+            if not self._choice.recording_length:
+                self._is_running[at] = False
+            if self._choice.episode_trigger is not None and self._is_enabled:
+                trigger = self._choice.episode_trigger
+                self._start([env for env, n in zip(at, episodes, strict=True) if self._asked(trigger, int(n))])
+        picked = self._picked(begins, at, None)
+        if begun is None:
+            return picked
+        regrouped = np.setdiff1d(self._at(rows), at)
+        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NONE
+        return self._all_or(np.union1d(self._at(picked), taken), rows)
+
+    def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
+        """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
+
+        Args:
+            rows: which environments.
+            step: calls of ``env.step`` so far, this one included.
+            ended: bool ``[envs]``, whose episodes end; None: nobody's.
+        """
+        if not (self._is_enabled or self._was_recorded.any()):
+            return NONE, NONE
+        at = self._at(rows)
+        before = at[self._was_recorded[at]]
+        self._since[at] += 1
+        trigger = self._choice.step_trigger
+        if trigger is not None and self._is_enabled and self._asked(trigger, step - 1):
+            self._start(at)
+        return self._all_or(before, rows), self._picked(rows, at, ended)
+
+    def end(self, rows: Rows, after: Rows, ended: npt.NDArray[np.bool_]) -> Rows:
+        """Return whose frames are recorded of the last step, now that more of their ends are known.
+
+        Args:
+            rows: the environments that were stepped.
+            after: those whose frames are recorded so far.
+            ended: bool ``[envs]``, whose episodes end with it.
+        """
+        at = self._at(rows)
+        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NONE
+        if self._choice.skip == 1 or not len(late):
+            return after
+        self._was_recorded[late] = True
+        return self._all_or(np.union1d(self._at(after), late), rows)
+
+    def _asked(self, trigger: Trigger, number: int) -> bool:
+        """What the user's function says. Where it fails it is recorded: what isn't can't be had back."""
+        try:
+            return bool(trigger(number))
+        except Exception as error:
+            if not self._has_warned:
+                self._has_warned = True
+                warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
+            return True
+
+    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+        return self._everyone if rows is None else rows
+
+    def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
+        self._is_running[at] = True
+        self._length[at] = self._since[at] = 0
+
+    def _picked(self, rows: Rows, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> Rows:
+        taken = self._is_running[at] & self._is_enabled
+        if self._choice.recording_length and self._choice.has_triggers and self._is_enabled:
+            self._length[at] += taken
+            self._is_running[at] &= self._length[at] <= self._choice.recording_length
+        if self._choice.skip > 1:
+            is_due = self._since[at] % self._choice.skip == 0
+            taken &= is_due if ended is None else is_due | ended[at]
+        self._was_recorded[at] = taken
+        self.takes_all = self._is_enabled and self._choice.is_everything and bool(self._was_recorded.all())
+        return self._all_or(at[taken], rows)
+
+    def _all_or(self, picked: npt.NDArray[np.intp], rows: Rows) -> Rows:
+        """The same, in the way that says at once that it is all environments, or none."""
+        if not len(picked):
+            return NONE
+        return None if rows is None and len(picked) == len(self._was_recorded) else picked

@@ -1,0 +1,173 @@
+"""Listing: which episodes are recorded in a folder, and what they came to, without reading their rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from torchrl_rerun.kinds.episode import PROPERTIES, Episode
+from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO
+from torchrl_rerun.paths import absolute, is_file, shown
+from torchrl_rerun.rrd.contents import Contents, contents_of
+from torchrl_rerun.rrd.copies import Copies, copies_among
+from torchrl_rerun.rrd.files import recordings_in
+
+_NEEDED = frozenset({"env", "episode", "episode_return", "length"})
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True)
+class RecordedEpisode:
+    """An episode that has a recording of its own.
+
+    Attributes:
+        episode: what is known of it.
+        recording_id: id of its recording.
+        paths: its files, one after the other; several if it was dumped before it was over. The last says what it came to.
+        size: bytes of them all.
+    """
+
+    episode: Episode
+    recording_id: str
+    paths: tuple[Path, ...]
+    size: int
+
+    @property
+    def path(self) -> Path:
+        """The file that says what it came to, which is the only one if it ended."""
+        return self.paths[-1]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What there is in a folder.
+
+    Attributes:
+        episodes: those that have recordings of their own, in the order in which they began.
+        runs: files of ``torchrl_rerun`` that hold whole runs.
+        unreadable: files that hold nothing, or that Rerun can't read: torn, damaged, or still being written.
+        copies: recordings of episodes that another file holds, too: by their files and ids the file in which they count.
+    """
+
+    episodes: list[RecordedEpisode]
+    runs: list[Path]
+    unreadable: list[Path]
+    copies: Copies = field(default_factory=dict)
+
+
+def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter) -> Listing:
+    """What is recorded in the files of a folder and of the folders in it. Their properties alone are read.
+
+    Files that somebody else made are left out, and so is what is hidden.
+
+    Args:
+        path: the folder, or an ``.rrd`` file. A leading ``~`` is the user's home. Links to folders are followed.
+        progress: is given the files, and gives them back one by one.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: it is a device, a pipe or a socket.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, list_episodes
+        >>> folder = tempfile.mkdtemp()
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(folder, split="episode"))
+        >>> rollout = env.rollout(100)
+        >>> env.close()
+        >>> [found] = list_episodes(folder).episodes
+        >>> found.path.name, found.episode.length == len(rollout)
+        ('env_0_episode_000000.rrd', True)
+    """
+    root = absolute(path)
+    return listing_of(progress([root] if is_file(root) else [*recordings_in(root)]))
+
+
+def listing_of(files: Iterable[Path]) -> Listing:
+    """What is recorded in some files; see :func:`list_episodes`."""
+    parts: list[_Part] = []
+    runs: list[Path] = []
+    unreadable: list[Path] = []
+    for file in files:
+        try:
+            size, found = file.stat().st_size, contents_of(file)
+            _check(found)
+        except (OSError, ValueError):
+            if file.exists():  # a recorder may have removed it meanwhile
+                unreadable.append(file)
+            continue
+        for recording in found:
+            episode = episode_in(recording.properties)
+            if episode is not None:
+                parts.append(_Part(episode, recording, size))
+            elif PROPERTY in recording.properties:
+                runs.append(file)
+    copies = copies_among(part.contents for part in parts)
+    recordings: dict[tuple[Path, str], list[_Part]] = {}
+    for part in parts:
+        if (part.file, part.contents.recording_id) not in copies:
+            recordings.setdefault((part.file.parent, part.contents.recording_id), []).append(part)
+    episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in recordings.items()]
+    episodes.sort(key=lambda each: beginning(each.episode))
+    return Listing(episodes, runs, unreadable, copies)
+
+
+def _check(found: Sequence[Contents]) -> None:
+    """Refuse what doesn't say yet what an episode came to.
+
+    Raises:
+        ValueError: it may come to more.
+    """
+    for recording in found:
+        if not recording.is_finished and EPISODE not in recording.properties:
+            raise ValueError(
+                f"{shown(recording.file)} is not finished: what there is of it is not all that there would be"
+            )
+
+
+@dataclass(frozen=True)
+class _Part:
+    episode: Episode
+    contents: Contents
+    size: int
+
+    @property
+    def file(self) -> Path:
+        return self.contents.file
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it was written before the episode was over."""
+        return ".part_" in self.file.name
+
+
+def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
+    # A kill may come before the parts of an episode are removed that was written as a whole.
+    whole = {part.episode.start_time for part in parts if not part.is_partial}
+    parts = [part for part in parts if not (part.is_partial and part.episode.start_time in whole)]
+    parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
+    files = tuple(part.file for part in parts)
+    return RecordedEpisode(parts[-1].episode, recording_id, files, sum(part.size for part in parts))
+
+
+def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
+    """By which episodes are in the order in which they began."""
+    return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
+
+
+def episode_in(properties: dict[str, dict[str, Any]]) -> Episode | None:
+    """What a recording's properties say that its episode came to; None: it is none of ``torchrl_rerun``."""
+    fields = properties.get(EPISODE, {})
+    if PROPERTY not in properties or not fields.keys() >= _NEEDED:
+        return None
+    nanoseconds = properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
+    return Episode(
+        **{name: value for name, value in fields.items() if name in PROPERTIES},
+        start_time=None if nanoseconds is None else _EPOCH + timedelta(microseconds=nanoseconds // 1000),
+        annotations={name: value for name, value in fields.items() if name not in PROPERTIES},
+    )

@@ -1,0 +1,39 @@
+"""Locks: a file that is being written is held, so that nobody else writes to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchrl_rerun.errors import FileInUseError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody else can write to a file that is open
+    fcntl = None  # type: ignore[assignment]
+
+
+def lock(handle: int, path: Path) -> None:
+    """Hold an open file for as long as ``handle`` is open, so that nobody else writes to it.
+
+    Raises:
+        FileInUseError: another recorder, or a repair, holds it.
+    """
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileInUseError(f"{path} is being written by another recorder") from None
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a file, see :func:`lock`."""
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

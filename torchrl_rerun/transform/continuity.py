@@ -1,0 +1,181 @@
+"""Continuing: whether a moment of stored data goes on with the episode of the moment before it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_rerun.kinds.endings import FLAGS, Endings
+from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.transform import specs
+
+Mask = npt.NDArray[np.bool_]
+"""Which environments are meant at each of some moments, ``[envs, time]``."""
+
+
+class Begun(NamedTuple):
+    """What happened before each of some moments, ``[envs, time]`` each.
+
+    Attributes:
+        episodes: an episode begins with the moment.
+        groups: only some groups of agents begin anew, within the episode of their environment.
+    """
+
+    episodes: Mask
+    groups: Mask
+
+
+class Continuity:
+    """Remembers what the last step of each environment led to."""
+
+    def __init__(self) -> None:
+        self._last: TensorDictBase | None = None
+
+    def forget(self) -> None:
+        """Let what comes next go on with nothing."""
+        self._last = None
+
+    def begun(self, rollout: TensorDictBase, stepped: Mask | None = None) -> Begun:
+        """Return what begins at each moment: an episode if the last step ended one, or led somewhere else.
+
+        Args:
+            rollout: ``[*batch, time]``, what comes next.
+            stepped: which environments were stepped, ``[envs, time]``; None: all at all times.
+        """
+        within = None if stepped is not None else _begun_within(rollout)
+        if within is not None:
+            first = self._begun_at(rollout[..., 0])
+            self._last = rollout[..., -1].get("next").clone()
+            return Begun(
+                *(np.concatenate([one[:, None], rest], axis=1) for one, rest in zip(first, within, strict=True))
+            )
+        of_each = []
+        for i, moment in enumerate(rollout.unbind(-1)):
+            of_each.append(self._begun_at(moment))
+            last = moment.get("next").clone()
+            if stepped is not None and self._last is not None and self._last.batch_size == last.batch_size:
+                # The rows of environments that were left out stay as they were the last time.
+                chosen = torch.from_numpy(np.ascontiguousarray(stepped[:, i])).reshape(moment.batch_size)
+                last = last.where(chosen.to(last.device), self._last)
+            self._last = last
+        return Begun(*(np.stack(each, axis=1) for each in zip(*of_each, strict=True)))
+
+    def grow(self, envs: int) -> None:
+        """Make room for more environments, whose episodes begin."""
+        if self._last is not None and self._last.batch_size.numel() < envs:
+            more = self._last[:1].expand(envs - len(self._last))
+            self._last = torch.cat([self._last, more], 0)
+
+    def _begun_at(self, moment: TensorDictBase) -> Begun:
+        count = moment.batch_size.numel()
+        if self._last is None or self._last.batch_size != moment.batch_size:
+            return Begun(np.ones(count, bool), np.zeros(count, bool))
+        found = _begun(self._last, moment, moment.batch_size, ())
+        assert found is not None, "what can't be stacked is left out"
+        return found
+
+
+def stepped_in(rollout: TensorDictBase) -> Mask | None:
+    """Return which environments a rollout was stepped in, ``[envs, time]``, as its entry ``"_step"`` says; None: all."""
+    given = specs.value_at_root(rollout, "_step")
+    if given is None:
+        return None
+    size = rollout.batch_size
+    stepped: Mask = given.cpu().numpy().reshape(size[:-1].numel(), size[-1])
+    return stepped
+
+
+def _begun_within(rollout: TensorDictBase) -> Begun | None:
+    """Return what begins after the first moment; None: that must be looked at moment by moment."""
+    size, time = rollout.batch_size[:-1], rollout.batch_size[-1]
+    if time < 2:
+        nothing = np.zeros((size.numel(), 0), bool)
+        return Begun(nothing, nothing)
+    return _begun(rollout.get("next"), rollout, size, (time - 1,))
+
+
+def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, time: tuple[int, ...]) -> Begun | None:
+    """Compare what steps led to with what follows them.
+
+    Args:
+        led_to: what the steps led to.
+        follows: what follows them; with ``time`` both are of the same moments, of which all but the last lead to the others.
+        size: the batch size of the environments.
+        time: how many moments are looked at; empty: one that has no dimension.
+
+    Returns:
+        What begins, ``[envs, *time]``; None: the values of a key can't be stacked.
+    """
+    shape = (size.numel(), *time)
+    keys = specs.data_keys(led_to)
+    endings = Endings(keys)
+
+    def flags(data: TensorDictBase, begin: int, key: Key) -> npt.NDArray[Any] | None:
+        value = specs.value_of(data, key)
+        if not isinstance(value, torch.Tensor):
+            return None
+        return specs.as_array(_along(value, len(size), begin) if time else value, size).reshape(*shape, -1)
+
+    count = int(np.prod(shape))
+    ends = endings.of(functools.partial(flags, led_to, 0), count)
+    begun = np.zeros(shape, bool) if ends is None else ends.either.reshape(shape)
+    again: dict[Key, npt.NDArray[np.bool_]] = {}  # groups that were reset
+    for key in endings.keys:
+        up, down = flags(led_to, 0, key), flags(follows, 1, key)
+        if len(key) > 1 and up is not None:
+            fell = np.asarray((up & ~down if down is not None and down.shape == up.shape else up).any(axis=-1))
+            again[key[:-1]] = again.get(key[:-1], np.zeros(shape, bool)) | fell
+    groups = np.zeros(shape, bool)
+    for each in again.values():
+        groups |= each
+    for key in keys:
+        if key[-1] in FLAGS or key[-1] == "reward":
+            continue
+        before, now = specs.value_of(led_to, key), specs.value_of(follows, key)
+        if time and (specs.is_uneven(before) or specs.is_uneven(now)):
+            return None
+        if not is_plain(before) or not is_plain(now):
+            continue
+        if time:
+            before, now = _along(before, len(size), 0), _along(now, len(size), 1)
+        differs = where_they_differ(before, now, size, shape)
+        for group, reset in again.items():
+            if key[: len(group)] == group:
+                differs &= ~reset
+        begun |= differs
+    return Begun(begun, groups & ~begun)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value can be compared with another one, number by number."""
+    return isinstance(value, torch.Tensor) and not value.is_nested and value.layout is torch.strided
+
+
+def _along(value: torch.Tensor, dim: int, begin: int) -> torch.Tensor:
+    """Return all values over time but the last one, or but the first one."""
+    return value.narrow(dim, begin, value.shape[dim] - 1)
+
+
+def where_they_differ(
+    before: torch.Tensor, now: torch.Tensor, size: torch.Size, shape: tuple[int, ...]
+) -> npt.NDArray[np.bool_]:
+    """Return where one key says that a step wasn't followed by what comes next.
+
+    Args:
+        before: what the steps led to, ``[*size, ...]`` or ``[*size, time, ...]``.
+        now: what follows them, likewise.
+        size: the batch size of the environments.
+        shape: of what is returned, ``[envs]`` or ``[envs, time]``.
+    """
+    led_to, follows = specs.as_array(before, size), specs.as_array(now, size)
+    if follows.shape != led_to.shape:
+        return np.ones(shape, bool)
+    differs: npt.NDArray[np.bool_] = np.asarray(follows != led_to)
+    if led_to.dtype.kind in "fc":
+        differs &= (follows == follows) | (led_to == led_to)  # noqa: PLR0124 - NaN is followed by NaN
+    return np.asarray(differs.any(axis=tuple(range(len(shape), differs.ndim))))

@@ -1,0 +1,401 @@
+"""Episode files: the rows of each episode wait in memory until it is over, and are written if it stays."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import rerun.blueprint as rrb
+from rerun.chunk import Chunk, RrdReader
+
+from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.events import Over
+from torchrl_rerun.blocks.pieces import Piece, pieces
+from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.kinds.episode import Episode, EpisodeKey
+from torchrl_rerun.kinds.losses import Losses
+from torchrl_rerun.kinds.objects import size_of
+from torchrl_rerun.kinds.schema import Described, Source, episode_chunk, info_chunk, property_chunk
+from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
+from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
+from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
+from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing.folder import RunFolder
+
+
+class EpisodeFiles:
+    """Each episode that stays in a recording of its own, without ``/env_{i}``; its ``frame`` is the ``episode_step``.
+
+    What doesn't stay is forgotten without having been encoded. Where memory doesn't suffice, the longest of the episodes
+    in progress goes to the disk in parts, which become one file or are removed when it is over.
+
+    Args:
+        folder: where the recordings go.
+        source: the environments.
+        envs: the environment index of each row of the blocks.
+        sums: running sums of rewards so far.
+        over: the environment's thread adds the episodes that are over, in order.
+        application_id, recording_id: what the run is called.
+        capacity: bytes that may wait in memory.
+        max_age: seconds that an episode waits, when it is over, for others to take its place.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        source: Source,
+        envs: Sequence[int],
+        sums: Sums,
+        over: collections.deque[Over],
+        *,
+        application_id: str,
+        recording_id: str,
+        capacity: int,
+        max_age: float,
+    ) -> None:
+        self._folder = folder
+        self._source = source
+        self._envs = list(envs)
+        self._sums = sums
+        self._application_id = application_id
+        self._recording_id = recording_id
+        self._capacity = capacity
+        self._max_age = max_age
+        self._described: tuple[Described, ...] = ()
+        self._ends: tuple[Key, ...] = ()
+        self._layout: EncodedLayout | None = None
+        self._over = over
+        self._in_progress: dict[tuple[int, int], _Rows] = {}
+        self._waiting: dict[EpisodeKey, _Finished] = {}
+        self._schemas: dict[int, Chunk] = {}
+        self._last_over = np.full(len(self._envs), -1)
+        self._has_warned = False
+        self._losses = Losses()
+
+    def lay_out(self, layout: rrb.Blueprint) -> None:
+        """Say how the viewer opens with an episode."""
+        try:
+            self._layout = encode(layout, self._application_id)
+        except (LookupError, ValueError) as error:
+            warnings.warn(f"the recordings are complete, but have no layout: {error}", RuntimeWarning, stacklevel=2)
+
+    # --- what an output is ---
+
+    def grow(self, source: Source, envs: Sequence[int]) -> None:
+        """Write more environments from now on; no block may be on its way.
+
+        Args:
+            source: the environments.
+            envs: the environment index of each row of the blocks to come.
+        """
+        self._last_over = np.append(self._last_over, np.full(len(envs) - len(self._envs), -1))
+        self._source, self._envs = source, list(envs)
+
+    def describe(
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+    ) -> Iterator[Chunk]:
+        """Note what is recorded, for each file says it."""
+        del new, statistics
+        self._described, self._ends = tuple(described), tuple(ends)
+        self._schemas.clear()
+        self.__dict__.pop("_static", None)
+        yield from ()
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """Take the rows of a block."""
+        for piece in pieces(block, len(self._envs), self._sums):
+            episodes = piece.positions[:, EPISODE]
+            bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
+            for first, last in itertools.pairwise(bounds):
+                self._take(piece, int(episodes[first]), slice(first, last))
+        self._relieve()
+        yield from ()
+
+    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
+        """Finish the episodes that are over, and write those that have waited long enough.
+
+        Args:
+            complete: says before which frame everything has come.
+        """
+        count = len(self._over)  # before it is asked: more may be over by then
+        self._finish(count, complete())
+        due = time.monotonic() - self._max_age
+        for finished in [each for each in self._waiting.values() if each.since <= due]:
+            self._write(finished)
+        yield from ()
+
+    def rest(self, complete: int) -> Iterator[Chunk]:
+        """Write everything, also parts of what is in progress.
+
+        Args:
+            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+        """
+        self._finish(len(self._over), complete)
+        for finished in list(self._waiting.values()):
+            self._write(finished)
+        for rows in self._in_progress.values():
+            self._write_part(rows)
+        yield from ()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of what waits."""
+        return sum(rows.bytes for rows in self._all_rows())
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """Number of the first frame of which something waits; None: nothing does."""
+        return min((rows.first for rows in self._all_rows() if rows.bytes), default=None)
+
+    def _all_rows(self) -> list[_Rows]:
+        """Also asked for on other threads."""
+        return [*tuple(self._in_progress.values()), *(finished.rows for finished in tuple(self._waiting.values()))]
+
+    # --- rows ---
+
+    def _take(self, piece: Piece, episode: int, part: slice) -> None:
+        if episode <= self._last_over[piece.row]:
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"environment {self._envs[piece.row]} was stepped after its episode was over, without a reset: what came "
+                    "of that belongs to no episode, and is not recorded",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return
+        key = piece.row, episode
+        rows = self._in_progress.get(key)
+        if rows is None:
+            rows = self._in_progress[key] = _Rows(self._envs[piece.row], episode, self._source.fps, self._losses)
+        rows.add(piece, part)
+
+    def _relieve(self) -> None:
+        """Make room: what is over is written first."""
+        for finished in list(self._waiting.values()):
+            if self.waiting_bytes <= self._capacity:
+                return
+            self._write(finished)
+        while self.waiting_bytes > self._capacity:
+            self._write_part(max(self._in_progress.values(), key=lambda rows: rows.bytes))
+
+    # --- episodes ---
+
+    def _finish(self, count: int, complete: int) -> None:
+        while count and self._over[0].before <= complete:
+            over = self._over.popleft()
+            count -= 1
+            self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
+            rows = self._in_progress.pop((over.row, over.episode.episode), None)
+            if rows is None:
+                continue  # nothing of it was recorded, or it was over before: Ctrl-C came in between
+            if not over.episode.length:  # it was reset, or the recording closed, before its first step
+                rows.remove_parts()
+                continue
+            self._decide(_Finished(over.episode, rows, over.since, []))
+
+    def _decide(self, finished: _Finished) -> None:
+        """Let an episode that is over wait to be written, or go, and let go those that it takes the place of.
+
+        A file goes when what takes its place is on the disk: a kill in between would cost both.
+        """
+        stays = True
+        for gone in self._folder.decide(finished.episode):
+            waiting = self._waiting.pop(gone.key, None)
+            if gone is finished.episode:
+                stays = False
+            elif waiting is None:
+                finished.replaces.append(gone)
+            else:
+                waiting.rows.remove_parts()
+                finished.replaces.extend(waiting.replaces)
+        if not stays:
+            finished.rows.remove_parts()
+            self._remove(finished.replaces)
+            return
+        self._waiting[finished.episode.key] = finished
+        if self._folder.keeps_all:
+            self._write(finished)
+
+    def _remove(self, episodes: Iterable[Episode]) -> None:
+        for episode in episodes:
+            self._folder.remove(episode)
+
+    def _write(self, finished: _Finished) -> None:
+        episode, rows = finished.episode, finished.rows
+        self._write_file(rows, episode, self._stem(rows), of=episode)
+        rows.remove_parts()
+        del self._waiting[episode.key]
+        self._remove(finished.replaces)
+
+    def _write_part(self, rows: _Rows) -> None:
+        """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
+        if rows.bytes:
+            stem = f"{self._stem(rows)}.part_{len(rows.parts)}"
+            rows.parts.append(self._write_file(rows, rows.so_far(), stem))
+            rows.clear()
+
+    def _write_file(self, rows: _Rows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
+        return self._folder.write_file(
+            stem,
+            self._chunks(rows, episode, stem, [] if of is None else rows.parts),
+            application_id=self._application_id,
+            # The viewer shows its first letters alone.
+            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{rows.added}_{self._recording_id}",
+            layout=self._layout,
+            of=of,
+        )
+
+    def _chunks(self, rows: _Rows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
+        began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
+        yield info_chunk(stem, began)
+        yield self._schema_of(episode.env)
+        yield episode_chunk(episode)
+        yield from self._static
+        for part in parts:
+            yield from (chunk for chunk in RrdReader(part).stream() if not chunk.is_static)
+        yield from rows.chunks()
+
+    def _stem(self, rows: _Rows) -> str:
+        stem = f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+        if rows.added is None:
+            rows.added = self._folder.free_number(stem)
+        return f"{stem}{rows.added}"
+
+    @property
+    def _width(self) -> int:
+        """Digits of environment indices, so that names sort."""
+        return len(str(self._source.first_env + self._source.envs - 1))
+
+    @functools.cached_property
+    def _static(self) -> list[Chunk]:
+        return [*static_chunks((stream for stream, _ in self._described), [None])]
+
+    def _schema_of(self, env: int) -> Chunk:
+        if env not in self._schemas:
+            self._schemas[env] = property_chunk(self._source, [env], self._described, ends=self._ends, split="episode")
+        return self._schemas[env]
+
+
+_Recorded = tuple[Key, bool]
+"""A key, and whether its values vary in shape, which it may begin to do within an episode."""
+
+
+class _Finished(NamedTuple):
+    """An episode that is over, and stays as it looks.
+
+    Attributes:
+        episode: what it came to.
+        rows: its rows.
+        since: when it was over, on the monotonic clock.
+        replaces: those whose files go when it has one.
+    """
+
+    episode: Episode
+    rows: _Rows
+    since: float
+    replaces: list[Episode]
+
+
+class _Rows:
+    """The rows of an episode that are in memory.
+
+    Attributes:
+        env: environment index.
+        episode: number of the episode.
+        first: frame, of the run, of the first of them.
+        bytes: their size.
+        parts: files that hold those before them.
+        added: what is added to the name, since another one has it; None: it has no name yet.
+    """
+
+    def __init__(self, env: int, episode: int, fps: float | None, losses: Losses) -> None:
+        self.env = env
+        self.episode = episode
+        self.parts: list[Path] = []
+        self.added: str | None = None
+        self._fps = fps
+        self._losses = losses
+        self._length = 0
+        self._began: tuple[int, int] | None = None
+        self._return = np.nan
+        self.clear()
+
+    def clear(self) -> None:
+        """They are written."""
+        self._pieces: dict[tuple[_Recorded, ...], list[Piece]] = {}
+        self.first = 0
+        self.bytes = 0
+
+    def add(self, piece: Piece, part: slice) -> None:
+        """Copy a part of the rows of a block."""
+        positions = piece.positions[part].copy(order="F")
+        if not self.bytes:
+            self.first = int(positions[0, FRAME])
+        if self._began is None:
+            self._began = int(positions[0, STEP] - positions[0, EPISODE_STEP]), int(positions[0, LOG_TIME])
+        self.first = min(self.first, int(positions[0, FRAME]))
+        self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
+        positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
+        values = [(stream, rows[part].copy()) for stream, rows in piece.values]
+        for stream, rows in values:
+            if stream.sums:
+                self._return = float(rows[-1].mean())
+        streams = tuple((stream.key, stream.varies) for stream, _ in values)
+        self._pieces.setdefault(streams, []).append(Piece(piece.row, positions, values))
+        self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
+
+    def so_far(self) -> Episode:
+        """What is known of the episode from its rows."""
+        first_step, began = self._began or (0, 0)
+        return Episode(
+            self.env,
+            self.episode,
+            self._return,
+            self._length,
+            interrupted=True,
+            first_step=first_step,
+            start_time=datetime.fromtimestamp(began / 1e9, UTC),
+        )
+
+    def chunks(self) -> Iterator[Chunk]:
+        """One chunk for each key and agent."""
+        pictures = Pictures(
+            self._fps, self._losses, max_age=float("inf")
+        )  # new: each part of a video has a keyframe first
+        factory = ChunkFactory(self._fps, pictures, self._losses)
+        for group in self._pieces.values():
+            yield from factory.chunks(_joined(group), None)
+        yield from pictures.rest()
+
+    def remove_parts(self) -> None:
+        """Remove the files that hold the rows before these."""
+        for part in self.parts:
+            part.unlink(missing_ok=True)
+        self.parts.clear()
+
+
+def _joined(group: Sequence[Piece]) -> Piece:
+    """The pieces of an episode that are of the same streams, as one."""
+    if len(group) == 1:
+        return group[0]
+    columns = zip(*(piece.values for piece in group), strict=True)
+    return Piece(
+        group[0].row,
+        np.asfortranarray(np.concatenate([piece.positions for piece in group])),
+        [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
+    )
+
+
+def _bytes(rows: npt.NDArray[Any]) -> int:
+    return sum(map(size_of, rows.reshape(-1))) if rows.dtype == object else rows.nbytes

@@ -1,0 +1,219 @@
+"""Live viewers: chunks go to a process of their own, and from there over gRPC. Nothing here can hang.
+
+Rerun's own client can: with a viewer that has stopped reading, ``send_chunks`` blocks for ever once its queue is full, and
+so does the end of the program (rerun-sdk 0.41). So it runs in a process that can be killed, :mod:`torchrl_rerun.writing.sender`,
+and what the viewer doesn't take in time is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import rerun as rr
+import rerun.blueprint as rrb
+
+from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, Outlet
+from torchrl_rerun.writing.sender import CHUNK, END, GREETING, HEADER, LAYOUT
+
+CONNECT_SECONDS = 2.0
+"""How long a viewer may take to answer when the recording begins; half of it to accept, half to answer."""
+
+_PIPE_BYTES = 1 << 20  # Linux's limit for processes without privileges
+_SCHEMES = {"RerunHttp": "rerun+http", "RerunHttps": "rerun+https", "Rerun": "rerun"}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a viewer is.
+
+    Attributes:
+        url: its address.
+        how: what :mod:`torchrl_rerun.writing.sender` must know: ``{"connect": url}``, or ``{"serve": [ip, port], "options": ...}``.
+    """
+
+    url: str
+    how: dict[str, Any]
+
+    @classmethod
+    def of(cls, target: object) -> Endpoint:
+        """The endpoint that a URL (``rerun+http://127.0.0.1:9876/proxy``) or one of Rerun's gRPC sinks stands for.
+
+        Rerun's sinks don't say where they go to, but print it (rerun-sdk 0.41).
+
+        Raises:
+            TypeError: it is none of these.
+            ValueError: it is no URL of a viewer.
+
+        >>> Endpoint.of("rerun+http://127.0.0.1:9876/proxy") == Endpoint.of(rr.GrpcSink())
+        True
+        """
+        if isinstance(target, rr.GrpcServerSink):
+            said = re.search(
+                r'bind_ip="([^"]+)", port=(\d+), server_memory_limit="([^"]+)", newest_first=(\w+)', repr(target)
+            )
+            if said is not None:
+                options = {"server_memory_limit": said[3], "newest_first": said[4] == "true"}
+                return cls(target.uri, {"serve": [said[1], int(said[2])], "options": options})
+        elif isinstance(target, rr.GrpcSink):
+            said = re.search(r"scheme: (\w+),\s*host: (\w+)\(\s*\"?([^\s\",]+)\"?,?\s*\),\s*port: (\d+)", repr(target))
+            if said is not None:
+                host = f"[{said[3]}]" if said[2] == "Ipv6" else said[3]
+                url = f"{_SCHEMES.get(said[1])}://{host}:{said[4]}/proxy"
+                with contextlib.suppress(RuntimeError):
+                    if rr.GrpcSink(url) == target:
+                        return cls(url, {"connect": url})
+        elif isinstance(target, str):
+            try:
+                rr.GrpcSink(target)
+            except RuntimeError as error:
+                raise ValueError(f"{target!r} is no address of a viewer: {error}") from None
+            return cls(target, {"connect": target})
+        raise TypeError(f"{target!r} is no viewer; pass its URL, rerun+http://host:port/proxy")
+
+
+class Viewer(Outlet):
+    """A viewer that is watching now.
+
+    Args:
+        endpoint: where it is.
+    """
+
+    FATE = "is gone"
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(f"the viewer at {endpoint.url}")
+        self._url = endpoint.url
+        self._how = endpoint.how
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def open(self, *, application_id: str, recording_id: str) -> None:
+        """Look for the viewer, and start the process that sends to it.
+
+        Raises:
+            ConnectionError: there is no viewer, or it doesn't answer.
+            OSError: the process can't be started, or the port to serve at is taken.
+        """
+        if "connect" in self._how:
+            _probe(self._url)
+        else:
+            with socket.socket() as port:
+                port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                port.bind(tuple(self._how["serve"]))
+        hidden = ("RERUN", "_RERUN_TEST_FORCE_SAVE")  # they would send the data elsewhere
+        self._process = subprocess.Popen(
+            # As a file: as a module of the package it would import torch first.
+            [sys.executable, "-P", str(Path(__file__).with_name("sender.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={name: value for name, value in os.environ.items() if name not in hidden},
+        )
+        self._owner = os.getpid()
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            import fcntl  # noqa: PLC0415 - there is none on Windows
+
+            fcntl.fcntl(self._input(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        names = {"application_id": application_id, "recording_id": recording_id, "stall_seconds": STALL_SECONDS}
+        greeting = json.dumps(self._how | names).encode()
+        os.write(self._input(), HEADER.pack(GREETING, len(greeting)) + greeting)  # for which a pipe has room
+        for task in (self._pump, self._listen):
+            threading.Thread(target=task, name="torchrl_rerun-viewer", daemon=True).start()
+
+    def show(self, layout: rrb.Blueprint) -> None:
+        """Arrange the views by a layout."""
+        self._send(LAYOUT, pickle.dumps(layout))
+
+    def close(self) -> None:
+        """Send the rest, for 5 s at the most, and end. What is in a queue then is lost."""
+        process = self._process
+        if process is None or self._owner != os.getpid():
+            return
+        self._send(END, b"")
+        with self._changed:
+            self._is_closing = not self._is_over
+            self._changed.wait_for(lambda: self._is_over, CLOSE_SECONDS)
+        process.kill()  # no harm if it has ended; one that hangs lets go of the pipe, and so of our threads
+        process.wait()
+        self._process = None
+
+    # --- the threads ---
+
+    def _pump(self) -> None:
+        """Write what is queued into the pipe: a viewer that doesn't read blocks this thread, and no other."""
+        with contextlib.suppress(OSError):
+            while (message := self._next()) is not None:
+                (kind, data), size = message
+                for part in (memoryview(HEADER.pack(kind, size)), data):
+                    written = 0
+                    while written < len(part):
+                        written += os.write(self._input(), part[written:])
+                self._taken(size)
+                if kind == END:
+                    break
+
+    def _listen(self) -> None:
+        """Read what the process says until it ends."""
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        why = "the process that sends to it has ended"
+        for line in process.stdout:
+            word, _, rest = line.decode(errors="replace").strip().partition(" ")
+            if word == "ack":
+                self._acknowledge(int(rest))
+            elif word == "error":
+                why = rest
+        self._end(why)
+
+    def _input(self) -> int:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
+
+    def _message(self, chunk: pa.Buffer) -> tuple[int, memoryview]:
+        return CHUNK, memoryview(chunk)
+
+    def _stalled(self) -> None:
+        """The process that sends to it sees to that."""
+
+    def _send(self, kind: int, data: bytes) -> None:
+        self._put((kind, memoryview(data)), len(data))
+
+
+def _probe(url: str) -> None:
+    """Ask whether a gRPC server answers: a TCP connection, then the settings that HTTP/2 begins with.
+
+    A connection alone says nothing: the system accepts it for a process that is stopped.
+
+    Raises:
+        ConnectionError: nobody listens, or who listens doesn't answer in time or speaks something else.
+    """
+    address = urlsplit(url)
+    seconds = CONNECT_SECONDS / 2
+    try:
+        with socket.create_connection((address.hostname or "127.0.0.1", address.port or 9876), seconds) as connection:
+            if address.scheme != "rerun+http":
+                return  # encrypted: leave it at that
+            connection.settimeout(seconds)
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            answer = connection.recv(9)
+    except OSError as error:
+        why = f"no answer for {seconds:g} s" if isinstance(error, TimeoutError) else error
+        raise ConnectionError(f"no viewer at {url}: {why}; start one with `rerun --bind 127.0.0.1`") from error
+    if len(answer) < 4 or answer[3] != 4:
+        raise ConnectionError(f"no viewer at {url}: what listens there is no gRPC server")

@@ -1,0 +1,109 @@
+"""Output: what becomes of blocks, on the writer's thread. Here one recording of the whole run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rerun.chunk import Chunk
+
+from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.pieces import pieces
+from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.kinds.losses import Losses
+from torchrl_rerun.kinds.schema import Described, Source, Split, property_chunk
+from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.timelines import FRAME
+from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
+from torchrl_rerun.writing.encoder import Pictures
+
+
+class WholeRun:
+    """All environments in one recording, each below ``/env_{i}``.
+
+    Args:
+        source: the environments.
+        envs: the environment index of each row of the blocks.
+        sums: running sums of rewards so far.
+        split: what the recording is of, a run or a part of it.
+        max_age: seconds after which a picture is due.
+        first_frame: number of the frame that is 0 in the recording.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        envs: Sequence[int],
+        sums: Sums,
+        *,
+        split: Split,
+        max_age: float,
+        first_frame: int = 0,
+    ) -> None:
+        self._source = source
+        self._envs = list(envs)
+        self._sums = sums
+        self._split = split
+        self._first_frame = first_frame
+        losses = Losses()
+        self._pictures = Pictures(source.fps, losses, max_age=max_age)
+        self._factory = ChunkFactory(source.fps, self._pictures, losses)
+
+    def grow(self, source: Source, envs: Sequence[int]) -> None:
+        """Write more environments from now on; no block may be on its way.
+
+        Args:
+            source: the environments.
+            envs: the environment index of each row of the blocks to come.
+        """
+        self._source, self._envs = source, list(envs)
+
+    def describe(
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+    ) -> Iterator[Chunk]:
+        """What doesn't change over time.
+
+        Args:
+            described: all that is recorded, as far as it is known by now.
+            new: the streams that are new in it.
+            statistics: the keys of which there are statistics over all environments.
+            ends: the flags that end episodes.
+        """
+        yield property_chunk(self._source, self._envs, described, statistics, ends, split=self._split)
+        yield from static_chunks(new, self._envs)
+
+    def chunks(self, block: Block) -> Iterator[Chunk]:
+        """What is to be written of a block at once."""
+        for piece in pieces(block, len(self._envs), self._sums):
+            piece.positions[:, FRAME] -= self._first_frame
+            yield from self._factory.chunks(piece, self._envs[piece.row])
+        self._pictures.settle()  # they are views of the block
+
+    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
+        """What is to be written after a block.
+
+        Args:
+            complete: says before which frame everything has come.
+        """
+        del complete
+        yield from self._pictures.due(time.time_ns())
+
+    def rest(self, complete: int) -> Iterator[Chunk]:
+        """What is to be written so that all is.
+
+        Args:
+            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+        """
+        del complete
+        yield from self._pictures.rest()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of what waits."""
+        return self._pictures.waiting_bytes
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """Number of the first frame of which something waits; None: nothing does."""
+        oldest = self._pictures.oldest_waiting
+        return None if oldest is None else oldest + self._first_frame
