@@ -11,6 +11,7 @@ from torchrl.envs import EnvBase
 
 from readback import read, same
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.blocks import block
 from torchrl_rerun.recording import buffer
 from torchrl_rerun.transform import specs
 
@@ -86,7 +87,8 @@ class Simulator(EnvBase):
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
     if request.param == "fake":
-        monkeypatch.setattr(buffer, "Transfers", LateTransfers)
+        for module in (block, buffer):
+            monkeypatch.setattr(module, "Transfers", LateTransfers)
         monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
         LateTransfers.begun = LateTransfers.waited = 0
         return torch.device("cpu")
@@ -127,7 +129,8 @@ def _return(rollout, number):
 
 
 def test_nothing_is_written_before_it_has_arrived(path, monkeypatch):
-    monkeypatch.setattr(buffer, "Transfers", LateTransfers)
+    for module in (block, buffer):
+        monkeypatch.setattr(module, "Transfers", LateTransfers)
     monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
     LateTransfers.begun = LateTransfers.waited = 0
     env = Simulator(4, "cpu").append_transform(RerunRecorder(path, image_format="raw"))
