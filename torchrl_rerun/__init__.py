@@ -55,11 +55,16 @@ _HOMES = {
     "Repaired": "rrd.repair",
     "Replayed": "stored.replay",
     "RerunRecorder": "transform.recorder",
+    "StepDataset": "reading.learning",
     "browse": "viewing.browse",
     "list_episodes": "rrd.listing",
     "load": "reading.load",
+    "query": "reading.query",
     "repair": "rrd.repair",
     "replay": "stored.replay",
+    "to_lerobot": "export.lerobot",
+    "to_minari": "export.minari",
+    "to_parquet": "export.parquet",
 }
 
 
