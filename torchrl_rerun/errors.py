@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, however deep in TorchRL and in here they come about."""
+"""Errors of recording, and warnings that point at the line of the user, however deep the call is in TorchRL."""
 
 from __future__ import annotations
 

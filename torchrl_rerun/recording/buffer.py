@@ -1,9 +1,4 @@
-"""Blocks: bounded, preallocated memory that steps are copied into and that is handed over whole.
-
-A :class:`Block` holds a piece of time. Small rows lie frame by frame, so that a step of thousands of environments is one
-copy; large ones, from a page of memory on, lie environment by environment, so that the writer can wrap them as they are.
-A :class:`Buffer` owns two blocks: one that the env's thread fills while the other is being written.
-"""
+"""Buffers: two blocks each, one of which the environment's thread fills while the other is written."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Feed:
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Hold the lock while no step is between the recorder and its return on another thread: its flags may yet change."""
+        """Hold the lock once no other thread is in a transform behind the recorder, which may still change the flags of a step."""
         deadline = time.monotonic() + _SETTLING_SECONDS
         while True:
             with self.lock:
@@ -273,7 +273,7 @@ class Feed:
             recording.fail(error)
 
     def _come_back(self, mask: Mask) -> npt.NDArray[np.bool_]:
-        """Go on with the environment after a stored rollout. Return whose episodes must begin anew, of those in ``mask``."""
+        """Return the environments in ``mask`` whose episode a stored rollout has interrupted, and count them as resumed."""
         assert self._displaced is not None, "a stored rollout came between"
         self._continuity.forget()
         back = self._displaced if mask is None else self._displaced & mask

@@ -45,7 +45,7 @@ class DumpFile(FileSink):
         return [path for path in dumps_in(self.path.parent) if path != self.path]
 
     def elsewhere(self) -> list[Path]:
-        """The dumps of recorders inside the environments of a batch, or of one of those the batch's own."""
+        """Return the dumps of this run from recorders on the other side: inside the batch, or outside if this is a worker's."""
         return elsewhere(self.path.parent, dumps_in)
 
     def sibling(self, part: str) -> DumpFile:

@@ -127,7 +127,7 @@ class FileSink:
         return [path for path in (self._run, *parts_of(self._run)) if path.exists() and path != self.path]
 
     def elsewhere(self) -> list[Path]:
-        """The files of the run that recorders inside the environments of a batch made, or of one of those the batch's own."""
+        """Return the files of this run from recorders on the other side: inside the batch, or outside if this is a worker's."""
         if self._base != self._first and FILE_OF_WORKER.fullmatch(self._first.name):
             return [self._base] if self._base.exists() else []
         folder = self._base.parent

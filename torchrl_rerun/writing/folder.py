@@ -163,7 +163,7 @@ class RunFolder:
         return [path for path in episodes_in(self.path) if not path.name.startswith(".")]
 
     def elsewhere(self) -> list[Path]:
-        """The episodes of recorders inside the environments of a batch, or of one of those the batch's own."""
+        """Return the episodes of this run from recorders on the other side: inside the batch, or outside if this is a worker's."""
         return elsewhere(self.path, episodes_in)
 
     def sibling(self, part: str) -> RunFolder:

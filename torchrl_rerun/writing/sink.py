@@ -48,7 +48,7 @@ class Sink(Protocol):
         """The files of the run that were there before this sink was opened."""
 
     def elsewhere(self) -> list[Path]:
-        """The files of the run that recorders inside the environments of a batch made, or of one of those the batch's own."""
+        """Return the files of this run from recorders on the other side: inside the batch, or outside if this is a worker's."""
 
     def family(self) -> list[int]:
         """The numbers of the workers that record beside this one; empty if this isn't a worker's."""
