@@ -17,10 +17,12 @@ import numpy as np
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
 from torchrl_rerun.kinds import threads
+from torchrl_rerun.kinds.describe import KindOptions
+from torchrl_rerun.kinds.image import ImageFormat
 from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing import encoder
 
 SIZES: Mapping[Sizes, int] = {Sizes(8, 1, 1, (400, 600, 3)): 8, Sizes(16, 1, 1, (84, 84, 3)): 64}
 """What is encoded, and how many pictures of each environment."""
@@ -42,13 +44,13 @@ class Encoding:
 
     def __init__(self, sizes: Sizes, image_format: ImageFormat, pictures: int) -> None:
         leaf = Leaf(("pixels",), "uint8", sizes.pixels)
-        self._stream = describe(leaf, kinds={}, names={}, image_format=image_format)
+        self._stream = KindOptions(image_format=image_format).describe(leaf)
         self._pixels = np.ascontiguousarray(smooth(sizes, pictures)["pixels"].swapaxes(0, 1))
         self._positions = np.zeros((pictures, len(TIMELINES)), np.int64)
 
     def run(self) -> None:
         """Encode all of them."""
-        encoded = Pictures(30.0, Losses(), max_age=math.inf)
+        encoded = encoder.Encoding(30.0, Losses(), max_age=math.inf)
         for env, rows in enumerate(self._pixels):
             encoded.add(f"/env_{env}", self._stream, rows, self._positions)
         encoded.settle()

@@ -27,11 +27,13 @@ from tensordict import TensorDict
 from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.pieces import Piece
+from torchrl_rerun.kinds import image
+from torchrl_rerun.kinds.describe import KindOptions
 from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
+from torchrl_rerun.writing import encoder
 from torchrl_rerun.writing.chunks import ChunkFactory
-from torchrl_rerun.writing.encoder import Pictures
 
 Stack = npt.NDArray[np.uint8]
 """Stack, ``[n, height, width, depth]``."""
@@ -47,7 +49,7 @@ class Format(NamedTuple):
     """
 
     name: str
-    image_format: ImageFormat
+    image_format: image.ImageFormat
     jpeg_quality: int = 90
     decoder: str = ""
 
@@ -104,17 +106,12 @@ def _rollout(pictures: Stack) -> TensorDict:
 
 def _seconds(each: Format, pictures: Stack) -> float:
     """Processor time of all threads together, from pictures in memory to chunks: what it takes depends on who else works."""
-    stream = describe(
-        Leaf(("pixels",), "uint8", pictures.shape[1:]),
-        kinds={},
-        names={},
-        image_format=each.image_format,
-        jpeg_quality=each.jpeg_quality,
-    )
+    kind = image.Image(each.image_format, each.jpeg_quality)
+    stream = KindOptions({("pixels",): kind}).describe(Leaf(("pixels",), "uint8", pictures.shape[1:]))
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
     for _ in range(3):
-        encoded = Pictures(30.0, Losses(), max_age=math.inf)
+        encoded = encoder.Encoding(30.0, Losses(), max_age=math.inf)
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
         chunks = [*factory.chunks(Piece(0, positions, [(stream, pictures)]), 0), *encoded.rest()]

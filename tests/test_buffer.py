@@ -10,13 +10,15 @@ import pytest
 
 from interrupts import interrupted
 from torchrl_rerun.blocks.block import Block, Track
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.kinds.tensor import Tensor
 from torchrl_rerun.recording.buffer import BLOCKS, Buffer
 from torchrl_rerun.recording.counters import Episodes
 
-SMALL = Stream(("x",), "scalars", "float32", (10,))
-LARGE = Stream(("x",), "tensor", "float32", (2000,))
+SMALL = Stream(("x",), Scalars(), "float32", (10,))
+LARGE = Stream(("x",), Tensor(), "float32", (2000,))
 ENVS = 3
 
 

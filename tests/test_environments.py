@@ -16,7 +16,7 @@ from torchrl.record import PixelRenderTransform
 
 from readback import read, same
 from reference import Reference, of_rollout, per_env
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import Image, RerunRecorder
 from torchrl_rerun.transform.specs import registered_fps
 
 DONE = ["done", "terminated", "truncated"]
@@ -85,7 +85,7 @@ def test_parallel_with_pixels(path):
 
 @pytest.mark.parametrize("image_format", ["raw", "png", "jpeg"])
 def test_image_formats(path, image_format):
-    rollout, recorded = record(pixel_cartpole(), path, 8, image_format={"pixels": image_format})
+    rollout, recorded = record(pixel_cartpole(), path, 8, kinds={"pixels": Image(image_format)})
     reference = of_rollout(rollout, observed=["pixels", *OBSERVED])
     reference.compare(recorded, exact=image_format != "jpeg")
     for row, value in zip(reference.rows[0, "pixels"], recorded["/env_0/pixels"].values, strict=True):

@@ -126,19 +126,21 @@ WITHOUT_FRAMEWORKS = """
 
     import numpy as np
     from torchrl_rerun.kinds.schema import Moment
-    from torchrl_rerun.kinds.streams import JPEG_QUALITY, Leaf, Stream, describe
+    from torchrl_rerun.kinds.describe import KindOptions
+    from torchrl_rerun.kinds.scalars import running_sum
+    from torchrl_rerun.kinds.streams import Leaf
     from torchrl_rerun.recording.recording import Options
     from torchrl_rerun.recording.session import Facts, Settings, open_recording
 
     def streams(*leaves):
-        return [describe(leaf, kinds={}, names={}, image_format="raw") for leaf in leaves]
+        return [KindOptions().describe(leaf) for leaf in leaves]
 
     settings = Settings.checked(
-        sys.argv[1], overwrite=False, resume=False, in_keys=None, fps=None, image_format="raw", jpeg_quality=JPEG_QUALITY,
-        stacks="all", kinds=None, names=None, render=False, options=Options(),
+        sys.argv[1], overwrite=False, resume=False, in_keys=None, fps=None, kinds=KindOptions(),
+        render=False, options=Options(),
     )
     recording = open_recording(settings, Facts(batch_size=(2,), name="Arrays", fps=50.0))
-    returns = Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",))
+    returns = running_sum(Leaf(("reward",), "float32", (1,)), ("episode_return",))
     recording.describe(Moment.OBSERVED, [*streams(Leaf(("observation",), "float32", (3,))), returns])
     flags = streams(Leaf(("reward",), "float32", (1,)), Leaf(("done",), "bool", (1,)))
     recording.describe(Moment.STEPPED, flags, [("done",)])

@@ -25,6 +25,7 @@ from torchrl.envs.libs.vmas import VmasEnv
 
 from readback import read
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.streams import Leaf, Stream
 from torchrl_rerun.transform.known_names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
 from torchrl_rerun.writing.chunks import static_chunks
@@ -328,7 +329,7 @@ def test_agents_have_names_and_colours_of_their_own(path):
 
 def test_agents_of_several_groups_have_colours_of_their_own():
     groups = {"wolves": ("wolf_0", "wolf_1"), "sheep": ("sheep_0",)}
-    rewards = [Stream((group, "reward"), "scalars", "float32", (len(a), 1), agents=a) for group, a in groups.items()]
+    rewards = [Stream((group, "reward"), Scalars(), "float32", (len(a), 1), agents=a) for group, a in groups.items()]
     (colors,) = zip(
         *(chunk.to_record_batch().column("SeriesLines:colors").to_pylist()[0] for chunk in static_chunks(rewards, [0])),
         strict=True,

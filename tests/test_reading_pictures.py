@@ -9,7 +9,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from readback import same
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import Image, RerunRecorder, load
 
 SHAPES = {
     "grey": (40, 48),
@@ -74,7 +74,11 @@ def test_lossy_formats_have_the_shape_that_was_recorded(path, image_format):
 
 
 def test_the_newest_frame_of_a_stack(path):
-    env = Pictures().append_transform(RerunRecorder(path, image_format="png", stacks="newest"))
+    env = Pictures().append_transform(
+        RerunRecorder(
+            path, image_format="png", kinds={key: Image(stack="newest") for key in ("stack", "colours", "clip")}
+        )
+    )
     rollout = env.rollout(5)
     env.close()
     [episode] = load(path)

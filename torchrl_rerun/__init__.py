@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchrl_rerun.errors import RecordingError
+    from torchrl_rerun.kinds.depth import Depth
     from torchrl_rerun.kinds.episode import Episode
+    from torchrl_rerun.kinds.image import Image
+    from torchrl_rerun.kinds.kind import Kind
+    from torchrl_rerun.kinds.points3d import Points3D
+    from torchrl_rerun.kinds.scalars import Scalars
+    from torchrl_rerun.kinds.segmentation import Segmentation
+    from torchrl_rerun.kinds.state import State
+    from torchrl_rerun.kinds.tensor import Tensor
+    from torchrl_rerun.kinds.text import Text
     from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
@@ -18,20 +27,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Browser",
+    "Depth",
     "Episode",
+    "Image",
     "Keep",
     "KeepBest",
     "KeepIf",
     "KeepLast",
     "KeepWorst",
+    "Kind",
     "Listing",
     "LoadedEpisode",
+    "Points3D",
     "RecordedEpisode",
     "RecordingError",
     "Recordings",
     "Repaired",
     "Replayed",
     "RerunRecorder",
+    "Scalars",
+    "Segmentation",
+    "State",
+    "Tensor",
+    "Text",
     "browse",
     "list_episodes",
     "load",
@@ -41,21 +59,30 @@ __all__ = [
 
 _HOMES = {
     "Browser": "viewing.browse",
+    "Depth": "kinds.depth",
     "Episode": "kinds.episode",
+    "Image": "kinds.image",
     "Keep": "recording.keep",
     "KeepBest": "recording.keep",
     "KeepIf": "recording.keep",
     "KeepLast": "recording.keep",
     "KeepWorst": "recording.keep",
+    "Kind": "kinds.kind",
     "Listing": "rrd.listing",
     "LoadedEpisode": "reading.load",
+    "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",
     "RecordingError": "errors",
     "Recordings": "reading.load",
     "Repaired": "rrd.repair",
     "Replayed": "stored.replay",
     "RerunRecorder": "transform.recorder",
+    "Scalars": "kinds.scalars",
+    "Segmentation": "kinds.segmentation",
+    "State": "kinds.state",
     "StepDataset": "reading.learning",
+    "Tensor": "kinds.tensor",
+    "Text": "kinds.text",
     "browse": "viewing.browse",
     "list_episodes": "rrd.listing",
     "load": "reading.load",

@@ -18,7 +18,6 @@ from tensordict import NonTensorData, TensorDict, TensorDictBase, lazy_stack
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Endings, Ends
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.kinds.pixels import row_of
 from torchrl_rerun.kinds.schema import Described, Moment, Schema
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
 from torchrl_rerun.reading.padding import (
@@ -33,14 +32,14 @@ from torchrl_rerun.reading.padding import (
     shapes_of,
     taken,
 )
-from torchrl_rerun.reading.pictures import Stored, decoded, from_keyframe, stored_in
+from torchrl_rerun.reading.pictures import Stored, decoded, from_keyframe, is_video, row_of, stored_in
 from torchrl_rerun.reading.rows import (
     Held,
     Places,
     Rows,
     held_of,
     in_order,
-    is_of_pictures,
+    is_of_kind,
     joined,
     places_in,
     rows_in,
@@ -189,7 +188,7 @@ class History:
         pictures = Rows(coming.places, values)
         if not stream.is_object:
             return pictures
-        no_pictures = (held for held in self._held(stream, lane, span) if not is_of_pictures(held))
+        no_pictures = (held for held in self._held(stream, lane, span) if not is_of_kind(stream, held))
         others = rows_in(no_pictures, stream)
         both = joined([pictures.places, others.places]), np.concatenate([pictures.values, others.values])
         return in_order(Rows(*both))
@@ -197,10 +196,13 @@ class History:
     def _coming(self, stream: Stream, lane: int, span: Span) -> _Coming:
         """The pictures in a span, not decoded; of a video what can be decoded, from the keyframe before it on."""
         since = span
-        if stream.is_video and span != ALL:
+        if is_video(stream) and span != ALL:
             since = span[0] >> 32 << 32, span[1]  # each episode begins with a keyframe
-        held = [each for each in self._held(stream, lane, since) if is_of_pictures(each)]
-        stored, places = [each for _, batch in held for each in stored_in(batch)], joined(each.places for each in held)
+        held = [each for each in self._held(stream, lane, since) if is_of_kind(stream, each)]
+        stored, places = (
+            [each for _, batch in held for each in stored_in(stream, batch)],
+            joined(each.places for each in held),
+        )
         wanted = np.flatnonzero(places.codes >= span[0])
         order = places[wanted].order
         wanted = wanted if order is None else wanted[order]
@@ -216,11 +218,11 @@ class History:
 
     def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[Stored]:
         """The pictures of a key, of one agent, as they are stored: a chunk at a time in memory."""
-        return (each for _, batch in self._held(stream, lane, span) for each in stored_in(batch))
+        return (each for _, batch in self._held(stream, lane, span) for each in stored_in(stream, batch))
 
     def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
         env = None if self.run.schema.split == "episode" else self.env
-        return held_of(self.run.parts, entity_path(stream, env, lane), span)
+        return held_of(self.run.parts, stream, entity_path(stream, env, lane), span)
 
     # --- steps ---
 
@@ -531,7 +533,7 @@ def _frames_of(moment: Moment, at: Transitions) -> list[npt.NDArray[np.intp]]:
 
 def _placed(stream: Stream, coming: _Coming, wanted: Sequence[npt.NDArray[np.intp]]) -> list[npt.NDArray[Any]]:
     """Pictures, decoded once, for each of several lists of which are wanted: none is in memory beside these."""
-    shape = () if stream.is_object else stream.held_shape
+    shape = () if stream.is_object else stream.kind.recorded_shape(stream)
     places: list[list[int]] = []
     placed: list[npt.NDArray[Any]] = []
     for numbers in wanted:

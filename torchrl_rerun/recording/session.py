@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 import multiprocessing
 import os
 import re
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,9 @@ import rerun as rr
 import rerun.blueprint as rrb
 
 from torchrl_rerun.errors import FileInUseError, warn
+from torchrl_rerun.kinds.describe import KindOptions
 from torchrl_rerun.kinds.schema import SPLITS, Source
-from torchrl_rerun.kinds.streams import (
-    IMAGE_FORMATS,
-    KINDS,
-    STACKS,
-    VIDEO_FORMATS,
-    AnyKey,
-    ImageFormat,
-    Key,
-    Kind,
-    Stacks,
-    as_key,
-)
+from torchrl_rerun.kinds.streams import AnyKey, Key, as_key
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import check_envs
@@ -58,10 +47,7 @@ class Settings:
         stream: the recording stream that takes part; None: none does.
         in_keys: the keys to record; None: those of the environment's specs.
         fps: frames per second of simulated time; None: what the environment says.
-        image_format: one for all images, or per key.
-        jpeg_quality: of JPEG files.
-        stacks: what is recorded of stacks of frames, of all or per key.
-        kinds, names: overrides per key.
+        kinds: how the user wants keys to be recorded.
         render: whether the environment is rendered where it is recorded.
         resume: whether the run goes on that the file or folder holds.
         options: the rest, which the recording sees to.
@@ -74,11 +60,7 @@ class Settings:
     stream: UsersStream | None
     in_keys: tuple[Key, ...] | None
     fps: float | None
-    image_format: ImageFormat | Mapping[Key, ImageFormat]
-    jpeg_quality: int
-    stacks: Stacks | Mapping[Key, Stacks]
-    kinds: Mapping[Key, Kind]
-    names: Mapping[Key, tuple[str, ...]]
+    kinds: KindOptions
     render: bool
     resume: bool
     options: Options
@@ -94,11 +76,7 @@ class Settings:
         resume: bool,
         in_keys: Sequence[AnyKey] | None,
         fps: float | None,
-        image_format: ImageFormat | Mapping[AnyKey, ImageFormat],
-        jpeg_quality: int,
-        stacks: Stacks | Mapping[AnyKey, Stacks],
-        kinds: Mapping[AnyKey, Kind] | None,
-        names: Mapping[AnyKey, Sequence[str]] | None,
+        kinds: KindOptions,
         render: bool,
         options: Options,
     ) -> Settings:
@@ -112,12 +90,6 @@ class Settings:
         _require("fps", fps, int | float | None, "frames per second")
         _require("buffer_bytes", options.buffer_bytes, int, "a number of bytes")
         _require("flush_seconds", options.flush_seconds, int | float, "a number of seconds")
-        _require("kinds", kinds, Mapping | None, 'a dictionary, like {"observation": "scalars"}')
-        _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
-        _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
-        _require(
-            "stacks", stacks, str | Mapping, '"all", "newest" or "none", or a dictionary, like {"pixels": "newest"}'
-        )
         _require("render", render, bool, "True or False")
         _require(
             "blueprint",
@@ -147,25 +119,6 @@ class Settings:
         if in_keys is not None and not in_keys:
             raise ValueError("in_keys is empty: name the keys to record, or leave it out to record all of the specs")
         check_envs(options.logged_envs)
-        formats = {as_key(k): v for k, v in image_format.items()} if isinstance(image_format, Mapping) else {}
-        for chosen in formats.values() if isinstance(image_format, Mapping) else [image_format]:
-            if chosen not in IMAGE_FORMATS:
-                raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
-            if chosen in VIDEO_FORMATS:
-                _require_pyav(chosen)
-        _require_count("jpeg_quality", jpeg_quality, 1, "from 1 to 95, as Pillow has them")
-        if jpeg_quality > 95:
-            raise ValueError(f"jpeg_quality={jpeg_quality}: pass 95 or less; image_format='png' loses nothing")
-        of_stacks = {as_key(k): v for k, v in stacks.items()} if isinstance(stacks, Mapping) else {}
-        for said in of_stacks.values() if isinstance(stacks, Mapping) else [stacks]:
-            if said not in STACKS:
-                raise ValueError(f"stacks={said!r}: choose one of {', '.join(map(repr, STACKS))}")
-        for key, kind in (kinds or {}).items():
-            if kind not in KINDS:
-                raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
-        for key, labels in (names or {}).items():
-            if isinstance(labels, str):
-                raise TypeError(f"names[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
         if options.split not in SPLITS:
             raise ValueError(f"split={options.split!r}: choose one of {', '.join(map(repr, SPLITS))}")
         _require("keep", options.keep, Keep | None, "a policy, like KeepLast(20) | KeepWorst(20)")
@@ -180,11 +133,7 @@ class Settings:
             stream=stream,
             in_keys=None if in_keys is None else tuple(as_key(key) for key in in_keys),
             fps=fps,
-            image_format=image_format if isinstance(image_format, str) else formats,
-            jpeg_quality=jpeg_quality,
-            stacks=stacks if isinstance(stacks, str) else of_stacks,
-            kinds={as_key(key): kind for key, kind in (kinds or {}).items()},
-            names={as_key(key): tuple(labels) for key, labels in (names or {}).items()},
+            kinds=kinds,
             render=render,
             resume=resume,
             options=options,
@@ -284,15 +233,6 @@ def _require_count(name: str, value: Any, least: int, what: str) -> None:
         raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass a whole number: {what}")
     if value < least:
         raise ValueError(f"{name}={value}: pass {least} or more: {what}")
-
-
-def _require_pyav(image_format: str) -> None:
-    try:
-        importlib.import_module("torchrl_rerun.kinds.video")
-    except ImportError as error:
-        raise ImportError(
-            f"image_format={image_format!r} needs PyAV: pip install 'torchrl-rerun[video]', or choose 'jpeg'"
-        ) from error
 
 
 shared_paths: set[str] = set()

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
 
-from torchrl_rerun.kinds.streams import ImageFormat, Key, Kind
+from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.transform.padded_batches import MASK
 
 PIECE_BYTES = 16 << 20
@@ -66,7 +67,7 @@ class Stored:
         fps: frames per second of simulated time, if it is known.
         arrays: of named arrays: the keys that they become, by their names.
         without_ends: the files in which nothing says where episodes end.
-        kinds, names, image_format: how keys are recorded, as far as that is known.
+        kinds: kinds of keys, as far as they are known.
     """
 
     what: str
@@ -77,8 +78,6 @@ class Stored:
     arrays: Mapping[str, Key] = field(default_factory=dict)
     without_ends: tuple[Path, ...] = ()
     kinds: Mapping[Key, Kind] = field(default_factory=dict)
-    names: Mapping[Key, Sequence[str]] = field(default_factory=dict)
-    image_format: Mapping[Key, ImageFormat] = field(default_factory=dict)
 
 
 def told_together(paths: Sequence[Path]) -> str:
@@ -135,8 +134,6 @@ def one_after_another(what: str, parts: Sequence[Stored]) -> Stored:
         arrays=merged("arrays"),
         without_ends=tuple(path for part in parts for path in part.without_ends),
         kinds=merged("kinds"),
-        names=merged("names"),
-        image_format=merged("image_format"),
     )
 
 

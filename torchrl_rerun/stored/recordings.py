@@ -40,8 +40,6 @@ def recordings(*paths: Path) -> Stored:
         env_name=schema.source.name,
         fps=schema.source.fps,
         kinds={stream.key: stream.kind for stream in streams},
-        names={stream.key: stream.names for stream in streams if stream.names},
-        image_format={stream.key: stream.image_format for stream in streams if stream.image_format is not None},
     )
 
 

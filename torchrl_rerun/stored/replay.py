@@ -172,14 +172,9 @@ def _options(stored: Stored, render: str | MakeEnv | None, given: Mapping[str, A
     """What is known of what is stored, unless it is said otherwise."""
     name = render if isinstance(render, str) else stored.env_name
     known: dict[str, Any] = {"application_id": name, "fps": stored.fps or specs.registered_fps(name)}
-    by_key = {"kinds": stored.kinds, "names": stored.names, "image_format": stored.image_format}
-    for option, values in by_key.items():
-        if isinstance(given.get(option, {}), Mapping) and values:
-            known[option] = {**values, **{as_key(key): value for key, value in given.get(option, {}).items()}}
-    return {
-        **known,
-        **{option: value for option, value in given.items() if option not in known or option not in by_key},
-    }
+    kinds = {key: kind.options(given.get("image_format")) for key, kind in stored.kinds.items()}
+    asked = {as_key(key): kind for key, kind in (given.get("kinds") or {}).items()}
+    return {**known, **given, "kinds": {**kinds, **asked}}
 
 
 def _maker(render: str | MakeEnv) -> MakeEnv:

@@ -22,8 +22,9 @@ from torchrl.envs import EnvBase, Transform
 from torchrl_rerun.errors import RecordingError, warn
 from torchrl_rerun.kinds.endings import FLAGS, Endings, Ends
 from torchrl_rerun.kinds.places import free_key
+from torchrl_rerun.kinds.scalars import running_sum
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, describe, name_of
+from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
 from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled
 from torchrl_rerun.recording.session import Facts, Settings, open_recording
 from torchrl_rerun.transform import specs
@@ -558,7 +559,7 @@ class Feed:
             if self._settings.in_keys is None or leaf.key in self._settings.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
-                sums.append(Stream(key, "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key))
+                sums.append(running_sum(leaf, key))
         recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
 
     def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
@@ -569,10 +570,10 @@ class Feed:
             )
         leaf = camera.first(env, recording.envs[0] - recording.source.first_env)
         try:
-            stream = self._described(leaf)
+            stream = self._settings.kinds.describe(leaf)
         except UnsupportedLeafError as reason:
             raise ValueError(f"render() gives no picture: {reason}") from reason
-        if stream.kind != "image" and PIXELS not in self._settings.kinds:
+        if not stream.kind.is_camera and PIXELS not in self._settings.kinds.kinds:
             raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
         self._warn_of_another_format(stream)
         return stream
@@ -622,7 +623,7 @@ class Feed:
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
-                stream = self._described(_leaf(key, value, tensordict, env))
+                stream = self._settings.kinds.describe(_leaf(key, value, tensordict, env))
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
@@ -631,25 +632,13 @@ class Feed:
             streams.append(stream)
         return streams
 
-    def _described(self, leaf: Leaf) -> Stream:
-        settings = self._settings
-        return describe(
-            leaf,
-            kinds=settings.kinds,
-            names=settings.names,
-            image_format=settings.image_format,
-            jpeg_quality=settings.jpeg_quality,
-            stacks=settings.stacks,
-        )
-
     def _warn_of_another_format(self, stream: Stream) -> None:
-        """Who asks for small images and can't have them must know; who asks for exact ones has them anyway."""
-        formats = self._settings.image_format
-        asked = "raw" if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(stream.key, "raw")
-        if stream.is_picture and asked not in ("raw", "png", stream.image_format):  # JPEG for all is the default
+        """Warn if the lossy format that was asked for can't store pictures."""
+        asked = self._settings.kinds.refused_format(stream)
+        if asked is not None:
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
-            what = what if stream.kind == "image" else f"what is of kind {stream.kind!r}"
-            warn(f"{name_of(stream.key)} is stored as {stream.image_format!r}: {asked!r} can't hold {what}")
+            what = what if stream.kind.is_camera else f"pictures of kind {stream.kind.name!r}"
+            warn(f"{name_of(stream.key)} is stored as {stream.kind.format!r}: {asked!r} can't hold {what}")
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
         if self._settings.in_keys is None:
@@ -692,22 +681,12 @@ class Feed:
             )
 
     def _check_overrides(self, there: set[Key]) -> None:
-        """A key in ``kinds``, ``names``, ``image_format`` or ``stacks`` that isn't recorded is a slip of the pen."""
-        formats = self._settings.image_format
-        stacks = self._settings.stacks
-        overrides: dict[str, Mapping[Key, Any]] = {
-            "kinds": self._settings.kinds,
-            "names": self._settings.names,
-            "image_format": {} if isinstance(formats, str) else formats,
-            "stacks": {} if isinstance(stacks, str) else stacks,
-        }
-        for option, keys in overrides.items():
-            unknown = [name_of(key) for key in keys if key not in there]
-            if unknown:
-                raise KeyError(
-                    f"{option} names {', '.join(unknown)}, which is not recorded; "
-                    f"there are {', '.join(sorted(map(name_of, there)))}"
-                )
+        """Refuse a key in ``kinds`` or ``names`` that isn't recorded: it is a slip of the pen."""
+        for option, keys in self._settings.kinds.unknown(there).items():
+            raise KeyError(
+                f"{option} names {', '.join(map(name_of, keys))}, which is not recorded; "
+                f"there are {', '.join(sorted(map(name_of, there)))}"
+            )
 
     def _reading(self, recording: Recording, streams: Sequence[Stream]) -> list[_Read]:
         return [_Read(stream, recording.source.batch_size) for stream in streams]

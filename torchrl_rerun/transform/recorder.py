@@ -23,8 +23,10 @@ from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.describe import KindOptions
+from torchrl_rerun.kinds.image import ImageFormat
+from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.kinds.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.layout.blueprint import Recorded
 from torchrl_rerun.recording.episodes import checked_annotations
 from torchrl_rerun.recording.keep import Keep
@@ -84,18 +86,16 @@ class RerunRecorder(Transform):
             that of all steps, whichever are recorded.
         fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
         image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
-            and much smaller than JPEG), for all images or per key. Float images, depth and segmentations are always raw,
+            and much smaller than JPEG), for all images whose kind says no other. Float images, depth and segmentations are always raw,
             and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
             H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
             costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
             aren't even, or are below 4, are filled up at the right and below with what is at the edge.
-        jpeg_quality: of JPEG files, 1 to 95.
-        stacks: what is recorded of images that are stacks of frames (``[4, 84, 84]``, of gymnasium's
-            ``FrameStackObservation`` or TorchRL's ``CatFrames``), of all or per key: ``"all"`` of them, side by side, or
-            only the ``"newest"``; ``"none"``: ``[4, H, W]`` is RGBA, and what has any other number of channels no image.
-        kinds: how to show a key where the guess is wrong: ``"image"``, ``"depth"`` and ``"segmentation"`` (one channel of
-            numbers, of classes), ``"scalars"`` (up to 64 numbers), ``"tensor"``, ``"state"`` (categories and flags) or
-            ``"text"``.
+        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, what of a stack of
+            frames), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
+            :class:`~torchrl_rerun.State`, :class:`~torchrl_rerun.Tensor`, :class:`~torchrl_rerun.Text`,
+            :class:`~torchrl_rerun.Points3D`, or a :class:`~torchrl_rerun.Kind` of your own. A kind with its default
+            options may be written by its name, as ``"tensor"``. Default: by the key, its spec and its first value.
         names: per key, the names of the numbers of a row, of the categories, or of the classes of a segmentation. Default:
             what well-known environments (gymnasium's own, Atari games) call their observations and actions.
         render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
@@ -139,11 +139,11 @@ class RerunRecorder(Transform):
             when a folder holds recordings of an earlier run.
         OSError: the folder can't be written.
         TypeError: an argument is of the wrong type.
-        KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
-            ``names``, ``image_format`` or ``stacks`` names one that isn't recorded.
+        KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``
+            or ``names`` names one that isn't recorded.
         ConnectionError: at the first reset, when there is no viewer at the address, or no active recording.
         IndexError: at the first reset, when ``logged_envs`` is out of range.
-        ValueError: an argument is out of its range, or ``kinds``, ``names`` or ``stacks`` don't fit the data; at the first reset, when
+        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data; at the first reset, when
             ``render`` asks for pictures that the environment can't give, or gives as ``"pixels"`` already.
         ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
@@ -180,10 +180,8 @@ class RerunRecorder(Transform):
         aggregate: bool | None = None,
         skip: int = 1,
         fps: float | None = None,
-        image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
-        jpeg_quality: int = JPEG_QUALITY,
-        stacks: Stacks | Mapping[NestedKey, Stacks] = "all",
-        kinds: Mapping[NestedKey, Kind] | None = None,
+        image_format: ImageFormat = "jpeg",
+        kinds: Mapping[NestedKey, Kind | str] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
         render: bool = False,
         episode_trigger: Trigger | None = None,
@@ -206,11 +204,7 @@ class RerunRecorder(Transform):
             resume=resume,
             in_keys=None if in_keys is None else self.in_keys,
             fps=fps,
-            image_format=image_format,
-            jpeg_quality=jpeg_quality,
-            stacks=stacks,
-            kinds=kinds,
-            names=names,
+            kinds=KindOptions.checked(kinds, names, image_format),
             render=render,
             options=Options(
                 logged_envs=logged_envs,

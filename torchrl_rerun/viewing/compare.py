@@ -19,6 +19,7 @@ from rerun.chunk import Chunk, LazyChunkStream, RrdReader
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
 from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path
@@ -216,7 +217,7 @@ def _chunks(sides: Sequence[Side], label: str, ranges: Ranges) -> Iterator[Chunk
             entity_path(stream, env, lane): stream
             for stream, _ in side.schema.described
             for env in side.envs
-            for lane in range(stream.lanes if stream.kind == "scalars" else 0)
+            for lane in range(stream.lanes if stream.kind.plot is Plot.LINES else 0)
         }
         for file in side.files:
             reader = RrdReader(file)

@@ -29,7 +29,7 @@ from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing.encoder import Encoding
 from torchrl_rerun.writing.folder import RunFolder
 
 
@@ -370,7 +370,7 @@ class _Rows:
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk for each key and agent."""
-        pictures = Pictures(
+        pictures = Encoding(
             self._fps, self._losses, max_age=float("inf")
         )  # new: each part of a video has a keyframe first
         factory = ChunkFactory(self._fps, pictures, self._losses)

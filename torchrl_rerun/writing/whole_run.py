@@ -15,7 +15,7 @@ from torchrl_rerun.kinds.schema import Described, Source, Split, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import FRAME
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing.encoder import Encoding
 
 
 class WholeRun:
@@ -46,7 +46,7 @@ class WholeRun:
         self._split = split
         self._first_frame = first_frame
         losses = Losses()
-        self._pictures = Pictures(source.fps, losses, max_age=max_age)
+        self._pictures = Encoding(source.fps, losses, max_age=max_age)
         self._factory = ChunkFactory(source.fps, self._pictures, losses)
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
