@@ -21,7 +21,7 @@ from readback import decoded, read
 from reference import of_rollout
 from test_disk import small_disk  # noqa: F401 - a fixture
 from test_hostile import Scripted, record
-from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun import Image, RecordingError, RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]
 
@@ -143,11 +143,10 @@ def test_formats_beside_one_another(path):
             "raw": alpha[..., :3] - t,
         }
 
-    formats = dict.fromkeys(["video", "alpha", "floats", "depth"], "h264") | {"raw": "raw"}
-    _, warned = record(Scripted(observe), path, image_format=formats)
+    _, warned = record(Scripted(observe), path, image_format="h264", kinds={"raw": Image("raw")})
     assert sorted(warned) == [
         "'alpha' is stored as 'png': 'h264' can't hold uint8 (20, 30, 4)",
-        "'depth' is stored as 'raw': 'h264' can't hold what is of kind 'depth'",
+        "'depth' is stored as 'raw': 'h264' can't hold pictures of kind 'depth'",
         "'floats' is stored as 'raw': 'h264' can't hold float32 (20, 30, 1)",
     ]
     recorded = read(path)
@@ -230,9 +229,9 @@ def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):  # noqa: F811
 def test_without_pyav(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "torchrl_rerun.kinds.video", raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
-    for image_format in ("h264", {"pixels": "h264"}):
+    for options in ({"image_format": "h264"}, {"kinds": {"pixels": Image("h264")}}):
         with pytest.raises(ImportError, match=r"needs PyAV: pip install 'torchrl-rerun\[video\]'"):
-            RerunRecorder(tmp_path / "run.rrd", image_format=image_format)
+            RerunRecorder(tmp_path / "run.rrd", **options)
     RerunRecorder(tmp_path / "run.rrd", image_format="jpeg")
 
 

@@ -219,7 +219,7 @@ def test_every_kind_and_every_option_has_been_in_that_test():
 
 
 def test_two_kinds_never_share_a_name():
-    with pytest.raises(ValueError, match="name = 'image' is that of torchrl_rerun.kinds.image.Image"):
+    with pytest.raises(ValueError, match=r"name = 'image' is that of torchrl_rerun\.kinds\.image\.Image"):
 
         class Photo(Kind):
             name = "image"

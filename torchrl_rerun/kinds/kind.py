@@ -7,6 +7,7 @@ A kind of your own is a subclass, and a value of ``RerunRecorder(..., kinds={...
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -116,7 +117,7 @@ class Kind:
         if "name" not in cls.__dict__:
             return
         known = _KINDS.get(cls.name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        if known is not None and _origin(known) != _origin(cls):
             raise ValueError(
                 f"name = {cls.name!r} is that of {known.__module__}.{known.__qualname__}: choose another one for {cls.__qualname__}"
             )
@@ -282,6 +283,12 @@ class Kind:
         told = fields.get("options", {})
         known = {each.name for each in dataclasses.fields(cls)}
         return cls(**{name: _tuples(value) for name, value in told.items() if name in known})
+
+
+def _origin(kind: type[Kind]) -> tuple[str, str]:
+    """Return where a class was written: a module may be imported by two names, and a notebook's cell run again."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file or kind.__module__, kind.__qualname__
 
 
 def registered(name: str) -> type[Kind] | None:
