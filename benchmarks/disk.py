@@ -11,7 +11,7 @@ from torchrl.envs import GymEnv
 
 from benchmarks.report import DISK_USE_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.kinds.image import ImageFormat
+from torchrl_rerun.kinds.picture import ImageFormat
 
 FORMATS: tuple[ImageFormat, ...] = ("av1", "h264", "jpeg", "png", "raw")
 

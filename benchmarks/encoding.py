@@ -18,8 +18,8 @@ from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
 from torchrl_rerun.kinds import threads
 from torchrl_rerun.kinds.describe import KindOptions
-from torchrl_rerun.kinds.image import ImageFormat
 from torchrl_rerun.kinds.losses import Losses
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoder

@@ -26,7 +26,7 @@ from benchmarks.thread_cost import log_each
 from benchmarks.timing import NANOSECONDS, mega
 from benchmarks.workloads import PIXELS, SCALARS, Recorded, Workload, grainy, noise, smooth
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.kinds.image import ImageFormat
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.video import CODECS
 
 TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.5, 20.0, 0.7, 1.1

@@ -30,6 +30,7 @@ from torchrl_rerun.blocks.pieces import Piece
 from torchrl_rerun.kinds import image
 from torchrl_rerun.kinds.describe import KindOptions
 from torchrl_rerun.kinds.losses import Losses
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoder
@@ -49,7 +50,7 @@ class Format(NamedTuple):
     """
 
     name: str
-    image_format: image.ImageFormat
+    image_format: ImageFormat
     jpeg_quality: int = 90
     decoder: str = ""
 

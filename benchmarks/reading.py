@@ -23,7 +23,7 @@ from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.kinds.image import ImageFormat
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.reading.pictures import stored, tracks_of
 
 TIMES_PARQUET, TIMES_CODEC = 5.0, 1.25

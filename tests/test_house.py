@@ -12,6 +12,7 @@ import pytest
 from rerun.chunk import RrdReader
 
 import torchrl_rerun
+from torchrl_rerun.kinds.describe import KINDS
 
 PACKAGE = Path(torchrl_rerun.__file__).parent
 FLOORS = (
@@ -114,6 +115,28 @@ def test_the_engine_names_no_framework():
     assert not wrong
 
 
+KIND_MODULES = tuple(kind.__module__ for kind in KINDS)
+
+
+def test_no_kind_is_named_outside_the_folder_of_kinds():
+    """Neither its class, nor its name: whoever adds a kind adds a file."""
+    wrong = []
+    for path in modules():
+        if floor_of(path) in ("kinds", ""):
+            continue
+        wrong += [
+            f"{path.relative_to(PACKAGE)}: {name}"
+            for name in imports_in(path)
+            if name.startswith(tuple(f"{module}." for module in KIND_MODULES)) or name in KIND_MODULES
+        ]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+                if any(side.endswith((".kind", ".kind.name")) for side in sides):
+                    wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+    assert not wrong
+
+
 WITHOUT_FRAMEWORKS = """
     import sys
 
@@ -126,8 +149,7 @@ WITHOUT_FRAMEWORKS = """
 
     import numpy as np
     from torchrl_rerun.kinds.schema import Moment
-    from torchrl_rerun.kinds.describe import KindOptions
-    from torchrl_rerun.kinds.scalars import running_sum
+    from torchrl_rerun.kinds.describe import KindOptions, running_sum
     from torchrl_rerun.kinds.streams import Leaf
     from torchrl_rerun.recording.recording import Options
     from torchrl_rerun.recording.session import Facts, Settings, open_recording

@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from torchrl_rerun.errors import RecordingError
     from torchrl_rerun.kinds.depth import Depth
     from torchrl_rerun.kinds.episode import Episode
+    from torchrl_rerun.kinds.exact import exact_column
     from torchrl_rerun.kinds.image import Image
-    from torchrl_rerun.kinds.kind import Kind
+    from torchrl_rerun.kinds.kind import Encoded, Encoder, Kind, Plot, View, archetype_columns
     from torchrl_rerun.kinds.points3d import Points3D
     from torchrl_rerun.kinds.scalars import Scalars
     from torchrl_rerun.kinds.segmentation import Segmentation
     from torchrl_rerun.kinds.state import State
+    from torchrl_rerun.kinds.streams import Leaf, Stream
     from torchrl_rerun.kinds.tensor import Tensor
     from torchrl_rerun.kinds.text import Text
     from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Browser",
     "Depth",
+    "Encoded",
+    "Encoder",
     "Episode",
     "Image",
     "Keep",
@@ -36,8 +40,10 @@ __all__ = [
     "KeepLast",
     "KeepWorst",
     "Kind",
+    "Leaf",
     "Listing",
     "LoadedEpisode",
+    "Plot",
     "Points3D",
     "RecordedEpisode",
     "RecordingError",
@@ -48,9 +54,13 @@ __all__ = [
     "Scalars",
     "Segmentation",
     "State",
+    "Stream",
     "Tensor",
     "Text",
+    "View",
+    "archetype_columns",
     "browse",
+    "exact_column",
     "list_episodes",
     "load",
     "repair",
@@ -60,6 +70,8 @@ __all__ = [
 _HOMES = {
     "Browser": "viewing.browse",
     "Depth": "kinds.depth",
+    "Encoded": "kinds.kind",
+    "Encoder": "kinds.kind",
     "Episode": "kinds.episode",
     "Image": "kinds.image",
     "Keep": "recording.keep",
@@ -68,8 +80,10 @@ _HOMES = {
     "KeepLast": "recording.keep",
     "KeepWorst": "recording.keep",
     "Kind": "kinds.kind",
+    "Leaf": "kinds.streams",
     "Listing": "rrd.listing",
     "LoadedEpisode": "reading.load",
+    "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",
     "RecordingError": "errors",
@@ -81,9 +95,13 @@ _HOMES = {
     "Segmentation": "kinds.segmentation",
     "State": "kinds.state",
     "StepDataset": "reading.learning",
+    "Stream": "kinds.streams",
     "Tensor": "kinds.tensor",
     "Text": "kinds.text",
+    "View": "kinds.kind",
+    "archetype_columns": "kinds.kind",
     "browse": "viewing.browse",
+    "exact_column": "kinds.exact",
     "list_episodes": "rrd.listing",
     "load": "reading.load",
     "query": "reading.query",

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrl_rerun.kinds.depth import Depth
-from torchrl_rerun.kinds.image import Image, ImageFormat
+from torchrl_rerun.kinds.image import Image
 from torchrl_rerun.kinds.kind import Kind, registered
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.points3d import Points3D
 from torchrl_rerun.kinds.scalars import Scalars, as_names
 from torchrl_rerun.kinds.segmentation import Segmentation
@@ -138,6 +139,16 @@ class KindOptions:
         options: dict[str, Mapping[Key, Any]] = {"kinds": self.kinds, "names": self.names}
         found = {option: [key for key in keys if key not in there] for option, keys in options.items()}
         return {option: keys for option, keys in found.items() if keys}
+
+
+def running_sum(reward: Leaf, key: Key) -> Stream:
+    """Return the stream of the return: the running sum of a reward in each episode, in float64.
+
+    Args:
+        reward: the reward.
+        key: the key of the return.
+    """
+    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, sums=reward.key)
 
 
 def recognised(leaf: Leaf) -> Kind:

@@ -20,6 +20,7 @@ from torchrl_rerun.kinds.picture import (
     COLOR_MODELS,
     FLOATS,
     Channels,
+    ImageFormat,
     Picture,
     Stored,
     Tag,
@@ -30,10 +31,6 @@ from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
 
 if TYPE_CHECKING:
     from torchrl_rerun.kinds.video import VideoEncoder
-
-ImageFormat = Literal["raw", "png", "jpeg", "h264", "av1"]
-"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small, ``"h264"`` and ``"av1"`` (video) much
-smaller."""
 
 IMAGE_FORMATS: tuple[str, ...] = get_args(ImageFormat)
 VIDEO_FORMATS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}

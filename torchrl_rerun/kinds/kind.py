@@ -296,7 +296,7 @@ def registered(name: str) -> type[Kind] | None:
     return _KINDS.get(name)
 
 
-def columns_of(archetype: Iterable[Any], counts: Iterable[int]) -> Iterator[Column]:
+def archetype_columns(archetype: Iterable[Any], counts: Iterable[int]) -> Iterator[Column]:
     """Return what Rerun's ``Archetype.columns()`` made as the columns of rows.
 
     Args:
@@ -304,7 +304,7 @@ def columns_of(archetype: Iterable[Any], counts: Iterable[int]) -> Iterator[Colu
         counts: number of values of each row.
 
     >>> import rerun as rr
-    >>> [column] = columns_of(rr.Arrows3D.columns(vectors=np.zeros((6, 3), np.float32)), [3, 3])
+    >>> [column] = archetype_columns(rr.Arrows3D.columns(vectors=np.zeros((6, 3), np.float32)), [3, 3])
     >>> column.component, len(column.values)
     ('Arrows3D:vectors', 2)
     """

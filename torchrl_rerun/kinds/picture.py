@@ -22,6 +22,10 @@ from torchrl_rerun.kinds.streams import Stream
 Channels = Literal["HWC", "CHW", "HW", ""]
 """Where a picture keeps its channels; empty: not known yet."""
 
+ImageFormat = Literal["raw", "png", "jpeg", "h264", "av1"]
+"""How images are stored: ``"raw"`` and ``"png"`` are exact, ``"jpeg"`` is small, ``"h264"`` and ``"av1"`` (video) much
+smaller."""
+
 FLOATS = ("float16", "float32", "float64")
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 

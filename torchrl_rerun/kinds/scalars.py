@@ -20,8 +20,8 @@ import rerun as rr
 from torchrl_rerun.kinds.arrow import Column, number_lists
 from torchrl_rerun.kinds.exact import are_exact_floats, exact_column, flattened, restored
 from torchrl_rerun.kinds.kind import Kind, Plot
-from torchrl_rerun.kinds.palette import color
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, name_of
+from torchrl_rerun.kinds.palette import color, series_style
+from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
 
 SCALARS = "Scalars:scalars"
 """The component of plotted numbers."""
@@ -95,24 +95,6 @@ class Scalars(Kind):
     @classmethod
     def from_schema(cls, fields: Mapping[str, Any]) -> Self:
         return cls(fields.get("names", ()))
-
-
-def running_sum(reward: Leaf, key: Key) -> Stream:
-    """Return the stream of the return: the running sum of a reward in each episode, in float64.
-
-    Args:
-        reward: the reward.
-        key: the key of the return.
-    """
-    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, sums=reward.key)
-
-
-def series_style(names: Sequence[str], colors: Sequence[int]) -> Iterable[Any]:
-    """Return the names and colours of the lines of a plot."""
-    style: Iterable[Any] = rr.SeriesLines.columns(names=list(names), colors=np.array(colors, np.uint32)).partition(
-        [len(names)]
-    )
-    return style
 
 
 def as_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -20,9 +20,9 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_rerun.errors import RecordingError, warn
+from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import FLAGS, Endings, Ends
 from torchrl_rerun.kinds.places import free_key
-from torchrl_rerun.kinds.scalars import running_sum
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
 from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled

@@ -24,8 +24,8 @@ from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import KindOptions
-from torchrl_rerun.kinds.image import ImageFormat
 from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
 from torchrl_rerun.layout.blueprint import Recorded
 from torchrl_rerun.recording.episodes import checked_annotations

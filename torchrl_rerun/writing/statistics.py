@@ -11,7 +11,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.block import Block, Track
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
-from torchrl_rerun.kinds.scalars import series_style
+from torchrl_rerun.kinds.palette import series_style
 from torchrl_rerun.kinds.streams import batch_path
 from torchrl_rerun.kinds.timelines import FRAME, LOG_TIME, STEP, TIMELINES
 
