@@ -28,10 +28,9 @@ from torchrl_rerun.kinds.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.layout.blueprint import Recorded
 from torchrl_rerun.recording.episodes import checked_annotations
 from torchrl_rerun.recording.keep import Keep
-from torchrl_rerun.recording.recording import Options
-from torchrl_rerun.recording.session import Settings, shared_paths
+from torchrl_rerun.recording.options import Options, Trigger
+from torchrl_rerun.recording.session import Session, shared_paths
 from torchrl_rerun.recording.stats import Stats
-from torchrl_rerun.recording.triggers import Choice, Trigger
 from torchrl_rerun.transform import specs
 from torchrl_rerun.transform.continuity import stepped_in
 from torchrl_rerun.transform.feed import Feed, Mask, Stepping
@@ -114,8 +113,8 @@ class RerunRecorder(Transform):
             that are numbered; or ``"episode"``, each finished episode of each environment: these are
             files of their own in a folder, named by environment and episode, with the same entity paths in each
             (``/reward``, without ``/env_{i}``), the ``episode_step`` as their ``frame``, and what became of the episode
-            as properties, see :class:`Episode`.
-        keep: with ``split="episode"``, which finished episodes stay: :class:`KeepLast`, :class:`KeepBest`,
+            as properties, see :class:`Episode`. Default: ``"episode"`` with ``keep``, else ``"run"``.
+        keep: which finished episodes stay, of a recorder with ``split="episode"``, which this implies: :class:`KeepLast`, :class:`KeepBest`,
             :class:`KeepWorst`, :class:`KeepIf`, combined with ``|`` and ``&``. Default: all. It is decided when an episode
             is over; what doesn't stay is forgotten before it is encoded if it fits into ``buffer_bytes``, and else removed
             from the disk.
@@ -189,7 +188,7 @@ class RerunRecorder(Transform):
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,
-        split: Split = "run",
+        split: Split | None = None,
         keep: Keep | None = None,
         blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True,
         application_id: str | None = None,
@@ -199,38 +198,15 @@ class RerunRecorder(Transform):
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "sink", "__class__")}
         super().__init__(in_keys=in_keys)
-        self._settings = Settings.checked(
-            sink,
-            overwrite=overwrite,
-            resume=resume,
-            in_keys=None if in_keys is None else self.in_keys,
-            fps=fps,
-            image_format=image_format,
-            jpeg_quality=jpeg_quality,
-            stacks=stacks,
-            kinds=kinds,
-            names=names,
-            render=render,
-            options=Options(
-                logged_envs=logged_envs,
-                aggregate=aggregate,
-                choice=Choice(episode_trigger, step_trigger, recording_length, skip),
-                split=split,
-                keep=keep,
-                blueprint=blueprint,
-                application_id=application_id,
-                recording_id=recording_id,
-                buffer_bytes=buffer_bytes,
-                flush_seconds=flush_seconds,
-            ),
-        )
+        self._session = Session.of(sink, Options(**given))
         self._begin()
 
     def _begin(self) -> None:
         """The state of a recorder that has seen nothing."""
         self._owner = _Owner()
-        self._feed: Feed | None = Feed(self._settings, self._owner.behind)
+        self._feed: Feed | None = Feed(self._session, self._owner.behind)
         self._now = _Now()
         _close_at_end(self, self._feed)
 
@@ -331,7 +307,7 @@ class RerunRecorder(Transform):
                 feed.finish(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
-        sink = self._settings.sink
+        sink = self._session.sink
         shared_paths.add(sink.identity)
         warn(
             f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}. "
@@ -358,7 +334,7 @@ class RerunRecorder(Transform):
         the ``parent`` of a later transform record nothing.
         """
         copy: RerunRecorder = super().clone()
-        copy._settings, copy._feed, copy._owner, copy._now = self._settings, self._feed, self._owner, _Now()
+        copy._session, copy._feed, copy._owner, copy._now = self._session, self._feed, self._owner, _Now()
         if _inside(Compose._rebuild_up_to.__code__, depth=4):  # noqa: SLF001 - nothing public tells them apart
             copy._feed = None
         return copy
@@ -377,7 +353,7 @@ class RerunRecorder(Transform):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._settings = dataclasses.replace(self._settings, is_copy=True)
+        self._session = dataclasses.replace(self._session, is_copy=True)
         self._begin()
 
     # --- what the user calls ---
@@ -395,7 +371,7 @@ class RerunRecorder(Transform):
             RecordingError: something could not be written; the message says why, and how many frames are lost.
             ValueError: ``suffix`` can't be part of a file's name.
         """
-        names_a_file = suffix is not None and self._settings.options.split == "dump"
+        names_a_file = suffix is not None and self._session.options.split == "dump"
         if names_a_file and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
             raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
         self._release_held()
@@ -479,7 +455,7 @@ class RerunRecorder(Transform):
             >>> os.listdir(folder)
             ['env_0_episode_000000.rrd']
         """
-        if self._settings.options.split != "episode":
+        if self._session.options.split != "episode":
             raise ValueError("annotations are properties of episodes: they need split='episode'")
         said = checked_annotations(values)
         if self._feed is not None and self._feed.enabled:
@@ -496,7 +472,7 @@ class RerunRecorder(Transform):
     @property
     def path(self) -> Path | None:
         """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
-        return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
+        return None if isinstance(self._session.sink, NoFile) else Path(self._session.sink.location)
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
         """Show in a notebook what has been recorded so far; outside of one, print the command that does.
@@ -520,8 +496,8 @@ class RerunRecorder(Transform):
             raise ValueError("nothing has been recorded yet: reset the environment first")
         if files := recording.sink.files():
             notebook.show_files(files, recording.layout(), width=width, height=height)
-        elif self._settings.viewers:
-            notebook.show_url(self._settings.viewers[0].url, width=width, height=height)
+        elif self._session.viewers:
+            notebook.show_url(self._session.viewers[0].url, width=width, height=height)
         else:
             raise ValueError(
                 f"there is nothing to show but {recording.sink.label}: rr.notebook_show() shows recording streams"
@@ -634,9 +610,9 @@ class RerunRecorder(Transform):
         self.close()
 
     def __repr__(self) -> str:
-        settings = self._settings
-        outlets = [*(viewer.url for viewer in settings.viewers), *([settings.stream.label] if settings.stream else [])]
-        kept = [] if isinstance(settings.sink, NoFile) else [settings.sink.identity]
+        session = self._session
+        outlets = [*(viewer.url for viewer in session.viewers), *([session.stream.label] if session.stream else [])]
+        kept = [] if isinstance(session.sink, NoFile) else [session.sink.identity]
         return f"{type(self).__name__}({', '.join(map(repr, kept + outlets))})"
 
     # --- ours ---
@@ -657,7 +633,7 @@ class RerunRecorder(Transform):
         return self._feed if self._feed is not None and self._owner.is_or_becomes(self) else None
 
     def _must_not_render(self) -> None:
-        if self._settings.render:
+        if self._session.options.render:
             raise ValueError(
                 "render=True takes pictures of an environment while it runs, which data that is stored or passed to a "
                 "callback has none of: append the recorder to the environment, or leave out render"
