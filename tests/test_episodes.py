@@ -390,9 +390,8 @@ def test_a_folder_that_holds_recordings(folder):
     env.rollout(30)
     env.close()
     (folder / "notes.txt").write_text("mine")
-    again = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     with pytest.raises(FileExistsError, match=r"holds recordings of an earlier run \(env_0_episode_000000.rrd, ...\)"):
-        again.reset()
+        RerunRecorder(folder, split="episode")
     assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]
     over = RerunRecorder(folder, split="episode", overwrite=True)
     env = GymWrapper(Lengths()).append_transform(over)

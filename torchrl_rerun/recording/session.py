@@ -60,12 +60,16 @@ class Session:
             options: the options.
 
         Raises:
-            FileExistsError: the file exists.
+            FileExistsError: the file exists, or the folder holds an earlier run, and the options neither overwrite nor
+                resume it.
             OSError: the folder can't be written.
             TypeError: a sink is of the wrong type.
             ValueError: the sinks don't go with one another, or with the options.
         """
-        return cls(options, *_sinks(sink, options))
+        kept, viewers, stream = _sinks(sink, options)
+        if not (options.overwrite or options.resume):
+            kept.check_free()
+        return cls(options, kept, viewers, stream)
 
 
 _SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
@@ -134,7 +138,7 @@ def _path_sink(path: Path, options: Options) -> FileSink | RunFolder:
     if path.suffix == ".rrd":
         if options.split != "run":
             raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
-        return FileSink(path, overwrite=options.overwrite, may_exist=options.resume)
+        return FileSink(path, overwrite=options.overwrite)
     if options.split == "episode":
         keeper = None if options.keep is None else options.keep.keeper
         return RunFolder(path, keeper=keeper, overwrite=options.overwrite)
@@ -142,7 +146,7 @@ def _path_sink(path: Path, options: Options) -> FileSink | RunFolder:
         raise ValueError(f"{shown(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
     if options.split == "dump":
         return DumpFile(path, overwrite=options.overwrite)
-    return FileSink(path / "run.rrd", overwrite=options.overwrite, may_exist=True)
+    return FileSink(path / "run.rrd", overwrite=options.overwrite)
 
 
 shared_paths: set[str] = set()
