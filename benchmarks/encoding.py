@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
 from torchrl_rerun.kinds import threads
-from torchrl_rerun.kinds.describe import KindOptions
+from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.streams import Leaf
@@ -44,7 +44,7 @@ class Encoding:
 
     def __init__(self, sizes: Sizes, image_format: ImageFormat, pictures: int) -> None:
         leaf = Leaf(("pixels",), "uint8", sizes.pixels)
-        self._stream = KindOptions(image_format=image_format).describe(leaf)
+        self._stream = describe(leaf, image_format=image_format)
         self._pixels = np.ascontiguousarray(smooth(sizes, pictures)["pixels"].swapaxes(0, 1))
         self._positions = np.zeros((pictures, len(TIMELINES)), np.int64)
 

@@ -28,7 +28,7 @@ from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.pieces import Piece
 from torchrl_rerun.kinds import image
-from torchrl_rerun.kinds.describe import KindOptions
+from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.streams import Leaf
@@ -108,7 +108,7 @@ def _rollout(pictures: Stack) -> TensorDict:
 def _seconds(each: Format, pictures: Stack) -> float:
     """Processor time of all threads together, from pictures in memory to chunks: what it takes depends on who else works."""
     kind = image.Image(each.image_format, each.jpeg_quality)
-    stream = KindOptions({("pixels",): kind}).describe(Leaf(("pixels",), "uint8", pictures.shape[1:]))
+    stream = describe(Leaf(("pixels",), "uint8", pictures.shape[1:]), {("pixels",): kind})
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
     for _ in range(3):

@@ -390,9 +390,8 @@ def test_a_folder_that_holds_recordings(folder):
     env.rollout(30)
     env.close()
     (folder / "notes.txt").write_text("mine")
-    again = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     with pytest.raises(FileExistsError, match=r"holds recordings of an earlier run \(env_0_episode_000000.rrd, ...\)"):
-        again.reset()
+        RerunRecorder(folder, split="episode")
     assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]
     over = RerunRecorder(folder, split="episode", overwrite=True)
     env = GymWrapper(Lengths()).append_transform(over)
@@ -458,7 +457,9 @@ def test_going_on_after_close(folder):
     [
         ({"sink": "run.rrd", "split": "episode"}, ValueError, "makes several files: pass a folder"),
         ({"sink": "run", "split": "steps"}, ValueError, "split='steps': choose one of 'run', 'dump', 'episode'"),
-        ({"sink": "run", "keep": KeepLast(1)}, ValueError, "it needs split='episode'"),
+        ({"sink": "run", "split": "run", "keep": KeepLast(1)}, ValueError, "needs split='episode'.*leave out split"),
+        ({"sink": "run", "split": "dump", "keep": KeepLast(1)}, ValueError, "needs split='episode'.*leave out split"),
+        ({"sink": "run.rrd", "keep": KeepLast(1)}, ValueError, "makes several files: pass a folder"),
         ({"sink": "run", "split": "episode", "keep": 5}, TypeError, "keep=5 is of type int; pass a policy"),
         ({"sink": "rerun+http://127.0.0.1:9876/proxy", "split": "episode"}, ValueError, "records into a folder"),
     ],
@@ -467,6 +468,14 @@ def test_wrong_arguments(tmp_path, monkeypatch, arguments, error, what):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=what):
         RerunRecorder(**arguments)
+
+
+def test_a_policy_of_what_to_keep_implies_a_file_for_each_episode(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, keep=KeepLast(1)))
+    for _ in range(2):
+        env.rollout(100)
+    env.close()
+    assert names(folder) == ["env_0_episode_000001.rrd"]
 
 
 def test_keeping_by_a_reward_that_is_not_recorded(folder):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import pytest
 from rerun.chunk import RrdReader
 
 import torchrl_rerun
+from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.describe import KINDS
+from torchrl_rerun.recording.options import Options
 
 PACKAGE = Path(torchrl_rerun.__file__).parent
 FLOORS = (
@@ -150,19 +154,17 @@ WITHOUT_FRAMEWORKS = """
 
     import numpy as np
     from torchrl_rerun.kinds.schema import Moment
-    from torchrl_rerun.kinds.describe import KindOptions, running_sum
+    from torchrl_rerun.kinds.describe import running_sum
     from torchrl_rerun.kinds.streams import Leaf
-    from torchrl_rerun.recording.recording import Options
-    from torchrl_rerun.recording.session import Facts, Settings, open_recording
+    from torchrl_rerun.recording.options import Options
+    from torchrl_rerun.recording.session import Facts, Session, open_recording
+
+    session = Session.of(sys.argv[1], Options(image_format="raw"))
+    recording = open_recording(session, Facts(batch_size=(2,), name="Arrays", fps=50.0))
 
     def streams(*leaves):
-        return [KindOptions().describe(leaf) for leaf in leaves]
+        return [session.options.describe(leaf) for leaf in leaves]
 
-    settings = Settings.checked(
-        sys.argv[1], overwrite=False, resume=False, in_keys=None, fps=None, kinds=KindOptions(),
-        render=False, options=Options(),
-    )
-    recording = open_recording(settings, Facts(batch_size=(2,), name="Arrays", fps=50.0))
     returns = running_sum(Leaf(("reward",), "float32", (1,)), ("episode_return",))
     recording.describe(Moment.OBSERVED, [*streams(Leaf(("observation",), "float32", (3,))), returns])
     flags = streams(Leaf(("reward",), "float32", (1,)), Leaf(("done",), "bool", (1,)))
@@ -181,6 +183,12 @@ WITHOUT_FRAMEWORKS = """
     recording.close()
     assert not [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensordict", "torchrl", "gymnasium")]
 """
+
+
+def test_the_options_are_the_recorders_arguments():
+    arguments = inspect.signature(RerunRecorder).parameters
+    defaults = {name: each.default for name, each in arguments.items() if name != "sink"}
+    assert {each.name: each.default for each in dataclasses.fields(Options)} == defaults
 
 
 def test_the_engine_records_arrays_where_no_framework_can_be_imported(tmp_path):

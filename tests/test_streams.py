@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from torchrl_rerun import Depth, Image, Kind, Points3D, Scalars, Segmentation, State, Tensor, Text
-from torchrl_rerun.kinds.describe import KINDS, KindOptions
+from torchrl_rerun.kinds.describe import KINDS
 from torchrl_rerun.kinds.schema import stream_from_schema, stream_to_schema
 from torchrl_rerun.kinds.streams import Leaf, Stream, UnsupportedLeafError
+from torchrl_rerun.recording.options import Options
 
 
 def described(dtype, shape, key="key", **leaf):
     options = {name: leaf.pop(name) for name in ("kinds", "names", "image_format") if name in leaf}
-    return KindOptions.checked(**options).describe(Leaf((key,), dtype, shape, **leaf))
+    return Options(**options).describe(Leaf((key,), dtype, shape, **leaf))
 
 
 @pytest.mark.parametrize(

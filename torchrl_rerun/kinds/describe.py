@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -20,7 +20,6 @@ from torchrl_rerun.kinds.segmentation import Segmentation
 from torchrl_rerun.kinds.state import State
 from torchrl_rerun.kinds.streams import (
     STORAGE,
-    AnyKey,
     Key,
     Leaf,
     Stream,
@@ -38,107 +37,121 @@ KINDS: tuple[type[Kind], ...] = (*RECOGNISED, Points3D)
 """The kinds of this package."""
 
 
-@dataclass(frozen=True)
-class KindOptions:
-    """How the user wants keys to be recorded.
+def describe(
+    leaf: Leaf,
+    kinds: Mapping[Key, Kind] | None = None,
+    names: Mapping[Key, Sequence[str]] | None = None,
+    image_format: ImageFormat = "jpeg",
+) -> Stream:
+    """Return how a key is recorded.
 
-    Attributes:
-        kinds: kind of each key, with its options. Default: by its name, its spec and its first value.
-        names: names of the numbers of a row, of the categories or of the classes of each key.
-        image_format: format of all images whose kind doesn't say. Default: ``"jpeg"``.
+    Args:
+        leaf: the key, its spec and its first value.
+        kinds: kinds that the user chose, by key. Default: each key has the kind that it is recognised as.
+        names: names that the user chose for the numbers of a row, for the categories or for the classes, by key.
+        image_format: format of images whose kind has none.
+
+    Raises:
+        UnsupportedLeafError: no kind can hold the data.
+        ValueError: the kind, the names or the format don't fit the data; the message names the key.
+
+    >>> describe(Leaf(("action",), "float32", (2,)), names={("action",): ("left", "right")}).kind
+    Scalars(names=('left', 'right'))
     """
+    if leaf.dtype not in STORAGE:
+        raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
+    check_name(leaf.key)
+    kind = (kinds or {}).get(leaf.key) or recognised(leaf)
+    if isinstance(kind, Image) and kind.format is None:
+        kind = replace(kind, format=image_format)
+    kind = kind.fitted(leaf)
+    if leaf.key in (names or {}):
+        kind = kind.named(leaf, (names or {})[leaf.key])
+    return Stream(
+        leaf.key, kind, leaf.dtype, leaf.shape, leaf.agents, varies=leaf.varies, shared=leaf.shared, device=leaf.device
+    )
 
-    kinds: Mapping[Key, Kind] = field(default_factory=dict)
-    names: Mapping[Key, tuple[str, ...]] = field(default_factory=dict)
-    image_format: ImageFormat = "jpeg"
 
-    @classmethod
-    def checked(
-        cls,
-        kinds: Mapping[AnyKey, Kind | str] | None = None,
-        names: Mapping[AnyKey, Sequence[str]] | None = None,
-        image_format: ImageFormat = "jpeg",
-    ) -> Self:
-        """Return the options if they make sense.
+def refused_format(stream: Stream, kinds: Mapping[Key, Kind], image_format: ImageFormat) -> str | None:
+    """Return the lossy format that a user asked for and that can't store a stream of pictures; None: there is none.
 
-        Raises:
-            TypeError: an argument is of the wrong type.
-            ValueError: a kind or a format isn't known.
-            ImportError: a video format is asked for, and PyAV is missing.
-        """
-        if not isinstance(kinds, Mapping | None):
-            raise TypeError(
-                f"kinds={kinds!r} is of type {type(kinds).__name__}; pass a dictionary, like "
-                '{"observation": "scalars", "pixels": Image("png")}'
-            )
-        if not isinstance(names, Mapping | None):
-            raise TypeError(
-                f"names={names!r} is of type {type(names).__name__}; pass a dictionary, like "
-                '{"action": ["left", "right"]}'
-            )
-        if not isinstance(image_format, str):
-            raise TypeError(
-                f"image_format={image_format!r} is of type {type(image_format).__name__}; pass a format for all images; "
-                'kinds={"pixels": Image("png")} is about one key'
-            )
-        found = {as_key(key): _kind(key, kind) for key, kind in (kinds or {}).items()}
-        for kind in (Image(image_format), *found.values()):
-            kind.check()
-        for key, labels in (names or {}).items():
-            if isinstance(labels, str):
-                raise TypeError(f"names[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
-        return cls(found, {as_key(key): as_names(labels) for key, labels in (names or {}).items()}, image_format)
+    JPEG for all images is the default, and not asked for.
+    """
+    if not stream.is_picture:
+        return None
+    chosen = kinds.get(stream.key)
+    asked = None if chosen is None else chosen.format
+    if asked is None:
+        asked = None if image_format == "jpeg" else image_format
+    return None if asked in (None, "raw", "png", stream.kind.format) else asked
 
-    def describe(self, leaf: Leaf) -> Stream:
-        """Return how a key is recorded.
 
-        Args:
-            leaf: the key, its spec and its first value.
+def check_format(name: str, value: Any) -> ImageFormat:
+    """Return the format of all images.
 
-        Raises:
-            UnsupportedLeafError: no kind can hold the data.
-            ValueError: the kind, the names or the format don't fit the data; the message names the key.
+    Args:
+        name: the option's name, for messages.
+        value: its value.
 
-        >>> KindOptions(names={("action",): ("left", "right")}).describe(Leaf(("action",), "float32", (2,))).kind
-        Scalars(names=('left', 'right'))
-        """
-        if leaf.dtype not in STORAGE:
-            raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
-        check_name(leaf.key)
-        kind = self._with_format(self.kinds.get(leaf.key) or recognised(leaf)).fitted(leaf)
-        if leaf.key in self.names:
-            kind = kind.named(leaf, self.names[leaf.key])
-        return Stream(
-            leaf.key,
-            kind,
-            leaf.dtype,
-            leaf.shape,
-            leaf.agents,
-            varies=leaf.varies,
-            shared=leaf.shared,
-            device=leaf.device,
+    Raises:
+        TypeError: the value is no string.
+        ValueError: there is no such format.
+        ImportError: the format is a video, and PyAV is missing.
+    """
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name}={value!r} is of type {type(value).__name__}; pass a format for all images; "
+            'kinds={"pixels": Image("png")} is about one key'
         )
+    image_format = cast("ImageFormat", value)
+    Image(image_format).check()
+    return image_format
 
-    def _with_format(self, kind: Kind) -> Kind:
-        is_open = isinstance(kind, Image) and kind.format is None
-        return replace(kind, format=self.image_format) if is_open else kind  # type: ignore[call-arg]
 
-    def refused_format(self, stream: Stream) -> ImageFormat | None:
-        """Return the lossy format that was asked for by name and can't store a stream of pictures; None: there is none."""
-        if not stream.is_picture:
-            return None
-        kind = self.kinds.get(stream.key)
-        asked = kind.format if isinstance(kind, Image) else None
-        if asked is None:
-            asked = None if self.image_format == "jpeg" else self.image_format  # JPEG for all is the default
-        return None if asked in (None, "raw", "png", stream.kind.format) else asked
+def check_kinds(name: str, value: Any) -> dict[Key, Kind]:
+    """Return the kinds that a user chose, by key.
 
-    def unknown(self, recorded: Iterable[Key]) -> dict[str, list[Key]]:
-        """Return the keys that an option names though they are not recorded, by the option's name."""
-        there = set(recorded)
-        options: dict[str, Mapping[Key, Any]] = {"kinds": self.kinds, "names": self.names}
-        found = {option: [key for key in keys if key not in there] for option, keys in options.items()}
-        return {option: keys for option, keys in found.items() if keys}
+    Args:
+        name: the option's name, for messages.
+        value: a mapping of keys to kinds, or to their names; None: empty.
+
+    Raises:
+        TypeError: the value is no mapping.
+        ValueError: there is no such kind.
+        ImportError: a package is missing that a kind needs.
+
+    >>> check_kinds("kinds", {"x": "tensor", ("next", "y"): Scalars(["a"])})
+    {('x',): Tensor(), ('y',): Scalars(names=('a',))}
+    """
+    if not isinstance(value, Mapping | None):
+        raise TypeError(
+            f"{name}={value!r} is of type {type(value).__name__}; pass a dictionary, like "
+            '{"observation": "scalars", "pixels": Image("png")}'
+        )
+    found = {as_key(key): _kind(f"{name}[{key!r}]", kind) for key, kind in (value or {}).items()}
+    for kind in found.values():
+        kind.check()
+    return found
+
+
+def check_names(name: str, value: Any) -> dict[Key, tuple[str, ...]]:
+    """Return the names that a user chose, by key.
+
+    Args:
+        name: the option's name, for messages.
+        value: a mapping of keys to lists of names; None: empty.
+
+    Raises:
+        TypeError: the value is no mapping, or has a string instead of a list.
+    """
+    if not isinstance(value, Mapping | None):
+        raise TypeError(
+            f'{name}={value!r} is of type {type(value).__name__}; pass a dictionary, like {{"action": ["left", "right"]}}'
+        )
+    for key, labels in (value or {}).items():
+        if isinstance(labels, str):
+            raise TypeError(f"{name}[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
+    return {as_key(key): as_names(labels) for key, labels in (value or {}).items()}
 
 
 def running_sum(reward: Leaf, key: Key) -> Stream:
@@ -196,13 +209,13 @@ def _unknown(name: str) -> type[Kind]:
     return kind
 
 
-def _kind(key: AnyKey, kind: Any) -> Kind:
+def _kind(name: str, kind: Any) -> Kind:
     if isinstance(kind, Kind):
         return kind
     if isinstance(kind, type) and issubclass(kind, Kind):
         return kind()
     found = registered(kind) if isinstance(kind, str) else None
     if found is None:
-        names = ", ".join(repr(each.name) for each in KINDS)
-        raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {names}, or pass an object such as Image('png')")
+        known = ", ".join(repr(each.name) for each in KINDS)
+        raise ValueError(f"{name}={kind!r}: choose one of {known}, or pass an object such as Image('png')")
     return found()

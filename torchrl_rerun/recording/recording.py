@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,17 +30,17 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.episode import Value
 from torchrl_rerun.kinds.places import Places
-from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, Split, info_chunk, shown_envs
+from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, info_chunk, shown_envs
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
 from torchrl_rerun.layout.blueprint import Recorded, layout
 from torchrl_rerun.recording.buffer import Buffer, Turn
 from torchrl_rerun.recording.counters import Episodes, Progress
 from torchrl_rerun.recording.episodes import Ledger
-from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS, LoggedEnvs, Render
+from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.status import Account
-from torchrl_rerun.recording.triggers import Choice, Selection
+from torchrl_rerun.recording.triggers import Selection
 from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.folder import RunFolder
 from torchrl_rerun.writing.live import Outlet
@@ -111,22 +111,6 @@ class _Last(NamedTuple):
     render: Render | None
 
 
-@dataclass(frozen=True)
-class Options:
-    """How it is recorded: the part of the recorder's arguments that isn't about TorchRL."""
-
-    logged_envs: int | slice | Sequence[int] | str | None = None
-    aggregate: bool | None = None
-    choice: Choice = field(default_factory=Choice)
-    split: Split = "run"
-    keep: Keep | None = None
-    blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True
-    application_id: str | None = None
-    recording_id: str | None = None
-    buffer_bytes: int = 64 << 20
-    flush_seconds: float = 5.0
-
-
 class Recording:
     """Counts episodes, buffers steps and has them written to a sink.
 
@@ -171,7 +155,7 @@ class Recording:
         self.envs = [source.first_env + index for index in self._logged.indices]
         if before is None:
             self.episodes = Episodes(len(self.envs))
-            self.selection = Selection(len(self.envs), options.choice)
+            self.selection = Selection(len(self.envs), options)
             self._sums, self._batch_sums = Sums(len(self.envs)), Sums(source.envs)
         else:
             self.episodes, self.selection = before.episodes, before.selection
@@ -184,7 +168,7 @@ class Recording:
         self._ledger = Ledger(self.envs)
         self._episode_files = self._files_in(sink) if isinstance(sink, RunFolder) else None
         self._block_bytes = options.buffer_bytes // (1 if self._episode_files is None else BLOCKS_SHARE)
-        self.must_know_ends = options.choice.skip > 1 or self._episode_files is not None
+        self.must_know_ends = options.skip > 1 or self._episode_files is not None
         self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
             source,
             self.envs,

@@ -26,7 +26,7 @@ from torchrl_rerun.kinds.places import free_key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
 from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled
-from torchrl_rerun.recording.session import Facts, Settings, open_recording
+from torchrl_rerun.recording.session import Facts, Session, open_recording
 from torchrl_rerun.transform import specs
 from torchrl_rerun.transform.calls import Call
 from torchrl_rerun.transform.camera import PIXELS, Camera
@@ -58,7 +58,7 @@ class Feed:
     """Describes what it sees at the first reset and the first step, and passes on what comes.
 
     Args:
-        settings: what the user asked for.
+        session: the options of the recorder, and what its sink stands for.
         behind: gives the transforms that come after the recorder, and may change what passes.
 
     Attributes:
@@ -66,13 +66,14 @@ class Feed:
         lock: held while the feed is used: replay buffers call their transforms in several threads at once.
     """
 
-    def __init__(self, settings: Settings, behind: Callable[[], Sequence[Transform]]) -> None:
-        self._settings = settings
+    def __init__(self, session: Session, behind: Callable[[], Sequence[Transform]]) -> None:
+        self._session = session
+        self._options = session.options
         self._behind = behind
         self.lock = threading.RLock()
         self.recording: Recording | None = None
         self._enabled = True
-        self._camera = Camera() if settings.render else None
+        self._camera = Camera() if session.options.render else None
         self._forget_keys()
         self._continuity = Continuity()
         # Environments that were stepped before a stored rollout was recorded, and not since; None: none of them.
@@ -153,8 +154,8 @@ class Feed:
         """
         if self._is_described and self.recording is not None and self.recording.alive:
             return self._values(self._of_acted, root)
-        if self._settings.in_keys is not None:
-            keys = list(self._settings.in_keys)
+        if self._options.in_keys is not None:
+            keys = list(self._options.in_keys)
         else:
             known = env()
             keys = specs.data_keys(root) if known is None else [as_key(key) for key in known.action_keys]
@@ -556,7 +557,7 @@ class Feed:
         taken = {*wanted, *specs.data_keys(observed), *(() if outcome is None else specs.data_keys(outcome))}
         sums = []
         for leaf in rewards:
-            if self._settings.in_keys is None or leaf.key in self._settings.in_keys:
+            if self._options.in_keys is None or leaf.key in self._options.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
                 sums.append(running_sum(leaf, key))
@@ -570,10 +571,10 @@ class Feed:
             )
         leaf = camera.first(env, recording.envs[0] - recording.source.first_env)
         try:
-            stream = self._settings.kinds.describe(leaf)
+            stream = self._options.describe(leaf)
         except UnsupportedLeafError as reason:
             raise ValueError(f"render() gives no picture: {reason}") from reason
-        if not stream.kind.is_camera and PIXELS not in self._settings.kinds.kinds:
+        if not stream.kind.is_camera and PIXELS not in self._options.kinds:
             raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
         self._warn_of_another_format(stream)
         return stream
@@ -612,18 +613,18 @@ class Feed:
         self._is_described = True
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
-        if self._settings.in_keys is not None:
-            return list(self._settings.in_keys)
+        if self._options.in_keys is not None:
+            return list(self._options.in_keys)
         return specs.default_keys(env) if env is not None else specs.data_keys(tensordict)
 
     def _streams(self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]) -> list[Stream]:
         streams = []
         for key, value in values.items():
-            if specs.is_group(value) and key in (self._settings.in_keys or ()):
+            if specs.is_group(value) and key in (self._options.in_keys or ()):
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
-                stream = self._settings.kinds.describe(_leaf(key, value, tensordict, env))
+                stream = self._options.describe(_leaf(key, value, tensordict, env))
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
@@ -634,14 +635,14 @@ class Feed:
 
     def _warn_of_another_format(self, stream: Stream) -> None:
         """Warn if the lossy format that was asked for can't store pictures."""
-        asked = self._settings.kinds.refused_format(stream)
+        asked = self._options.refused_format(stream)
         if asked is not None:
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
             what = what if stream.kind.is_camera else f"pictures of kind {stream.kind.name!r}"
             warn(f"{name_of(stream.key)} is stored as {stream.kind.format!r}: {asked!r} can't hold {what}")
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
-        if self._settings.in_keys is None:
+        if self._options.in_keys is None:
             self._skipped.update(missing)
             missing = [key for key in missing if key[-1] not in _BOOKKEEPING]
             names = ", ".join(map(name_of, missing))
@@ -681,12 +682,14 @@ class Feed:
             )
 
     def _check_overrides(self, there: set[Key]) -> None:
-        """Refuse a key in ``kinds`` or ``names`` that isn't recorded: it is a slip of the pen."""
-        for option, keys in self._settings.kinds.unknown(there).items():
-            raise KeyError(
-                f"{option} names {', '.join(map(name_of, keys))}, which is not recorded; "
-                f"there are {', '.join(sorted(map(name_of, there)))}"
-            )
+        """Raise KeyError if an option names a key that isn't recorded."""
+        for option, keys in self._options.keys_by_option.items():
+            unknown = [name_of(key) for key in keys if key not in there]
+            if unknown:
+                raise KeyError(
+                    f"{option} names {', '.join(unknown)}, which is not recorded; "
+                    f"there are {', '.join(sorted(map(name_of, there)))}"
+                )
 
     def _reading(self, recording: Recording, streams: Sequence[Stream]) -> list[_Read]:
         return [_Read(stream, recording.source.batch_size) for stream in streams]
@@ -769,7 +772,7 @@ class Feed:
         return Facts(
             batch_size,
             specs.env_name(env),
-            self._settings.fps or specs.frames_per_second(env),
+            self._options.fps or specs.frames_per_second(env),
             is_worker=in_worker(),
             worker=worker_number(),
         )
@@ -795,7 +798,7 @@ class Feed:
                 return None
             self._forget_keys()
             try:
-                self.recording = open_recording(self._settings, self._facts(env(), batch_size), ended)
+                self.recording = open_recording(self._session, self._facts(env(), batch_size), ended)
             except OutOfReachError as error:
                 self._is_elsewhere = True
                 warn(f"nothing is recorded here: {error}")

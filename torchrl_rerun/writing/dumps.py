@@ -23,7 +23,7 @@ class DumpFile(FileSink):
     """
 
     def __init__(self, folder: Path, number: int = 0, *, overwrite: bool = False) -> None:
-        super().__init__(folder / f"dump_{number:06}.rrd", overwrite=overwrite, may_exist=True)
+        super().__init__(folder / f"dump_{number:06}.rrd", overwrite=overwrite)
         self._number = number
 
     @property
@@ -57,6 +57,11 @@ class DumpFile(FileSink):
         """What becomes of it in several workers."""
         return f"each writes into a folder of its own inside {self.path.parent.name}/ (worker_0, ...)"
 
+    def check_free(self) -> None:
+        """Raise FileExistsError if an earlier run left dumps in the folder."""
+        if there := dumps_in(self.path.parent):
+            refuse_earlier_run(self.path.parent, there[0])
+
     def open(self) -> None:
         """Claim the path.
 
@@ -64,9 +69,8 @@ class DumpFile(FileSink):
             FileExistsError: an earlier run left dumps in the folder, and ``overwrite`` is false.
             OSError: it can't be created.
         """
-        there = [] if self._number or self.overwrite else dumps_in(self.path.parent)
-        if there:
-            refuse_earlier_run(self.path.parent, there[0])
+        if not (self._number or self.overwrite):
+            self.check_free()
         super().open()
 
     def keep(self) -> None:

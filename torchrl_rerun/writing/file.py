@@ -38,13 +38,11 @@ class FileSink:
         base: the path that the user gave, of which this is a sibling; None: this is it.
         first: the file of which this continues the recording; None: this is the first.
         run: the file with which the run began that goes on; None: it begins.
-        may_exist: whether it does is not looked at before it is opened: a run may be resumed by then.
 
     Attributes:
         path: the file that is written.
 
     Raises:
-        FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the folder can't be written.
         ValueError: the path is a folder, a device, a pipe or a socket, isn't UTF-8, or doesn't end in ``.rrd``.
     """
@@ -57,7 +55,6 @@ class FileSink:
         base: Path | None = None,
         first: Path | None = None,
         run: Path | None = None,
-        may_exist: bool = False,
     ) -> None:
         self.path = target_of(path)
         self.overwrite = overwrite
@@ -74,8 +71,6 @@ class FileSink:
         if self.path.suffix != ".rrd" or self.path.is_dir():
             raise ValueError(f"{os.fspath(path)!r} is not a file to record to; give a path that ends in '.rrd'")
         check_name(self.path)
-        if self.path.exists() and not overwrite and not may_exist:
-            raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True")
         check_folder(self.path.parent)
 
     @property
@@ -142,6 +137,11 @@ class FileSink:
     def family(self) -> list[int]:
         """The numbers of the workers that write beside this one; empty if this isn't a worker's file."""
         return family(self._first)
+
+    def check_free(self) -> None:
+        """Raise FileExistsError if the file exists."""
+        if self.path.exists():
+            raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True")
 
     def open(self) -> None:
         """Claim the path.

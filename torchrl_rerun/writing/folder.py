@@ -174,6 +174,11 @@ class RunFolder:
         """Its recordings are of one environment each."""
         return []
 
+    def check_free(self) -> None:
+        """Raise FileExistsError if an earlier run left recordings in the folder."""
+        if there := episodes_in(self.path):
+            refuse_earlier_run(self.path, there[0])
+
     def open(self) -> None:
         """Claim the folder.
 
@@ -186,16 +191,12 @@ class RunFolder:
         self._handle = os.open(self.path, os.O_RDONLY)
         try:
             lock(self._handle, self.path)
-            self._refuse_what_is_there()
+            if not (self._is_ours or self.overwrite):
+                self.check_free()
             self._take_over_what_is_there()
         except FileExistsError:
             self.close()
             raise
-
-    def _refuse_what_is_there(self) -> None:
-        there = [] if self._is_ours or self.overwrite else episodes_in(self.path)
-        if there:
-            refuse_earlier_run(self.path, there[0])
 
     def _take_over_what_is_there(self) -> None:
         """Which of the episodes of before stay is decided again, together with those to come."""

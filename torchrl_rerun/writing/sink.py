@@ -32,6 +32,9 @@ class Sink(Protocol):
     @property
     def for_workers(self) -> str: ...  # noqa: D102
 
+    def check_free(self) -> None:
+        """Raise FileExistsError if an earlier run is there. Nothing is touched."""
+
     def open(self) -> None:
         """Claim it."""
 
@@ -153,6 +156,9 @@ class NoFile:
 
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
         """Viewers have got theirs already."""
+
+    def check_free(self) -> None:
+        """Do nothing: viewers hold no earlier run."""
 
     def open(self) -> None:
         """There is nothing to claim."""
