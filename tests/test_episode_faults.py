@@ -41,7 +41,7 @@ from torchrl_rerun import (
     load,
 )
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.recording.episodes import Ledger
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.writing.writer import Writer

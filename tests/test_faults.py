@@ -25,8 +25,9 @@ from test_hostile import Scripted
 from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
-from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.rrd.contents import has_footer, reader_of
 from torchrl_rerun.writing.writer import Writer
@@ -583,7 +584,7 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
 
 def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
     env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
-    functions = (Recording._add, Buffer.add, Buffer._next_block, Block.add, Events.append)
+    functions = (Recording._add, Buffer.add, Buffer._start_block, Buffers.make_way, Block.add, Events.append)
     td, count, given = env.reset(), 0, 0
     while True:
         with interrupted(count, *functions) as came:

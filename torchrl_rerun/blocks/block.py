@@ -154,6 +154,10 @@ class Block:
             first = track.at[0] if track.at else None
             self._plan.append((track.moment, track.is_summed, first, frames, by_frame, by_env, objects, far))
 
+    def begin(self, start: Positions) -> None:
+        """Say where the environments are before the first frame, ``[envs, 6]``."""
+        self.start = start
+
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
         self.events.clear()

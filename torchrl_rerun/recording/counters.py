@@ -78,6 +78,11 @@ class Episodes:
         self._stamps = np.concatenate([self._stamps, np.zeros((more, 3), np.int64)])
         self.all_begun = False
 
+    def count(self, *, frames: int = 0, steps: int = 0) -> None:
+        """Count frames and steps of which nothing is known but their number."""
+        self.frames += frames
+        self.steps += steps
+
     def event(
         self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None, begun: Rows = None
     ) -> Event:

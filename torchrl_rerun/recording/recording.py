@@ -6,26 +6,26 @@ This is what every front end feeds, whatever its environments look like; it know
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import os
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.block import Arrays, Block, Track
+from torchrl_rerun.blocks.block import Arrays, Track
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import NONE, Event, Rows
 from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.segment import Segment
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.episode import Value
@@ -34,16 +34,20 @@ from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, Split, info_c
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
 from torchrl_rerun.layout.blueprint import Recorded, layout
-from torchrl_rerun.recording.buffer import Buffer, Turn
+from torchrl_rerun.recording.buffers import Buffers
+from torchrl_rerun.recording.clock import CLOCK
 from torchrl_rerun.recording.counters import Episodes, Progress
 from torchrl_rerun.recording.episodes import Ledger
 from torchrl_rerun.recording.keep import Keep
+from torchrl_rerun.recording.last_step import LastStep, Moments, Pending, Revise, Revision
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS, LoggedEnvs, Render
-from torchrl_rerun.recording.status import Account
+from torchrl_rerun.recording.stats import Stats
+from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.triggers import Choice, Selection
 from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.folder import RunFolder
 from torchrl_rerun.writing.live import Outlet
+from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.sink import Sink
 from torchrl_rerun.writing.statistics import BatchStatistics
 from torchrl_rerun.writing.whole_run import WholeRun
@@ -66,49 +70,6 @@ BATCH_SHARE = 16
 
 BLOCKS_SHARE = 4
 """Where episodes wait in memory until they are over, blocks have this part of the buffer."""
-
-Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
-"""The values of a frame, in the order of :class:`Moment`; None where it had none."""
-
-
-class Settled(NamedTuple):
-    """What a step came to when all transforms were through with it.
-
-    Attributes:
-        observed: as for :meth:`Recording.step`.
-        stepped: likewise.
-        ends: whose episodes ended; None: nobody's.
-    """
-
-    observed: Arrays
-    stepped: Arrays
-    ends: Ends | None
-
-
-class Pending:
-    """What a step comes to isn't known yet."""
-
-
-PENDING = Pending()
-
-Settle = Callable[[bool], Settled | Pending | None]
-"""Gives what has changed of a step since it was recorded, None if nothing has; called with whether that can't wait."""
-
-
-class _Last(NamedTuple):
-    """The last step, while it may still change.
-
-    Attributes:
-        event: what happened.
-        moments: the values that were recorded, of the recorded environments.
-        settle: gives what became of it.
-        render: renders the environments as they are since.
-    """
-
-    event: Event
-    moments: Moments
-    settle: Settle
-    render: Render | None
 
 
 @dataclass(frozen=True)
@@ -139,11 +100,10 @@ class Recording:
         continues: the recording whose counters go on, if it was of the same batch size.
 
     Attributes:
-        account: what became of the frames.
-        alive: whether it is open, and of this process.
+        look_seconds: seconds from one look of the clock to the next, see :meth:`look`.
+        status: its state, and what became of the frames.
         selection: which frames are recorded.
         must_know_ends: whether :meth:`step` must be told whose episodes end.
-        is_over: whether it was closed to the end; Ctrl-C may have come in between.
         process: the process that it is of.
 
     Raises:
@@ -181,11 +141,14 @@ class Recording:
         self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if outlets else options.flush_seconds
+        self.look_seconds = self._max_age / LOOKS
         self._ledger = Ledger(self.envs)
-        self._episode_files = self._files_in(sink) if isinstance(sink, RunFolder) else None
-        self._block_bytes = options.buffer_bytes // (1 if self._episode_files is None else BLOCKS_SHARE)
+        is_by_episode = isinstance(sink, RunFolder)
+        capacity = options.buffer_bytes // (BLOCKS_SHARE if is_by_episode else 1)
+        small, bulky = (Buffer(len(self.envs), capacity, max_age=self._max_age) for _ in range(2))
+        self._episode_files = self._files_in(sink, (small, bulky)) if isinstance(sink, RunFolder) else None
         self.must_know_ends = options.choice.skip > 1 or self._episode_files is not None
-        self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
+        self._output: Output = self._episode_files or WholeRun(
             source,
             self.envs,
             self._sums,
@@ -193,63 +156,69 @@ class Recording:
             max_age=self._max_age,
             first_frame=self.episodes.frames if is_dump else 0,
         )
-        self._writer: Writer | None = None
-        self._buffers: list[Buffer] = []
-        self.account: Account = Account(
+        self._writer = Writer(
             sink,
             self._outlets,
-            self.episodes,
-            self._buffers,
             self._output,
-            continues=None if continues is None else continues.account,
+            application_id=self.application_id,
+            recording_id=self.recording_id,
         )
-        # Held while a frame is copied: the writer hands over what is old when no frame comes, and never waits for it. One
+        self._buffers = Buffers(small, bulky, capacity, self._writer, self._output)
+        self.status: Status = Status(
+            sink,
+            self._outlets,
+            episodes=self.episodes,
+            buffers=self._buffers,
+            output=self._output,
+            writer=self._writer,
+            continues=None if continues is None else continues.status,
+        )
+        self._told = 0  # of the writer's failures, those that the environment's thread has told of
+        # Held while a frame is copied. The clock's thread hands on what is old when no frame comes, and never waits for it. One
         # that its owner can take again, for Ctrl-C may come before it is released.
         self._copying = threading.RLock()
         self._described: list[list[Stream]] = [[] for _ in Moment]
         # A recording of one episode has no `/env_{i}` before its keys.
         self._places = Places(reserved=() if self._episode_files is None else (PROPERTIES,))
         self._ends: tuple[Key, ...] = ()
-        self._small = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
-        self._bulky = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
         self._reward: int | None = None  # where the first reward is among what is described of steps
-        self._in_detail: tuple[Buffer, ...] = ()
-        self._batch: Buffer | None = None
-        self._news = False
         self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
         self._annotated: dict[str, type] = {}
-        self._last: _Last | None = None
-        self.alive = True
-        self.is_over = False
+        self._last: LastStep | None = None
         self.process = os.getpid()
         _open.add(self)
+        CLOCK.watch(self)
 
-    def _files_in(self, folder: RunFolder) -> EpisodeFiles:
+    def _files_in(self, folder: RunFolder, buffers: Sequence[Buffer]) -> EpisodeFiles:
         options = self._options
         return EpisodeFiles(
             folder,
             self.source,
             self.envs,
             self._sums,
-            self._ledger.over,
+            over=self._ledger.over,
+            buffers=buffers,
             application_id=self.application_id,
             recording_id=self.run_id,
             capacity=options.buffer_bytes - options.buffer_bytes // BLOCKS_SHARE,
             max_age=options.flush_seconds,
         )
 
-    def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
-        buffer = Buffer(
-            envs,
-            capacity,
-            chunks,
-            self._hand_over,
-            alive=self.account.is_sound,
-            max_age=self._max_age,
-            waited=self._noticed,
-        )
-        self._buffers.append(buffer)
-        return buffer
+    # --- its life ---
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes frames: it is open, and of this process."""
+        return self.status.state is State.OPEN
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was closed to the end; Ctrl-C may have come in between."""
+        return self.status.state.is_over
+
+    def stats(self) -> Stats:
+        """Return what was recorded, written, lost and is waiting."""
+        return self.status.stats()
 
     # --- what is recorded ---
 
@@ -272,25 +241,18 @@ class Recording:
                 self._describe(moment, streams)
 
     def _describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
-        self._settle()
+        self._revise()
         streams = [*map(self._places.placed, streams)]
         self._described[moment] = streams
         if moment is Moment.STEPPED:
             summed = {stream.sums for stream in self._described[Moment.OBSERVED] if stream.sums}
             self._reward = next((i for i, stream in enumerate(streams) if stream.key in summed), None)
-        tracks = [*_tracks(moment, streams, {stream.sums for stream in self.streams})]
-        for buffer, bulk in ((self._small, False), (self._bulky, True)):
-            added = [track for track, is_bulky in tracks if is_bulky is bulk]
-            if added:
-                buffer.tracks = (*buffer.tracks, *added)
-        self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
-        self._share_out()
+        self._buffers.store(moment, streams, {stream.sums for stream in self.streams if stream.sums})
         statistics: list[Chunk] = []
         if moment is Moment.STEPPED and self.has_statistics:
             statistics += self._describe_batch()
         self._begin_writing()
         described = [(stream, each) for each in Moment for stream in self._described[each]]
-        assert self._writer is not None, "it was just begun"
         chunks = self._output.describe(described, streams, self._statistics, self._ends)
         self._writer.put(itertools.chain(chunks, statistics))
 
@@ -306,19 +268,14 @@ class Recording:
         if stream.key in {each.sums for each in self.streams}:
             return None
         with self._copying:
-            self._settle()
+            self._revise()
             for moment, streams in zip(Moment, self._described, strict=True):
                 for at, each in enumerate(streams):
                     if each.key == stream.key:
                         streams[at] = replace(each, varies=True, device="")
-                        for buffer in (self._small, self._bulky):
-                            buffer.tracks = _without(buffer.tracks, each)
-                        self._bulky.tracks = (*self._bulky.tracks, Track(moment, (streams[at],), (at,)))
-            self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
-            self._share_out()
+                        self._buffers.vary(each, moment, streams[at], at)
             described = [(each, moment) for moment in Moment for each in self._described[moment]]
-            if self._writer is not None:
-                self._writer.put(self._output.describe(described, [], self._statistics, self._ends))
+            self._writer.put(self._output.describe(described, [], self._statistics, self._ends))
         return replace(stream, varies=True, device="")
 
     @property
@@ -338,35 +295,20 @@ class Recording:
         # Returns at steps alone: a row at each reset would show the mean fall and rise again.
         tracks = (Track(Moment.STEPPED, rewards, tuple(at), is_summed=True), Track(Moment.STEPPED, tuple(sums)))
         capacity = self._options.buffer_bytes // BATCH_SHARE
-        self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
-        self._batch.tracks = tracks
+        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
+        self._buffers.store_batch(buffer, self._batch_statistics, tracks)
         yield from self._batch_statistics.static(tracks)
 
     @property
     def _statistics(self) -> list[Key]:
         """The keys of which there are statistics over all environments."""
-        return [] if self._batch is None else [stream.key for track in self._batch.tracks for stream in track.streams]
-
-    def _noticed(self) -> None:
-        """Something went wrong or slowly, on whatever thread: the next frame tells."""
-        self._news = True
-
-    def _share_out(self) -> None:
-        """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
-        both = self._block_bytes
-        if self._small.tracks and self._bulky.tracks:
-            small = min(both // 2, self._small.bytes_at_most)
-            self._small.capacity, self._bulky.capacity = small, both - small
+        batch = self._buffers.batch
+        return [] if batch is None else [stream.key for track in batch.tracks for stream in track.streams]
 
     def _begin_writing(self) -> None:
-        if self._writer is None:
-            names = {"application_id": self.application_id, "recording_id": self.recording_id}
-            patience = self._max_age / LOOKS
-            self._writer = Writer(
-                self.sink, self._outlets, self._noticed, self._hand_over_what_is_old, patience=patience, **names
-            )
-            self.account.writer = self._writer
+        if not self._writer.has_begun:
             self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
+            self._writer.start()
 
     # --- steps ---
 
@@ -403,7 +345,7 @@ class Recording:
         ends: Ends | None = None,
         *,
         render: Render | None = None,
-        settle: Settle | None = None,
+        revise: Revise | None = None,
     ) -> None:
         """Environments were stepped.
 
@@ -414,18 +356,18 @@ class Recording:
             mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
             ends: whose episodes ended with it; None: nobody's, or it needn't be known, see :attr:`must_know_ends`.
             render: where the last of what was observed comes from, as for :meth:`reset`.
-            settle: gives what has changed of the step since; called before the next frame, a dump, or a flush by age. None:
+            revise: returns what has changed of the step since; called before the next frame, a dump, or a flush by age. None:
                 nothing changes any more.
         """
         with self._copying:
-            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, settle=settle)
+            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, revise=revise)
 
-    def settle(self) -> None:
+    def revise_last_step(self) -> None:
         """Look once more at the last step: transforms behind the recorder may have ended episodes with it."""
         with self._copying:
-            self._settle()
+            self._revise()
 
-    def _settle(self, *, is_past: bool = False, at_once: bool = True) -> bool:
+    def _revise(self, *, is_past: bool = False, at_once: bool = True) -> bool:
         """Amend the last step. Returns whether nothing of it can change any more.
 
         Args:
@@ -435,11 +377,11 @@ class Recording:
         last = self._last
         if last is None:
             return True
-        found = last.settle(at_once) if self.episodes.has_seen(last.event) else None
+        found = last.revise(at_once) if self.episodes.has_seen(last.event) else None
         if isinstance(found, Pending):
             return False
         if found is not None:
-            amended, moments, ends = self._settled(last, found, is_past=is_past)
+            amended, moments, ends = self._revised(last, found, is_past=is_past)
             try:
                 self._amend(last.event, amended, moments, ends)
             except BaseException:  # Ctrl-C, for one: half of a frame would be in the blocks
@@ -448,7 +390,7 @@ class Recording:
         self._last = None
         return True
 
-    def _settled(self, last: _Last, found: Settled, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
+    def _revised(self, last: LastStep, found: Revision, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
         """What is recorded of the last step instead."""
         event = last.event
         ends = None if found.ends is None else self._logged.ends(found.ends)
@@ -468,7 +410,7 @@ class Recording:
         return event, (observed, self._logged.values(found.stepped), last.moments[2]), ends
 
     def _amend(self, event: Event, amended: Event, moments: Moments, ends: Ends | None) -> None:
-        for buffer in self._in_detail:
+        for buffer in self._buffers.in_use:
             buffer.amend(event, amended, moments)
         if ends is not None:
             self._ledger.settle(event, ends)
@@ -477,7 +419,7 @@ class Recording:
     def resume(self, progress: Progress) -> None:
         """Go on where another program was stopped."""
         self.episodes.resume(progress)
-        self.account.begin_here()
+        self.status.begin_here()
 
     def grow(self, envs: int) -> None:
         """Make room for more environments; what was recorded so far is written first. A recording that is closed counts on.
@@ -488,8 +430,7 @@ class Recording:
         with self._copying:
             if self.alive:
                 self._flush()
-                if self._writer is not None:
-                    self._writer.flush()  # its thread works with what changes here
+                self._writer.flush()  # its thread works with what changes here
             wanted = self._options.logged_envs
             if wanted is None or isinstance(wanted, str):
                 wanted = "all"
@@ -507,16 +448,14 @@ class Recording:
                 return
             self._ledger.grow(self.envs)
             self._output.grow(self.source, self.envs)
-            for buffer in self._buffers:
-                buffer.grow(envs if buffer is self._batch else count)
+            self._buffers.grow(count, envs)
             described = [(stream, each) for each in Moment for stream in self._described[each]]
-            if self._writer is not None:
-                self._writer.put(self._output.describe(described, self.streams, self._statistics, self._ends))
+            self._writer.put(self._output.describe(described, self.streams, self._statistics, self._ends))
 
     @property
     def is_on_writers_thread(self) -> bool:
         """Whether the caller is on the thread that writes."""
-        return self._writer is not None and self._writer.is_current
+        return self._writer.is_current
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add to what is known of the episode that an environment is in.
@@ -561,8 +500,8 @@ class Recording:
         """What is about to happen to the environments ``rows``; None, a step at most, if that isn't recorded of any."""
         picked = None
         if rows is not None and not len(rows):
-            if self._batch is None:
-                self.episodes.steps += is_step
+            if self._buffers.batch is None:
+                self.episodes.count(steps=is_step)
                 return None
         elif not self.selection.takes_all:
             picked = self._picked(rows, ends, begun, is_step=is_step)
@@ -578,19 +517,22 @@ class Recording:
         seeds: Sequence[int | None] = (),
         begun: npt.NDArray[np.bool_] | None = None,
         render: Render | None = None,
-        settle: Settle | None = None,
+        revise: Revise | None = None,
     ) -> None:
-        self._settle(is_past=not is_step)
+        self._revise(is_past=not is_step)
         if ends is not None:
             ends = self._logged.ends(ends)
         rows = None if mask is None else self._logged.rows(mask)
         event = self._event(rows, ends, None if begun is None else self._logged.rows(begun), is_step=is_step)
         if event is None:
             return
-        kept = True
+        is_kept, buffers = True, self._buffers
         try:
-            if self._batch is not None:
-                kept = self._batch.add(self._of_batch(event, mask), moments, _nowhere)
+            if (batch := buffers.batch) is not None:
+                of_batch = self._of_batch(event, mask)
+                while (in_the_way := batch.add(of_batch, moments, _nowhere)) is not None:
+                    if not (is_kept := self._make_way(batch, in_the_way)):
+                        break
             if rows is None or len(rows):
                 if not self._logged.are_all:
                     values = self._logged.values
@@ -601,22 +543,37 @@ class Recording:
                 for arrays in moments:
                     for array in arrays or ():
                         if array is None:  # `in` would compare arrays
-                            self._split_where_keys_are_missing(moments)
-                for buffer in self._in_detail:
-                    kept = buffer.add(event, moments, self.episodes.positions, may_change=settle is not None) and kept
-            self._last = None if settle is None else _Last(event, moments, settle, render)
+                            buffers.split_where_keys_are_missing(moments)
+                positions, may_change = self.episodes.positions, revise is not None
+                for buffer in buffers.in_use:
+                    while (in_the_way := buffer.add(event, moments, positions, may_change=may_change)) is not None:
+                        if not self._make_way(buffer, in_the_way):
+                            is_kept = False
+                            break
+            self._last = None if revise is None else LastStep(event, moments, revise, render)
             self.episodes.apply(event)
             self._enter(event, moments[Moment.STEPPED], ends, seeds)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
             if self.episodes.has_seen(event):
                 self._enter(event, moments[Moment.STEPPED], ends, seeds)
             else:
-                for buffer in self._buffers:
-                    buffer.drop(event)
+                buffers.drop(event)
             raise
-        if not kept or self._news:
-            self._news = False
-            self.account.tell()
+        if not is_kept or self._told != self._writer.failures:
+            self._tell()
+
+    def _make_way(self, buffer: Buffer, segment: Segment) -> bool:
+        """Hand on the segment that is in the way of a frame, or wait for it. Return whether the frame can be added then."""
+        waited = self._buffers.seconds_waited
+        try:
+            return self._buffers.make_way(buffer, segment)
+        finally:
+            if self._buffers.seconds_waited > waited:
+                self._told = -1  # it may have waited for so long by now that the user is told
+
+    def _tell(self) -> None:
+        self._told = self._writer.failures
+        self.status.tell()
 
     def _picked(self, rows: Rows, ends: Ends | None, begun: Rows, *, is_step: bool) -> tuple[Rows, Rows]:
         """Whose frames before and after what happens now are recorded, of the environments ``rows``."""
@@ -649,20 +606,6 @@ class Recording:
         recorded = everyone if event.is_recorded else NONE
         return event._replace(rows=everyone, before=recorded, after=recorded)
 
-    def _split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
-        """Keys that now come without the others of their track get a track of their own: each has its own rows then."""
-        for buffer in (self._small, self._bulky):
-            tracks: list[Track] = []
-            for track in buffer.tracks:
-                values = moments[track.moment]
-                there = [i for i in track.at if values is not None and values[i] is not None]
-                if there and len(there) < len(track.at):
-                    tracks += [track.part(there), track.part([i for i in track.at if i not in there])]
-                else:
-                    tracks.append(track)
-            if len(tracks) > len(buffer.tracks):
-                buffer.tracks = tuple(tracks)
-
     # --- out ---
 
     def dump(self) -> None:
@@ -671,18 +614,17 @@ class Recording:
         Raises:
             RecordingError: it isn't, and why.
         """
-        if self._is_done():
-            self.account.raise_again()
+        if self.is_over:
+            self.status.raise_again()
             return
-        self.settle()
+        self.revise_last_step()
         if self._episode_files is not None:
             self._ledger.close_ended(self.episodes.frames)
         self._flush()
-        if self._writer is not None:
-            self._writer.flush()
+        self._writer.flush()
         for outlet in self._outlets:
             outlet.sync()
-        self.account.raise_failure()
+        self.status.raise_failure()
 
     def close(self) -> None:
         """Dump, write the layout and end the recording. Closing again does nothing, unless Ctrl-C came in between.
@@ -690,36 +632,33 @@ class Recording:
         Raises:
             RecordingError: something could not be written, and why.
         """
-        if self._is_done():
-            self.account.raise_what_was_missed()
+        if self.is_over:
+            self.status.raise_what_was_missed()
             return
-        self.settle()
-        self.alive = False
-        self.account.is_closing = True
+        self.revise_last_step()
+        self.status.begin_to_close()
+        CLOCK.wake()
         if self._episode_files is not None:
             self._ledger.close(self.episodes.frames)
         self._flush()
-        if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
+        if not self._writer.has_begun:  # nothing was written: an empty file would be in the way of the next try
             try:
-                self.account.raise_failure()
+                self.status.raise_failure()
             finally:
                 self.abandon()
             return
         self._writer.finish()
-        if self.account.keeper is not None:
-            self.account.keeper.sync()
+        if self.status.keeper is not None:
+            self.status.keeper.sync()
         self._conclude()
         try:
-            self.account.raise_end()
+            self.status.raise_end()
             self._embed_layout()
         finally:
-            self.is_over = True
+            self.status.end()
             self.sink.close()
             for outlet in self._outlets:
                 outlet.close()
-
-    def _is_done(self) -> bool:
-        return self.is_over or self.process != os.getpid()
 
     def keep(self) -> None:
         """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more.
@@ -734,9 +673,8 @@ class Recording:
         self.sink.keep()
         if self._episode_files is not None and (made := self.layout()) is not None:
             self._episode_files.lay_out(made)
-        if self._writer is not None:
-            for buffer in self._buffers:
-                self._writer.put(buffer.prepare())
+        if self._writer.has_begun:
+            self._buffers.prepare()
         self._warn_of_short_blocks()
         for outlet in self._outlets:
             if (made := self.layout(live=True)) is not None:
@@ -747,13 +685,14 @@ class Recording:
 
     def _warn_of_short_blocks(self) -> None:
         """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
-        if len(self.envs) <= MAX_LOGGED_ENVS or not self._small.tracks or self._small.slots >= SHORT_BLOCK:
+        small = self._buffers.small
+        if len(self.envs) <= MAX_LOGGED_ENVS or not small.tracks or small.slots >= SHORT_BLOCK:
             return
-        entities = sum(stream.lanes for track in self._small.tracks for stream in track.streams)
-        cost = entities * CHUNK_SECONDS / self._small.slots
-        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // self._small.slots >> 20)
+        entities = sum(stream.lanes for track in small.tracks for stream in track.streams)
+        cost = entities * CHUNK_SECONDS / small.slots
+        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // small.slots >> 20)
         warn(
-            f"{len(self.envs)} environments are recorded in detail, and only {self._small.slots} frames of them fit into half "
+            f"{len(self.envs)} environments are recorded in detail, and only {small.slots} frames of them fit into half "
             f"of buffer_bytes: each environment's step takes the writer about {cost * 1e6:.0f} us, "
             f"{cost * len(self.envs) * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
             f"buffer_bytes={needed} << 20"
@@ -771,12 +710,11 @@ class Recording:
         """
         frames, steps, begun = self.episodes.frames, self.episodes.steps, self.episodes.begun()
         if batch_size != self.source.batch_size:
-            self.episodes.frames += 1
-            self.episodes.steps += is_step
+            self.episodes.count(frames=1, steps=is_step)
         elif (event := self._event(None if mask is None else self._logged.rows(mask), is_step=is_step)) is not None:
             self.episodes.apply(event)
         now = self.episodes
-        if self.account.miss(now.frames - frames, now.steps - steps, now.begun() - begun):
+        if self.status.miss(now.frames - frames, now.steps - steps, now.begun() - begun):
             self._forget_returns()
 
     def _forget_returns(self) -> None:
@@ -810,18 +748,20 @@ class Recording:
 
     def abandon(self) -> None:
         """Stop, and remove the file: what was begun can't be recorded as the user asked."""
-        self.alive = False
-        if self._writer is not None:
-            self._writer.finish()
+        self.status.begin_to_close()
+        CLOCK.wake()
+        self._writer.finish()
         self._conclude(all_lost=True)
-        self.is_over = True
+        self.status.end()
         self.sink.discard()
         for outlet in self._outlets:
             outlet.close()
 
     def fail(self, error: Exception) -> None:
-        """Stop recording because of an error of our own; it is raised by the next :meth:`dump` or :meth:`close`."""
-        self.account.fail(error)
+        """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""
+        self.status.fail(error)
+        self._buffers.stop()
+        self._tell()
 
     def _embed_layout(self) -> None:
         try:
@@ -832,46 +772,33 @@ class Recording:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _flush(self) -> None:
-        with self._copying:  # the writer, when it is idle, hands over what is old: two at once would come in any order
-            self._settle()
-            for buffer in self._buffers:
-                buffer.flush()
-        if self._writer is not None:
-            self._writer.put(self._output.rest(self.episodes.frames), frames=self._no_frames)
+        with self._copying:  # the clock's thread hands on what is old: two at once would come in any order
+            self._revise()
+            self._buffers.hand_on()
+        if self._writer.has_begun:
+            frames = self.episodes.frames
+            self._writer.put(self._output.rest(frames), (frames, frames))
 
-    def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
-        assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(buffer.chunks(turn), functools.partial(buffer.give_back, turn), turn.frames)
-        self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
-
-    def _hand_over_what_is_old(self) -> None:
-        """No frame has come for a while: what waits is written all the same. Called on the writer's thread."""
-        if not self.alive or not self._copying.acquire(blocking=False):
-            return  # a frame is being copied, which hands over what is old
+    def look(self) -> None:
+        """Hand on what is old, though no frame comes. Called on the clock's thread."""
+        if not self.alive or not self._writer.is_idle or not self._copying.acquire(blocking=False):
+            return  # a frame is being copied, which hands on what is old
         try:
-            now = time.time_ns()
-            old = [buffer for buffer in self._buffers if buffer.is_old(now)]
-            if old and not self._settle(at_once=False):
-                return  # the environment is within a step, and hands over what is old itself
-            for buffer in old:
-                buffer.flush()
+            old = self._buffers.old(time.time_ns())
+            if old and not self._revise(at_once=False):
+                return  # the environment is within a step, and hands on what is old itself
+            self._buffers.hand_on_old(old)
+        except Exception as error:
+            self.status.fail(error)
+            self._buffers.stop()
+            self._told = -1
         finally:
             self._copying.release()
-        if self._writer is not None and self._output.oldest_waiting is not None:
-            self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
-
-    def _complete(self) -> int:
-        """Before which frame everything has been through the output."""
-        waiting = [buffer.oldest_waiting for buffer in self._buffers]
-        return min((frame for frame in waiting if frame is not None), default=sys.maxsize)
-
-    @property
-    def _no_frames(self) -> tuple[int, int]:
-        """What comes is of frames that were counted already."""
-        return self.episodes.frames, self.episodes.frames
+        if self._output.oldest_waiting is not None:
+            self._writer.put_due(self.episodes.frames)
 
     def _conclude(self, *, all_lost: bool = False) -> None:
-        if self.account.conclude(all_lost=all_lost):
+        if self.status.conclude(all_lost=all_lost):
             self._forget_returns()
 
 
@@ -885,39 +812,14 @@ def _nowhere() -> Positions:
     return np.empty((0, COLUMNS), np.int64)
 
 
-def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[Track, bool]]:
-    """Streams as tracks: small ones, bulky ones and sums by themselves; and whether they are bulky.
-
-    Rewards are never among the bulky ones: a block must hold them and their sums.
-    """
-    places: dict[bool, list[int]] = {False: [], True: []}
-    for i, stream in enumerate(streams):
-        if not stream.sums:
-            places[stream.is_bulky and stream.key not in summed].append(i)
-    for is_bulky, at in places.items():
-        if at:
-            is_summed = any(streams[i].key in summed for i in at)
-            yield Track(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
-    sums = tuple(stream for stream in streams if stream.sums)
-    if sums:
-        yield Track(moment, sums), False
-
-
-def _without(tracks: Sequence[Track], stream: Stream) -> tuple[Track, ...]:
-    """Tracks without a stream."""
-    parts = [
-        (track, [i for i, each in zip(track.at, track.streams, strict=False) if each != stream]) for track in tracks
-    ]
-    return tuple(track if len(at) == len(track.at) else track.part(at) for track, at in parts if at or not track.at)
-
-
 _open: weakref.WeakSet[Recording] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
     """A forked process has no writer's thread, and the files are its parent's."""
     for recording in _open:
-        recording.alive = False
+        recording.status.leave()
+    CLOCK.forget_all()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,19 +1,21 @@
-"""The account of a recording: what became of its frames, and what is said of those that could not be recorded."""
+"""The status of a recording: its state, what became of its frames, and errors and warnings about those that were lost."""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 import shlex
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.counters import Episodes
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.writing.live import Outlet
+from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.sink import Sink
 from torchrl_rerun.writing.writer import Writer
 
@@ -24,13 +26,22 @@ RETRY_SECONDS = 5.0
 """Seconds between two tries to go on after a recording was closed, each of which makes the environment wait."""
 
 
-class Output(Protocol):
-    """What is between buffers and sink, as far as something waits there."""
+class State(enum.Enum):
+    """What a recording's life has come to."""
+
+    OPEN = "open"
+    """Frames are recorded. If an error has occurred they are counted, and lost."""
+    CLOSING = "closing"
+    """No frame is taken any more; the rest is being written. If Ctrl-C came in between, closing again goes on with it."""
+    CLOSED = "closed"
+    """All is written."""
+    FAILED = "failed"
+    """Nothing more is written, and something was lost."""
 
     @property
-    def oldest_waiting(self) -> int | None: ...  # noqa: D102
-    @property
-    def waiting_bytes(self) -> int: ...  # noqa: D102
+    def is_over(self) -> bool:
+        """Whether nothing more is written."""
+        return self in (State.CLOSED, State.FAILED)
 
 
 class _Counts(NamedTuple):
@@ -39,41 +50,42 @@ class _Counts(NamedTuple):
     episodes: int
 
 
-class Account:
-    """Counts what was written, waits and is lost, and says what went wrong.
+class Status:
+    """The state of a recording; counts of the frames that were written, wait or are lost; errors and warnings.
 
     Args:
         sink: where the recording goes.
         outlets: who else gets it.
         episodes: counts the frames; it may have counted those of earlier recordings.
-        buffers: where frames wait first; the list may grow.
+        buffers: where frames wait first.
         output: where pictures and episodes wait then.
-        continues: the account of the recording that this one goes on for.
+        writer: the thread that writes.
+        continues: the status of the recording that this one goes on for.
 
     Attributes:
-        writer: who writes, once there is something to write.
-        error: an error of our own that ended the recording.
-        is_closing: whether nothing more is recorded.
+        state: the state of the recording.
+        error: the error of the package's own that ended the recording, or None.
     """
 
     def __init__(
         self,
         sink: Sink,
         outlets: Sequence[Outlet],
-        episodes: Episodes,
-        buffers: Sequence[Buffer],
-        output: Output,
         *,
-        continues: Account | None,
+        episodes: Episodes,
+        buffers: Buffers,
+        output: Output,
+        writer: Writer,
+        continues: Status | None,
     ) -> None:
-        self.writer: Writer | None = None
+        self.state = State.OPEN
         self.error: Exception | None = None
-        self.is_closing = False
         self._sink = sink
         self._outlets = outlets
         self._episodes = episodes
         self._buffers = buffers
         self._output = output
+        self._writer = writer
         self._failed_at: int | None = None
         self._end: tuple[str, BaseException | None] | None = None  # what the recording failed by, and its cause
         self._missed = 0  # frames that came after it, and that `close()` has not told of
@@ -88,6 +100,21 @@ class Account:
             self._busy_before = continues._busy_seconds  # noqa: SLF001
         self._at_first = self._counts
         self._at_last: Stats | None = None
+
+    # --- the life of the recording ---
+
+    def begin_to_close(self) -> None:
+        """Take no more frames."""
+        if not self.state.is_over:
+            self.state = State.CLOSING
+
+    def end(self) -> None:
+        """Write nothing more."""
+        self.state = State.CLOSED if self._end is None else State.FAILED
+
+    def leave(self) -> None:
+        """Leave the recording to the parent of this forked process."""
+        self.state = State.CLOSED
 
     # --- counts ---
 
@@ -107,7 +134,7 @@ class Account:
     @property
     def _unwritten_frames(self) -> int:
         """How many of them aren't with the sink in full."""
-        waiting = [self._failed_at, self._output.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers)]
+        waiting = [self._failed_at, self._output.oldest_waiting, self._buffers.oldest_waiting]
         if self.keeper is not None:
             waiting.append(self.keeper.oldest_waiting)
         oldest = min((frame for frame in waiting if frame is not None), default=self._episodes.frames)
@@ -125,7 +152,7 @@ class Account:
             return self._frames
         if self.keeper is not None and self.keeper.trouble() is not None:
             return self.keeper.dropped_frames
-        has_failed = self.error is not None or (self.writer is not None and self.writer.error is not None)
+        has_failed = self.error is not None or self._writer.error is not None
         return self._unwritten_frames if has_failed else 0
 
     def stats(self) -> Stats:
@@ -149,37 +176,28 @@ class Account:
             frames_dropped=before.frames_dropped + max((outlet.dropped_frames for outlet in self._outlets), default=0),
             bytes_waiting=self._waiting_bytes if waiting else 0,
             bytes_written=size,
-            seconds_waited=before.seconds_waited + self._seconds_waited,
+            seconds_waited=before.seconds_waited + self._buffers.seconds_waited,
             frames_per_second=frames / seconds,
             bytes_per_second=size / busy if busy else 0.0,
         )
 
     @property
     def _busy_seconds(self) -> float:
-        return self._busy_before + (0.0 if self.writer is None else self.writer.busy_seconds)
+        return self._busy_before + self._writer.busy_seconds
 
     @property
     def _waiting_bytes(self) -> int:
-        return self._output.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers)
-
-    @property
-    def _seconds_waited(self) -> float:
-        return sum(buffer.seconds_waited for buffer in self._buffers)
+        return self._output.waiting_bytes + self._buffers.waiting_bytes
 
     # --- failures ---
 
-    def is_sound(self) -> bool:
-        """Whether what is buffered will be written."""
-        return self.error is None and self.writer is not None and self.writer.alive()
-
     def fail(self, error: Exception) -> None:
-        """An error of our own ends the recording."""
+        """Note an error of the package's own, by which frames from now on are lost."""
         if self.error is None:
             self.error, self._failed_at = error, self._episodes.frames
-        self._warn_of_failure()
 
     def _failure(self) -> RecordingError | None:
-        error: BaseException | None = self.error or (None if self.writer is None else self.writer.error)
+        error: BaseException | None = self.error or self._writer.error
         if error is None:
             error = self._sink.trouble() or (None if self.keeper is None else self.keeper.trouble())
         if error is None:
@@ -197,7 +215,12 @@ class Account:
 
     def _lacks_its_end(self) -> bool:
         """Whether all was written but what comes last."""
-        return self.is_closing and self.error is None and self._sink.trouble() is None and not self._lost_frames
+        return (
+            self.state is not State.OPEN
+            and self.error is None
+            and self._sink.trouble() is None
+            and not self._lost_frames
+        )
 
     def raise_failure(self) -> None:
         """Raise what went wrong so far, if anything did."""
@@ -293,12 +316,12 @@ class Account:
 
     def _warn_of_waiting(self) -> None:
         """The environment is held up: with what to do about it."""
-        if self._warned_of_waiting or self._seconds_waited < PATIENCE:
+        if self._warned_of_waiting or self._buffers.seconds_waited < PATIENCE:
             return
         self._warned_of_waiting = True
         stats = self.stats()
         warn(
-            f"the environment waits for {self._sink.label} to be written, {self._seconds_waited:.1f} s so far: "
+            f"the environment waits for {self._sink.label} to be written, {self._buffers.seconds_waited:.1f} s so far: "
             f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.3g} MB/s can "
             "be encoded and written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
             "image_format (a larger buffer_bytes bridges short peaks)",

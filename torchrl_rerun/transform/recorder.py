@@ -560,7 +560,7 @@ class RerunRecorder(Transform):
             >>> env.close()
         """
         recording = None if self._feed is None else self._feed.recording
-        return dataclasses.asdict(Stats() if recording is None else recording.account.stats())
+        return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, RrdReader
 
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Over
 from torchrl_rerun.blocks.pieces import Piece, pieces
 from torchrl_rerun.blocks.returns import Sums
@@ -45,6 +47,7 @@ class EpisodeFiles:
         envs: the environment index of each row of the blocks.
         sums: running sums of rewards so far.
         over: the environment's thread adds the episodes that are over, in order.
+        buffers: where rows wait before they come here.
         application_id, recording_id: what the run is called.
         capacity: bytes that may wait in memory.
         max_age: seconds that an episode waits, when it is over, for others to take its place.
@@ -56,8 +59,9 @@ class EpisodeFiles:
         source: Source,
         envs: Sequence[int],
         sums: Sums,
-        over: collections.deque[Over],
         *,
+        over: collections.deque[Over],
+        buffers: Sequence[Buffer],
         application_id: str,
         recording_id: str,
         capacity: int,
@@ -75,6 +79,7 @@ class EpisodeFiles:
         self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
         self._over = over
+        self._buffers = buffers
         self._in_progress: dict[tuple[int, int], _Rows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
         self._schemas: dict[int, Chunk] = {}
@@ -121,14 +126,11 @@ class EpisodeFiles:
         self._relieve()
         yield from ()
 
-    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
-        """Finish the episodes that are over, and write those that have waited long enough.
-
-        Args:
-            complete: says before which frame everything has come.
-        """
-        count = len(self._over)  # before it is asked: more may be over by then
-        self._finish(count, complete())
+    def due(self) -> Iterator[Chunk]:
+        """Finish the episodes that are over, and write those that have waited long enough."""
+        count = len(self._over)  # before the buffers are asked: more may be over by then
+        waiting = oldest_waiting(self._buffers)
+        self._finish(count, sys.maxsize if waiting is None else waiting)
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)

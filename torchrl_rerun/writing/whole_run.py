@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rerun.chunk import Chunk
 
@@ -79,13 +79,8 @@ class WholeRun:
             yield from self._factory.chunks(piece, self._envs[piece.row])
         self._pictures.settle()  # they are views of the block
 
-    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
-        """What is to be written after a block.
-
-        Args:
-            complete: says before which frame everything has come.
-        """
-        del complete
+    def due(self) -> Iterator[Chunk]:
+        """Return chunks of the images that have waited long enough, or are enough for a chunk."""
         yield from self._pictures.due(time.time_ns())
 
     def rest(self, complete: int) -> Iterator[Chunk]:
