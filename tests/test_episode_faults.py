@@ -516,12 +516,13 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
         tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]
         most = max(most, recorder.stats()["bytes_waiting"])
     recorder.dump()
-    output, sink = recorder._feed.recording._output, recorder._feed.recording.sink
+    recording = recorder._feed.recording
+    output, episodes = recording._output, recording.chunk_writer.episodes
     assert most <= 1.25 * bound + 400
     assert len(output._in_progress) <= 2
     assert not output._waiting
     assert not output._over
-    assert len(sink._files) == 5
+    assert len(episodes._files) == 5
     assert len([name for name in names(folder) if name.startswith("env_1")]) <= 6
     env.close()
     rows = read(folder / "env_0_episode_000000.rrd")["/image"]

@@ -45,11 +45,11 @@ from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.triggers import Choice, Selection
 from torchrl_rerun.writing.episode_files import EpisodeFiles
-from torchrl_rerun.writing.folder import RunFolder
+from torchrl_rerun.writing.folder import EpisodeFolder
 from torchrl_rerun.writing.live import Outlet
 from torchrl_rerun.writing.output import Output
-from torchrl_rerun.writing.sink import Sink
 from torchrl_rerun.writing.statistics import BatchStatistics
+from torchrl_rerun.writing.target import ChunkWriter
 from torchrl_rerun.writing.whole_run import WholeRun
 from torchrl_rerun.writing.writer import Writer
 
@@ -92,7 +92,7 @@ class Recording:
     """Counts episodes, buffers steps and has them written to a sink.
 
     Args:
-        sink: an open sink; it is closed with the recording.
+        chunk_writer: takes the chunks, and is closed with the recording.
         source: the environments.
         options: how to record them.
         outlets: open viewers and recording streams; they are closed with the recording.
@@ -112,7 +112,7 @@ class Recording:
 
     def __init__(
         self,
-        sink: Sink,
+        chunk_writer: ChunkWriter,
         source: Source,
         options: Options,
         *,
@@ -121,7 +121,7 @@ class Recording:
         continues: Recording | None = None,
     ) -> None:
         self.source = source
-        self.sink = sink
+        self.chunk_writer = chunk_writer
         self._outlets = tuple(outlets)
         self._options = options
         before = continues if continues is not None and continues.source.batch_size == source.batch_size else None
@@ -138,15 +138,15 @@ class Recording:
             self._sums, self._batch_sums = before._sums, before._batch_sums  # noqa: SLF001 - of the same class
         self.run_id = run_id
         is_dump = options.split == "dump"
-        self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
+        self.recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if outlets else options.flush_seconds
         self.look_seconds = self._max_age / LOOKS
         self._ledger = Ledger(self.envs)
-        is_by_episode = isinstance(sink, RunFolder)
-        capacity = options.buffer_bytes // (BLOCKS_SHARE if is_by_episode else 1)
+        folder = chunk_writer.episodes
+        capacity = options.buffer_bytes // (1 if folder is None else BLOCKS_SHARE)
         small, bulky = (Buffer(len(self.envs), capacity, max_age=self._max_age) for _ in range(2))
-        self._episode_files = self._files_in(sink, (small, bulky)) if isinstance(sink, RunFolder) else None
+        self._episode_files = None if folder is None else self._files_in(folder, (small, bulky))
         self.must_know_ends = options.choice.skip > 1 or self._episode_files is not None
         self._output: Output = self._episode_files or WholeRun(
             source,
@@ -157,7 +157,7 @@ class Recording:
             first_frame=self.episodes.frames if is_dump else 0,
         )
         self._writer = Writer(
-            sink,
+            chunk_writer,
             self._outlets,
             self._output,
             application_id=self.application_id,
@@ -165,7 +165,7 @@ class Recording:
         )
         self._buffers = Buffers(small, bulky, capacity, self._writer, self._output)
         self.status: Status = Status(
-            sink,
+            chunk_writer,
             self._outlets,
             episodes=self.episodes,
             buffers=self._buffers,
@@ -189,7 +189,7 @@ class Recording:
         _open.add(self)
         CLOCK.watch(self)
 
-    def _files_in(self, folder: RunFolder, buffers: Sequence[Buffer]) -> EpisodeFiles:
+    def _files_in(self, folder: EpisodeFolder, buffers: Sequence[Buffer]) -> EpisodeFiles:
         options = self._options
         return EpisodeFiles(
             folder,
@@ -307,7 +307,7 @@ class Recording:
 
     def _begin_writing(self) -> None:
         if not self._writer.has_begun:
-            self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
+            self._writer.put([info_chunk(Path(self.chunk_writer.label).stem, time.time_ns())])
             self._writer.start()
 
     # --- steps ---
@@ -608,12 +608,20 @@ class Recording:
 
     # --- out ---
 
-    def dump(self) -> None:
-        """Return when everything so far is with the sink.
+    def dump(self, suffix: str | None = None) -> None:
+        """Return when everything so far is kept. A recording of one dump is closed with it.
+
+        Args:
+            suffix: added to the name of a recording of one dump.
 
         Raises:
-            RecordingError: it isn't, and why.
+            RecordingError: something could not be written, and why.
         """
+        if self._options.split == "dump" and self.alive:
+            self.close()
+            if suffix is not None:
+                self.chunk_writer.rename(suffix)
+            return
         if self.is_over:
             self.status.raise_again()
             return
@@ -656,7 +664,7 @@ class Recording:
             self._embed_layout()
         finally:
             self.status.end()
-            self.sink.close()
+            self.chunk_writer.close()
             for outlet in self._outlets:
                 outlet.close()
 
@@ -670,7 +678,7 @@ class Recording:
             raise ValueError(
                 f"keep={self._options.keep!r} goes by the reward, which is not recorded: add it to in_keys"
             )
-        self.sink.keep()
+        self.chunk_writer.replace_earlier()
         if self._episode_files is not None and (made := self.layout()) is not None:
             self._episode_files.lay_out(made)
         if self._writer.has_begun:
@@ -733,7 +741,9 @@ class Recording:
         if wanted is False or isinstance(wanted, rrb.Blueprint):
             return wanted or None
         shown = (
-            [None] if self._episode_files is not None else shown_envs(self.envs, self.source.envs, self.sink.family())
+            [None]
+            if self._episode_files is not None
+            else shown_envs(self.envs, self.source.envs, self.chunk_writer.target.family())
         )
         recorded = Recorded(self.streams, shown, self.source.fps, self._statistics)
         if callable(wanted):
@@ -753,7 +763,7 @@ class Recording:
         self._writer.finish()
         self._conclude(all_lost=True)
         self.status.end()
-        self.sink.discard()
+        self.chunk_writer.discard()
         for outlet in self._outlets:
             outlet.close()
 
@@ -767,7 +777,7 @@ class Recording:
         try:
             made = self.layout()
             if made is not None:
-                self.sink.embed(made, application_id=self.application_id)
+                self.chunk_writer.embed(made, application_id=self.application_id)
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 

@@ -39,12 +39,12 @@ from torchrl_rerun.recording.logged_envs import check_envs
 from torchrl_rerun.recording.recording import Options, Recording, application_id
 from torchrl_rerun.recording.resume import Reached, reached
 from torchrl_rerun.rrd.locks import is_locked
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.file import FileSink
-from torchrl_rerun.writing.folder import RunFolder
+from torchrl_rerun.writing.dumps import DumpTarget
+from torchrl_rerun.writing.episode_target import EpisodeTarget
+from torchrl_rerun.writing.file import FileTarget
 from torchrl_rerun.writing.live import Outlet
 from torchrl_rerun.writing.rerun_streams import StreamOutlet, UsersStream, application_id_of
-from torchrl_rerun.writing.sink import NoFile, Sink
+from torchrl_rerun.writing.target import ChunkWriter, LiveTarget, Target
 from torchrl_rerun.writing.viewers import Endpoint, Viewer
 
 
@@ -69,7 +69,7 @@ class Settings:
         is_copy: it was copied or pickled, and has no right to the path itself.
     """
 
-    sink: Sink
+    sink: Target
     viewers: tuple[Endpoint, ...]
     stream: UsersStream | None
     in_keys: tuple[Key, ...] | None
@@ -197,7 +197,7 @@ _SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.Grpc
 
 def _sinks(
     sink: Any, options: Options, *, overwrite: bool, resume: bool
-) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
+) -> tuple[Target, tuple[Endpoint, ...], UsersStream | None]:
     """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
     _require("resume", resume, bool, "True or False")
     if overwrite and resume:
@@ -235,11 +235,11 @@ def _sinks(
         return _path_sink(absolute(paths[0]), options, overwrite=overwrite, resume=resume), viewers, stream
     if stream is not None:
         return (
-            NoFile(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
+            LiveTarget(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
             viewers,
             stream,
         )
-    return NoFile(viewers[0].url), viewers, None
+    return LiveTarget(viewers[0].url), viewers, None
 
 
 def path_of(sink: Any) -> str | os.PathLike[str] | None:
@@ -258,20 +258,20 @@ def path_of(sink: Any) -> str | os.PathLike[str] | None:
     return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 
-def _path_sink(path: Path, options: Options, *, overwrite: bool, resume: bool) -> FileSink | RunFolder:
+def _path_sink(path: Path, options: Options, *, overwrite: bool, resume: bool) -> Target:
     """A file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
             raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
-        return FileSink(path, overwrite=overwrite, may_exist=resume)
+        return FileTarget(path, overwrite=overwrite, may_exist=resume)
     if options.split == "episode":
-        keeper = None if options.keep is None else options.keep.keeper
-        return RunFolder(path, keeper=keeper, overwrite=overwrite)
+        new_kept = None if options.keep is None else options.keep.new_kept
+        return EpisodeTarget(path, new_kept=new_kept, overwrite=overwrite)
     if path.suffix:
         raise ValueError(f"{shown(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
     if options.split == "dump":
-        return DumpFile(path, overwrite=overwrite)
-    return FileSink(path / "run.rrd", overwrite=overwrite, may_exist=True)
+        return DumpTarget(path, overwrite=overwrite)
+    return FileTarget(path / "run.rrd", overwrite=overwrite, may_exist=True)
 
 
 def _require(name: str, value: Any, types: Any, what: str) -> None:
@@ -339,14 +339,12 @@ def open_recording(settings: Settings, facts: Facts, ended: Recording | None = N
     batch_size = facts.batch_size
     count, before = int(np.prod(batch_size, dtype=np.int64)), None
     if ended is None:
-        sink, number = _claim(settings, facts)
-        before = _reached(settings, sink, batch_size)
+        chunk_writer, number = _claim(settings, facts)
+        before = _reached(settings, chunk_writer, batch_size)
         recording_id = _recording_id(settings, number, before)
     else:
-        sink, number = (
-            _next_part(ended, is_announced=settings.options.split != "dump"),
-            ended.source.first_env // ended.source.envs,
-        )
+        chunk_writer = _next_part(ended, is_announced=settings.options.split != "dump")
+        number = ended.source.first_env // ended.source.envs
         recording_id = _id_after(ended, settings, batch_size)
     source = Source(
         batch_size=batch_size,
@@ -364,15 +362,15 @@ def open_recording(settings: Settings, facts: Facts, ended: Recording | None = N
     outlets: list[Outlet] = [Viewer(endpoint) for endpoint in settings.viewers]
     if stream is not None and settings.stream is not None:
         envs = range(source.first_env, source.first_env + count)
-        outlets.append(StreamOutlet(stream, settings.stream.label, envs, keeps=isinstance(sink, NoFile)))
+        outlets.append(StreamOutlet(stream, settings.stream.label, envs, keeps=chunk_writer.target.path is None))
     try:
         for outlet in outlets:
             outlet.open(application_id=application_id(settings.options, source), recording_id=recording_id)
-        recording = Recording(sink, source, options, outlets=outlets, run_id=recording_id, continues=ended)
+        recording = Recording(chunk_writer, source, options, outlets=outlets, run_id=recording_id, continues=ended)
         if before is not None:
             recording.resume(before.progress(recording.envs))
     except BaseException:
-        sink.discard()
+        chunk_writer.discard()
         for outlet in outlets:
             outlet.close()
         raise
@@ -391,57 +389,55 @@ def _named_by(stream: rr.RecordingStream, options: Options) -> Options:
     )
 
 
-def _next_part(ended: Recording, *, is_announced: bool) -> Sink:
-    """A finished file can't be written to: what comes after ``close()`` goes into another one."""
-    sink = ended.sink.continuation()
-    sink.open()
-    if is_announced and sink is not ended.sink:
-        warn(f"{ended.sink.label} was closed; what comes now is recorded in {sink.label}")
-    return sink
+def _next_part(ended: Recording, *, is_announced: bool) -> ChunkWriter:
+    """Open the target of the frames after ``close()``: a finished file can't be written to, so they go into another one."""
+    chunk_writer = ended.chunk_writer.continuation().open()
+    if is_announced and chunk_writer.location != ended.chunk_writer.location:
+        warn(f"{ended.chunk_writer.label} was closed; what comes now is recorded in {chunk_writer.label}")
+    return chunk_writer
 
 
-def _claim(settings: Settings, facts: Facts) -> tuple[Sink, int | None]:
-    """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
+def _claim(settings: Settings, facts: Facts) -> tuple[ChunkWriter, int | None]:
+    """Open the user's path, or one beside it if several recorders share the path. Return this recorder's number among them."""
     number = _number(settings, facts)
     if number is None:
-        sink = settings.sink.resumed() if settings.resume else settings.sink
-        if settings.resume and not sink.earlier() and (there := sink.elsewhere()):
+        target = settings.sink.resumed() if settings.resume else settings.sink
+        if settings.resume and not target.earlier() and (there := target.elsewhere()):
             raise FileExistsError(
                 f"{there[0]} was recorded inside the environments of a batch: resume=True goes on with that run if the "
                 "recorders are there again; else choose another path"
             )
-        sink.open()
-        return sink, None
+        return target.open(), None
     while True:
-        sink = settings.sink.sibling(f"worker_{number}")
+        target = settings.sink.sibling(f"worker_{number}")
         if settings.resume:
-            sink = sink.resumed()
-            if not sink.earlier() and (there := sink.elsewhere()):
+            target = target.resumed()
+            if not target.earlier() and (there := target.elsewhere()):
                 raise FileExistsError(
                     f"{there[0]} was recorded outside of the environments of a batch: resume=True goes on with that run if "
                     "the recorder is there again; else choose another path"
                 )
-            if any(is_locked(file) and _is_claimed_here(file) for file in sink.earlier()):
+            if any(is_locked(file) and _is_claimed_here(file) for file in target.earlier()):
                 number += 1  # it goes on with the file of another one in this process
                 continue
         try:
-            sink.open()
+            chunk_writer = target.open()
         except FileExistsError as taken:
             # Nested workers count from 0 each, and copies within a process are not numbered at all.
             if facts.worker is not None and not isinstance(taken, FileInUseError):
                 raise
             number += 1
         else:
-            _claimed_here.add(sink)
-            return sink, number
+            _claimed_here.add(chunk_writer)
+            return chunk_writer, number
 
 
-_claimed_here: weakref.WeakSet[Sink] = weakref.WeakSet()
-"""Sinks of recorders in this process that share a path."""
+_claimed_here: weakref.WeakSet[ChunkWriter] = weakref.WeakSet()
+"""Chunk writers of recorders in this process that share a path."""
 
 
 def _is_claimed_here(file: Path) -> bool:
-    return any(file in sink.files() for sink in _claimed_here)
+    return any(file in chunk_writer.files() for chunk_writer in _claimed_here)
 
 
 def _number(settings: Settings, facts: Facts) -> int | None:
@@ -451,14 +447,14 @@ def _number(settings: Settings, facts: Facts) -> int | None:
     return 0 if settings.sink.identity in shared_paths else None
 
 
-def _reached(settings: Settings, sink: Sink, batch_size: tuple[int, ...]) -> Reached | None:
-    """Where the run is that goes on; None: it begins."""
+def _reached(settings: Settings, chunk_writer: ChunkWriter, batch_size: tuple[int, ...]) -> Reached | None:
+    """Return where the run is that goes on; None if a run begins."""
     if not settings.resume:
         return None
     try:
-        return reached(sink.earlier(), batch_size)
+        return reached(chunk_writer.target.earlier(), batch_size)
     except BaseException:
-        sink.discard()
+        chunk_writer.discard()
         raise
 
 

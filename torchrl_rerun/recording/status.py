@@ -16,7 +16,7 @@ from torchrl_rerun.recording.counters import Episodes
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.writing.live import Outlet
 from torchrl_rerun.writing.output import Output
-from torchrl_rerun.writing.sink import Sink
+from torchrl_rerun.writing.target import ChunkWriter
 from torchrl_rerun.writing.writer import Writer
 
 PATIENCE = 1.0
@@ -54,7 +54,7 @@ class Status:
     """The state of a recording; counts of the frames that were written, wait or are lost; errors and warnings.
 
     Args:
-        sink: where the recording goes.
+        chunk_writer: takes the chunks of the recording.
         outlets: who else gets it.
         episodes: counts the frames; it may have counted those of earlier recordings.
         buffers: where frames wait first.
@@ -69,7 +69,7 @@ class Status:
 
     def __init__(
         self,
-        sink: Sink,
+        chunk_writer: ChunkWriter,
         outlets: Sequence[Outlet],
         *,
         episodes: Episodes,
@@ -80,7 +80,7 @@ class Status:
     ) -> None:
         self.state = State.OPEN
         self.error: Exception | None = None
-        self._sink = sink
+        self._chunk_writer = chunk_writer
         self._outlets = outlets
         self._episodes = episodes
         self._buffers = buffers
@@ -148,7 +148,7 @@ class Status:
     @property
     def _lost_frames(self) -> int:
         """How many of them could not be written, or were and are gone with their file."""
-        if self._sink.trouble() is not None:
+        if self._chunk_writer.error() is not None:
             return self._frames
         if self.keeper is not None and self.keeper.trouble() is not None:
             return self.keeper.dropped_frames
@@ -164,7 +164,7 @@ class Status:
 
     def _counted(self, lost: int, waiting: int) -> Stats:
         before, now, then = self._before, self._counts, self._at_first
-        frames, size = before.frames + self._frames, before.bytes_written + self._sink.size()
+        frames, size = before.frames + self._frames, before.bytes_written + self._chunk_writer.size()
         seconds, busy = time.monotonic() - self._began, self._busy_seconds
         return Stats(
             frames=frames,
@@ -199,16 +199,16 @@ class Status:
     def _failure(self) -> RecordingError | None:
         error: BaseException | None = self.error or self._writer.error
         if error is None:
-            error = self._sink.trouble() or (None if self.keeper is None else self.keeper.trouble())
+            error = self._chunk_writer.error() or (None if self.keeper is None else self.keeper.trouble())
         if error is None:
             return None
         if self._lacks_its_end():
             message = (
-                f"all frames are in {self._sink.label}, but it has no footer and no layout: {error}. Once there is room "
-                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self._sink.location)}` adds them"
+                f"all frames are in {self._chunk_writer.label}, but it has no footer and no layout: {error}. Once there is room "
+                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self._chunk_writer.location)}` adds them"
             )
         else:
-            message = f"recording to {self._sink.label} failed, {self._lost_frames} frames were lost: {error}"
+            message = f"recording to {self._chunk_writer.label} failed, {self._lost_frames} frames were lost: {error}"
         failure = RecordingError(message)
         failure.__cause__ = error
         return failure
@@ -218,7 +218,7 @@ class Status:
         return (
             self.state is not State.OPEN
             and self.error is None
-            and self._sink.trouble() is None
+            and self._chunk_writer.error() is None
             and not self._lost_frames
         )
 
@@ -290,7 +290,7 @@ class Status:
 
     def _aftermath(self) -> RecordingError:
         failure = RecordingError(
-            f"what came after {self._sink.label} was closed is not recorded, {self._missed} frames were lost: "
+            f"what came after {self._chunk_writer.label} was closed is not recorded, {self._missed} frames were lost: "
             f"{self._hindrance}"
         )
         failure.__cause__ = self._hindrance
@@ -321,7 +321,7 @@ class Status:
         self._warned_of_waiting = True
         stats = self.stats()
         warn(
-            f"the environment waits for {self._sink.label} to be written, {self._buffers.seconds_waited:.1f} s so far: "
+            f"the environment waits for {self._chunk_writer.label} to be written, {self._buffers.seconds_waited:.1f} s so far: "
             f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.3g} MB/s can "
             "be encoded and written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
             "image_format (a larger buffer_bytes bridges short peaks)",

@@ -39,8 +39,6 @@ from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.sink import NoFile
 
 Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
 """What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
@@ -406,13 +404,7 @@ class RerunRecorder(Transform):
             recording = self._feed.recording
             if recording is None:
                 return
-            if isinstance(recording.sink, DumpFile) and recording.alive:
-                recording.close()
-                name = suffix or (None if step is None else f"step_{step}")
-                if name is not None:
-                    recording.sink.call(name)
-            else:
-                recording.dump()
+            recording.dump(suffix or (None if step is None else f"step_{step}"))
 
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
@@ -496,7 +488,7 @@ class RerunRecorder(Transform):
     @property
     def path(self) -> Path | None:
         """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
-        return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
+        return self._settings.sink.path
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
         """Show in a notebook what has been recorded so far; outside of one, print the command that does.
@@ -518,13 +510,13 @@ class RerunRecorder(Transform):
         recording = None if self._feed is None else self._feed.recording
         if recording is None:
             raise ValueError("nothing has been recorded yet: reset the environment first")
-        if files := recording.sink.files():
+        if files := recording.chunk_writer.files():
             notebook.show_files(files, recording.layout(), width=width, height=height)
         elif self._settings.viewers:
             notebook.show_url(self._settings.viewers[0].url, width=width, height=height)
         else:
             raise ValueError(
-                f"there is nothing to show but {recording.sink.label}: rr.notebook_show() shows recording streams"
+                f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
             )
 
     def stats(self) -> dict[str, float]:
@@ -636,7 +628,7 @@ class RerunRecorder(Transform):
     def __repr__(self) -> str:
         settings = self._settings
         outlets = [*(viewer.url for viewer in settings.viewers), *([settings.stream.label] if settings.stream else [])]
-        kept = [] if isinstance(settings.sink, NoFile) else [settings.sink.identity]
+        kept = [] if settings.sink.path is None else [settings.sink.identity]
         return f"{type(self).__name__}({', '.join(map(repr, kept + outlets))})"
 
     # --- ours ---

@@ -32,7 +32,7 @@ from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
 from torchrl_rerun.writing.encoder import Pictures
-from torchrl_rerun.writing.folder import RunFolder
+from torchrl_rerun.writing.folder import EpisodeFolder
 
 
 class EpisodeFiles:
@@ -55,7 +55,7 @@ class EpisodeFiles:
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: EpisodeFolder,
         source: Source,
         envs: Sequence[int],
         sums: Sums,
@@ -226,7 +226,7 @@ class EpisodeFiles:
             self._remove(finished.replaces)
             return
         self._waiting[finished.episode.key] = finished
-        if self._folder.keeps_all:
+        if not self._folder.may_replace:
             self._write(finished)
 
     def _remove(self, episodes: Iterable[Episode]) -> None:

@@ -1,4 +1,4 @@
-"""The writer: a thread that makes chunks of what it is given and passes them to the sink and to live viewers."""
+"""The writer: a thread that makes chunks of what it is given and passes them to a chunk writer and to live viewers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.segment import Segment
 from torchrl_rerun.writing.live import Frames, Outlet
 from torchrl_rerun.writing.output import BlockOutput, Output
-from torchrl_rerun.writing.sink import Sink
+from torchrl_rerun.writing.target import ChunkWriter
 
 
 class Writer:
@@ -23,7 +23,7 @@ class Writer:
     Nothing is called back: an error stays in :attr:`error`, and :attr:`failures` says that there is something to look at.
 
     Args:
-        sink: an open sink. It is waited for.
+        chunk_writer: takes the chunks. It is waited for.
         outlets: get copies, and are waited for only if nothing else keeps what is recorded.
         output: makes chunks of blocks, and is asked after each block for what is due.
         application_id, recording_id: what the recording is called.
@@ -35,9 +35,15 @@ class Writer:
     """
 
     def __init__(
-        self, sink: Sink, outlets: Sequence[Outlet], output: Output, *, application_id: str, recording_id: str
+        self,
+        chunk_writer: ChunkWriter,
+        outlets: Sequence[Outlet],
+        output: Output,
+        *,
+        application_id: str,
+        recording_id: str,
     ) -> None:
-        self._sink = sink
+        self._chunk_writer = chunk_writer
         self._outlets = outlets
         self._output = output
         self._application_id = application_id
@@ -103,7 +109,7 @@ class Writer:
         return threading.current_thread() is self._thread
 
     def flush(self) -> None:
-        """Return when all that was put before is with the sink, or the writer has failed."""
+        """Return when all that was put before is kept by the chunk writer, or the writer has failed."""
         if not self.has_begun:
             return
         reached = threading.Event()
@@ -122,15 +128,17 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            self._sink.write(self._stream(), application_id=self._application_id, recording_id=self._recording_id)
+            self._chunk_writer.write(
+                self._stream(), application_id=self._application_id, recording_id=self._recording_id
+            )
         except BaseException as error:  # a panic of Rerun's, for one, isn't an Exception
             self.error = self.error or error
             with contextlib.suppress(OSError):
-                self._sink.truncate()
+                self._chunk_writer.truncate()
             self._count_failures()
 
     def _stream(self) -> Iterator[Chunk]:
-        """All chunks, one after the other. Being asked for the next one means that those before are with the sink."""
+        """All chunks, one after the other. Being asked for the next one means that those before are kept by the chunk writer."""
         while (job := self._jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()
@@ -143,11 +151,13 @@ class Writer:
                     for outlet in self._outlets:
                         outlet.offer(chunk)
                     yield chunk
-                self._sink.check()
+                gone = self._chunk_writer.error()
+                if gone is not None:
+                    raise gone  # noqa: TRY301 - it ends the stream, as any other error does
             except Exception as error:
-                self.error = self._sink.trouble() or error  # the sink would wrap it beyond recognition
+                self.error = self._chunk_writer.error() or error  # Rerun would wrap it beyond recognition
                 raise
-            self._sink.settle()
+            self._chunk_writer.mark_whole()
             job.end()
             self._count_failures()
             self._is_at_work, self.busy_seconds = False, self.busy_seconds + time.monotonic() - began
