@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from interrupts import interrupted
-from torchrl_rerun.blocks.block import Block, Track
+from torchrl_rerun.blocks.block import Block, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
 from torchrl_rerun.blocks.segment import Segment
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.counters import Episodes
+from torchrl_rerun.recording.counters import Counters
 
 SMALL = Stream(("x",), "scalars", "float32", (10,))
 LARGE = Stream(("x",), "tensor", "float32", (2000,))
@@ -27,9 +27,9 @@ class Driver:
     def __init__(self, capacity, *, stream=SMALL, is_writer_there=lambda: True, max_age=1e9, put=None):
         self.stream = stream
         self.segments = []
-        self.episodes = Episodes(ENVS)
+        self.episodes = Counters(ENVS)
         self.buffer = Buffer(ENVS, capacity, max_age=max_age)
-        self.buffer.store((Track(Moment.OBSERVED, (stream,), (0,)),))
+        self.buffer.store((StreamGroup(Moment.OBSERVED, (stream,), (0,)),))
         self._put = put or self.segments.append
         self._is_writer_there = is_writer_there
 
@@ -68,7 +68,7 @@ def values_of(block):
 
 
 def bytes_of(block):
-    return sum(values.array.nbytes for track in block.values for values in track)
+    return sum(values.array.nbytes for group in block.values for values in group)
 
 
 @pytest.mark.parametrize("stream", [SMALL, LARGE])
@@ -114,7 +114,7 @@ def test_a_block_says_where_the_environments_were_before_it():
 
 def test_a_track_without_values_gets_no_rows():
     driver = Driver(1_000_000)
-    driver.buffer.store((*driver.buffer.tracks, Track(Moment.STEPPED, (SMALL,), (0,))))
+    driver.buffer.store((*driver.buffer.groups, StreamGroup(Moment.STEPPED, (SMALL,), (0,))))
     driver.add(0)
     driver.add(1)
     driver.flush()
@@ -172,8 +172,8 @@ def test_an_old_block_is_kept_while_the_writer_is_behind():
 
 
 def test_a_cleared_block_can_be_filled_again():
-    block = Block((Track(Moment.OBSERVED, (SMALL,), (0,)),), ENVS, 2)
-    episodes = Episodes(ENVS)
+    block = Block((StreamGroup(Moment.OBSERVED, (SMALL,), (0,)),), ENVS, 2)
+    episodes = Counters(ENVS)
     for _ in range(2):
         while block.has_room():
             event = episodes.event(None, 0, is_step=False)

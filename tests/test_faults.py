@@ -30,7 +30,7 @@ from torchrl_rerun.blocks.events import Events
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.rrd.contents import has_footer, reader_of
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
@@ -617,7 +617,7 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
         path = tmp_path / f"{count}.rrd"
         env = cartpole().append_transform(RerunRecorder(path, blueprint=False))
         env.rollout(5)
-        with interrupted(count, Recording.close, Recording._flush, Writer.finish) as came:
+        with interrupted(count, Recording.close, Recording._flush, WriterThread.finish) as came:
             env.transform.close()
         if then == "go on":
             env.rollout(5)

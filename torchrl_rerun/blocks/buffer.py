@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Arrays, Block, Track
+from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Arrays, Block, StreamGroup
 from torchrl_rerun.blocks.devices import Transfers
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.segment import Segment
@@ -34,7 +34,7 @@ class Buffer:
         self._capacity = capacity
         self._envs = envs
         self._max_age = max_age * 1e9
-        self._tracks: tuple[Track, ...] = ()
+        self._groups: tuple[StreamGroup, ...] = ()
         self._is_summed = False
         self._blocks: list[Block] = []
         self._block: Block | None = None
@@ -43,27 +43,27 @@ class Buffer:
         self._segments: deque[Segment] = deque()
 
     @property
-    def tracks(self) -> tuple[Track, ...]:
+    def groups(self) -> tuple[StreamGroup, ...]:
         """The groups of streams that are stored."""
-        return self._tracks
+        return self._groups
 
-    def store(self, tracks: Sequence[Track]) -> None:
+    def store(self, groups: Sequence[StreamGroup]) -> None:
         """Store other groups of streams: seal the block in use, and start blocks of the new form."""
         self.seal()
-        self._tracks = tuple(tracks)
-        self._is_summed = any(track.is_summed for track in tracks)
-        devices = sorted({stream.device for track in tracks for stream in track.streams if stream.device})
+        self._groups = tuple(groups)
+        self._is_summed = any(group.is_summed for group in groups)
+        devices = sorted({stream.device for group in groups for stream in group.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
         self._blocks = [
-            Block(self._tracks, self._envs, self.slots, object_capacity=self._capacity // BLOCKS, transfers=transfers)
-            for _ in range(BLOCKS if tracks else 0)
+            Block(self._groups, self._envs, self.slots, object_capacity=self._capacity // BLOCKS, transfers=transfers)
+            for _ in range(BLOCKS if groups else 0)
         ]
 
     def grow(self, envs: int) -> None:
         """Seal the block in use, and start blocks of more environments."""
         self.seal()
         self._envs = envs
-        self.store(self._tracks)
+        self.store(self._groups)
 
     def resize(self, capacity: int) -> None:
         """Seal the block in use, and start blocks of another size.
@@ -73,13 +73,13 @@ class Buffer:
         """
         if capacity != self._capacity:
             self._capacity = capacity
-            self.store(self._tracks)
+            self.store(self._groups)
 
     @property
     def slots(self) -> int:
         """Number of frames that a block holds."""
         frame_bytes = max(1, self._frame_bytes)
-        widest = max((stream.row_bytes for track in self._tracks for stream in track.streams), default=1)
+        widest = max((stream.row_bytes for group in self._groups for stream in group.streams), default=1)
         return max(1, min(MAX_SLOTS, MAX_STREAM_BYTES // max(1, widest), self._capacity // BLOCKS // frame_bytes))
 
     @property
@@ -89,7 +89,7 @@ class Buffer:
 
     @property
     def _frame_bytes(self) -> int:
-        return self._envs * sum(track.row_bytes for track in self._tracks)
+        return self._envs * sum(group.row_bytes for group in self._groups)
 
     def add(
         self,

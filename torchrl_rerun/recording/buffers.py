@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import Arrays, Track
+from torchrl_rerun.blocks.block import Arrays, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.segment import Segment
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.writing.output import BlockOutput, Output
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
 
 
 class Buffers:
@@ -34,7 +34,7 @@ class Buffers:
         seconds_waited: how long the environment's thread has waited for the writer.
     """
 
-    def __init__(self, small: Buffer, bulky: Buffer, capacity: int, writer: Writer, output: Output) -> None:
+    def __init__(self, small: Buffer, bulky: Buffer, capacity: int, writer: WriterThread, output: Output) -> None:
         self.small = small
         self.bulky = bulky
         self.batch: Buffer | None = None
@@ -60,23 +60,23 @@ class Buffers:
             streams: the streams; sums come last.
             summed: the keys of which running sums are recorded. They are never bulky: a block must hold them and their sums.
         """
-        tracks = [*_tracks(moment, streams, summed)]
+        groups = [*_grouped(moment, streams, summed)]
         for buffer, bulk in ((self.small, False), (self.bulky, True)):
-            added = [track for track, is_bulky in tracks if is_bulky is bulk]
+            added = [group for group, is_bulky in groups if is_bulky is bulk]
             if added:
-                self._store(buffer, (*buffer.tracks, *added))
+                self._store(buffer, (*buffer.groups, *added))
         self._share_out()
 
-    def store_batch(self, buffer: Buffer, output: BlockOutput, tracks: Sequence[Track]) -> None:
+    def store_batch(self, buffer: Buffer, output: BlockOutput, groups: Sequence[StreamGroup]) -> None:
         """Store the rewards of all environments.
 
         Args:
             buffer: the buffer for them.
             output: makes chunks of them.
-            tracks: the rewards, and their sums.
+            groups: the rewards, and their sums.
         """
         self.batch, self._batch_output = buffer, output
-        self._store(buffer, tracks)
+        self._store(buffer, groups)
 
     def vary(self, before: Stream, moment: Moment, stream: Stream, at: int) -> None:
         """Store a stream among the bulky ones, by itself: its rows vary in shape from now on.
@@ -88,23 +88,23 @@ class Buffers:
             at: where its values are among those of the moment.
         """
         for buffer in (self.small, self.bulky):
-            self._store(buffer, _without(buffer.tracks, before))
-        self._store(self.bulky, (*self.bulky.tracks, Track(moment, (stream,), (at,))))
+            self._store(buffer, _without(buffer.groups, before))
+        self._store(self.bulky, (*self.bulky.groups, StreamGroup(moment, (stream,), (at,))))
         self._share_out()
 
     def split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
         """Give keys that come without the others of their group a group of their own: each has its own rows then."""
         for buffer in (self.small, self.bulky):
-            tracks: list[Track] = []
-            for track in buffer.tracks:
-                values = moments[track.moment]
-                there = [i for i in track.at if values is not None and values[i] is not None]
-                if there and len(there) < len(track.at):
-                    tracks += [track.part(there), track.part([i for i in track.at if i not in there])]
+            groups: list[StreamGroup] = []
+            for group in buffer.groups:
+                values = moments[group.moment]
+                there = [i for i in group.at if values is not None and values[i] is not None]
+                if there and len(there) < len(group.at):
+                    groups += [group.part(there), group.part([i for i in group.at if i not in there])]
                 else:
-                    tracks.append(track)
-            if len(tracks) > len(buffer.tracks):
-                self._store(buffer, tracks)
+                    groups.append(group)
+            if len(groups) > len(buffer.groups):
+                self._store(buffer, groups)
 
     def grow(self, envs: int, batch: int) -> None:
         """Make room for more environments.
@@ -117,13 +117,13 @@ class Buffers:
             self._hand_on(buffer)
             buffer.grow(batch if buffer is self.batch else envs)
 
-    def _store(self, buffer: Buffer, tracks: Sequence[Track]) -> None:
+    def _store(self, buffer: Buffer, groups: Sequence[StreamGroup]) -> None:
         self._hand_on(buffer)
-        buffer.store(tracks)
+        buffer.store(groups)
 
     def _share_out(self) -> None:
         """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
-        self.in_use = tuple(buffer for buffer in (self.small, self.bulky) if buffer.tracks)
+        self.in_use = tuple(buffer for buffer in (self.small, self.bulky) if buffer.groups)
         if len(self.in_use) > 1:
             small = min(self._capacity // 2, self.small.bytes_at_most)
             for buffer, capacity in ((self.small, small), (self.bulky, self._capacity - small)):
@@ -216,7 +216,7 @@ class Buffers:
         segment.hand_on()
 
 
-def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[Track, bool]]:
+def _grouped(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[StreamGroup, bool]]:
     """Return groups of streams, and whether they are bulky: small ones, bulky ones and sums by themselves."""
     places: dict[bool, list[int]] = {False: [], True: []}
     for i, stream in enumerate(streams):
@@ -225,15 +225,15 @@ def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) 
     for is_bulky, at in places.items():
         if at:
             is_summed = any(streams[i].key in summed for i in at)
-            yield Track(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
+            yield StreamGroup(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
     sums = tuple(stream for stream in streams if stream.sums)
     if sums:
-        yield Track(moment, sums), False
+        yield StreamGroup(moment, sums), False
 
 
-def _without(tracks: Sequence[Track], stream: Stream) -> tuple[Track, ...]:
+def _without(groups: Sequence[StreamGroup], stream: Stream) -> tuple[StreamGroup, ...]:
     """Return groups of streams without one of the streams."""
     parts = [
-        (track, [i for i, each in zip(track.at, track.streams, strict=False) if each != stream]) for track in tracks
+        (group, [i for i, each in zip(group.at, group.streams, strict=False) if each != stream]) for group in groups
     ]
-    return tuple(track if len(at) == len(track.at) else track.part(at) for track, at in parts if at or not track.at)
+    return tuple(group if len(at) == len(group.at) else group.part(at) for group, at in parts if at or not group.at)

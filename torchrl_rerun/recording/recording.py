@@ -21,9 +21,9 @@ import numpy.typing as npt
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.block import Arrays, Track
+from torchrl_rerun.blocks.block import Arrays, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
-from torchrl_rerun.blocks.events import NONE, Event, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.blocks.segment import Segment
 from torchrl_rerun.errors import warn
@@ -36,22 +36,22 @@ from torchrl_rerun.kinds.timelines import COLUMNS, Positions
 from torchrl_rerun.layout.blueprint import Recorded, layout
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.clock import CLOCK
-from torchrl_rerun.recording.counters import Episodes, Progress
-from torchrl_rerun.recording.episodes import Ledger
+from torchrl_rerun.recording.counters import Counters, Progress
+from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.last_step import LastStep, Moments, Pending, Revise, Revision
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS, LoggedEnvs, Render
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
-from torchrl_rerun.recording.triggers import Choice, Selection
+from torchrl_rerun.recording.triggers import Selection, Triggers
 from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.folder import EpisodeFolder
-from torchrl_rerun.writing.live import Outlet
+from torchrl_rerun.writing.live import LiveSink
 from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.statistics import BatchStatistics
 from torchrl_rerun.writing.target import ChunkWriter
 from torchrl_rerun.writing.whole_run import WholeRun
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
 
 LIVE_SECONDS = 0.5
 """Age of a frame at the most when it is sent to a viewer, and some of this on top: see :data:`LOOKS`."""
@@ -78,7 +78,7 @@ class Options:
 
     logged_envs: int | slice | Sequence[int] | str | None = None
     aggregate: bool | None = None
-    choice: Choice = field(default_factory=Choice)
+    choice: Triggers = field(default_factory=Triggers)
     split: Split = "run"
     keep: Keep | None = None
     blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True
@@ -95,7 +95,7 @@ class Recording:
         chunk_writer: takes the chunks, and is closed with the recording.
         source: the environments.
         options: how to record them.
-        outlets: open viewers and recording streams; they are closed with the recording.
+        live_sinks: open viewers and recording streams; they are closed with the recording.
         run_id: id of the Rerun recording, or of the run that it is a part of.
         continues: the recording whose counters go on, if it was of the same batch size.
 
@@ -116,13 +116,13 @@ class Recording:
         source: Source,
         options: Options,
         *,
-        outlets: Sequence[Outlet] = (),
+        live_sinks: Sequence[LiveSink] = (),
         run_id: str,
         continues: Recording | None = None,
     ) -> None:
         self.source = source
         self.chunk_writer = chunk_writer
-        self._outlets = tuple(outlets)
+        self._live_sinks = tuple(live_sinks)
         self._options = options
         before = continues if continues is not None and continues.source.batch_size == source.batch_size else None
         self._logged: LoggedEnvs = (
@@ -130,19 +130,19 @@ class Recording:
         )
         self.envs = [source.first_env + index for index in self._logged.indices]
         if before is None:
-            self.episodes = Episodes(len(self.envs))
+            self.counters = Counters(len(self.envs))
             self.selection = Selection(len(self.envs), options.choice)
             self._sums, self._batch_sums = Sums(len(self.envs)), Sums(source.envs)
         else:
-            self.episodes, self.selection = before.episodes, before.selection
+            self.counters, self.selection = before.counters, before.selection
             self._sums, self._batch_sums = before._sums, before._batch_sums  # noqa: SLF001 - of the same class
         self.run_id = run_id
         is_dump = options.split == "dump"
         self.recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
-        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if outlets else options.flush_seconds
+        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
         self.look_seconds = self._max_age / LOOKS
-        self._ledger = Ledger(self.envs)
+        self._episode_log = EpisodeLog(self.envs)
         folder = chunk_writer.episodes
         capacity = options.buffer_bytes // (1 if folder is None else BLOCKS_SHARE)
         small, bulky = (Buffer(len(self.envs), capacity, max_age=self._max_age) for _ in range(2))
@@ -154,11 +154,11 @@ class Recording:
             self._sums,
             split=options.split,
             max_age=self._max_age,
-            first_frame=self.episodes.frames if is_dump else 0,
+            first_frame=self.counters.frames if is_dump else 0,
         )
-        self._writer = Writer(
+        self._writer = WriterThread(
             chunk_writer,
-            self._outlets,
+            self._live_sinks,
             self._output,
             application_id=self.application_id,
             recording_id=self.recording_id,
@@ -166,8 +166,8 @@ class Recording:
         self._buffers = Buffers(small, bulky, capacity, self._writer, self._output)
         self.status: Status = Status(
             chunk_writer,
-            self._outlets,
-            episodes=self.episodes,
+            self._live_sinks,
+            counters=self.counters,
             buffers=self._buffers,
             output=self._output,
             writer=self._writer,
@@ -196,7 +196,7 @@ class Recording:
             self.source,
             self.envs,
             self._sums,
-            over=self._ledger.over,
+            over=self._episode_log.over,
             buffers=buffers,
             application_id=self.application_id,
             recording_id=self.run_id,
@@ -293,17 +293,20 @@ class Recording:
             return
         rewards = tuple(self._described[Moment.STEPPED][i] for i in at)
         # Returns at steps alone: a row at each reset would show the mean fall and rise again.
-        tracks = (Track(Moment.STEPPED, rewards, tuple(at), is_summed=True), Track(Moment.STEPPED, tuple(sums)))
+        groups = (
+            StreamGroup(Moment.STEPPED, rewards, tuple(at), is_summed=True),
+            StreamGroup(Moment.STEPPED, tuple(sums)),
+        )
         capacity = self._options.buffer_bytes // BATCH_SHARE
         buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
-        self._buffers.store_batch(buffer, self._batch_statistics, tracks)
-        yield from self._batch_statistics.static(tracks)
+        self._buffers.store_batch(buffer, self._batch_statistics, groups)
+        yield from self._batch_statistics.static(groups)
 
     @property
     def _statistics(self) -> list[Key]:
         """The keys of which there are statistics over all environments."""
         batch = self._buffers.batch
-        return [] if batch is None else [stream.key for track in batch.tracks for stream in track.streams]
+        return [] if batch is None else [stream.key for group in batch.groups for stream in group.streams]
 
     def _begin_writing(self) -> None:
         if not self._writer.has_begun:
@@ -377,7 +380,7 @@ class Recording:
         last = self._last
         if last is None:
             return True
-        found = last.revise(at_once) if self.episodes.has_seen(last.event) else None
+        found = last.revise(at_once) if self.counters.has_seen(last.event) else None
         if isinstance(found, Pending):
             return False
         if found is not None:
@@ -413,12 +416,12 @@ class Recording:
         for buffer in self._buffers.in_use:
             buffer.amend(event, amended, moments)
         if ends is not None:
-            self._ledger.settle(event, ends)
-        self.episodes.amend(event, amended)
+            self._episode_log.correct_ends(event, ends)
+        self.counters.amend(event, amended)
 
     def resume(self, progress: Progress) -> None:
         """Go on where another program was stopped."""
-        self.episodes.resume(progress)
+        self.counters.resume(progress)
         self.status.begin_here()
 
     def grow(self, envs: int) -> None:
@@ -441,12 +444,12 @@ class Recording:
             self._logged = LoggedEnvs(sorted(recorded), envs)
             self.envs[:] = [self.source.first_env + index for index in self._logged.indices]
             count = len(self.envs)
-            for follower in (self.episodes, self.selection, self._sums):
+            for follower in (self.counters, self.selection, self._sums):
                 follower.grow(count)
             self._batch_sums.grow(envs)
             if not self.alive:
                 return
-            self._ledger.grow(self.envs)
+            self._episode_log.grow(self.envs)
             self._output.grow(self.source, self.envs)
             self._buffers.grow(count, envs)
             described = [(stream, each) for each in Moment for stream in self._described[each]]
@@ -476,7 +479,7 @@ class Recording:
             raise ValueError(f"env is missing: {len(self.envs)} environments are recorded")
         if env is not None and env not in self.envs:
             raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self.envs))}")
-        self._ledger.annotate([0 if env is None else self.envs.index(env)], values)
+        self._episode_log.annotate([0 if env is None else self.envs.index(env)], values)
         for name, value in values.items():
             first = self._annotated.setdefault(name, type(value))
             if not isinstance(value, first):
@@ -487,25 +490,27 @@ class Recording:
     @property
     def all_begun(self) -> bool:
         """Whether all environments that are recorded have been reset."""
-        return self.episodes.all_begun
+        return self.counters.all_begun
 
     def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
-        fresh = self.episodes.never_begun(None if mask is None else self._logged.rows(mask))
+        fresh = self.counters.never_begun(None if mask is None else self._logged.rows(mask))
         if fresh is not None and not len(fresh):
             return None
         return self._logged.mask(fresh)
 
-    def _event(self, rows: Rows, ends: Ends | None = None, begun: Rows = None, *, is_step: bool) -> Event | None:
+    def _event(
+        self, rows: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
+    ) -> Event | None:
         """What is about to happen to the environments ``rows``; None, a step at most, if that isn't recorded of any."""
         picked = None
         if rows is not None and not len(rows):
             if self._buffers.batch is None:
-                self.episodes.count(steps=is_step)
+                self.counters.count(steps=is_step)
                 return None
         elif not self.selection.takes_all:
             picked = self._picked(rows, ends, begun, is_step=is_step)
-        return self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
+        return self.counters.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
 
     def _add(
         self,
@@ -544,17 +549,17 @@ class Recording:
                     for array in arrays or ():
                         if array is None:  # `in` would compare arrays
                             buffers.split_where_keys_are_missing(moments)
-                positions, may_change = self.episodes.positions, revise is not None
+                positions, may_change = self.counters.positions, revise is not None
                 for buffer in buffers.in_use:
                     while (in_the_way := buffer.add(event, moments, positions, may_change=may_change)) is not None:
                         if not self._make_way(buffer, in_the_way):
                             is_kept = False
                             break
             self._last = None if revise is None else LastStep(event, moments, revise, render)
-            self.episodes.apply(event)
+            self.counters.apply(event)
             self._enter(event, moments[Moment.STEPPED], ends, seeds)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
-            if self.episodes.has_seen(event):
+            if self.counters.has_seen(event):
                 self._enter(event, moments[Moment.STEPPED], ends, seeds)
             else:
                 buffers.drop(event)
@@ -575,21 +580,23 @@ class Recording:
         self._told = self._writer.failures
         self.status.tell()
 
-    def _picked(self, rows: Rows, ends: Ends | None, begun: Rows, *, is_step: bool) -> tuple[Rows, Rows]:
+    def _picked(
+        self, rows: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
+    ) -> tuple[EnvIndices, EnvIndices]:
         """Whose frames before and after what happens now are recorded, of the environments ``rows``."""
         if is_step:
             ended = None if ends is None else ends.either
-            return self.selection.step(rows, self.episodes.steps + 1, ended)
-        return NONE, self.selection.reset(rows, self.episodes.of(rows if begun is None else begun) + 1, begun)
+            return self.selection.step(rows, self.counters.steps + 1, ended)
+        return NO_ENVS, self.selection.reset(rows, self.counters.of(rows if begun is None else begun) + 1, begun)
 
     def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
-        """Keep the ledger of the episodes, if they are what is recorded."""
+        """Keep the episode log of the episodes, if they are what is recorded."""
         if self._episode_files is None or (event.rows is not None and not len(event.rows)):
             return
         if event.is_step:
-            self._ledger.step(event, self.episodes.of(event.rows), self._rewards(stepped), ends)
+            self._episode_log.step(event, self.counters.of(event.rows), self._rewards(stepped), ends)
         else:
-            self._ledger.reset(event, self.episodes.of(event.begins), self._logged.seeds(seeds))
+            self._episode_log.reset(event, self.counters.of(event.begins), self._logged.seeds(seeds))
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """The first of the rewards, as numbers."""
@@ -603,7 +610,7 @@ class Recording:
         everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
         if everyone is event.rows and event.after is event.rows:
             return event  # nearly always
-        recorded = everyone if event.is_recorded else NONE
+        recorded = everyone if event.is_recorded else NO_ENVS
         return event._replace(rows=everyone, before=recorded, after=recorded)
 
     # --- out ---
@@ -627,11 +634,11 @@ class Recording:
             return
         self.revise_last_step()
         if self._episode_files is not None:
-            self._ledger.close_ended(self.episodes.frames)
+            self._episode_log.close_ended(self.counters.frames)
         self._flush()
         self._writer.flush()
-        for outlet in self._outlets:
-            outlet.sync()
+        for live_sink in self._live_sinks:
+            live_sink.sync()
         self.status.raise_failure()
 
     def close(self) -> None:
@@ -647,7 +654,7 @@ class Recording:
         self.status.begin_to_close()
         CLOCK.wake()
         if self._episode_files is not None:
-            self._ledger.close(self.episodes.frames)
+            self._episode_log.close(self.counters.frames)
         self._flush()
         if not self._writer.has_begun:  # nothing was written: an empty file would be in the way of the next try
             try:
@@ -656,8 +663,8 @@ class Recording:
                 self.abandon()
             return
         self._writer.finish()
-        if self.status.keeper is not None:
-            self.status.keeper.sync()
+        if self.status.sole_sink is not None:
+            self.status.sole_sink.sync()
         self._conclude()
         try:
             self.status.raise_end()
@@ -665,10 +672,10 @@ class Recording:
         finally:
             self.status.end()
             self.chunk_writer.close()
-            for outlet in self._outlets:
-                outlet.close()
+            for live_sink in self._live_sinks:
+                live_sink.close()
 
-    def keep(self) -> None:
+    def finish_describing(self) -> None:
         """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more.
 
         Raises:
@@ -684,19 +691,19 @@ class Recording:
         if self._writer.has_begun:
             self._buffers.prepare()
         self._warn_of_short_blocks()
-        for outlet in self._outlets:
+        for live_sink in self._live_sinks:
             if (made := self.layout(live=True)) is not None:
                 try:
-                    outlet.show(made)
+                    live_sink.show(made)
                 except Exception as error:  # it is a matter of those who watch, not of what is recorded
-                    warn(f"{outlet.label} gets no layout: {error}", RuntimeWarning)
+                    warn(f"{live_sink.label} gets no layout: {error}", RuntimeWarning)
 
     def _warn_of_short_blocks(self) -> None:
         """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
         small = self._buffers.small
-        if len(self.envs) <= MAX_LOGGED_ENVS or not small.tracks or small.slots >= SHORT_BLOCK:
+        if len(self.envs) <= MAX_LOGGED_ENVS or not small.groups or small.slots >= SHORT_BLOCK:
             return
-        entities = sum(stream.lanes for track in small.tracks for stream in track.streams)
+        entities = sum(stream.lanes for group in small.groups for stream in group.streams)
         cost = entities * CHUNK_SECONDS / small.slots
         needed = -(-SHORT_BLOCK * self._options.buffer_bytes // small.slots >> 20)
         warn(
@@ -716,12 +723,12 @@ class Recording:
             mask: which of them were reset or stepped; None: all.
             is_step: whether it was a step.
         """
-        frames, steps, begun = self.episodes.frames, self.episodes.steps, self.episodes.begun()
+        frames, steps, begun = self.counters.frames, self.counters.steps, self.counters.begun()
         if batch_size != self.source.batch_size:
-            self.episodes.count(frames=1, steps=is_step)
+            self.counters.count(frames=1, steps=is_step)
         elif (event := self._event(None if mask is None else self._logged.rows(mask), is_step=is_step)) is not None:
-            self.episodes.apply(event)
-        now = self.episodes
+            self.counters.apply(event)
+        now = self.counters
         if self.status.miss(now.frames - frames, now.steps - steps, now.begun() - begun):
             self._forget_returns()
 
@@ -729,7 +736,7 @@ class Recording:
         """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
         self._sums.forget()
         self._batch_sums.forget()
-        self._ledger.forget_returns()
+        self._episode_log.forget_returns()
 
     def layout(self, *, live: bool = False) -> rrb.Blueprint | None:
         """The layout of what is known by now; None: there is none.
@@ -764,8 +771,8 @@ class Recording:
         self._conclude(all_lost=True)
         self.status.end()
         self.chunk_writer.discard()
-        for outlet in self._outlets:
-            outlet.close()
+        for live_sink in self._live_sinks:
+            live_sink.close()
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""
@@ -786,7 +793,7 @@ class Recording:
             self._revise()
             self._buffers.hand_on()
         if self._writer.has_begun:
-            frames = self.episodes.frames
+            frames = self.counters.frames
             self._writer.put(self._output.rest(frames), (frames, frames))
 
     def look(self) -> None:
@@ -805,7 +812,7 @@ class Recording:
         finally:
             self._copying.release()
         if self._output.oldest_waiting is not None:
-            self._writer.put_due(self.episodes.frames)
+            self._writer.put_due(self.counters.frames)
 
     def _conclude(self, *, all_lost: bool = False) -> None:
         if self.status.conclude(all_lost=all_lost):

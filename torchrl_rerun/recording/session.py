@@ -42,8 +42,8 @@ from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.writing.dumps import DumpTarget
 from torchrl_rerun.writing.episode_target import EpisodeTarget
 from torchrl_rerun.writing.file import FileTarget
-from torchrl_rerun.writing.live import Outlet
-from torchrl_rerun.writing.rerun_streams import StreamOutlet, UsersStream, application_id_of
+from torchrl_rerun.writing.live import LiveSink
+from torchrl_rerun.writing.rerun_streams import LiveStream, UsersStream, application_id_of
 from torchrl_rerun.writing.target import ChunkWriter, LiveTarget, Target
 from torchrl_rerun.writing.viewers import Endpoint, Viewer
 
@@ -359,20 +359,22 @@ def open_recording(settings: Settings, facts: Facts, ended: Recording | None = N
             "statistics over all; append it to the batched environment instead"
         )
         options = dataclasses.replace(options, aggregate=False)
-    outlets: list[Outlet] = [Viewer(endpoint) for endpoint in settings.viewers]
+    live_sinks: list[LiveSink] = [Viewer(endpoint) for endpoint in settings.viewers]
     if stream is not None and settings.stream is not None:
         envs = range(source.first_env, source.first_env + count)
-        outlets.append(StreamOutlet(stream, settings.stream.label, envs, keeps=chunk_writer.target.path is None))
+        live_sinks.append(LiveStream(stream, settings.stream.label, envs, is_sole=chunk_writer.target.path is None))
     try:
-        for outlet in outlets:
-            outlet.open(application_id=application_id(settings.options, source), recording_id=recording_id)
-        recording = Recording(chunk_writer, source, options, outlets=outlets, run_id=recording_id, continues=ended)
+        for live_sink in live_sinks:
+            live_sink.open(application_id=application_id(settings.options, source), recording_id=recording_id)
+        recording = Recording(
+            chunk_writer, source, options, live_sinks=live_sinks, run_id=recording_id, continues=ended
+        )
         if before is not None:
             recording.resume(before.progress(recording.envs))
     except BaseException:
         chunk_writer.discard()
-        for outlet in outlets:
-            outlet.close()
+        for live_sink in live_sinks:
+            live_sink.close()
         raise
     if settings.options.logged_envs is None and len(recording.envs) < count:
         first = f"of {count} environments the first {len(recording.envs)} are recorded"

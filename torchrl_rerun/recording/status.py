@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from torchrl_rerun.errors import RecordingError, warn
 from torchrl_rerun.recording.buffers import Buffers
-from torchrl_rerun.recording.counters import Episodes
+from torchrl_rerun.recording.counters import Counters
 from torchrl_rerun.recording.stats import Stats
-from torchrl_rerun.writing.live import Outlet
+from torchrl_rerun.writing.live import LiveSink
 from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.target import ChunkWriter
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before it is told so."""
@@ -55,8 +55,8 @@ class Status:
 
     Args:
         chunk_writer: takes the chunks of the recording.
-        outlets: who else gets it.
-        episodes: counts the frames; it may have counted those of earlier recordings.
+        live_sinks: who else gets it.
+        counters: counts the frames; it may have counted those of earlier recordings.
         buffers: where frames wait first.
         output: where pictures and episodes wait then.
         writer: the thread that writes.
@@ -70,19 +70,19 @@ class Status:
     def __init__(
         self,
         chunk_writer: ChunkWriter,
-        outlets: Sequence[Outlet],
+        live_sinks: Sequence[LiveSink],
         *,
-        episodes: Episodes,
+        counters: Counters,
         buffers: Buffers,
         output: Output,
-        writer: Writer,
+        writer: WriterThread,
         continues: Status | None,
     ) -> None:
         self.state = State.OPEN
         self.error: Exception | None = None
         self._chunk_writer = chunk_writer
-        self._outlets = outlets
-        self._episodes = episodes
+        self._live_sinks = live_sinks
+        self._counters = counters
         self._buffers = buffers
         self._output = output
         self._writer = writer
@@ -124,34 +124,34 @@ class Status:
 
     @property
     def _counts(self) -> _Counts:
-        return _Counts(self._episodes.frames, self._episodes.steps, self._episodes.begun())
+        return _Counts(self._counters.frames, self._counters.steps, self._counters.begun())
 
     @property
     def _frames(self) -> int:
         """How many frames there have been since the recording began, or went on in this file."""
-        return self._episodes.frames - self._at_first.frames
+        return self._counters.frames - self._at_first.frames
 
     @property
     def _unwritten_frames(self) -> int:
         """How many of them aren't with the sink in full."""
         waiting = [self._failed_at, self._output.oldest_waiting, self._buffers.oldest_waiting]
-        if self.keeper is not None:
-            waiting.append(self.keeper.oldest_waiting)
-        oldest = min((frame for frame in waiting if frame is not None), default=self._episodes.frames)
-        return self._episodes.frames - oldest
+        if self.sole_sink is not None:
+            waiting.append(self.sole_sink.oldest_waiting)
+        oldest = min((frame for frame in waiting if frame is not None), default=self._counters.frames)
+        return self._counters.frames - oldest
 
     @property
-    def keeper(self) -> Outlet | None:
+    def sole_sink(self) -> LiveSink | None:
         """The recording stream that keeps what is recorded, where there is no file."""
-        return next((outlet for outlet in self._outlets if outlet.keeps), None)
+        return next((live_sink for live_sink in self._live_sinks if live_sink.is_sole), None)
 
     @property
     def _lost_frames(self) -> int:
         """How many of them could not be written, or were and are gone with their file."""
         if self._chunk_writer.error() is not None:
             return self._frames
-        if self.keeper is not None and self.keeper.trouble() is not None:
-            return self.keeper.dropped_frames
+        if self.sole_sink is not None and self.sole_sink.error() is not None:
+            return self.sole_sink.dropped_frames
         has_failed = self.error is not None or self._writer.error is not None
         return self._unwritten_frames if has_failed else 0
 
@@ -173,7 +173,8 @@ class Status:
             frames_written=before.frames_written + self._frames - lost - waiting,
             frames_waiting=waiting,
             frames_lost=before.frames_lost + lost,
-            frames_dropped=before.frames_dropped + max((outlet.dropped_frames for outlet in self._outlets), default=0),
+            frames_dropped=before.frames_dropped
+            + max((live_sink.dropped_frames for live_sink in self._live_sinks), default=0),
             bytes_waiting=self._waiting_bytes if waiting else 0,
             bytes_written=size,
             seconds_waited=before.seconds_waited + self._buffers.seconds_waited,
@@ -194,12 +195,12 @@ class Status:
     def fail(self, error: Exception) -> None:
         """Note an error of the package's own, by which frames from now on are lost."""
         if self.error is None:
-            self.error, self._failed_at = error, self._episodes.frames
+            self.error, self._failed_at = error, self._counters.frames
 
     def _failure(self) -> RecordingError | None:
         error: BaseException | None = self.error or self._writer.error
         if error is None:
-            error = self._chunk_writer.error() or (None if self.keeper is None else self.keeper.trouble())
+            error = self._chunk_writer.error() or (None if self.sole_sink is None else self.sole_sink.error())
         if error is None:
             return None
         if self._lacks_its_end():
@@ -302,13 +303,13 @@ class Status:
         """Warn of what the environment's thread should know."""
         self._warn_of_failure()
         self._warn_of_waiting()
-        self._warn_of_outlets()
+        self._warn_of_live_sinks()
 
     def _warn_of_failure(self) -> None:
         failure = None if self._warned else self._failure()
         if failure is not None:
             self._warned = True
-            where = ", in another file," if self.keeper is None else ""
+            where = ", in another file," if self.sole_sink is None else ""
             warn(
                 f"{failure} (training goes on, and is recorded again{where} after close(); dump() and close() will raise this)",
                 RuntimeWarning,
@@ -328,10 +329,10 @@ class Status:
             RuntimeWarning,
         )
 
-    def _warn_of_outlets(self) -> None:
+    def _warn_of_live_sinks(self) -> None:
         """A viewer that is gone costs frames that nobody would have seen."""
-        for outlet in self._outlets:
-            trouble = outlet.trouble()
-            if trouble is not None and not outlet.keeps and outlet.label not in self._warned_of:
-                self._warned_of.add(outlet.label)
-                warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
+        for live_sink in self._live_sinks:
+            error = live_sink.error()
+            if error is not None and not live_sink.is_sole and live_sink.label not in self._warned_of:
+                self._warned_of.add(live_sink.label)
+                warn(f"{error}; what comes now is not shown there (training goes on)", RuntimeWarning)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import NONE, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices
 from torchrl_rerun.errors import warn
 
 Trigger = Callable[[int], bool]
@@ -16,7 +16,7 @@ Trigger = Callable[[int], bool]
 
 
 @dataclass(frozen=True)
-class Choice:
+class Triggers:
     """What is recorded of each environment, as in ``gymnasium.wrappers.RecordVideo``.
 
     Attributes:
@@ -52,7 +52,7 @@ class Selection:
     Attributes:
         takes_all: whether all frames are recorded, now and just before; then it needn't be asked.
 
-    >>> selection = Selection(2, Choice(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
+    >>> selection = Selection(2, Triggers(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
     >>> selection.reset(None, np.array([0, 1]))  # the episodes that the environments are in now
     array([0])
     >>> selection.step(None, 1, None)
@@ -61,7 +61,7 @@ class Selection:
     (array([0]), array([], dtype=int64))
     """
 
-    def __init__(self, envs: int, choice: Choice) -> None:
+    def __init__(self, envs: int, choice: Triggers) -> None:
         self._choice = choice
         self._everyone = np.arange(envs)
         self._is_enabled = True
@@ -91,7 +91,7 @@ class Selection:
         self._is_enabled = enabled
         self.takes_all = False
 
-    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64], begun: Rows = None) -> Rows:
+    def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
         """Environments were reset: those whose frames are recorded.
 
         Args:
@@ -113,10 +113,10 @@ class Selection:
         if begun is None:
             return picked
         regrouped = np.setdiff1d(self._at(rows), at)
-        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NONE
+        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NO_ENVS
         return self._all_or(np.union1d(self._at(picked), taken), rows)
 
-    def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
+    def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
         """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
 
         Args:
@@ -125,7 +125,7 @@ class Selection:
             ended: bool ``[envs]``, whose episodes end; None: nobody's.
         """
         if not (self._is_enabled or self._was_recorded.any()):
-            return NONE, NONE
+            return NO_ENVS, NO_ENVS
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
@@ -134,7 +134,7 @@ class Selection:
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
-    def end(self, rows: Rows, after: Rows, ended: npt.NDArray[np.bool_]) -> Rows:
+    def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
         """Return whose frames are recorded of the last step, now that more of their ends are known.
 
         Args:
@@ -143,7 +143,7 @@ class Selection:
             ended: bool ``[envs]``, whose episodes end with it.
         """
         at = self._at(rows)
-        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NONE
+        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
         if self._choice.skip == 1 or not len(late):
             return after
         self._was_recorded[late] = True
@@ -159,14 +159,14 @@ class Selection:
                 warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
             return True
 
-    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
         return self._everyone if rows is None else rows
 
     def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
         self._is_running[at] = True
         self._length[at] = self._since[at] = 0
 
-    def _picked(self, rows: Rows, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> Rows:
+    def _picked(self, rows: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
         taken = self._is_running[at] & self._is_enabled
         if self._choice.recording_length and self._choice.has_triggers and self._is_enabled:
             self._length[at] += taken
@@ -178,8 +178,8 @@ class Selection:
         self.takes_all = self._is_enabled and self._choice.is_everything and bool(self._was_recorded.all())
         return self._all_or(at[taken], rows)
 
-    def _all_or(self, picked: npt.NDArray[np.intp], rows: Rows) -> Rows:
+    def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
         """The same, in the way that says at once that it is all environments, or none."""
         if not len(picked):
-            return NONE
+            return NO_ENVS
         return None if rows is None and len(picked) == len(self._was_recorded) else picked

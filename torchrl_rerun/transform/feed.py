@@ -608,7 +608,7 @@ class Feed:
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped, self._endings.keys)
         recording.describe(Moment.ACTED, policy)
-        recording.keep()
+        recording.finish_describing()
         self._is_described = True
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:

@@ -26,12 +26,12 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import Split
 from torchrl_rerun.kinds.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.layout.blueprint import Recorded
-from torchrl_rerun.recording.episodes import checked_annotations
+from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.recording import Options
 from torchrl_rerun.recording.session import Settings, shared_paths
 from torchrl_rerun.recording.stats import Stats
-from torchrl_rerun.recording.triggers import Choice, Trigger
+from torchrl_rerun.recording.triggers import Trigger, Triggers
 from torchrl_rerun.transform import specs
 from torchrl_rerun.transform.continuity import stepped_in
 from torchrl_rerun.transform.feed import Feed, Mask, Stepping
@@ -213,7 +213,7 @@ class RerunRecorder(Transform):
             options=Options(
                 logged_envs=logged_envs,
                 aggregate=aggregate,
-                choice=Choice(episode_trigger, step_trigger, recording_length, skip),
+                choice=Triggers(episode_trigger, step_trigger, recording_length, skip),
                 split=split,
                 keep=keep,
                 blueprint=blueprint,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.pieces import Piece
+from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds import objects
 from torchrl_rerun.kinds.arrow import Column, Entity, blobs, chunks_of, flat, lists, number_lists, times_of
 from torchrl_rerun.kinds.exact import EXACT, are_exact_floats
@@ -50,7 +50,7 @@ class ChunkFactory:
         self._pictures = pictures
         self._losses = losses
 
-    def chunks(self, piece: Piece, env: int | None) -> Iterator[Chunk]:
+    def chunks(self, piece: EnvRows, env: int | None) -> Iterator[Chunk]:
         """One chunk for each key and agent, but of encoded pictures.
 
         Args:

@@ -12,39 +12,39 @@ from typing import NamedTuple
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.segment import Segment
-from torchrl_rerun.writing.live import Frames, Outlet
+from torchrl_rerun.writing.live import Frames, LiveSink
 from torchrl_rerun.writing.output import BlockOutput, Output
 from torchrl_rerun.writing.target import ChunkWriter
 
 
-class Writer:
+class WriterThread:
     """Writes what it is given, in order, in a thread of its own.
 
     Nothing is called back: an error stays in :attr:`error`, and :attr:`failures` says that there is something to look at.
 
     Args:
         chunk_writer: takes the chunks. It is waited for.
-        outlets: get copies, and are waited for only if nothing else keeps what is recorded.
+        live_sinks: get copies, and are waited for only if nothing else keeps what is recorded.
         output: makes chunks of blocks, and is asked after each block for what is due.
         application_id, recording_id: what the recording is called.
 
     Attributes:
         error: what went wrong; nothing is written any more then.
-        failures: how many things have failed so far: the writer itself, and outlets.
+        failures: how many things have failed so far: the writer itself, and live_sinks.
         busy_seconds: how long it has been at work.
     """
 
     def __init__(
         self,
         chunk_writer: ChunkWriter,
-        outlets: Sequence[Outlet],
+        live_sinks: Sequence[LiveSink],
         output: Output,
         *,
         application_id: str,
         recording_id: str,
     ) -> None:
         self._chunk_writer = chunk_writer
-        self._outlets = outlets
+        self._live_sinks = live_sinks
         self._output = output
         self._application_id = application_id
         self._recording_id = recording_id
@@ -145,11 +145,11 @@ class Writer:
                 continue
             self._is_at_work, began = True, time.monotonic()
             try:
-                for outlet in self._outlets:
-                    outlet.begin(job.of_frames)
+                for live_sink in self._live_sinks:
+                    live_sink.begin(job.of_frames)
                 for chunk in job.made():
-                    for outlet in self._outlets:
-                        outlet.offer(chunk)
+                    for live_sink in self._live_sinks:
+                        live_sink.offer(chunk)
                     yield chunk
                 gone = self._chunk_writer.error()
                 if gone is not None:
@@ -163,7 +163,7 @@ class Writer:
             self._is_at_work, self.busy_seconds = False, self.busy_seconds + time.monotonic() - began
 
     def _count_failures(self) -> None:
-        self.failures = (self.error is not None) + sum(outlet.trouble() is not None for outlet in self._outlets)
+        self.failures = (self.error is not None) + sum(live_sink.error() is not None for live_sink in self._live_sinks)
 
 
 class _Chunks(NamedTuple):
