@@ -26,7 +26,7 @@ from tensordict import TensorDict
 
 from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.blocks.pieces import Piece
+from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds import image
 from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.losses import Losses
@@ -115,7 +115,7 @@ def _seconds(each: Format, pictures: Stack) -> float:
         encoded = encoder.Encoding(30.0, Losses(), max_age=math.inf)
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
-        chunks = [*factory.chunks(Piece(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
+        chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
         times.append(time.process_time() - start)
         assert chunks, "there are pictures"
     return min(times)

@@ -18,8 +18,8 @@ from rerun.chunk import Chunk, LazyChunkStream
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
+from torchrl_rerun.blocks.buffer import MAX_SLOTS
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, number_lists, times_of
-from torchrl_rerun.recording.buffer import MAX_SLOTS
 
 BUFFER_BYTES = 64 << 20  # the recorder's default
 TIMES_BUFFER = 3.0

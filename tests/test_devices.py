@@ -11,8 +11,7 @@ from torchrl.envs import EnvBase
 
 from readback import read, same
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.blocks import block
-from torchrl_rerun.recording import buffer
+from torchrl_rerun.blocks import block, buffer
 from torchrl_rerun.transform import specs
 
 DEVICES = ["fake", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]

@@ -25,11 +25,12 @@ from test_hostile import Scripted
 from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
-from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.rrd.contents import has_footer, reader_of
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
@@ -468,7 +469,7 @@ def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
     env = cartpole().append_transform(RerunRecorder(path, blueprint=rrb.Blueprint(rrb.Spatial2DView())))
     env.rollout(5)
     env.transform.dump()
-    env.transform._feed.recording.sink.embed = functools.partial(_raise, OSError("no room"))
+    env.transform._feed.recording.chunk_writer.embed = functools.partial(_raise, OSError("no room"))
     with pytest.warns(RuntimeWarning, match="has no layout: no room"):
         env.close()
     assert len(read(path)["/env_0/reward"].values) == 5
@@ -583,7 +584,7 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
 
 def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
     env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
-    functions = (Recording._add, Buffer.add, Buffer._next_block, Block.add, Events.append)
+    functions = (Recording._add, Buffer.add, Buffer._start_block, Buffers.make_way, Block.add, Events.append)
     td, count, given = env.reset(), 0, 0
     while True:
         with interrupted(count, *functions) as came:
@@ -616,7 +617,7 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
         path = tmp_path / f"{count}.rrd"
         env = cartpole().append_transform(RerunRecorder(path, blueprint=False))
         env.rollout(5)
-        with interrupted(count, Recording.close, Recording._flush, Writer.finish) as came:
+        with interrupted(count, Recording.close, Recording._flush, WriterThread.finish) as came:
             env.transform.close()
         if then == "go on":
             env.rollout(5)

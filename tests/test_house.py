@@ -170,7 +170,7 @@ WITHOUT_FRAMEWORKS = """
     flags = streams(Leaf(("reward",), "float32", (1,)), Leaf(("done",), "bool", (1,)))
     recording.describe(Moment.STEPPED, flags, [("done",)])
     recording.describe(Moment.ACTED, streams(Leaf(("action",), "int64", ())))
-    recording.keep()
+    recording.finish_describing()
     for t in range(5):
         observed = np.full((2, 3), t, np.float32)
         if t == 0:

@@ -30,7 +30,7 @@ from test_faults import cartpole
 from test_viewers import Pictures, frames, received
 from torchrl_rerun import RecordingError, RerunRecorder, load
 from torchrl_rerun.layout import blueprint
-from torchrl_rerun.writing import live as outlets
+from torchrl_rerun.writing import live as live_sinks
 
 KEYS = ["x", "pixels"]
 
@@ -51,7 +51,7 @@ def saved(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Streams are given up sooner."""
-    monkeypatch.setattr(outlets, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(live_sinks, "STALL_SECONDS", 3.0)
     monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
 
 
@@ -363,9 +363,9 @@ warnings.simplefilter("ignore")
 import rerun as rr
 from test_viewers import Pictures
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.writing import live as outlets
+from torchrl_rerun.writing import live as live_sinks
 from torchrl_rerun.writing import rerun_streams
-outlets.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
+live_sinks.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
 url, viewer, path = sys.argv[1:]
 rr.init("mine")
 rr.connect_grpc(url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import NONE, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices
 from torchrl_rerun.errors import warn
 from torchrl_rerun.recording.options import Options, Trigger
 
@@ -59,7 +59,7 @@ class Selection:
         self._is_enabled = enabled
         self.takes_all = False
 
-    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64], begun: Rows = None) -> Rows:
+    def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
         """Environments were reset: those whose frames are recorded.
 
         Args:
@@ -81,10 +81,10 @@ class Selection:
         if begun is None:
             return picked
         regrouped = np.setdiff1d(self._at(rows), at)
-        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NONE
+        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NO_ENVS
         return self._all_or(np.union1d(self._at(picked), taken), rows)
 
-    def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
+    def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
         """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
 
         Args:
@@ -93,7 +93,7 @@ class Selection:
             ended: bool ``[envs]``, whose episodes end; None: nobody's.
         """
         if not (self._is_enabled or self._was_recorded.any()):
-            return NONE, NONE
+            return NO_ENVS, NO_ENVS
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
@@ -102,7 +102,7 @@ class Selection:
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
-    def end(self, rows: Rows, after: Rows, ended: npt.NDArray[np.bool_]) -> Rows:
+    def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
         """Return whose frames are recorded of the last step, now that more of their ends are known.
 
         Args:
@@ -111,7 +111,7 @@ class Selection:
             ended: bool ``[envs]``, whose episodes end with it.
         """
         at = self._at(rows)
-        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NONE
+        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
         if self._options.skip == 1 or not len(late):
             return after
         self._was_recorded[late] = True
@@ -127,14 +127,14 @@ class Selection:
                 warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
             return True
 
-    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
         return self._everyone if rows is None else rows
 
     def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
         self._is_running[at] = True
         self._length[at] = self._since[at] = 0
 
-    def _picked(self, rows: Rows, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> Rows:
+    def _picked(self, rows: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
         taken = self._is_running[at] & self._is_enabled
         if self._options.recording_length and self._options.has_triggers and self._is_enabled:
             self._length[at] += taken
@@ -146,8 +146,8 @@ class Selection:
         self.takes_all = self._is_enabled and self._options.selects_all_frames and bool(self._was_recorded.all())
         return self._all_or(at[taken], rows)
 
-    def _all_or(self, picked: npt.NDArray[np.intp], rows: Rows) -> Rows:
+    def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
         """The same, in the way that says at once that it is all environments, or none."""
         if not len(picked):
-            return NONE
+            return NO_ENVS
         return None if rows is None and len(picked) == len(self._was_recorded) else picked

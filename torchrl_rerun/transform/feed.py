@@ -25,7 +25,8 @@ from torchrl_rerun.kinds.endings import FLAGS, Endings, Ends
 from torchrl_rerun.kinds.places import free_key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
-from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled
+from torchrl_rerun.recording.last_step import PENDING, Pending, Revision
+from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Facts, Session, open_recording
 from torchrl_rerun.transform import specs
 from torchrl_rerun.transform.calls import Call
@@ -264,11 +265,11 @@ class Feed:
             if self._camera is not None:
                 observed.append(None)
                 render = self._camera.at(env, following)
-            settle = None
+            revise = None
             if may_change:
                 self._final = _Final(following, self._stepping)
-                settle = functools.partial(self._settled, self._final, values, [*map(_version_of, values)], arrays)
-            recording.step(self._actions(acted), observed, arrays[count:], mask, ends, render=render, settle=settle)
+                revise = functools.partial(self._revised, self._final, values, [*map(_version_of, values)], arrays)
+            recording.step(self._actions(acted), observed, arrays[count:], mask, ends, render=render, revise=revise)
             if self._resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: it is kept for the next `dump()`
@@ -359,11 +360,11 @@ class Feed:
         """Look once more at the last step, before what it came to is gone."""
         self._final = None
         if self.recording is not None and self.recording.alive:
-            self.recording.settle()
+            self.recording.revise_last_step()
 
-    def _settled(
+    def _revised(
         self, final: _Final, values: Sequence[Any], versions: Sequence[int], arrays: Sequence[Any], at_once: bool
-    ) -> Settled | Pending | None:
+    ) -> Revision | Pending | None:
         """What became of a step behind the recorder: its flags are recorded as they are in the end.
 
         Args:
@@ -406,7 +407,7 @@ class Feed:
             return None
         count, nobody = len(self._of_observed or ()), np.zeros(following.batch_size.numel(), np.bool_)
         ends = (self._ends(following) or Ends(nobody, nobody)) if recording.must_know_ends else None
-        return Settled(settled[:count], settled[count:], ends)
+        return Revision(settled[:count], settled[count:], ends)
 
     def _warn_of_others(self, key: Key) -> None:
         """Say that what is recorded isn't what the rollout holds."""
@@ -609,7 +610,7 @@ class Feed:
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped, self._endings.keys)
         recording.describe(Moment.ACTED, policy)
-        recording.keep()
+        recording.finish_describing()
         self._is_described = True
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
@@ -793,7 +794,7 @@ class Feed:
             if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
                 self.close_quietly()
             batch_size = tuple(tensordict.batch_size)
-            if ended is not None and not ended.account.may_go_on:
+            if ended is not None and not ended.status.may_go_on:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             self._forget_keys()
@@ -806,7 +807,7 @@ class Feed:
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
-                ended.account.fail_to_go_on(error)
+                ended.status.fail_to_go_on(error)
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             if not self._enabled:

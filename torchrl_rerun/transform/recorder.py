@@ -27,7 +27,7 @@ from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
 from torchrl_rerun.layout.blueprint import Recorded
-from torchrl_rerun.recording.episodes import checked_annotations
+from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.options import Options, Trigger
 from torchrl_rerun.recording.session import Session, shared_paths
@@ -39,8 +39,6 @@ from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.sink import NoFile
 
 Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
 """What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
@@ -317,7 +315,7 @@ class RerunRecorder(Transform):
                 feed.finish(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
-        sink = self._session.sink
+        sink = self._session.target
         shared_paths.add(sink.identity)
         warn(
             f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}. "
@@ -392,13 +390,7 @@ class RerunRecorder(Transform):
             recording = self._feed.recording
             if recording is None:
                 return
-            if isinstance(recording.sink, DumpFile) and recording.alive:
-                recording.close()
-                name = suffix or (None if step is None else f"step_{step}")
-                if name is not None:
-                    recording.sink.call(name)
-            else:
-                recording.dump()
+            recording.dump(suffix or (None if step is None else f"step_{step}"))
 
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
@@ -482,7 +474,7 @@ class RerunRecorder(Transform):
     @property
     def path(self) -> Path | None:
         """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
-        return None if isinstance(self._session.sink, NoFile) else Path(self._session.sink.location)
+        return self._session.target.path
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
         """Show in a notebook what has been recorded so far; outside of one, print the command that does.
@@ -504,13 +496,13 @@ class RerunRecorder(Transform):
         recording = None if self._feed is None else self._feed.recording
         if recording is None:
             raise ValueError("nothing has been recorded yet: reset the environment first")
-        if files := recording.sink.files():
+        if files := recording.chunk_writer.files():
             notebook.show_files(files, recording.layout(), width=width, height=height)
         elif self._session.viewers:
             notebook.show_url(self._session.viewers[0].url, width=width, height=height)
         else:
             raise ValueError(
-                f"there is nothing to show but {recording.sink.label}: rr.notebook_show() shows recording streams"
+                f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
             )
 
     def stats(self) -> dict[str, float]:
@@ -546,7 +538,7 @@ class RerunRecorder(Transform):
             >>> env.close()
         """
         recording = None if self._feed is None else self._feed.recording
-        return dataclasses.asdict(Stats() if recording is None else recording.account.stats())
+        return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
@@ -622,7 +614,7 @@ class RerunRecorder(Transform):
     def __repr__(self) -> str:
         session = self._session
         outlets = [*(viewer.url for viewer in session.viewers), *([session.stream.label] if session.stream else [])]
-        kept = [] if isinstance(session.sink, NoFile) else [session.sink.identity]
+        kept = [] if session.target.path is None else [session.target.identity]
         return f"{type(self).__name__}({', '.join(map(repr, kept + outlets))})"
 
     # --- ours ---

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.pieces import Piece
+from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
 from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
@@ -33,7 +33,7 @@ class ChunkFactory:
         self._encoding = encoding
         self._losses = losses
 
-    def chunks(self, piece: Piece, env: int | None) -> Iterator[Chunk]:
+    def chunks(self, piece: EnvRows, env: int | None) -> Iterator[Chunk]:
         """Return one chunk for each key and agent, except for values that are encoded first.
 
         Args:
