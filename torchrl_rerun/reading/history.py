@@ -20,7 +20,7 @@ from torchrl_rerun.kinds.endings import Endings, Ends
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.pixels import row_of
 from torchrl_rerun.kinds.schema import Described, Moment, Schema
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
+from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.reading.padding import (
     Form,
     as_tensor,
@@ -46,7 +46,8 @@ from torchrl_rerun.reading.rows import (
     rows_in,
     together,
 )
-from torchrl_rerun.rrd.index import ALL, Codes, Part, Span, episode_span
+from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, episode_span
+from torchrl_rerun.rrd.parts import RecordingPart
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -60,7 +61,7 @@ class Run(Protocol):
     """
 
     @property
-    def parts(self) -> Sequence[Part]: ...  # noqa: D102
+    def parts(self) -> Sequence[RecordingPart]: ...  # noqa: D102
 
     @property
     def schema(self) -> Schema: ...  # noqa: D102
@@ -85,12 +86,12 @@ class Transitions:
         return Transitions(self.frames, self.at[part])
 
     @property
-    def before(self) -> Codes:
+    def before(self) -> FrameCodes:
         """The frames from which they lead."""
         return self.frames.codes[self.at]
 
     @property
-    def after(self) -> Codes:
+    def after(self) -> FrameCodes:
         """The frames to which they lead."""
         return self.frames.codes[self.at + 1]
 
@@ -219,8 +220,7 @@ class History:
         return (each for _, batch in self._held(stream, lane, span) for each in stored_in(batch))
 
     def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
-        env = None if self.run.schema.split == "episode" else self.env
-        return held_of(self.run.parts, entity_path(stream, env, lane), span)
+        return held_of(self.run.parts, self.run.schema.path_of(stream, self.env, lane), span)
 
     # --- steps ---
 
@@ -429,8 +429,7 @@ class History:
 
     def _count(self, stream: Stream, *, unknown: int) -> int:
         """How many rows a key has, by the index; ``unknown`` if there is none."""
-        env = None if self.run.schema.split == "episode" else self.env
-        counts = [part.count(entity_path(stream, env, 0)) for part in self.run.parts]
+        counts = [part.count(self.run.schema.path_of(stream, self.env)) for part in self.run.parts]
         return sum(count for count in counts if count is not None) if None not in counts else unknown
 
     def _say_apart(self, at: Transitions) -> None:
@@ -487,7 +486,7 @@ class History:
             for i in np.flatnonzero(lengths)
         ]
 
-    def _raised(self, stream: Stream, ends: Codes) -> npt.NDArray[np.bool_]:
+    def _raised(self, stream: Stream, ends: FrameCodes) -> npt.NDArray[np.bool_]:
         """A flag where episodes end, ``[n, numbers]``; down where it isn't known."""
         rows = self.rows(stream)
         codes = rows.places.codes
@@ -496,7 +495,7 @@ class History:
         raised[there] = rows.values[_at(codes, ends[there])].reshape(int(there.sum()), -1)
         return raised
 
-    def _returns(self, sums: Stream, ends: Codes) -> npt.NDArray[np.float64]:
+    def _returns(self, sums: Stream, ends: FrameCodes) -> npt.NDArray[np.float64]:
         """What the rewards added up to where episodes end: the mean over agents; NaN where it isn't known."""
         rows = self.rows(sums)
         there = _holds(rows.places.codes, ends)
@@ -588,7 +587,7 @@ def _common(several: Sequence[Places]) -> Places:
     return first
 
 
-def _holds(codes: Codes, wanted: Codes) -> npt.NDArray[np.bool_]:
+def _holds(codes: FrameCodes, wanted: FrameCodes) -> npt.NDArray[np.bool_]:
     """Which of ``wanted`` are among them."""
     if not len(codes):
         return np.zeros(len(wanted), bool)
@@ -596,7 +595,7 @@ def _holds(codes: Codes, wanted: Codes) -> npt.NDArray[np.bool_]:
     return held
 
 
-def _at(codes: Codes, wanted: Codes) -> slice | npt.NDArray[np.intp]:
+def _at(codes: FrameCodes, wanted: FrameCodes) -> slice | npt.NDArray[np.intp]:
     """At which rows those are that are ``wanted``, all of which are there."""
     if not len(wanted):
         return slice(0, 0)

@@ -16,7 +16,8 @@ from torchrl_rerun.kinds.exact import EXACT
 from torchrl_rerun.kinds.objects import MEDIA_TYPE, TENSOR, TEXT, TYPE, array_in, read
 from torchrl_rerun.kinds.pixels import ARCHETYPES
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.rrd.index import ALL, Codes, Part, Span, codes_of, times_of
+from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, codes_of, times_of
+from torchrl_rerun.rrd.parts import RecordingPart
 
 SCALARS, BARS = "Scalars:scalars", "BarChart:values"
 PICTURES = ("VideoStream:sample", "EncodedImage:blob", *(f"{archetype}:buffer" for archetype in ARCHETYPES.values()))
@@ -37,8 +38,8 @@ class Places:
         times: ``log_time`` of each, ``[n]``.
     """
 
-    codes: Codes
-    times: Codes
+    codes: FrameCodes
+    times: FrameCodes
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -137,7 +138,7 @@ class Held(NamedTuple):
     batch: pa.RecordBatch
 
 
-def held_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[Held]:
+def held_of(parts: Iterable[RecordingPart], path: str, span: Span) -> Iterator[Held]:
     """What is recorded of an entity in a span."""
     for part in parts:
         for batch in part.chunks(path, span):
