@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -244,24 +244,6 @@ class History:
             if moment is not Moment.ACTED:
                 there &= is_there[found.at + 1]
         return Transitions(found.frames, found.at[there])
-
-    def form(self, wanted: Sequence[Described], several: Sequence[Transitions]) -> Form:
-        """What the values of some steps need to fit together, of which those of varying shape are read for it."""
-        masked, shapes = set(), {}
-        at = Transitions(several[0].frames, np.concatenate([each.at for each in several]))
-        for stream, moment in wanted:
-            if stream.varies:
-                rows = self.rows(stream)
-                places, found = rows.places, shapes_of(rows.values)
-                shapes[stream.key] = largest(found)
-                if len(found) > 1:
-                    masked.add(stream.key)
-            else:
-                places = self.places(stream)
-            row_of = places.find(at.frames)
-            if any((row_of[frames] < 0).any() for frames in _frames_of(moment, at)):
-                masked.add(stream.key)
-        return Form(frozenset(masked), shapes)
 
     def steps(
         self, wanted: Sequence[Described], span: Span = ALL, at: Transitions | None = None, form: Form | None = None
@@ -503,12 +485,36 @@ class History:
         returns[there] = rows.values[_at(rows.places.codes, ends[there])].reshape(int(there.sum()), -1).mean(axis=1)
         return returns
 
-    def episode_transitions(self, wanted: Sequence[Described], episodes: Iterable[int]) -> list[Transitions]:
-        """The transitions of each of some episodes, read in one go."""
-        found = self.transitions(wanted)
+    def episode_transitions(
+        self, wanted: Sequence[Described], episodes: Sequence[int]
+    ) -> tuple[list[Transitions], Form]:
+        """Return the transitions of each of some episodes, and what all their values need to fit together.
+
+        Each chunk from the first to the last of the episodes is read once.
+
+        Args:
+            wanted: the keys.
+            episodes: the numbers of the episodes.
+        """
+        span = episode_span(min(episodes))[0], episode_span(max(episodes))[1]
+        places, shapes = {}, {}
+        for stream, _ in wanted:
+            if stream.varies:
+                rows = self.rows(stream, span)
+                places[stream.key], shapes[stream.key] = rows.places, shapes_of(rows.values)
+            else:
+                places[stream.key] = self.places(stream, span)
+        found = self._transitions(wanted, places, span)
         before = found.before
         ends = [np.searchsorted(before, [first, last + 1]) for first, last in map(episode_span, episodes)]
-        return [found[first:end] for first, end in ends]
+        several = [found[first:end] for first, end in ends]
+        at = Transitions(found.frames, np.concatenate([each.at for each in several]))
+        masked = {key for key, sizes in shapes.items() if len(sizes) > 1}
+        for stream, moment in wanted:
+            row_of = places[stream.key].find(at.frames)
+            if any((row_of[frames] < 0).any() for frames in _frames_of(moment, at)):
+                masked.add(stream.key)
+        return several, Form(frozenset(masked), {key: largest(sizes) for key, sizes in shapes.items()})
 
 
 # --- codes ---

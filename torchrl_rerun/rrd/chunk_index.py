@@ -18,6 +18,7 @@ Integers = npt.NDArray[np.int64]
 TIMELINES = ("episode", "episode_step", "step", "log_time", "frame")
 _EPISODE, _EPISODE_STEP, _, _LOG_TIME, _ = range(5)
 _LAST_STEP = (1 << 32) - 1
+_BOUNDS = [f"{name}:{end}" for name in TIMELINES for end in ("start", "end")]
 
 
 class ChunkEntry(NamedTuple):
@@ -53,7 +54,7 @@ class ChunkIndex:
         sizes: int64 ``[n]``: bytes of each message.
         rows: int64 ``[n]``: rows of each chunk.
         is_static: bool ``[n]``: whether the rows hold at all times.
-        times: int64 ``[n, 5, 2]``: the first and the last value on each of :data:`TIMELINES`; -1: the chunk isn't on it.
+        bounds: the columns ``frame:start``, ``frame:end`` and so on, of the timelines that any chunk is on.
         ids: the ids of the chunks, 16 bytes each.
     """
 
@@ -63,7 +64,7 @@ class ChunkIndex:
     sizes: Integers
     rows: Integers
     is_static: npt.NDArray[np.bool_]
-    times: Integers
+    bounds: pa.Table
     ids: bytes
 
     def __len__(self) -> int:
@@ -72,23 +73,19 @@ class ChunkIndex:
     @classmethod
     def of_table(cls, table: pa.Table) -> ChunkIndex:
         """Return the index that the table in a footer holds."""
-
-        def numbers(name: str) -> Integers:
-            if name not in table.schema.names:  # no chunk is on that timeline
-                return np.full(len(table), -1)
-            found: Integers = table.column(name).cast(pa.int64()).fill_null(-1).to_numpy()
-            return found
-
-        times = np.stack([numbers(f"{name}:{end}") for name in TIMELINES for end in ("start", "end")], axis=1)
         paths = table.column("chunk_entity_path").combine_chunks().dictionary_encode()
+        offsets, sizes, rows = (
+            table.column(f"chunk_{name}").to_numpy().astype(np.int64)
+            for name in ("byte_offset", "byte_size", "num_rows")
+        )
         return cls(
             paths.dictionary.to_pylist(),
             paths.indices.to_numpy().astype(np.int64),
-            numbers("chunk_byte_offset"),
-            numbers("chunk_byte_size"),
-            numbers("chunk_num_rows"),
+            offsets,
+            sizes,
+            rows,
             table.column("chunk_is_static").to_numpy(),
-            times.reshape(-1, len(TIMELINES), 2),
+            table.select([name for name in _BOUNDS if name in table.schema.names]),
             b"".join(table.column("chunk_id").to_pylist()),
         )
 
@@ -98,6 +95,7 @@ class ChunkIndex:
         number_of = {path: number for number, path in enumerate(dict.fromkeys(entry.path for entry in entries))}
         numbers = np.array([(number_of[each.path], each.offset, each.size, each.rows) for each in entries], np.int64)
         entities, offsets, sizes, rows = numbers.reshape(-1, 4).T
+        times = np.array([entry.times for entry in entries], np.int64).reshape(-1, len(_BOUNDS))
         return cls(
             list(number_of),
             entities,
@@ -105,9 +103,20 @@ class ChunkIndex:
             sizes,
             rows,
             np.array([entry.is_static for entry in entries], np.bool_),
-            np.array([entry.times for entry in entries], np.int64).reshape(-1, len(TIMELINES), 2),
+            pa.table(dict(zip(_BOUNDS, times.T, strict=True))),
             b"".join(entry.id for entry in entries),
         )
+
+    @functools.cached_property
+    def times(self) -> Integers:
+        """The first and the last value on each of :data:`TIMELINES`, int64 ``[n, 5, 2]``; -1: the chunk isn't on it."""
+        columns = []
+        for name in _BOUNDS:
+            if name in self.bounds.schema.names:
+                columns.append(self.bounds.column(name).cast(pa.int64()).fill_null(-1).to_numpy())
+            else:  # no chunk is on that timeline
+                columns.append(np.full(len(self), -1))
+        return np.stack(columns, axis=1).reshape(-1, len(TIMELINES), 2)
 
     def at(self, path: str) -> Integers:
         """Return which chunks are at an entity path, in the order of the index."""
