@@ -21,7 +21,7 @@ from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.load import _Run
 from torchrl_rerun.reading.padding import as_tensor
-from torchrl_rerun.rrd.index import parts_in
+from torchrl_rerun.rrd.reader import parts_in
 
 CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
 

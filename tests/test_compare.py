@@ -12,10 +12,10 @@ from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
 from looking import headless_viewer, opened, trouble
+from rrd_files import rows_of
 from test_selection import LENGTHS, Lengths
 from torchrl_rerun import Episode, RerunRecorder, load
 from torchrl_rerun.cli import app
-from torchrl_rerun.rrd.contents import rows_of
 from torchrl_rerun.viewing.compare import differences, sides_of, summary, write_comparison
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)

@@ -17,6 +17,7 @@ from torchrl.envs import GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
 from episode_folders import episode, write_episode
+from rrd_files import rows_of
 from test_selection import Lengths
 from torchrl_rerun import RerunRecorder, list_episodes, load, repair
 from torchrl_rerun.cli import app
@@ -24,7 +25,6 @@ from torchrl_rerun.export.mp4 import videos_of
 from torchrl_rerun.export.parquet import to_parquet
 from torchrl_rerun.reading.describe import describe_files
 from torchrl_rerun.reading.query import query
-from torchrl_rerun.rrd.contents import rows_of
 from torchrl_rerun.viewing.compare import sides_of, write_comparison
 
 COPY = r"is a copy of .*, and counts once"

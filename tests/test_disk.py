@@ -14,10 +14,10 @@ from torchrl.envs import GymEnv, SerialEnv
 from torchrl.envs.utils import step_mdp
 
 from readback import read
+from rrd_files import has_footer, is_whole
 from test_faults import cartpole, run
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.recording import status as account
-from torchrl_rerun.rrd.contents import has_footer, is_whole, reader_of
 
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 """Where the commands of this installation are found first."""
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_when_the_layout_is_added(small_disk, room):
     with pytest.warns(RuntimeWarning, match="has no layout"):
         env.close()
     assert sorted(file.name for file in small_disk.iterdir()) == ["run.rrd", "stuffing"]
-    assert has_footer(reader_of(path))
+    assert has_footer(path)
     assert not is_whole(path)
     assert len(read(path)["/env_1/reward"].values) == 50
 
@@ -153,7 +153,7 @@ def test_a_disk_that_is_full_when_the_footer_is_written(small_disk):
         env.close()
     assert "No space left on device" in str(raised.value)
     assert env.transform.stats()["frames_lost"] == 0
-    assert not has_footer(reader_of(path))
+    assert not has_footer(path)
     assert len(read(path)["/env_1/reward"].values) == 50
     stuffing.unlink()
     command = re.search("`(.+)`", str(raised.value))[1]

@@ -30,6 +30,7 @@ from torchrl.record import PixelRenderTransform
 from typer.testing import CliRunner
 
 from looking import headless_viewer, trouble
+from rrd_files import index_of
 from test_disk import small_disk  # noqa: F401 - the fixture
 from test_environments import Zoo
 from test_hostile import Scripted, record
@@ -38,7 +39,6 @@ from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot
 from torchrl_rerun.export.minari import to_minari
 from torchrl_rerun.export.parquet import to_parquet
-from torchrl_rerun.rrd.contents import index_of
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 

@@ -21,6 +21,7 @@ from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepC
 from interrupts import interrupted
 from programs import python
 from readback import read
+from rrd_files import has_footer
 from test_hostile import Scripted
 from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
@@ -29,7 +30,6 @@ from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
-from torchrl_rerun.rrd.contents import has_footer, reader_of
 from torchrl_rerun.writing.writer import WriterThread
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
@@ -623,7 +623,7 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
             env.rollout(5)
         env.close()
         files = [path, *tmp_path.glob(f"{count}.part_*")]
-        assert all(has_footer(reader_of(file)) for file in files)
+        assert all(has_footer(file) for file in files)
         rows = [len(read(file)["/env_0/reward"].values) for file in files]
         assert rows in ([[5]] if then == "close" else [[5, 5], [10]])  # it may come before anything is closed
         count += 5

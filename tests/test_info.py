@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from episode_folders import write_chunks
 from readback import read
+from rrd_files import index_of
 from test_hostile import Scripted, record
 from test_pictures import picture
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app
-from torchrl_rerun.rrd.contents import index_of
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 

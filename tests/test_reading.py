@@ -570,12 +570,14 @@ def test_annotations(tmp_path):
 
 
 def test_only_what_is_asked_for_is_read(path, monkeypatch):
-    from torchrl_rerun.rrd import index as chunks
+    from torchrl_rerun.rrd import reader
 
     record(SerialEnv(2, pixel_cartpole), path, 120, buffer_bytes=1 << 20, image_format="jpeg")
     read = []
-    original = chunks._chunk
-    monkeypatch.setattr(chunks, "_chunk", lambda file, place: read.append(place.size) or original(file, place))
+    original = reader._read_chunk
+    monkeypatch.setattr(
+        reader, "_read_chunk", lambda part, at: read.append(int(part.index.sizes[at])) or original(part, at)
+    )
     episodes = load(path)
     assert not read
     last = episodes[-1]

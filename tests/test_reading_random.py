@@ -99,5 +99,5 @@ def test_what_is_recorded_comes_back(run):
         assert {each.properties.id for each in found} == set(wanted)
         for each in found:
             assert_same(each.tensordict(), wanted[each.properties.id])
-            slices = found.dataset(2)
+        slices = found.dataset(2)
         assert len(slices) == sum(len(steps) - 1 for steps in wanted.values())

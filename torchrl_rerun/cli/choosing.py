@@ -76,13 +76,13 @@ def whys_unreadable(listing: Listing) -> list[str]:
 
 
 def _why_unreadable(file: Path) -> str:
-    from torchrl_rerun.rrd.contents import contents_of
-    from torchrl_rerun.rrd.files import why_unreadable
+    from torchrl_rerun.rrd.listing import complete_parts_in
+    from torchrl_rerun.rrd.reader import why_unreadable
 
     try:
         found = why_unreadable(file)
         if found is None:
-            contents_of(file)
+            complete_parts_in(file)
     except (OSError, ValueError) as error:
         return str(error)
     return found or f"{shown(file)} is damaged"

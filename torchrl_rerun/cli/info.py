@@ -19,7 +19,7 @@ from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable,
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.reading.describe import Described, Description, Part
+    from torchrl_rerun.reading.describe import FileSummary, KeySummary, RecordingSummary
 
 _WHAT = "nothing to tell"
 _SPLITS = {"run": "a run", "dump": "a dump", "episode": "an episode"}
@@ -40,8 +40,8 @@ def show_info(
     Their indexes are read, and not what is recorded, so that it takes no longer for large ones. The episodes of a folder
     are summed up; `ls` lists them one by one.
     """
-    descriptions: list[Description] = []
-    others: list[Part] = []
+    descriptions: list[RecordingSummary] = []
+    others: list[FileSummary] = []
     try:
         with working("reading"):
             from torchrl_rerun.reading.describe import describe_files
@@ -67,14 +67,14 @@ def show_info(
     raise typer.Exit(not descriptions)
 
 
-def _as_json(description: Description) -> dict[str, object]:
+def _as_json(description: RecordingSummary) -> dict[str, object]:
     fields = dataclasses.asdict(description)
     for file in fields["files"]:
         file["path"] = str(file["path"])
     return fields
 
 
-def _print(description: Description) -> None:
+def _print(description: RecordingSummary) -> None:
     said.print(f"[bold]{escape(_name(description.files))}[/]: {', '.join(_facts(description.files))}")
     facts = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -92,12 +92,12 @@ def _print(description: Description) -> None:
     console.print(keys)
 
 
-def _name(files: Sequence[Part]) -> str:
+def _name(files: Sequence[FileSummary]) -> str:
     first = shown(files[0].path)
     return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
 
 
-def _facts(files: Sequence[Part]) -> Iterator[str]:
+def _facts(files: Sequence[FileSummary]) -> Iterator[str]:
     yield decimal(sum(part.bytes for part in files))
     unfinished = sum(part.trouble is not None for part in files)
     yield f"{unfinished} unfinished" if unfinished and len(files) > 1 else "unfinished" if unfinished else "finished"
@@ -111,7 +111,7 @@ def _facts(files: Sequence[Part]) -> Iterator[str]:
     )
 
 
-def _lines(description: Description) -> Iterator[tuple[str, str]]:
+def _lines(description: RecordingSummary) -> Iterator[tuple[str, str]]:
     from torchrl_rerun.kinds.schema import PROPERTY
 
     envs, batch = description.envs, list(description.batch_size)
@@ -137,7 +137,7 @@ def _count_of_envs(envs: Sequence[int]) -> str:
     return f"environments {f'{envs[0]} to {envs[-1]}' if whole else ', '.join(map(str, envs))} recorded"
 
 
-def _cells(key: Described) -> Iterator[str]:
+def _cells(key: KeySummary) -> Iterator[str]:
     yield "/".join(key.key)
     yield key.kind
     yield key.dtype

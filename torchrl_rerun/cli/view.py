@@ -113,7 +113,8 @@ def watch(
 
 def _files(given: Path, choice: dict[str, Any]) -> Iterator[Path]:
     """The files to open of what was given; those that can't be opened are left out of a folder, and refused alone."""
-    from torchrl_rerun.rrd.files import files_of, why_unreadable
+    from torchrl_rerun.rrd.files import files_of
+    from torchrl_rerun.rrd.reader import why_unreadable
 
     if any(choice.values()):
         listing = listed(given)

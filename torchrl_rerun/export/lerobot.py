@@ -43,7 +43,7 @@ from torchrl_rerun.paths import absolute
 from torchrl_rerun.reading.load import LoadedEpisode
 from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
 from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.index import Codes, episode_span
+from torchrl_rerun.rrd.frame_codes import FrameCodes, episode_span
 
 SIGN = "meta/info.json"
 """The file by which a data set is known."""
@@ -238,7 +238,9 @@ class _Dataset:
         }
         return {name: values[:, None] for name, values in indices.items()}
 
-    def _add_videos(self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: Codes) -> None:
+    def _add_videos(
+        self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: FrameCodes
+    ) -> None:
         """Add a video of each camera, with a picture for each step."""
         videos = {}
         for stream in cameras:
@@ -253,7 +255,7 @@ class _Dataset:
             name = min(name for name in {*videos, *self.videos} if videos.get(name) != self.videos.get(name))
             raise ValueError(f"the video {name} of {told(episode)} is not as the others are: take one run at a time")
 
-    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: Codes) -> None:
+    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: FrameCodes) -> None:
         held = episode.history.stored(stream, lane, episode_span(episode.properties.episode))
 
         def wanted(coming: Iterator[Any]) -> Iterator[Any]:

@@ -30,7 +30,7 @@ from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Stream, name_of
 from torchrl_rerun.reading.load import LoadedEpisode
 from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.index import episode_span
+from torchrl_rerun.rrd.frame_codes import episode_span
 
 SIGN = "data/metadata.json"
 """The file by which the folder of a data set is known."""

@@ -38,8 +38,8 @@ from torchrl_rerun.reading.pictures import (
     tracks_of,
 )
 from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.contents import index_of
 from torchrl_rerun.rrd.files import whole_files_of
+from torchrl_rerun.rrd.reader import parts_in
 
 GRID_SIZE = (2160, 3840)
 """Height and width that a grid doesn't exceed: larger videos play in few places."""
@@ -255,14 +255,8 @@ class _Counted:
 
 
 def _rows(track: Track) -> int:
-    count = 0
-    for file in track.files:
-        index = index_of(file)
-        if index is not None:
-            is_of_track = np.array(index["chunk_entity_path"].to_pylist()) == track.path
-            is_static = index["chunk_is_static"].to_numpy()
-            count += int(index["chunk_num_rows"].to_numpy()[is_of_track & ~is_static].sum())
-    return count
+    """Return how many pictures a track has."""
+    return sum(part.count(track.path) for file in track.files for part in parts_in(file))
 
 
 class SizesDifferError(ValueError):

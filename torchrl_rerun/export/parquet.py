@@ -18,7 +18,7 @@ from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.paths import shown, target_of
 from torchrl_rerun.reading.load import LoadedEpisode
 from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.index import episode_span
+from torchrl_rerun.rrd.frame_codes import episode_span
 
 GROUP_BYTES = 32 << 20
 """Bytes of the steps that are written at once."""

@@ -16,7 +16,7 @@ from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Stream, name_of
 from torchrl_rerun.reading.history import Transitions
 from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.rrd.index import episode_span
+from torchrl_rerun.rrd.frame_codes import episode_span
 
 FLAGS = ("done", "terminated", "truncated")
 
@@ -31,7 +31,7 @@ def unchanged(items: Iterable[Any], _: int) -> Iterable[Any]:
 
 def told(episode: LoadedEpisode) -> str:
     """Which episode it is, in words."""
-    known, place = episode.properties, episode.history.run.parts[-1].contents.file
+    known, place = episode.properties, episode.history.run.parts[-1].file
     return f"episode {known.episode} of environment {known.env} in {place}"
 
 

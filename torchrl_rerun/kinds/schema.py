@@ -104,10 +104,19 @@ class Schema:
 
     def paths_of(self, stream: Stream) -> Iterator[str]:
         """The entity paths at which a key is recorded."""
-        envs: Sequence[int | None] = (None,) if self.split == "episode" else self.envs
-        for env in envs[:1] if stream.shared else envs:
+        for env in self.envs[:1] if stream.shared else self.envs:
             for lane in range(stream.lanes):
-                yield entity_path(stream, env, lane)
+                yield self.path_of(stream, env, lane)
+
+    def path_of(self, stream: Stream, env: int, lane: int = 0) -> str:
+        """Return the entity path of a key: below ``/env_{env}``, unless the recording is of one episode.
+
+        Args:
+            stream: the key.
+            env: index of the environment.
+            lane: position of the agent.
+        """
+        return entity_path(stream, None if self.split == "episode" else env, lane)
 
     def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
         """Keys with fewer rows than others that are seen at the same moments: how many they have, of how many.

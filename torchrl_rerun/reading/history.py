@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Endings, Ends
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.schema import Described, Moment, Schema
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
+from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.reading.padding import (
     Form,
     as_tensor,
@@ -45,7 +45,8 @@ from torchrl_rerun.reading.rows import (
     rows_in,
     together,
 )
-from torchrl_rerun.rrd.index import ALL, Codes, Part, Span, episode_span
+from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, episode_span
+from torchrl_rerun.rrd.parts import RecordingPart
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -59,7 +60,7 @@ class Run(Protocol):
     """
 
     @property
-    def parts(self) -> Sequence[Part]: ...  # noqa: D102
+    def parts(self) -> Sequence[RecordingPart]: ...  # noqa: D102
 
     @property
     def schema(self) -> Schema: ...  # noqa: D102
@@ -84,12 +85,12 @@ class Transitions:
         return Transitions(self.frames, self.at[part])
 
     @property
-    def before(self) -> Codes:
+    def before(self) -> FrameCodes:
         """The frames from which they lead."""
         return self.frames.codes[self.at]
 
     @property
-    def after(self) -> Codes:
+    def after(self) -> FrameCodes:
         """The frames to which they lead."""
         return self.frames.codes[self.at + 1]
 
@@ -221,8 +222,7 @@ class History:
         return (each for _, batch in self._held(stream, lane, span) for each in stored_in(stream, batch))
 
     def _held(self, stream: Stream, lane: int, span: Span) -> Iterator[Held]:
-        env = None if self.run.schema.split == "episode" else self.env
-        return held_of(self.run.parts, stream, entity_path(stream, env, lane), span)
+        return held_of(self.run.parts, stream, self.run.schema.path_of(stream, self.env, lane), span)
 
     # --- steps ---
 
@@ -246,24 +246,6 @@ class History:
             if moment is not Moment.ACTED:
                 there &= is_there[found.at + 1]
         return Transitions(found.frames, found.at[there])
-
-    def form(self, wanted: Sequence[Described], several: Sequence[Transitions]) -> Form:
-        """What the values of some steps need to fit together, of which those of varying shape are read for it."""
-        masked, shapes = set(), {}
-        at = Transitions(several[0].frames, np.concatenate([each.at for each in several]))
-        for stream, moment in wanted:
-            if stream.varies:
-                rows = self.rows(stream)
-                places, found = rows.places, shapes_of(rows.values)
-                shapes[stream.key] = largest(found)
-                if len(found) > 1:
-                    masked.add(stream.key)
-            else:
-                places = self.places(stream)
-            row_of = places.find(at.frames)
-            if any((row_of[frames] < 0).any() for frames in _frames_of(moment, at)):
-                masked.add(stream.key)
-        return Form(frozenset(masked), shapes)
 
     def steps(
         self, wanted: Sequence[Described], span: Span = ALL, at: Transitions | None = None, form: Form | None = None
@@ -431,8 +413,7 @@ class History:
 
     def _count(self, stream: Stream, *, unknown: int) -> int:
         """How many rows a key has, by the index; ``unknown`` if there is none."""
-        env = None if self.run.schema.split == "episode" else self.env
-        counts = [part.count(entity_path(stream, env, 0)) for part in self.run.parts]
+        counts = [part.count(self.run.schema.path_of(stream, self.env)) for part in self.run.parts]
         return sum(count for count in counts if count is not None) if None not in counts else unknown
 
     def _say_apart(self, at: Transitions) -> None:
@@ -489,7 +470,7 @@ class History:
             for i in np.flatnonzero(lengths)
         ]
 
-    def _raised(self, stream: Stream, ends: Codes) -> npt.NDArray[np.bool_]:
+    def _raised(self, stream: Stream, ends: FrameCodes) -> npt.NDArray[np.bool_]:
         """A flag where episodes end, ``[n, numbers]``; down where it isn't known."""
         rows = self.rows(stream)
         codes = rows.places.codes
@@ -498,7 +479,7 @@ class History:
         raised[there] = rows.values[_at(codes, ends[there])].reshape(int(there.sum()), -1)
         return raised
 
-    def _returns(self, sums: Stream, ends: Codes) -> npt.NDArray[np.float64]:
+    def _returns(self, sums: Stream, ends: FrameCodes) -> npt.NDArray[np.float64]:
         """What the rewards added up to where episodes end: the mean over agents; NaN where it isn't known."""
         rows = self.rows(sums)
         there = _holds(rows.places.codes, ends)
@@ -506,12 +487,36 @@ class History:
         returns[there] = rows.values[_at(rows.places.codes, ends[there])].reshape(int(there.sum()), -1).mean(axis=1)
         return returns
 
-    def episode_transitions(self, wanted: Sequence[Described], episodes: Iterable[int]) -> list[Transitions]:
-        """The transitions of each of some episodes, read in one go."""
-        found = self.transitions(wanted)
+    def episode_transitions(
+        self, wanted: Sequence[Described], episodes: Sequence[int]
+    ) -> tuple[list[Transitions], Form]:
+        """Return the transitions of each of some episodes, and what all their values need to fit together.
+
+        Each chunk from the first to the last of the episodes is read once.
+
+        Args:
+            wanted: the keys.
+            episodes: the numbers of the episodes.
+        """
+        span = episode_span(min(episodes))[0], episode_span(max(episodes))[1]
+        places, shapes = {}, {}
+        for stream, _ in wanted:
+            if stream.varies:
+                rows = self.rows(stream, span)
+                places[stream.key], shapes[stream.key] = rows.places, shapes_of(rows.values)
+            else:
+                places[stream.key] = self.places(stream, span)
+        found = self._transitions(wanted, places, span)
         before = found.before
         ends = [np.searchsorted(before, [first, last + 1]) for first, last in map(episode_span, episodes)]
-        return [found[first:end] for first, end in ends]
+        several = [found[first:end] for first, end in ends]
+        at = Transitions(found.frames, np.concatenate([each.at for each in several]))
+        masked = {key for key, sizes in shapes.items() if len(sizes) > 1}
+        for stream, moment in wanted:
+            row_of = places[stream.key].find(at.frames)
+            if any((row_of[frames] < 0).any() for frames in _frames_of(moment, at)):
+                masked.add(stream.key)
+        return several, Form(frozenset(masked), {key: largest(sizes) for key, sizes in shapes.items()})
 
 
 # --- codes ---
@@ -590,7 +595,7 @@ def _common(several: Sequence[Places]) -> Places:
     return first
 
 
-def _holds(codes: Codes, wanted: Codes) -> npt.NDArray[np.bool_]:
+def _holds(codes: FrameCodes, wanted: FrameCodes) -> npt.NDArray[np.bool_]:
     """Which of ``wanted`` are among them."""
     if not len(codes):
         return np.zeros(len(wanted), bool)
@@ -598,7 +603,7 @@ def _holds(codes: Codes, wanted: Codes) -> npt.NDArray[np.bool_]:
     return held
 
 
-def _at(codes: Codes, wanted: Codes) -> slice | npt.NDArray[np.intp]:
+def _at(codes: FrameCodes, wanted: FrameCodes) -> slice | npt.NDArray[np.intp]:
     """At which rows those are that are ``wanted``, all of which are there."""
     if not len(wanted):
         return slice(0, 0)

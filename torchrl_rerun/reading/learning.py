@@ -128,8 +128,9 @@ def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> 
     for numbers in of_one.values():
         history = episodes[numbers[0]].history
         wanted = history.described(keys)
-        steps = history.episode_transitions(wanted, [episodes[number].properties.episode for number in numbers])
-        form |= history.form(wanted, steps)
+        of_each = [episodes[number].properties.episode for number in numbers]
+        steps, needed = history.episode_transitions(wanted, of_each)
+        form |= needed
         found += [(number, history, wanted, each) for number, each in zip(numbers, steps, strict=True)]
     parts = [
         (number, at, history, wanted, part)

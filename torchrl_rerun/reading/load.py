@@ -24,10 +24,13 @@ from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import Form, as_tensor, fit, form_of, give_agents, mask_name
 from torchrl_rerun.rrd.copies import copies_in, say_copies
-from torchrl_rerun.rrd.files import files_of, not_ours, why_unreadable
-from torchrl_rerun.rrd.index import ALL, FilePart, Part, SegmentPart, Span, episode_span, parts_in
+from torchrl_rerun.rrd.files import files_of, not_ours
+from torchrl_rerun.rrd.frame_codes import ALL, Span, episode_span
 from torchrl_rerun.rrd.listing import beginning, episode_in, listing_of
+from torchrl_rerun.rrd.parts import RecordingPart
+from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
 from torchrl_rerun.rrd.runs import FOLDER_OF_WORKER
+from torchrl_rerun.rrd.segments import SegmentPart
 
 if TYPE_CHECKING:
     from rerun.catalog import DatasetEntry
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 Place = str | os.PathLike[str]
 """The folder of a worker, in that of its run."""
-AnyPart = TypeVar("AnyPart", bound=Part)
+AnyPart = TypeVar("AnyPart", bound=RecordingPart)
 
 
 def load(source: Place | Iterable[Place] | DatasetEntry) -> Recordings:
@@ -277,7 +280,7 @@ class LoadedEpisode:
     def files(self) -> tuple[Path, ...]:
         """The files of its recording; of one in a catalog there are none."""
         parts = self.history.run.parts
-        return tuple(dict.fromkeys(part.contents.file for part in parts if isinstance(part, FilePart)))
+        return tuple(dict.fromkeys(part.file for part in parts if isinstance(part, FilePart)))
 
     @property
     def schema(self) -> Schema:
@@ -350,10 +353,10 @@ class _EpisodeRun:
         self._recording_id = recording_id
 
     @functools.cached_property
-    def parts(self) -> Sequence[Part]:
+    def parts(self) -> Sequence[RecordingPart]:
         """What follows one another."""
         found = [part for file in self._files for part in parts_in(file)]
-        parts = [part for part in found if part.contents.recording_id == self._recording_id]
+        parts = [part for part in found if part.recording_id == self._recording_id]
         if not parts:
             raise ValueError(f"{shown(self._files[-1])} was replaced since it was loaded: load it again")
         return parts
@@ -364,8 +367,8 @@ class _EpisodeRun:
         return _schema(self.parts[-1])
 
 
-def _schema(part: Part) -> Schema:
-    schema = part.contents.schema
+def _schema(part: RecordingPart) -> Schema:
+    schema = part.schema
     assert schema is not None, "it was looked at"
     return schema
 
@@ -391,7 +394,7 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
     whole = {found.recording_id: found.path for found in listing.episodes}
     parts, copies, is_all = [], dict(listing.copies), len(files) == 1
     for part in _parts((*dict.fromkeys(listing.runs), *listing.unreadable), is_all=is_all):
-        file, recording_id = part.contents.file, part.contents.recording_id
+        file, recording_id = part.file, part.recording_id
         if _schema(part).split != "episode":
             parts.append(part)
         elif file in listing.unreadable:  # the others are listed
@@ -401,7 +404,7 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
                 warn(f"left out: {why_unreadable(file) or f'{shown(file)} is damaged'}", RuntimeWarning)
     copies |= copies_in(parts)
     say_copies(copies)
-    for run in _runs(part for part in parts if (part.contents.file, part.contents.recording_id) not in copies):
+    for run in _runs(part for part in parts if (part.file, part.recording_id) not in copies):
         _say_lacking(run)
         for env in run.schema.envs:
             yield History(run, env), None
@@ -409,12 +412,12 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
 
 def _say_lacking(run: _Run[FilePart]) -> None:
     """Warn where a process that was killed, or that goes on, has written less of some keys than of others."""
-    unfinished = [part.contents.file for part in run.parts if not part.contents.is_finished]
+    unfinished = [part.file for part in run.parts if not part.is_finished]
     if not unfinished:
         return
     rows: Counter[str] = Counter()
     for part in run.parts:
-        rows.update({path: sum(place.rows for place in places) for path, places in part.places.items()})
+        rows.update({path: part.count(path) for path in part.index.recorded_paths})
     lacking = run.schema.lacking(rows)
     if lacking:
         warn(
@@ -425,10 +428,10 @@ def _say_lacking(run: _Run[FilePart]) -> None:
 
 def _segments(dataset: DatasetEntry) -> Iterator[tuple[History, Episode | None]]:
     for segment in dataset.segment_ids():
-        part = SegmentPart(dataset, segment)
-        if part.contents.schema is not None:
+        part = SegmentPart.of(dataset, segment)
+        if part.schema is not None:
             run = _Run([part], _schema(part))
-            episode = episode_in(part.contents.properties) if run.schema.split == "episode" else None
+            episode = episode_in(part.properties) if run.schema.split == "episode" else None
             for env in run.schema.envs if episode is None else [episode.env]:
                 yield History(run, env), episode
 
@@ -448,7 +451,7 @@ def _parts(files: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
                 raise ValueError(said) from error
             warn(f"left out: {said}", RuntimeWarning)
             continue
-        yield from (part for part in found if part.contents.schema is not None)
+        yield from (part for part in found if part.schema is not None)
 
 
 def _runs(parts: Iterable[FilePart]) -> Iterator[_Run[FilePart]]:
@@ -456,12 +459,12 @@ def _runs(parts: Iterable[FilePart]) -> Iterator[_Run[FilePart]]:
     found: dict[tuple[Any, ...], list[FilePart]] = {}
     ends: dict[tuple[Any, ...], dict[str, int]] = {}
     for part in sorted(parts, key=lambda part: part.began):
-        schema, contents = _schema(part), part.contents
+        schema = _schema(part)
         # A dump goes on where the one before ended.
-        same = contents.application_id if schema.split == "dump" else contents.recording_id
+        same = part.application_id if schema.split == "dump" else part.recording_id
         size, envs = schema.source.batch_size, schema.envs
         # A list of trajectories may have grown; recordings of several workers differ in their first environment.
-        key = contents.file.parent, same, schema.split, *((len(size), envs[:1]) if len(size) == 1 else (size, envs))
+        key = part.file.parent, same, schema.split, *((len(size), envs[:1]) if len(size) == 1 else (size, envs))
         reached = ends.setdefault(key, {})
         if any(first < reached.get(path, 0) for path, (first, _) in part.steps.items()):
             of_one = found.pop(key)  # it was begun anew, under the same name
@@ -567,8 +570,8 @@ def _environment_of(history: History) -> tuple[Any, int, int | None]:
     run = history.run
     part = run.parts[0]
     if run.schema.split == "run":
-        return part.contents.recording_id, history.env, id(run)
-    folder = part.contents.file.parent
+        return part.recording_id, history.env, id(run)
+    folder = part.file.parent
     folder = folder.parent if FOLDER_OF_WORKER.fullmatch(folder.name) else folder
     return folder, history.env, None if run.schema.split == "episode" else id(run)
 

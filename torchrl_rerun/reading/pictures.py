@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrl_rerun.kinds.picture import Picture as PictureKind
-from torchrl_rerun.kinds.streams import Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.rows import values_of, with_any
-from torchrl_rerun.rrd.contents import Contents, contents_of, rows_of
 from torchrl_rerun.rrd.copies import copies_among, say_copies
+from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 
 @dataclass(frozen=True)
@@ -112,35 +112,35 @@ def tracks_of(files: Sequence[Path]) -> list[Track]:
         ValueError: a file can't be read, or there is nothing in it.
     """
     found: dict[tuple[Path, str, str], Track] = {}
-    said = [each for file in files for each in contents_of(file)]
+    said = [each for file in files for each in parts_in(file)]
     copies = copies_among(said)
     say_copies(copies)
-    for contents in said:
-        if (contents.file, contents.recording_id) in copies:
+    for part in said:
+        if (part.file, part.recording_id) in copies:
             continue
-        for track in _tracks(contents):
-            key = contents.file.parent, contents.recording_id, track.path
+        for track in _tracks(part):
+            key = part.file.parent, part.recording_id, track.path
             before = found[key].files if key in found else ()
-            found[key] = dataclasses.replace(track, files=(*before, contents.file))
+            found[key] = dataclasses.replace(track, files=(*before, part.file))
     return list(found.values())
 
 
-def _tracks(contents: Contents) -> Iterator[Track]:
-    schema = contents.schema
+def _tracks(part: FilePart) -> Iterator[Track]:
+    schema = part.schema
     if schema is None:
         return
     for stream, _ in schema.described:
         if stream.kind.is_camera:
             for env in schema.envs[:1] if stream.shared else schema.envs:
                 for lane in range(stream.lanes):
-                    path = entity_path(stream, None if schema.split == "episode" else env, lane)
-                    yield Track((contents.file,), path, stream, env, lane, schema.source.fps)
+                    path = schema.path_of(stream, env, lane)
+                    yield Track((part.file,), path, stream, env, lane, schema.source.fps)
 
 
 def stored(track: Track) -> Iterator[Stored]:
     """What is stored of a track, without decoding it, a chunk at a time in memory."""
-    for file in track.files:
-        for batch in rows_of(file, track.path):
+    for part in (part for file in track.files for part in parts_in(file)):
+        for batch in part.chunks(track.path):
             yield from stored_in(track.stream, batch)
 
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from torchrl_rerun.kinds.objects import OBJECTS, objects_in
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.rrd.index import ALL, Codes, Part, Span, codes_of, times_of
+from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, codes_of, times_of
+from torchrl_rerun.rrd.parts import RecordingPart
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Places:
         times: ``log_time`` of each, ``[n]``.
     """
 
-    codes: Codes
-    times: Codes
+    codes: FrameCodes
+    times: FrameCodes
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -127,7 +128,7 @@ class Held(NamedTuple):
     batch: pa.RecordBatch
 
 
-def held_of(parts: Iterable[Part], stream: Stream, path: str, span: Span) -> Iterator[Held]:
+def held_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span: Span) -> Iterator[Held]:
     """Return the rows of an entity in a span, not decoded.
 
     Args:

@@ -11,11 +11,9 @@ import numpy as np
 
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import entity_path
 from torchrl_rerun.recording.counters import Progress
-from torchrl_rerun.rrd.files import why_unreadable
-from torchrl_rerun.rrd.index import FilePart, parts_in
 from torchrl_rerun.rrd.locks import is_locked
+from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
                 f"{file} is being written by another recorder: a run goes on when the one before has ended"
             )
         try:
-            found += [(part, schema) for part in parts_in(file) if (schema := part.contents.schema) is not None]
+            found += [(part, schema) for part in parts_in(file) if (schema := part.schema) is not None]
         except ValueError as error:
             warnings.warn(f"the run goes on without {why_unreadable(file) or error}", RuntimeWarning, stacklevel=2)
     if not any(part.steps for part, _ in found):
@@ -76,13 +74,14 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
     latest, schema = max(found, key=lambda each: each[0].began)
     if schema.split != "run" or schema.source.batch_size != batch_size:
         return Reached(steps, episodes, 0, None)
-    recording_id = latest.contents.recording_id
-    frames = 1 + max(part.last_frame for part, _ in found if part.contents.recording_id == recording_id)
+    recording_id = latest.recording_id
+    frames = 1 + max(part.last_frame for part, _ in found if part.recording_id == recording_id)
     return Reached(steps, episodes, frames, recording_id)
 
 
 def _last_episode(part: FilePart, schema: Schema, env: int) -> int:
     """Return the number of the last episode of an environment in a file; -1 if there is none."""
-    prefix = None if schema.split == "episode" else env
-    paths = [entity_path(stream, prefix, lane) for stream, _ in schema.described for lane in range(stream.lanes)]
-    return max((place.last >> 32 for path in paths for place in part.places.get(path, ())), default=-1)
+    paths = {schema.path_of(stream, env, lane) for stream, _ in schema.described for lane in range(stream.lanes)}
+    return max(
+        (part.index.span_of(path, "episode")[1] for path in part.index.recorded_paths if path in paths), default=-1
+    )

@@ -7,18 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.rrd.framing import FOOTER, MESSAGE, TRAILER, Footer, fields_of, messages
+from torchrl_rerun.rrd.encoding import INDEX, STORE, Fields, encoded_field, fields_of, table_in, with_table
+from torchrl_rerun.rrd.framing import FOOTER, MESSAGE, TRAILER, Footer, messages
 
-# Fields of Rerun's protobuf messages (rerun-sdk 0.41). A footer holds the index of each store in the file: here one.
-_INDEX = 1
-_STORE, _TABLE = 1, 4  # of an index
-_BYTES, _BYTES_UNCOMPRESSED = 2, 4  # of its table
 _OFFSETS = "chunk_byte_offset"
 
 
@@ -33,19 +29,12 @@ class EncodedLayout:
     """
 
     messages: bytes
-    index: dict[int, Any]
+    index: Fields
     chunks: pa.Table
 
     def index_at(self, start: int) -> bytes:
-        """What a file's footer holds of it if the messages begin at byte ``start``."""
-        table = _moved(self.chunks, lambda offset: start + offset)
-        stream = io.BytesIO()
-        with pa.ipc.new_stream(stream, table.schema) as writer:
-            writer.write_table(table)
-        plain = stream.getvalue()
-        compressed = pa.Codec("lz4_raw").compress(plain, asbytes=True)
-        held = dict(fields_of(self.index[_TABLE])) | {_BYTES: compressed, _BYTES_UNCOMPRESSED: len(plain)}
-        return _field(_INDEX, _joined(self.index | {_TABLE: _joined(held)}))
+        """Return the field of a footer that holds the layout's index, if its messages begin at byte ``start``."""
+        return encoded_field(INDEX, with_table(self.index, _moved(self.chunks, lambda offset: start + offset)))
 
 
 def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
@@ -71,13 +60,10 @@ def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
     kept, moved = b"", {}
     for start, kind, length in messages(io.BytesIO(encoded), footer.start):
         message = encoded[start : start + MESSAGE.size + length]
-        if kind != FOOTER and index[_STORE] in message:  # the others announce a recording, which stays empty
+        if kind != FOOTER and index[STORE] in message:  # the others announce a recording, which stays empty
             moved[start + MESSAGE.size] = len(kept) + MESSAGE.size
             kept += message
-    table = dict(fields_of(index[_TABLE]))
-    plain = pa.Codec("lz4_raw").decompress(table[_BYTES], table[_BYTES_UNCOMPRESSED])
-    chunks = pa.ipc.open_stream(plain).read_all()
-    return EncodedLayout(kept, index, _moved(chunks, moved.__getitem__))
+    return EncodedLayout(kept, index, _moved(table_in(index), moved.__getitem__))
 
 
 def _moved(chunks: pa.Table, where: Callable[[int], int]) -> pa.Table:
@@ -135,21 +121,3 @@ def _write(file: io.FileIO, at: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _field(number: int, value: bytes | int) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*encoded, number])
-
-
-def _joined(fields: dict[int, Any]) -> bytes:
-    return b"".join(_field(number, value) for number, value in fields.items())

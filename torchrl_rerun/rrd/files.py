@@ -9,9 +9,8 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torchrl_rerun.paths import absolute, check_name, is_file, shown
-from torchrl_rerun.rrd.framing import MAGIC, Footer
-from torchrl_rerun.rrd.locks import is_locked
+from torchrl_rerun.paths import absolute, is_file, shown
+from torchrl_rerun.rrd.reader import why_unreadable
 
 _MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.resumed_(?P<resumed>\d+))?(?:\.part_(?P<part>\d+))?\.rrd")
 
@@ -124,33 +123,3 @@ def not_ours(path: str | os.PathLike[str]) -> str:
         f"{shown(path)} is no recording of torchrl_rerun, but another one of Rerun's: "
         f"`torchrl-rerun view {shlex.quote(shown(path))}` opens it"
     )
-
-
-def why_unreadable(file: Path) -> str | None:
-    """Why a file can't be opened, and what to do about it; None: it can.
-
-    Raises:
-        OSError: it can't be looked at.
-    """
-    name = shown(file)
-    try:
-        check_name(file)
-        is_file(file)
-    except ValueError as error:
-        return str(error)
-    with file.open("rb") as opened:
-        begins = opened.read(len(MAGIC))
-        if begins and begins != MAGIC:
-            return f"{name} is not a recording: it doesn't begin as an .rrd file does"
-        if is_locked(file):
-            return f"{name} is still being recorded: it can be opened when its environment is closed"
-        if not begins:
-            return f"{name} is empty: nothing was recorded in it"
-        try:
-            Footer.read(opened)
-        except ValueError:
-            return (
-                f"{name} isn't finished: its program still runs, or was killed; then "
-                f"`torchrl-rerun repair {shlex.quote(name)}` makes it whole"
-            )
-    return None

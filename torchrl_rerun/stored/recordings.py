@@ -11,7 +11,7 @@ from tensordict import LazyStackedTensorDict, TensorDictBase
 
 from torchrl_rerun.export.steps import check_same, told
 from torchrl_rerun.reading.load import LoadedEpisode, load
-from torchrl_rerun.rrd.index import episode_span
+from torchrl_rerun.rrd.frame_codes import episode_span
 from torchrl_rerun.stored.pieces import Piece, Stored, spans, told_together
 
 

@@ -11,7 +11,7 @@ from torchrl_rerun.export.steps import told
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.layout.blueprint import Recorded, layout
 from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
-from torchrl_rerun.rrd.files import why_unreadable
+from torchrl_rerun.rrd.reader import why_unreadable
 from torchrl_rerun.viewing.notebook import Size, Stage, is_here
 
 _MOST_LINES = 8

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk, LazyChunkStream, RrdReader
+from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
 from torchrl_rerun.kinds.episode import Episode
@@ -28,10 +28,10 @@ from torchrl_rerun.layout.blueprint import Recorded
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.rrd.atomic import placed
 from torchrl_rerun.rrd.blueprints import add_layout, encode
-from torchrl_rerun.rrd.contents import contents_of, index_of
 from torchrl_rerun.rrd.copies import copies_among
 from torchrl_rerun.rrd.files import not_ours, whole_files_of
 from torchrl_rerun.rrd.listing import RecordedEpisode, list_episodes
+from torchrl_rerun.rrd.reader import parts_in
 
 APPLICATION = "comparison"
 MOST = len(string.ascii_uppercase)
@@ -159,13 +159,13 @@ def _side(name: str, run: Path, choose: Choice) -> Side:
     episodes = list_episodes(run).episodes if run.exists() else []
     if episodes:
         episode = choose(episodes)
-        schema = contents_of(episode.path)[0].schema
+        schema = parts_in(episode.path)[0].schema
         assert schema is not None, "it is listed"
         of = episode.episode
         label = f"{shown(run)}, episode {of.episode} of env {of.env}, return {of.episode_return:g}"
         return Side(name, label, episode.paths, schema, (None,))
     files = whole_files_of(run)
-    said = [each for file in files for each in contents_of(file)]
+    said = [each for file in files for each in parts_in(file)]
     copies = copies_among(said)
     found = [each for each in said if each.schema is not None and (each.file, each.recording_id) not in copies]
     ids = {each.recording_id for each in found}
@@ -199,7 +199,7 @@ def write_comparison(
         FileExistsError: the file exists, and ``overwrite`` is false.
         OSError: it can't be written.
     """
-    total = sum(len(index) for side in sides for file in side.files if (index := index_of(file)) is not None)
+    total = sum(len(part.index) for side in sides for file in side.files for part in parts_in(file))
     with placed(path, overwrite=overwrite) as hidden:
         label = " | ".join(f"{side.name}: {side.label}" for side in sides)
         ranges: Ranges = {}
@@ -220,9 +220,8 @@ def _chunks(sides: Sequence[Side], label: str, ranges: Ranges) -> Iterator[Chunk
             for lane in range(stream.lanes if stream.kind.plot is Plot.LINES else 0)
         }
         for file in side.files:
-            reader = RrdReader(file)
-            for recording in reader.recordings():
-                for chunk in reader.stream(store=recording):
+            for part in parts_in(file):
+                for chunk in part.all_chunks():
                     if not chunk.entity_path.startswith(_PROPERTIES):
                         ends.look_at(chunk)
                         if chunk.entity_path in plotted:

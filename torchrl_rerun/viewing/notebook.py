@@ -11,7 +11,7 @@ from typing import Any, Literal
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.rrd.contents import reader_of
+from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 Size = int | Literal["auto"] | None
 """Pixels; ``"auto"``: what there is room for; None: Rerun's default."""
@@ -71,19 +71,24 @@ class Stage:
             The ids of the recordings.
         """
         streams: dict[str, rr.RecordingStream] = {}
-        for reader in filter(None, map(reader_of, paths)):
-            (store,) = reader.recordings()
-            stream = streams.get(store.recording_id)
+        for part in (part for path in paths for part in _parts_in(path)):
+            stream = streams.get(part.recording_id)
             if stream is None:
-                stream = rr.RecordingStream(
-                    store.application_id, recording_id=store.recording_id, send_properties=False
-                )
-                streams[store.recording_id] = stream
+                stream = rr.RecordingStream(part.application_id, recording_id=part.recording_id, send_properties=False)
+                streams[part.recording_id] = stream
                 self.viewer.add_recording(stream, blueprint=layout)
-            stream.send_chunks(reader.stream())
+            stream.send_chunks(part.all_chunks())
         for stream in streams.values():
             stream.flush()
         return list(streams)
+
+
+def _parts_in(path: Path) -> list[FilePart]:
+    """Return what a file holds so far; nothing if it is damaged or just begun."""
+    try:
+        return parts_in(path)
+    except ValueError:
+        return []
 
 
 def show_url(url: str, *, width: Size, height: Size) -> None:

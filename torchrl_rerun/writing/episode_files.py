@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk, RrdReader
+from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
@@ -30,6 +30,7 @@ from torchrl_rerun.kinds.schema import Described, Source, episode_chunk, info_ch
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
+from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
 from torchrl_rerun.writing.encoder import Encoding
 from torchrl_rerun.writing.folder import EpisodeFolder
@@ -265,7 +266,7 @@ class EpisodeFiles:
         yield episode_chunk(episode)
         yield from self._static
         for part in parts:
-            yield from (chunk for chunk in RrdReader(part).stream() if not chunk.is_static)
+            yield from (chunk for each in parts_in(part) for chunk in each.all_chunks() if not chunk.is_static)
         yield from rows.chunks()
 
     def _stem(self, rows: _EpisodeRows) -> str:
