@@ -163,7 +163,9 @@ def test_what_a_query_calls_files_needn_be_files(runs):
         assert asked(runs / "ppo", question).exit_code == 0
         done = asked(runs / "ppo", question, "--paths")
         assert done.exit_code == 1
-        assert re.search(f"no answer: --paths needs the column files unchanged, .* of type {kind} under this name", done.stderr)
+        assert re.search(
+            f"no answer: --paths needs the column files unchanged, .* of type {kind} under this name", done.stderr
+        )
 
 
 def test_columns_of_the_same_name_are_told_apart(runs):

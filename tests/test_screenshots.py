@@ -124,6 +124,7 @@ def test_without_a_graphics_driver(run, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "no screenshot: no graphics driver is installed: install one (Debian: apt-get install mesa-vulkan-drivers)" in (
-        done.stderr
+    assert (
+        "no screenshot: no graphics driver is installed: install one (Debian: apt-get install mesa-vulkan-drivers)"
+        in (done.stderr)
     )

@@ -19,7 +19,7 @@ from torchrl_rerun.cli.ls import list_recorded
 from torchrl_rerun.cli.query import query_episodes
 from torchrl_rerun.cli.repair import repair_files
 from torchrl_rerun.cli.replay import replay_stored
-from torchrl_rerun.cli.screenshot import take_screenshots
+from torchrl_rerun.cli.screenshot import save_screenshots
 from torchrl_rerun.cli.view import view_recordings
 
 
@@ -65,6 +65,6 @@ app.command("query")(query_episodes)
 app.command("compare")(compare_runs)
 app.command("info")(show_info)
 app.command("export")(export_recording)
-app.command("screenshot")(take_screenshots)
+app.command("screenshot")(save_screenshots)
 app.command("repair")(repair_files)
 app.command("replay")(replay_stored)

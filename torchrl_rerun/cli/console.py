@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -63,15 +62,9 @@ def format_count(number: int, unit: str) -> str:
     return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
-def name_extra(name: str) -> str:
+def advise_extra(name: str) -> str:
     """Return the advice for a missing library: the extra to install, and the command."""
     return f"install the extra {name}: pip install 'torchrl-rerun[{name}]'"
-
-
-def make_relative(path: Path) -> Path:
-    """Return a path relative to the working directory if it is inside, else unchanged."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def check_fps(number: float | None) -> float | None:

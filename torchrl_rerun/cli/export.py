@@ -12,11 +12,11 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import (
+    advise_extra,
     check_fps,
     fail,
     format_count,
     messages,
-    name_extra,
     output,
     show_progress,
     show_status,
@@ -106,7 +106,7 @@ def export_recording(
         _export_steps(recording, parquet, minari, lerobot, envs=env, fps=fps, keys=key, overwrite=overwrite)
     except ImportError as error:
         extra = "minari" if minari is not None else "video"
-        fail(_WHAT, f"this needs {extra.title() if minari else 'PyAV'} ({error}): {name_extra(extra)}")
+        fail(_WHAT, f"this needs {extra.title() if minari else 'PyAV'} ({error}): {advise_extra(extra)}")
     except (OSError, LookupError, RuntimeError, ValueError) as error:
         fail(_WHAT, error.args[0] if isinstance(error, LookupError) else error)
 
@@ -171,7 +171,7 @@ def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
 
             from torchrl_rerun.export.mp4 import videos_of, write_video
     except ImportError:
-        fail(_WHAT, f"this needs PyAV: {name_extra('video')}")
+        fail(_WHAT, f"this needs PyAV: {advise_extra('video')}")
     try:
         with show_status("reading"):
             videos = videos_of(recording, out, **options)

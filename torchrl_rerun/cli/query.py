@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from torchrl_rerun.cli.console import PIPE_WIDTH, fail, format_count, messages, name_extra, output, show_status, to_json
+from torchrl_rerun.cli.console import (
+    PIPE_WIDTH,
+    advise_extra,
+    fail,
+    format_count,
+    messages,
+    output,
+    show_status,
+    to_json,
+)
 from torchrl_rerun.paths import absolute
 
 if TYPE_CHECKING:
@@ -46,7 +55,7 @@ def query_episodes(
 
             table = query(run, condition)
     except ImportError as error:
-        fail(_WHAT, f"query needs DataFusion ({error}): {name_extra('catalog')}")
+        fail(_WHAT, f"query needs DataFusion ({error}): {advise_extra('catalog')}")
     except (OSError, RuntimeError, ValueError) as error:
         fail(_WHAT, error)
     if paths:

@@ -25,7 +25,7 @@ def _size(text: str) -> str:
     return text
 
 
-def take_screenshots(
+def save_screenshots(
     recording: Annotated[
         Path,
         typer.Argument(
@@ -62,7 +62,7 @@ def take_screenshots(
     with show_status("looking"):
         from torchrl_rerun.rrd.atomic import placed
         from torchrl_rerun.rrd.files import whole_files_of
-        from torchrl_rerun.viewing.screenshots import Moment, screenshots
+        from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
         from torchrl_rerun.viewing.viewer import ViewerError, end_on_sigterm
 
     errors: dict[str, None] = {}
@@ -74,7 +74,7 @@ def take_screenshots(
             fail(_WHAT, f"{shown(existing)} exists already: choose another name, or pass --overwrite")
         files = whole_files_of(recording)
         width, height = map(int, size.split("x"))
-        shots = screenshots(files, moments or [None], size=(width, height), wait=wait)
+        shots = take_screenshots(files, moments or [None], size=(width, height), wait=wait)
         with end_on_sigterm():
             for place in places:
                 with show_status(f"looking: {place.name}"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,8 +126,8 @@ def watch(
         fail(what, f"{error}. Use `--web` for a browser, or `torchrl-rerun screenshot` for pictures")
 
 
-def _select_files(given: Path, options: dict[str, Any]) -> Iterator[Path]:
-    """Yield the files to open. Leave out unreadable files of a folder; raise if no file can be opened."""
+def _select_files(given: Path, options: dict[str, Any]) -> list[Path]:
+    """Return the files to open. Leave out unreadable files of a folder; raise if no file can be opened."""
     from torchrl_rerun.rrd.files import files_of, why_unreadable
 
     if any(options.values()):
@@ -143,17 +143,13 @@ def _select_files(given: Path, options: dict[str, Any]) -> Iterator[Path]:
             )
     else:
         files = files_of(given)
-    reasons: dict[Path, str] = {}
-    for file in show_progress(files, len(files), "checking"):
-        reason = why_unreadable(file)
-        if reason is None:
-            yield file
-        else:
-            reasons[file] = reason
-    if given in reasons or len(reasons) == len(files):
-        raise ValueError(reasons.get(given) or next(iter(reasons.values())))
-    if reasons:
-        messages.print("[yellow]left out[/]:", escape(summarize(list(reasons.values()))))
+    reasons = {file: why_unreadable(file) for file in show_progress(files, len(files), "checking")}
+    unreadable = {file: reason for file, reason in reasons.items() if reason is not None}
+    if given in unreadable or len(unreadable) == len(files):
+        raise ValueError(unreadable.get(given) or next(iter(unreadable.values())))
+    if unreadable:
+        messages.print("[yellow]left out[/]:", escape(summarize(list(unreadable.values()))))
+    return [file for file in files if file not in unreadable]
 
 
 def _serve(files: Sequence[Path], bind: str, port: int | None, web_port: int | None) -> None:

@@ -65,7 +65,7 @@ class Screenshot:
     warnings: tuple[str, ...]
 
 
-def screenshots(
+def take_screenshots(
     files: Sequence[Path], moments: Sequence[Moment | None], *, size: tuple[int, int], wait: float
 ) -> Iterator[Screenshot]:
     """Open recordings in a headless viewer, and yield a picture for each moment.
