@@ -101,14 +101,14 @@ def to_json(value: Any) -> Any:
     return str(value) if isinstance(value, Decimal) else repr(value)
 
 
-class _Innermost(Progress):
+class _InnermostProgress(Progress):
     """Progress display that shows the innermost task alone."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks[-1:])
 
 
-_bars = _Innermost(
+_bars = _InnermostProgress(
     TextColumn("{task.description}"),
     BarColumn(),
     TaskProgressColumn(),

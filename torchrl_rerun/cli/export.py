@@ -186,11 +186,11 @@ def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
             messages.print("[red]not exported[/]:", escape(f"{shown(video.path)}: {error}"))
             failed = True
             continue
-        output.print(f"[green]{escape(shown(exported.path))}[/]:", ", ".join(_facts(exported, video)))
+        output.print(f"[green]{escape(shown(exported.path))}[/]:", ", ".join(_list_facts(exported, video)))
     raise typer.Exit(failed)
 
 
-def _facts(exported: Exported, video: Video) -> Iterator[str]:
+def _list_facts(exported: Exported, video: Video) -> Iterator[str]:
     yield format_count(exported.pictures, "picture")
     (width, height), recorded = exported.size, exported.recorded_size
     padded = "" if recorded == exported.size else f" ({recorded[0]}x{recorded[1]}, filled up)"

@@ -64,7 +64,7 @@ def show_info(
     except (OSError, ValueError) as error:
         fail(_WHAT, error)
     if as_json:
-        typer.echo(json.dumps(to_json([_as_json(each) for each in descriptions]), indent=2))
+        typer.echo(json.dumps(to_json([_collect_fields(each) for each in descriptions]), indent=2))
     else:
         for number, description in enumerate(descriptions):
             if number:
@@ -76,7 +76,7 @@ def show_info(
     raise typer.Exit(not descriptions)
 
 
-def _as_json(description: Description) -> dict[str, object]:
+def _collect_fields(description: Description) -> dict[str, object]:
     fields = dataclasses.asdict(description)
     for file in fields["files"]:
         file["path"] = str(file["path"])
@@ -84,29 +84,29 @@ def _as_json(description: Description) -> dict[str, object]:
 
 
 def _print(description: Description) -> None:
-    output.print(f"[bold]{escape(_name(description.files))}[/]: {', '.join(_facts(description.files))}")
+    output.print(f"[bold]{escape(_format_name(description.files))}[/]: {', '.join(_list_facts(description.files))}")
     facts = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(no_wrap=not output.is_terminal)
-    for name, value in _lines(description):
+    for name, value in _list_lines(description):
         facts.add_row(name, escape(value))
     keys = Table(box=None, padding=(0, 0, 0, 2), header_style="bold")
     for heading in ("key", "kind", "dtype", "shape", "format", "rows", "size"):
         keys.add_column(heading, justify="right" if heading in {"rows", "size"} else "left", no_wrap=True)
     for key in description.keys:
-        keys.add_row(*map(escape, _cells(key)))
+        keys.add_row(*map(escape, _format_cells(key)))
     # In a pipe, a table is as wide as its contents.
     console = output if output.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
     console.print(facts)
     console.print(keys)
 
 
-def _name(files: Sequence[Part]) -> str:
+def _format_name(files: Sequence[Part]) -> str:
     first = shown(files[0].path)
     return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
 
 
-def _facts(files: Sequence[Part]) -> Iterator[str]:
+def _list_facts(files: Sequence[Part]) -> Iterator[str]:
     yield decimal(sum(part.bytes for part in files))
     unfinished = sum(part.trouble is not None for part in files)
     yield f"{unfinished} unfinished" if unfinished and len(files) > 1 else "unfinished" if unfinished else "finished"
@@ -120,13 +120,13 @@ def _facts(files: Sequence[Part]) -> Iterator[str]:
     )
 
 
-def _lines(description: Description) -> Iterator[tuple[str, str]]:
+def _list_lines(description: Description) -> Iterator[tuple[str, str]]:
     from torchrl_rerun.kinds.schema import PROPERTY
 
     envs, batch = description.envs, list(description.batch_size)
     name = description.env_name or description.application_id
     named = "" if name == PROPERTY else f"{name}, "  # application id of environments without a name
-    yield "environment", f"{named}batch size {batch}, {_count_of_envs(envs)}"
+    yield "environment", f"{named}batch size {batch}, {_format_envs(envs)}"
     yield "frames per second", f"{description.fps:g}" if description.fps is not None else "not known"
     number = f"{description.recordings:,}, each" if description.recordings > 1 else "1,"
     yield "recordings", f"{number} of {_SPLITS[description.split]}"
@@ -139,14 +139,14 @@ def _lines(description: Description) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{package} {version}" for package, version in description.versions.items())
 
 
-def _count_of_envs(envs: Sequence[int]) -> str:
+def _format_envs(envs: Sequence[int]) -> str:
     if len(envs) == 1:
         return f"environment {envs[0]} recorded"
     whole = list(envs) == list(range(envs[0], envs[-1] + 1))
     return f"environments {f'{envs[0]} to {envs[-1]}' if whole else ', '.join(map(str, envs))} recorded"
 
 
-def _cells(key: Described) -> Iterator[str]:
+def _format_cells(key: Described) -> Iterator[str]:
     yield "/".join(key.key)
     yield key.kind
     yield key.dtype

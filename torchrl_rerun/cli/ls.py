@@ -82,7 +82,7 @@ def list_recorded(
             for path in each.paths:
                 typer.echo(path)
     elif as_json:
-        typer.echo(json.dumps([_as_json(each) for each in episodes], indent=2))
+        typer.echo(json.dumps([_collect_fields(each) for each in episodes], indent=2))
     elif episodes:
         known = [each for each in columns.values() if any(each.value(episode) is not None for episode in episodes)]
         _print_table(episodes, known, by)
@@ -110,7 +110,7 @@ def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column],
         messages.print(f"[dim]no room for: {escape(hidden)}[/]")
 
 
-def _as_json(recorded: RecordedEpisode) -> dict[str, Any]:
+def _collect_fields(recorded: RecordedEpisode) -> dict[str, Any]:
     began = recorded.episode.start_time
     properties = recorded.episode.properties | {"start_time": None if began is None else began.isoformat()}
     known = properties | {

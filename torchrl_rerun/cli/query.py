@@ -64,7 +64,7 @@ def query_episodes(
                 _WHAT,
                 f"--paths needs the column files, but the query returns {', '.join(table.schema.names)}: select files, too",
             )
-        for path in _paths(table.column("files")):
+        for path in _collect_paths(table.column("files")):
             typer.echo(path)
     elif as_json:
         typer.echo(json.dumps([to_json(row) for row in table.to_pylist()], indent=2))
@@ -82,13 +82,13 @@ def _print_table(table: pa.Table, run: Path) -> None:
     if "files" in names:
         at, folder = names.index("files"), run if run.is_dir() else run.parent
         for row in rows:
-            row[at] = _shortened(row[at], folder)
+            row[at] = _shorten(row[at], folder)
     width = output.width if output.is_terminal else PIPE_WIDTH
     Console(width=width, highlight=False).print(draw_rows(names, rows))
     messages.print(f"[dim]{format_count(len(rows), 'row')}[/]")
 
 
-def _paths(column: pa.ChunkedArray) -> list[str]:
+def _collect_paths(column: pa.ChunkedArray) -> list[str]:
     """Return the paths in a column, each once. Fail if the column holds other values."""
     values = [value for row in column.to_pylist() for value in (row if isinstance(row, list) else [row])]
     paths = list(dict.fromkeys(value for value in values if value is not None))
@@ -100,7 +100,7 @@ def _paths(column: pa.ChunkedArray) -> list[str]:
     return paths
 
 
-def _shortened(files: Any, folder: Path) -> Any:
+def _shorten(files: Any, folder: Path) -> Any:
     """Return the first of some files relative to a folder. Return a value that isn't a list of files unchanged."""
     if not (isinstance(files, list) and files and isinstance(files[0], str)):
         return files

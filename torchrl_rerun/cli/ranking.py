@@ -33,10 +33,10 @@ class Ranking:
         """
         notes = []
         if self.left_out:
-            notes.append(f"{_episodes(self.left_out)} interrupted, and {_is(self.left_out)} left out")
+            notes.append(f"{_phrase_count(self.left_out)} interrupted, and {_conjugate_is(self.left_out)} left out")
         if self.interrupted:
             notes.append(
-                f"{_episodes(self.interrupted)} interrupted, and {_is(self.interrupted)} among them: too few ended"
+                f"{_phrase_count(self.interrupted)} interrupted, and {_conjugate_is(self.interrupted)} among them: too few ended"
             )
         if self.unknown:
             notes.append(f"{self.unknown} {'has' if self.unknown == 1 else 'have'} no return")
@@ -59,9 +59,9 @@ def rank_episodes(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWo
     return Ranking(selected, interrupted, left_out, len(unranked))
 
 
-def _episodes(number: int) -> str:
+def _phrase_count(number: int) -> str:
     return f"{number} episode{' was' if number == 1 else 's were'}"
 
 
-def _is(number: int) -> str:
+def _conjugate_is(number: int) -> str:
     return "is" if number == 1 else "are"

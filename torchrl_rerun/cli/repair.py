@@ -57,11 +57,11 @@ def repair_files(
             continue
         for warning in warned:
             messages.print(f"[yellow]{escape(shown(file))}[/]:", escape(str(warning.message)))
-        output.print(f"[green]{escape(shown(out or file))}[/]:", _summary(repaired, copied=out is not None))
+        output.print(f"[green]{escape(shown(out or file))}[/]:", _summarize(repaired, copied=out is not None))
     raise typer.Exit(failed)
 
 
-def _summary(repaired: Repaired | None, *, copied: bool) -> str:
+def _summarize(repaired: Repaired | None, *, copied: bool) -> str:
     from torchrl_rerun.kinds.schema import told_lacking
 
     if repaired is None:

@@ -82,7 +82,7 @@ def replay_stored(
             replayed = replay(
                 source,
                 out,
-                keys=_keys(key or []),
+                keys=_parse_keys(key or []),
                 render=render,
                 seed=seed,
                 progress=functools.partial(show_progress, what="replaying"),
@@ -94,7 +94,7 @@ def replay_stored(
     _print_result(replayed)
 
 
-def _keys(given: list[str]) -> dict[Any, str]:
+def _parse_keys(given: list[str]) -> dict[Any, str]:
     keys: dict[Any, str] = {}
     for each in given:
         key, separator, name = each.partition("=")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _WHAT = "no screenshot"
 
 
-def _size(text: str) -> str:
+def _check_size(text: str) -> str:
     if re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", text) is None:
         raise typer.BadParameter(f"{text!r} is not a width and height, such as 1600x900")
     return text
@@ -45,7 +45,7 @@ def save_screenshots(
         ),
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="WIDTHxHEIGHT", callback=_size, help="Size of the picture in pixels.")
+        str, typer.Option(metavar="WIDTHxHEIGHT", callback=_check_size, help="Size of the picture in pixels.")
     ] = "1600x900",
     wait: Annotated[
         float, typer.Option(min=0.1, max=86400, metavar="SECONDS", help="Time limit of loading and decoding.")

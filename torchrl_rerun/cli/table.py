@@ -160,7 +160,7 @@ def draw_episodes(
         columns: Columns.
         longest: Width to which texts are shortened, in cells, except the names of files. Default: None, no limit.
     """
-    table = _empty()
+    table = _make_table()
     for column in columns:
         values = [column.value(each) for each in episodes]
         _add_column(table, column.name, values, None if column.name == "files" else longest)
@@ -177,7 +177,7 @@ def draw_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
         names: Headings.
         rows: Values of each row.
     """
-    table = _empty()
+    table = _make_table()
     for at, name in enumerate(names):
         _add_column(table, name, [row[at] for row in rows])
     for row in rows:
@@ -185,7 +185,7 @@ def draw_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     return table
 
 
-def _empty() -> Table:
+def _make_table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _WHAT = "nothing to view"
 
 
-def _address(bind: str | None) -> str | None:
+def _check_address(bind: str | None) -> str | None:
     if bind is not None:
         try:
             ipaddress.ip_address(bind)
@@ -54,7 +54,7 @@ def view_recordings(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            callback=_address,
+            callback=_check_address,
             help="Listen on this address, so that other machines can connect; 0.0.0.0 for all.",
         ),
     ] = None,

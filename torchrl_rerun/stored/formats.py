@@ -88,15 +88,15 @@ def _find_reader(path: Path) -> Reader:
     """Return the function that opens a path."""
     if glob.has_magic(os.fspath(path)) and not path.exists():
         return recordings.open_recordings
-    return _find_file_find_reader(path) if is_file(path) else _find_folder_find_reader(path)
+    return _find_file_reader(path) if is_file(path) else _find_folder_reader(path)
 
 
 class _UnknownError(ValueError):
     """A path of an unsupported format."""
 
 
-def _find_folder_find_reader(path: Path) -> Reader:
-    read = _find_single_find_reader(path)
+def _find_folder_reader(path: Path) -> Reader:
+    read = _find_single_reader(path)
     if read is not None:
         return read
     if any(recordings_in(path)):
@@ -107,7 +107,7 @@ def _find_folder_find_reader(path: Path) -> Reader:
     raise _UnknownError(f"{path} is a folder of {inside}, which is not supported. Supported are {SUPPORTED}")
 
 
-def _find_single_find_reader(path: Path) -> Reader | None:
+def _find_single_reader(path: Path) -> Reader | None:
     """Return the function that opens a folder of one data set; None if the folder isn't one."""
     if any((folder / memory_mapped.STORAGE).is_file() for folder in (path, path / "storage")):
         return memory_mapped.open_replay_buffer
@@ -126,9 +126,9 @@ def _list_entries(folder: Path) -> list[Path]:
 def _is_readable(path: Path) -> bool:
     """Return whether a path in a folder is replayed with it. Damaged files of a supported format are."""
     if path.is_dir():
-        return _find_single_find_reader(path) is not None
+        return _find_single_reader(path) is not None
     try:
-        _find_file_find_reader(path)
+        _find_file_reader(path)
     except _UnknownError:
         return path.suffix.lower() in _SUFFIXES
     except ValueError:
@@ -156,7 +156,7 @@ def _is_tensordict(metadata: Path) -> bool:
         return False
 
 
-def _find_file_find_reader(path: Path) -> Reader:
+def _find_file_reader(path: Path) -> Reader:
     with path.open("rb") as file:
         start = file.read(16)
     if start.startswith(MAGIC):
@@ -164,7 +164,7 @@ def _find_file_find_reader(path: Path) -> Reader:
     if start.startswith(_HDF5):
         return hdf5.open_hdf5
     if start.startswith(b"PK"):
-        return _find_archive_find_reader(path)
+        return _find_archive_reader(path)
     if start.startswith(b"\x80"):  # PyTorch before 1.6 saved plain pickles
         return tensordicts.open_saved
     looks = next((name for magic, name in _UNSUPPORTED.items() if start.startswith(magic)), None)
@@ -174,7 +174,7 @@ def _find_file_find_reader(path: Path) -> Reader:
     raise _UnknownError(f"{path} looks like {looks}, which is not supported. Supported are {SUPPORTED}")
 
 
-def _find_archive_find_reader(path: Path) -> Reader:
+def _find_archive_reader(path: Path) -> Reader:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

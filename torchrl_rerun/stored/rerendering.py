@@ -116,7 +116,7 @@ class Rerenderer:
             self._replicas = [_Replica(self._make_env(), seeds) for seeds in guess_first_seeds(self._seed, len(begun))]
         if specs.value_of(moment, PIXELS) is not None:
             raise ValueError(f"the source holds {name_of(PIXELS)} already: leave render out")
-        root, following = _arrays(moment), _arrays(moment.get("next"))
+        root, following = _collect_arrays(moment), _collect_arrays(moment.get("next"))
         before, after = [], []
         for i, replica in enumerate(self._replicas):
             now = {key: values[i] for key, values in root.items()}
@@ -356,7 +356,7 @@ def _find_difference(actual: Mapping[Key, npt.NDArray[Any]], stored: Mapping[Key
     return worst
 
 
-def _arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
+def _collect_arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
     """Return the tensors of a tensordict as arrays, ``[envs, ...]``."""
     found = {key: specs.value_of(tensordict, key) for key in specs.data_keys(tensordict)}
     return {

@@ -101,10 +101,6 @@ class Trajectory:
     def _leave_out(self, label: str, why: str, *, is_essential: bool) -> None:
         if not is_essential:
             self._left_out[label] = why
-        elif why.startswith("Python objects"):
-            raise ValueError(
-                f"{self._place} holds Python objects under {label!r}, and is refused: code in a file is never executed"
-            )
         else:
             raise ValueError(f"{self._place}: {label!r} can't be read: {why}")
 
@@ -130,14 +126,14 @@ class Trajectory:
         """Return whether an array has one of some roles."""
         return any(key[0] in roles for key in self._keys.values())
 
-    def _arrays_with(self, role: str) -> list[Key]:
+    def _find_arrays(self, role: str) -> list[Key]:
         """Return the names of the arrays with a role."""
         return [name for name, key in self._keys.items() if key[0] == role]
 
     def _find_counting_array(self) -> Key:
         """Return the name of the array whose length is the number of steps."""
         for role in (ACTION, REWARD, *BOUNDARIES, NEXT, OBSERVATION):
-            for name in self._arrays_with(role):
+            for name in self._find_arrays(role):
                 column = self._columns[name]
                 # The length of an array of empty rows is a number in a header, without any data to support it.
                 if column.shape and (count_row_bytes(column) or not column.shape[0]):
@@ -193,7 +189,7 @@ class Trajectory:
             return _find_rlds_boundaries(first, last, terminal)
         begins = np.zeros(self.rows, bool) if first is None else first.copy()
         begins[:1] = True
-        for name in self._arrays_with(EPISODE):
+        for name in self._find_arrays(EPISODE):
             ids = self._read(name, 0, self.rows).reshape(self.rows, -1)
             begins[1:] |= (ids[1:] != ids[:-1]).any(axis=1)
         stored = {key: self._read_flags(name) for name, key in self._keys.items() if key[0] in FLAGS}
@@ -212,7 +208,7 @@ class Trajectory:
 
     def _read_marks(self, role: str) -> Flags | None:
         """Return the array with a role, bool ``[rows]``, or None if no array has the role."""
-        for name in self._arrays_with(role):
+        for name in self._find_arrays(role):
             return self._reduce_to_rows(name, self._read_flags(name))
         return None
 
@@ -267,7 +263,7 @@ class Trajectory:
             has_last = bool(boundaries.last[end - 1])
             stop = end - has_last
             for at, until in split_time(begin, stop, bytes_per_time_step):
-                steps = self._steps(at, until, knows_last=until < stop or has_last, is_whole=until == self.rows)
+                steps = self._read_steps(at, until, knows_last=until < stop or has_last, is_whole=until == self.rows)
                 for name, key in self._keys.items():
                     if key[0] == NEXT:
                         discontinuities.compare(name, (OBSERVATION, *key[1:]), steps, at, goes_on=at != begin)
@@ -277,7 +273,7 @@ class Trajectory:
 
     def _warn_of_rewards(self, last: Flags) -> None:
         """Warn of rewards in rows that RLDS gives no step."""
-        for name in self._arrays_with(REWARD) if last.any() else ():
+        for name in self._find_arrays(REWARD) if last.any() else ():
             rewards = np.nan_to_num(self._read(name, 0, self.rows)[last])
             count = int(rewards.reshape(len(rewards), -1).any(axis=1).sum())
             if count:
@@ -288,7 +284,7 @@ class Trajectory:
                     "does), move the rewards up by one row first"
                 )
 
-    def _steps(self, at: int, until: int, *, knows_last: bool, is_whole: bool) -> TensorDict:
+    def _read_steps(self, at: int, until: int, *, knows_last: bool, is_whole: bool) -> TensorDict:
         """Read consecutive steps of one episode.
 
         Args:

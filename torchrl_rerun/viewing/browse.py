@@ -50,7 +50,7 @@ def browse(
     if not len(found):
         raise ValueError("recordings holds no episode to browse")
     if not in_notebook():
-        files = dict.fromkeys(file for each in found for file in _files_of(each))
+        files = dict.fromkeys(file for each in found for file in _find_files(each))
         if reason := next(filter(None, map(why_unreadable, files)), None):
             raise ValueError(reason)
         print(f"to watch them: rerun {shlex.join(map(str, files))}")  # noqa: T201 - in place of the viewer
@@ -91,7 +91,7 @@ class Browser:
 
     def _show(self) -> None:
         episode = self.chosen
-        files, schema = _files_of(episode), episode.schema
+        files, schema = _find_files(episode), episode.schema
         if files not in self._sent:
             sent = self._viewer.send(files, layout(Recorded.of_schema(schema, schema.envs)))
             if not sent:
@@ -108,7 +108,7 @@ class Browser:
         self._viewer.widget.display()
 
 
-def _files_of(episode: LoadedEpisode) -> tuple[Path, ...]:
+def _find_files(episode: LoadedEpisode) -> tuple[Path, ...]:
     if not episode.files:
         raise ValueError(f"{told(episode)} is in a catalog, and not in a file: open its dataset in the viewer")
     return episode.files

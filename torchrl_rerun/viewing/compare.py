@@ -212,6 +212,20 @@ def write_comparison(
     Raises:
         FileExistsError: The file exists, and ``overwrite`` is false.
         OSError: The file can't be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, open_runs, write_comparison
+        >>> folder = tempfile.mkdtemp()
+        >>> for name in ("before", "after"):
+        ...     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/{name}.rrd"))
+        ...     _ = env.rollout(10)
+        ...     env.close()
+        >>> runs = open_runs([f"{folder}/before.rrd", f"{folder}/after.rrd"])
+        >>> [(run.name, run.envs) for run in runs]
+        [('A', (0,)), ('B', (0,))]
+        >>> write_comparison(runs, f"{folder}/both.rrd")
     """
     total = sum(len(index) for run in runs for file in run.files if (index := index_of(file)) is not None)
     with placed(path, overwrite=overwrite) as hidden:
@@ -219,7 +233,7 @@ def write_comparison(
         ranges: Ranges = {}
         stream = LazyChunkStream.from_iter(iter(progress(_iterate_chunks(runs, label, ranges), total)))
         stream.write_rrd(hidden, application_id=APPLICATION, recording_id=label)
-        add_layout(hidden, encode(layout(runs, ranges), APPLICATION))
+        add_layout(hidden, encode(make_layout(runs, ranges), APPLICATION))
 
 
 def _iterate_chunks(runs: Sequence[ComparedRun], label: str, ranges: Ranges) -> Iterator[Chunk]:
@@ -295,7 +309,7 @@ class _Returns:
             yield from chunks_of({"frame": flat(frames), "step": flat(steps)}, [Entity(path, [number_lists(values)])])
 
 
-def layout(runs: Sequence[ComparedRun], ranges: Mapping[Key, npt.NDArray[np.floating]]) -> rrb.Blueprint:
+def make_layout(runs: Sequence[ComparedRun], ranges: Mapping[Key, npt.NDArray[np.floating]]) -> rrb.Blueprint:
     """Return the blueprint of a comparison: a column for each run, on the same axes, and one plot of the returns.
 
     Args:
