@@ -533,14 +533,14 @@ def test_one_format_at_a_time(runs, tmp_path):
     for options, said in (
         ((), "no format is given: choose one of --mp4"),
         (("--mp4", "--parquet", tmp_path / "x"), "2 formats are given: choose one of --mp4"),
-        (("--parquet", tmp_path / "x", "--grid"), "is about videos"),
+        (("--parquet", tmp_path / "x", "--grid"), "needs --mp4"),
     ):
         done = export(runs / "run.rrd", *options)
         assert done.exit_code == 2
         assert said in " ".join(done.stderr.replace("│", " ").split())
     for options, error in (
         (("--key", "pixls"), "'pixls' is not recorded, but 'observation'"),
-        (("--env", 7), "there are no episodes of environment 7, but of 0, 1"),
+        (("--env", 7), "no episode is of environment 7; recorded are 0, 1"),
     ):
         done = export(runs / "run.rrd", "--parquet", tmp_path / "x.parquet", *options)
         assert done.exit_code == 1

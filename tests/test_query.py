@@ -163,7 +163,9 @@ def test_what_a_query_calls_files_needn_be_files(runs):
         assert asked(runs / "ppo", question).exit_code == 0
         done = asked(runs / "ppo", question, "--paths")
         assert done.exit_code == 1
-        assert re.search(f"no answer: --paths needs the column files as it is, .* of type {kind} there", done.stderr)
+        assert re.search(
+            f"no answer: --paths needs the column files unchanged, .* of type {kind} under this name", done.stderr
+        )
 
 
 def test_columns_of_the_same_name_are_told_apart(runs):
@@ -204,7 +206,7 @@ def test_nan_is_found(runs):
 def test_columns_are_called_as_in_ls(runs):
     listed = CliRunner().invoke(app, ["ls", str(runs / "ppo")]).stdout.splitlines()[0].split()
     assert [name for name in listed if name != "size"] == asked(runs / "ppo", "TRUE").stdout.splitlines()[0].split()
-    assert "as `ls` has them, but for `size`" in (query_episodes.__doc__ or "")
+    assert "Columns are those of `ls`, except `size`" in (query_episodes.__doc__ or "")
 
 
 def test_without_datafusion_the_extra_is_named(runs, monkeypatch):
@@ -221,7 +223,7 @@ def test_the_command_says_what_is_wrong(runs, tmp_path):
         ((tmp_path / "gone", "TRUE"), "gone doesn't exist"),
         (
             (runs / "ppo", "SELECT env FROM episodes", "--paths"),
-            "--paths needs the column files, and this query gives env",
+            "--paths needs the column files, but the query returns env",
         ),
     ):
         done = asked(*arguments)
