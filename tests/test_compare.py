@@ -11,8 +11,8 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
+from environments import LENGTHS, Lengths
 from looking import headless_viewer, opened, trouble
-from test_selection import LENGTHS, Lengths
 from torchrl_rerun import Episode, RerunRecorder, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.rrd.contents import rows_of
