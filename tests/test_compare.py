@@ -11,9 +11,9 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
+from environments import LENGTHS, Lengths
 from looking import headless_viewer, opened, trouble
 from rrd_files import rows_of
-from test_selection import LENGTHS, Lengths
 from torchrl_rerun import Episode, RerunRecorder, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.viewing.compare import open_runs, subtract_measures, summarize_episodes, write_comparison

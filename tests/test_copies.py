@@ -16,9 +16,9 @@ import pytest
 from torchrl.envs import GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
+from environments import Lengths
 from episode_folders import episode, write_episode
 from rrd_files import rows_of
-from test_selection import Lengths
 from torchrl_rerun import RerunRecorder, list_episodes, load, repair
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.mp4 import videos_of

@@ -22,13 +22,9 @@ import pytest
 from torchrl.envs import GymWrapper
 
 import killed_episodes
+from environments import LENGTHS, Counter, Lengths, LongEpisode
 from interrupts import interrupted
 from readback import read
-from test_disk import small_disk
-from test_episodes import Pictures
-from test_faults import run
-from test_random_sequences import Counter
-from test_selection import LENGTHS, Lengths
 from torchrl_rerun import (
     Episode,
     Keep,
@@ -45,8 +41,7 @@ from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.writing.writer import WriterThread
-
-__all__ = ["small_disk"]  # a fixture
+from trainings import run
 
 
 @pytest.fixture
@@ -540,7 +535,7 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
 
 def test_a_dump_at_every_step(folder):
     """Hundreds of parts become one file, and each part of a video can be played by itself."""
-    env = GymWrapper(Pictures(60)).append_transform(
+    env = GymWrapper(LongEpisode(60)).append_transform(
         RerunRecorder(folder, split="episode", image_format="h264", blueprint=False)
     )
     tensordict = env.reset()

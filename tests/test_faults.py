@@ -11,19 +11,17 @@ import sys
 import textwrap
 import time
 
-import numpy as np
 import pytest
 import torch
-from tensordict import NonTensorData, TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
+from tensordict import TensorDict
+from torchrl.data import Unbounded
+from torchrl.envs import Compose, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
+from driving import walk
+from environments import Odd, Scripted
 from interrupts import interrupted
-from programs import python
 from readback import read
 from rrd_files import has_footer
-from test_hostile import Scripted
-from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
@@ -31,28 +29,9 @@ from torchrl_rerun.blocks.events import Events
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.writing.writer import WriterThread
+from trainings import PREAMBLE, run
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
-
-PREAMBLE = """
-import functools, gc, os, resource, signal, sys, time, warnings
-import torch
-from torchrl.envs import GymEnv, SerialEnv, ParallelEnv
-from torchrl_rerun import RecordingError, RerunRecorder
-path = sys.argv[1]
-cartpole = functools.partial(GymEnv, "CartPole-v1")
-torch.manual_seed(0)
-"""
-
-
-def run(script: str, path, *, timeout: float = 120, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a script as a program of its own; it must end by itself."""
-    source = PREAMBLE + textwrap.dedent(script)
-    done = subprocess.run(
-        [*python(), "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 # --- the user's mistakes ---
@@ -279,33 +258,6 @@ def test_a_path_that_is_no_recording(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(PermissionError, match="notes is not a folder that can be written"):
         RerunRecorder(tmp_path / "notes")
-
-
-class Odd(EnvBase):
-    """Gives what no kind can hold, and pictures."""
-
-    def __init__(self):
-        super().__init__()
-        self.observation_spec = Composite(x=Unbounded((1,)))  # no spec can say complex
-        self.action_spec = Unbounded((1,))
-        self.reward_spec = Unbounded((1,))
-        self.t = 0
-
-    def _observe(self):
-        out = TensorDict(wave=torch.zeros(2, dtype=torch.complex32), x=torch.full((1,), float(self.t)))
-        out["picture"] = NonTensorData(np.zeros((8, 8, 3), np.uint8))
-        out["thing"] = NonTensorData(object())
-        return out
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._observe()
-
-    def _step(self, tensordict):
-        self.t += 1
-        return self._observe().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
-
-    def _set_seed(self, seed):
-        pass
 
 
 def test_unsupported_data_is_skipped_by_name(path):

@@ -10,6 +10,7 @@ import sys
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 
+from environments import Zoo
 from readback import read
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.describe import KINDS
@@ -18,8 +19,6 @@ pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixe
 
 
 def test_rerun_verifies_the_file(path):
-    from test_environments import Zoo
-
     env = Zoo((2,)).append_transform(RerunRecorder(path, image_format="png"))
     env.rollout(10, break_when_any_done=False)
     env.close()

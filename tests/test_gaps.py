@@ -12,11 +12,10 @@ from tensordict import NonTensorData, TensorDict, lazy_stack
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv
 
+from driving import record, walk
+from environments import Lengths, Scripted, Uneven
 from episode_folders import write_chunks
 from readback import same
-from test_hostile import Scripted, Uneven, record
-from test_selection import Lengths
-from test_values import walk
 from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
 from torchrl_rerun.kinds.scalars import Scalars

@@ -88,6 +88,26 @@ def test_a_folder_imports_only_from_floors_below_it(floor):
     assert not wrong
 
 
+def test_no_test_file_imports_another():
+    """What several need is in the modules beside them: environments, drivers, readers."""
+    folder = Path(__file__).parent
+    files = {path.stem for path in folder.glob("test_*.py")}
+    wrong = [
+        f"{path.relative_to(folder)}: {name}"
+        for path in sorted(folder.rglob("*.py"))
+        for name in [*imports_in(path), *re.findall(r"(?:from|import) (test_\w+)", path.read_text())]
+        if name.partition(".")[0] in files
+    ]
+    assert not wrong
+
+
+def test_nothing_is_put_in_the_place_of_a_module():
+    """`programs.py` alone does, which runs programs: it puts the main module of each there."""
+    puts = re.compile(r"sys\.modules(\[[^]]+\]\s*=[^=]|\.(setdefault|update|pop)\()|\w\(sys\.modules\b")
+    folder = Path(__file__).parent
+    assert [path.name for path in sorted(folder.rglob("*.py")) if puts.search(path.read_text())] == ["programs.py"]
+
+
 def test_no_modules_import_one_another_in_a_circle():
     names = {".".join(("torchrl_rerun", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in modules()}
     graph = {}

@@ -19,10 +19,11 @@ from rerun.chunk import RrdReader
 from torchrl.envs import CatFrames, Compose, GrayScale, GymEnv, GymWrapper, ToTensorImage, TransformedEnv
 
 import torchrl_rerun
-from readback import read, same
-from test_hostile import Scripted, assert_recorded, record
-from test_pictures import picture, psnr
-from test_viewer import opened, viewer  # noqa: F401 - a fixture
+from driving import record
+from environments import Scripted
+from looking import opened
+from pictures import picture, psnr
+from readback import assert_recorded, read, same
 from torchrl_rerun import RerunRecorder
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -90,7 +91,7 @@ def test_floats_below_zero(path, shape, dtype):
     assert_recorded(read(path), "x", lambda t: {"x": values[t]})
 
 
-def test_floats_from_minus_one_to_one_look_as_from_zero_to_one(viewer, path, tmp_path):  # noqa: F811
+def test_floats_from_minus_one_to_one_look_as_from_zero_to_one(viewer, path, tmp_path):
     colours = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2], [1.0, 0.6, 0.1]]).repeat_interleave(20, 0)
     picture = colours.expand(60, 60, 3).contiguous()
     record(Scripted(lambda t: {"a": picture, "b": picture * 2 - 1, "c": picture * 255}), path, in_keys=["a", "b", "c"])
@@ -209,7 +210,7 @@ def no_ffmpeg(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
 
 
-def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):  # noqa: F811
+def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):
     white = torch.full((100, 100, 3), 255, dtype=torch.uint8)
     record(Scripted(lambda t: {"x": white}), path, in_keys=["x"], image_format="av1")
     assert [view.reports for view in opened(viewer, path, 3)] == [[]]
@@ -218,7 +219,7 @@ def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):
     assert (pixels > 250).all(-1).mean() > 0.2
 
 
-def test_every_kind_of_picture_is_shown(viewer, path):  # noqa: F811
+def test_every_kind_of_picture_is_shown(viewer, path):
     def observe(t):
         ramp = torch.arange(60.0).expand(40, 60)
         return {

@@ -12,6 +12,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
+from environments import Walkers
 from looking import headless_viewer, mujoco_draws, opened, record, rerun_views, trouble
 from programs import python
 from readback import read
@@ -226,8 +227,6 @@ def test_statistics_where_they_are_asked_for(path):
 
 @pytest.mark.filterwarnings("ignore:of 100 environments")
 def test_no_statistics_where_they_are_not_wanted(path):
-    from test_batch import Walkers
-
     record(Walkers(), path, 5, aggregate=False)
     recorded = read(path)
     assert recorded.schema["statistics"] == []

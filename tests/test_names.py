@@ -23,6 +23,7 @@ from torchrl.envs import (
 )
 from torchrl.envs.libs.vmas import VmasEnv
 
+from environments import OfOnesOwn
 from readback import read
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.scalars import Scalars
@@ -100,20 +101,6 @@ def test_those_in_workers_are_known_without_asking_them(make, leaf, expected):
     env = ParallelEnv(2, make)
     assert list(known_names(leaf, env)) == expected
     assert env.is_closed
-
-
-class OfOnesOwn(gymnasium.Env):
-    """An environment of CartPole's shapes that is none."""
-
-    observation_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-    model = "not what one might think"
-
-    def reset(self, *, seed=None, options=None):
-        return np.zeros(4, np.float32), {}
-
-    def step(self, action):
-        return np.zeros(4, np.float32), 0.0, False, False, {}
 
 
 class OfOnesOwnThatSays(OfOnesOwn):

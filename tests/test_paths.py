@@ -17,8 +17,8 @@ import pytest
 from torchrl.envs import GymWrapper
 from typer.testing import CliRunner
 
+from environments import LENGTHS, Lengths
 from programs import python
-from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RecordingError, RerunRecorder, list_episodes, load, repair, replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot

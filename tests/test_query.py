@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 
 import pytest
 from torchrl.envs import GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
-from test_selection import LENGTHS, Lengths
+from commands import without
+from environments import LENGTHS, Lengths
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.cli.query import query_episodes
@@ -209,10 +209,9 @@ def test_columns_are_called_as_in_ls(runs):
     assert "Columns are those of `ls`, except `size`" in (query_episodes.__doc__ or "")
 
 
-def test_without_datafusion_the_extra_is_named(runs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datafusion", None)
-    done = asked(runs / "ppo", "TRUE")
-    assert (done.exit_code, done.stdout) == (1, "")
+def test_without_datafusion_the_extra_is_named(runs):
+    done = without(["datafusion"], "query", runs / "ppo", "TRUE")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("no answer: query needs DataFusion")
     assert "install the extra catalog: pip install 'torchrl-rerun[catalog]'" in done.stderr
 

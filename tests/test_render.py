@@ -15,10 +15,9 @@ from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, check_env_s
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
+from driving import STEPS, TRIGGERS
+from environments import AutoResettingCartPole, Counter, Lengths, NativelyAutoResetting
 from readback import read, read_folder
-from test_environments import AutoResettingCartPole, NativelyAutoResetting
-from test_random_sequences import Counter
-from test_selection import STEPS, TRIGGERS, Lengths
 from torchrl_rerun import Image, RerunRecorder
 
 cartpole = functools.partial(GymEnv, "CartPole-v1", render_mode="rgb_array")

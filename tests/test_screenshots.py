@@ -15,8 +15,9 @@ from rerun.chunk import Chunk
 from rerun.experimental import Recording, Timeline
 from typer.testing import CliRunner
 
+from driving import record
+from environments import Scripted
 from episode_folders import write_chunks
-from test_hostile import Scripted, record
 from torchrl_rerun.cli import app
 from torchrl_rerun.viewing.screenshots import Moment, _make_time_argument
 

@@ -21,7 +21,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymEnv, SerialEnv
 from typer.testing import CliRunner
 
-from counting import Count
+from environments import Count
 from readback import same
 from torchrl_rerun import load, replay
 from torchrl_rerun.cli import app

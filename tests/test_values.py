@@ -12,29 +12,11 @@ from tensordict import MemoryMappedTensor, NonTensorData, TensorClass
 from torchrl.data import NonTensor, Unbounded
 from torchrl.envs import SerialEnv
 
+from driving import record, walk
+from environments import Scripted, noting
 from readback import is_equal, read, same
-from test_hostile import Scripted, record
 from torchrl_rerun import Kind, RerunRecorder, load
 from torchrl_rerun.kinds.objects import frozen
-
-
-def noting(values, **also):
-    """An environment whose note at time t is the t-th of some values; `x` counts."""
-
-    def observe(t):
-        return {"x": torch.full((2,), float(t)), "note": NonTensorData(values[t]), **also}
-
-    specs = {"x": Unbounded((2,)), "note": NonTensor(())}
-    return Scripted(observe, specs=specs | {key: Unbounded(value.shape) for key, value in also.items()})
-
-
-def walk(env, steps=4):
-    """A reset and some steps, without the stack that a rollout is: not all values can be stacked."""
-    tensordict = env.reset()
-    for _ in range(steps):
-        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
-    env.close()
-
 
 CHAT = [{"role": "user", "content": "größer?"}, {"role": "assistant", "content": None, "calls": [{"id": 1, "at": 0.5}]}]
 INFO = {"lives": 3, "done": False, "scores": [1, 2.5, -0.0], "text": "{}", "nested": {"": []}, "nothing": None}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import signal
 import socket
@@ -15,29 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from episode_folders import episode, write_episode, write_run
-from servers import wait_until
+from servers import COMMAND, viewing, wait_until
 from torchrl_rerun.cli import app
 from torchrl_rerun.viewing.viewer import find_free_port, is_free
-
-COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
-
-
-@contextlib.contextmanager
-def viewing(*arguments):
-    """The command, once it has said where to look: its process, and what it said."""
-    process = subprocess.Popen(
-        [*COMMAND, "view", "--web", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield process, process.stdout.readline()
-    finally:
-        for each in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
-            each.kill()
-        process.communicate()
 
 
 def viewer_of(process):
