@@ -26,8 +26,7 @@ from looking import headless_viewer, opened
 from programs import python
 from readback import frames, read, same
 from servers import free_port, received, started_viewer, wait_until
-from torchrl_rerun import RecordingError, RerunRecorder, load
-from torchrl_rerun.layout import blueprint
+from torchrl_rerun import RecordingError, RerunRecorder, layout, load
 from torchrl_rerun.writing import live as live_sinks
 
 KEYS = ["x", "pixels"]
@@ -105,8 +104,8 @@ def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, sav
     """In one recording it plots one type of numbers alone."""
 
     def mine(recorded):
-        views = [rrb.TimeSeriesView(origin=origin, axis_x=blueprint.whole()) for origin in ("/loss", "/env_0/reward")]
-        return rrb.Blueprint(rrb.Horizontal(*views), *blueprint.panels(recorded), auto_views=False)
+        views = [rrb.TimeSeriesView(origin=origin, axis_x=layout.whole()) for origin in ("/loss", "/env_0/reward")]
+        return rrb.Blueprint(rrb.Horizontal(*views), *layout.panels(recorded), auto_views=False)
 
     env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(stream, blueprint=mine))
     env.rollout(20)

@@ -19,8 +19,7 @@ from looking import headless_viewer, opened, rerun_views
 from programs import python
 from readback import frames, read
 from servers import free_port, received, started_viewer
-from torchrl_rerun import RerunRecorder
-from torchrl_rerun.layout import blueprint
+from torchrl_rerun import RerunRecorder, layout
 
 STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
 
@@ -76,7 +75,7 @@ def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
 
 def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
     def mine(recorded):
-        made = blueprint.layout(recorded)
+        made = layout.layout(recorded)
         made.of_mine = lambda: None  # which can't be pickled
         return made
 

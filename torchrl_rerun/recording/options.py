@@ -16,7 +16,7 @@ from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import SPLITS, Split
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, as_key
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import check_envs
 
@@ -132,7 +132,7 @@ class Options:
     blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = _option(
         _of_type(
             bool | rrb.Blueprint | Callable,
-            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.blueprint.Recorded that makes one",
+            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.Recorded that makes one",
         ),
         default=True,
     )

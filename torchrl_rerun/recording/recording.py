@@ -33,7 +33,8 @@ from torchrl_rerun.kinds.places import Places
 from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, info_chunk, shown_envs
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
-from torchrl_rerun.layout.blueprint import Recorded, layout
+from torchrl_rerun.layout.blueprint import layout
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.clock import CLOCK
 from torchrl_rerun.recording.counters import Counters, Progress

@@ -26,7 +26,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.options import Options, Trigger
@@ -124,7 +124,7 @@ class RerunRecorder(Transform):
             removed. Default: all.
         blueprint: the layout that the viewer opens with: True: a layout made from the streams; False: none, or the one that a
             recording stream has already; a ``rerun.blueprint.Blueprint``; or a function that makes one, see
-            :mod:`torchrl_rerun.layout.blueprint`. Default: True.
+            :mod:`torchrl_rerun.layout`. Default: True.
         application_id: name that groups recordings in the viewer. Default: the environment's name, or the application id
             of the recording stream.
         recording_id: recordings of one id are shown as one. Default: a new id, or that of the recording stream.
