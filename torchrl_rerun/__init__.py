@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchrl_rerun.errors import RecordingError
     from torchrl_rerun.kinds.episode import Episode
-    from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
+    from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+    from torchrl_rerun.reading.load import load
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.rrd.repair import Repaired, repair
@@ -26,9 +27,9 @@ __all__ = [
     "KeepWorst",
     "Listing",
     "LoadedEpisode",
+    "LoadedEpisodes",
     "RecordedEpisode",
     "RecordingError",
-    "Recordings",
     "Repaired",
     "Replayed",
     "RerunRecorder",
@@ -48,10 +49,10 @@ _HOMES = {
     "KeepLast": "recording.keep",
     "KeepWorst": "recording.keep",
     "Listing": "rrd.listing",
-    "LoadedEpisode": "reading.load",
+    "LoadedEpisode": "reading.episodes",
+    "LoadedEpisodes": "reading.episodes",
     "RecordedEpisode": "rrd.listing",
     "RecordingError": "errors",
-    "Recordings": "reading.load",
     "Repaired": "rrd.repair",
     "Replayed": "stored.replay",
     "RerunRecorder": "transform.recorder",

@@ -56,7 +56,7 @@ def take_screenshots(
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
     """
     with working("looking"):
-        from torchrl_rerun.rrd.atomic import placed
+        from torchrl_rerun.rrd.atomic import written_aside
         from torchrl_rerun.rrd.files import whole_files_of
         from torchrl_rerun.viewing.screenshots import Moment, screenshots
         from torchrl_rerun.viewing.viewer import ViewerError, ended_by_signals
@@ -75,7 +75,7 @@ def take_screenshots(
             for place in places:
                 with working(f"looking: {place.name}"):
                     shot = next(shots)
-                with placed(place, overwrite=overwrite) as hidden:
+                with written_aside(place, overwrite=overwrite) as hidden:
                     hidden.write_bytes(shot.png)
                 said.print(
                     f"[green]{escape(shown(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)")

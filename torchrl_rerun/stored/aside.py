@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.locks import is_locked, lock
 from torchrl_rerun.rrd.runs import make_folder, parts_of, refuse_earlier_run
 from torchrl_rerun.writing.dumps import dumps_in
@@ -48,7 +48,7 @@ def replaced(target: Path, split: Split, *, overwrite: bool) -> Iterator[Path]:
 def _beside(target: Path, split: Split, overwrite: bool) -> Iterator[Path]:
     """Replace a file and its parts."""
     del split
-    with placed(target, overwrite=overwrite) as hidden, _folder(hidden.parent, target.name) as aside:
+    with written_aside(target, overwrite=overwrite) as hidden, _folder(hidden.parent, target.name) as aside:
         if is_locked(target):
             raise FileInUseError(f"{target} is being written by another recorder")
         recorded = aside / target.name
@@ -58,7 +58,7 @@ def _beside(target: Path, split: Split, overwrite: bool) -> Iterator[Path]:
         parts = parts_of(recorded)
         with contextlib.ExitStack() as stack:
             for part in parts:
-                part.replace(stack.enter_context(placed(target.with_name(part.name), overwrite=True)))
+                part.replace(stack.enter_context(written_aside(target.with_name(part.name), overwrite=True)))
             recorded.replace(hidden)
     names = {part.name for part in parts}
     for part in parts_of(target):

@@ -10,7 +10,8 @@ from typing import Any
 from torchrl_rerun.export.steps import told
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.layout.blueprint import Recorded, layout
-from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
+from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+from torchrl_rerun.reading.load import load
 from torchrl_rerun.rrd.reader import why_unreadable
 from torchrl_rerun.viewing.notebook import Size, Stage, is_here
 
@@ -18,7 +19,7 @@ _MOST_LINES = 8
 
 
 def browse(
-    recordings: str | os.PathLike[str] | Recordings, *, width: Size = "auto", height: Size = None
+    recordings: str | os.PathLike[str] | LoadedEpisodes, *, width: Size = "auto", height: Size = None
 ) -> Browser | None:
     """Pick an episode from a list in a notebook, and watch it; outside of one, print the command that opens them all.
 
@@ -35,7 +36,7 @@ def browse(
         FileNotFoundError: there is nothing.
         ValueError: there is no episode; they are in a catalog, and not in files; or Rerun can't open a file.
     """
-    found = recordings if isinstance(recordings, Recordings) else load(recordings)
+    found = recordings if isinstance(recordings, LoadedEpisodes) else load(recordings)
     if not len(found):
         raise ValueError("there is no episode to choose")
     if not is_here():
@@ -58,7 +59,7 @@ class Browser:
         select: the widget to choose with: its ``value`` is the number of the episode in the list.
     """
 
-    def __init__(self, recordings: Recordings, stage: Stage) -> None:
+    def __init__(self, recordings: LoadedEpisodes, stage: Stage) -> None:
         import ipywidgets  # noqa: PLC0415 - it comes with the viewer
 
         self._recordings = recordings

@@ -25,7 +25,7 @@ from torchrl_rerun.kinds.streams import Key, Stream, entity_path
 from torchrl_rerun.layout import blueprint
 from torchrl_rerun.layout.blueprint import Recorded
 from torchrl_rerun.paths import absolute, shown
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
 from torchrl_rerun.rrd.files import not_ours, whole_files_of
@@ -199,7 +199,7 @@ def write_comparison(
         OSError: it can't be written.
     """
     total = sum(len(part.index) for side in sides for file in side.files for part in parts_in(file))
-    with placed(path, overwrite=overwrite) as hidden:
+    with written_aside(path, overwrite=overwrite) as hidden:
         label = " | ".join(f"{side.name}: {side.label}" for side in sides)
         ranges: Ranges = {}
         stream = LazyChunkStream.from_iter(iter(progress(_chunks(sides, label, ranges), total)))
