@@ -146,7 +146,8 @@ def _load_agrees(path: Path, found: Recorded) -> None:
                 expected = [lane.values[row] for lane in lanes]
                 for lane, each in enumerate(expected):
                     one = value[lane] if stream.agents else value
-                    assert same(one.reshape(each.shape) if stream.newest else one, each), (path, stream.key, row)
+                    is_frame = getattr(stream.kind, "takes_newest", False)
+                    assert same(one.reshape(each.shape) if is_frame else one, each), (path, stream.key, row)
 
 
 def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
@@ -297,3 +298,18 @@ def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
         else:
             assert is_equal(a.tolist(), b.tolist()), (key, a.tolist(), b.tolist())
     return True
+
+
+def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=(), path=None) -> None:
+    """Each environment has a row for each value of the key, of the reset and of the steps, the same bit for bit."""
+    times = [t for t in range(steps + 1) if t not in missing]
+    for env in range(envs or 1):
+        rows = recorded[f"/env_{env}/{path or key}"]
+        assert rows.along("frame") == times
+        for t, value in zip(times, rows.values, strict=True):
+            wanted = observe(t)[key] if envs is None else observe(t)[key][env]
+            assert same(value, wanted), (key, t, value, wanted)
+
+
+def frames(path, entity="/env_0/x"):
+    return read(path)[entity].along("frame")

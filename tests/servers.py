@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import rerun_cli
 
 RERUN = Path(rerun_cli.__file__).with_name("rerun")
@@ -59,3 +63,40 @@ def _accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
         return True
     return False
+
+
+@contextlib.contextmanager
+def received(url, path):
+    """What a viewer is sent goes to a file, which is there when the block ends."""
+    with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
+        wait_until(path.exists)
+        time.sleep(0.5)
+        yield
+        wait_until(lambda: path.stat().st_size > 10_000)
+        size = -1
+        while size != path.stat().st_size:
+            size = path.stat().st_size
+            time.sleep(1.0)
+        client.send_signal(signal.SIGINT)
+        client.wait(20)
+
+
+COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
+
+
+@contextlib.contextmanager
+def viewing(*arguments):
+    """The command, once it has said where to look: its process, and what it said."""
+    process = subprocess.Popen(
+        [*COMMAND, "view", "--web", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        for each in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
+            each.kill()
+        process.communicate()

@@ -24,7 +24,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from counting import Count
+from environments import Count
 from readback import hold_the_same, read
 from torchrl_rerun import KeepIf, RerunRecorder, load
 

@@ -13,11 +13,12 @@ import pytest
 from torchrl.envs import GymEnv, SerialEnv
 from torchrl.envs.utils import step_mdp
 
+from environments import cartpole
 from readback import read
 from rrd_files import has_footer, is_whole
-from test_faults import cartpole, run
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.recording import status as account
+from trainings import run
 
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 """Where the commands of this installation are found first."""
@@ -94,20 +95,6 @@ def test_dump_never_says_that_all_is_well_when_it_is_not(path):
                 print("frames were lost" in str(error))
     """
     assert run(FULL_DISK + code, path, timeout=60).stdout.split() == ["True", "nothing", "True", "True"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder with room for 512 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk(small_disk):

@@ -7,8 +7,8 @@ import torch
 from torchrl.collectors import Collector
 from torchrl.envs import GymWrapper, ParallelEnv, SerialEnv
 
+from environments import Lengths
 from readback import read
-from test_selection import Lengths
 from torchrl_rerun import RerunRecorder
 
 
@@ -112,7 +112,7 @@ def test_a_folder_that_holds_dumps(folder):
         env.transform.dump()
     env.close()
     with pytest.raises(FileExistsError, match="holds recordings of an earlier run"):
-        make().rollout(1)
+        make()
     assert len(names(folder)) == 3
     env = make(overwrite=True)
     env.reset()
@@ -128,7 +128,7 @@ def test_a_folder_for_whole_runs(folder):
     env.close()
     assert names(folder) == ["run.rrd"]
     with pytest.raises(FileExistsError, match=r"run.rrd exists"):
-        GymWrapper(Lengths()).append_transform(RerunRecorder(folder)).rollout(1)
+        RerunRecorder(folder)
 
 
 def test_after_a_collector(folder):

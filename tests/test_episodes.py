@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torchrl.collectors import Collector
 from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
 
+from driving import drive, sequences
+from environments import Counter, Lengths, LongEpisode
+from keeping import of_lists, policies
 from readback import read, read_folder, same
 from reference import Reference
-from test_keeping import of_lists, policies
-from test_random_sequences import Counter, runs
-from test_selection import Lengths, drive
 from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst, RerunRecorder
 
 
@@ -74,7 +74,7 @@ class Episodes:
 
 
 @settings(max_examples=60, deadline=None)
-@given(runs(), st.none() | policies)
+@given(sequences(), st.none() | policies)
 def test_what_is_on_disk_is_what_lists_keep(run, keep):
     envs, events, ends, buffer_bytes = run
     reference, episodes = Reference(envs), Episodes(envs)
@@ -293,7 +293,9 @@ def test_a_reset_in_the_middle_interrupts(folder):
 def test_an_episode_too_long_for_memory(folder):
     """It goes to the disk in parts, which become one file."""
     recorder = RerunRecorder(folder, split="episode", image_format="raw", buffer_bytes=1 << 16)
-    env = SerialEnv(2, [lambda: GymWrapper(Pictures(40)), lambda: GymWrapper(Pictures(25))]).append_transform(recorder)
+    env = SerialEnv(2, [lambda: GymWrapper(LongEpisode(40)), lambda: GymWrapper(LongEpisode(25))]).append_transform(
+        recorder
+    )
     parts = set()
     tensordict = env.reset()
     for _ in range(40):
@@ -310,24 +312,6 @@ def test_an_episode_too_long_for_memory(folder):
     rows = recorded[0, 0]["/pixels"]
     assert rows.along("frame") == list(range(41))
     assert [int(value[0, 0, 0]) for value in rows.values] == list(range(41))
-
-
-class Pictures(Lengths):
-    """One long episode of pictures."""
-
-    def __init__(self, length):
-        super().__init__()
-        import gymnasium
-
-        self.length = length
-        self.observation_space = gymnasium.spaces.Dict(pixels=gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8))
-
-    def step(self, action):
-        self.t += 1
-        return self._seen(), 1.0, self.t >= self.length, False, {}
-
-    def _seen(self):
-        return {"pixels": np.full((32, 32, 3), self.t, np.uint8)}
 
 
 def test_dump_in_the_middle_makes_it_durable(folder):
@@ -390,9 +374,8 @@ def test_a_folder_that_holds_recordings(folder):
     env.rollout(30)
     env.close()
     (folder / "notes.txt").write_text("mine")
-    again = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     with pytest.raises(FileExistsError, match=r"holds recordings of an earlier run \(env_0_episode_000000.rrd, ...\)"):
-        again.reset()
+        RerunRecorder(folder, split="episode")
     assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]
     over = RerunRecorder(folder, split="episode", overwrite=True)
     env = GymWrapper(Lengths()).append_transform(over)
@@ -458,7 +441,9 @@ def test_going_on_after_close(folder):
     [
         ({"sink": "run.rrd", "split": "episode"}, ValueError, "makes several files: pass a folder"),
         ({"sink": "run", "split": "steps"}, ValueError, "split='steps': choose one of 'run', 'dump', 'episode'"),
-        ({"sink": "run", "keep": KeepLast(1)}, ValueError, "it needs split='episode'"),
+        ({"sink": "run", "split": "run", "keep": KeepLast(1)}, ValueError, "needs split='episode'.*leave out split"),
+        ({"sink": "run", "split": "dump", "keep": KeepLast(1)}, ValueError, "needs split='episode'.*leave out split"),
+        ({"sink": "run.rrd", "keep": KeepLast(1)}, ValueError, "makes several files: pass a folder"),
         ({"sink": "run", "split": "episode", "keep": 5}, TypeError, "keep=5 is of type int; pass a policy"),
         ({"sink": "rerun+http://127.0.0.1:9876/proxy", "split": "episode"}, ValueError, "records into a folder"),
     ],
@@ -467,6 +452,14 @@ def test_wrong_arguments(tmp_path, monkeypatch, arguments, error, what):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=what):
         RerunRecorder(**arguments)
+
+
+def test_a_policy_of_what_to_keep_implies_a_file_for_each_episode(folder):
+    env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, keep=KeepLast(1)))
+    for _ in range(2):
+        env.rollout(100)
+    env.close()
+    assert names(folder) == ["env_0_episode_000001.rrd"]
 
 
 def test_keeping_by_a_reward_that_is_not_recorded(folder):

@@ -10,8 +10,7 @@ from pathlib import Path
 from rerun.chunk import RrdReader
 
 from readback import read
-from servers import started_viewer
-from test_viewers import received
+from servers import received, started_viewer
 from torchrl_rerun import list_episodes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

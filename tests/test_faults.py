@@ -11,47 +11,27 @@ import sys
 import textwrap
 import time
 
-import numpy as np
 import pytest
 import torch
-from tensordict import NonTensorData, TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
+from tensordict import TensorDict
+from torchrl.data import Unbounded
+from torchrl.envs import Compose, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
+from driving import walk
+from environments import Odd, Scripted
 from interrupts import interrupted
-from programs import python
 from readback import read
 from rrd_files import has_footer
-from test_hostile import Scripted
-from test_values import walk
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
-from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
+from trainings import PREAMBLE, run
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
-
-PREAMBLE = """
-import functools, gc, os, resource, signal, sys, time, warnings
-import torch
-from torchrl.envs import GymEnv, SerialEnv, ParallelEnv
-from torchrl_rerun import RecordingError, RerunRecorder
-path = sys.argv[1]
-cartpole = functools.partial(GymEnv, "CartPole-v1")
-torch.manual_seed(0)
-"""
-
-
-def run(script: str, path, *, timeout: float = 120, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a script as a program of its own; it must end by itself."""
-    source = PREAMBLE + textwrap.dedent(script)
-    done = subprocess.run(
-        [*python(), "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 # --- the user's mistakes ---
@@ -280,33 +260,6 @@ def test_a_path_that_is_no_recording(tmp_path):
         RerunRecorder(tmp_path / "notes")
 
 
-class Odd(EnvBase):
-    """Gives what no kind can hold, and pictures."""
-
-    def __init__(self):
-        super().__init__()
-        self.observation_spec = Composite(x=Unbounded((1,)))  # no spec can say complex
-        self.action_spec = Unbounded((1,))
-        self.reward_spec = Unbounded((1,))
-        self.t = 0
-
-    def _observe(self):
-        out = TensorDict(wave=torch.zeros(2, dtype=torch.complex32), x=torch.full((1,), float(self.t)))
-        out["picture"] = NonTensorData(np.zeros((8, 8, 3), np.uint8))
-        out["thing"] = NonTensorData(object())
-        return out
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._observe()
-
-    def _step(self, tensordict):
-        self.t += 1
-        return self._observe().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
-
-    def _set_seed(self, seed):
-        pass
-
-
 def test_unsupported_data_is_skipped_by_name(path):
     env = Odd().append_transform(RerunRecorder(path, in_keys=["wave", "thing", "x", "reward"]))
     with pytest.warns(UserWarning, match="is not recorded") as warned:
@@ -468,7 +421,7 @@ def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
     env = cartpole().append_transform(RerunRecorder(path, blueprint=rrb.Blueprint(rrb.Spatial2DView())))
     env.rollout(5)
     env.transform.dump()
-    env.transform._feed.recording.sink.embed = functools.partial(_raise, OSError("no room"))
+    env.transform._feed.recording.chunk_writer.embed = functools.partial(_raise, OSError("no room"))
     with pytest.warns(RuntimeWarning, match="has no layout: no room"):
         env.close()
     assert len(read(path)["/env_0/reward"].values) == 5
@@ -583,7 +536,7 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
 
 def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
     env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
-    functions = (Recording._add, Buffer.add, Buffer._next_block, Block.add, Events.append)
+    functions = (Recording._add, Buffer.add, Buffer._start_block, Buffers.make_way, Block.add, Events.append)
     td, count, given = env.reset(), 0, 0
     while True:
         with interrupted(count, *functions) as came:
@@ -616,7 +569,7 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
         path = tmp_path / f"{count}.rrd"
         env = cartpole().append_transform(RerunRecorder(path, blueprint=False))
         env.rollout(5)
-        with interrupted(count, Recording.close, Recording._flush, Writer.finish) as came:
+        with interrupted(count, Recording.close, Recording._flush, WriterThread.finish) as came:
             env.transform.close()
         if then == "go on":
             env.rollout(5)

@@ -15,9 +15,10 @@ from rerun.chunk import Chunk
 from tensordict import TensorDict
 from typer.testing import CliRunner
 
+from driving import record
+from environments import Scripted
 from episode_folders import write_chunks
 from readback import read, same
-from test_hostile import Scripted, record
 from torchrl_rerun import Episode, list_episodes, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.kinds.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk

@@ -21,16 +21,14 @@ from rerun.chunk import RrdReader
 from tensordict import TensorDict
 from torchrl.envs import GymEnv
 
+from environments import LargePictures, Zoo, cartpole
 from looking import headless_viewer, opened
 from programs import python
-from readback import read, same
-from servers import free_port, started_viewer, wait_until
-from test_environments import Zoo
-from test_faults import cartpole
-from test_viewers import Pictures, frames, received
+from readback import frames, read, same
+from servers import free_port, received, started_viewer, wait_until
 from torchrl_rerun import RecordingError, RerunRecorder, load
 from torchrl_rerun.layout import blueprint
-from torchrl_rerun.writing import live as outlets
+from torchrl_rerun.writing import live as live_sinks
 
 KEYS = ["x", "pixels"]
 
@@ -51,7 +49,7 @@ def saved(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Streams are given up sooner."""
-    monkeypatch.setattr(outlets, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(live_sinks, "STALL_SECONDS", 3.0)
     monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
 
 
@@ -76,7 +74,7 @@ def test_a_stream_gets_what_a_file_gets_bit_for_bit(path, stream, saved):
 
 def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(stream, saved):
     """64 MB of raw pictures through a queue of 32 MB at most."""
-    env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
+    env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
     env.rollout(600, break_when_any_done=False)
     env.transform.dump()
     stats = env.transform.stats()
@@ -89,7 +87,7 @@ def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(str
 
 def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
     recorder = RerunRecorder(stream, in_keys=KEYS)
-    env = Pictures().append_transform(recorder)
+    env = LargePictures().append_transform(recorder)
     for update in range(3):
         env.rollout(5)
         stream.set_time("step", sequence=int(recorder.stats()["steps"]))
@@ -161,7 +159,7 @@ def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
     bare = rr.RecordingStream("mine", recording_id="two")
     bare.save(tmp_path / "bare.rrd")
     for each, wanted in ((stream, True), (bare, False)):
-        env = Pictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=wanted))
+        env = LargePictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=wanted))
         env.rollout(3)
         env.close()
         each.disconnect()
@@ -171,7 +169,7 @@ def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
 
 def test_the_name_of_the_recording_is_the_users(stream, saved):
     stream.send_recording_name("best run")
-    env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS))
+    env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS))
     env.rollout(3)
     env.close()
     stream.disconnect()
@@ -183,7 +181,7 @@ def test_the_name_of_the_recording_is_the_users(stream, saved):
 
 
 def test_the_active_recording_at_the_first_reset(tmp_path):
-    env = Pictures().append_transform(RerunRecorder(in_keys=KEYS))
+    env = LargePictures().append_transform(RerunRecorder(in_keys=KEYS))
     with pytest.raises(ConnectionError, match=r"no active recording: call rr.init"):
         env.reset()
     with rr.RecordingStream("mine", recording_id="active") as stream:
@@ -197,7 +195,7 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
 
 def test_a_file_sink_is_its_path(path):
     recorder = RerunRecorder(rr.FileSink(path), in_keys=KEYS)
-    env = Pictures().append_transform(recorder)
+    env = LargePictures().append_transform(recorder)
     env.rollout(5)
     env.close()
     assert recorder.path == path
@@ -211,7 +209,7 @@ def test_all_at_once(path, stream, saved, tmp_path):
     serve, shown, served = rr.GrpcServerSink("127.0.0.1", free_port()), tmp_path / "shown.rrd", tmp_path / "served.rrd"
     with started_viewer() as (_, url), received(url, shown):
         recorder = RerunRecorder([path, stream, rr.GrpcSink(url), serve], in_keys=KEYS)
-        env = Pictures().append_transform(recorder)
+        env = LargePictures().append_transform(recorder)
         env.rollout(20)
         env.transform.dump()
         with received(serve.uri, served):
@@ -262,7 +260,7 @@ def test_a_frame_is_sent_within_a_second_though_no_other_comes(tmp_path):
     shown = tmp_path / "shown.rrd"
     took = []
     with started_viewer() as (_, url), received(url, shown):
-        env = Pictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=60))
+        env = LargePictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=60))
         for _ in range(3):
             env.rollout(5)
             began = time.monotonic()
@@ -314,7 +312,7 @@ def test_a_stream_that_takes_nothing_is_given_up(fate):
     with started_viewer() as (viewer, url):
         stream = rr.RecordingStream("mine")
         stream.connect_grpc(f"rerun+http://127.0.0.1:{free_port()}/proxy" if fate == "absent" else url)
-        env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
+        env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
         if fate != "absent":
             env.rollout(5)
             env.transform.dump()
@@ -337,7 +335,7 @@ def test_a_file_does_not_wait_for_the_stream_beside_it(path):
     with started_viewer() as (viewer, url):
         stream = rr.RecordingStream("mine")
         stream.connect_grpc(url)
-        env = Pictures().append_transform(RerunRecorder([path, stream], in_keys=KEYS, image_format="raw"))
+        env = LargePictures().append_transform(RerunRecorder([path, stream], in_keys=KEYS, image_format="raw"))
         env.rollout(5)
         env.transform.dump()
         viewer.send_signal(signal.SIGSTOP)
@@ -361,15 +359,15 @@ import os, signal, sys, warnings
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("ignore")
 import rerun as rr
-from test_viewers import Pictures
+from environments import LargePictures
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.writing import live as outlets
+from torchrl_rerun.writing import live as live_sinks
 from torchrl_rerun.writing import rerun_streams
-outlets.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
+live_sinks.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
 url, viewer, path = sys.argv[1:]
 rr.init("mine")
 rr.connect_grpc(url)
-env = Pictures().append_transform(RerunRecorder([path, None] if path else None, in_keys=["x", "pixels"], image_format="raw"))
+env = LargePictures().append_transform(RerunRecorder([path, None] if path else None, in_keys=["x", "pixels"], image_format="raw"))
 env.rollout(5)
 if int(viewer):
     env.transform.dump()
@@ -403,9 +401,9 @@ def test_who_forgets_to_close_loses_nothing_at_the_end_of_the_program(saved):
 import rerun as rr
 rr.init("mine")
 rr.save({str(saved)!r})
-from test_viewers import Pictures
+from environments import LargePictures
 from torchrl_rerun import RerunRecorder
-env = Pictures().append_transform(RerunRecorder(in_keys=["x"]))
+env = LargePictures().append_transform(RerunRecorder(in_keys=["x"]))
 env.rollout(20)
 """
     subprocess.run([*python(), "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)

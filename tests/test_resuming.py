@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import subprocess
 import textwrap
 import warnings
@@ -13,10 +14,9 @@ import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
-from counting import Count
+from environments import Count, Lengths
 from programs import python
 from readback import hold_the_same, read, read_folder
-from test_selection import Lengths
 from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
 from torchrl_rerun.recording.session import shared_paths
 
@@ -111,12 +111,41 @@ def test_overwriting_removes_what_was_resumed(tmp_path):
     assert names(tmp_path) == ["run.rrd"]
 
 
-def test_without_resume_a_run_is_not_resumed(folder):
-    env = make(folder)
+@pytest.mark.parametrize(
+    ("name", "split"), [("run.rrd", "run"), ("runs", "run"), ("runs", "dump"), ("runs", "episode")]
+)
+def test_an_earlier_run_is_refused_when_the_recorder_is_made(tmp_path, name, split):
+    sink = tmp_path / "there" / name
+    env = make(sink, split=split)
     env.rollout(2)
     env.close()
-    with pytest.raises(FileExistsError):
-        make(folder).rollout(1)
+    before = {path: path.read_bytes() for path in sink.parent.rglob("*.rrd")}
+    with pytest.raises(FileExistsError, match=r"pass overwrite=True"):
+        RerunRecorder(sink, split=split)
+    RerunRecorder(sink, split=split, overwrite=True)
+    RerunRecorder(sink, split=split, resume=True)
+    assert {path: path.read_bytes() for path in sink.parent.rglob("*.rrd")} == before
+
+
+@pytest.mark.parametrize("split", ["run", "dump", "episode"])
+def test_recorders_that_share_a_folder_do_not_refuse_one_another(folder, split):
+    """Copies, and recorders that workers make when others have recorded already."""
+    env = make(folder, split=split)
+    env.rollout(20)
+    env.transform.dump()
+    copied = pickle.loads(pickle.dumps(env.transform))
+    beside = GymWrapper(Lengths()).append_transform(copied)
+    beside.rollout(20)
+    beside.close()
+    env.close()
+    assert len(list(folder.rglob("*.rrd"))) > 1
+    inside = folder.with_name("inside")
+    for number in range(2):  # as each worker of a ParallelEnv does, when the one before it has recorded
+        shared_paths.add(str(inside / "run.rrd" if split == "run" else inside))
+        env = make(inside, split=split)
+        env.rollout(20)
+        env.close()
+        assert len(list(inside.rglob("*worker*"))) == number + 1
 
 
 def test_a_run_that_is_being_recorded_is_not_resumed(folder):
@@ -244,9 +273,12 @@ def test_after_a_crash_the_numbers_follow_what_is_recorded(folder, split):
     script = """
         import os, sys
         sys.path.insert(0, "tests")
-        from test_resuming import make
+        from environments import Lengths
+        from torchrl.envs import GymWrapper
+        from torchrl_rerun import RerunRecorder
         if __name__ == "__main__":
-            env = make(sys.argv[1], split=sys.argv[2], resume=True)
+            recorder = RerunRecorder(sys.argv[1], split=sys.argv[2], resume=True)
+            env = GymWrapper(Lengths()).append_transform(recorder)
             env.rollout(10, break_when_any_done=False)
             env.transform.dump()
             if sys.argv[3] == "crash":

@@ -10,7 +10,7 @@ import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import SerialEnv
 
-from counting import Count
+from environments import Count
 from torchrl_rerun import RerunRecorder, load
 
 

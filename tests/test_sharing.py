@@ -13,11 +13,12 @@ import pytest
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, TransformedEnv
 
+from environments import cartpole
 from programs import python
 from readback import read
-from test_faults import PREAMBLE, cartpole, run
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.errors import FileInUseError
+from trainings import PREAMBLE, run
 
 
 def recorded_steps(path, env: int = 0) -> int:

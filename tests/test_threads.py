@@ -11,10 +11,10 @@ import pytest
 import torch
 from torchrl.envs import SerialEnv
 
+from environments import Scripted
+from pictures import picture, psnr
 from programs import python
 from readback import read, read_folder
-from test_hostile import Scripted
-from test_pictures import picture, psnr
 from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.kinds.threads import submit
 

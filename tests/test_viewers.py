@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,27 +11,18 @@ from pathlib import Path
 
 import pytest
 import rerun as rr
-import torch
 from rerun.chunk import RrdReader
-from tensordict import TensorDict
 from torchrl.envs import GymEnv, ParallelEnv
 
+from environments import LargePictures, cartpole
 from looking import headless_viewer, opened, rerun_views
 from programs import python
-from readback import read
-from servers import free_port, started, started_viewer, wait_until
-from test_faults import Odd, cartpole
+from readback import frames, read
+from servers import free_port, received, started_viewer
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.layout import blueprint
 
 STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
-
-
-class Pictures(Odd):
-    """Gives a new picture at each step, of 120 kB: 8 MB/s at 60 steps/s."""
-
-    def _observe(self):
-        return TensorDict(x=torch.full((1,), float(self.t)), pixels=torch.randint(0, 256, (200, 200, 3)).byte())
 
 
 @pytest.fixture
@@ -42,31 +32,11 @@ def viewer():
         yield server
 
 
-@contextlib.contextmanager
-def received(url, path):
-    """What a viewer is sent goes to a file, which is there when the block ends."""
-    with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
-        wait_until(path.exists)
-        time.sleep(0.5)
-        yield
-        wait_until(lambda: path.stat().st_size > 10_000)
-        size = -1
-        while size != path.stat().st_size:
-            size = path.stat().st_size
-            time.sleep(1.0)
-        client.send_signal(signal.SIGINT)
-        client.wait(20)
-
-
-def frames(path, entity="/env_0/x"):
-    return read(path)[entity].along("frame")
-
-
 def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown):
-        env = Pictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
+        env = LargePictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
         env.rollout(40)
         env.transform.dump()
         stats = env.transform.stats()
@@ -80,7 +50,7 @@ def test_a_viewer_alone(viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown):
-        env = Pictures().append_transform(RerunRecorder(url, in_keys=["x", "pixels"]))
+        env = LargePictures().append_transform(RerunRecorder(url, in_keys=["x", "pixels"]))
         env.rollout(20)
         env.transform.dump()
         env.close()
@@ -121,7 +91,7 @@ def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
 def test_a_server_that_viewers_connect_to(tmp_path):
     port, shown = free_port(), tmp_path / "shown.rrd"
     sink = rr.GrpcServerSink("127.0.0.1", port)
-    env = Pictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
+    env = LargePictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
     env.rollout(20)
     env.transform.dump()
     with received(sink.uri, shown):
@@ -178,7 +148,7 @@ def steps_of(env, seconds):
 
 def test_a_viewer_that_is_killed(path, viewer):
     process, url = viewer
-    env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
+    env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
     env.rollout(5)
     env.transform.dump()
     process.kill()
@@ -196,7 +166,7 @@ def test_a_viewer_that_is_killed(path, viewer):
 
 def test_a_viewer_that_stops_reading(path, viewer):
     process, url = viewer
-    env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
+    env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
     env.rollout(5)
     env.transform.dump()
     process.send_signal(signal.SIGSTOP)
@@ -216,7 +186,7 @@ def test_a_viewer_that_goes_on_after_a_while(path, viewer, tmp_path):
     process, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown):
-        env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
+        env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
         env.rollout(5)
         env.transform.dump()
         process.send_signal(signal.SIGSTOP)
@@ -241,7 +211,6 @@ def test_the_process_ends_beside_a_viewer_that_stopped(path, viewer, end):
 import os, signal, sys, warnings
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("ignore")
-from test_viewers import Pictures
 from torchrl_rerun import RerunRecorder
 env = Pictures().append_transform(RerunRecorder([sys.argv[1], sys.argv[2]], in_keys=["x", "pixels"], image_format="raw"))
 env.rollout(5)

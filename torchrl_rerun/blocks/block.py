@@ -40,7 +40,7 @@ Arrays = Sequence[Any]
 
 
 @dataclass(frozen=True)
-class Track:
+class StreamGroup:
     """Streams that always get their rows together.
 
     Attributes:
@@ -55,8 +55,8 @@ class Track:
     at: tuple[int, ...] = ()
     is_summed: bool = False
 
-    def part(self, at: Sequence[int]) -> Track:
-        """A track of some of its streams, those whose values are at ``at``."""
+    def part(self, at: Sequence[int]) -> StreamGroup:
+        """A group of some of its streams, those whose values are at ``at``."""
         return replace(self, streams=tuple(self.streams[self.at.index(i)] for i in at), at=tuple(at))
 
     @property
@@ -99,10 +99,10 @@ class Values:
 
 
 class Block:
-    """A piece of time of all tracks.
+    """A piece of time of all groups.
 
     Args:
-        tracks: what is stored.
+        groups: what is stored.
         envs: number of recorded environments.
         slots: how many frames there is room for.
         object_capacity: bytes of Python objects that make it full.
@@ -111,26 +111,26 @@ class Block:
     Attributes:
         start: where the environments were before it.
         events: what happened.
-        frames: per track, which of these events gave it rows.
-        values: per track, what is stored of each stream that is no sum.
+        frames: per group, which of these events gave it rows.
+        values: per group, what is stored of each stream that is no sum.
         room: how many more frames there is room for, at least.
         is_heavy: whether it is full of Python objects, though it has room for more.
     """
 
     def __init__(
         self,
-        tracks: Sequence[Track],
+        groups: Sequence[StreamGroup],
         envs: int,
         slots: int,
         *,
         object_capacity: int = MAX_STREAM_BYTES,
         transfers: Mapping[str, Transfers] | None = None,
     ) -> None:
-        self.tracks = tuple(tracks)
+        self.groups = tuple(groups)
         self.start: Positions = np.empty((0, 0), np.int64)
         self.events = Events()
-        self.frames: list[list[int]] = [[] for _ in self.tracks]
-        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.tracks]
+        self.frames: list[list[int]] = [[] for _ in self.groups]
+        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.groups]
         self.object_bytes = 0
         self.is_heavy = False
         self._object_capacity = object_capacity
@@ -140,27 +140,31 @@ class Block:
         self.room = slots
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
-        # What `add` goes through, for each track: its moment, whether it is summed, where its first value is, its frames;
+        # What `add` goes through, for each group: its moment, whether it is summed, where its first value is, its frames;
         # and arrays and where their values are, of streams that lie by frame, that lie by environment, that are Python objects, and
         # that are on an accelerator.
         self._plan = []
-        for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
-            pairs = list(zip(values, track.at, strict=True))
+        for group, frames, values in zip(self.groups, self.frames, self.values, strict=True):
+            pairs = list(zip(values, group.at, strict=True))
             near = [(v, i) for v, i in pairs if not v.stream.device]
             far = [(v, i) for v, i in pairs if v.stream.device]
             by_frame = [(v.array, i) for v, i in near if not v.lies_by_env]
             by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
             objects = [i for v, i in pairs if v.is_objects]
-            first = track.at[0] if track.at else None
-            self._plan.append((track.moment, track.is_summed, first, frames, by_frame, by_env, objects, far))
+            first = group.at[0] if group.at else None
+            self._plan.append((group.moment, group.is_summed, first, frames, by_frame, by_env, objects, far))
+
+    def begin(self, start: Positions) -> None:
+        """Say where the environments are before the first frame, ``[envs, 6]``."""
+        self.start = start
 
     def clear(self) -> None:
         """Make the block empty, to be filled again."""
         self.events.clear()
         for frames in self.frames:
             frames.clear()
-        for track in self.values:
-            for values in track:
+        for group in self.values:
+            for values in group:
                 if values.is_objects:
                     values.array[:] = None  # let go of the strings and arrays
         self.object_bytes = 0
@@ -169,8 +173,8 @@ class Block:
 
     def touch(self) -> None:
         """Write to each page of its memory, so that the system has given it when it is needed."""
-        for track in self.values:
-            for values in track:
+        for group in self.values:
+            for values in group:
                 if not values.is_objects:
                     values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
 
@@ -178,12 +182,12 @@ class Block:
     def bytes(self) -> int:
         """Bytes of the frames in it."""
         slots = [len(frames) for frames in self.frames]
-        rows = sum(track.row_bytes * n for track, n in zip(self.tracks, slots, strict=True))
+        rows = sum(group.row_bytes * n for group, n in zip(self.groups, slots, strict=True))
         return self._envs * rows + self.object_bytes
 
     def has_room(self) -> bool:
         """Whether there is room for one more frame."""
-        if self.room <= 0:  # so many frames have come; it may be that no track had rows in all of them
+        if self.room <= 0:  # so many frames have come; it may be that no group had rows in all of them
             most = max(map(len, self.frames), default=0)
             self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
         return self.room > 0
@@ -194,7 +198,7 @@ class Block:
         Args:
             event: what happened.
             moments: per moment, the values of all environments; None for a moment that had none. Where the values of a
-                track are missing, it gets no rows.
+                group are missing, it gets no rows.
         """
         number, after = len(self.events), event.after
         self.events.append(event)
@@ -253,11 +257,11 @@ class Block:
             arrival.synchronize()
         self._arrivals.clear()
 
-    def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
-        """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
-        frames = np.array(self.frames[track], np.intp)
+    def presence(self, group: int) -> npt.NDArray[np.bool_] | None:
+        """In which slots of a group each environment has a row, ``[slots, envs]``; None: in all of them."""
+        frames = np.array(self.frames[group], np.intp)
         present = None
-        for position, rows in self.events.partial(before=self.tracks[track].moment is ACTED):
+        for position, rows in self.events.partial(before=self.groups[group].moment is ACTED):
             slot = int(np.searchsorted(frames, position))
             if slot < len(frames) and frames[slot] == position:
                 if present is None:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from torchrl_rerun.kinds.episode import Episode
 
-Rows = npt.NDArray[np.intp] | None
+EnvIndices = npt.NDArray[np.intp] | None
 """Positions among the recorded environments; None: all of them."""
 
 
-NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
+NO_ENVS: npt.NDArray[np.intp] = np.empty(0, np.intp)
 
 
 class Event(NamedTuple):
@@ -37,13 +37,13 @@ class Event(NamedTuple):
     step: int
     log_time: int
     is_step: bool
-    rows: Rows
-    before: Rows
-    after: Rows
-    begun: Rows = None
+    rows: EnvIndices
+    before: EnvIndices
+    after: EnvIndices
+    begun: EnvIndices = None
 
     @property
-    def begins(self) -> Rows:
+    def begins(self) -> EnvIndices:
         """The environments whose episodes begin with a reset."""
         return self.rows if self.begun is None else self.begun
 
@@ -139,7 +139,7 @@ class Events:
             yield first, self._count, None
 
 
-class Over(NamedTuple):
+class EndedEpisode(NamedTuple):
     """An episode that is over.
 
     Attributes:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.blocks.events import EnvIndices, Events
 from torchrl_rerun.kinds.streams import Key
 
 
@@ -37,15 +37,15 @@ class Sums:
         self._before = np.nan
 
     def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
-        """The sums of a block's rewards, at the frames of the track that they are in: ``[slots, envs, *shape]``."""
+        """The sums of a block's rewards, at the frames of the group that they are in: ``[slots, envs, *shape]``."""
         rewards = {
             values.stream.key: (values.stream.numbers(values.by_frame[: len(frames)]), frames)
-            for track, frames in zip(block.values, block.frames, strict=True)
-            for values in track
+            for group, frames in zip(block.values, block.frames, strict=True)
+            for values in group
         }
         found = {}
-        for track, frames in zip(block.tracks, block.frames, strict=True):
-            for stream in track.streams:
+        for group, frames in zip(block.groups, block.frames, strict=True):
+            for stream in group.streams:
                 if stream.sums:
                     total = self._totals.get(stream.key)
                     if total is None:
@@ -91,11 +91,25 @@ def running_sums(
         if event is None:
             np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
             continue
-        gained = sums[last].copy()
-        sums[last] = sums[first]
         if event.is_step:
-            at = slice(None) if event.rows is None else event.rows
-            sums[last, at] = sums[first, at] + gained[at]
+            sums[last] = with_rewards(sums[first], event.rows, sums[last])
         else:
+            sums[last] = sums[first]
             sums[last, slice(None) if event.begins is None else event.begins] = 0.0
     return sums
+
+
+def with_rewards(sums: npt.NDArray[np.float64], rows: EnvIndices, rewards: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return running sums after a step.
+
+    Args:
+        sums: the sums before the step, ``[envs, ...]``.
+        rows: the environments that were stepped; None: all.
+        rewards: ``[envs, ...]``; those of the others are not looked at.
+
+    >>> with_rewards(np.array([1.0, 2.0]), np.array([1]), np.array([np.nan, 0.5])).tolist()
+    [1.0, 2.5]
+    """
+    after = sums.copy()
+    after[... if rows is None else rows] += rewards[... if rows is None else rows]
+    return after

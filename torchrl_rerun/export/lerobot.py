@@ -41,7 +41,7 @@ from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
 from torchrl_rerun.paths import absolute
 from torchrl_rerun.reading.episodes import LoadedEpisode
-from torchrl_rerun.reading.pictures import decoded, from_keyframe
+from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
 from torchrl_rerun.reading.steps import steps as read_steps
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import FrameCodes, episode_span
@@ -142,10 +142,10 @@ def is_usual(stream: Stream) -> bool:
 
 def unheld(stream: Stream, _: Moment) -> str:
     """Why the format can't hold a key; empty: it can."""
-    if stream.kind == "image":
+    if stream.kind.is_camera:
         return "varies in size, and a video of LeRobot's format is of one" if stream.varies else ""
     if stream.is_picture:
-        return f"is of kind {stream.kind!r}, and LeRobot's format has videos of images and numbers alone"
+        return f"is of kind {stream.kind.name!r}, and LeRobot's format has videos of images and numbers alone"
     if not stream.is_plain:
         return "is no tensor of real numbers of one shape, and LeRobot's format has videos and such numbers alone"
     return "" if math.prod(stream.shape) else f"has no numbers (shape {stream.shape})"
@@ -224,7 +224,7 @@ class _Dataset:
                 self._numbers[name] = _numbers_feature(stream, values[name])
             values |= self._indices(added)
             added.statistics.update({name: Statistics.of(each) for name, each in values.items()})
-            self._add_videos(episode, added, [stream for stream, _ in found if stream.kind == "image"], at.before)
+            self._add_videos(episode, added, [stream for stream, _ in found if stream.kind.is_camera], at.before)
             yield pa.table({name: _column(each) for name, each in values.items()})
 
     def _indices(self, added: _Episode) -> dict[str, npt.NDArray[Any]]:
@@ -269,8 +269,8 @@ class _Dataset:
                     )
                 yield each._replace(frame=at)
 
-        if stream.is_video:
-            codec, coming = str(stream.image_format), wanted(from_keyframe(held))
+        if is_video(stream):
+            codec, coming = str(stream.kind.format), wanted(from_keyframe(held))
         else:
             codec, coming = "h264", encoded(wanted(decoded(stream, held)), self._fps)
         with av.open(path, "w", options={"movflags": "faststart"}) as container:
@@ -350,7 +350,7 @@ def _names(found: Iterable[Described]) -> _Names:
 
 def _wishes(stream: Stream, moment: Moment) -> Iterator[Wish]:
     told = name_of(stream.key)
-    if stream.kind == "image":
+    if stream.kind.is_camera:
         for lane in range(stream.lanes):
             agent = stream.agents[lane : lane + 1]
             of_agent = "".join(f" of {name}" for name in agent)
@@ -370,7 +370,7 @@ def _numbers_feature(stream: Stream, values: npt.NDArray[Any]) -> dict[str, Any]
     return {
         "dtype": values.dtype.name,
         "shape": [size],
-        "names": list(stream.names) if len(stream.names) == size > 1 else None,
+        "names": list(stream.kind.names) if len(stream.kind.names) == size > 1 else None,
     }
 
 

@@ -231,7 +231,7 @@ def _raised(layout: _Layout, episode: LoadedEpisode, steps: TensorDict, name: st
 
 def _indices(stream: Stream, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """One-hot values as the indices of what is hot, all others as they are."""
-    if stream.discrete != "one_hot":
+    if stream.kind.discrete != "one_hot":
         return values
     segments = np.split(values, np.cumsum(_sizes(stream))[:-1], axis=-1)
     indices = np.stack([segment.argmax(axis=-1) for segment in segments], axis=-1)
@@ -239,19 +239,19 @@ def _indices(stream: Stream, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _sizes(stream: Stream) -> tuple[int, ...]:
-    return stream.categories or (stream.shape[-1],)
+    return stream.kind.categories or (stream.shape[-1],)
 
 
 def _space(stream: Stream) -> gym.Space[Any]:
     """The space of a key's values."""
     shape: tuple[int, ...] = stream.shape
     dtype: np.dtype[Any] = np.dtype(np.float32) if stream.dtype == "bfloat16" else stream.storage
-    if stream.discrete == "one_hot" and len(shape) == 1:
+    if stream.kind.discrete == "one_hot" and len(shape) == 1:
         sizes = _sizes(stream)
         return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(list(sizes))
-    if stream.discrete == "index" and shape == () and stream.categories:
-        return gym.spaces.Discrete(stream.categories[0])
-    if stream.discrete == "one_hot":
+    if stream.kind.discrete == "index" and shape == () and stream.kind.categories:
+        return gym.spaces.Discrete(stream.kind.categories[0])
+    if stream.kind.discrete == "one_hot":
         sizes = _sizes(stream)
         return gym.spaces.Box(0, max(sizes), (*shape[:-1], *([] if len(sizes) == 1 else [len(sizes)])), np.int64)
     if dtype == np.bool_:

@@ -25,14 +25,14 @@ from PIL import Image
 
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
 from torchrl_rerun.kinds.streams import name_of
-from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps
+from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.reading.pictures import (
     Picture,
     Stored,
     Track,
-    decoder_of,
     from_keyframe,
+    is_video,
     pictures,
     stored,
     tracks_of,
@@ -221,8 +221,8 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
     fps = video.fps or float(USUAL_FPS)
     total = sum(map(_rows, video.tracks))
     first = video.tracks[0]
-    is_copy = len(video.tracks) == 1 and first.stream.is_video
-    codec = str(first.stream.image_format) if is_copy else _FORMAT
+    is_copy = len(video.tracks) == 1 and is_video(first.stream)
+    codec = str(first.stream.kind.format) if is_copy else _FORMAT
     counted = _Counted()
     if is_copy:
         coming = from_keyframe(counted.all(progress(stored(first), total)))

@@ -33,9 +33,13 @@ import pyarrow as pa
 import rerun as rr
 
 from torchrl_rerun.kinds.arrow import Column, flat, lists
+from torchrl_rerun.kinds.streams import Stream
 
 TEXT, MEDIA_TYPE, TENSOR, TYPE = "TextDocument:text", "TextDocument:media_type", "Tensor:data", "torchrl_rerun:type"
 """The components of a value; those that it doesn't need are null."""
+
+OBJECTS = (TEXT, TENSOR)
+"""The components of which each value has one."""
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
@@ -223,8 +227,8 @@ def is_same(a: Any, b: Any) -> bool:
 # --- columns ---
 
 
-def columns_of(rows: Sequence[Written]) -> list[Column]:
-    """The columns of some values."""
+def columns_of_objects(rows: Sequence[Written]) -> list[Column]:
+    """Return the columns of some values."""
     columns = []
     texts, media_types, tensors, types = zip(*rows, strict=True)
     if any(text is not None for text in texts):
@@ -287,6 +291,57 @@ def read(text: str, media_type: str | None, type_name: str | None) -> Any:
     elif media_type == JSON:
         value = json.loads(text)
     return value if type_name is None else _SCALARS[type_name](value)
+
+
+def tensor_buffers(batch: pa.RecordBatch, component: str) -> tuple[pa.Array, pa.Array]:
+    """Return the shapes and the buffers of the rows that have a tensor."""
+    data = batch.column(component).flatten()
+    buffers = data.field("buffer")
+    if buffers.offset:  # of a slice of a union pyarrow 26 gives the types, and the wrong offsets
+        buffers = buffers.take(pa.array(np.arange(len(data))))
+    return data.field("shape"), buffers
+
+
+def objects_in(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    """Return rows ``[n]`` of which each is a value by itself: an object, or a value that its kind stores.
+
+    Args:
+        stream: the stream.
+        batch: the rows.
+    """
+    out = np.empty(len(batch), object)
+    types = _one_each(batch, TYPE)
+    for component in batch.schema.names:
+        if component not in (*OBJECTS, *stream.kind.components):
+            continue
+        is_there = batch.column(component).is_valid().to_numpy(zero_copy_only=False)
+        at = np.flatnonzero(is_there)
+        part = batch if is_there.all() else batch.filter(pa.array(is_there))
+        if component == TENSOR:
+            shapes, buffers = tensor_buffers(part, component)
+            for row, shape, buffer in zip(at, shapes, buffers, strict=True):
+                numbers, size = np.asarray(buffer.value.values), shape.as_py()
+                if stream.varies:
+                    out[row] = stream.narrowed(numbers).reshape(size[:-1] if stream.is_complex else size)
+                else:
+                    out[row] = array_in(numbers, size, types[row])
+        elif component == TEXT:
+            texts = part.column(TEXT).flatten().to_pylist()
+            media_types = _one_each(batch, MEDIA_TYPE)
+            for row, text in zip(at, texts, strict=True):
+                is_plain = media_types[row] is None and types[row] is None
+                out[row] = text if is_plain else read(text, media_types[row], types[row])
+        else:
+            for row, value in zip(at, stream.kind.values(stream, part), strict=True):
+                out[row] = value
+    return out
+
+
+def _one_each(batch: pa.RecordBatch, component: str) -> list[str | None]:
+    """Return the value of a component in each row; None: a row has none."""
+    if component not in batch.schema.names:
+        return [None] * len(batch)
+    return [None if said is None else said[0] for said in batch.column(component).to_pylist()]
 
 
 def array_in(numbers: npt.NDArray[Any], shape: list[int], type_name: str | None) -> npt.NDArray[Any]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
+from torchrl_rerun.kinds.describe import kind_called
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
@@ -148,13 +149,43 @@ class Schema:
         return cls(
             Source(tuple(fields["batch_size"]), fields["env_name"], fields["fps"]),
             tuple(fields["envs"]),
-            tuple((Stream.from_json(entry), Moment[entry["moment"].upper()]) for entry in fields["keys"]),
+            tuple((stream_from_schema(entry), Moment[entry["moment"].upper()]) for entry in fields["keys"]),
             tuple(tuple(key) for key in fields.get("statistics", ())),
             fields["split"],
             fields["versions"],
             # Recordings of schema version 1 don't say.
             tuple(map(tuple, fields.get("ends", ()))) or deciding(tuple(entry["key"]) for entry in fields["keys"]),
         )
+
+
+def stream_to_schema(stream: Stream) -> dict[str, Any]:
+    """Return the fields of a key in the schema: all that a reader must know to give the key back as it was.
+
+    >>> from torchrl_rerun.kinds.state import State
+    >>> stream_to_schema(Stream(("action",), State(["left", "right"]), "int64", (1,)))
+    {'key': ['action'], 'dtype': 'int64', 'shape': [1], 'kind': 'state', 'names': ['left', 'right']}
+    """
+    told = {"key": list(stream.key), "dtype": stream.dtype, "shape": list(stream.shape), "kind": stream.kind.name}
+    told |= {name: value for name in _IF_NOT_EMPTY if (value := getattr(stream, name))}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()} | (
+        stream.kind.to_schema()
+    )
+
+
+def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
+    """Return the stream that :func:`stream_to_schema` described.
+
+    Args:
+        fields: the fields of a key in the schema.
+    """
+    told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    kind = kind_called(fields["kind"]).from_schema(fields)
+    return Stream(
+        told["key"], kind, told["dtype"], told["shape"], **{name: told[name] for name in _IF_NOT_EMPTY if name in told}
+    )
+
+
+_IF_NOT_EMPTY = ("agents", "varies", "shared", "sums", "place")
 
 
 _VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d+)')
@@ -209,7 +240,7 @@ def property_chunk(
         "envs": list(envs),
         "fps": source.fps,
         "split": split,
-        "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in described],
+        "keys": [stream_to_schema(stream) | {"moment": moment.name.lower()} for stream, moment in described],
         "statistics": [list(key) for key in statistics],
         "ends": [list(key) for key in ends],
         "versions": _versions(),

@@ -1,4 +1,4 @@
-"""Video: an encoder for each stream of images of an environment, fed on the writer's thread, without a delay.
+"""Video: encoders and decoders of streams of images, without a delay.
 
 The one module that needs PyAV, which is an extra.
 
@@ -8,12 +8,13 @@ what was dumped can be decoded, and each sample belongs to the row of its pictur
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import av
 import numpy as np
@@ -42,11 +43,13 @@ class Codec:
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
+        decoder: FFmpeg's name of the decoder. Its own of AV1 needs hardware.
         least: width and height must be this at the least.
         options: the encoder's.
     """
 
     encoder: str
+    decoder: str
     least: int
     options: Mapping[str, str]
 
@@ -54,6 +57,7 @@ class Codec:
 CODECS: dict[str, Codec] = {
     "h264": Codec(
         "libx264",
+        "h264",
         least=2,
         # The slower presets make files half as large, and take up to five times as long. Each keyframe begins anew
         # (IDR), and carries the parameters that are needed to begin there.
@@ -61,6 +65,7 @@ CODECS: dict[str, Codec] = {
     ),
     "av1": Codec(
         "libsvtav1",
+        "libdav1d",
         least=4,
         # Without low delay (pred-struct=1) it keeps dozens of pictures back. One processor (lp) for each encoder. Files of
         # preset 10 are up to twice as large, and take two thirds of the time.
@@ -163,3 +168,46 @@ class VideoEncoder:
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.options = dict(self._codec.options)
         return context
+
+
+Tag = TypeVar("Tag")
+
+Samples = Iterable[tuple[Tag, bytes, bool]]
+"""Samples of a video: any tag, the bytes, and whether decoding can begin with it."""
+
+
+def decoder_of(image_format: str) -> VideoCodecContext:
+    """Return a decoder of a video format, which holds no pictures back."""
+    decoder = av.CodecContext.create(CODECS[image_format].decoder, "r")
+    decoder.thread_count = 1
+    return cast("VideoCodecContext", decoder)
+
+
+def decoded(image_format: str, samples: Samples[Tag], *, is_grey: bool) -> Iterator[tuple[Tag, npt.NDArray[Any]]]:
+    """Return the pictures of a video with their tags, from the first keyframe on.
+
+    Args:
+        image_format: one of :data:`CODECS`.
+        samples: in their order.
+        is_grey: whether pictures have one channel instead of three.
+
+    >>> encoder = VideoEncoder("h264", fps=30)
+    >>> samples = encoder.encode(np.zeros((3, 84, 85, 3), np.uint8), episodes=[0, 0, 0])
+    >>> [(tag, picture.shape) for tag, picture in decoded("h264", zip("abc", *zip(*samples)), is_grey=False)][2]
+    ('c', (84, 86, 3))
+    """
+    decoder = decoder_of(image_format)
+    waiting: dict[int, Tag] = {}
+
+    def taken(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[Tag, npt.NDArray[Any]]]:
+        for frame in frames:
+            tag = waiting.pop(cast("int", frame.pts))
+            pixels = frame.to_ndarray(format="rgb24")
+            yield tag, pixels[..., :1] if is_grey else pixels
+
+    for number, (tag, data, _) in enumerate(itertools.dropwhile(lambda each: not each[2], samples)):
+        waiting[number] = tag
+        packet = av.Packet(data)
+        packet.pts = number
+        yield from taken(decoder.decode(packet))
+    yield from taken(decoder.decode(None))

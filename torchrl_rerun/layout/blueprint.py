@@ -29,6 +29,7 @@ import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
 
+from torchrl_rerun.kinds.kind import Plot, View
 from torchrl_rerun.kinds.palette import color
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.kinds.streams import Key, Stream, batch_path, entity_path
@@ -133,7 +134,7 @@ def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
         live: whether it is watched while it is recorded.
     """
     envs = recorded.envs
-    are_seen = any(stream.is_picture for stream in recorded.streams)
+    are_seen = any(_large_view(stream) for stream in recorded.streams)
     if len(envs) > (MAX_SEEN_CELLS if are_seen else MAX_CELLS) or recorded.statistics:
         root: rrb.Container | rrb.View = _overview(recorded)
     else:
@@ -187,24 +188,16 @@ def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
 
 
 def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
-    """A view of each image, then of each tensor, then of each text of an environment, in this order.
+    """Return a view of each stream of an environment that has one: pictures and scenes, then bars, tensors and texts.
 
     Args:
         recorded: what there is.
         env: the environment's index.
     """
-    streams = recorded.of(env)
-    no_legend = {"plot_legend": rrb.PlotLegend(visible=False)}  # it would say the entity path
-    shown: tuple[tuple[Any, dict[str, Any], list[Stream]], ...] = (
-        (rrb.Spatial2DView, {}, [stream for stream in streams if stream.is_picture]),
-        (rrb.BarChartView, no_legend, [stream for stream in streams if stream.is_vector]),
-        (rrb.TensorView, {}, [stream for stream in streams if stream.kind == "tensor" and not stream.is_vector]),
-        (rrb.TextDocumentView, {}, [stream for stream in streams if stream.kind == "text"]),
-    )
+    shown = [(stream, view) for stream in recorded.of(env) if (view := stream.kind.view(stream)) is not None]
     return [
-        view(origin=recorded.path(stream, env, lane), name=_named(recorded, env, stream, lane), **options)
-        for view, options, of_kind in shown
-        for stream in of_kind
+        view.make(origin=recorded.path(stream, env, lane), name=_named(recorded, env, stream, lane), **view.options)
+        for stream, view in sorted(shown, key=lambda each: each[1].rank)
         for lane in range(stream.lanes)
     ]
 
@@ -225,7 +218,7 @@ def plots(recorded: Recorded, env: int | None) -> list[rrb.View | rrb.Container]
 
 
 def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container:
-    """The pictures of many environments, or their returns if there are none, in a grid.
+    """Return the pictures or scenes of many environments, or their returns if there are none, in a grid.
 
     Args:
         recorded: what there is.
@@ -233,19 +226,22 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     """
     shown = (recorded.envs if envs is None else envs)[:MAX_WALL]
     columns = math.ceil(math.sqrt(len(shown)))
-    cameras = [stream for stream in recorded.streams if stream.is_picture and not stream.shared]
+    large = [(stream, view) for stream in recorded.streams if (view := _large_view(stream)) and not stream.shared]
     walls = [
         rrb.Grid(
             *(
-                rrb.Spatial2DView(
-                    origin=recorded.path(stream, env, lane), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES
+                view.make(
+                    origin=recorded.path(stream, env, lane),
+                    name=f"env {env}",
+                    titlebar=len(shown) <= MAX_TITLES,
+                    **view.options,
                 )
                 for env in shown
             ),
             grid_columns=columns,
             name=_named(recorded, None, stream, lane),
         )
-        for stream in cameras
+        for stream, view in large
         for lane in range(stream.lanes)
     ]
     if not walls:
@@ -323,7 +319,7 @@ def _overview(recorded: Recorded) -> rrb.Container:
     """A wall, what all come to, and the details of a few."""
     of_each = rrb.Tabs(*(details(recorded, env) for env in recorded.envs[:MAX_DETAILS]), name="details")
     if recorded.statistics:
-        shares = [1, 2] if any(stream.is_picture for stream in recorded.streams) else [1, 1]
+        shares = [1, 2] if any(_large_view(stream) for stream in recorded.streams) else [1, 1]
         left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares)
     elif any(stream.sums for stream in recorded.streams):
         left = rrb.Vertical(wall(recorded), returns(recorded), row_shares=[3, 1])
@@ -373,7 +369,9 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     What the environment says beside what the policy sees comes after all that.
     """
     streams = recorded.of(env)
-    gains = [stream for stream in streams if stream.kind == "scalars" and (stream.sums or "reward" in stream.key[-1])]
+    gains = [
+        stream for stream in streams if stream.kind.plot is Plot.LINES and (stream.sums or "reward" in stream.key[-1])
+    ]
     others = [stream for stream in _numbers(streams) if stream not in gains]
     states = _lanes(streams)
     second = any(stream.key[-1] not in _DONE_FLAGS for stream in states)
@@ -395,7 +393,7 @@ def _is_in_returns(recorded: Recorded, env: int | None) -> bool:
     """Whether its return is on the plot of the whole run, or on the wall that takes its place beside statistics."""
     if env is None or recorded.below:  # of what is compared there is a plot of what episodes came to
         return False
-    return not (recorded.statistics and any(stream.is_picture for stream in recorded.streams))
+    return not (recorded.statistics and any(_large_view(stream) for stream in recorded.streams))
 
 
 def _rank(stream: Stream) -> int:
@@ -409,7 +407,7 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
     """A plot of a key, or one of each agent's side by side."""
     title, axis, numbers = " / ".join(stream.key), _time_axis(recorded, env), math.prod(stream.row_shape)
     if len(stream.agents) < 2 or numbers == 1:
-        speeds = [name.endswith(" vel") for name in stream.names]
+        speeds = [name.endswith(" vel") for name in stream.kind.names]
         if len(speeds) > MAX_NAMED and any(speeds) and not all(speeds):
             path = recorded.path(stream, env)
             return rrb.Horizontal(
@@ -540,13 +538,19 @@ def _titled(recorded: Recorded, env: int | None, what: str) -> str:
     return f"{whose}: {what}" if whose else what
 
 
+def _large_view(stream: Stream) -> View | None:
+    """Return the view of a stream that is shown on a wall: of pictures and scenes."""
+    view = stream.kind.view(stream)
+    return view if view is not None and view.is_large else None
+
+
 def _numbers(streams: Sequence[Stream]) -> list[Stream]:
-    return [stream for stream in streams if stream.kind == "scalars"]
+    return [stream for stream in streams if stream.kind.plot is Plot.LINES]
 
 
 def _lanes(streams: Sequence[Stream]) -> list[Stream]:
     """All states, actions first; ``done`` only where neither ``terminated`` nor ``truncated`` says why."""
-    states = [stream for stream in streams if stream.kind == "state"]
+    states = [stream for stream in streams if stream.kind.plot is Plot.LANES]
     names = {stream.key[-1] for stream in states}
     shown = [stream for stream in states if stream.key[-1] != "done" or not names & {"terminated", "truncated"}]
     return sorted(shown, key=lambda stream: stream.key[-1] in _DONE_FLAGS)

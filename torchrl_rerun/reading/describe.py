@@ -196,7 +196,13 @@ class _Sum:
                 statistics.setdefault(key, set()).add(batch_path(key))
         for key, (stream, paths) in found.items():
             yield KeySummary(
-                key, stream.kind, stream.dtype, stream.shape, stream.image_format, stream.agents, *self._counted(paths)
+                key,
+                stream.kind.name,
+                stream.dtype,
+                stream.shape,
+                stream.kind.format,
+                stream.agents,
+                *self._counted(paths),
             )
         for key, paths in statistics.items():
             yield KeySummary(("batch", *key), "statistics", "float64", (), None, (), *self._counted(paths))

@@ -9,7 +9,7 @@ import numpy as np
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import Described
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
-from torchrl_rerun.reading.pictures import Stored, stored_in
+from torchrl_rerun.reading.pictures import Stored, is_video, stored_in
 from torchrl_rerun.reading.recordings import StoredRecording
 from torchrl_rerun.reading.rows import (
     Held,
@@ -17,7 +17,7 @@ from torchrl_rerun.reading.rows import (
     Rows,
     held_of,
     in_order,
-    is_of_pictures,
+    is_of_kind,
     joined,
     places_in,
     rows_in,
@@ -82,14 +82,15 @@ class History:
 
     def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[Stored]:
         """Yield the pictures of a key and an agent as they are stored, with one chunk at a time in memory."""
-        return (each for _, batch in self.held(stream, lane, span) for each in stored_in(batch))
+        return (each for _, batch in self.held(stream, lane, span) for each in stored_in(stream, batch))
 
     def undecoded(self, stream: Stream, lane: int, span: Span) -> UndecodedPictures:
         """Return the pictures of a key and an agent, encoded. Of a video those are left out that can't be decoded."""
         since = span
-        if stream.is_video and span != ALL:
+        if is_video(stream) and span != ALL:
             since = span[0] >> 32 << 32, span[1]  # each episode begins with a keyframe
-        return undecoded_in([each for each in self.held(stream, lane, since) if is_of_pictures(each)], span, since)
+        held = [each for each in self.held(stream, lane, since) if is_of_kind(stream, each)]
+        return undecoded_in(stream, held, span, since)
 
     def warn_of_gaps(self, places: Places, steps: int) -> None:
         """Warn, once, if frames were left out, so that recorded ones are no neighbours.
@@ -115,14 +116,15 @@ class History:
         [values] = decoded_at(stream, encoded, [np.arange(len(encoded.places))])
         if not stream.is_object:
             return Rows(encoded.places, values)
-        no_pictures = (held for held in self.held(stream, lane, span) if not is_of_pictures(held))
+        no_pictures = (held for held in self.held(stream, lane, span) if not is_of_kind(stream, held))
         others = rows_in(no_pictures, stream)
         both = joined([encoded.places, others.places]), np.concatenate([values, others.values])
         return in_order(Rows(*both))
 
     def held(self, stream: Stream, lane: int = 0, span: Span = ALL) -> Iterator[Held]:
         """Yield the rows of a key and an agent, chunk by chunk, not decoded."""
-        return held_of(self.recording.parts, self.recording.schema.path_of(stream, self.env, lane), span)
+        path = self.recording.schema.path_of(stream, self.env, lane)
+        return held_of(self.recording.parts, stream, path, span)
 
 
 def _common(several: Sequence[Places]) -> Places:

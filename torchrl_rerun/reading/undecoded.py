@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.pixels import row_of
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.padding import filling
-from torchrl_rerun.reading.pictures import Stored, decoded, from_keyframe, stored_in
+from torchrl_rerun.reading.pictures import Stored, decoded, from_keyframe, row_of, stored_in
 from torchrl_rerun.reading.rows import Held, Places, joined
 from torchrl_rerun.rrd.frame_codes import Span
 
@@ -29,15 +28,19 @@ class UndecodedPictures(NamedTuple):
     stored: Sequence[Stored]
 
 
-def undecoded_in(held: Sequence[Held], span: Span, since: Span) -> UndecodedPictures:
+def undecoded_in(stream: Stream, held: Sequence[Held], span: Span, since: Span) -> UndecodedPictures:
     """Return the pictures in a span.
 
     Args:
+        stream: the key.
         held: the chunks of the pictures.
         span: the frames that are wanted.
         since: the frames that were read, which for a video begin at or before the last keyframe before ``span``.
     """
-    stored, places = [each for _, batch in held for each in stored_in(batch)], joined(each.places for each in held)
+    stored, places = (
+        [each for _, batch in held for each in stored_in(stream, batch)],
+        joined(each.places for each in held),
+    )
     wanted = np.flatnonzero(places.codes >= span[0])
     order = places[wanted].order
     wanted = wanted if order is None else wanted[order]
@@ -72,7 +75,7 @@ def decoded_at(
         undecoded: the pictures.
         wanted: the rows of each array; -1: there is none, and its place is filled.
     """
-    shape = () if stream.is_object else stream.held_shape
+    shape = () if stream.is_object else stream.kind.recorded_shape(stream)
     rows: list[list[int]] = []
     arrays: list[npt.NDArray[Any]] = []
     for numbers in wanted:

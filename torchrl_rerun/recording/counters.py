@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import NONE, Event, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
 from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
 
 
@@ -25,7 +25,7 @@ class Progress(NamedTuple):
     frames: int = 0
 
 
-class Episodes:
+class Counters:
     """Counts frames, steps and episodes of ``envs`` environments.
 
     An episode runs from a reset to the step that ends it, per environment, counted from 0 per environment. ``frame``
@@ -37,10 +37,10 @@ class Episodes:
         steps: how many calls of ``env.step`` there have been.
         all_begun: whether it is known that all environments have been reset.
 
-    >>> episodes = Episodes(2)
-    >>> episodes.apply(episodes.event(None, 0, is_step=False))
-    >>> episodes.apply(episodes.event(np.array([1]), 5, is_step=True))
-    >>> episodes.positions().tolist()  # frame, step, episode, episode_step, time and regroupings of each environment
+    >>> counters = Counters(2)
+    >>> counters.apply(counters.event(None, 0, is_step=False))
+    >>> counters.apply(counters.event(np.array([1]), 5, is_step=True))
+    >>> counters.positions().tolist()  # frame, step, episode, episode_step, time and regroupings of each environment
     [[0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 5, 0]]
     """
 
@@ -78,8 +78,19 @@ class Episodes:
         self._stamps = np.concatenate([self._stamps, np.zeros((more, 3), np.int64)])
         self.all_begun = False
 
+    def count(self, *, frames: int = 0, steps: int = 0) -> None:
+        """Count frames and steps of which nothing is known but their number."""
+        self.frames += frames
+        self.steps += steps
+
     def event(
-        self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None, begun: Rows = None
+        self,
+        rows: EnvIndices,
+        now: int,
+        *,
+        is_step: bool,
+        picked: tuple[EnvIndices, EnvIndices] | None = None,
+        begun: EnvIndices = None,
     ) -> Event:
         """What is about to happen: environments are stepped, or reset. Changes nothing.
 
@@ -155,7 +166,7 @@ class Episodes:
         """Whether an event was the last to happen."""
         return self._seen is event
 
-    def of(self, rows: Rows) -> npt.NDArray[np.int64]:
+    def of(self, rows: EnvIndices) -> npt.NDArray[np.int64]:
         """The numbers of the episodes that environments are in."""
         return self._episode if rows is None else self._episode[rows]
 
@@ -163,10 +174,10 @@ class Episodes:
         """How many episodes have begun, of all environments together."""
         return int(self._episode.sum()) + len(self._episode)
 
-    def never_begun(self, rows: Rows) -> Rows:
+    def never_begun(self, rows: EnvIndices) -> EnvIndices:
         """Those of ``rows`` that were never reset, an empty array if there are none."""
         if self.all_begun:
-            return NONE
+            return NO_ENVS
         fresh = self._episode < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode, EpisodeKey, Predicate
-from torchrl_rerun.writing.folder import Keeper
+from torchrl_rerun.writing.folder import KeptEpisodes
 
 Rank = tuple[bool, float]
 """Whether an episode ended, which comes before all else, and a number."""
@@ -33,7 +33,7 @@ class Keep(ABC):
         raise TypeError("combine policies with | and &, not with `or` and `and`")
 
     @abstractmethod
-    def keeper(self) -> Keeper:
+    def new_kept(self) -> KeptEpisodes:
         """One that has seen no episode yet."""
 
     @property
@@ -54,9 +54,9 @@ class _Ranked(Keep):
         if self.where is not None and not callable(self.where):
             raise TypeError(f"where={self.where!r}: pass a function of an episode that returns a bool")
 
-    def keeper(self) -> Keeper:
+    def new_kept(self) -> KeptEpisodes:
         """One that has seen no episode yet."""
-        return _RankedKeeper(self)
+        return _RankedEpisodes(self)
 
     @abstractmethod
     def rank(self, episode: Episode) -> Rank | None:
@@ -156,9 +156,9 @@ class KeepIf(Keep):
         if not callable(self.predicate):
             raise TypeError(f"KeepIf({self.predicate!r}): pass a function of an episode that returns a bool")
 
-    def keeper(self) -> Keeper:
+    def new_kept(self) -> KeptEpisodes:
         """One that has seen no episode yet."""
-        return _ConditionKeeper(self.predicate)
+        return _MatchingEpisodes(self.predicate)
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,8 +171,8 @@ class _Combined(Keep):
         sides = (f"({side!r})" if isinstance(side, _Combined) else repr(side) for side in (self.first, self.second))
         return f" {self.how} ".join(sides)
 
-    def keeper(self) -> Keeper:
-        return _CombinedKeeper(self.first.keeper(), self.second.keeper(), any if self.how == "|" else all)
+    def new_kept(self) -> KeptEpisodes:
+        return _CombinedEpisodes(self.first.new_kept(), self.second.new_kept(), any if self.how == "|" else all)
 
     @property
     def needs_return(self) -> bool:
@@ -209,7 +209,7 @@ class _Asked:
             warnings.warn_explicit(message, RuntimeWarning, code.co_filename, code.co_firstlineno)
 
 
-class _RankedKeeper(Keeper):
+class _RankedEpisodes(KeptEpisodes):
     def __init__(self, policy: _Ranked) -> None:
         self._policy = policy
         self._where = None if policy.where is None else _Asked(policy.where)
@@ -239,7 +239,7 @@ class _RankedKeeper(Keeper):
         pass  # it holds none but those that stay
 
 
-class _ConditionKeeper(Keeper):
+class _MatchingEpisodes(KeptEpisodes):
     def __init__(self, predicate: Predicate) -> None:
         self._is_true = _Asked(predicate)
         self._ids: set[EpisodeKey] = set()
@@ -257,8 +257,8 @@ class _ConditionKeeper(Keeper):
         self._ids.discard(episode.key)
 
 
-class _CombinedKeeper(Keeper):
-    def __init__(self, first: Keeper, second: Keeper, how: Callable[[Iterable[bool]], bool]) -> None:
+class _CombinedEpisodes(KeptEpisodes):
+    def __init__(self, first: KeptEpisodes, second: KeptEpisodes, how: Callable[[Iterable[bool]], bool]) -> None:
         self._sides = (first, second)
         self._how = how
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Arrays
-from torchrl_rerun.blocks.events import Rows
+from torchrl_rerun.blocks.events import EnvIndices
 from torchrl_rerun.kinds.endings import Ends
 
 MAX_LOGGED_ENVS = 64
@@ -53,13 +53,13 @@ class LoggedEnvs:
         """Whether they are all that there are."""
         return self._select is None
 
-    def rows(self, mask: npt.NDArray[np.bool_]) -> Rows:
+    def rows(self, mask: npt.NDArray[np.bool_]) -> EnvIndices:
         """Which of them a mask of all holds for; None: all of them."""
         if self._select is not None:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
-    def mask(self, rows: Rows) -> npt.NDArray[np.bool_]:
+    def mask(self, rows: EnvIndices) -> npt.NDArray[np.bool_]:
         """The mask of all that holds for ``rows`` of them; None: for all of them."""
         out = np.zeros(self._envs, np.bool_)
         out[self.indices if rows is None else [self.indices[row] for row in rows]] = True
@@ -82,7 +82,7 @@ class LoggedEnvs:
         select, envs = self._select, self._envs
         return [array if array is None or len(array) != envs else array[select] for array in arrays]
 
-    def with_pictures(self, observed: Arrays, rows: Rows, render: Render) -> Arrays:
+    def with_pictures(self, observed: Arrays, rows: EnvIndices, render: Render) -> Arrays:
         """What was observed of them, with pictures of ``rows`` as the last of it."""
         pictures = render(self.indices if rows is None else [self.indices[row] for row in rows])
         if pictures is None:

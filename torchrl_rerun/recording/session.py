@@ -1,207 +1,82 @@
-"""Opening a recording: which file it is, who else shares its path, and what the environment says of itself."""
+"""Open recordings: find the file of a sink, and the recorders that share its path."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import math
 import multiprocessing
 import os
 import re
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rerun as rr
-import rerun.blueprint as rrb
 
 from torchrl_rerun.errors import FileInUseError, warn
-from torchrl_rerun.kinds.schema import SPLITS, Source
-from torchrl_rerun.kinds.streams import (
-    IMAGE_FORMATS,
-    KINDS,
-    STACKS,
-    VIDEO_FORMATS,
-    AnyKey,
-    ImageFormat,
-    Key,
-    Kind,
-    Stacks,
-    as_key,
-)
+from torchrl_rerun.kinds.schema import Source
 from torchrl_rerun.paths import absolute, shown
-from torchrl_rerun.recording.keep import Keep
-from torchrl_rerun.recording.logged_envs import check_envs
-from torchrl_rerun.recording.recording import Options, Recording, application_id
+from torchrl_rerun.recording.options import Options
+from torchrl_rerun.recording.recording import Recording, application_id
 from torchrl_rerun.recording.resume import Reached, reached
 from torchrl_rerun.rrd.locks import is_locked
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.file import FileSink
-from torchrl_rerun.writing.folder import RunFolder
-from torchrl_rerun.writing.live import Outlet
-from torchrl_rerun.writing.rerun_streams import StreamOutlet, UsersStream, application_id_of
-from torchrl_rerun.writing.sink import NoFile, Sink
+from torchrl_rerun.writing.dumps import DumpTarget
+from torchrl_rerun.writing.episode_target import EpisodeTarget
+from torchrl_rerun.writing.file import FileTarget
+from torchrl_rerun.writing.live import LiveSink
+from torchrl_rerun.writing.rerun_streams import LiveStream, UsersStream, application_id_of
+from torchrl_rerun.writing.target import ChunkWriter, LiveTarget, Target
 from torchrl_rerun.writing.viewers import Endpoint, Viewer
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the user asked for.
+class Session:
+    """A recorder's options, and what its sink stands for.
 
     Attributes:
-        sink: what it is kept in.
-        viewers: who watches.
-        stream: the recording stream that takes part; None: none does.
-        in_keys: the keys to record; None: those of the environment's specs.
-        fps: frames per second of simulated time; None: what the environment says.
-        image_format: one for all images, or per key.
-        jpeg_quality: of JPEG files.
-        stacks: what is recorded of stacks of frames, of all or per key.
-        kinds, names: overrides per key.
-        render: whether the environment is rendered where it is recorded.
-        resume: whether the run goes on that the file or folder holds.
-        options: the rest, which the recording sees to.
+        options: the options.
+        target: the file or folder that is recorded to.
+        viewers: the live viewers.
+        stream: the recording stream of the user. Default: none.
         process: the process that the recorder was made in.
-        is_copy: it was copied or pickled, and has no right to the path itself.
+        is_copy: whether the recorder was copied or pickled, and has no right to the path itself.
     """
 
-    sink: Sink
+    options: Options
+    target: Target
     viewers: tuple[Endpoint, ...]
     stream: UsersStream | None
-    in_keys: tuple[Key, ...] | None
-    fps: float | None
-    image_format: ImageFormat | Mapping[Key, ImageFormat]
-    jpeg_quality: int
-    stacks: Stacks | Mapping[Key, Stacks]
-    kinds: Mapping[Key, Kind]
-    names: Mapping[Key, tuple[str, ...]]
-    render: bool
-    resume: bool
-    options: Options
-    process: int
+    process: int = field(default_factory=os.getpid)
     is_copy: bool = False
 
     @classmethod
-    def checked(
-        cls,
-        sink: Any,
-        *,
-        overwrite: bool,
-        resume: bool,
-        in_keys: Sequence[AnyKey] | None,
-        fps: float | None,
-        image_format: ImageFormat | Mapping[AnyKey, ImageFormat],
-        jpeg_quality: int,
-        stacks: Stacks | Mapping[AnyKey, Stacks],
-        kinds: Mapping[AnyKey, Kind] | None,
-        names: Mapping[AnyKey, Sequence[str]] | None,
-        render: bool,
-        options: Options,
-    ) -> Settings:
-        """What the user asked for, if it makes sense.
+    def of(cls, sink: Any, options: Options) -> Session:
+        """Return the session of a recorder that is made now.
+
+        Args:
+            sink: the sink, or a list of sinks, as ``RerunRecorder`` takes them.
+            options: the options.
 
         Raises:
-            TypeError: an argument is of the wrong type.
-            ValueError: an argument is out of its range.
-            ImportError: a video format is asked for, and PyAV isn't there.
+            FileExistsError: the file exists, or the folder holds an earlier run, and the options neither overwrite nor
+                resume it.
+            OSError: the folder can't be written.
+            TypeError: a sink is of the wrong type.
+            ValueError: the sinks don't go with one another, or with the options.
         """
-        _require("fps", fps, int | float | None, "frames per second")
-        _require("buffer_bytes", options.buffer_bytes, int, "a number of bytes")
-        _require("flush_seconds", options.flush_seconds, int | float, "a number of seconds")
-        _require("kinds", kinds, Mapping | None, 'a dictionary, like {"observation": "scalars"}')
-        _require("names", names, Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')
-        _require("image_format", image_format, str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}')
-        _require(
-            "stacks", stacks, str | Mapping, '"all", "newest" or "none", or a dictionary, like {"pixels": "newest"}'
-        )
-        _require("render", render, bool, "True or False")
-        _require(
-            "blueprint",
-            options.blueprint,
-            bool | rrb.Blueprint | Callable,
-            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.blueprint.Recorded that makes one",
-        )
-        _require(
-            "aggregate", options.aggregate, bool | None, "True, False, or None: where not all are recorded in detail"
-        )
-        _require("application_id", options.application_id, str | None, "a string")
-        _require("recording_id", options.recording_id, str | None, "a string")
-        numbers = {"fps": fps, "buffer_bytes": options.buffer_bytes, "flush_seconds": options.flush_seconds}
-        _require_count("skip", options.choice.skip, 1, "one frame in so many is recorded")
-        _require_count("recording_length", options.choice.recording_length, 0, "steps; 0: to the end of the episode")
-        if options.choice.recording_length and not options.choice.has_triggers:
-            raise ValueError(
-                "recording_length is about what a trigger starts: pass episode_trigger or step_trigger, too"
-            )
-        for name in ("episode_trigger", "step_trigger"):
-            trigger = getattr(options.choice, name)
-            if trigger is not None and not callable(trigger):
-                raise TypeError(f"{name}={trigger!r} can't be called; pass a function of a number that returns a bool")
-        for name, number in numbers.items():
-            if number is not None and (not number > 0 or (name == "fps" and math.isinf(number))):
-                raise ValueError(f"{name}={number!r} must be positive{' and finite' if name == 'fps' else ''}")
-        if in_keys is not None and not in_keys:
-            raise ValueError("in_keys is empty: name the keys to record, or leave it out to record all of the specs")
-        check_envs(options.logged_envs)
-        formats = {as_key(k): v for k, v in image_format.items()} if isinstance(image_format, Mapping) else {}
-        for chosen in formats.values() if isinstance(image_format, Mapping) else [image_format]:
-            if chosen not in IMAGE_FORMATS:
-                raise ValueError(f"image_format={chosen!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
-            if chosen in VIDEO_FORMATS:
-                _require_pyav(chosen)
-        _require_count("jpeg_quality", jpeg_quality, 1, "from 1 to 95, as Pillow has them")
-        if jpeg_quality > 95:
-            raise ValueError(f"jpeg_quality={jpeg_quality}: pass 95 or less; image_format='png' loses nothing")
-        of_stacks = {as_key(k): v for k, v in stacks.items()} if isinstance(stacks, Mapping) else {}
-        for said in of_stacks.values() if isinstance(stacks, Mapping) else [stacks]:
-            if said not in STACKS:
-                raise ValueError(f"stacks={said!r}: choose one of {', '.join(map(repr, STACKS))}")
-        for key, kind in (kinds or {}).items():
-            if kind not in KINDS:
-                raise ValueError(f"kinds[{key!r}]={kind!r}: choose one of {', '.join(map(repr, KINDS))}")
-        for key, labels in (names or {}).items():
-            if isinstance(labels, str):
-                raise TypeError(f"names[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
-        if options.split not in SPLITS:
-            raise ValueError(f"split={options.split!r}: choose one of {', '.join(map(repr, SPLITS))}")
-        _require("keep", options.keep, Keep | None, "a policy, like KeepLast(20) | KeepWorst(20)")
-        if options.keep is not None and options.split != "episode":
-            raise ValueError(f"keep={options.keep!r} is about episodes: it needs split='episode'")
-        if options.aggregate and options.split == "episode":
-            raise ValueError("aggregate=True is about all environments: it needs split='run' or 'dump'")
-        kept, viewers, stream = _sinks(sink, options, overwrite=overwrite, resume=resume)
-        return cls(
-            sink=kept,
-            viewers=viewers,
-            stream=stream,
-            in_keys=None if in_keys is None else tuple(as_key(key) for key in in_keys),
-            fps=fps,
-            image_format=image_format if isinstance(image_format, str) else formats,
-            jpeg_quality=jpeg_quality,
-            stacks=stacks if isinstance(stacks, str) else of_stacks,
-            kinds={as_key(key): kind for key, kind in (kinds or {}).items()},
-            names={as_key(key): tuple(labels) for key, labels in (names or {}).items()},
-            render=render,
-            resume=resume,
-            options=options,
-            process=os.getpid(),
-        )
+        kept, viewers, stream = _sinks(sink, options)
+        if not (options.overwrite or options.resume):
+            kept.check_free()
+        return cls(options, kept, viewers, stream)
 
 
 _SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
 
 
-def _sinks(
-    sink: Any, options: Options, *, overwrite: bool, resume: bool
-) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
+def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], UsersStream | None]:
     """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
-    _require("resume", resume, bool, "True or False")
-    if overwrite and resume:
-        raise ValueError("overwrite=True and resume=True exclude one another: replace what is there, or go on with it")
     several = sink if isinstance(sink, list | tuple) else [sink]
     for each in several:
         if not isinstance(each, _SINKS):
@@ -229,17 +104,17 @@ def _sinks(
         raise ValueError(
             f"application_id and recording_id are those of {stream.label}: leave them out, and pass them where it is made"
         )
-    if resume and not paths:
+    if options.resume and not paths:
         raise ValueError(f"resume=True goes on with the run in a file or folder, and there is none in sink={sink!r}")
     if paths:
-        return _path_sink(absolute(paths[0]), options, overwrite=overwrite, resume=resume), viewers, stream
+        return _path_target(absolute(paths[0]), options), viewers, stream
     if stream is not None:
         return (
-            NoFile(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
+            LiveTarget(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
             viewers,
             stream,
         )
-    return NoFile(viewers[0].url), viewers, None
+    return LiveTarget(viewers[0].url), viewers, None
 
 
 def path_of(sink: Any) -> str | os.PathLike[str] | None:
@@ -258,41 +133,20 @@ def path_of(sink: Any) -> str | os.PathLike[str] | None:
     return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 
-def _path_sink(path: Path, options: Options, *, overwrite: bool, resume: bool) -> FileSink | RunFolder:
+def _path_target(path: Path, options: Options) -> Target:
     """A file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
             raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
-        return FileSink(path, overwrite=overwrite, may_exist=resume)
+        return FileTarget(path, overwrite=options.overwrite)
     if options.split == "episode":
-        keeper = None if options.keep is None else options.keep.keeper
-        return RunFolder(path, keeper=keeper, overwrite=overwrite)
+        new_kept = None if options.keep is None else options.keep.new_kept
+        return EpisodeTarget(path, new_kept=new_kept, overwrite=options.overwrite)
     if path.suffix:
         raise ValueError(f"{shown(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
     if options.split == "dump":
-        return DumpFile(path, overwrite=overwrite)
-    return FileSink(path / "run.rrd", overwrite=overwrite, may_exist=True)
-
-
-def _require(name: str, value: Any, types: Any, what: str) -> None:
-    if not isinstance(value, types):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass {what}")
-
-
-def _require_count(name: str, value: Any, least: int, what: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass a whole number: {what}")
-    if value < least:
-        raise ValueError(f"{name}={value}: pass {least} or more: {what}")
-
-
-def _require_pyav(image_format: str) -> None:
-    try:
-        importlib.import_module("torchrl_rerun.kinds.video")
-    except ImportError as error:
-        raise ImportError(
-            f"image_format={image_format!r} needs PyAV: pip install 'torchrl-rerun[video]', or choose 'jpeg'"
-        ) from error
+        return DumpTarget(path, overwrite=options.overwrite)
+    return FileTarget(path / "run.rrd", overwrite=options.overwrite)
 
 
 shared_paths: set[str] = set()
@@ -318,11 +172,11 @@ class Facts:
     worker: int | None = None
 
 
-def open_recording(settings: Settings, facts: Facts, ended: Recording | None = None) -> Recording:
+def open_recording(session: Session, facts: Facts, ended: Recording | None = None) -> Recording:
     """Begin a recording, or the next part of one that was closed.
 
     Args:
-        settings: the options of the user.
+        session: the options, and what the sink stands for.
         facts: the facts about the environments.
         ended: the recording that was closed before. Its counters go on if it was of this batch size; else it is another
             recording that begins.
@@ -333,50 +187,50 @@ def open_recording(settings: Settings, facts: Facts, ended: Recording | None = N
         IndexError: ``logged_envs`` is out of range.
         ConnectionError: there is no viewer, or no recording stream.
     """
-    stream = None if settings.stream is None else settings.stream.found()
+    stream = None if session.stream is None else session.stream.found()
     if stream is not None:
-        settings = dataclasses.replace(settings, options=_named_by(stream, settings.options))
+        session = dataclasses.replace(session, options=_named_by(stream, session.options))
     batch_size = facts.batch_size
     count, before = int(np.prod(batch_size, dtype=np.int64)), None
     if ended is None:
-        sink, number = _claim(settings, facts)
-        before = _reached(settings, sink, batch_size)
-        recording_id = _recording_id(settings, number, before)
+        chunk_writer, number = _claim(session, facts)
+        before = _reached(session, chunk_writer, batch_size)
+        recording_id = _recording_id(session, number, before)
     else:
-        sink, number = (
-            _next_part(ended, is_announced=settings.options.split != "dump"),
-            ended.source.first_env // ended.source.envs,
-        )
-        recording_id = _id_after(ended, settings, batch_size)
+        chunk_writer = _next_part(ended, is_announced=session.options.split != "dump")
+        number = ended.source.first_env // ended.source.envs
+        recording_id = _id_after(ended, session, batch_size)
     source = Source(
         batch_size=batch_size,
         name=facts.name,
-        fps=settings.fps or facts.fps,
+        fps=session.options.fps or facts.fps,
         first_env=(number or 0) * count,
     )
-    options = settings.options
+    options = session.options
     if options.aggregate and number is not None:
         warn(
             "aggregate=True: a recorder inside the environments of a batch sees but its own ones, so that there are no "
             "statistics over all; append it to the batched environment instead"
         )
         options = dataclasses.replace(options, aggregate=False)
-    outlets: list[Outlet] = [Viewer(endpoint) for endpoint in settings.viewers]
-    if stream is not None and settings.stream is not None:
+    live_sinks: list[LiveSink] = [Viewer(endpoint) for endpoint in session.viewers]
+    if stream is not None and session.stream is not None:
         envs = range(source.first_env, source.first_env + count)
-        outlets.append(StreamOutlet(stream, settings.stream.label, envs, keeps=isinstance(sink, NoFile)))
+        live_sinks.append(LiveStream(stream, session.stream.label, envs, is_sole=chunk_writer.target.path is None))
     try:
-        for outlet in outlets:
-            outlet.open(application_id=application_id(settings.options, source), recording_id=recording_id)
-        recording = Recording(sink, source, options, outlets=outlets, run_id=recording_id, continues=ended)
+        for live_sink in live_sinks:
+            live_sink.open(application_id=application_id(session.options, source), recording_id=recording_id)
+        recording = Recording(
+            chunk_writer, source, options, live_sinks=live_sinks, run_id=recording_id, continues=ended
+        )
         if before is not None:
             recording.resume(before.progress(recording.envs))
     except BaseException:
-        sink.discard()
-        for outlet in outlets:
-            outlet.close()
+        chunk_writer.discard()
+        for live_sink in live_sinks:
+            live_sink.close()
         raise
-    if settings.options.logged_envs is None and len(recording.envs) < count:
+    if session.options.logged_envs is None and len(recording.envs) < count:
         first = f"of {count} environments the first {len(recording.envs)} are recorded"
         if recording.has_statistics:
             first += " in detail, and rewards and returns of all as statistics, below /batch"
@@ -391,96 +245,94 @@ def _named_by(stream: rr.RecordingStream, options: Options) -> Options:
     )
 
 
-def _next_part(ended: Recording, *, is_announced: bool) -> Sink:
-    """A finished file can't be written to: what comes after ``close()`` goes into another one."""
-    sink = ended.sink.continuation()
-    sink.open()
-    if is_announced and sink is not ended.sink:
-        warn(f"{ended.sink.label} was closed; what comes now is recorded in {sink.label}")
-    return sink
+def _next_part(ended: Recording, *, is_announced: bool) -> ChunkWriter:
+    """Open the target of the frames after ``close()``: a finished file can't be written to, so they go into another one."""
+    chunk_writer = ended.chunk_writer.continuation().open()
+    if is_announced and chunk_writer.location != ended.chunk_writer.location:
+        warn(f"{ended.chunk_writer.label} was closed; what comes now is recorded in {chunk_writer.label}")
+    return chunk_writer
 
 
-def _claim(settings: Settings, facts: Facts) -> tuple[Sink, int | None]:
-    """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
-    number = _number(settings, facts)
+def _claim(session: Session, facts: Facts) -> tuple[ChunkWriter, int | None]:
+    """Open the user's path, or one beside it if several recorders share the path. Return this recorder's number among them."""
+    number = _number(session, facts)
     if number is None:
-        sink = settings.sink.resumed() if settings.resume else settings.sink
-        if settings.resume and not sink.earlier() and (there := sink.elsewhere()):
+        target = session.target.resumed() if session.options.resume else session.target
+        if session.options.resume and not target.earlier() and (there := target.elsewhere()):
             raise FileExistsError(
                 f"{there[0]} was recorded inside the environments of a batch: resume=True goes on with that run if the "
                 "recorders are there again; else choose another path"
             )
-        sink.open()
-        return sink, None
+        return target.open(), None
     while True:
-        sink = settings.sink.sibling(f"worker_{number}")
-        if settings.resume:
-            sink = sink.resumed()
-            if not sink.earlier() and (there := sink.elsewhere()):
+        target = session.target.sibling(f"worker_{number}")
+        if session.options.resume:
+            target = target.resumed()
+            if not target.earlier() and (there := target.elsewhere()):
                 raise FileExistsError(
                     f"{there[0]} was recorded outside of the environments of a batch: resume=True goes on with that run if "
                     "the recorder is there again; else choose another path"
                 )
-            if any(is_locked(file) and _is_claimed_here(file) for file in sink.earlier()):
+            if any(is_locked(file) and _is_claimed_here(file) for file in target.earlier()):
                 number += 1  # it goes on with the file of another one in this process
                 continue
         try:
-            sink.open()
+            chunk_writer = target.open()
         except FileExistsError as taken:
             # Nested workers count from 0 each, and copies within a process are not numbered at all.
             if facts.worker is not None and not isinstance(taken, FileInUseError):
                 raise
             number += 1
         else:
-            _claimed_here.add(sink)
-            return sink, number
+            _claimed_here.add(chunk_writer)
+            return chunk_writer, number
 
 
-_claimed_here: weakref.WeakSet[Sink] = weakref.WeakSet()
-"""Sinks of recorders in this process that share a path."""
+_claimed_here: weakref.WeakSet[ChunkWriter] = weakref.WeakSet()
+"""Chunk writers of recorders in this process that share a path."""
 
 
 def _is_claimed_here(file: Path) -> bool:
-    return any(file in sink.files() for sink in _claimed_here)
+    return any(file in chunk_writer.files() for chunk_writer in _claimed_here)
 
 
-def _number(settings: Settings, facts: Facts) -> int | None:
+def _number(session: Session, facts: Facts) -> int | None:
     """This recorder's number among those that share its path; None where it has the path to itself."""
-    if facts.is_worker or settings.is_copy or settings.process != os.getpid():
+    if facts.is_worker or session.is_copy or session.process != os.getpid():
         return facts.worker or 0
-    return 0 if settings.sink.identity in shared_paths else None
+    return 0 if session.target.identity in shared_paths else None
 
 
-def _reached(settings: Settings, sink: Sink, batch_size: tuple[int, ...]) -> Reached | None:
-    """Where the run is that goes on; None: it begins."""
-    if not settings.resume:
+def _reached(session: Session, chunk_writer: ChunkWriter, batch_size: tuple[int, ...]) -> Reached | None:
+    """Return where the run is that goes on; None if a run begins."""
+    if not session.options.resume:
         return None
     try:
-        return reached(sink.earlier(), batch_size)
+        return reached(chunk_writer.target.earlier(), batch_size)
     except BaseException:
-        sink.discard()
+        chunk_writer.discard()
         raise
 
 
-def _recording_id(settings: Settings, number: int | None, before: Reached | None) -> str:
+def _recording_id(session: Session, number: int | None, before: Reached | None) -> str:
     """One id for all that share a path, though they can't talk to one another; else that of what goes on, or a new one."""
-    if settings.options.recording_id is not None:
-        return settings.options.recording_id
+    if session.options.recording_id is not None:
+        return session.options.recording_id
     if before is not None and before.recording_id is not None:
         return before.recording_id
     if number is None:
         return uuid.uuid4().hex
     family = os.getpid() if multiprocessing.parent_process() is None else os.getppid()
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"{settings.sink.identity}#{family}").hex
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{session.target.identity}#{family}").hex
 
 
-def _id_after(ended: Recording, settings: Settings, batch_size: tuple[int, ...]) -> str:
+def _id_after(ended: Recording, session: Session, batch_size: tuple[int, ...]) -> str:
     """The id of what comes after a recording: its own, unless frames begin at 0 again and would lie on top of its own.
 
     Workers that share an id come to the same new one.
     """
-    if settings.options.recording_id is not None:
-        return settings.options.recording_id
+    if session.options.recording_id is not None:
+        return session.options.recording_id
     if ended.source.batch_size == batch_size:
         return ended.run_id
     return uuid.uuid5(uuid.NAMESPACE_URL, f"{ended.run_id}#{batch_size}").hex

@@ -2,44 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import NONE, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices
 from torchrl_rerun.errors import warn
-
-Trigger = Callable[[int], bool]
-"""Whether a recording starts at an episode, or at a step."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is recorded of each environment, as in ``gymnasium.wrappers.RecordVideo``.
-
-    Attributes:
-        episode_trigger: called with the number of each episode when it begins.
-        step_trigger: called with the number of each step, from 0.
-        recording_length: steps after which what was started ends; 0: the end of the episode.
-        skip: one frame in so many is recorded, and the first and the last of each episode.
-    """
-
-    episode_trigger: Trigger | None = None
-    step_trigger: Trigger | None = None
-    recording_length: int = 0
-    skip: int = 1
-
-    @property
-    def is_everything(self) -> bool:
-        """Whether nothing is left out."""
-        return self.skip == 1 and not self.has_triggers
-
-    @property
-    def has_triggers(self) -> bool:
-        """Whether it is recorded only where a trigger says so."""
-        return self.episode_trigger is not None or self.step_trigger is not None
+from torchrl_rerun.recording.options import Options, Trigger
 
 
 class Selection:
@@ -47,12 +15,12 @@ class Selection:
 
     Args:
         envs: number of environments.
-        choice: what to record of each.
+        options: the triggers, the length of a recording, and ``skip``.
 
     Attributes:
         takes_all: whether all frames are recorded, now and just before; then it needn't be asked.
 
-    >>> selection = Selection(2, Choice(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
+    >>> selection = Selection(2, Options(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
     >>> selection.reset(None, np.array([0, 1]))  # the episodes that the environments are in now
     array([0])
     >>> selection.step(None, 1, None)
@@ -61,23 +29,23 @@ class Selection:
     (array([0]), array([], dtype=int64))
     """
 
-    def __init__(self, envs: int, choice: Choice) -> None:
-        self._choice = choice
+    def __init__(self, envs: int, options: Options) -> None:
+        self._options = options
         self._everyone = np.arange(envs)
         self._is_enabled = True
         self._was_recorded = np.ones(envs, np.bool_)  # each one's frame before
-        self._is_running = np.full(envs, not choice.has_triggers)
+        self._is_running = np.full(envs, not options.has_triggers)
         self._length = np.zeros(envs, np.int64)  # frames since what is running was started
         self._since = np.zeros(envs, np.int64)  # steps since the episode, or what is running, began
         self._has_warned = False
-        self.takes_all = choice.is_everything
+        self.takes_all = options.selects_all_frames
 
     def grow(self, envs: int) -> None:
         """Follow more environments, which haven't been reset."""
         more = envs - len(self._everyone)
         self._everyone = np.arange(envs)
         self._was_recorded = np.append(self._was_recorded, np.ones(more, np.bool_))
-        self._is_running = np.append(self._is_running, np.full(more, not self._choice.has_triggers))
+        self._is_running = np.append(self._is_running, np.full(more, not self._options.has_triggers))
         self._length = np.append(self._length, np.zeros(more, np.int64))
         self._since = np.append(self._since, np.zeros(more, np.int64))
 
@@ -91,7 +59,7 @@ class Selection:
         self._is_enabled = enabled
         self.takes_all = False
 
-    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64], begun: Rows = None) -> Rows:
+    def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
         """Environments were reset: those whose frames are recorded.
 
         Args:
@@ -103,20 +71,20 @@ class Selection:
         begins = rows if begun is None else begun
         at = self._at(begins)
         self._since[at] = 0
-        if self._choice.has_triggers:
-            if not self._choice.recording_length:
+        if self._options.has_triggers:
+            if not self._options.recording_length:
                 self._is_running[at] = False
-            if self._choice.episode_trigger is not None and self._is_enabled:
-                trigger = self._choice.episode_trigger
+            if self._options.episode_trigger is not None and self._is_enabled:
+                trigger = self._options.episode_trigger
                 self._start([env for env, n in zip(at, episodes, strict=True) if self._asked(trigger, int(n))])
         picked = self._picked(begins, at, None)
         if begun is None:
             return picked
         regrouped = np.setdiff1d(self._at(rows), at)
-        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NONE
+        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NO_ENVS
         return self._all_or(np.union1d(self._at(picked), taken), rows)
 
-    def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
+    def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
         """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
 
         Args:
@@ -125,16 +93,16 @@ class Selection:
             ended: bool ``[envs]``, whose episodes end; None: nobody's.
         """
         if not (self._is_enabled or self._was_recorded.any()):
-            return NONE, NONE
+            return NO_ENVS, NO_ENVS
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
-        trigger = self._choice.step_trigger
+        trigger = self._options.step_trigger
         if trigger is not None and self._is_enabled and self._asked(trigger, step - 1):
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
-    def end(self, rows: Rows, after: Rows, ended: npt.NDArray[np.bool_]) -> Rows:
+    def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
         """Return whose frames are recorded of the last step, now that more of their ends are known.
 
         Args:
@@ -143,8 +111,8 @@ class Selection:
             ended: bool ``[envs]``, whose episodes end with it.
         """
         at = self._at(rows)
-        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NONE
-        if self._choice.skip == 1 or not len(late):
+        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
+        if self._options.skip == 1 or not len(late):
             return after
         self._was_recorded[late] = True
         return self._all_or(np.union1d(self._at(after), late), rows)
@@ -159,27 +127,27 @@ class Selection:
                 warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
             return True
 
-    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
         return self._everyone if rows is None else rows
 
     def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
         self._is_running[at] = True
         self._length[at] = self._since[at] = 0
 
-    def _picked(self, rows: Rows, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> Rows:
+    def _picked(self, rows: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
         taken = self._is_running[at] & self._is_enabled
-        if self._choice.recording_length and self._choice.has_triggers and self._is_enabled:
+        if self._options.recording_length and self._options.has_triggers and self._is_enabled:
             self._length[at] += taken
-            self._is_running[at] &= self._length[at] <= self._choice.recording_length
-        if self._choice.skip > 1:
-            is_due = self._since[at] % self._choice.skip == 0
+            self._is_running[at] &= self._length[at] <= self._options.recording_length
+        if self._options.skip > 1:
+            is_due = self._since[at] % self._options.skip == 0
             taken &= is_due if ended is None else is_due | ended[at]
         self._was_recorded[at] = taken
-        self.takes_all = self._is_enabled and self._choice.is_everything and bool(self._was_recorded.all())
+        self.takes_all = self._is_enabled and self._options.selects_all_frames and bool(self._was_recorded.all())
         return self._all_or(at[taken], rows)
 
-    def _all_or(self, picked: npt.NDArray[np.intp], rows: Rows) -> Rows:
+    def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
         """The same, in the way that says at once that it is all environments, or none."""
         if not len(picked):
-            return NONE
+            return NO_ENVS
         return None if rows is None and len(picked) == len(self._was_recorded) else picked

@@ -20,12 +20,14 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_rerun.errors import RecordingError, warn
+from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import FLAGS, Endings, Ends
 from torchrl_rerun.kinds.places import free_key
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, describe, name_of
-from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled
-from torchrl_rerun.recording.session import Facts, Settings, open_recording
+from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
+from torchrl_rerun.recording.last_step import PENDING, Pending, Revision
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.recording.session import Facts, Session, open_recording
 from torchrl_rerun.transform import specs
 from torchrl_rerun.transform.calls import Call
 from torchrl_rerun.transform.camera import PIXELS, Camera
@@ -57,7 +59,7 @@ class Feed:
     """Describes what it sees at the first reset and the first step, and passes on what comes.
 
     Args:
-        settings: what the user asked for.
+        session: the options of the recorder, and what its sink stands for.
         behind: gives the transforms that come after the recorder, and may change what passes.
 
     Attributes:
@@ -65,13 +67,14 @@ class Feed:
         lock: held while the feed is used: replay buffers call their transforms in several threads at once.
     """
 
-    def __init__(self, settings: Settings, behind: Callable[[], Sequence[Transform]]) -> None:
-        self._settings = settings
+    def __init__(self, session: Session, behind: Callable[[], Sequence[Transform]]) -> None:
+        self._session = session
+        self._options = session.options
         self._behind = behind
         self.lock = threading.RLock()
         self.recording: Recording | None = None
         self._enabled = True
-        self._camera = Camera() if settings.render else None
+        self._camera = Camera() if session.options.render else None
         self._forget_keys()
         self._continuity = Continuity()
         # Environments that were stepped before a stored rollout was recorded, and not since; None: none of them.
@@ -152,8 +155,8 @@ class Feed:
         """
         if self._is_described and self.recording is not None and self.recording.alive:
             return self._values(self._of_acted, root)
-        if self._settings.in_keys is not None:
-            keys = list(self._settings.in_keys)
+        if self._options.in_keys is not None:
+            keys = list(self._options.in_keys)
         else:
             known = env()
             keys = specs.data_keys(root) if known is None else [as_key(key) for key in known.action_keys]
@@ -262,11 +265,11 @@ class Feed:
             if self._camera is not None:
                 observed.append(None)
                 render = self._camera.at(env, following)
-            settle = None
+            revise = None
             if may_change:
                 self._final = _Final(following, self._stepping)
-                settle = functools.partial(self._settled, self._final, values, [*map(_version_of, values)], arrays)
-            recording.step(self._actions(acted), observed, arrays[count:], mask, ends, render=render, settle=settle)
+                revise = functools.partial(self._revised, self._final, values, [*map(_version_of, values)], arrays)
+            recording.step(self._actions(acted), observed, arrays[count:], mask, ends, render=render, revise=revise)
             if self._resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: it is kept for the next `dump()`
@@ -357,11 +360,11 @@ class Feed:
         """Look once more at the last step, before what it came to is gone."""
         self._final = None
         if self.recording is not None and self.recording.alive:
-            self.recording.settle()
+            self.recording.revise_last_step()
 
-    def _settled(
+    def _revised(
         self, final: _Final, values: Sequence[Any], versions: Sequence[int], arrays: Sequence[Any], at_once: bool
-    ) -> Settled | Pending | None:
+    ) -> Revision | Pending | None:
         """What became of a step behind the recorder: its flags are recorded as they are in the end.
 
         Args:
@@ -404,7 +407,7 @@ class Feed:
             return None
         count, nobody = len(self._of_observed or ()), np.zeros(following.batch_size.numel(), np.bool_)
         ends = (self._ends(following) or Ends(nobody, nobody)) if recording.must_know_ends else None
-        return Settled(settled[:count], settled[count:], ends)
+        return Revision(settled[:count], settled[count:], ends)
 
     def _warn_of_others(self, key: Key) -> None:
         """Say that what is recorded isn't what the rollout holds."""
@@ -555,10 +558,10 @@ class Feed:
         taken = {*wanted, *specs.data_keys(observed), *(() if outcome is None else specs.data_keys(outcome))}
         sums = []
         for leaf in rewards:
-            if self._settings.in_keys is None or leaf.key in self._settings.in_keys:
+            if self._options.in_keys is None or leaf.key in self._options.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
-                sums.append(Stream(key, "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key))
+                sums.append(running_sum(leaf, key))
         recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
 
     def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
@@ -569,10 +572,10 @@ class Feed:
             )
         leaf = camera.first(env, recording.envs[0] - recording.source.first_env)
         try:
-            stream = self._described(leaf)
+            stream = self._options.describe(leaf)
         except UnsupportedLeafError as reason:
             raise ValueError(f"render() gives no picture: {reason}") from reason
-        if stream.kind != "image" and PIXELS not in self._settings.kinds:
+        if not stream.kind.is_camera and PIXELS not in self._options.kinds:
             raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
         self._warn_of_another_format(stream)
         return stream
@@ -607,22 +610,22 @@ class Feed:
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | self._skipped)
         recording.describe(Moment.STEPPED, stepped, self._endings.keys)
         recording.describe(Moment.ACTED, policy)
-        recording.keep()
+        recording.finish_describing()
         self._is_described = True
 
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
-        if self._settings.in_keys is not None:
-            return list(self._settings.in_keys)
+        if self._options.in_keys is not None:
+            return list(self._options.in_keys)
         return specs.default_keys(env) if env is not None else specs.data_keys(tensordict)
 
     def _streams(self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]) -> list[Stream]:
         streams = []
         for key, value in values.items():
-            if specs.is_group(value) and key in (self._settings.in_keys or ()):
+            if specs.is_group(value) and key in (self._options.in_keys or ()):
                 leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
-                stream = self._described(_leaf(key, value, tensordict, env))
+                stream = self._options.describe(_leaf(key, value, tensordict, env))
             except UnsupportedLeafError as reason:
                 self._skipped.add(key)
                 warn(f"{name_of(key)} is not recorded: {reason}")
@@ -631,28 +634,16 @@ class Feed:
             streams.append(stream)
         return streams
 
-    def _described(self, leaf: Leaf) -> Stream:
-        settings = self._settings
-        return describe(
-            leaf,
-            kinds=settings.kinds,
-            names=settings.names,
-            image_format=settings.image_format,
-            jpeg_quality=settings.jpeg_quality,
-            stacks=settings.stacks,
-        )
-
     def _warn_of_another_format(self, stream: Stream) -> None:
-        """Who asks for small images and can't have them must know; who asks for exact ones has them anyway."""
-        formats = self._settings.image_format
-        asked = "raw" if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(stream.key, "raw")
-        if stream.is_picture and asked not in ("raw", "png", stream.image_format):  # JPEG for all is the default
+        """Warn if the lossy format that was asked for can't store pictures."""
+        asked = self._options.refused_format(stream)
+        if asked is not None:
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
-            what = what if stream.kind == "image" else f"what is of kind {stream.kind!r}"
-            warn(f"{name_of(stream.key)} is stored as {stream.image_format!r}: {asked!r} can't hold {what}")
+            what = what if stream.kind.is_camera else f"pictures of kind {stream.kind.name!r}"
+            warn(f"{name_of(stream.key)} is stored as {stream.kind.format!r}: {asked!r} can't hold {what}")
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
-        if self._settings.in_keys is None:
+        if self._options.in_keys is None:
             self._skipped.update(missing)
             missing = [key for key in missing if key[-1] not in _BOOKKEEPING]
             names = ", ".join(map(name_of, missing))
@@ -692,16 +683,8 @@ class Feed:
             )
 
     def _check_overrides(self, there: set[Key]) -> None:
-        """A key in ``kinds``, ``names``, ``image_format`` or ``stacks`` that isn't recorded is a slip of the pen."""
-        formats = self._settings.image_format
-        stacks = self._settings.stacks
-        overrides: dict[str, Mapping[Key, Any]] = {
-            "kinds": self._settings.kinds,
-            "names": self._settings.names,
-            "image_format": {} if isinstance(formats, str) else formats,
-            "stacks": {} if isinstance(stacks, str) else stacks,
-        }
-        for option, keys in overrides.items():
+        """Raise KeyError if an option names a key that isn't recorded."""
+        for option, keys in self._options.keys_by_option.items():
             unknown = [name_of(key) for key in keys if key not in there]
             if unknown:
                 raise KeyError(
@@ -790,7 +773,7 @@ class Feed:
         return Facts(
             batch_size,
             specs.env_name(env),
-            self._settings.fps or specs.frames_per_second(env),
+            self._options.fps or specs.frames_per_second(env),
             is_worker=in_worker(),
             worker=worker_number(),
         )
@@ -811,12 +794,12 @@ class Feed:
             if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
                 self.close_quietly()
             batch_size = tuple(tensordict.batch_size)
-            if ended is not None and not ended.account.may_go_on:
+            if ended is not None and not ended.status.may_go_on:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             self._forget_keys()
             try:
-                self.recording = open_recording(self._settings, self._facts(env(), batch_size), ended)
+                self.recording = open_recording(self._session, self._facts(env(), batch_size), ended)
             except OutOfReachError as error:
                 self._is_elsewhere = True
                 warn(f"nothing is recorded here: {error}")
@@ -824,7 +807,7 @@ class Feed:
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
-                ended.account.fail_to_go_on(error)
+                ended.status.fail_to_go_on(error)
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             if not self._enabled:

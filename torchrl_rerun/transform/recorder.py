@@ -23,15 +23,15 @@ from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.kinds.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
 from torchrl_rerun.layout.blueprint import Recorded
-from torchrl_rerun.recording.episodes import checked_annotations
+from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.keep import Keep
-from torchrl_rerun.recording.recording import Options
-from torchrl_rerun.recording.session import Settings, shared_paths
+from torchrl_rerun.recording.options import Options, Trigger
+from torchrl_rerun.recording.session import Session, shared_paths
 from torchrl_rerun.recording.stats import Stats
-from torchrl_rerun.recording.triggers import Choice, Trigger
 from torchrl_rerun.transform import specs
 from torchrl_rerun.transform.continuity import stepped_in
 from torchrl_rerun.transform.feed import Feed, Mask, Stepping
@@ -39,133 +39,142 @@ from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.sink import NoFile
 
 Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
 """What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
 
 
 class RerunRecorder(Transform):
-    """Records what an environment does, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
+    """Record an environment, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
-    Append it last. Everything that passes is recorded exactly, dtypes and shapes included (lossy image formats aside), while the
-    data itself, the specs, the random state and the gradients stay as they are. The environment's thread pays for one
-    copy into a bounded buffer; a thread of the recorder's own writes.
+    Without a trigger everything is recorded, and exactly, dtypes and shapes included, but for images: these are stored as
+    JPEG, which is lossy, unless ``image_format`` asks for an exact format.
 
-    Every observation is a row at its own frame, so that an episode's last observation and the next one's first don't
-    hide one another. Actions are at the frame of the observation that they answer; rewards and done flags at the frame
-    that they led to. Environments that a partial reset or step leaves out get no row. Each row carries the timelines
-    ``frame``, ``step`` (calls of ``env.step``), ``episode``, ``episode_step``, ``log_time``, and ``sim_time`` if the
-    frame rate is known.
+    Append the recorder last. The data that passes, the specs, the random state and the gradients stay as they are. The
+    environment's thread pays for one copy into a bounded buffer. A thread of the recorder writes.
 
-    Environment ``i`` of the flattened batch is recorded below ``/env_{i}``, and each agent of a grouped key at a path of
-    its own (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
+    - Each observation is a row at its own frame: the last observation of an episode and the first one of the next episode
+      are two rows.
+    - An action is at the frame of the observation that it answers. Rewards and done flags are at the frame that they led to.
+    - Environments that a partial reset or a partial step leaves out get no row.
+    - Each row carries the timelines ``frame``, ``step`` (calls of ``env.step``), ``episode``, ``episode_step``,
+      ``log_time``, and ``sim_time`` if the frame rate is known.
+    - Environment ``i`` of the flattened batch is recorded below ``/env_{i}``. Each agent of a group has a path of its own
+      (``/env_0/agents/reward/agent_1``). The recorder adds the running ``episode_return`` of each reward.
 
     Args:
-        sink: path of the ``.rrd`` file to write, or of a folder for several, or for one (``run.rrd``), or an
-            ``rr.FileSink``; a viewer that is
-            watching, as its URL (``"rerun+http://127.0.0.1:9876/proxy"``) or an ``rr.GrpcSink``; an ``rr.GrpcServerSink``, which viewers
-            connect to; an ``rr.RecordingStream`` of your own, in which what is recorded meets what you log; or None, which is
-            the active one (``rr.init``) at the first reset. A list of one file, one recording stream and viewers
-            is all of these. The file gets every frame; a viewer gets those that it takes in
-            time, and what it doesn't is dropped and counted; so does a recording stream beside a file, while one without a
-            file gets every frame unless it takes nothing for 10 s, and can't be had in worker processes. A recording of days goes on in ``name.part_1.rrd`` and so
-            on. Inside the workers of a batched environment, and in a copy of the recorder, each writes
-            ``name.worker_{n}.rrd`` beside the file; all of them belong to one recording.
-        in_keys: keys to record, also such as the policy writes. Default: every leaf of the environment's observation,
+        sink: the sink, or a list of one path, one recording stream and any number of viewers.
+
+            - A path that ends in ``.rrd``, or an ``rr.FileSink``: a file. It gets every frame. A recording of days goes on in
+              ``name.part_1.rrd`` and so on. Recorders in the workers of a batched environment, and copies of a recorder,
+              write ``name.worker_{n}.rrd`` beside it; all of these belong to one recording.
+            - Any other path: a folder, for the files of ``split`` or for one file (``run.rrd``).
+            - The URL of a viewer (``"rerun+http://127.0.0.1:9876/proxy"``), an ``rr.GrpcSink``, or an
+              ``rr.GrpcServerSink``, which viewers connect to. A viewer gets the frames that it takes in time; others are
+              dropped and counted.
+            - An ``rr.RecordingStream`` of the user, in which frames meet what the user logs; None: the active one
+              (``rr.init``) at the first reset. Beside a file it drops frames as a viewer does. Without a file it gets every
+              frame unless it takes nothing for 10 s. Worker processes can't have it.
+        in_keys: keys to record, of the environment or of the policy. Default: all leaves of the environment's observation,
             action, reward and done specs.
-        logged_envs: which environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all
-            of up to 64, else the first 16.
-        aggregate: whether to record the mean, the minimum, the maximum and quantiles of the rewards and returns over all
-            environments at each frame, below ``/batch``. Default: where not all environments are recorded, and
-            ``logged_envs`` doesn't say which. Not with ``split="episode"``.
-        skip: record one frame in so many, and the first and the last of each episode in any case. ``episode_return`` is
-            that of all steps, whichever are recorded.
-        fps: frames per second of simulated time. Default: what the environment says (``render_fps``, ``dt``).
+        logged_envs: environments of a batch to record: an index, several, a slice, or ``"all"``. Default: all of up to 64,
+            else the first 16.
+        aggregate: whether the mean, the minimum, the maximum and quantiles of the rewards and returns over all environments
+            are recorded at each frame, below ``/batch``. Not with ``split="episode"``. Default: True if ``logged_envs`` is
+            None and some environments are not recorded.
+        skip: record one frame in so many, and always the first and the last one of each episode. ``episode_return`` is
+            the sum over all steps. Default: 1.
+        fps: frames per second of simulated time. Default: the environment's (``render_fps``, ``dt``).
         image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
-            and much smaller than JPEG), for all images or per key. Float images, depth and segmentations are always raw,
+            and much smaller than JPEG), for all images whose kind says no other. Float images, depth and segmentations are always raw,
             and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
             H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
             costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
             aren't even, or are below 4, are filled up at the right and below with what is at the edge.
-        jpeg_quality: of JPEG files, 1 to 95.
-        stacks: what is recorded of images that are stacks of frames (``[4, 84, 84]``, of gymnasium's
-            ``FrameStackObservation`` or TorchRL's ``CatFrames``), of all or per key: ``"all"`` of them, side by side, or
-            only the ``"newest"``; ``"none"``: ``[4, H, W]`` is RGBA, and what has any other number of channels no image.
-        kinds: how to show a key where the guess is wrong: ``"image"``, ``"depth"`` and ``"segmentation"`` (one channel of
-            numbers, of classes), ``"scalars"`` (up to 64 numbers), ``"tensor"``, ``"state"`` (categories and flags) or
-            ``"text"``.
+        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, what of a stack of
+            frames), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
+            :class:`~torchrl_rerun.State`, :class:`~torchrl_rerun.Tensor`, :class:`~torchrl_rerun.Text`,
+            :class:`~torchrl_rerun.Points3D`, or a :class:`~torchrl_rerun.Kind` of your own. A kind with its default
+            options may be written by its name, as ``"tensor"``. Default: by the key, its spec and its first value.
         names: per key, the names of the numbers of a row, of the categories, or of the classes of a segmentation. Default:
             what well-known environments (gymnasium's own, Atari games) call their observations and actions.
-        render: call the environment's ``render()`` for the frames and the environments that are recorded, and for no
-            others, and record the pictures as an observation called ``"pixels"``. The environment must be one that
-            gives pictures, such as ``GymEnv("CartPole-v1", render_mode="rgb_array")``; it is looked at once when a recording
-            begins, whether that frame is recorded or not, to see what they are. Where a later picture fails, or is of
-            another size, the frame is recorded without it, which is said once.
-        episode_trigger: called with the number of each episode of an environment, from 0, when it begins; where it
-            returns true, a recording starts. This and the next two are as in ``gymnasium.wrappers.RecordVideo``, for each
-            environment by itself; with neither trigger everything is recorded. A trigger that fails counts as true.
-        step_trigger: called with the number of each step, from 0; where it returns true, a recording starts with what
-            the step led to.
-        recording_length: steps that what a trigger has started goes on for, beyond the end of the episode if need be;
-            0: to the end of the episode. A recording that is still running when a trigger starts the next one ends there.
-        split: what a recording is of: ``"run"``; ``"dump"``, what came since the last :meth:`dump`, in files of a folder
-            that are numbered; or ``"episode"``, each finished episode of each environment: these are
-            files of their own in a folder, named by environment and episode, with the same entity paths in each
-            (``/reward``, without ``/env_{i}``), the ``episode_step`` as their ``frame``, and what became of the episode
-            as properties, see :class:`Episode`.
-        keep: with ``split="episode"``, which finished episodes stay: :class:`KeepLast`, :class:`KeepBest`,
-            :class:`KeepWorst`, :class:`KeepIf`, combined with ``|`` and ``&``. Default: all. It is decided when an episode
-            is over; what doesn't stay is forgotten before it is encoded if it fits into ``buffer_bytes``, and else removed
-            from the disk.
-        blueprint: the layout that the viewer opens with: True, one made from the streams; False, none, or the one that a
-            recording stream has already; your own; or a function that makes it of what is recorded, see
-            :mod:`torchrl_rerun.layout.blueprint`.
-        application_id: groups recordings in the viewer. Default: the environment's name, or that of the recording stream.
-        recording_id: recordings of one id are shown as one. Default: a new one, or that of the recording stream.
-        buffer_bytes: bound on what waits in memory to be written, in bytes; at least one frame of everything fits
-            whatever it says. When it is full the environment waits for the writer. Images that are encoded already may
-            take 8 MiB more, until they are enough to be written together.
-        flush_seconds: what is older than this is written, though the buffer isn't full. Viewers and recording streams get it
-            within a second.
-        overwrite: replace an existing file and its parts, or the recordings that an earlier run left in a folder.
-        resume: go on with the run that the file or folder holds, in further files beside it (``run.resumed_1.rrd``). The
-            numbers of steps and episodes go on after the last ones that are recorded; an episode that was interrupted
-            stays so. Begin anew if nothing is there.
+        render: whether the environment's ``render()`` is called at the frames and for the environments that are recorded,
+            and its pictures are recorded as an observation called ``"pixels"``. The environment must give pictures, such as
+            ``GymEnv("CartPole-v1", render_mode="rgb_array")``. It is rendered once when a recording begins, whether that
+            frame is recorded or not. A frame of which a later picture fails, or has another size, is recorded without it,
+            with one warning. Default: False.
+        episode_trigger: called with the number of each episode of an environment, from 0, when it begins. If it returns
+            true or fails, a recording starts. Triggers and ``recording_length`` are those of
+            ``gymnasium.wrappers.RecordVideo``, for each environment by itself. Default: without any trigger everything is
+            recorded.
+        step_trigger: called with the number of each step, from 0. If it returns true or fails, a recording starts with
+            the frame that the step led to.
+        recording_length: number of steps after which a recording that a trigger has started ends, beyond the end of the
+            episode if need be; 0: the end of the episode. It ends early if a trigger starts the next one. Default: 0.
+        split: how the run is divided into recordings. Default: ``"episode"`` with ``keep``, else ``"run"``.
+
+            - ``"run"``: one recording of the whole run.
+            - ``"dump"``: a recording for each :meth:`dump`, in numbered files of a folder.
+            - ``"episode"``: a recording for each finished episode of each environment, in files of a folder that are named
+              by environment and episode. Entity paths have no ``/env_{i}`` (``/reward``), ``frame`` is the
+              ``episode_step``, and the outcome of the episode is stored as properties, see :class:`Episode`.
+        keep: which finished episodes stay: :class:`KeepLast`, :class:`KeepBest`, :class:`KeepWorst`, :class:`KeepIf`,
+            combined with ``|`` and ``&``. This implies ``split="episode"``. The policy decides when an episode is over. An
+            episode that doesn't stay is forgotten before it is encoded if it fits into ``buffer_bytes``, else its file is
+            removed. Default: all.
+        blueprint: the layout that the viewer opens with: True: a layout made from the streams; False: none, or the one that a
+            recording stream has already; a ``rerun.blueprint.Blueprint``; or a function that makes one, see
+            :mod:`torchrl_rerun.layout.blueprint`. Default: True.
+        application_id: name that groups recordings in the viewer. Default: the environment's name, or the application id
+            of the recording stream.
+        recording_id: recordings of one id are shown as one. Default: a new id, or that of the recording stream.
+        buffer_bytes: bound on the data in memory that waits to be written, in bytes; one frame of everything fits in any
+            case. If the buffer is full the environment waits for the writer. Encoded images may take 8 MiB more, until they
+            are enough to be written together. Default: 64 MiB.
+        flush_seconds: age in seconds at which data is written though the buffer isn't full. Viewers and recording streams
+            get it within a second. Default: 5.
+        overwrite: whether an existing file and its parts, or the recordings of an earlier run in a folder, are replaced.
+            Default: False.
+        resume: whether the run goes on that the file or folder holds, in further files (``run.resumed_1.rrd``). The numbers
+            of steps and episodes follow the last recorded ones; an interrupted episode stays interrupted. If nothing is
+            there, a run begins. Default: False.
 
     Raises:
-        FileExistsError: the file exists, and ``overwrite`` is false, or another recorder writes to it; at the first reset,
-            when a folder holds recordings of an earlier run.
+        FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is
+            true; at the first reset, if another recorder writes there or something has appeared there meanwhile.
         OSError: the folder can't be written.
         TypeError: an argument is of the wrong type.
-        KeyError: at the first step, when the environment doesn't give a key that ``in_keys`` asks for, or ``kinds``,
-            ``names``, ``image_format`` or ``stacks`` names one that isn't recorded.
-        ConnectionError: at the first reset, when there is no viewer at the address, or no active recording.
-        IndexError: at the first reset, when ``logged_envs`` is out of range.
-        ValueError: an argument is out of its range, or ``kinds``, ``names`` or ``stacks`` don't fit the data; at the first reset, when
-            ``render`` asks for pictures that the environment can't give, or gives as ``"pixels"`` already.
+        KeyError: at the first step, if the environment doesn't give a key that ``in_keys`` names, or ``kinds`` or
+            ``names`` names a key that isn't recorded.
+        ConnectionError: at the first reset, if there is no viewer at the address, or no active recording.
+        IndexError: at the first reset, if ``logged_envs`` is out of range.
+        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data; at the first
+            reset, if the environment can't give the pictures that ``render`` asks for, or gives ``"pixels"`` itself.
         ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
     .. note:: :meth:`dump` makes everything so far durable: it is with the operating system, and outlives the process.
-        ``env.close()``, the end of the program and the end of the recorder's life dump too, so that nothing is lost
-        where that is forgotten. Errors of the disk never reach the environment's methods: training goes on, a warning
-        says so at once, and the next :meth:`dump` or :meth:`close` raises :class:`RecordingError`.
+        ``env.close()``, the end of the program and the end of the recorder's life dump, too. Errors of the disk never reach
+        the environment's methods: training goes on, there is one warning, and the next :meth:`dump` or :meth:`close` raises
+        :class:`RecordingError`.
 
-    .. note:: Checkpoints of the environment (``state_dict()``) hold nothing of a recorder, and load with and without one.
+    .. note:: A checkpoint of the environment (``state_dict()``) holds nothing of a recorder, and loads with and without one.
 
-    .. note:: In front of other transforms it records what passes at its place, and says once which keys it can't see.
-        ``check_env_specs`` leaves nothing in the recording, except where the recorder lives in worker processes, which
-        can't know of it.
+    .. note:: In front of other transforms a recorder records the data at its place, and says once which keys it can't see.
+        ``check_env_specs`` leaves nothing in the recording, unless the recorder is in worker processes, which can't know
+        of it.
+
+    .. note:: Keep the recorder in a variable: in an environment of several transforms ``env.transform`` is a ``Compose``,
+        which has no ``stats()``.
 
     Examples:
         >>> import tempfile
         >>> from torchrl.envs import GymEnv
         >>> from torchrl_rerun import RerunRecorder
         >>> folder = tempfile.mkdtemp()
-        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/run.rrd"))
+        >>> recorder = RerunRecorder(f"{folder}/run.rrd")
+        >>> env = GymEnv("CartPole-v1").append_transform(recorder)
         >>> rollout = env.rollout(10)
-        >>> env.transform.dump()
+        >>> recorder.dump()
         >>> env.close()
 
         Then ``rerun run.rrd`` opens it.
@@ -180,16 +189,14 @@ class RerunRecorder(Transform):
         aggregate: bool | None = None,
         skip: int = 1,
         fps: float | None = None,
-        image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
-        jpeg_quality: int = JPEG_QUALITY,
-        stacks: Stacks | Mapping[NestedKey, Stacks] = "all",
-        kinds: Mapping[NestedKey, Kind] | None = None,
+        image_format: ImageFormat = "jpeg",
+        kinds: Mapping[NestedKey, Kind | str] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
         render: bool = False,
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,
-        split: Split = "run",
+        split: Split | None = None,
         keep: Keep | None = None,
         blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True,
         application_id: str | None = None,
@@ -199,38 +206,15 @@ class RerunRecorder(Transform):
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "sink", "__class__")}
         super().__init__(in_keys=in_keys)
-        self._settings = Settings.checked(
-            sink,
-            overwrite=overwrite,
-            resume=resume,
-            in_keys=None if in_keys is None else self.in_keys,
-            fps=fps,
-            image_format=image_format,
-            jpeg_quality=jpeg_quality,
-            stacks=stacks,
-            kinds=kinds,
-            names=names,
-            render=render,
-            options=Options(
-                logged_envs=logged_envs,
-                aggregate=aggregate,
-                choice=Choice(episode_trigger, step_trigger, recording_length, skip),
-                split=split,
-                keep=keep,
-                blueprint=blueprint,
-                application_id=application_id,
-                recording_id=recording_id,
-                buffer_bytes=buffer_bytes,
-                flush_seconds=flush_seconds,
-            ),
-        )
+        self._session = Session.of(sink, Options(**given))
         self._begin()
 
     def _begin(self) -> None:
         """The state of a recorder that has seen nothing."""
         self._owner = _Owner()
-        self._feed: Feed | None = Feed(self._settings, self._owner.behind)
+        self._feed: Feed | None = Feed(self._session, self._owner.behind)
         self._now = _Now()
         _close_at_end(self, self._feed)
 
@@ -331,7 +315,7 @@ class RerunRecorder(Transform):
                 feed.finish(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
-        sink = self._settings.sink
+        sink = self._session.target
         shared_paths.add(sink.identity)
         warn(
             f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}. "
@@ -358,7 +342,7 @@ class RerunRecorder(Transform):
         the ``parent`` of a later transform record nothing.
         """
         copy: RerunRecorder = super().clone()
-        copy._settings, copy._feed, copy._owner, copy._now = self._settings, self._feed, self._owner, _Now()
+        copy._session, copy._feed, copy._owner, copy._now = self._session, self._feed, self._owner, _Now()
         if _inside(Compose._rebuild_up_to.__code__, depth=4):  # noqa: SLF001 - nothing public tells them apart
             copy._feed = None
         return copy
@@ -377,7 +361,7 @@ class RerunRecorder(Transform):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._settings = dataclasses.replace(self._settings, is_copy=True)
+        self._session = dataclasses.replace(self._session, is_copy=True)
         self._begin()
 
     # --- what the user calls ---
@@ -395,7 +379,7 @@ class RerunRecorder(Transform):
             RecordingError: something could not be written; the message says why, and how many frames are lost.
             ValueError: ``suffix`` can't be part of a file's name.
         """
-        names_a_file = suffix is not None and self._settings.options.split == "dump"
+        names_a_file = suffix is not None and self._session.options.split == "dump"
         if names_a_file and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
             raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
         self._release_held()
@@ -406,13 +390,7 @@ class RerunRecorder(Transform):
             recording = self._feed.recording
             if recording is None:
                 return
-            if isinstance(recording.sink, DumpFile) and recording.alive:
-                recording.close()
-                name = suffix or (None if step is None else f"step_{step}")
-                if name is not None:
-                    recording.sink.call(name)
-            else:
-                recording.dump()
+            recording.dump(suffix or (None if step is None else f"step_{step}"))
 
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
@@ -470,16 +448,16 @@ class RerunRecorder(Transform):
             >>> from torchrl.envs import GymEnv
             >>> from torchrl_rerun import KeepIf, RerunRecorder
             >>> folder = tempfile.mkdtemp()
-            >>> recorder = RerunRecorder(folder, split="episode", keep=KeepIf(lambda e: e["success"]))
+            >>> recorder = RerunRecorder(folder, keep=KeepIf(lambda e: e["success"]))
             >>> env = GymEnv("CartPole-v1").append_transform(recorder)
             >>> for success in (True, False):
             ...     rollout = env.rollout(100)
-            ...     env.transform.annotate(success=success)
+            ...     recorder.annotate(success=success)
             >>> env.close()
             >>> os.listdir(folder)
             ['env_0_episode_000000.rrd']
         """
-        if self._settings.options.split != "episode":
+        if self._session.options.split != "episode":
             raise ValueError("annotations are properties of episodes: they need split='episode'")
         said = checked_annotations(values)
         if self._feed is not None and self._feed.enabled:
@@ -496,7 +474,7 @@ class RerunRecorder(Transform):
     @property
     def path(self) -> Path | None:
         """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
-        return None if isinstance(self._settings.sink, NoFile) else Path(self._settings.sink.location)
+        return self._session.target.path
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
         """Show in a notebook what has been recorded so far; outside of one, print the command that does.
@@ -518,13 +496,13 @@ class RerunRecorder(Transform):
         recording = None if self._feed is None else self._feed.recording
         if recording is None:
             raise ValueError("nothing has been recorded yet: reset the environment first")
-        if files := recording.sink.files():
+        if files := recording.chunk_writer.files():
             notebook.show_files(files, recording.layout(), width=width, height=height)
-        elif self._settings.viewers:
-            notebook.show_url(self._settings.viewers[0].url, width=width, height=height)
+        elif self._session.viewers:
+            notebook.show_url(self._session.viewers[0].url, width=width, height=height)
         else:
             raise ValueError(
-                f"there is nothing to show but {recording.sink.label}: rr.notebook_show() shows recording streams"
+                f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
             )
 
     def stats(self) -> dict[str, float]:
@@ -548,19 +526,19 @@ class RerunRecorder(Transform):
 
         Examples:
             >>> import tempfile
-            >>> from torchrl.envs import GymEnv
+            >>> from torchrl.envs import Compose, GymEnv, StepCounter, TransformedEnv
             >>> from torchrl_rerun import RerunRecorder
             >>> recorder = RerunRecorder(f"{tempfile.mkdtemp()}/run.rrd")
-            >>> env = GymEnv("CartPole-v1").append_transform(recorder)
+            >>> env = TransformedEnv(GymEnv("CartPole-v1"), Compose(StepCounter(), recorder))
             >>> rollout = env.rollout(5)
-            >>> env.transform.dump()
-            >>> stats = env.transform.stats()
+            >>> recorder.dump()
+            >>> stats = recorder.stats()
             >>> stats["frames"], stats["steps"], stats["episodes"], stats["frames_waiting"], stats["frames_lost"]
             (6, 5, 1, 0, 0)
             >>> env.close()
         """
         recording = None if self._feed is None else self._feed.recording
-        return dataclasses.asdict(Stats() if recording is None else recording.account.stats())
+        return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
@@ -634,9 +612,9 @@ class RerunRecorder(Transform):
         self.close()
 
     def __repr__(self) -> str:
-        settings = self._settings
-        outlets = [*(viewer.url for viewer in settings.viewers), *([settings.stream.label] if settings.stream else [])]
-        kept = [] if isinstance(settings.sink, NoFile) else [settings.sink.identity]
+        session = self._session
+        outlets = [*(viewer.url for viewer in session.viewers), *([session.stream.label] if session.stream else [])]
+        kept = [] if session.target.path is None else [session.target.identity]
         return f"{type(self).__name__}({', '.join(map(repr, kept + outlets))})"
 
     # --- ours ---
@@ -657,7 +635,7 @@ class RerunRecorder(Transform):
         return self._feed if self._feed is not None and self._owner.is_or_becomes(self) else None
 
     def _must_not_render(self) -> None:
-        if self._settings.render:
+        if self._session.options.render:
             raise ValueError(
                 "render=True takes pictures of an environment while it runs, which data that is stored or passed to a "
                 "callback has none of: append the recorder to the environment, or leave out render"

@@ -1,4 +1,4 @@
-"""Pictures: images, encoded on several threads, which wait until there are enough of them for a chunk.
+"""Encoding: values that are encoded on several threads, and wait until there are enough of them for a chunk.
 
 A block holds few pictures of many environments: two, if 16 have images of 400x600. A chunk of so few would be larger by
 what a chunk costs than by what is in it, and the viewer would have to find its way among thousands.
@@ -7,24 +7,20 @@ what a chunk costs than by what is in it, and the viewer would have to find its 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.kinds.arrow import Column, Entity, blobs, chunks_of, lists, times_of
+from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
+from torchrl_rerun.kinds.kind import Encoded, Encoder
 from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.pixels import encode, pictures_of
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.threads import submit
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
-
-if TYPE_CHECKING:
-    from torchrl_rerun.kinds.video import VideoEncoder
 
 FULL_BYTES = 1 << 19
 """Bytes of a chunk that is worth its cost."""
@@ -32,19 +28,19 @@ FULL_BYTES = 1 << 19
 FULL_ROWS = 2048
 
 WAITING_BYTES = 8 << 20
-"""Bytes of all pictures that may wait."""
+"""Bytes of all encoded values that may wait."""
 
-STILLS = 8
-"""Pictures of one environment that are encoded in one go, where each is a file by itself."""
+TOGETHER = 8
+"""Values of one environment that one task encodes, if each is a file by itself."""
 
 
-class Pictures:
-    """Has images encoded, those of several environments at the same time, and makes chunks of them.
+class Encoding:
+    """Has values encoded, those of several environments at the same time, and makes chunks of them.
 
     Args:
         fps: frames per second of simulated time; None: no ``sim_time``.
-        losses: told of pictures that no file can hold.
-        max_age: seconds after which a picture is due.
+        losses: told of values that no file can hold.
+        max_age: seconds after which a value is due.
     """
 
     def __init__(self, fps: float | None, losses: Losses, *, max_age: float) -> None:
@@ -53,19 +49,23 @@ class Pictures:
         self._max_age = max_age * 1e9
         self._piles: dict[str, _Pile] = {}
 
-    def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> None:
-        """Begin to encode images.
+    def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> bool:
+        """Begin to encode values; False if values of this stream are not encoded.
 
         Args:
             path: the entity path.
             stream: the stream.
-            rows: the images, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`settle` returns.
+            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`settle` returns.
             positions: where they are, ``[n, 5]``.
         """
         pile = self._piles.get(path)
         if pile is None:
-            pile = self._piles[path] = _Pile(path, stream, self._fps, self._losses)
+            encoder = stream.kind.encoder(stream, self._fps)
+            if encoder is None:
+                return False
+            pile = self._piles[path] = _Pile(path, stream, encoder, self._fps, self._losses)
         pile.add(rows, positions)
+        return True
 
     def settle(self) -> None:
         """Return when all that was added is encoded, or raise what went wrong with it."""
@@ -108,34 +108,20 @@ class Pictures:
         return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
 
 
-class _Encoded(NamedTuple):
-    """What became of some pictures.
-
-    Attributes:
-        files: a file each, or a sample of a video.
-        keyframes: of a video, whether decoding can begin with it.
-        lost: those that no file can hold, and why.
-    """
-
-    files: list[bytes]
-    keyframes: list[bool]
-    lost: dict[int, str]
-
-
 class _Pile:
-    """The pictures of one entity that wait.
+    """The values of one entity that wait.
 
     Attributes:
         bytes: their size. This and ``first`` are looked at from other threads.
     """
 
-    def __init__(self, path: str, stream: Stream, fps: float | None, losses: Losses) -> None:
+    def __init__(self, path: str, stream: Stream, encoder: Encoder, fps: float | None, losses: Losses) -> None:
         self._path = path
         self._stream = stream
         self._fps = fps
         self._losses = losses
-        self._encoder = _video_encoder(stream, fps) if stream.is_video else None
-        self._encoding: list[tuple[Future[_Encoded], Positions]] = []
+        self._encoder = encoder
+        self._encoding: list[tuple[Future[Encoded], Positions]] = []
         self._files: list[bytes] = []
         self._keyframes: list[bool] = []
         self._positions: list[Positions] = []  # a piece for each time that some were added
@@ -154,17 +140,13 @@ class _Pile:
 
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
         """Begin to encode some."""
-        if self._encoder is not None:
-            self.settle()  # a video goes on where it was
-            episodes = positions[:, EPISODE]
-            self._begin(functools.partial(_as_video, self._encoder, self._stream, rows, episodes), positions)
-            return
-        for at in range(0, len(rows), STILLS):
-            part = slice(at, at + STILLS)
-            self._begin(functools.partial(_as_stills, self._stream, rows[part]), positions[part])
-
-    def _begin(self, task: Callable[[], _Encoded], positions: Positions) -> None:
-        self._encoding.append((submit(task), positions))
+        if self._encoder.is_in_order:
+            self.settle()  # each goes on where the one before it ended
+        together = len(rows) if self._encoder.is_in_order else TOGETHER
+        for at in range(0, len(rows), together):
+            part = slice(at, at + together)
+            task = functools.partial(self._encoder.encode, rows[part], positions[part, EPISODE])
+            self._encoding.append((submit(task), positions[part]))
 
     def settle(self) -> None:
         """Take what is encoded, in order."""
@@ -182,41 +164,8 @@ class _Pile:
 
     def chunks(self) -> Iterator[Chunk]:
         """A chunk of all of them. They are forgotten when the next one is asked for: then it is with the sink."""
-        count = len(self._files)
-        values = lists(blobs(self._files), count)
-        if self._encoder is not None:
-            is_keyframe = lists(pa.array(self._keyframes), count)
-            columns = [
-                Column("VideoStream:sample", "VideoStream", "VideoSample", values),
-                Column("VideoStream:is_keyframe", "VideoStream", "IsKeyframe", is_keyframe),
-            ]
-        else:
-            columns = [Column("EncodedImage:blob", "EncodedImage", "Blob", values)]
+        columns = self._encoder.columns(self._files, self._keyframes)
         times = times_of(np.concatenate(self._positions), self._fps)
         yield from chunks_of(times, [Entity(self._path, columns)])
         self._files, self._keyframes, self._positions = [], [], []
         self.bytes = 0
-
-
-def _as_video(
-    encoder: VideoEncoder, stream: Stream, rows: npt.NDArray[Any], episodes: npt.NDArray[np.int64]
-) -> _Encoded:
-    samples = encoder.encode(pictures_of(stream, rows), episodes)
-    return _Encoded([sample.data for sample in samples], [sample.is_keyframe for sample in samples], {})
-
-
-def _as_stills(stream: Stream, rows: npt.NDArray[Any]) -> _Encoded:
-    files, lost = [], {}
-    for i in range(len(rows)):  # they may vary in size
-        try:
-            files.append(encode(pictures_of(stream, rows[i : i + 1])[0], stream.jpeg_quality))
-        except Exception as error:  # a side of more than 65,535 pixels, for one
-            lost[i] = f"a picture of shape {rows[i].shape} ({error})"
-    return _Encoded(files, [], lost)
-
-
-def _video_encoder(stream: Stream, fps: float | None) -> VideoEncoder:
-    from torchrl_rerun.kinds.video import VideoEncoder  # noqa: PLC0415 - PyAV is an extra
-
-    assert stream.image_format is not None, "a video is an image"
-    return VideoEncoder(stream.image_format, fps)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.events import Over
-from torchrl_rerun.blocks.pieces import Piece, pieces
+from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
+from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
+from torchrl_rerun.blocks.events import EndedEpisode
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
 from torchrl_rerun.kinds.losses import Losses
@@ -30,8 +32,8 @@ from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Pictures
-from torchrl_rerun.writing.folder import RunFolder
+from torchrl_rerun.writing.encoder import Encoding
+from torchrl_rerun.writing.folder import EpisodeFolder
 
 
 class EpisodeFiles:
@@ -46,6 +48,7 @@ class EpisodeFiles:
         envs: the environment index of each row of the blocks.
         sums: running sums of rewards so far.
         over: the environment's thread adds the episodes that are over, in order.
+        buffers: where rows wait before they come here.
         application_id, recording_id: what the run is called.
         capacity: bytes that may wait in memory.
         max_age: seconds that an episode waits, when it is over, for others to take its place.
@@ -53,12 +56,13 @@ class EpisodeFiles:
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: EpisodeFolder,
         source: Source,
         envs: Sequence[int],
         sums: Sums,
-        over: collections.deque[Over],
         *,
+        over: collections.deque[EndedEpisode],
+        buffers: Sequence[Buffer],
         application_id: str,
         recording_id: str,
         capacity: int,
@@ -76,7 +80,8 @@ class EpisodeFiles:
         self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
         self._over = over
-        self._in_progress: dict[tuple[int, int], _Rows] = {}
+        self._buffers = buffers
+        self._in_progress: dict[tuple[int, int], _EpisodeRows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
         self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
@@ -114,7 +119,7 @@ class EpisodeFiles:
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """Take the rows of a block."""
-        for piece in pieces(block, len(self._envs), self._sums):
+        for piece in rows_by_env(block, len(self._envs), self._sums):
             episodes = piece.positions[:, EPISODE]
             bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
             for first, last in itertools.pairwise(bounds):
@@ -122,14 +127,11 @@ class EpisodeFiles:
         self._relieve()
         yield from ()
 
-    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
-        """Finish the episodes that are over, and write those that have waited long enough.
-
-        Args:
-            complete: says before which frame everything has come.
-        """
-        count = len(self._over)  # before it is asked: more may be over by then
-        self._finish(count, complete())
+    def due(self) -> Iterator[Chunk]:
+        """Finish the episodes that are over, and write those that have waited long enough."""
+        count = len(self._over)  # before the buffers are asked: more may be over by then
+        waiting = oldest_waiting(self._buffers)
+        self._finish(count, sys.maxsize if waiting is None else waiting)
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
@@ -158,13 +160,13 @@ class EpisodeFiles:
         """Number of the first frame of which something waits; None: nothing does."""
         return min((rows.first for rows in self._all_rows() if rows.bytes), default=None)
 
-    def _all_rows(self) -> list[_Rows]:
+    def _all_rows(self) -> list[_EpisodeRows]:
         """Also asked for on other threads."""
         return [*tuple(self._in_progress.values()), *(finished.rows for finished in tuple(self._waiting.values()))]
 
     # --- rows ---
 
-    def _take(self, piece: Piece, episode: int, part: slice) -> None:
+    def _take(self, piece: EnvRows, episode: int, part: slice) -> None:
         if episode <= self._last_over[piece.row]:
             if not self._has_warned:
                 self._has_warned = True
@@ -178,7 +180,7 @@ class EpisodeFiles:
         key = piece.row, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = _Rows(self._envs[piece.row], episode, self._source.fps, self._losses)
+            rows = self._in_progress[key] = _EpisodeRows(self._envs[piece.row], episode, self._source.fps, self._losses)
         rows.add(piece, part)
 
     def _relieve(self) -> None:
@@ -225,7 +227,7 @@ class EpisodeFiles:
             self._remove(finished.replaces)
             return
         self._waiting[finished.episode.key] = finished
-        if self._folder.keeps_all:
+        if not self._folder.may_replace:
             self._write(finished)
 
     def _remove(self, episodes: Iterable[Episode]) -> None:
@@ -239,14 +241,14 @@ class EpisodeFiles:
         del self._waiting[episode.key]
         self._remove(finished.replaces)
 
-    def _write_part(self, rows: _Rows) -> None:
+    def _write_part(self, rows: _EpisodeRows) -> None:
         """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
         if rows.bytes:
             stem = f"{self._stem(rows)}.part_{len(rows.parts)}"
             rows.parts.append(self._write_file(rows, rows.so_far(), stem))
             rows.clear()
 
-    def _write_file(self, rows: _Rows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
+    def _write_file(self, rows: _EpisodeRows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
         return self._folder.write_file(
             stem,
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
@@ -257,7 +259,7 @@ class EpisodeFiles:
             of=of,
         )
 
-    def _chunks(self, rows: _Rows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
+    def _chunks(self, rows: _EpisodeRows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
         began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
         yield info_chunk(stem, began)
         yield self._schema_of(episode.env)
@@ -267,7 +269,7 @@ class EpisodeFiles:
             yield from (chunk for each in parts_in(part) for chunk in each.all_chunks() if not chunk.is_static)
         yield from rows.chunks()
 
-    def _stem(self, rows: _Rows) -> str:
+    def _stem(self, rows: _EpisodeRows) -> str:
         stem = f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
         if rows.added is None:
             rows.added = self._folder.free_number(stem)
@@ -303,12 +305,12 @@ class _Finished(NamedTuple):
     """
 
     episode: Episode
-    rows: _Rows
+    rows: _EpisodeRows
     since: float
     replaces: list[Episode]
 
 
-class _Rows:
+class _EpisodeRows:
     """The rows of an episode that are in memory.
 
     Attributes:
@@ -334,11 +336,11 @@ class _Rows:
 
     def clear(self) -> None:
         """They are written."""
-        self._pieces: dict[tuple[_Recorded, ...], list[Piece]] = {}
+        self._pieces: dict[tuple[_Recorded, ...], list[EnvRows]] = {}
         self.first = 0
         self.bytes = 0
 
-    def add(self, piece: Piece, part: slice) -> None:
+    def add(self, piece: EnvRows, part: slice) -> None:
         """Copy a part of the rows of a block."""
         positions = piece.positions[part].copy(order="F")
         if not self.bytes:
@@ -353,7 +355,7 @@ class _Rows:
             if stream.sums:
                 self._return = float(rows[-1].mean())
         streams = tuple((stream.key, stream.varies) for stream, _ in values)
-        self._pieces.setdefault(streams, []).append(Piece(piece.row, positions, values))
+        self._pieces.setdefault(streams, []).append(EnvRows(piece.row, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
     def so_far(self) -> Episode:
@@ -371,7 +373,7 @@ class _Rows:
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk for each key and agent."""
-        pictures = Pictures(
+        pictures = Encoding(
             self._fps, self._losses, max_age=float("inf")
         )  # new: each part of a video has a keyframe first
         factory = ChunkFactory(self._fps, pictures, self._losses)
@@ -386,12 +388,12 @@ class _Rows:
         self.parts.clear()
 
 
-def _joined(group: Sequence[Piece]) -> Piece:
+def _joined(group: Sequence[EnvRows]) -> EnvRows:
     """The pieces of an episode that are of the same streams, as one."""
     if len(group) == 1:
         return group[0]
     columns = zip(*(piece.values for piece in group), strict=True)
-    return Piece(
+    return EnvRows(
         group[0].row,
         np.asfortranarray(np.concatenate([piece.positions for piece in group])),
         [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],

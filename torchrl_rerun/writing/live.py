@@ -1,6 +1,6 @@
 """Outlets: what takes chunks in its own time, beside a file or without one. A queue that is bounded, and emptied by a thread.
 
-Rerun's client sends the memory that a chunk wraps, and blocks its caller for as long as it likes. So an outlet copies what
+Rerun's client sends the memory that a chunk wraps, and blocks its caller for as long as it likes. So an live_sink copies what
 it is offered, and only a thread of its own waits for Rerun.
 """
 
@@ -18,13 +18,13 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 STALL_SECONDS = 10.0
-"""How long an outlet may take nothing before it is given up."""
+"""How long an live_sink may take nothing before it is given up."""
 
 CLOSE_SECONDS = 5.0
-"""How long the end of the recording waits for an outlet to take the rest."""
+"""How long the end of the recording waits for an live_sink to take the rest."""
 
 QUEUE_BYTES = 32 << 20
-"""What may wait for an outlet, in bytes; for what comes then there is no room."""
+"""What may wait for an live_sink, in bytes; for what comes then there is no room."""
 
 TICK = 0.25
 """Seconds that are counted, where a clock would go on while the whole program is suspended."""
@@ -33,12 +33,12 @@ Frames = tuple[int, int]
 """The frames ``[first, last)``."""
 
 
-class Outlet(ABC):
+class LiveSink(ABC):
     """Something that takes chunks in its own time.
 
     Args:
         label: what messages call it.
-        keeps: nothing else keeps what is recorded. The writer waits until there is room then; else what there is no room for
+        is_sole: nothing else keeps what is recorded. The writer waits until there is room then; else what there is no room for
             is dropped.
 
     Attributes:
@@ -48,9 +48,9 @@ class Outlet(ABC):
     FATE: ClassVar[str]
     """What became of it, once it takes nothing any more."""
 
-    def __init__(self, label: str, *, keeps: bool = False) -> None:
+    def __init__(self, label: str, *, is_sole: bool = False) -> None:
         self.label = label
-        self.keeps = keeps
+        self.is_sole = is_sole
         self.dropped_frames = 0
         self._changed = threading.Condition()
         self._queue: collections.deque[tuple[Any, int]] = collections.deque()  # messages and their sizes
@@ -83,7 +83,7 @@ class Outlet(ABC):
         with self._changed:
             self._forget_what_arrived()
             self._frames = frames
-            is_full = frames is not None and not self.keeps and self._queued_bytes > QUEUE_BYTES
+            is_full = frames is not None and not self.is_sole and self._queued_bytes > QUEUE_BYTES
             self._dropping = self._is_over or is_full
             if frames is not None:
                 if self._dropping:
@@ -95,7 +95,7 @@ class Outlet(ABC):
         """Take a copy of a chunk, if there is room for what it belongs to. Waits if nothing else keeps it, and never else."""
         if self._dropping:
             return
-        if self.keeps:
+        if self.is_sole:
             self._wait(lambda: self._queued_bytes <= QUEUE_BYTES)
         copy = _encoded(chunk.to_record_batch())
         self._put(self._message(copy), copy.size)
@@ -108,8 +108,8 @@ class Outlet(ABC):
         """Return when it has what it was offered, or is given up: after 10 s without progress at the latest."""
         self._wait(lambda: self._acknowledged >= self._sent)
 
-    def trouble(self) -> ConnectionError | None:
-        """What became of it, if it takes nothing any more."""
+    def error(self) -> ConnectionError | None:
+        """Return an error if it takes nothing any more, else None."""
         if not self._is_over or self._is_closing:
             return None
         return ConnectionError(f"{self.label} {self.FATE} ({self._why})")

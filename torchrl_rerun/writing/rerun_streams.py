@@ -25,7 +25,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.exact import EXACT, are_exact_floats
 from torchrl_rerun.kinds.schema import RECORDING_INFO
-from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, Outlet
+from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, LiveSink
 from torchrl_rerun.writing.sender import UNFLUSHED_BYTES
 
 FLUSH_SECONDS = 2.5
@@ -97,20 +97,20 @@ def application_id_of(stream: rr.RecordingStream) -> str:
     return rr.get_application_id(stream) or ""
 
 
-class StreamOutlet(Outlet):
+class LiveStream(LiveSink):
     """A recording stream that takes part in a recording. It stays open when that ends.
 
     Args:
         stream: the stream.
         label: what messages call it.
         envs: indices of the environments that are recorded.
-        keeps: nothing else keeps what is recorded.
+        is_sole: nothing else keeps what is recorded.
     """
 
     FATE = "was given up"
 
-    def __init__(self, stream: rr.RecordingStream, label: str, envs: range, *, keeps: bool) -> None:
-        super().__init__(label, keeps=keeps)
+    def __init__(self, stream: rr.RecordingStream, label: str, envs: range, *, is_sole: bool) -> None:
+        super().__init__(label, is_sole=is_sole)
         self._stream = stream
         self._part = _Part(os.getpid(), stream.get_recording_id(), envs)
         self._is_open = False

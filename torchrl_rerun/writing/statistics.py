@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.block import Block, Track
+from torchrl_rerun.blocks.block import Block, StreamGroup
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
+from torchrl_rerun.kinds.palette import series_style
 from torchrl_rerun.kinds.streams import batch_path
 from torchrl_rerun.kinds.timelines import FRAME, LOG_TIME, STEP, TIMELINES
-from torchrl_rerun.writing.chunks import series_style
 
 STATISTICS = ("mean", "minimum", "10 %", "median", "90 %", "maximum")
 """What the numbers of a row of ``/batch/{key}`` are, in this order."""
@@ -39,17 +39,17 @@ class BatchStatistics:
         self._fps = fps
         self._sums = sums
 
-    def static(self, tracks: Sequence[Track]) -> Iterator[Chunk]:
+    def static(self, groups: Sequence[StreamGroup]) -> Iterator[Chunk]:
         """What does not change over time: names and colours."""
-        for track in tracks:
-            for stream in track.streams:
+        for group in groups:
+            for stream in group.streams:
                 yield Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """One chunk for each reward and each sum."""
         block.wait()
         sums = self._sums.of(block)
-        for number, track in enumerate(block.tracks):
+        for number, group in enumerate(block.groups):
             frames, present = np.array(block.frames[number], np.intp), block.presence(number)
             slots = np.arange(len(frames)) if present is None else np.flatnonzero(present.any(axis=1))
             frames = frames[slots]
@@ -59,7 +59,7 @@ class BatchStatistics:
                 values.stream.key: values.stream.numbers(values.by_frame[slots]) for values in block.values[number]
             }
             entities = []
-            for stream in track.streams:
+            for stream in group.streams:
                 values = sums[stream.key][slots] if stream.sums else stepped[stream.key]
                 among = None if stream.sums or present is None else present[slots]
                 rows = statistics(values.reshape(*values.shape[:2], -1), among)

@@ -25,7 +25,7 @@ import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, Outlet
+from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, LiveSink
 from torchrl_rerun.writing.sender import CHUNK, END, GREETING, HEADER, LAYOUT
 
 CONNECT_SECONDS = 2.0
@@ -84,7 +84,7 @@ class Endpoint:
         raise TypeError(f"{target!r} is no viewer; pass its URL, rerun+http://host:port/proxy")
 
 
-class Viewer(Outlet):
+class Viewer(LiveSink):
     """A viewer that is watching now.
 
     Args:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.pieces import pieces
+from torchrl_rerun.blocks.env_rows import rows_by_env
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.schema import Described, Source, Split, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import FRAME
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing.encoder import Encoding
 
 
 class WholeRun:
@@ -46,7 +46,7 @@ class WholeRun:
         self._split = split
         self._first_frame = first_frame
         losses = Losses()
-        self._pictures = Pictures(source.fps, losses, max_age=max_age)
+        self._pictures = Encoding(source.fps, losses, max_age=max_age)
         self._factory = ChunkFactory(source.fps, self._pictures, losses)
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
@@ -74,18 +74,13 @@ class WholeRun:
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """What is to be written of a block at once."""
-        for piece in pieces(block, len(self._envs), self._sums):
+        for piece in rows_by_env(block, len(self._envs), self._sums):
             piece.positions[:, FRAME] -= self._first_frame
             yield from self._factory.chunks(piece, self._envs[piece.row])
         self._pictures.settle()  # they are views of the block
 
-    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
-        """What is to be written after a block.
-
-        Args:
-            complete: says before which frame everything has come.
-        """
-        del complete
+    def due(self) -> Iterator[Chunk]:
+        """Return chunks of the images that have waited long enough, or are enough for a chunk."""
         yield from self._pictures.due(time.time_ns())
 
     def rest(self, complete: int) -> Iterator[Chunk]:

@@ -16,8 +16,8 @@ from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import Positions
 
 
-class Piece(NamedTuple):
-    """Rows of one environment that share their times.
+class EnvRows(NamedTuple):
+    """EnvIndices of one environment that share their times.
 
     Attributes:
         row: which of the recorded environments it is.
@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     values: list[tuple[Stream, npt.NDArray[Any]]]
 
 
-def pieces(block: Block, envs: int, sums: Sums) -> Iterator[Piece]:
+def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
     """The rows of a block, environment by environment.
 
     Args:
@@ -42,41 +42,41 @@ def pieces(block: Block, envs: int, sums: Sums) -> Iterator[Piece]:
     timelines = Timelines(block.start, block.events)
     summed = sums.of(block)
     frames = [np.array(each, np.intp) for each in block.frames]
-    present = [block.presence(track) for track in range(len(block.tracks))]
-    together = _tracks_with_the_same_times(block)
+    present = [block.presence(group) for group in range(len(block.groups))]
+    together = _groups_with_the_same_times(block)
     for row in range(envs):
-        for tracks in together:
-            first = tracks[0]
+        for groups in together:
+            first = groups[0]
             mask = present[first]
             slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, row])
             at = frames[first][slots]
             if not len(at):
                 continue
-            is_before = block.tracks[first].moment is Moment.ACTED
+            is_before = block.groups[first].moment is Moment.ACTED
             positions = timelines.before(row, at) if is_before else timelines.at(row, at)
             values = [
                 (stored.stream, stored.of(row, slots))
-                for track in tracks
-                for stored in block.values[track]
+                for group in groups
+                for stored in block.values[group]
                 if not (stored.stream.shared and row)
             ]
-            sums_here = (stream for track in tracks for stream in block.tracks[track].streams if stream.sums)
+            sums_here = (stream for group in groups for stream in block.groups[group].streams if stream.sums)
             values += [(stream, summed[stream.key][slots, row]) for stream in sums_here]
             if values:
-                yield Piece(row, positions, values)
+                yield EnvRows(row, positions, values)
 
 
-def _tracks_with_the_same_times(block: Block) -> list[list[int]]:
-    """The tracks of a block that have any rows, those together whose rows come at the same moments."""
-    groups: list[list[int]] = []
-    for track, frames in enumerate(block.frames):
-        is_before = block.tracks[track].moment is Moment.ACTED
-        for group in groups:
-            first = group[0]
-            if block.frames[first] == frames and (block.tracks[first].moment is Moment.ACTED) is is_before:
-                group.append(track)
+def _groups_with_the_same_times(block: Block) -> list[list[int]]:
+    """The groups of a block that have any rows, those together whose rows come at the same moments."""
+    sets: list[list[int]] = []
+    for group, frames in enumerate(block.frames):
+        is_before = block.groups[group].moment is Moment.ACTED
+        for together in sets:
+            first = together[0]
+            if block.frames[first] == frames and (block.groups[first].moment is Moment.ACTED) is is_before:
+                together.append(group)
                 break
         else:
             if frames:
-                groups.append([track])
-    return groups
+                sets.append([group])
+    return sets

@@ -1,4 +1,4 @@
-"""The ledger: what is known of each environment's episode in progress, for the properties of its recording.
+"""The episode log: what is known of each environment's episode in progress, for the properties of its recording.
 
 It is kept on the environment's thread, where the user can add to an episode until it is over.
 """
@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrl_rerun.blocks.events import Event, Over, Rows
+from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
+from torchrl_rerun.blocks.returns import with_rewards
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value
 
 
-class Ledger:
+class EpisodeLog:
     """Follows the episodes of the recorded environments.
 
     An episode is over when its environment is reset, so that annotations can be made after its last step.
@@ -38,7 +39,7 @@ class Ledger:
     def __init__(self, envs: Sequence[int]) -> None:
         count = len(envs)
         self._envs = list(envs)
-        self.over: collections.deque[Over] = collections.deque()
+        self.over: collections.deque[EndedEpisode] = collections.deque()
         self._is_open = np.zeros(count, np.bool_)
         self._all_open = False
         self._terminated = np.zeros(count, np.bool_)
@@ -90,15 +91,10 @@ class Ledger:
             length[event.rows] += 1
         returns = before.returns
         if rewards is not None:
-            returns = np.zeros(rewards.shape) if returns is None else returns
-            if event.rows is None:
-                returns = returns + rewards
-            else:
-                returns = returns.copy()
-                returns[event.rows] += rewards[event.rows]
+            returns = with_rewards(np.zeros(rewards.shape) if returns is None else returns, event.rows, rewards)
         self._so_far = _SoFar(event, length, returns)
 
-    def settle(self, event: Event, ends: Ends) -> None:
+    def correct_ends(self, event: Event, ends: Ends) -> None:
         """Say whose episodes ended with a step, instead of what was said when it was made.
 
         Args:
@@ -181,7 +177,7 @@ class Ledger:
         if goes_on.any():
             self._begin(at[goes_on], event, episodes[goes_on])
 
-    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
         return np.arange(len(self._envs)) if rows is None else rows
 
     def _end(self, at: slice | npt.NDArray[np.intp], ends: Ends) -> None:
@@ -205,7 +201,7 @@ class Ledger:
                 seed=self._seeds[row],
                 annotations=self._annotations[row],
             )
-            self.over.append(Over(int(row), episode, before, since))
+            self.over.append(EndedEpisode(int(row), episode, before, since))
             self._all_open = False
             self._is_open[row] = False
             self._annotations[row] = {}

@@ -1,0 +1,201 @@
+"""Options: what a user asks of a recorder. Each is checked when the recorder is made, and the check stands beside it."""
+
+# ruff: noqa: RUF009 - `_option` makes a field of the dataclass
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import rerun.blueprint as rrb
+
+from torchrl_rerun.kinds.describe import check_format, check_kinds, check_names, describe, refused_format
+from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.picture import ImageFormat
+from torchrl_rerun.kinds.schema import SPLITS, Split
+from torchrl_rerun.kinds.streams import Key, Leaf, Stream, as_key
+from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.recording.keep import Keep
+from torchrl_rerun.recording.logged_envs import check_envs
+
+Trigger = Callable[[int], bool]
+"""Decide whether a recording starts, by the number of an episode or of a step."""
+
+Check = Callable[[str, Any], Any]
+"""Return the value of an option in its normal form, or raise TypeError or ValueError; called with the option's name."""
+
+
+# --- checks of one option ---
+
+
+def _of_type(types: Any, advice: str) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, types):
+            raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass {advice}")
+        return value
+
+    return check
+
+
+def _positive(types: Any, advice: str, *, is_finite: bool = False) -> Check:
+    is_number = _of_type(types, advice)
+
+    def check(name: str, value: Any) -> Any:
+        number = is_number(name, value)
+        if number is not None and (not number > 0 or (is_finite and math.isinf(number))):
+            raise ValueError(f"{name}={number!r} must be positive{' and finite' if is_finite else ''}")
+        return number
+
+    return check
+
+
+def _count(least: int, advice: str) -> Check:
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} is of type {type(value).__name__}; pass a whole number: {advice}")
+        if value < least:
+            raise ValueError(f"{name}={value}: pass {least} or more: {advice}")
+        return value
+
+    return check
+
+
+def _one_of(choices: Iterable[str]) -> Check:
+    def check(name: str, value: Any) -> Any:
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+        return value
+
+    return check
+
+
+def _keys(name: str, value: Any) -> tuple[Key, ...] | None:
+    if value is not None and not value:
+        raise ValueError(f"{name} is empty: name the keys to record, or leave it out to record all of the specs")
+    return None if value is None else tuple(map(as_key, value))
+
+
+def _envs(name: str, value: Any) -> Any:
+    del name
+    check_envs(value)
+    return value
+
+
+def _trigger(name: str, value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r} can't be called; pass a function of a number that returns a bool")
+    return value
+
+
+def _split(name: str, value: Any) -> Any:
+    return None if value is None else _one_of(SPLITS)(name, value)
+
+
+# --- the options ---
+
+
+def _option(check: Check, default: Any = None) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of a recorder, all but its sink; ``RerunRecorder`` says what each means.
+
+    Keys may be given as TorchRL takes them, ``"action"`` or ``("agents", "action")``. Attributes hold keys as tuples.
+
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: an option is out of its range, or contradicts another one.
+        ImportError: ``image_format`` asks for video, and PyAV isn't installed.
+
+    >>> options = Options(in_keys=["observation"], skip=4)
+    >>> options.in_keys, options.split
+    ((('observation',),), 'run')
+    """
+
+    in_keys: tuple[Key, ...] | None = _option(_keys)
+    logged_envs: Any = _option(_envs)
+    aggregate: bool | None = _option(
+        _of_type(bool | None, "True, False, or None: where not all are recorded in detail")
+    )
+    skip: int = _option(_count(1, "one frame in so many is recorded"), 1)
+    fps: float | None = _option(_positive(int | float | None, "frames per second", is_finite=True))
+    render: bool = _option(_of_type(bool, "True or False"), default=False)
+    episode_trigger: Trigger | None = _option(_trigger)
+    step_trigger: Trigger | None = _option(_trigger)
+    recording_length: int = _option(_count(0, "steps; 0: to the end of the episode"), 0)
+    keep: Keep | None = _option(_of_type(Keep | None, "a policy, like KeepLast(20) | KeepWorst(20)"))
+    split: Split = _option(_split)
+    blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = _option(
+        _of_type(
+            bool | rrb.Blueprint | Callable,
+            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.blueprint.Recorded that makes one",
+        ),
+        default=True,
+    )
+    application_id: str | None = _option(_of_type(str | None, "a string"))
+    recording_id: str | None = _option(_of_type(str | None, "a string"))
+    buffer_bytes: int = _option(_positive(int, "a number of bytes"), 64 << 20)
+    flush_seconds: float = _option(_positive(int | float, "a number of seconds"), 5.0)
+    overwrite: bool = _option(_of_type(bool, "True or False"), default=False)
+    resume: bool = _option(_of_type(bool, "True or False"), default=False)
+    # Options of kinds. Nothing outside of this module reads them but by the methods below.
+    kinds: Mapping[Key, Kind] = _option(check_kinds)
+    names: Mapping[Key, tuple[str, ...]] = _option(check_names)
+    image_format: ImageFormat = _option(check_format, "jpeg")
+
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            object.__setattr__(self, option.name, option.metadata["check"](option.name, getattr(self, option.name)))
+        if self.split is None:
+            object.__setattr__(self, "split", "run" if self.keep is None else "episode")
+        if self.recording_length and not self.has_triggers:
+            raise ValueError(
+                "recording_length is about what a trigger starts: pass episode_trigger or step_trigger, too"
+            )
+        if self.keep is not None and self.split != "episode":
+            raise ValueError(
+                f"keep={self.keep!r} needs split='episode', and split={self.split!r} was passed: leave out split"
+            )
+        if self.aggregate and self.split == "episode":
+            raise ValueError("aggregate=True is about all environments: it needs split='run' or 'dump'")
+        if self.overwrite and self.resume:
+            raise ValueError(
+                "overwrite=True and resume=True exclude one another: replace what is there, or go on with it"
+            )
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether frames are recorded only when a trigger has started a recording."""
+        return self.episode_trigger is not None or self.step_trigger is not None
+
+    @property
+    def selects_all_frames(self) -> bool:
+        """Whether no frame is left out by a trigger or by ``skip``."""
+        return self.skip == 1 and not self.has_triggers
+
+    # --- kinds ---
+
+    def describe(self, leaf: Leaf) -> Stream:
+        """Return how a key is recorded.
+
+        Args:
+            leaf: the facts about the key.
+
+        Raises:
+            UnsupportedLeafError: no kind can hold the key's values.
+            ValueError: the options of the key don't fit its values.
+        """
+        return describe(leaf, self.kinds, self.names, self.image_format)
+
+    def refused_format(self, stream: Stream) -> str | None:
+        """Return the lossy format that was asked for and that can't store a stream of pictures; None: there is none."""
+        return refused_format(stream, self.kinds, self.image_format)
+
+    @property
+    def keys_by_option(self) -> Mapping[str, Iterable[Key]]:
+        """The keys that options of kinds name, by the name of the option."""
+        return {"kinds": self.kinds, "names": self.names}
