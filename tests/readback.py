@@ -19,8 +19,8 @@ from tensordict import TensorDictBase, is_leaf_nontensor
 
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.reading.load import _Run
 from torchrl_rerun.reading.padding import as_tensor
+from torchrl_rerun.reading.recordings import OpenedRecording
 from torchrl_rerun.rrd.reader import parts_in
 
 CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
@@ -128,10 +128,11 @@ def _load_agrees(path: Path, found: Recorded) -> None:
     schema = found.schema
     if not schema:
         return
-    run = _Run(parts_in(path), Schema.from_json(json.dumps(schema)))
+    recording = OpenedRecording(parts_in(path))
+    assert recording.schema == Schema.from_json(json.dumps(schema))
     for env in schema["envs"]:
-        history = History(run, env)
-        for stream, _ in run.schema.described:
+        history = History(recording, env)
+        for stream, _ in recording.schema.described:
             prefix = [] if schema["split"] == "episode" else [f"env_{env}"]
             paths = [
                 rr.new_entity_path([*prefix, *stream.key, *([agent] if agent else [])])

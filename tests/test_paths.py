@@ -26,7 +26,7 @@ from torchrl_rerun.export.mp4 import videos_of, write_video
 from torchrl_rerun.export.parquet import to_parquet
 from torchrl_rerun.reading.describe import describe_files
 from torchrl_rerun.reading.query import query
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.viewing.compare import open_runs, write_comparison
 
 STEPS = 12
@@ -417,7 +417,7 @@ def test_what_is_to_be_replaced_stays_until_all_is_whole(here, sign):
     before = sorted(here.rglob("*"))
 
     def write_half():
-        with placed(path, overwrite=True, sign=sign) as hidden:
+        with written_aside(path, overwrite=True, sign=sign) as hidden:
             if sign is None:
                 hidden.write_text("half of")
             else:
@@ -443,7 +443,7 @@ def test_a_folder_that_cannot_be_put_in_place_costs_nothing(here, monkeypatch):
         return replace(self, target)
 
     def write():
-        with placed(here / "there", overwrite=True, sign="sign") as hidden:
+        with written_aside(here / "there", overwrite=True, sign="sign") as hidden:
             hidden.mkdir()
             monkeypatch.setattr(Path, "replace", fails)
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from torchrl_rerun.kinds.streams import Leaf, Stream
     from torchrl_rerun.kinds.tensor import Tensor
     from torchrl_rerun.kinds.text import Text
+    from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
     from torchrl_rerun.reading.learning import StepDataset
-    from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
+    from torchrl_rerun.reading.load import load
     from torchrl_rerun.reading.query import query, table_of
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
@@ -59,11 +60,11 @@ __all__ = [
     "Leaf",
     "Listing",
     "LoadedEpisode",
+    "LoadedEpisodes",
     "Plot",
     "Points3D",
     "RecordedEpisode",
     "RecordingError",
-    "Recordings",
     "Repaired",
     "Replayed",
     "RerunRecorder",
@@ -111,12 +112,12 @@ _HOMES = {
     "LeRobotDataset": "export.lerobot",
     "Leaf": "kinds.streams",
     "Listing": "rrd.listing",
-    "LoadedEpisode": "reading.load",
+    "LoadedEpisode": "reading.episodes",
+    "LoadedEpisodes": "reading.episodes",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",
     "RecordingError": "errors",
-    "Recordings": "reading.load",
     "Repaired": "rrd.repair",
     "Replayed": "stored.replay",
     "RerunRecorder": "transform.recorder",

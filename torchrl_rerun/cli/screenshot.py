@@ -60,7 +60,7 @@ def save_screenshots(
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
     """
     with show_status("looking"):
-        from torchrl_rerun.rrd.atomic import placed
+        from torchrl_rerun.rrd.atomic import written_aside
         from torchrl_rerun.rrd.files import whole_files_of
         from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
         from torchrl_rerun.viewing.viewer import ViewerError, end_on_sigterm
@@ -79,7 +79,7 @@ def save_screenshots(
             for place in places:
                 with show_status(f"looking: {place.name}"):
                     shot = next(shots)
-                with placed(place, overwrite=overwrite) as hidden:
+                with written_aside(place, overwrite=overwrite) as hidden:
                     hidden.write_bytes(shot.png)
                 output.print(
                     f"[green]{escape(shown(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)")

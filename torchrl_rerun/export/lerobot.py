@@ -26,7 +26,6 @@ from torchrl_rerun.export.parquet import write_tables
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
 from torchrl_rerun.export.steps import (
     BROKEN,
-    FLAGS,
     LeftOut,
     Progress,
     array_of,
@@ -36,13 +35,15 @@ from torchrl_rerun.export.steps import (
     unbroken_transitions,
     unchanged,
 )
+from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
 from torchrl_rerun.paths import absolute
-from torchrl_rerun.reading.load import LoadedEpisode
+from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.reading.steps import steps as read_steps
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import FrameCodes, episode_span
 
 SIGN = "meta/info.json"
@@ -125,7 +126,7 @@ def to_lerobot(
     check_fps(fps)
     rate = fps or schema.source.fps or float(USUAL_FPS)
     names = _names(chosen(episodes[0], keys, unheld))
-    with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
+    with written_aside(path, overwrite=overwrite, sign=SIGN) as hidden:
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded", names)
         if not dataset.add(described(progress(episodes, len(episodes)), keys, unheld)):
             raise dataset.left_out.nothing()
@@ -211,7 +212,7 @@ class _Dataset:
             at = unbroken_transitions(episode, found, self.left_out)  # of which there are pictures, too
             if not len(at):
                 continue
-            steps = episode.history.steps(numbers, span, at)
+            steps = read_steps(episode.history, numbers, span, at)
             added = _Episode(len(self.episodes), len(steps), self.steps, {})
             self.episodes.append(added)
             self.steps += added.length

@@ -17,7 +17,6 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.export.renaming import distinct, dotted
 from torchrl_rerun.export.steps import (
     BROKEN,
-    FLAGS,
     LeftOut,
     Progress,
     Unheld,
@@ -26,10 +25,12 @@ from torchrl_rerun.export.steps import (
     unbroken_transitions,
     unchanged,
 )
+from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Stream, name_of
-from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.steps import steps as read_steps
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import episode_span
 
 SIGN = "data/metadata.json"
@@ -85,7 +86,7 @@ def to_minari(
         raise ValueError("there are no episodes to export")
     unheld, left_out = unheld_in(episodes), LeftOut(BROKEN)
     layout = _Layout(next(described(episodes[:1], keys, unheld))[1], episodes[0].schema.described)
-    with placed(folder, overwrite=overwrite, sign=SIGN) as hidden:
+    with written_aside(folder, overwrite=overwrite, sign=SIGN) as hidden:
         (hidden / "data").mkdir(parents=True)
         storage = MinariStorage.new(
             hidden / "data",
@@ -186,7 +187,7 @@ def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]], lef
     for episode, _ in episodes:
         wanted = episode.history.described([stream.key for stream in layout.streams])
         at = unbroken_transitions(episode, wanted, left_out)
-        steps = episode.history.steps(wanted, episode_span(episode.properties.episode), at)
+        steps = read_steps(episode.history, wanted, episode_span(episode.properties.episode), at)
         if len(steps):
             terminated, truncated = _ends(layout, episode, steps)
             yield EpisodeBuffer(

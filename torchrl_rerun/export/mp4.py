@@ -37,7 +37,7 @@ from torchrl_rerun.reading.pictures import (
     stored,
     tracks_of,
 )
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.files import whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
 
@@ -234,7 +234,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
     if begun is None:
         raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
     with (
-        placed(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
+        written_aside(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
         av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         size, written = mux(container, itertools.chain([begun], coming), codec, fps)

@@ -16,8 +16,10 @@ from torchrl_rerun.export.steps import LeftOut, Progress, described, unchanged
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.paths import shown, target_of
-from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.steps import step_values
+from torchrl_rerun.reading.transitions import transitions
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import episode_span
 
 GROUP_BYTES = 32 << 20
@@ -79,7 +81,7 @@ def to_parquet(
     ):
         raise ValueError(f"{shown(path)} holds the episodes that are exported: choose another file")
     forms, left_out = _forms(episodes, keys), LeftOut(_UNRECORDED)
-    with placed(path, overwrite=overwrite) as hidden:
+    with written_aside(path, overwrite=overwrite) as hidden:
         rows = write_tables(hidden, _tables(progress(episodes, len(episodes)), keys, forms, left_out))
         if not rows:
             raise left_out.nothing()
@@ -113,7 +115,7 @@ def _tables(
     for episode, found in described(episodes, keys, unheld):
         names = names or _names(found)
         known, span = episode.properties, episode_span(episode.properties.episode)
-        at = episode.history.transitions(found, span)
+        at = transitions(episode.history, found, span)
         left_out.add(episode, len(at))
         columns = {
             "env": pa.repeat(pa.scalar(known.env, pa.int64()), len(at)),
@@ -121,7 +123,7 @@ def _tables(
             "row": pa.array(at.before & 0xFFFFFFFF),
         }
         fields = [pa.field(name, pa.int64()) for name in columns]
-        for stream, sides in episode.history.values(found, span, at):
+        for stream, sides in step_values(episode.history, found, span, at):
             form = forms.get(stream.key)
             for side in sides:
                 name = (_NEXT if side.is_next else "") + names[stream.key]

@@ -13,12 +13,10 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import Described, Moment
-from torchrl_rerun.kinds.streams import Stream, name_of
-from torchrl_rerun.reading.history import Transitions
-from torchrl_rerun.reading.load import LoadedEpisode
+from torchrl_rerun.kinds.streams import Stream, as_key, name_of
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.transitions import Transitions, transitions
 from torchrl_rerun.rrd.frame_codes import episode_span
-
-FLAGS = ("done", "terminated", "truncated")
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """What is gone through, and how many they are; gives them back one by one."""
@@ -31,7 +29,7 @@ def unchanged(items: Iterable[Any], _: int) -> Iterable[Any]:
 
 def told(episode: LoadedEpisode) -> str:
     """Which episode it is, in words."""
-    known, place = episode.properties, episode.history.run.parts[-1].file
+    known, place = episode.properties, episode.history.recording.parts[-1].file
     return f"episode {known.episode} of environment {known.env} in {place}"
 
 
@@ -62,7 +60,7 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unh
     known = {stream.key: (stream, moment) for stream, moment in described}
     found = {}
     for key in keys:
-        meant = [each for each in known if key in (each, "/".join(each))]
+        meant = [each for each in known if each == as_key(key) or "/".join(each) == key]
         if not meant:
             raise KeyError(f"{key!r} is not recorded, but {', '.join(map(name_of, known))}")
         for each in meant:
@@ -203,7 +201,7 @@ def unbroken_transitions(episode: LoadedEpisode, found: Sequence[Described], lef
         found: the keys.
         left_out: counts the other steps.
     """
-    at = episode.history.transitions(found, episode_span(episode.properties.episode), is_whole=True)
+    at = transitions(episode.history, found, episode_span(episode.properties.episode), is_whole=True)
     first, *_ = at.unbroken() or [at]
     left_out.add(episode, len(first))
     return first

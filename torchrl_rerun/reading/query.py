@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Value
 from torchrl_rerun.paths import printable
-from torchrl_rerun.reading.load import LoadedEpisode, Place, load
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.load import Place, load
 
 TABLE = "episodes"
 """What queries call the table."""

@@ -1,4 +1,4 @@
-"""Listing: which episodes are recorded in a folder, and what they came to, without reading their rows."""
+"""Listing the episodes that have recordings of their own, and what they came to, without reading their rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class RecordedEpisode:
     """An episode that has a recording of its own.
 
     Attributes:
-        episode: what is known of it.
+        episode: its properties.
         recording_id: id of its recording.
-        paths: its files, one after the other; several if it was dumped before it was over. The last says what it came to.
-        size: bytes of them all.
+        paths: its files, one after the other; several if it was dumped before it was over.
+        size: bytes of all its files.
     """
 
     episode: Episode
@@ -38,19 +38,19 @@ class RecordedEpisode:
 
     @property
     def path(self) -> Path:
-        """The file that says what it came to, which is the only one if it ended."""
+        """The file that says what the episode came to: the last one, and the only one if the episode ended."""
         return self.paths[-1]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What there is in a folder.
+    """The recordings in a folder.
 
     Attributes:
-        episodes: those that have recordings of their own, in the order in which they began.
+        episodes: the episodes that have recordings of their own, in the order in which they began.
         runs: files of ``torchrl_rerun`` that hold whole runs.
-        unreadable: files that hold nothing, or that Rerun can't read: torn, damaged, or still being written.
-        copies: recordings of episodes that another file holds, too: by their files and ids the file in which they count.
+        unreadable: files that hold nothing, are torn or damaged, or are still being written.
+        copies: recordings of episodes that count in another file: that file, by their own file and recording id.
     """
 
     episodes: list[RecordedEpisode]
@@ -60,17 +60,17 @@ class Listing:
 
 
 def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter) -> Listing:
-    """What is recorded in the files of a folder and of the folders in it. Their properties alone are read.
+    """Return the recordings in a folder and in the folders in it. Only the properties of each file are read.
 
-    Files that somebody else made are left out, and so is what is hidden.
+    Recordings of other programs are left out, and so are hidden files and folders.
 
     Args:
         path: the folder, or an ``.rrd`` file. A leading ``~`` is the user's home. Links to folders are followed.
-        progress: is given the files, and gives them back one by one.
+        progress: called with the files; yields them one by one.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: it is a device, a pipe or a socket.
+        ValueError: the path is a device, a pipe or a socket.
 
     Examples:
         >>> import tempfile
@@ -89,7 +89,7 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
 
 
 def listing_of(files: Iterable[Path]) -> Listing:
-    """Return what is recorded in some files; see :func:`list_episodes`."""
+    """Return the recordings in some files; see :func:`list_episodes`."""
     parts: list[_EpisodePart] = []
     runs: list[Path] = []
     unreadable: list[Path] = []
@@ -158,7 +158,8 @@ class _EpisodePart:
 
 
 def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
-    # A kill may come before the parts of an episode are removed that was written as a whole.
+    """Return an episode, of which several files may be parts."""
+    # A kill may come after an episode was written as a whole, and before its parts are removed.
     whole = {part.episode.start_time for part in parts if not part.is_partial}
     parts = [part for part in parts if not (part.is_partial and part.episode.start_time in whole)]
     parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
@@ -167,12 +168,12 @@ def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
 
 
 def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
-    """By which episodes are in the order in which they began."""
+    """Return the sort key that puts episodes into the order in which they began."""
     return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
 
 
 def episode_in(properties: Properties) -> Episode | None:
-    """What a recording's properties say that its episode came to; None: it is none of ``torchrl_rerun``."""
+    """Return the episode that a recording's properties describe; None: it isn't the recording of one episode."""
     fields = properties.get(EPISODE, {})
     if PROPERTY not in properties or not fields.keys() >= _NEEDED:
         return None

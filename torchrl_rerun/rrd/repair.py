@@ -1,4 +1,4 @@
-"""Repairing: what a killed process left behind, made a whole recording, with a footer and its layout."""
+"""Repairing a file that a killed process left, which lacks its footer, its layout and maybe the end of a message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import absolute, check_name, is_file, shown, target_of
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.locks import lock
 from torchrl_rerun.rrd.reader import FilePart, parts_in
@@ -25,16 +25,16 @@ from torchrl_rerun.rrd.runs import family
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair found.
+    """The result of a repair.
 
     Attributes:
         path: the file that is whole now.
-        frames: recorded resets and steps that are in it, at least in part.
-        episodes: episodes in it, of all environments together, the unfinished ones included.
+        frames: recorded resets and steps in it, at least in part.
+        episodes: episodes in it, of all environments together, unfinished ones included.
         envs: environments in it.
-        cut_bytes: size of the unfinished message that was cut off the end; 0: there was none.
+        cut_bytes: bytes of the unfinished message that was cut off the end; 0: there was none.
         lacking: keys that have fewer rows than others of the same frames, with how many they have, and of how many.
-            Pictures are written after what is small; those that were still in memory are lost.
+            Pictures are written after small values, so that a kill loses more of them.
     """
 
     path: Path
@@ -46,26 +46,28 @@ class Repaired:
 
 
 def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Repaired | None:
-    """Make a recording whole that a killed process left behind: torn within a message, without a footer or a layout.
+    """Make a recording whole that a killed process left: torn within a message, without a footer or a layout.
 
-    What is whole in it stays, bit for bit; the unfinished message at its end is cut off. The layout is made from the
-    recording's own schema. The repaired file is written beside the other one and takes its place at the very end, so
-    that nothing is lost whatever goes wrong. Of links that is repaired, or written, to which they lead.
+    - Whole chunks stay, bit for bit. The unfinished message at the end is cut off.
+    - The layout is made from the recording's own schema.
+    - The repaired file is written beside the other one and takes its place at the very end, so that nothing is lost
+      whatever goes wrong.
+    - A link stays: the file that it leads to is repaired, or written.
 
     Args:
         path: the recording. A leading ``~`` is the user's home, as in all paths.
-        out: where to write the repaired one; None: in the place of the other.
+        out: path of the repaired file. Default: the place of the other one.
 
     Returns:
-        What was found, or None if the file is whole already; it is then left as it is, and copied to ``out`` if given.
+        The result; None if the file is whole already. It is then left as it is, and copied to ``out`` if given.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: the path is a folder.
         FileExistsError: ``out`` exists, or a live recorder still writes to ``path``.
-        ValueError: it isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere than
-            at its end; it, or ``out``, is no regular file.
-        OSError: it can't be read or written.
+        ValueError: the file isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere
+            than at its end; or ``path`` or ``out`` is no regular file.
+        OSError: the file can't be read or written.
 
     Examples:
         >>> import tempfile
@@ -90,10 +92,10 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         part = _part_to_repair(source)
         if part.is_finished and part.has_layout:
             if target != source:
-                with placed(target, overwrite=False) as hidden:
+                with written_aside(target, overwrite=False) as hidden:
                     shutil.copyfile(source, hidden)
             return None
-        with placed(target, overwrite=target == source) as hidden:
+        with written_aside(target, overwrite=target == source) as hidden:
             return _repair(part, target, hidden)
 
 

@@ -10,7 +10,9 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 
 from torchrl_rerun.export.steps import check_same, told
-from torchrl_rerun.reading.load import LoadedEpisode, load
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.load import load
+from torchrl_rerun.reading.steps import uneven_steps
 from torchrl_rerun.rrd.frame_codes import episode_span
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names, split_time
 
@@ -71,7 +73,7 @@ class _EpisodeQueue:
         """Open the next episode that has steps."""
         for episode in self._episodes:
             span = episode_span(episode.properties.episode)
-            steps = episode.history.moments(episode.history.described(None), span)
+            steps = uneven_steps(episode.history, episode.history.described(None), span)
             if len(steps):
                 self._steps, self._at, self.seed = steps, 0, episode.properties.seed
                 return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.locks import is_locked, lock
 from torchrl_rerun.rrd.runs import make_folder, parts_of, refuse_earlier_run
 from torchrl_rerun.writing.dumps import dumps_in
@@ -48,7 +48,10 @@ def stage_recording(target: Path, split: Split, *, overwrite: bool) -> Iterator[
 def _stage_file(target: Path, split: Split, overwrite: bool) -> Iterator[Path]:
     """Record to a hidden file, then replace the file at ``target`` and its parts."""
     del split
-    with placed(target, overwrite=overwrite) as hidden, _make_hidden_folder(hidden.parent, target.name) as staged:
+    with (
+        written_aside(target, overwrite=overwrite) as hidden,
+        _make_hidden_folder(hidden.parent, target.name) as staged,
+    ):
         if is_locked(target):
             raise FileInUseError(f"{target} is being written by another recorder")
         recorded = staged / target.name
@@ -58,7 +61,7 @@ def _stage_file(target: Path, split: Split, overwrite: bool) -> Iterator[Path]:
         parts = parts_of(recorded)
         with contextlib.ExitStack() as stack:
             for part in parts:
-                part.replace(stack.enter_context(placed(target.with_name(part.name), overwrite=True)))
+                part.replace(stack.enter_context(written_aside(target.with_name(part.name), overwrite=True)))
             recorded.replace(hidden)
     names = {part.name for part in parts}
     for part in parts_of(target):

@@ -11,7 +11,8 @@ from torchrl_rerun.export.steps import told
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
+from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+from torchrl_rerun.reading.load import load
 from torchrl_rerun.rrd.reader import why_unreadable
 from torchrl_rerun.viewing.notebook import NotebookViewer, Size, in_notebook
 
@@ -19,7 +20,7 @@ _MOST_LINES = 8
 
 
 def browse(
-    recordings: str | os.PathLike[str] | Recordings, *, width: Size = "auto", height: Size = None
+    recordings: str | os.PathLike[str] | LoadedEpisodes, *, width: Size = "auto", height: Size = None
 ) -> Browser | None:
     """Show a list of episodes and a viewer in a notebook. Elsewhere, print the command that opens the recordings.
 
@@ -47,7 +48,7 @@ def browse(
         >>> browse(f"{folder}/run.rrd")  # doctest: +ELLIPSIS
         to watch them: rerun /...run.rrd
     """
-    found = recordings if isinstance(recordings, Recordings) else load(recordings)
+    found = recordings if isinstance(recordings, LoadedEpisodes) else load(recordings)
     if not len(found):
         raise ValueError("recordings holds no episode to browse")
     if not in_notebook():
@@ -70,7 +71,7 @@ class Browser:
         select: Widget of ``ipywidgets`` with the list; its ``value`` is the index of the selected episode.
     """
 
-    def __init__(self, recordings: Recordings, viewer: NotebookViewer) -> None:
+    def __init__(self, recordings: LoadedEpisodes, viewer: NotebookViewer) -> None:
         import ipywidgets  # noqa: PLC0415 - an extra
 
         self._recordings = recordings

@@ -28,7 +28,7 @@ from torchrl_rerun.layout.blueprint import MAX_DETAILS
 from torchrl_rerun.layout.parts import details
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import absolute, shown
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
 from torchrl_rerun.rrd.files import not_ours, whole_files_of
@@ -231,7 +231,7 @@ def write_comparison(
         >>> write_comparison(runs, f"{folder}/both.rrd")
     """
     total = sum(len(part.index) for run in runs for file in run.files for part in parts_in(file))
-    with placed(path, overwrite=overwrite) as hidden:
+    with written_aside(path, overwrite=overwrite) as hidden:
         label = " | ".join(f"{run.name}: {run.label}" for run in runs)
         ranges: Ranges = {}
         stream = LazyChunkStream.from_iter(iter(progress(_iterate_chunks(runs, label, ranges), total)))
