@@ -1,4 +1,4 @@
-"""Selection: which frames of which environments are recorded, decided before they are."""
+"""Triggers: which frames of which environments are recorded, decided as they come."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices
 from torchrl_rerun.errors import warn
 
 Trigger = Callable[[int], bool]
-"""Whether a recording starts at an episode, or at a step."""
+"""Takes the number of an episode, or of a step; returns whether a recording starts there."""
 
 
 @dataclass(frozen=True)
 class Triggers:
-    """What is recorded of each environment, as in ``gymnasium.wrappers.RecordVideo``.
+    """The frames that are recorded of each environment, as in ``gymnasium.wrappers.RecordVideo``.
 
     Attributes:
-        episode_trigger: called with the number of each episode when it begins.
-        step_trigger: called with the number of each step, from 0.
-        recording_length: steps after which what was started ends; 0: the end of the episode.
-        skip: one frame in so many is recorded, and the first and the last of each episode.
+        episode_trigger: called with the number of each episode when it begins. Default: none.
+        step_trigger: called with the number of each step, from 0. Default: none.
+        recording_length: number of steps that a trigger starts. Default: 0, to the end of the episode.
+        skip: one frame in so many is recorded, and the first and the last of each episode. Default: 1.
     """
 
     episode_trigger: Trigger | None = None
@@ -33,12 +33,12 @@ class Triggers:
 
     @property
     def is_everything(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether all frames are recorded."""
         return self.skip == 1 and not self.has_triggers
 
     @property
     def has_triggers(self) -> bool:
-        """Whether it is recorded only where a trigger says so."""
+        """Whether frames are recorded only after a trigger."""
         return self.episode_trigger is not None or self.step_trigger is not None
 
 
@@ -47,10 +47,10 @@ class Selection:
 
     Args:
         envs: number of environments.
-        choice: what to record of each.
+        triggers: which frames of each are recorded.
 
     Attributes:
-        takes_all: whether all frames are recorded, now and just before; then it needn't be asked.
+        takes_all: whether all frames are recorded, now and just before; if so it needn't be called.
 
     >>> selection = Selection(2, Triggers(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
     >>> selection.reset(None, np.array([0, 1]))  # the episodes that the environments are in now
@@ -61,29 +61,29 @@ class Selection:
     (array([0]), array([], dtype=int64))
     """
 
-    def __init__(self, envs: int, choice: Triggers) -> None:
-        self._choice = choice
+    def __init__(self, envs: int, triggers: Triggers) -> None:
+        self._triggers = triggers
         self._everyone = np.arange(envs)
         self._is_enabled = True
-        self._was_recorded = np.ones(envs, np.bool_)  # each one's frame before
-        self._is_running = np.full(envs, not choice.has_triggers)
-        self._length = np.zeros(envs, np.int64)  # frames since what is running was started
-        self._since = np.zeros(envs, np.int64)  # steps since the episode, or what is running, began
+        self._was_recorded = np.ones(envs, np.bool_)  # the last frame of each
+        self._is_running = np.full(envs, not triggers.has_triggers)
+        self._length = np.zeros(envs, np.int64)  # frames since the recording that runs was started
+        self._since = np.zeros(envs, np.int64)  # steps since the episode began, or a trigger started a recording
         self._has_warned = False
-        self.takes_all = choice.is_everything
+        self.takes_all = triggers.is_everything
 
     def grow(self, envs: int) -> None:
         """Follow more environments, which haven't been reset."""
         more = envs - len(self._everyone)
         self._everyone = np.arange(envs)
         self._was_recorded = np.append(self._was_recorded, np.ones(more, np.bool_))
-        self._is_running = np.append(self._is_running, np.full(more, not self._choice.has_triggers))
+        self._is_running = np.append(self._is_running, np.full(more, not self._triggers.has_triggers))
         self._length = np.append(self._length, np.zeros(more, np.int64))
         self._since = np.append(self._since, np.zeros(more, np.int64))
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is recorded; what is running waits meanwhile."""
+        """Whether frames are recorded. A recording that a trigger has started waits meanwhile."""
         return self._is_enabled
 
     @enabled.setter
@@ -92,22 +92,22 @@ class Selection:
         self.takes_all = False
 
     def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
-        """Environments were reset: those whose frames are recorded.
+        """Return the environments whose frame is recorded when they are reset.
 
         Args:
-            rows: which environments.
+            rows: the environments that are reset.
             episodes: the numbers of the episodes that begin.
-            begun: whose episodes these are; None: those of ``rows``. The others' go on: a reset of some of their groups is
-                recorded if the frame before it is.
+            begun: the environments whose episodes begin. Default: all of ``rows``. In the others some groups of agents are
+                reset, which is recorded if the frame before is.
         """
         begins = rows if begun is None else begun
         at = self._at(begins)
         self._since[at] = 0
-        if self._choice.has_triggers:
-            if not self._choice.recording_length:
+        if self._triggers.has_triggers:
+            if not self._triggers.recording_length:
                 self._is_running[at] = False
-            if self._choice.episode_trigger is not None and self._is_enabled:
-                trigger = self._choice.episode_trigger
+            if self._triggers.episode_trigger is not None and self._is_enabled:
+                trigger = self._triggers.episode_trigger
                 self._start([env for env, n in zip(at, episodes, strict=True) if self._asked(trigger, int(n))])
         picked = self._picked(begins, at, None)
         if begun is None:
@@ -117,40 +117,40 @@ class Selection:
         return self._all_or(np.union1d(self._at(picked), taken), rows)
 
     def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
-        """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
+        """Return the environments whose frame before, and whose frame after a step is recorded.
 
         Args:
-            rows: which environments.
-            step: calls of ``env.step`` so far, this one included.
-            ended: bool ``[envs]``, whose episodes end; None: nobody's.
+            rows: the environments that are stepped.
+            step: number of calls of ``env.step`` so far, this one included.
+            ended: mask of the environments whose episodes end, ``[envs]``; None: no episode does.
         """
         if not (self._is_enabled or self._was_recorded.any()):
             return NO_ENVS, NO_ENVS
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
-        trigger = self._choice.step_trigger
+        trigger = self._triggers.step_trigger
         if trigger is not None and self._is_enabled and self._asked(trigger, step - 1):
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
     def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
-        """Return whose frames are recorded of the last step, now that more of their ends are known.
+        """Return the environments whose frame after the last step is recorded, now that more of their ends are known.
 
         Args:
             rows: the environments that were stepped.
-            after: those whose frames are recorded so far.
-            ended: bool ``[envs]``, whose episodes end with it.
+            after: the environments whose frame is recorded so far.
+            ended: mask of the environments whose episodes end with it, ``[envs]``.
         """
         at = self._at(rows)
         late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
-        if self._choice.skip == 1 or not len(late):
+        if self._triggers.skip == 1 or not len(late):
             return after
         self._was_recorded[late] = True
         return self._all_or(np.union1d(self._at(after), late), rows)
 
     def _asked(self, trigger: Trigger, number: int) -> bool:
-        """What the user's function says. Where it fails it is recorded: what isn't can't be had back."""
+        """Call the user's function. If it fails the frames are recorded: those that aren't are lost for good."""
         try:
             return bool(trigger(number))
         except Exception as error:
@@ -168,18 +168,18 @@ class Selection:
 
     def _picked(self, rows: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
         taken = self._is_running[at] & self._is_enabled
-        if self._choice.recording_length and self._choice.has_triggers and self._is_enabled:
+        if self._triggers.recording_length and self._triggers.has_triggers and self._is_enabled:
             self._length[at] += taken
-            self._is_running[at] &= self._length[at] <= self._choice.recording_length
-        if self._choice.skip > 1:
-            is_due = self._since[at] % self._choice.skip == 0
+            self._is_running[at] &= self._length[at] <= self._triggers.recording_length
+        if self._triggers.skip > 1:
+            is_due = self._since[at] % self._triggers.skip == 0
             taken &= is_due if ended is None else is_due | ended[at]
         self._was_recorded[at] = taken
-        self.takes_all = self._is_enabled and self._choice.is_everything and bool(self._was_recorded.all())
+        self.takes_all = self._is_enabled and self._triggers.is_everything and bool(self._was_recorded.all())
         return self._all_or(at[taken], rows)
 
     def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
-        """The same, in the way that says at once that it is all environments, or none."""
+        """Return ``picked``; as None if these are all environments."""
         if not len(picked):
             return NO_ENVS
         return None if rows is None and len(picked) == len(self._was_recorded) else picked
