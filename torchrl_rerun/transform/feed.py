@@ -118,7 +118,7 @@ class Feed:
     def enabled(self, enabled: bool) -> None:
         self._enabled = enabled
         if self.recording is not None:
-            self.recording.selection.enabled = enabled
+            self.recording.switch(enabled=enabled)
 
     def close_quietly(self) -> None:
         """Close the recording where nobody is there to catch an error."""
@@ -811,7 +811,7 @@ class Feed:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             if not self._enabled:
-                self.recording.selection.enabled = False
+                self.recording.switch(enabled=False)
             if self._process != os.getpid():
                 # A process that multiprocessing forks forgets what was to be done at the end of its parent.
                 self._process = os.getpid()
