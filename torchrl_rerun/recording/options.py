@@ -12,6 +12,7 @@ from typing import Any
 
 import rerun.blueprint as rrb
 
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import SPLITS, Split
 from torchrl_rerun.kinds.streams import (
     IMAGE_FORMATS,
@@ -27,6 +28,7 @@ from torchrl_rerun.kinds.streams import (
     Stream,
     as_key,
     describe,
+    name_of,
 )
 from torchrl_rerun.layout.blueprint import Recorded
 from torchrl_rerun.recording.keep import Keep
@@ -251,7 +253,7 @@ class Options:
     # --- kinds ---
 
     def describe(self, leaf: Leaf) -> Stream:
-        """Return how a key is recorded.
+        """Return how a key is recorded. Warn if the lossy format that was asked for can't store its images.
 
         Args:
             leaf: the facts about the key.
@@ -260,7 +262,7 @@ class Options:
             UnsupportedLeafError: no kind can hold the key's values.
             ValueError: the options of the key don't fit its values.
         """
-        return describe(
+        stream = describe(
             leaf,
             kinds=self.kinds,
             names=self.names,
@@ -268,12 +270,18 @@ class Options:
             jpeg_quality=self.jpeg_quality,
             stacks=self.stacks,
         )
-
-    def lossy_format_of(self, key: Key) -> ImageFormat | None:
-        """Return the lossy format that was asked for a key; None if it was none, or JPEG for all, which is the default."""
         formats = self.image_format
-        asked = None if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(key)
-        return None if asked in ("raw", "png") else asked
+        # JPEG for all is the default, and exact formats hold anything.
+        asked = None if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(stream.key)
+        if stream.is_picture and asked not in (None, "raw", "png", stream.image_format):
+            what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
+            what = what if stream.kind == "image" else f"what is of kind {stream.kind!r}"
+            warn(f"{name_of(stream.key)} is stored as {stream.image_format!r}: {asked!r} can't hold {what}")
+        return stream
+
+    def choose_kind_of(self, key: Key) -> bool:
+        """Return whether the options say of which kind a key is."""
+        return key in self.kinds
 
     @property
     def keys_by_option(self) -> Mapping[str, Iterable[Key]]:
