@@ -208,7 +208,7 @@ def test_what_is_replaced_stays_until_what_replaces_it_is_there(folder):
     recorder.dump()
     for _ in range(20):
         env.rollout(10)
-        recorder._feed.recording._writer.flush()
+        recorder._front_end.recording._writer.flush()
         assert any(".part_" not in name for name in names(folder))
     env.close()
     assert names(folder) == ["env_0_episode_000020.rrd"]
@@ -520,7 +520,7 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
         tensordict = env.step_and_maybe_reset(env.rand_action(tensordict))[1]
         most = max(most, recorder.stats()["bytes_waiting"])
     recorder.dump()
-    recording = recorder._feed.recording
+    recording = recorder._front_end.recording
     output, episodes = recording._output, recording.chunk_writer.episodes
     assert most <= 1.25 * bound + 400
     assert len(output._in_progress) <= 2

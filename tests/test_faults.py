@@ -421,7 +421,7 @@ def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
     env = cartpole().append_transform(RerunRecorder(path, blueprint=rrb.Blueprint(rrb.Spatial2DView())))
     env.rollout(5)
     env.transform.dump()
-    env.transform._feed.recording.chunk_writer.embed = functools.partial(_raise, OSError("no room"))
+    env.transform._front_end.recording.chunk_writer.embed = functools.partial(_raise, OSError("no room"))
     with pytest.warns(RuntimeWarning, match="has no layout: no room"):
         env.close()
     assert len(read(path)["/env_0/reward"].values) == 5

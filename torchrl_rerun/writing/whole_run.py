@@ -47,8 +47,8 @@ class WholeRun:
         self._split = split
         self._first_frame = first_frame
         losses = Losses()
-        self._pictures = Encoding(source.fps, losses, max_age=max_age)
-        self._factory = ChunkFactory(source.fps, self._pictures, losses)
+        self._encoding = Encoding(source.fps, losses, max_age=max_age)
+        self._factory = ChunkFactory(source.fps, self._encoding, losses)
 
     def lay_out(self, layout: rrb.Blueprint) -> None:
         """Do nothing: the recording gets its layout when it is finished."""
@@ -81,11 +81,11 @@ class WholeRun:
         for piece in rows_by_env(block, len(self._envs), self._sums):
             piece.positions[:, FRAME] -= self._first_frame
             yield from self._factory.chunks(piece, self._envs[piece.row])
-        self._pictures.settle()  # the images that are being encoded are views of the block
+        self._encoding.finish()  # the images that are being encoded are views of the block
 
     def due(self) -> Iterator[Chunk]:
         """Return chunks of the images that have waited long enough, or are enough for a chunk."""
-        yield from self._pictures.due(time.time_ns())
+        yield from self._encoding.due(time.time_ns())
 
     def rest(self, complete: int) -> Iterator[Chunk]:
         """Return the chunks of all encoded images that wait.
@@ -94,15 +94,15 @@ class WholeRun:
             complete: the frame before which all rows have come.
         """
         del complete
-        yield from self._pictures.rest()
+        yield from self._encoding.rest()
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the encoded images that wait."""
-        return self._pictures.waiting_bytes
+        return self._encoding.waiting_bytes
 
     @property
     def oldest_waiting(self) -> int | None:
         """Number of the first frame of which an encoded image waits; None if none does."""
-        oldest = self._pictures.oldest_waiting
+        oldest = self._encoding.oldest_waiting
         return None if oldest is None else oldest + self._first_frame
