@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchrl_rerun.errors import RecordingError
+    from torchrl_rerun.errors import FileInUseError, RecordingError
     from torchrl_rerun.export.lerobot import LeRobotDataset, to_lerobot
     from torchrl_rerun.export.minari import to_minari
     from torchrl_rerun.export.parquet import to_parquet
@@ -34,6 +34,7 @@ __all__ = [
     "ComparedRun",
     "Divergence",
     "Episode",
+    "FileInUseError",
     "Keep",
     "KeepBest",
     "KeepIf",
@@ -70,6 +71,7 @@ _HOMES = {
     "ComparedRun": "viewing.compare",
     "Divergence": "stored.rerendering",
     "Episode": "kinds.episode",
+    "FileInUseError": "errors",
     "Keep": "recording.keep",
     "KeepBest": "recording.keep",
     "KeepIf": "recording.keep",
