@@ -21,7 +21,7 @@ from environments import Odd, Scripted
 from interrupts import interrupted
 from readback import read
 from rrd_files import has_footer
-from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun import Image, RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
@@ -44,7 +44,7 @@ def test_a_key_that_the_environment_never_gives(path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"names": {"observations": ["x"]}}, {"kinds": {"act": "scalars"}}, {"image_format": {"pixels": "raw"}}]
+    "option", [{"names": {"observations": ["x"]}}, {"kinds": {"act": "scalars"}}, {"kinds": {"pixels": Image("raw")}}]
 )
 def test_an_override_of_a_key_that_is_not_there(path, option):
     env = cartpole().append_transform(RerunRecorder(path, **option))
@@ -227,7 +227,7 @@ def test_missing_folders_are_made(tmp_path):
         ({"fps": 0}, "fps=0 must be positive"),
         ({"buffer_bytes": -1}, "buffer_bytes=-1"),
         ({"image_format": "gif"}, "image_format='gif'"),
-        ({"image_format": {"pixels": "bmp"}}, "image_format='bmp'"),
+        ({"image_format": "bmp"}, "image_format='bmp'"),
         ({"kinds": {"observation": "plot"}}, r"kinds\['observation'\]='plot'"),
     ],
 )

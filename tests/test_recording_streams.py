@@ -191,15 +191,8 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
     assert recorded["/env_0/x"].along("frame") == list(range(6))
 
 
-def test_a_file_sink_is_its_path(path):
-    recorder = RerunRecorder(rr.FileSink(path), in_keys=KEYS)
-    env = LargePictures().append_transform(recorder)
-    env.rollout(5)
-    env.close()
-    assert recorder.path == path
-    assert repr(recorder) == f"RerunRecorder({str(path)!r})"
-    assert frames(path) == list(range(6))
-    with pytest.raises(FileExistsError):
+def test_a_file_sink_of_reruns_is_refused_as_it_does_not_say_its_path(path):
+    with pytest.raises(TypeError, match="pass a path that ends in '.rrd' \\(that of an rr.FileSink, too\\)"):
         RerunRecorder(rr.FileSink(path))
 
 

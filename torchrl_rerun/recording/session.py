@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import re
 import uuid
 import weakref
 from dataclasses import dataclass, field
@@ -72,7 +71,7 @@ class Session:
         return cls(options, kept, viewers, stream)
 
 
-_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
+_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.GrpcSink, rr.GrpcServerSink)
 
 
 def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], UsersStream | None]:
@@ -81,9 +80,9 @@ def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], U
     for each in several:
         if not isinstance(each, _SINKS):
             raise TypeError(
-                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd', a folder, the "
-                "URL of a viewer, an rr.RecordingStream, one of Rerun's sinks, or several of these in a list; or None, for "
-                "the active recording"
+                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd' (that of an "
+                "rr.FileSink, too), a folder, the URL of a viewer, an rr.RecordingStream, an rr.GrpcSink or "
+                "rr.GrpcServerSink, or several of these in a list; or None, for the active recording"
             )
     paths = [path for each in several if (path := path_of(each)) is not None]
     streams = [UsersStream(each) for each in several if each is None or isinstance(each, rr.RecordingStream)]
@@ -120,16 +119,9 @@ def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], U
 def path_of(sink: Any) -> str | os.PathLike[str] | None:
     """Return the path of a sink; None if it is no file.
 
-    rerun-sdk 0.41: ``rr.FileSink`` has no attribute with its path, but its ``repr`` has it.
-
-    >>> path_of(rr.FileSink("run.rrd")), path_of("rerun+http://127.0.0.1:9876/proxy")
+    >>> path_of("run.rrd"), path_of("rerun+http://127.0.0.1:9876/proxy")
     ('run.rrd', None)
     """
-    if isinstance(sink, rr.FileSink):
-        said = re.fullmatch(r'FileSink\("(.*)", write_footer=(true|false)\)', repr(sink), re.DOTALL)
-        if said is not None and rr.FileSink(said[1], write_footer=said[2] == "true") == sink:
-            return said[1]
-        raise TypeError(f"{sink!r} doesn't say where it writes: pass its path")
     return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 

@@ -39,7 +39,7 @@ from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
 
-Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
+Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
 """A sink: the path of a file or folder, a viewer, or a recording stream; None: the active recording stream."""
 
 
@@ -64,7 +64,7 @@ class RerunRecorder(Transform):
     Args:
         sink: the sink, or a list of one path, one recording stream and any number of viewers.
 
-            - A path that ends in ``.rrd``, or an ``rr.FileSink``: a file. It gets every frame. A recording of days goes on in
+            - A path that ends in ``.rrd``: a file. It gets every frame. A recording of days goes on in
               ``name.part_1.rrd`` and so on. Recorders in the workers of a batched environment, and copies of a recorder,
               write ``name.worker_{n}.rrd`` beside it; all of these belong to one recording.
             - Any other path: a folder, for the files of ``split`` or for one file (``run.rrd``).
