@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.kinds.places import free_key
+from torchrl_rerun.kinds.entity_paths import free_key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
 from torchrl_rerun.recording.options import Options

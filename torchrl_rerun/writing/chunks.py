@@ -12,11 +12,11 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
 from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import FRAME, Positions
-from torchrl_rerun.writing.encoder import Encoding
+from torchrl_rerun.writing.encoding import Encoding
+from torchrl_rerun.writing.losses import Losses
 
 
 class ChunkFactory:

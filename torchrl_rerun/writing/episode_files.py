@@ -24,7 +24,6 @@ from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.events import EndedEpisode
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.schema import Described, Source, episode_chunk, info_chunk, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
@@ -32,8 +31,9 @@ from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Encoding
+from torchrl_rerun.writing.encoding import Encoding
 from torchrl_rerun.writing.folder import EpisodeFolder
+from torchrl_rerun.writing.losses import Losses
 
 
 class EpisodeFiles:

@@ -17,10 +17,10 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
 from torchrl_rerun.kinds.kind import Encoded, Encoder
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.kinds.threads import submit
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
+from torchrl_rerun.writing.encoding_threads import submit
+from torchrl_rerun.writing.losses import Losses
 
 FULL_BYTES = 1 << 19
 """Bytes of a chunk that is worth its cost."""
