@@ -346,7 +346,7 @@ class Recording(Steps):
             RecordingError: something could not be written, and why.
         """
         if self.is_over:
-            self.status.raise_what_was_missed()
+            self.status.missed.raise_error_once()
             return
         self.revise_last_step()
         self.status.begin_to_close()

@@ -812,7 +812,7 @@ class Feed:
             if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
                 self.close_quietly()
             batch_size = tuple(tensordict.batch_size)
-            if ended is not None and not ended.status.may_go_on:
+            if ended is not None and not ended.status.missed.may_go_on:
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             self._forget_keys()
@@ -825,7 +825,7 @@ class Feed:
             except OSError as error:
                 if ended is None:
                     raise  # before anything was recorded it is the user's to mend
-                ended.status.fail_to_go_on(error)
+                ended.status.missed.fail_to_go_on(error)
                 ended.miss(batch_size, mask, is_step=is_step)
                 return None
             if not self._enabled:
