@@ -131,7 +131,7 @@ class FrontEnd:
         if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
             self.close_quietly()
         batch_size = tuple(tensordict.batch_size)
-        if ended is not None and not ended.status.may_go_on:
+        if ended is not None and not ended.status.missed.may_go_on:
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         self.plan, self._present = None, None
@@ -144,7 +144,7 @@ class FrontEnd:
         except OSError as error:
             if ended is None:
                 raise  # nothing was recorded yet, and the user can mend it
-            ended.status.fail_to_go_on(error)
+            ended.status.missed.fail_to_go_on(error)
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         if not self._is_enabled:
