@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchrl_rerun.stored.pieces import Stored
 from torchrl_rerun.stored.tensordicts import of_tensordict, of_trajectories
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 
 STORAGE = "storage_metadata.json"
 """What a replay buffer's storage has beside its tensordict."""
@@ -112,7 +112,7 @@ def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
     Raises:
         ValueError: a key is missing, or has another shape than all.
     """
-    if not specs.is_group(mapped):
+    if not tensordicts.is_group(mapped):
         return
     if isinstance(mapped, LazyStackedTensorDict):
         numbers = [each.name for each in folder.iterdir() if each.name.isdecimal()]

@@ -17,7 +17,7 @@ from torchrl_rerun.recording.session import path_of
 from torchrl_rerun.stored import Piece, Place, Stored, open_stored, told_together
 from torchrl_rerun.stored.aside import replaced
 from torchrl_rerun.stored.rerendering import MakeEnv, Parting, Rerendering
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import environments
 from torchrl_rerun.transform.recorder import RerunRecorder, Sinks
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
@@ -171,7 +171,7 @@ def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Itera
 def _options(stored: Stored, render: str | MakeEnv | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of what is stored, unless it is said otherwise."""
     name = render if isinstance(render, str) else stored.env_name
-    known: dict[str, Any] = {"application_id": name, "fps": stored.fps or specs.registered_fps(name)}
+    known: dict[str, Any] = {"application_id": name, "fps": stored.fps or environments.registered_fps(name)}
     by_key = {"kinds": stored.kinds, "names": stored.names, "image_format": stored.image_format}
     for option, values in by_key.items():
         if isinstance(given.get(option, {}), Mapping) and values:

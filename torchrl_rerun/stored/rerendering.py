@@ -17,7 +17,7 @@ from torchrl._utils import seed_generator
 
 from torchrl_rerun.kinds.streams import Key, name_of
 from torchrl_rerun.stored.pieces import Piece
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.camera import PIXELS, NoPictureError, as_picture
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 
@@ -110,7 +110,7 @@ class Rerendering:
     ) -> TensorDictBase:
         if not self._actors:
             self._actors = [_Actor(self._make_env(), seeds) for seeds in first_seeds(self._seed, len(begun))]
-        if specs.value_of(moment, PIXELS) is not None:
+        if tensordicts.value_of(moment, PIXELS) is not None:
             raise ValueError(f"there are {name_of(PIXELS)} already: they needn't be rendered")
         root, following = _arrays(moment), _arrays(moment.get("next"))
         before, after = [], []
@@ -341,9 +341,9 @@ def _difference(came: Mapping[Key, npt.NDArray[Any]], stored: Mapping[Key, Any])
 
 def _arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
     """The numbers of a tensordict, ``[envs, ...]``."""
-    found = {key: specs.value_of(tensordict, key) for key in specs.data_keys(tensordict)}
+    found = {key: tensordicts.value_of(tensordict, key) for key in tensordicts.data_keys(tensordict)}
     return {
-        key: specs.as_array(value, tensordict.batch_size)
+        key: tensordicts.as_array(value, tensordict.batch_size)
         for key, value in found.items()
         if isinstance(value, torch.Tensor)
     }

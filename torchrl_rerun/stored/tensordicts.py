@@ -18,7 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun.kinds.endings import FLAGS, Endings
 from torchrl_rerun.stored.pieces import Piece, Stored, filled_like, one_after_another, spans
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.padded_batches import MASK, padding_mask
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]
@@ -122,8 +122,8 @@ def of_tensordict(
     if not _bytes(stored):
         raise ValueError(f"{path} is a TensorDict of {tuple(stored.batch_size)} that holds no numbers")
     if "next" not in stored.keys():
-        if order is not None or not any(key[-1] in (*FLAGS, "reward") for key in specs.data_keys(stored)):
-            keys = ", ".join("/".join(key) for key in specs.data_keys(stored))
+        if order is not None or not any(key[-1] in (*FLAGS, "reward") for key in tensordicts.data_keys(stored)):
+            keys = ", ".join("/".join(key) for key in tensordicts.data_keys(stored))
             raise ValueError(f"{path} is a TensorDict of {keys}, and no rollout: 'next' is missing")
         return Stored(what, len(stored), lambda: _of_moments(stored, again))
     if order is None and padding_mask(stored) is not None:
@@ -147,7 +147,7 @@ def of_tensordict(
             taken = _taken(mapped, rows, takes_rows=takes_rows)
             yield Piece(taken, np.full(envs, at in starts), padding=padding_mask(taken))
 
-    says_ends = ids is not None or any(key[-1] in FLAGS for key in specs.data_keys(stored.get("next")))
+    says_ends = ids is not None or any(key[-1] in FLAGS for key in tensordicts.data_keys(stored.get("next")))
     return Stored(what, moments, pieces, without_ends=() if says_ends else (path,))
 
 
@@ -246,7 +246,7 @@ def _bytes(stored: TensorDictBase) -> int:
     if isinstance(stored, LazyStackedTensorDict):
         return sum(map(_bytes, stored.tensordicts))
     values = [stored.get(key) for key in stored.keys()]
-    groups = (value for value in values if specs.is_group(value))
+    groups = (value for value in values if tensordicts.is_group(value))
     tensors = (value for value in values if isinstance(value, torch.Tensor))
     return sum(map(_bytes, groups)) + sum(value.numel() * value.element_size() for value in tensors)
 
@@ -257,7 +257,7 @@ def _of_moments(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> 
     Where there are rewards all moments are steps, and what the first one of an episode was stepped from isn't known.
     Where there are none it records resets as well, so that what follows an end is a reset.
     """
-    keys = specs.data_keys(stored)
+    keys = tensordicts.data_keys(stored)
     observed = [key for key in keys if key[-1] != "reward"]
     has_rewards = len(observed) < len(keys)
     before: TensorDictBase | None = None
@@ -282,5 +282,5 @@ def _of_moments(stored: TensorDictBase, again: Callable[[], TensorDictBase]) -> 
 def _ended(moment: TensorDictBase) -> torch.Tensor:
     """Return which environments' episodes a moment ends."""
     size = moment.batch_size
-    ends = Endings(specs.data_keys(moment)).of(functools.partial(specs.flags_of, moment), size.numel())
+    ends = Endings(tensordicts.data_keys(moment)).of(functools.partial(tensordicts.flags_of, moment), size.numel())
     return torch.zeros(size, dtype=torch.bool) if ends is None else torch.from_numpy(ends.either).reshape(size)

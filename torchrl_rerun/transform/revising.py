@@ -1,4 +1,4 @@
-"""Settling: read the flags of the last step again, once the transforms behind the recorder have changed them."""
+"""Revising: read the flags of the last step again, once the transforms behind the recorder have changed them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import FLAGS, Ends
-from torchrl_rerun.recording.recording import PENDING, Pending, Settled
-from torchrl_rerun.transform import specs
+from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.plan import Plan
 from torchrl_rerun.transform.stepping import Stepping
@@ -25,75 +25,64 @@ class Outcome:
 
     Args:
         following: the data after the step.
+        recording: the recording of the step.
         plan: the plan by which the step was read.
         chain: the transforms around the recorder.
         stepping: the step; None: it isn't known.
         values: the values that the recorder saw.
         arrays: the arrays that were recorded of them.
-        must_know_ends: whether the recording must know whose episodes end.
 
     Attributes:
         following: the data after the step, the latest that is known.
     """
 
-    __slots__ = (
-        "_arrays",
-        "_chain",
-        "_must_know_ends",
-        "_plan",
-        "_size",
-        "_stepping",
-        "_values",
-        "_versions",
-        "following",
-    )
+    __slots__ = ("_arrays", "_chain", "_plan", "_recording", "_stepping", "_values", "_versions", "following")
 
     def __init__(
         self,
         following: TensorDictBase,
+        recording: Recording,
         plan: Plan,
         chain: Chain,
         stepping: weakref.ref[Stepping] | None,
         *,
         values: Sequence[Any],
         arrays: Sequence[Any],
-        must_know_ends: bool,
     ) -> None:
         self.following = following
-        self._size = following.batch_size
-        self._stepping = stepping
+        self._recording = recording
         self._plan = plan
         self._chain = chain
+        self._stepping = stepping
         self._values = values
         self._versions = _versions_of(values)
         self._arrays = arrays
-        self._must_know_ends = must_know_ends
 
-    def settle(self, at_once: bool) -> Settled | Pending | None:
+    def revise(self, at_once: bool) -> Settled | Pending | None:
         """Return the flags of the step as they are now; None if they haven't changed.
 
         Args:
-            at_once: whether the step is settled now, though transforms are still at work.
+            at_once: whether the step is revised now, though transforms are still at work.
         """
         if not at_once and self._is_under_way():
             return PENDING
         following, seen = self.following, self._values
-        if following.batch_size != self._size:
+        if following.batch_size != self._recording.source.batch_size:
             return None
         now = self._plan.following.values(following)
         if all(map(operator.is_, now, seen)) and _versions_of(now) == self._versions:
             return None  # nearly always
-        settled = self._changed(now)
-        if settled is None:
+        revised = self._changed(now)
+        if revised is None:
             return None
-        count = len(self._plan.observed)
+        count = len(self._plan.observed.each)
         nobody = np.zeros(following.batch_size.numel(), np.bool_)
-        ends = (self._plan.ends(following) or Ends(nobody, nobody)) if self._must_know_ends else None
-        return Settled(settled[:count], settled[count:], ends)
+        ends = (self._plan.ends(following) or Ends(nobody, nobody)) if self._recording.must_know_ends else None
+        return Settled(revised[:count], revised[count:], ends)
 
     def _changed(self, now: Sequence[Any]) -> list[Any] | None:
         """Return the arrays with the flags that have changed; None if none has."""
-        settled = [*self._arrays]
+        revised = [*self._arrays]
         has_changed = False
         for i, (reader, value, seen, version, array) in enumerate(
             zip(self._plan.following, now, self._values, self._versions, self._arrays, strict=True)
@@ -111,13 +100,13 @@ class Outcome:
                     self._chain.warn_of_change(reader.key)
             elif reader.stream.device:
                 if is_recorded_flag:  # to compare it would be to wait for the accelerator
-                    settled[i], has_changed = value.reshape(array.shape), True
+                    revised[i], has_changed = value.reshape(array.shape), True
             elif (is_recorded_flag or not self._chain.has_warned) and _is_other(value, array):
                 if is_recorded_flag and value.numel() == array.size:
-                    settled[i], has_changed = _plain(value, array.shape), True
+                    revised[i], has_changed = _plain(value, array.shape), True
                 else:
                     self._chain.warn_of_change(reader.key)
-        return settled if has_changed else None
+        return revised if has_changed else None
 
     def _is_under_way(self) -> bool:
         """Return whether transforms behind the recorder are still at work, on another thread perhaps."""
@@ -175,4 +164,4 @@ def _is_other(value: Any, recorded: Any) -> bool:
 
 def _plain(value: torch.Tensor, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return a tensor as an array of a shape."""
-    return specs.as_array(value, torch.Size()).reshape(shape)
+    return tensordicts.as_array(value, torch.Size()).reshape(shape)
