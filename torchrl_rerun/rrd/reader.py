@@ -104,9 +104,18 @@ class FilePart(RecordingPart):
         return self.index.count(path)
 
     def all_chunks(self) -> Iterator[Chunk]:
-        """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file."""
+        """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
         for at in self.index.offsets.argsort().tolist():
-            yield from Chunk.from_record_batch(_read_chunk(self, at))
+            try:
+                chunks = Chunk.from_record_batch(_read_chunk(self, at))
+            except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
+                raise ValueError(f"{shown(self.file)} is damaged: {error}") from error
+            yield from chunks
 
 
 def parts_in(file: Path) -> list[FilePart]:
