@@ -40,7 +40,7 @@ class Nature(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """How the column of a key whose values are objects is made.
+    """The way in which the column of a key is made whose values are objects.
 
     Attributes:
         made: returns an Arrow array of values, none of which is missing.

@@ -24,7 +24,7 @@ Properties = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingPart(ABC):
-    """What one file, or one segment of a catalog, holds of a recording.
+    """The part of a recording in one file, or in one segment of a catalog.
 
     Attributes:
         file: the file; for a segment of a catalog the names of its dataset and of itself.

@@ -33,7 +33,7 @@ CACHE_BYTES = 64 << 20
 
 
 class FileVersion(NamedTuple):
-    """What tells a file from another one at the same path.
+    """The identity of a file and its contents, which differs if another one takes its path.
 
     Attributes:
         device: the device that holds it.
@@ -54,7 +54,7 @@ class FileVersion(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FilePart(RecordingPart):
-    """What a file holds of a recording.
+    """The part of a recording in one file.
 
     Attributes:
         index: where the chunks lie.
@@ -119,13 +119,13 @@ class FilePart(RecordingPart):
 
 
 def parts_in(file: Path) -> list[FilePart]:
-    """Return what a file holds of each recording, by its footer alone.
+    """Return the parts of recordings in a file. Of a finished file only the footer and the properties are read.
 
     A file without a footer, which a process writes or left when it was killed, is read as far as its messages are whole.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is no recording, or is damaged.
+        ValueError: the file is no recording, or is damaged.
     """
     with file.open("rb") as opened:
         _check_magic(opened.read(len(MAGIC)), file)
@@ -183,7 +183,7 @@ def _check_magic(begins: bytes, file: Path) -> None:
 
 
 _DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException)
-"""What damaged bytes raise when they are decoded."""
+"""The errors that decoding damaged bytes raises."""
 
 
 def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
