@@ -53,7 +53,7 @@ class Encoding:
         encoded = encoder.Encoding(30.0, Losses(), max_age=math.inf)
         for env, rows in enumerate(self._pixels):
             encoded.add(f"/env_{env}", self._stream, rows, self._positions)
-        encoded.settle()
+        encoded.finish()
 
     def busiest(self) -> float:
         """Encode all pictures. Return the processor time of the busiest thread, in seconds."""

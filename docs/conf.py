@@ -19,9 +19,9 @@ nitpicky = True
 # Names of other libraries occur in signatures, and have no page here.
 _OTHERS = (
     r"(torch|torchrl|tensordict|gymnasium|rerun|rerun_bindings|rr|rrb|numpy|np|pyarrow|collections|datetime|os|pathlib)\..*"
-    r"|NestedKey|Place|DatasetEntry|Storage|TensorDictReplayBuffer"
+    r"|NestedKey|Key|Channels|Place|DatasetEntry|Storage|TensorDictReplayBuffer"
 )
-_INNER = r"torchrl_rerun\.\w+\.(streams|schema|history|rerendering|notebook|compare)\..*"  # types in signatures that have no page
+_INNER = r"torchrl_rerun\.\w+\.(arrow|exact|streams|schema|history|rerendering|notebook|compare)\..*"  # types in signatures that have no page
 nitpick_ignore_regex = [("py:.*", _OTHERS), ("py:.*", _INNER)]
 
 myst_enable_extensions = ["colon_fence", "deflist"]

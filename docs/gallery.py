@@ -177,7 +177,7 @@ def cameras(path: Path, steps: int) -> Path:
 def the_worst_episode(path: Path, steps: int) -> Path:
     folder = path.with_suffix("")
     env = SerialEnv(4, rendered_cartpole)
-    record(env, folder, max(steps, 100), balance, render=True, split="episode", keep=KeepWorst(3))
+    record(env, folder, max(steps, 100), balance, render=True, keep=KeepWorst(3))
     return min(list_episodes(folder).episodes, key=lambda found: found.episode.episode_return).path
 
 

@@ -51,7 +51,6 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     recorder = RerunRecorder(
         args.out,
-        split="episode",
         keep=KeepIf(has_failed),
         skip=2,
         buffer_bytes=512 << 20,  # four episodes of raw pixels in memory: successes are never encoded

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -313,3 +315,13 @@ def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=
 
 def frames(path, entity="/env_0/x"):
     return read(path)[entity].along("frame")
+
+
+def frames_so_far(path, entity="/env_0/x", timeline="frame") -> list[int]:
+    """The frames of an entity in a file that grows, or its times on another timeline: none if it can't be read yet."""
+    found: list[int] = []
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
+        for chunk in RrdReader(path).stream().filter(content=entity, is_static=False):
+            found += chunk.to_record_batch().column(timeline).to_pylist()
+    return found

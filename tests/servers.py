@@ -27,11 +27,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+PATIENCE = 300.0
+"""Seconds after which a test that waits for something has hung, however busy the machine is."""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -66,19 +70,20 @@ def _accepts(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def received(url, path):
-    """What a viewer is sent goes to a file, which is there when the block ends."""
+def received(url, path, until):
+    """What a viewer is sent goes to a file, which is whole when the block ends.
+
+    Args:
+        url: of the viewer.
+        path: of the file.
+        until: whether the file holds all that it will; asked again and again after the block.
+    """
     with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
         wait_until(path.exists)
-        time.sleep(0.5)
         yield
-        wait_until(lambda: path.stat().st_size > 10_000)
-        size = -1
-        while size != path.stat().st_size:
-            size = path.stat().st_size
-            time.sleep(1.0)
+        wait_until(until)
         client.send_signal(signal.SIGINT)
-        client.wait(20)
+        client.wait(PATIENCE)
 
 
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]

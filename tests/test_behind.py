@@ -26,6 +26,7 @@ from torchrl.envs import (
 
 from environments import Count
 from readback import hold_the_same, read
+from servers import wait_until
 from torchrl_rerun import KeepIf, RerunRecorder, load
 
 
@@ -133,7 +134,7 @@ def test_a_step_that_failed_behind_holds_nobody_up(path):
 
 def test_a_transform_behind_that_works_on_holds_a_dump_up_for_a_while(path, monkeypatch):
     """Then it is written with the flags that there are, which is said."""
-    monkeypatch.setattr("torchrl_rerun.transform.feed._SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr("torchrl_rerun.transform.front_end._SETTLING_SECONDS", 0.05)
     entered, goes_on = threading.Event(), threading.Event()
     env = counting(path, Waits(entered, goes_on, seconds=60))
     recorder, said = env.transform[0], []
@@ -187,9 +188,7 @@ def test_the_last_step_is_looked_at_by_age(path):
         flags = tensordict["next", "truncated"]
         tensordict = env.step_mdp(tensordict)
     assert flags.all()
-    deadline = time.monotonic() + 30
-    while env.transform[0].stats()["frames_waiting"] and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not env.transform[0].stats()["frames_waiting"])
     assert load(path)[0]["truncated"].flatten().tolist() == [False, False, False, True]
     env.close()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from interrupts import interrupted
+from servers import PATIENCE
 from torchrl_rerun.blocks.block import Block, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
 from torchrl_rerun.blocks.segment import Segment
@@ -132,7 +133,7 @@ def test_the_environment_waits_for_a_writer_that_is_behind():
     third.start()
     assert not waited.wait(0.3)
     driver.segments[0].release()
-    assert waited.wait(5)
+    assert waited.wait(PATIENCE)
     assert driver.buffer.oldest_waiting == 1
 
 
@@ -220,9 +221,7 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
         assert driver.buffer.oldest_waiting is None
         driver.add(6)
         driver.flush()
-        start = time.monotonic()
-        driver.add(7)  # into the other block: none was lost
-        assert time.monotonic() - start < 0.1
+        assert driver.add(7) == 0  # into the other block: none was lost
         driver.flush()
         write()
         if not came:

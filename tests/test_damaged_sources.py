@@ -219,7 +219,7 @@ def test_ctrl_c_costs_nothing_that_was_there(split, source, tmp_path):
     out = sink(tmp_path, split)
     replay(source, out, split=split)
     before = tree(tmp_path / "out")
-    with interrupted(1500, Trajectory._steps) as came:
+    with interrupted(1500, Trajectory._read_steps) as came:
         replay(source, out, split=split, overwrite=True)
     assert came
     assert tree(tmp_path / "out") == before

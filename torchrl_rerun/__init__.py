@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchrl_rerun.errors import RecordingError
+    from torchrl_rerun.errors import FileInUseError, RecordingError
     from torchrl_rerun.export.lerobot import LeRobotDataset, to_lerobot
     from torchrl_rerun.export.minari import to_minari
     from torchrl_rerun.export.parquet import to_parquet
@@ -49,6 +49,7 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Episode",
+    "FileInUseError",
     "Image",
     "Keep",
     "KeepBest",
@@ -102,6 +103,7 @@ _HOMES = {
     "Encoded": "kinds.kind",
     "Encoder": "kinds.kind",
     "Episode": "kinds.episode",
+    "FileInUseError": "errors",
     "Image": "kinds.image",
     "Keep": "recording.keep",
     "KeepBest": "recording.keep",

@@ -311,7 +311,7 @@ class Iteration:
             return
         with self._may_fail("dump"):
             self._recorder.dump()
-            if not self._failed and self._is_recording and self._recorder._feed.recording.alive:
+            if not self._failed and self._is_recording and self._recorder._front_end.recording.alive:
                 stats = self._recorder.stats()
                 for name in ("frames_waiting", "bytes_waiting", *([] if self._has_lost else ["frames_lost"])):
                     assert stats[name] == 0, f"after dump: {name} is {stats[name]}"
@@ -335,7 +335,7 @@ class Iteration:
             return
         if self._is_cut_off and not at_end:
             return  # there would be nowhere to go for what comes then
-        was_open = self._is_recording and self._recorder._feed.recording.alive
+        was_open = self._is_recording and self._recorder._front_end.recording.alive
         with self._may_fail("close"):
             self._recorder.close()
             if was_open:  # closing again does nothing, and says nothing
@@ -355,7 +355,7 @@ class Iteration:
         self._dump()
         if self._recorder is None or not self._has_file or self._failed or not self._is_recording:
             return
-        if self._recorder._feed.recording.alive and (len(self.witness.ended) - 1) not in self._gone:
+        if self._recorder._front_end.recording.alive and (len(self.witness.ended) - 1) not in self._gone:
             copy = self.path.parent.with_name("copy.rrd")  # elsewhere: a fault may have closed the folder
             shutil.copyfile(self._files()[-1], copy)
             if copy.stat().st_size:
@@ -368,7 +368,7 @@ class Iteration:
     def _end(self) -> None:
         match self.plan.end:
             case "env.close" if self._recorder is not None:
-                was_open = self._is_recording and self._recorder._feed.recording.alive
+                was_open = self._is_recording and self._recorder._front_end.recording.alive
                 with self._may_fail("close"):
                     self._env.close()
                     self.dumped = self.witness.lengths()
@@ -392,7 +392,7 @@ class Iteration:
         if self._rehearsal:
             return
         fault = self.plan.fault
-        if not self._is_recording or not self._recorder._feed.recording.alive:
+        if not self._is_recording or not self._recorder._front_end.recording.alive:
             return
         if fault in ("removed", "emptied"):
             file = self._files()[-1]
@@ -429,14 +429,14 @@ class Iteration:
             yield
         except RecordingError as error:
             self.tally["errors raised"] += 1
-            if what == "dump" and self._has_lost and not self._recorder._feed.recording.alive:
+            if what == "dump" and self._has_lost and not self._recorder._front_end.recording.alive:
                 return  # of the file that was closed: what comes now has one of its own
             if not self._failed and self.plan.fault != "disk":
                 raise AssertionError(f"{what}() failed without a reason") from error
             self._failed = self._has_lost = True
         else:
             missed = self._is_recording and self.plan.fault in ("removed", "emptied") and self._failed
-            alive = missed and what == "dump" and self._recorder._feed.recording.alive
+            alive = missed and what == "dump" and self._recorder._front_end.recording.alive
             assert not alive, f"{what}() didn't say that the file was {self.plan.fault}"
         finally:
             assert time.monotonic() - began < 30, f"{what}() took {time.monotonic() - began:.1f} s"
@@ -445,7 +445,7 @@ class Iteration:
 
     @property
     def _is_recording(self) -> bool:
-        return self._recorder is not None and self._recorder._feed.recording is not None
+        return self._recorder is not None and self._recorder._front_end.recording is not None
 
     @property
     def _has_file(self) -> bool:

@@ -168,7 +168,7 @@ class Buffer:
         if block is None:
             return None
         segment = Segment(block)
-        self._segments.appendleft(segment)  # the writer has it before what is being filled
+        self._segments.appendleft(segment)  # the writer gets it before the block that is being filled
         return segment
 
     def is_old(self, now: int) -> bool:

@@ -1,4 +1,4 @@
-"""Pieces: a block taken apart by environment."""
+"""Rows by environment: a block, taken apart on the writer's thread."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class EnvRows(NamedTuple):
     """EnvIndices of one environment that share their times.
 
     Attributes:
-        row: which of the recorded environments it is.
-        positions: where it was, ``[n, 5]``.
-        values: per stream its rows, ``[n, *stream.shape]``: views of the block's memory, where they can be.
+        row: index of the environment among the recorded ones.
+        positions: where it was, ``[n, 6]``.
+        values: per stream its rows, ``[n, *stream.shape]``: views of the block's memory if possible.
     """
 
     row: int
@@ -31,12 +31,12 @@ class EnvRows(NamedTuple):
 
 
 def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
-    """The rows of a block, environment by environment.
+    """Return the rows of a block, environment by environment.
 
     Args:
         block: the block.
-        envs: how many environments are recorded.
-        sums: running sums of rewards so far.
+        envs: number of recorded environments.
+        sums: the running returns so far.
     """
     block.wait()
     timelines = Timelines(block.start, block.events)
@@ -67,7 +67,7 @@ def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
 
 
 def _groups_with_the_same_times(block: Block) -> list[list[int]]:
-    """The groups of a block that have any rows, those together whose rows come at the same moments."""
+    """Return the numbers of the groups that have any rows, together those whose rows have the same times."""
     sets: list[list[int]] = []
     for group, frames in enumerate(block.frames):
         is_before = block.groups[group].moment is Moment.ACTED

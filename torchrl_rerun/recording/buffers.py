@@ -9,10 +9,18 @@ from torchrl_rerun.blocks.block import Arrays, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS
 from torchrl_rerun.writing.output import BlockOutput, Output
 from torchrl_rerun.writing.writer import WriterThread
+
+SHORT_BLOCK = 100
+"""Frames of a block below which the chunks themselves cost several times as much as their data."""
+
+CHUNK_SECONDS = 250e-6
+"""Seconds that a chunk costs the writer, however small; `make bench ARGS="--only parts scaling"` measures them."""
 
 
 class Buffers:
@@ -181,6 +189,26 @@ class Buffers:
             if segment is not None:
                 self._put(buffer, segment)
 
+    def warn_of_short_blocks(self, envs: int, buffer_bytes: int) -> None:
+        """Warn if so many environments are recorded in detail that a block has few rows of each: chunks cost most then.
+
+        Args:
+            envs: number of environments that are recorded in detail.
+            buffer_bytes: bytes of all buffers together, as the user gave them.
+        """
+        small = self.small
+        if envs <= MAX_LOGGED_ENVS or not small.groups or small.slots >= SHORT_BLOCK:
+            return
+        entities = sum(stream.lanes for group in small.groups for stream in group.streams)
+        cost = entities * CHUNK_SECONDS / small.slots
+        needed = -(-SHORT_BLOCK * buffer_bytes // small.slots >> 20)
+        warn(
+            f"{envs} environments are recorded in detail, and only {small.slots} frames of them fit into half "
+            f"of buffer_bytes: each environment's step takes the writer about {cost * 1e6:.0f} us, "
+            f"{cost * envs * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
+            f"buffer_bytes={needed} << 20"
+        )
+
     def drop(self, event: Event) -> None:
         """Forget the frame that is being added, however much of it was copied."""
         for buffer in self._all:
@@ -192,7 +220,7 @@ class Buffers:
 
     @property
     def is_open(self) -> bool:
-        """Whether what is buffered will be written."""
+        """Whether frames in the buffers will be written."""
         return not self._is_stopped and self._writer.is_taking()
 
     @property

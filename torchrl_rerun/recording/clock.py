@@ -1,4 +1,4 @@
-"""The clock: a thread that looks at the open recordings of the process from time to time, though no frame comes."""
+"""The clock: a thread that looks at the open recordings of the process from time to time, for the case that no frame comes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 
 
 class Watched(Protocol):
-    """A recording, as the clock knows it.
+    """A recording that the clock looks at.
 
     Attributes:
         look_seconds: seconds from one look to the next.
-        alive: whether it is to be looked at again.
+        alive: whether the clock looks at it again.
     """
 
     @property
@@ -21,24 +21,27 @@ class Watched(Protocol):
     def alive(self) -> bool: ...  # noqa: D102
 
     def look(self) -> None:
-        """Do what is due."""
+        """Hand on blocks that are old."""
 
 
 class Clock:
-    """Looks at recordings as often as they ask for. Its thread lives as long as there are any; it keeps none of them alive."""
+    """Looks at recordings as often as they ask for.
+
+    Its thread ends when there are no open recordings, and keeps none of them in memory.
+    """
 
     def __init__(self) -> None:
         self.forget_all()
 
     def forget_all(self) -> None:
-        """Look at nothing: a forked process has none of its parent's threads."""
+        """Look at no recording any more: a forked process has none of its parent's threads."""
         self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
         self._changed = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def watch(self, recording: Watched) -> None:
-        """Look at a recording until it isn't alive any more."""
+        """Look at a recording until it is closed."""
         with self._lock:
             self._watched.add(recording)
             if self._thread is None or not self._thread.is_alive():  # Ctrl-C may have come before it was started
@@ -47,7 +50,7 @@ class Clock:
         self._changed.set()
 
     def wake(self) -> None:
-        """Notice at once that a recording isn't alive any more."""
+        """Notice at once that a recording was closed."""
         self._changed.set()
 
     def _run(self) -> None:

@@ -1,6 +1,6 @@
-"""The episode log: what is known of each environment's episode in progress, for the properties of its recording.
+"""Episode log: return, length, ends and annotations of each environment's episode in progress.
 
-It is kept on the environment's thread, where the user can add to an episode until it is over.
+The log is kept on the environment's thread, on which the user can annotate an episode until it is over.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
 from torchrl_rerun.blocks.returns import with_rewards
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value
 
 
 class EpisodeLog:
-    """Follows the episodes of the recorded environments.
+    """Follows the episodes of the recorded environments, on the environment's thread.
 
     An episode is over when its environment is reset, so that annotations can be made after its last step.
 
@@ -33,13 +34,13 @@ class EpisodeLog:
         envs: the environments' indices.
 
     Attributes:
-        over: the episodes that are over, in order; whoever finishes them takes them away.
+        ended: the episodes that are over, in order. The writer's thread takes them.
     """
 
     def __init__(self, envs: Sequence[int]) -> None:
         count = len(envs)
         self._envs = list(envs)
-        self.over: collections.deque[EndedEpisode] = collections.deque()
+        self.ended: collections.deque[EndedEpisode] = collections.deque()
         self._is_open = np.zeros(count, np.bool_)
         self._all_open = False
         self._terminated = np.zeros(count, np.bool_)
@@ -50,14 +51,15 @@ class EpisodeLog:
         self._so_far = _SoFar(None, np.zeros(count, np.int64), None)
         self._seeds: list[int | None] = [None] * count
         self._annotations: list[dict[str, Value | list[Value]]] = [{} for _ in envs]
+        self._types: dict[str, type] = {}  # of annotations, by their names
 
     def reset(self, event: Event, episodes: npt.NDArray[np.int64], seeds: Sequence[int | None]) -> None:
-        """Environments were reset: the episodes that they were in are over.
+        """End the episodes of environments that were reset, and begin others.
 
         Args:
-            event: what happened.
+            event: the reset.
             episodes: the numbers of the episodes that begin, one for each of these environments.
-            seeds: the environments' seeds, one for each of the recorded ones; empty: they aren't known.
+            seeds: the seed of each recorded environment; empty if none is known.
         """
         at = self._at(event.begins)
         self._close(at[self._number[at] != episodes], event.frame)
@@ -69,13 +71,13 @@ class EpisodeLog:
     def step(
         self, event: Event, episodes: npt.NDArray[np.int64], rewards: npt.NDArray[Any] | None, ends: Ends | None
     ) -> None:
-        """Environments were stepped.
+        """Count a step.
 
         Args:
-            event: what happened.
+            event: the step.
             episodes: the numbers of the episodes that these environments are in.
-            rewards: ``[envs, ...]`` of all that are recorded; None: there are none.
-            ends: whose episodes ended.
+            rewards: rewards of all recorded environments, ``[envs, ...]``; None: there are none.
+            ends: which episodes ended with it; None: none did.
         """
         before = self._so_far
         if before.event is event:
@@ -95,11 +97,11 @@ class EpisodeLog:
         self._so_far = _SoFar(event, length, returns)
 
     def correct_ends(self, event: Event, ends: Ends) -> None:
-        """Say whose episodes ended with a step, instead of what was said when it was made.
+        """Replace the ends of a step: transforms behind the recorder have changed its flags.
 
         Args:
             event: the step.
-            ends: whose episodes ended, of all recorded environments.
+            ends: which episodes ended, of all recorded environments.
         """
         at = self._at(event.rows)
         at = at[self._is_open[at]]
@@ -128,26 +130,46 @@ class EpisodeLog:
         self._all_open = False
 
     def forget_returns(self) -> None:
-        """Rewards were lost: the returns of the episodes in progress aren't known any more."""
+        """Make the returns of the episodes in progress NaN: rewards were lost."""
         if self._so_far.returns is not None:
             self._so_far.returns[:] = np.nan
 
-    def annotate(self, rows: Sequence[int], values: Mapping[str, Value | list[Value]]) -> None:
-        """Add to what is known of the episodes that environments are in.
+    def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
+        """Add properties to the episode that an environment is in.
+
+        Args:
+            env: environment index; None: the only one.
+            values: the properties by their names.
 
         Raises:
-            ValueError: an environment is in no episode.
+            TypeError: ``env`` is no index.
+            IndexError: the environment isn't recorded.
+            ValueError: there are several and none is named, or it is in no episode.
         """
-        for row in rows:
-            if not self._is_open[row]:
-                raise ValueError(
-                    f"environment {self._envs[row]} is in no episode: annotate after its reset, and before the dump() or "
-                    "close() that follows the episode's end"
+        if not isinstance(env, int | None) or isinstance(env, bool):
+            raise TypeError(
+                f"env={env!r} is no environment index; annotations are passed by name: annotate(success=True)"
+            )
+        if env is None and len(self._envs) > 1:
+            raise ValueError(f"env is missing: {len(self._envs)} environments are recorded")
+        if env is not None and env not in self._envs:
+            raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self._envs))}")
+        row = 0 if env is None else self._envs.index(env)
+        if not self._is_open[row]:
+            raise ValueError(
+                f"environment {self._envs[row]} is in no episode: annotate after its reset, and before the dump() or "
+                "close() that follows the episode's end"
+            )
+        self._annotations[row].update(values)
+        for name, value in values.items():
+            first = self._types.setdefault(name, type(value))
+            if not isinstance(value, first):
+                warn(
+                    f"{name} was of type {first.__name__} before and is now {value!r}: catalogs leave such episodes out"
                 )
-            self._annotations[row].update(values)
 
     def close_ended(self, before: int) -> None:
-        """Those that have ended already, though their environments haven't been reset, are over now.
+        """Close the episodes that have ended, though their environments haven't been reset.
 
         Args:
             before: the number of the next frame.
@@ -155,7 +177,7 @@ class EpisodeLog:
         self._close(np.flatnonzero(self._terminated | self._truncated), before)
 
     def close(self, before: int) -> None:
-        """All that were in progress are over now.
+        """Close all episodes in progress.
 
         Args:
             before: the number of the next frame.
@@ -172,7 +194,7 @@ class EpisodeLog:
         self._all_open = bool(self._is_open.all())
 
     def _go_on(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
-        """Episodes whose recording was closed go on, in another one; what comes after an episode's end belongs to none."""
+        """Go on with episodes whose recording was closed, in another one. Steps after an episode's end belong to none."""
         goes_on = ~(self._is_open | self._terminated | self._truncated)[at]
         if goes_on.any():
             self._begin(at[goes_on], event, episodes[goes_on])
@@ -201,7 +223,7 @@ class EpisodeLog:
                 seed=self._seeds[row],
                 annotations=self._annotations[row],
             )
-            self.over.append(EndedEpisode(int(row), episode, before, since))
+            self.ended.append(EndedEpisode(int(row), episode, before, since))
             self._all_open = False
             self._is_open[row] = False
             self._annotations[row] = {}
@@ -212,12 +234,12 @@ class EpisodeLog:
 
 
 class _SoFar(NamedTuple):
-    """What the episodes in progress came to, replaced in one go.
+    """Length and return of the episodes in progress, replaced in one go: Ctrl-C comes before or after.
 
     Attributes:
         event: the last step; None: there was none.
-        length: ``[envs]``, their steps.
-        returns: ``[envs, ...]``, the sums of their rewards; None: there were none.
+        length: their steps, ``[envs]``.
+        returns: the sums of their rewards, ``[envs, ...]``; None: there were none.
     """
 
     event: Event | None
@@ -226,10 +248,10 @@ class _SoFar(NamedTuple):
 
 
 def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Value]]:
-    """What the user says of an episode, if it can be a property of a recording; numbers as floats.
+    """Return annotations as properties of a recording, with numbers as floats.
 
     Raises:
-        ValueError: a name is taken.
+        ValueError: a name is that of a property which the recorder adds.
         TypeError: a value is no number, truth value or string, nor a list of such, or can't be stored.
 
     >>> checked_annotations({"success": np.bool_(True), "distances": np.array([0.5, 2.0])})

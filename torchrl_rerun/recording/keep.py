@@ -1,4 +1,4 @@
-"""Keeping: which finished episodes stay, decided when they are over."""
+"""Keep policies: which episodes are kept, decided when they are over."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchrl_rerun.kinds.episode import PROPERTIES, Episode, EpisodeKey, Predica
 from torchrl_rerun.writing.folder import KeptEpisodes
 
 Rank = tuple[bool, float]
-"""Whether an episode ended, which comes before all else, and a number."""
+"""Whether an episode ended, which counts first, and a number."""
 
 
 class Keep(ABC):
-    """Which finished episodes stay. Combine them with ``|`` (kept by either) and ``&`` (kept by both).
+    """Decides which episodes are kept. Combine policies with ``|`` (kept by either) and ``&`` (kept by both).
 
     >>> KeepLast(10) | KeepWorst(5)
     KeepLast(n=10, per_env=False) | KeepWorst(n=5, per_env=False)
@@ -34,11 +34,11 @@ class Keep(ABC):
 
     @abstractmethod
     def new_kept(self) -> KeptEpisodes:
-        """One that has seen no episode yet."""
+        """Return the episodes that are kept, of none so far."""
 
     @property
     def needs_return(self) -> bool:
-        """Whether it goes by the episodes' returns."""
+        """Whether the decision depends on the episodes' returns."""
         return False
 
 
@@ -55,22 +55,22 @@ class _Ranked(Keep):
             raise TypeError(f"where={self.where!r}: pass a function of an episode that returns a bool")
 
     def new_kept(self) -> KeptEpisodes:
-        """One that has seen no episode yet."""
+        """Return the episodes that are kept, of none so far."""
         return _RankedEpisodes(self)
 
     @abstractmethod
     def rank(self, episode: Episode) -> Rank | None:
-        """The higher, the sooner it stays; None: it doesn't count."""
+        """Return the rank of an episode: the highest are kept. None: it isn't kept whatever the others are."""
 
 
 @dataclass(frozen=True)
 class KeepLast(_Ranked):
-    """The last ``n`` episodes.
+    """Keeps the last ``n`` episodes.
 
     Args:
-        n: how many.
-        per_env: so many of each environment, not of all together.
-        where: a function of an :class:`Episode`; only those of which it is true count.
+        n: number of episodes, at least 1.
+        per_env: whether ``n`` is for each environment, not for all together. Default: False.
+        where: a function of an :class:`Episode`; only episodes for which it returns True count. Default: all count.
 
     Raises:
         ValueError: ``n`` is less than 1.
@@ -81,7 +81,7 @@ class KeepLast(_Ranked):
     """
 
     def rank(self, episode: Episode) -> Rank | None:
-        """All the same: the order in which they were over decides."""
+        """Return one rank for all episodes: the order in which they end decides."""
         del episode
         return True, 0.0
 
@@ -89,21 +89,21 @@ class KeepLast(_Ranked):
 class _ByReturn(_Ranked):
     @property
     def needs_return(self) -> bool:
-        """It does."""
+        """Whether the decision depends on the episodes' returns: True."""
         return True
 
 
 @dataclass(frozen=True)
 class KeepBest(_ByReturn):
-    """The ``n`` episodes of highest return, of equal ones the earlier; those whose return isn't known (NaN) don't count.
+    """Keeps the ``n`` episodes of highest return, of equal ones the earlier. Episodes whose return is NaN don't count.
 
-    The return of an interrupted episode is that of a part: those that ended come first. Interrupted ones stay while there
-    are fewer than ``n`` of these.
+    An interrupted episode has the return of a part, so that episodes that ended come first. Interrupted ones are kept while
+    fewer than ``n`` episodes have ended.
 
     Args:
-        n: how many.
-        per_env: so many of each environment, not of all together.
-        where: a function of an :class:`Episode`; only those of which it is true count.
+        n: number of episodes, at least 1.
+        per_env: whether ``n`` is for each environment, not for all together. Default: False.
+        where: a function of an :class:`Episode`; only episodes for which it returns True count. Default: all count.
 
     Raises:
         ValueError: ``n`` is less than 1.
@@ -111,21 +111,21 @@ class KeepBest(_ByReturn):
     """
 
     def rank(self, episode: Episode) -> Rank | None:
-        """Whether it ended, then its return."""
+        """Return whether it ended, then its return."""
         return None if math.isnan(episode.episode_return) else (not episode.interrupted, episode.episode_return)
 
 
 @dataclass(frozen=True)
 class KeepWorst(_ByReturn):
-    """The ``n`` episodes of lowest return, of equal ones the earlier; NaN is the lowest.
+    """Keeps the ``n`` episodes of lowest return, of equal ones the earlier. NaN is the lowest return.
 
-    The return of an interrupted episode is that of a part: those that ended come first. Interrupted ones stay while there
-    are fewer than ``n`` of these.
+    An interrupted episode has the return of a part, so that episodes that ended come first. Interrupted ones are kept while
+    fewer than ``n`` episodes have ended.
 
     Args:
-        n: how many.
-        per_env: so many of each environment, not of all together.
-        where: a function of an :class:`Episode`; only those of which it is true count.
+        n: number of episodes, at least 1.
+        per_env: whether ``n`` is for each environment, not for all together. Default: False.
+        where: a function of an :class:`Episode`; only episodes for which it returns True count. Default: all count.
 
     Raises:
         ValueError: ``n`` is less than 1.
@@ -133,16 +133,16 @@ class KeepWorst(_ByReturn):
     """
 
     def rank(self, episode: Episode) -> Rank | None:
-        """Whether it ended, then its return, with the other sign."""
+        """Return whether it ended, then its return with the other sign."""
         return not episode.interrupted, math.inf if math.isnan(episode.episode_return) else -episode.episode_return
 
 
 @dataclass(frozen=True)
 class KeepIf(Keep):
-    """The episodes of which something is true.
+    """Keeps the episodes that satisfy a condition.
 
     Args:
-        predicate: a function of an :class:`Episode`, called once for each.
+        predicate: a function of an :class:`Episode` that returns whether it is kept; called once for each.
 
     Raises:
         TypeError: ``predicate`` can't be called.
@@ -157,7 +157,7 @@ class KeepIf(Keep):
             raise TypeError(f"KeepIf({self.predicate!r}): pass a function of an episode that returns a bool")
 
     def new_kept(self) -> KeptEpisodes:
-        """One that has seen no episode yet."""
+        """Return the episodes that are kept, of none so far."""
         return _MatchingEpisodes(self.predicate)
 
 
@@ -180,7 +180,7 @@ class _Combined(Keep):
 
 
 class _Asked:
-    """The user's function, asked of each episode. Where it fails it counts as true: what is gone can't be had back."""
+    """The user's function of an episode. If it fails it counts as true: an episode that isn't kept is lost for good."""
 
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
@@ -215,7 +215,7 @@ class _RankedEpisodes(KeptEpisodes):
         self._where = None if policy.where is None else _Asked(policy.where)
         self._is_last = isinstance(policy, KeepLast)
         self._count = 0
-        self._kept: dict[int, list[tuple[Rank, int, Episode]]] = {}  # by environment: heaps, the next to go first
+        self._kept: dict[int, list[tuple[Rank, int, Episode]]] = {}  # a heap for each environment, lowest rank first
         self._ids: set[EpisodeKey] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
@@ -236,7 +236,7 @@ class _RankedEpisodes(KeptEpisodes):
         return episode.key in self._ids
 
     def forget(self, episode: Episode) -> None:
-        pass  # it holds none but those that stay
+        pass  # it holds only those that are kept
 
 
 class _MatchingEpisodes(KeptEpisodes):

@@ -35,8 +35,7 @@ class Pending:
 PENDING = Pending()
 
 Revise = Callable[[bool], Revision | Pending | None]
-"""Returns the outcome of a step if it has changed since it was recorded, else None. Its argument: whether it can't be asked
-again later."""
+"""Takes whether it can't be called again later; returns the outcome of a step if that has changed since, else None."""
 
 
 class LastStep(NamedTuple):

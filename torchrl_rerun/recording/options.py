@@ -11,12 +11,13 @@ from typing import Any
 
 import rerun.blueprint as rrb
 
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import check_format, check_kinds, check_names, describe, refused_format
 from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import SPLITS, Split
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, as_key
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.kinds.streams import Key, Leaf, Stream, as_key, name_of
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import check_envs
 
@@ -132,7 +133,7 @@ class Options:
     blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = _option(
         _of_type(
             bool | rrb.Blueprint | Callable,
-            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.blueprint.Recorded that makes one",
+            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.Recorded that makes one",
         ),
         default=True,
     )
@@ -180,7 +181,7 @@ class Options:
     # --- kinds ---
 
     def describe(self, leaf: Leaf) -> Stream:
-        """Return how a key is recorded.
+        """Return how a key is recorded. Warn if the lossy format that was asked for can't store its images.
 
         Args:
             leaf: the facts about the key.
@@ -189,11 +190,17 @@ class Options:
             UnsupportedLeafError: no kind can hold the key's values.
             ValueError: the options of the key don't fit its values.
         """
-        return describe(leaf, self.kinds, self.names, self.image_format)
+        stream = describe(leaf, self.kinds, self.names, self.image_format)
+        refused = refused_format(stream, self.kinds, self.image_format)
+        if refused is not None:
+            what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
+            what = what if stream.kind.is_camera else f"pictures of kind {stream.kind.name!r}"
+            warn(f"{name_of(stream.key)} is stored as {stream.kind.format!r}: {refused!r} can't hold {what}")
+        return stream
 
-    def refused_format(self, stream: Stream) -> str | None:
-        """Return the lossy format that was asked for and that can't store a stream of pictures; None: there is none."""
-        return refused_format(stream, self.kinds, self.image_format)
+    def choose_kind_of(self, key: Key) -> bool:
+        """Return whether the options say of which kind a key is."""
+        return key in self.kinds
 
     @property
     def keys_by_option(self) -> Mapping[str, Iterable[Key]]:

@@ -1,4 +1,4 @@
-"""Resuming: where a run is, by what was recorded of it."""
+"""Resuming: where a run is, read from its recordings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Reached:
     """Where a run is.
 
     Attributes:
-        steps: calls of ``env.step`` so far.
+        steps: number of calls of ``env.step``.
         episodes: the number of the last episode of each environment, by its index.
-        frames: frames of the recording that goes on.
-        recording_id: its id; None: what comes is another recording.
+        frames: number of frames of the recording that goes on.
+        recording_id: id of the recording that goes on; None if another one begins.
     """
 
     steps: int
@@ -33,26 +33,26 @@ class Reached:
     recording_id: str | None
 
     def progress(self, envs: Sequence[int]) -> Progress:
-        """Return where the environments are that are recorded.
+        """Return where the recorded environments are.
 
         Args:
-            envs: their indices.
+            envs: the indices of these environments.
         """
         return Progress(self.steps, np.array([self.episodes.get(env, -1) for env in envs], np.int64), self.frames)
 
 
 def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | None:
-    """Return where the run is that some files are of; None if they hold nothing of one.
+    """Return where a run is, from its files; None if they hold no frame.
 
-    The recording of a whole run goes on if it is of the same environments. A file that a killed process left counts up to
-    where it ends. A damaged one is left out, with a warning that names it.
+    The recording of a whole run goes on if its batch size is the same. The file of a killed process counts up to its last whole
+    chunk. A damaged file is left out, with a warning that names it.
 
     Args:
-        files: the files.
-        batch_size: the environments' batch size.
+        files: the files of the run.
+        batch_size: the batch size of the environments.
 
     Raises:
-        FileInUseError: another recorder is writing one of them.
+        FileInUseError: another recorder is writing one of the files.
     """
     found: list[tuple[FilePart, Schema]] = []
     for file in files:

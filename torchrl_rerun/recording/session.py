@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import re
 import uuid
 import weakref
 from dataclasses import dataclass, field
@@ -72,18 +71,18 @@ class Session:
         return cls(options, kept, viewers, stream)
 
 
-_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
+_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.GrpcSink, rr.GrpcServerSink)
 
 
 def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], UsersStream | None]:
-    """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
+    """Return the target, the viewers and the recording stream that the user's ``sink`` names, which may be several in a list."""
     several = sink if isinstance(sink, list | tuple) else [sink]
     for each in several:
         if not isinstance(each, _SINKS):
             raise TypeError(
-                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd', a folder, the "
-                "URL of a viewer, an rr.RecordingStream, one of Rerun's sinks, or several of these in a list; or None, for "
-                "the active recording"
+                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd' (that of an "
+                "rr.FileSink, too), a folder, the URL of a viewer, an rr.RecordingStream, an rr.GrpcSink or "
+                "rr.GrpcServerSink, or several of these in a list; or None, for the active recording"
             )
     paths = [path for each in several if (path := path_of(each)) is not None]
     streams = [UsersStream(each) for each in several if each is None or isinstance(each, rr.RecordingStream)]
@@ -118,23 +117,16 @@ def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], U
 
 
 def path_of(sink: Any) -> str | os.PathLike[str] | None:
-    """The path that a sink is, or stands for; None: it is no file.
+    """Return the path of a sink; None if it is no file.
 
-    ``rr.FileSink`` doesn't say where it writes, but prints it (rerun-sdk 0.41).
-
-    >>> path_of(rr.FileSink("run.rrd")), path_of("rerun+http://127.0.0.1:9876/proxy")
+    >>> path_of("run.rrd"), path_of("rerun+http://127.0.0.1:9876/proxy")
     ('run.rrd', None)
     """
-    if isinstance(sink, rr.FileSink):
-        said = re.fullmatch(r'FileSink\("(.*)", write_footer=(true|false)\)', repr(sink), re.DOTALL)
-        if said is not None and rr.FileSink(said[1], write_footer=said[2] == "true") == sink:
-            return said[1]
-        raise TypeError(f"{sink!r} doesn't say where it writes: pass its path")
     return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 
 def _path_target(path: Path, options: Options) -> Target:
-    """A file, or a folder of them."""
+    """Return the target of a path: a file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
             raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
@@ -150,7 +142,7 @@ def _path_target(path: Path, options: Options) -> Target:
 
 
 shared_paths: set[str] = set()
-"""Paths that recorders inside the environments of a batch write to, as far as TorchRL has told this process."""
+"""Paths that recorders inside the environments of a batch write to, as far as this process knows."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +165,17 @@ class Facts:
 
 
 def open_recording(session: Session, facts: Facts, ended: Recording | None = None) -> Recording:
-    """Begin a recording, or the next part of one that was closed.
+    """Open a recording, or the next part of one that was closed.
 
     Args:
         session: the options, and what the sink stands for.
         facts: the facts about the environments.
-        ended: the recording that was closed before. Its counters go on if it was of this batch size; else it is another
-            recording that begins.
+        ended: the recording that was closed before. If it was of this batch size its counters go on, else another recording
+            begins. Default: none was.
 
     Raises:
         FileExistsError: the file exists.
-        OSError: it can't be made.
+        OSError: the file can't be created.
         IndexError: ``logged_envs`` is out of range.
         ConnectionError: there is no viewer, or no recording stream.
     """
@@ -239,7 +231,7 @@ def open_recording(session: Session, facts: Facts, ended: Recording | None = Non
 
 
 def _named_by(stream: rr.RecordingStream, options: Options) -> Options:
-    """How to record to a stream: it says itself what the recording is called."""
+    """Return options with the ids of a recording stream."""
     return dataclasses.replace(
         options, application_id=application_id_of(stream), recording_id=stream.get_recording_id()
     )
@@ -297,7 +289,7 @@ def _is_claimed_here(file: Path) -> bool:
 
 
 def _number(session: Session, facts: Facts) -> int | None:
-    """This recorder's number among those that share its path; None where it has the path to itself."""
+    """Return this recorder's number among those that share its path; None if it has the path to itself."""
     if facts.is_worker or session.is_copy or session.process != os.getpid():
         return facts.worker or 0
     return 0 if session.target.identity in shared_paths else None
@@ -315,7 +307,10 @@ def _reached(session: Session, chunk_writer: ChunkWriter, batch_size: tuple[int,
 
 
 def _recording_id(session: Session, number: int | None, before: Reached | None) -> str:
-    """One id for all that share a path, though they can't talk to one another; else that of what goes on, or a new one."""
+    """Return the id of a recording: the user's, that of the run that goes on, or a new one.
+
+    Recorders that share a path derive one id, though they can't talk to one another.
+    """
     if session.options.recording_id is not None:
         return session.options.recording_id
     if before is not None and before.recording_id is not None:
@@ -327,9 +322,9 @@ def _recording_id(session: Session, number: int | None, before: Reached | None) 
 
 
 def _id_after(ended: Recording, session: Session, batch_size: tuple[int, ...]) -> str:
-    """The id of what comes after a recording: its own, unless frames begin at 0 again and would lie on top of its own.
+    """Return the id of the part after a recording: the same, unless its frames begin at 0 again and would lie on top of it.
 
-    Workers that share an id come to the same new one.
+    Workers that share an id derive the same new one.
     """
     if session.options.recording_id is not None:
         return session.options.recording_id

@@ -1,4 +1,4 @@
-"""The status of a recording: its state, what became of its frames, and errors and warnings about those that were lost."""
+"""The status of a recording: its state, counts of its frames, and errors and warnings about lost ones."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from torchrl_rerun.writing.target import ChunkWriter
 from torchrl_rerun.writing.writer import WriterThread
 
 PATIENCE = 1.0
-"""Seconds that the environment waits for the writer before it is told so."""
+"""Seconds that the environment waits for the writer before the user is warned."""
 
 RETRY_SECONDS = 5.0
 """Seconds between two tries to go on after a recording was closed, each of which makes the environment wait."""
 
 
 class State(enum.Enum):
-    """What a recording's life has come to."""
+    """The stage of a recording's life."""
 
     OPEN = "open"
-    """Frames are recorded. If an error has occurred they are counted, and lost."""
+    """Frames are recorded. After an error they are counted, and lost."""
     CLOSING = "closing"
-    """No frame is taken any more; the rest is being written. If Ctrl-C came in between, closing again goes on with it."""
+    """No frame is taken any more, and the rest is being written. After Ctrl-C another call of ``close()`` goes on with it."""
     CLOSED = "closed"
-    """All is written."""
+    """All frames are written."""
     FAILED = "failed"
-    """Nothing more is written, and something was lost."""
+    """Nothing more is written, and the recording isn't whole."""
 
     @property
     def is_over(self) -> bool:
@@ -55,12 +55,12 @@ class Status:
 
     Args:
         chunk_writer: takes the chunks of the recording.
-        live_sinks: who else gets it.
-        counters: counts the frames; it may have counted those of earlier recordings.
-        buffers: where frames wait first.
-        output: where pictures and episodes wait then.
+        live_sinks: get copies of the chunks.
+        counters: count the frames, and may have counted those of earlier recordings.
+        buffers: frames wait in them first.
+        output: encoded images and episodes wait in it then.
         writer: the thread that writes.
-        continues: the status of the recording that this one goes on for.
+        continues: the status of the recording that this one continues; None if there is none.
 
     Attributes:
         state: the state of the recording.
@@ -87,8 +87,8 @@ class Status:
         self._output = output
         self._writer = writer
         self._failed_at: int | None = None
-        self._end: tuple[str, BaseException | None] | None = None  # what the recording failed by, and its cause
-        self._missed = 0  # frames that came after it, and that `close()` has not told of
+        self._end: tuple[str, BaseException | None] | None = None  # message and cause of the error that it ended with
+        self._missed = 0  # frames that came after the end, and that `close()` has not told of
         self._hindrance: OSError | None = None  # why they could not be recorded
         self._hindered_at = -math.inf
         self._warned = False
@@ -119,7 +119,7 @@ class Status:
     # --- counts ---
 
     def begin_here(self) -> None:
-        """What has been counted so far is another program's."""
+        """Count from here: earlier frames are another program's."""
         self._at_first = self._counts
 
     @property
@@ -128,12 +128,12 @@ class Status:
 
     @property
     def _frames(self) -> int:
-        """How many frames there have been since the recording began, or went on in this file."""
+        """Number of frames since the recording began, or went on in this file."""
         return self._counters.frames - self._at_first.frames
 
     @property
     def _unwritten_frames(self) -> int:
-        """How many of them aren't with the sink in full."""
+        """Number of these frames that the chunk writer doesn't keep in full."""
         waiting = [self._failed_at, self._output.oldest_waiting, self._buffers.oldest_waiting]
         if self.sole_sink is not None:
             waiting.append(self.sole_sink.oldest_waiting)
@@ -142,12 +142,12 @@ class Status:
 
     @property
     def sole_sink(self) -> LiveSink | None:
-        """The recording stream that keeps what is recorded, where there is no file."""
+        """The recording stream that alone keeps the recording; None if there is a file, or only viewers."""
         return next((live_sink for live_sink in self._live_sinks if live_sink.is_sole), None)
 
     @property
     def _lost_frames(self) -> int:
-        """How many of them could not be written, or were and are gone with their file."""
+        """Number of these frames that could not be written, or are gone with their file."""
         if self._chunk_writer.error() is not None:
             return self._frames
         if self.sole_sink is not None and self.sole_sink.error() is not None:
@@ -156,7 +156,7 @@ class Status:
         return self._unwritten_frames if has_failed else 0
 
     def stats(self) -> Stats:
-        """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
+        """Return counts of the frames that were recorded, written and lost, and of those that wait."""
         if self._at_last is not None:
             return self._at_last
         lost = self._lost_frames
@@ -215,7 +215,7 @@ class Status:
         return failure
 
     def _lacks_its_end(self) -> bool:
-        """Whether all was written but what comes last."""
+        """Whether all frames were written, and only the footer wasn't."""
         return (
             self.state is not State.OPEN
             and self.error is None
@@ -224,43 +224,43 @@ class Status:
         )
 
     def raise_failure(self) -> None:
-        """Raise what went wrong so far, if anything did."""
+        """Raise the error of the recording, if there was one."""
         failure = self._failure()
         if failure is not None:
             raise failure
 
     def conclude(self, *, all_lost: bool = False) -> bool:
-        """Nothing more is written: what is lost is so for good. Whether anything is.
+        """Make the counts final: nothing more is written. Return whether frames are lost.
 
         Args:
-            all_lost: the file is removed.
+            all_lost: whether the file is removed. Default: False.
         """
         lost = self._frames if all_lost else self._lost_frames
         self._at_last = self._counted(lost, waiting=0)
         return bool(lost) or self.error is not None
 
     def raise_end(self) -> None:
-        """Raise what the recording failed by, and remember it."""
+        """Raise the error of the recording, if there was one, and note it."""
         failure = self._failure()
         if failure is not None:
-            # Not the error itself: with its traceback it would keep all of this alive.
+            # Not the error itself: its traceback would keep the whole recording in memory.
             self._end = str(failure), failure.__cause__
             raise failure
 
-    # --- what comes after it was closed ---
+    # --- frames after the end ---
 
     @property
     def may_go_on(self) -> bool:
-        """Whether it is time to try to go on in another file: at once, and every few seconds where that fails."""
+        """Whether to try to go on in another file now: at once, and every few seconds if that fails."""
         return time.monotonic() - self._hindered_at >= RETRY_SECONDS
 
     def fail_to_go_on(self, error: OSError) -> None:
-        """What comes now can't be recorded before the next try."""
+        """Note why frames can't be recorded before the next try."""
         self._hindrance, self._hindered_at = error, time.monotonic()
 
     def miss(self, frames: int, steps: int, episodes: int) -> bool:
-        """What was counted after the end is lost: said once. Whether it is the first."""
-        assert self._at_last is not None, "it is over"
+        """Count frames after the end as lost, and warn of the first. Return whether it is the first."""
+        assert self._at_last is not None, "the recording is over"
         last = self._at_last
         self._at_last = dataclasses.replace(
             last,
@@ -276,7 +276,7 @@ class Status:
         return is_first
 
     def raise_again(self) -> None:
-        """Raise what was lost since the end, or else what the recording failed by."""
+        """Raise an error for the frames after the end, or else the error of the recording."""
         if self._missed:
             raise self._aftermath()
         if self._end is not None:
@@ -284,7 +284,7 @@ class Status:
             raise RecordingError(what) from cause
 
     def raise_what_was_missed(self) -> None:
-        """Raise what was lost since the end, once."""
+        """Raise an error for the frames after the end, once."""
         if self._missed:
             aftermath, self._missed = self._aftermath(), 0
             raise aftermath
@@ -300,7 +300,7 @@ class Status:
     # --- warnings, once each ---
 
     def tell(self) -> None:
-        """Warn of what the environment's thread should know."""
+        """Warn of failures and of long waits. Called on the environment's thread."""
         self._warn_of_failure()
         self._warn_of_waiting()
         self._warn_of_live_sinks()
@@ -316,7 +316,7 @@ class Status:
             )
 
     def _warn_of_waiting(self) -> None:
-        """The environment is held up: with what to do about it."""
+        """Warn that the environment waits for the writer, and say what to do about it."""
         if self._warned_of_waiting or self._buffers.seconds_waited < PATIENCE:
             return
         self._warned_of_waiting = True
@@ -330,7 +330,7 @@ class Status:
         )
 
     def _warn_of_live_sinks(self) -> None:
-        """A viewer that is gone costs frames that nobody would have seen."""
+        """Warn of viewers that are gone; the recording lacks nothing without them."""
         for live_sink in self._live_sinks:
             error = live_sink.error()
             if error is not None and not live_sink.is_sole and live_sink.label not in self._warned_of:

@@ -1,4 +1,4 @@
-"""Selection: which frames of which environments are recorded, decided before they are."""
+"""Triggers: which frames of which environments are recorded, decided as they come."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Selection:
         options: the triggers, the length of a recording, and ``skip``.
 
     Attributes:
-        takes_all: whether all frames are recorded, now and just before; then it needn't be asked.
+        takes_all: whether all frames are recorded, now and just before; if so it needn't be called.
 
     >>> selection = Selection(2, Options(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
     >>> selection.reset(None, np.array([0, 1]))  # the episodes that the environments are in now
@@ -33,10 +33,10 @@ class Selection:
         self._options = options
         self._everyone = np.arange(envs)
         self._is_enabled = True
-        self._was_recorded = np.ones(envs, np.bool_)  # each one's frame before
+        self._was_recorded = np.ones(envs, np.bool_)  # the last frame of each
         self._is_running = np.full(envs, not options.has_triggers)
-        self._length = np.zeros(envs, np.int64)  # frames since what is running was started
-        self._since = np.zeros(envs, np.int64)  # steps since the episode, or what is running, began
+        self._length = np.zeros(envs, np.int64)  # frames since the recording that runs was started
+        self._since = np.zeros(envs, np.int64)  # steps since the episode began, or a trigger started a recording
         self._has_warned = False
         self.takes_all = options.selects_all_frames
 
@@ -51,7 +51,7 @@ class Selection:
 
     @property
     def enabled(self) -> bool:
-        """Whether anything is recorded; what is running waits meanwhile."""
+        """Whether frames are recorded. A recording that a trigger has started waits meanwhile."""
         return self._is_enabled
 
     @enabled.setter
@@ -60,13 +60,13 @@ class Selection:
         self.takes_all = False
 
     def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
-        """Environments were reset: those whose frames are recorded.
+        """Return the environments whose frame is recorded when they are reset.
 
         Args:
-            rows: which environments.
+            rows: the environments that are reset.
             episodes: the numbers of the episodes that begin.
-            begun: whose episodes these are; None: those of ``rows``. The others' go on: a reset of some of their groups is
-                recorded if the frame before it is.
+            begun: the environments whose episodes begin. Default: all of ``rows``. In the others some groups of agents are
+                reset, which is recorded if the frame before is.
         """
         begins = rows if begun is None else begun
         at = self._at(begins)
@@ -85,12 +85,12 @@ class Selection:
         return self._all_or(np.union1d(self._at(picked), taken), rows)
 
     def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
-        """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
+        """Return the environments whose frame before, and whose frame after a step is recorded.
 
         Args:
-            rows: which environments.
-            step: calls of ``env.step`` so far, this one included.
-            ended: bool ``[envs]``, whose episodes end; None: nobody's.
+            rows: the environments that are stepped.
+            step: number of calls of ``env.step`` so far, this one included.
+            ended: mask of the environments whose episodes end, ``[envs]``; None: no episode does.
         """
         if not (self._is_enabled or self._was_recorded.any()):
             return NO_ENVS, NO_ENVS
@@ -103,12 +103,12 @@ class Selection:
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
     def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
-        """Return whose frames are recorded of the last step, now that more of their ends are known.
+        """Return the environments whose frame after the last step is recorded, now that more of their ends are known.
 
         Args:
             rows: the environments that were stepped.
-            after: those whose frames are recorded so far.
-            ended: bool ``[envs]``, whose episodes end with it.
+            after: the environments whose frame is recorded so far.
+            ended: mask of the environments whose episodes end with it, ``[envs]``.
         """
         at = self._at(rows)
         late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
@@ -118,7 +118,7 @@ class Selection:
         return self._all_or(np.union1d(self._at(after), late), rows)
 
     def _asked(self, trigger: Trigger, number: int) -> bool:
-        """What the user's function says. Where it fails it is recorded: what isn't can't be had back."""
+        """Call the user's function. If it fails the frames are recorded: those that aren't are lost for good."""
         try:
             return bool(trigger(number))
         except Exception as error:
@@ -147,7 +147,7 @@ class Selection:
         return self._all_or(at[taken], rows)
 
     def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
-        """The same, in the way that says at once that it is all environments, or none."""
+        """Return ``picked``; as None if these are all environments."""
         if not len(picked):
             return NO_ENVS
         return None if rows is None and len(picked) == len(self._was_recorded) else picked

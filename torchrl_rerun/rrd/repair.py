@@ -13,7 +13,8 @@ from rerun.chunk import LazyChunkStream
 
 from torchrl_rerun.kinds.schema import Schema, shown_envs
 from torchrl_rerun.kinds.streams import Key
-from torchrl_rerun.layout.blueprint import Recorded, layout
+from torchrl_rerun.layout.blueprint import layout
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import absolute, check_name, is_file, shown, target_of
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode

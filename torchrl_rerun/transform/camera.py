@@ -1,4 +1,4 @@
-"""The camera: pictures of environments, rendered where they are recorded."""
+"""The camera: render environments at the frames that are recorded."""
 
 from __future__ import annotations
 
@@ -20,37 +20,39 @@ from torchrl_rerun.recording.logged_envs import Render
 from torchrl_rerun.transform import specs
 
 PIXELS: Key = ("pixels",)
-"""The key of what is rendered, TorchRL's own name for it."""
+"""The key of rendered pictures, the one that TorchRL gives them."""
 
 Picture = npt.NDArray[Any]
 
 
 class NoPictureError(Exception):
-    """What was rendered is no picture that can be recorded."""
+    """``render()`` gave no picture that can be recorded."""
 
 
 class Camera:
-    """Renders environments, each at most once at any moment.
+    """Render environments, each at most once at any moment.
 
-    A first picture tells what all are like. One that is unlike it, or can't be made, is left out with those of the other
-    environments at that frame, and said once: it ends neither the recording nor the training.
+    The first picture says the dtype and shape of all. If a later picture differs or fails, the frame is recorded without
+    pictures, with one warning; recording and training go on.
     """
 
     def __init__(self) -> None:
         self._leaf: Leaf | None = None
-        self._taken: dict[int, Any] = {}  # what the first picture's moment is known to look like
+        self._taken: dict[int, Any] = {}  # pictures of the first moment, by environment
         self._warned = False
         self._view: tuple[EnvBase, list[int], EnvBase] | None = None
 
     def first(self, env: EnvBase | None, index: int) -> Leaf:
-        """What an environment's pictures are, when a recording begins.
+        """Return the facts about the pictures, when a recording begins.
+
+        If rendering fails and has worked before, the pictures are taken to be as they were.
 
         Args:
             env: the environment.
-            index: which one of the flattened batch is looked at.
+            index: the environment of the flattened batch that is rendered.
 
         Raises:
-            ValueError: it can't be rendered, and never could be. If it could, its pictures are taken to be as they were.
+            ValueError: the environment can't be rendered.
         """
         self._view = None  # of workers that may have been closed since
         try:
@@ -69,11 +71,11 @@ class Camera:
         return self._leaf
 
     def at(self, env: Callable[[], EnvBase | None], following: TensorDictBase | None = None) -> Render:
-        """Pictures of the present moment, for as long as it is that.
+        """Return the function that renders the present moment. Call it before the next one.
 
         Args:
-            env: gives the environment.
-            following: what came of the step that led to it; None: it was a reset.
+            env: returns the environment.
+            following: the data after the step. Default: the moment is a reset.
         """
         taken, self._taken = self._taken, {}
         return functools.partial(self._pictures, env, following, taken)
@@ -116,7 +118,7 @@ class Camera:
             warn(f"'pixels' is not recorded where render() gives no such picture as at first: {_said(error)}")
 
     def _look(self, env: EnvBase | None, envs: list[int]) -> dict[int, Any]:
-        """What some environments of the flattened batch, at least, look like."""
+        """Return pictures of some environments of the flattened batch, at least, by their indices."""
         with torch.random.fork_rng(devices=()):
             return self._render(env, envs)
 
@@ -134,7 +136,7 @@ class Camera:
             return rendered
         if isinstance(env, ParallelEnv):
             return dict(zip(envs, self._of_workers(env, envs).render(), strict=True))
-        render = env.render  # found by way of TorchRL's `__getattr__`, which takes it a tenth of a millisecond
+        render = env.render  # once: TorchRL's `__getattr__` takes a tenth of a millisecond
         options = inspect.signature(render).parameters
         if "mode" in options:
             render = functools.partial(render, mode="rgb_array")
@@ -145,7 +147,7 @@ class Camera:
         return dict(enumerate(_each(render(), env.batch_size)))
 
     def _of_workers(self, env: ParallelEnv, envs: list[int]) -> EnvBase:
-        """Those of the workers that are meant, and no others."""
+        """Return an environment of some of the workers."""
         if env.batch_dims > 1:
             raise NoPictureError(
                 "a ParallelEnv of batches can't be asked for single pictures; record inside its workers"
@@ -153,15 +155,18 @@ class Camera:
         if len(envs) == env.num_workers:
             return env
         if self._view is None or self._view[0] is not env or self._view[1] != envs:
-            self._view = env, envs, env[envs]  # which takes TorchRL as long as a small picture
+            self._view = env, envs, env[envs]  # torchrl 0.14: takes as long as a small picture
         return self._view[2]
 
 
 def as_picture(rendered: Any) -> Picture:
-    """What ``render()`` gave for one environment, as an array.
+    """Return the picture of one environment as an array.
+
+    Args:
+        rendered: the result of ``render()``.
 
     Raises:
-        NoPictureError: it is none.
+        NoPictureError: the result is no picture.
 
     >>> as_picture("SFFF")
     Traceback (most recent call last):
@@ -179,7 +184,7 @@ def as_picture(rendered: Any) -> Picture:
 
 
 def _each(rendered: Any, batch_size: torch.Size) -> Sequence[Any]:
-    """The pictures of a batch, one by one."""
+    """Return the pictures of a batch, one by one."""
     count = batch_size.numel()
     if isinstance(rendered, np.ndarray | torch.Tensor):
         if rendered.shape[: len(batch_size)] != batch_size:

@@ -1,4 +1,4 @@
-"""Continuing: whether a moment of stored data goes on with the episode of the moment before it."""
+"""Continuity: decide whether a moment of stored data goes on with the episode of the moment before it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.transform import specs
 
 Mask = npt.NDArray[np.bool_]
-"""Which environments are meant at each of some moments, ``[envs, time]``."""
+"""Which environments are meant at each of some moments, bool ``[envs, time]``."""
 
 
 class Begun(NamedTuple):
-    """What happened before each of some moments, ``[envs, time]`` each.
+    """Which environments begin at each of some moments, bool ``[envs, time]`` each.
 
     Attributes:
-        episodes: an episode begins with the moment.
-        groups: only some groups of agents begin anew, within the episode of their environment.
+        episodes: environments whose episode begins with the moment.
+        groups: environments of which only some groups of agents begin anew, within the episode.
     """
 
     episodes: Mask
@@ -31,21 +31,21 @@ class Begun(NamedTuple):
 
 
 class Continuity:
-    """Remembers what the last step of each environment led to."""
+    """Remember the data after the last step of each environment."""
 
     def __init__(self) -> None:
         self._last: TensorDictBase | None = None
 
     def forget(self) -> None:
-        """Let what comes next go on with nothing."""
+        """Let episodes begin with the next moment."""
         self._last = None
 
     def begun(self, rollout: TensorDictBase, stepped: Mask | None = None) -> Begun:
-        """Return what begins at each moment: an episode if the last step ended one, or led somewhere else.
+        """Return what begins at each moment. An episode begins if the last step ended one, or led to other data.
 
         Args:
-            rollout: ``[*batch, time]``, what comes next.
-            stepped: which environments were stepped, ``[envs, time]``; None: all at all times.
+            rollout: ``[*batch, time]``, the next moments.
+            stepped: which environments were stepped, bool ``[envs, time]``. Default: all at all times.
         """
         within = None if stepped is not None else _begun_within(rollout)
         if within is not None:
@@ -81,7 +81,7 @@ class Continuity:
 
 
 def stepped_in(rollout: TensorDictBase) -> Mask | None:
-    """Return which environments a rollout was stepped in, ``[envs, time]``, as its entry ``"_step"`` says; None: all."""
+    """Return the environments that were stepped, bool ``[envs, time]``, by the entry ``"_step"``; None: all."""
     given = specs.value_at_root(rollout, "_step")
     if given is None:
         return None
@@ -91,7 +91,7 @@ def stepped_in(rollout: TensorDictBase) -> Mask | None:
 
 
 def _begun_within(rollout: TensorDictBase) -> Begun | None:
-    """Return what begins after the first moment; None: that must be looked at moment by moment."""
+    """Return what begins after the first moment; None: values can only be compared moment by moment."""
     size, time = rollout.batch_size[:-1], rollout.batch_size[-1]
     if time < 2:
         nothing = np.zeros((size.numel(), 0), bool)
@@ -100,13 +100,14 @@ def _begun_within(rollout: TensorDictBase) -> Begun | None:
 
 
 def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, time: tuple[int, ...]) -> Begun | None:
-    """Compare what steps led to with what follows them.
+    """Compare the data after steps with the data before the next ones.
 
     Args:
-        led_to: what the steps led to.
-        follows: what follows them; with ``time`` both are of the same moments, of which all but the last lead to the others.
+        led_to: the data after the steps.
+        follows: the data before the next steps. With ``time`` both are of the same moments, and the last of ``led_to`` and
+            the first of ``follows`` are left out.
         size: the batch size of the environments.
-        time: how many moments are looked at; empty: one that has no dimension.
+        time: the number of moments that are compared; empty: one moment without a time dimension.
 
     Returns:
         What begins, ``[envs, *time]``; None: the values of a key can't be stacked.
@@ -157,20 +158,20 @@ def is_plain(value: Any) -> bool:
 
 
 def _along(value: torch.Tensor, dim: int, begin: int) -> torch.Tensor:
-    """Return all values over time but the last one, or but the first one."""
+    """Return the values over time without the last one (``begin=0``), or without the first one (``begin=1``)."""
     return value.narrow(dim, begin, value.shape[dim] - 1)
 
 
 def where_they_differ(
     before: torch.Tensor, now: torch.Tensor, size: torch.Size, shape: tuple[int, ...]
 ) -> npt.NDArray[np.bool_]:
-    """Return where one key says that a step wasn't followed by what comes next.
+    """Return where the values of one key after a step and before the next one differ. NaN equals NaN.
 
     Args:
-        before: what the steps led to, ``[*size, ...]`` or ``[*size, time, ...]``.
-        now: what follows them, likewise.
+        before: the values after the steps, ``[*size, ...]`` or ``[*size, time, ...]``.
+        now: the values before the next steps, of the same shape.
         size: the batch size of the environments.
-        shape: of what is returned, ``[envs]`` or ``[envs, time]``.
+        shape: the shape of the result, ``[envs]`` or ``[envs, time]``.
     """
     led_to, follows = specs.as_array(before, size), specs.as_array(now, size)
     if follows.shape != led_to.shape:

@@ -1,4 +1,4 @@
-"""Trajectories: padded batches, which are lists of trajectories of any number and length, laid out by environment."""
+"""Padded batches: lay out their trajectories, of any number and length, by environment."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MASK = ("collector", "mask")
 TRAJ_IDS = ("collector", "traj_ids")
 
 MOST_ABSENT = 16
-"""Padded batches without a trajectory that hasn't ended, after which its environment index is free again: a collector that
-resets at each batch never goes on with it."""
+"""Padded batches without an open trajectory, after which its environment index is free again: a collector that resets at each
+batch never goes on with the trajectory."""
 
 
 class Rollout(NamedTuple):
@@ -26,8 +26,8 @@ class Rollout(NamedTuple):
 
     Attributes:
         tensordict: ``[envs, time]``, in TorchRL's form.
-        begins: bool ``[envs, time]``, where an episode begins, whatever the data looks like.
-        stepped: bool ``[envs, time]``, which environments were stepped; the rows of the others are anything.
+        begins: where an episode begins, whatever the data looks like, bool ``[envs, time]``.
+        stepped: which environments were stepped, bool ``[envs, time]``; the rows of the others have no meaning.
     """
 
     tensordict: TensorDictBase
@@ -36,10 +36,10 @@ class Rollout(NamedTuple):
 
 
 def padding_mask(batch: TensorDictBase) -> npt.NDArray[np.bool_] | None:
-    """Return which moments of a padded batch are data, bool ``[*batch]``; None: it isn't padded.
+    """Return which moments of a padded batch are data, bool ``[*batch]``; None: the batch isn't padded.
 
-    Collectors with ``split_trajs=True`` say it under ``("collector", "mask")``, ``split_trajectories`` under ``"mask"``. A
-    mask of another shape or dtype, and one that the environment gives after each step, too, is data of the environment.
+    The mask of a collector with ``split_trajs=True`` is ``("collector", "mask")``, that of ``split_trajectories`` is
+    ``"mask"``. A mask is data of the environment if it has another shape or dtype, or if steps lead to it, too.
     """
     for key in (MASK, "mask"):
         mask = batch.get(key, None)
@@ -55,13 +55,14 @@ def padding_mask(batch: TensorDictBase) -> npt.NDArray[np.bool_] | None:
 
 
 class Trajectories:
-    """Gives the trajectories of padded batches environment indices.
+    """Give the trajectories of padded batches environment indices.
 
-    A trajectory keeps the index that its ``("collector", "traj_ids")`` first got. A new one gets the lowest index whose
-    trajectory has ended. Without ids a trajectory is over with its batch.
+    - A trajectory keeps the index that its ``("collector", "traj_ids")`` first got.
+    - A new trajectory gets the lowest index that is free.
+    - An index is free if its trajectory has ended. Without ids a trajectory ends with its batch.
 
     Attributes:
-        envs: how many indices there have been.
+        envs: number of indices that have been given.
     """
 
     def __init__(self) -> None:
@@ -70,12 +71,12 @@ class Trajectories:
         self._batch = 0
 
     def laid_out(self, batch: TensorDictBase, mask: npt.NDArray[np.bool_], envs: int = 0) -> Rollout:
-        """Return the trajectories of a padded batch, side by side where they are of different environments.
+        """Return the trajectories of a padded batch, side by side if they are of different environments.
 
         Args:
             batch: ``[*trajectories, time]``.
-            mask: which of its moments are data, of the same shape.
-            envs: how many environments there are at least.
+            mask: which moments are data, bool ``[*trajectories, time]``.
+            envs: the number of environments, at least.
         """
         self._batch += 1
         time = batch.batch_size[-1]
@@ -95,7 +96,7 @@ class Trajectories:
         return _side_by_side(rows, lanes, self.envs)
 
     def _index(self, number: int | None) -> tuple[int, bool]:
-        """Return the environment index of a trajectory, and whether it is a new one."""
+        """Return the environment index of a trajectory, and whether the trajectory is new."""
         for env, each in self._open.items():
             if each.number == number:
                 return env, False
@@ -108,8 +109,8 @@ class _Open(NamedTuple):
     """A trajectory that hasn't ended.
 
     Attributes:
-        number: its id.
-        batch: the batch in which it was last.
+        number: the id of the trajectory.
+        batch: the last batch that held it.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""RerunRecorder: TorchRL's hooks, turned into resets and steps of a feed."""
+"""RerunRecorder: turn TorchRL's hooks into resets and steps of the front end."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import atexit
 import dataclasses
 import multiprocessing.util
 import os
-import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, Self
 
-import numpy as np
 import rerun as rr
 import rerun.blueprint as rrb
 import torch
@@ -26,22 +23,24 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.options import Options, Trigger
 from torchrl_rerun.recording.session import Session, shared_paths
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.transform import specs
-from torchrl_rerun.transform.continuity import stepped_in
-from torchrl_rerun.transform.feed import Feed, Mask, Stepping
-from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
+from torchrl_rerun.transform.calls import is_within
+from torchrl_rerun.transform.front_end import FrontEnd
+from torchrl_rerun.transform.ownership import Owner
+from torchrl_rerun.transform.rollouts import Rollouts
+from torchrl_rerun.transform.stepping import Stepping
 from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
 
-Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
-"""What is recorded to: a file's path, a viewer, or a recording stream; None: the active one."""
+Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
+"""A sink: the path of a file or folder, a viewer, or a recording stream; None: the active recording stream."""
 
 
 class RerunRecorder(Transform):
@@ -65,7 +64,7 @@ class RerunRecorder(Transform):
     Args:
         sink: the sink, or a list of one path, one recording stream and any number of viewers.
 
-            - A path that ends in ``.rrd``, or an ``rr.FileSink``: a file. It gets every frame. A recording of days goes on in
+            - A path that ends in ``.rrd``: a file. It gets every frame. A recording of days goes on in
               ``name.part_1.rrd`` and so on. Recorders in the workers of a batched environment, and copies of a recorder,
               write ``name.worker_{n}.rrd`` beside it; all of these belong to one recording.
             - Any other path: a folder, for the files of ``split`` or for one file (``run.rrd``).
@@ -124,7 +123,7 @@ class RerunRecorder(Transform):
             removed. Default: all.
         blueprint: the layout that the viewer opens with: True: a layout made from the streams; False: none, or the one that a
             recording stream has already; a ``rerun.blueprint.Blueprint``; or a function that makes one, see
-            :mod:`torchrl_rerun.layout.blueprint`. Default: True.
+            :mod:`torchrl_rerun.layout`. Default: True.
         application_id: name that groups recordings in the viewer. Default: the environment's name, or the application id
             of the recording stream.
         recording_id: recordings of one id are shown as one. Default: a new id, or that of the recording stream.
@@ -212,11 +211,12 @@ class RerunRecorder(Transform):
         self._begin()
 
     def _begin(self) -> None:
-        """The state of a recorder that has seen nothing."""
-        self._owner = _Owner()
-        self._feed: Feed | None = Feed(self._session, self._owner.behind)
+        """Make the state of a recorder that has seen no frame."""
+        self._owner = Owner()
+        self._front_end: FrontEnd | None = FrontEnd(self._session, self._owner.behind)
+        self._rollouts = Rollouts(self._front_end)
         self._now = _Now()
-        _close_at_end(self, self._feed)
+        _close_at_end(self, self._front_end)
 
     # --- what TorchRL calls ---
 
@@ -228,24 +228,24 @@ class RerunRecorder(Transform):
         return tensordict_reset
 
     def _see_reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> None:
-        feed, env = self._listening(), self.environment
-        if feed is None:
+        front_end, env = self._listening(), self.environment
+        if front_end is None:
             return
         resets = {} if env is None else specs.resets_in(env, tensordict)
         if env is None or not resets or self._now.is_rehearsal:
-            self._now.is_rehearsal = _inside(*_REHEARSALS)
+            self._now.is_rehearsal = is_within(*_REHEARSALS)
         if self._now.is_rehearsal:
             return
-        with feed.lock:
-            feed.catch_up()
+        with front_end.lock:
+            front_end.catch_up()
             if env is None or not resets:
-                feed.reset(self._environment, tensordict_reset)
+                front_end.reset(self._environment, tensordict_reset)
                 return
             mask, begun = specs.reset_envs(env, resets, tensordict.batch_size.numel())
             if () in resets:
-                feed.reset(self._environment, tensordict_reset, mask)
+                front_end.reset(self._environment, tensordict_reset, mask)
             else:
-                feed.regroup(self._environment, tensordict_reset, resets, mask, begun)
+                front_end.regroup(self._environment, tensordict_reset, resets, mask, begun)
 
     def _reset_on_native_autoreset(
         self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase
@@ -257,21 +257,21 @@ class RerunRecorder(Transform):
         return tensordict_reset
 
     def _see_native_autoreset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> None:
-        feed, env = self._listening(), self.environment
-        if feed is None or env is None or self._now.is_rehearsal:
+        front_end, env = self._listening(), self.environment
+        if front_end is None or env is None or self._now.is_rehearsal:
             return
         resets = specs.resets_in(env, tensordict)
         mask, _ = specs.reset_envs(env, resets, tensordict.batch_size.numel()) if resets else (None, None)
         if mask is not None and mask.any():
-            # The flags still say how the last episode ended; TorchRL lowers them after this.
+            # The flags are still those of the episode that ended. TorchRL lowers them after this hook.
             flags = {key: torch.zeros_like(tensordict_reset.get(key)) for key in env.done_keys}
-            with feed.lock:
-                feed.reset(self._environment, tensordict_reset.clone(recurse=False).update(flags), mask)
+            with front_end.lock:
+                front_end.reset(self._environment, tensordict_reset.clone(recurse=False).update(flags), mask)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        # Called before the environment steps, the last transform first: this is the policy's own action, which the
-        # inverses of the transforms before this one have yet to change. `_step` sees it changed.
-        # A replay buffer calls it too, for what it stores: that is recorded when it is sampled, by `forward`.
+        # Called before the environment steps, the last transform first: this is the policy's own action. Transforms in
+        # front have yet to change it, and `_step` sees it changed.
+        # A replay buffer calls it, too, when it stores data. That data is recorded when it is sampled, by `forward`.
         if is_compiling():
             untraced(self._see_inv_call, tensordict)
         else:
@@ -279,12 +279,14 @@ class RerunRecorder(Transform):
         return tensordict
 
     def _see_inv_call(self, tensordict: TensorDictBase) -> None:
-        feed = self._listening()
+        front_end = self._listening()
         if self._now.is_rehearsal:
-            self._now.is_rehearsal = _inside(*_REHEARSALS)
-        if feed is not None and not self._now.is_rehearsal:
-            with feed.lock:
-                self._now.stepping = feed.enter(self._environment, tensordict)
+            self._now.is_rehearsal = is_within(*_REHEARSALS)
+        if front_end is not None and not self._now.is_rehearsal:
+            with front_end.lock:
+                container = self.__dict__.get("_container")
+                is_alone = container is not None and isinstance(container(), EnvBase)
+                self._now.stepping = front_end.enter(self._environment, tensordict, is_alone=is_alone)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if is_compiling():
@@ -294,10 +296,10 @@ class RerunRecorder(Transform):
         return next_tensordict
 
     def _see_step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> None:
-        feed = self._listening()
-        if feed is not None and not self._now.is_rehearsal:
-            with feed.lock:
-                feed.leave(self._environment, tensordict, next_tensordict)
+        front_end = self._listening()
+        if front_end is not None and not self._now.is_rehearsal:
+            with front_end.lock:
+                front_end.leave(self._environment, tensordict, next_tensordict)
 
     def _post_step_mdp_hooks(
         self, tensordict: TensorDictBase, tensordict_: TensorDictBase
@@ -309,10 +311,10 @@ class RerunRecorder(Transform):
         return tensordict, tensordict_
 
     def _see_outcome(self, tensordict: TensorDictBase) -> None:
-        feed = self._feed
-        if feed is not None and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
-            with feed.lock:
-                feed.finish(tensordict.get("next"))
+        front_end = self._front_end
+        if front_end is not None and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
+            with front_end.lock:
+                front_end.finish(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
         sink = self._session.target
@@ -323,39 +325,39 @@ class RerunRecorder(Transform):
         )
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Record a stored rollout that passes, as in a replay buffer: see :meth:`log_rollout`.
+        """Record a stored rollout that passes, in a replay buffer for example: see :meth:`log_rollout`.
 
         Args:
-            tensordict: ``[*batch, time]``; what has no ``"next"`` is not a rollout and passes unrecorded.
+            tensordict: ``[*batch, time]``. Data without ``"next"`` is no rollout, and passes unrecorded.
 
         Returns:
-            The same tensordict, unchanged.
+            The tensordict, unchanged.
         """
         if "next" in tensordict.keys():
             self.log_rollout(tensordict)
         return tensordict
 
     def clone(self) -> RerunRecorder:
-        """A copy for another environment. It goes on with this recorder's recording if this one's environment is gone.
+        """Return a copy for another environment. It goes on with the recording if this recorder's environment is gone.
 
-        ``TransformedEnv(env, transform)`` moves the transforms of ``env`` that way. The clones by which TorchRL builds
-        the ``parent`` of a later transform record nothing.
+        ``TransformedEnv(env, transform)`` moves the transforms of ``env`` by cloning them. TorchRL also clones transforms to
+        build the ``parent`` of a later one: these clones record nothing.
         """
         copy: RerunRecorder = super().clone()
-        copy._session, copy._feed, copy._owner, copy._now = self._session, self._feed, self._owner, _Now()
-        if _inside(Compose._rebuild_up_to.__code__, depth=4):  # noqa: SLF001 - nothing public tells them apart
-            copy._feed = None
+        copy._session, copy._front_end, copy._owner, copy._now = self._session, self._front_end, self._owner, _Now()
+        if is_within(Compose._rebuild_up_to.__code__, depth=4):  # noqa: SLF001 - nothing public tells them apart
+            copy._front_end = None
         return copy
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """A recorder has no state that a checkpoint would need: what was recorded says where the run is."""
+        """Save nothing: the recordings tell where the run is."""
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-        """Checkpoints of version 0.1.0 hold counters, which are left alone."""
+        """Load nothing: checkpoints of version 0.1.0 hold counters that nothing needs."""
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        for name in ("_feed", "_owner", "_now"):
+        for name in ("_front_end", "_rollouts", "_owner", "_now"):
             state.pop(name)
         return state
 
@@ -369,25 +371,25 @@ class RerunRecorder(Transform):
     def dump(self, suffix: str | None = None, step: int | None = None) -> None:
         """Make everything recorded so far durable, and return when it is. Never ends an episode.
 
-        With ``split="dump"`` it ends the recording, and what comes is another one: ``dump_000001.rrd`` in the folder.
+        With ``split="dump"`` it ends the recording, and the next frame begins another one: ``dump_000001.rrd`` in the folder.
 
         Args:
-            suffix: with ``split="dump"`` what is added to the name of the recording; else it has no use.
-            step: likewise, as ``step_{step}``, where there is no suffix.
+            suffix: with ``split="dump"``, a suffix of the recording's name; otherwise ignored.
+            step: with ``split="dump"`` and without a suffix, the suffix becomes ``step_{step}``; otherwise ignored.
 
         Raises:
-            RecordingError: something could not be written; the message says why, and how many frames are lost.
+            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
             ValueError: ``suffix`` can't be part of a file's name.
         """
         names_a_file = suffix is not None and self._session.options.split == "dump"
         if names_a_file and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
             raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
         self._release_held()
-        if self._feed is None:
+        if self._front_end is None:
             return
-        with self._feed.at_rest():
-            self._feed.catch_up()
-            recording = self._feed.recording
+        with self._front_end.at_rest():
+            self._front_end.catch_up()
+            recording = self._front_end.recording
             if recording is None:
                 return
             recording.dump(suffix or (None if step is None else f"step_{step}"))
@@ -396,50 +398,51 @@ class RerunRecorder(Transform):
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
 
         Raises:
-            RecordingError: something could not be written; the message says why, and how many frames are lost. In the
+            RecordingError: data could not be written. The message gives the cause and the number of lost frames. In the
                 workers of a batched environment it is a warning.
         """
         self._release_held()
-        if self._feed is None:
+        if self._front_end is None:
             return
         if in_worker_process():
-            self._feed.close_quietly()  # an error would end the worker, and the batch would wait for it
+            self._front_end.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
-        with self._feed.at_rest():
-            self._feed.catch_up()
-            if self._feed.recording is not None:
-                self._feed.recording.close()
+        with self._front_end.at_rest():
+            self._front_end.catch_up()
+            if self._front_end.recording is not None:
+                self._front_end.recording.close()
 
     def switch(self, mode: str | bool | None = None) -> None:
-        """Turn recording off or on again. Steps and episodes are counted meanwhile, and triggers aren't asked.
+        """Turn recording off or on. While it is off, steps and episodes are counted, and triggers aren't called.
 
         Args:
-            mode: ``"on"``, ``"off"``, True or False; None: the opposite of what it is.
+            mode: ``"on"``, ``"off"``, True or False. Default: on if it is off, off if it is on.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: ``mode`` is something else.
         """
         if mode not in (None, "on", "off", True, False):
             raise ValueError(f"mode={mode!r}: pass 'on', 'off', True, False or nothing")
-        if self._feed is not None:
-            self._feed.enabled = (not self.enabled) if mode is None else mode in ("on", True)
+        if self._front_end is not None:
+            self._front_end.enabled = (not self.enabled) if mode is None else mode in ("on", True)
 
     @property
     def enabled(self) -> bool:
-        """Whether it records, see :meth:`switch`."""
-        return self._feed is not None and self._feed.enabled
+        """Whether frames are recorded, see :meth:`switch`."""
+        return self._front_end is not None and self._front_end.enabled
 
     def annotate(self, /, env: int | None = None, **values: Any) -> None:
-        """Say something of the episode that an environment is in: it becomes a property of its recording.
+        """Add properties to the recording of the episode that an environment is in.
 
-        An episode can be annotated until its environment is reset, or :meth:`dump` or :meth:`close` comes after its end.
+        An episode can be annotated until its environment is reset, or :meth:`dump` or :meth:`close` is called after its end.
 
         Args:
-            env: environment index; it can be left out if only one is recorded.
-            values: numbers, truth values, strings, or lists of such, by their names.
+            env: environment index. Default: the only environment that is recorded.
+            values: the properties by their names: numbers, booleans, strings, or lists of them.
 
         Raises:
-            ValueError: the environment is in no episode, a name is taken, or there is no ``split="episode"``.
+            ValueError: the environment is in no episode, a name is taken, or episodes are no recordings of their own
+                (``split="episode"``).
             IndexError: the environment isn't recorded.
             TypeError: a value can't be a property.
 
@@ -460,40 +463,40 @@ class RerunRecorder(Transform):
         if self._session.options.split != "episode":
             raise ValueError("annotations are properties of episodes: they need split='episode'")
         said = checked_annotations(values)
-        if self._feed is not None and self._feed.enabled:
-            if self._feed.recording is None or not self._feed.recording.alive:
+        if self._front_end is not None and self._front_end.enabled:
+            if self._front_end.recording is None or not self._front_end.recording.alive:
                 raise ValueError("there is nothing to annotate: reset the environment first")
-            self._feed.recording.annotate(env, said)
+            self._front_end.recording.annotate(env, said)
 
     @property
     def num_envs(self) -> int:
-        """Number of environments, recorded or not; 0 before the first frame."""
-        recording = None if self._feed is None else self._feed.recording
+        """The number of environments, recorded or not; 0 before the first frame."""
+        recording = None if self._front_end is None else self._front_end.recording
         return 0 if recording is None else recording.source.envs
 
     @property
     def path(self) -> Path | None:
-        """The file or the folder that is recorded to. None where there are viewers or a recording stream alone."""
+        """The file or folder that is recorded to; None if there are only viewers or a recording stream."""
         return self._session.target.path
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
-        """Show in a notebook what has been recorded so far; outside of one, print the command that does.
+        """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
 
-        It dumps first. Files are shown as they are then, all of them: their bytes go into the page. Without a file, the first
-        viewer's server is shown, and goes on to be live.
+        The bytes of all files go into the page, as they are now. Without a file, the server of the first viewer is shown, and
+        stays live.
 
         Args:
-            width: of the viewer in the cell, in pixels; ``"auto"``: what there is room for. Default: Rerun's.
-            height: likewise.
+            width: width of the viewer in the cell, in pixels; ``"auto"``: the width of the cell. Default: Rerun's.
+            height: height of the viewer in the cell, in pixels; ``"auto"``: as much as fits. Default: Rerun's.
 
         Raises:
             ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
-            RecordingError: something could not be written, as in :meth:`dump`.
-            ValueError: nothing has been recorded, or it is in a recording stream of your own, which Rerun shows:
+            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
+            ValueError: nothing has been recorded, or it is in a recording stream of the user, which Rerun shows:
                 ``rr.notebook_show(recording=...)``.
         """
         self.dump()
-        recording = None if self._feed is None else self._feed.recording
+        recording = None if self._front_end is None else self._front_end.recording
         if recording is None:
             raise ValueError("nothing has been recorded yet: reset the environment first")
         if files := recording.chunk_writer.files():
@@ -506,23 +509,22 @@ class RerunRecorder(Transform):
             )
 
     def stats(self) -> dict[str, float]:
-        """What was recorded so far, for a training log: costs microseconds.
+        """Return counts of the recording for a training log, in microseconds.
 
-        It is of the recorder's whole life: what comes after :meth:`close`, in the next file, is counted on.
+        The counts are of the recorder's whole life. Frames after :meth:`close`, in the next file, are added.
 
         Returns:
             Numbers by their names.
 
-            - ``frames``, ``steps``, ``episodes``: how many were recorded; a frame is a reset or a step of any
-              environments, a step a call of ``env.step``, of all of them; episodes are those that have begun, of all
-              recorded environments together.
+            - ``frames``: recorded frames, each a reset or a step of any environments; ``steps``: calls of ``env.step``;
+              ``episodes``: episodes that have begun, of all recorded environments together.
             - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
               are lost, too. A frame is written when all of it is: encoded images wait for others for up to
-              ``flush_seconds``. ``frames_dropped``: those that a live viewer or a recording stream was not sent.
-            - ``bytes_waiting``: of what is in memory; ``bytes_written``: to the file, its layout aside.
-            - ``seconds_waited``: how long the environment has waited for the disk.
-            - ``frames_per_second``: recorded, on average; ``bytes_per_second``: how fast the writer is: bytes of the file
-              for each second in which it had something to encode and write.
+              ``flush_seconds``. ``frames_dropped``: frames that a live viewer or a recording stream was not sent.
+            - ``bytes_waiting``: bytes in memory; ``bytes_written``: bytes of the file without its layout.
+            - ``seconds_waited``: seconds for which the environment has waited for the disk.
+            - ``frames_per_second``: recorded frames a second on average; ``bytes_per_second``: speed of the writer, in bytes
+              of the file for each second in which it had something to encode and write.
 
         Examples:
             >>> import tempfile
@@ -537,73 +539,62 @@ class RerunRecorder(Transform):
             (6, 5, 1, 0, 0)
             >>> env.close()
         """
-        recording = None if self._feed is None else self._feed.recording
+        recording = None if self._front_end is None else self._front_end.recording
         return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
 
-        Prefer ``append_transform``, or :meth:`log_rollout` on what the rollout returns: they lose nothing. TorchRL
-        (0.14) calls a callback after each step but the last, and what it passes leaves gaps that nobody can fill: with
-        ``break_when_any_done`` or ``break_when_all_done`` the first observation, action and reward, otherwise the last
-        transition. The end of a stopping rollout is recorded with the next :meth:`dump` or :meth:`close`.
+        Prefer ``append_transform``, or :meth:`log_rollout` on the rollout: they lose nothing. torchrl 0.14 calls a callback
+        after each step but the last, so that data is missing:
+
+        - with ``break_when_any_done`` or ``break_when_all_done``, the first observation, action and reward;
+        - otherwise the last transition.
+
+        The end of a rollout that stops is recorded with the next :meth:`dump` or :meth:`close`.
 
         Args:
             env: the environment of the rollout.
-            tensordict: what the rollout passes: the data after a step, of the environment's batch size.
+            tensordict: the data after a step, ``[*batch]``, as the rollout passes it.
 
         Raises:
-            ValueError: with ``render=True``, which is for environments that the recorder is appended to.
+            ValueError: the recorder has ``render=True``, which is for environments that it is appended to.
         """
-        if self._feed is None or self.environment is not None:
+        if self._front_end is None or self.environment is not None:
             return  # appended: the environment's own steps are recorded already
         self._must_not_render()
         if "next" in tensordict.keys():
-            with self._feed.lock:
-                self._feed.rollout(env, tensordict.unsqueeze(-1), stepped=_stepped_now(tensordict))
+            with self._front_end.lock:
+                self._rollouts.record_moment(env, tensordict)
             return
-        # A stopping rollout passes the root of the next transition, and completes that very object in the next step.
+        # A rollout that stops passes the root of the next transition, and completes this very object in the next step.
         self._release_held()
         self._now.held = (env, tensordict)
 
     def log_rollout(self, tensordict: TensorDictBase, *, begins: bool | Sequence[bool] = False) -> None:
         """Record a stored rollout, such as ``env.rollout()`` or a collector returns.
 
-        A rollout that goes on where the last one ended (the batches of a collector) continues its episodes; anything
-        else begins new ones. Rows that a ``"mask"`` entry (``split_trajectories``) marks as padding are left out.
-        Data of other kinds is what :func:`replay` is for.
+        A rollout that goes on where the last one ended (the batches of a collector) continues its episodes; any other rollout
+        begins new ones. Rows that a ``"mask"`` entry (``split_trajectories``) marks as padding are left out. For data of
+        other kinds see :func:`replay`.
 
         Args:
             tensordict: ``[*batch, time]`` in TorchRL's form: root keys at t, ``("next", ...)`` keys at t + 1. Without a
                 dimension it is a single moment.
-            begins: whether it begins new episodes although it looks as if it went on; or for each environment.
+            begins: whether new episodes begin though the rollout looks as if it went on; or for each environment.
 
         Raises:
-            KeyError: there is no ``"next"``: it isn't a rollout.
-            ValueError: with ``render=True``: what is stored can't be rendered any more.
+            KeyError: there is no ``"next"``: the data is no rollout.
+            ValueError: the recorder has ``render=True``: stored data can't be rendered any more.
         """
-        if self._feed is None:
+        if self._front_end is None:
             return
         self._must_not_render()
         if "next" not in tensordict.keys():
             raise KeyError("'next' is missing: log_rollout takes rollouts, with what each step led to under 'next'")
         rollout = tensordict if tensordict.batch_dims else tensordict.unsqueeze(0)
-        with self._feed.at_rest():
-            self._log_rollout(self._feed, rollout, begins)
-
-    def _log_rollout(self, feed: Feed, rollout: TensorDictBase, begins: bool | Sequence[bool]) -> None:
-        env, mask = self.environment, padding_mask(rollout)
-        if mask is None:
-            count, time = rollout.batch_size[:-1].numel(), rollout.batch_size[-1]
-            first = np.zeros((count, time), bool)
-            first[:, :1] = np.asarray(begins, bool).reshape(-1, 1)
-            stepped = stepped_in(rollout)
-        else:
-            known = 0 if feed.recording is None else feed.recording.source.envs
-            laid = self._now.trajectories.laid_out(rollout, mask, known)
-            rollout, first, stepped = laid.tensordict, laid.begins, laid.stepped
-            feed.make_room(self._now.trajectories.envs)
-        feed.rollout(env, rollout, first, stepped)
+        with self._front_end.at_rest():
+            self._rollouts.record(self.environment, rollout, begins)
 
     def __enter__(self) -> Self:
         return self
@@ -621,7 +612,7 @@ class RerunRecorder(Transform):
 
     @property
     def environment(self) -> EnvBase | None:
-        """The environment that this is appended to; None if it stands alone or in a replay buffer."""
+        """The environment that the recorder is appended to; None if it stands alone or in a replay buffer."""
         return self._environment()
 
     def _environment(self) -> EnvBase | None:
@@ -630,9 +621,9 @@ class RerunRecorder(Transform):
         except ValueError:  # torchrl 0.14: the container is neither an environment nor a Compose
             return None
 
-    def _listening(self) -> Feed | None:
-        """The feed, if this recorder is the one among its clones that it listens to."""
-        return self._feed if self._feed is not None and self._owner.is_or_becomes(self) else None
+    def _listening(self) -> FrontEnd | None:
+        """Return the front end, if this recorder is the one among its clones that is recorded."""
+        return self._front_end if self._front_end is not None and self._owner.is_or_becomes(self) else None
 
     def _must_not_render(self) -> None:
         if self._session.options.render:
@@ -642,78 +633,37 @@ class RerunRecorder(Transform):
             )
 
     def _release_held(self) -> None:
-        if self._now.held is not None and self._feed is not None:
+        if self._now.held is not None and self._front_end is not None:
             env, tensordict = self._now.held
             self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
-                with self._feed.lock:
-                    self._feed.rollout(env, tensordict.unsqueeze(-1), stepped=_stepped_now(tensordict))
+                with self._front_end.lock:
+                    self._rollouts.record_moment(env, tensordict)
 
 
 @dataclasses.dataclass(slots=True)
 class _Now:
-    """What changes from step to step; apart, because an attribute of an ``nn.Module`` takes microseconds to set.
+    """State that changes from step to step; apart, because an attribute of an ``nn.Module`` takes microseconds to set.
 
     Attributes:
-        is_rehearsal: ``check_env_specs`` is trying the environment out.
+        is_rehearsal: whether ``check_env_specs`` is trying the environment out.
         stepping: the last step of the environment.
-        held: what the callback of a stopping rollout got last, and its environment.
-        trajectories: the environment indices of those that padded batches hold.
+        held: the environment and the last data that the callback of a stopping rollout got.
     """
 
     is_rehearsal: bool = False
     stepping: Stepping | None = None
     held: tuple[EnvBase, TensorDictBase] | None = None
-    trajectories: Trajectories = dataclasses.field(default_factory=Trajectories)
 
 
-class _Owner:
-    """Which of a recorder and its clones is recorded: the first that sees anything, while its environment lives."""
-
-    def __init__(self) -> None:
-        self._recorder: weakref.ref[RerunRecorder] | None = None
-
-    def is_or_becomes(self, recorder: RerunRecorder) -> bool:
-        owner = None if self._recorder is None else self._recorder()
-        if owner is recorder:
-            return True
-        if owner is not None and owner.environment is not None:
-            return False
-        self._recorder = weakref.ref(recorder)
-        return True
-
-    def behind(self) -> list[Transform]:
-        """Return the transforms that come after the recorder; of one that is appended to no environment there are none."""
-        recorder = None if self._recorder is None else self._recorder()
-        env = None if recorder is None else recorder.environment
-        chain = [] if env is None else specs.flat([env.transform])
-        at = next((i for i, each in enumerate(chain) if each is recorder), len(chain))
-        return chain[at + 1 :]
-
-
-def _stepped_now(tensordict: TensorDictBase) -> Mask:
-    """Return which environments one moment was stepped in, ``[envs, 1]``; None: all."""
-    return stepped_in(tensordict.unsqueeze(-1))
-
-
-def _close_at_end(recorder: RerunRecorder, feed: Feed) -> None:
-    """Close a recording whose recorder is gone or whose process ends, so that nothing is lost without ``close()``."""
-    # Registered by ourselves, so that it comes before the end of Rerun, which was registered before: recording streams take
-    # nothing after that, and `weakref` may have been registered sooner.
-    atexit.register(weakref.finalize(recorder, feed.close_quietly))
-    # Processes that multiprocessing starts skip what weakref and atexit do at the end of the main one.
-    multiprocessing.util.Finalize(recorder, feed.close_quietly, exitpriority=100)
+def _close_at_end(recorder: RerunRecorder, front_end: FrontEnd) -> None:
+    """Have the recording closed if its recorder is gone or its process ends, so that nothing is lost without ``close()``."""
+    # Registered here, so that it is called before the end of Rerun, which was registered earlier: recording streams take
+    # nothing after that. `weakref` may have been registered earlier still.
+    atexit.register(weakref.finalize(recorder, front_end.close_quietly))
+    # Processes that multiprocessing starts don't call the functions of weakref and atexit.
+    multiprocessing.util.Finalize(recorder, front_end.close_quietly, exitpriority=100)
 
 
 _REHEARSALS = (check_env_specs.__code__, EnvCreator.init_.__code__)
-"""What tries an environment out before it is used: to check it, or to know it before workers make their own."""
-
-
-def _inside(*codes: CodeType, depth: int = 50) -> bool:
-    """Whether one of some functions is being executed, among the innermost ``depth`` calls."""
-    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001
-    while frame is not None and depth:
-        if frame.f_code in codes:
-            return True
-        frame, depth = frame.f_back, depth - 1
-    return False
+"""Functions that try an environment out before it is used: to check it, or to know it before workers make their own."""

@@ -1,4 +1,4 @@
-"""Untraced: what ``torch.compile`` must call as it is, and never look into."""
+"""Untraced: functions that ``torch.compile`` calls as they are, and doesn't trace."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 is_compiling = torch.compiler.is_dynamo_compiling
-"""Whether the caller is being traced, and doesn't run."""
+"""Return whether the caller is being traced, and doesn't run."""
 
 
 @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
@@ -16,8 +16,12 @@ is_compiling = torch.compiler.is_dynamo_compiling
     "rollouts that it returns with log_rollout()"
 )
 def untraced(function: Callable[..., None], *args: Any) -> None:
-    """Call a function from compiled code, without tracing it or anything that it calls.
+    """Call a function from compiled code, without tracing it or any function that it calls.
 
-    To go through this costs microseconds, so that it is left out where nothing is compiled.
+    The detour costs microseconds. Code that isn't compiled calls the function directly.
+
+    Args:
+        function: the function.
+        args: its arguments.
     """
     function(*args)

@@ -1,4 +1,4 @@
-"""Which of several workers of a batch this one is, so that recorders in them can tell themselves apart."""
+"""Workers: find the number of this worker in its batch, so that recorders in workers have files of their own."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _POOL_CALLS = frozenset(
     for name in vars(ThreadingAsyncEnvPool)
     if name.endswith("_func")
 )
-"""The functions in which a pool of threads steps and resets one of its environments, ``(environment, data, index)``."""
+"""The functions in which a pool of threads steps and resets one environment, given ``(environment, data, index)``."""
 
 
 def worker_number() -> int | None:
     """Return the number of this worker in its batch, from 0; None in the main process, outside of a pool of threads.
 
-    Workers of TorchRL are numbered by where they stand in the batch. Any other process, and one that doesn't know, goes by
-    the order in which its parent started it.
+    A worker of TorchRL has its position in the batch. Any other process has its position among the processes that its
+    parent started.
     """
     for worker in (threading.current_thread(), multiprocessing.current_process()):
         if _is_torchrl(worker):
@@ -47,7 +47,7 @@ def in_worker_process() -> bool:
 
 
 def _is_torchrl(worker: Any) -> bool:
-    """Return whether a thread or process was started by TorchRL, which says so in its arguments and nowhere else."""
+    """Return whether TorchRL started a thread or process. Only the function that it runs tells."""
     return str(getattr(getattr(worker, "_target", None), "__module__", "")).startswith("torchrl.")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torchrl_rerun.export.steps import told
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.layout.blueprint import Recorded, layout
+from torchrl_rerun.layout.blueprint import layout
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
 from torchrl_rerun.reading.load import load
 from torchrl_rerun.rrd.reader import why_unreadable

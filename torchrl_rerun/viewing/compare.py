@@ -23,8 +23,10 @@ from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path
-from torchrl_rerun.layout import blueprint
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.layout.axes import whole
+from torchrl_rerun.layout.blueprint import MAX_DETAILS
+from torchrl_rerun.layout.parts import details
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
@@ -331,7 +333,7 @@ def make_layout(runs: Sequence[ComparedRun], ranges: Mapping[Key, npt.NDArray[np
             contents=list(lines),
             overrides=lines,
             name="return" if episodes else "return, whole run",
-            axis_x=blueprint.whole(),
+            axis_x=whole(),
             plot_legend=rrb.Corner2D.LeftTop,
         )
         root = rrb.Vertical(columns, plot, row_shares=[5, 1])
@@ -346,7 +348,7 @@ def make_layout(runs: Sequence[ComparedRun], ranges: Mapping[Key, npt.NDArray[np
 
 
 def _make_column(recorded: Recorded) -> rrb.Container:
-    columns = [blueprint.details(recorded, env) for env in recorded.envs[: blueprint.MAX_DETAILS]]
+    columns = [details(recorded, env) for env in recorded.envs[:MAX_DETAILS]]
     return columns[0] if len(columns) == 1 else rrb.Tabs(*columns, name=recorded.below)
 
 

@@ -54,7 +54,7 @@ class DumpTarget(FileTarget):
 
     @property
     def for_workers(self) -> str:
-        """What several workers write, as a sentence for messages."""
+        """A sentence for messages: where several workers write."""
         return f"each writes into a folder of its own inside {self.path.parent.name}/ (worker_0, ...)"
 
     def check_free(self) -> None:

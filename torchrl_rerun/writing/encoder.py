@@ -55,7 +55,7 @@ class Encoding:
         Args:
             path: the entity path.
             stream: the stream.
-            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`settle` returns.
+            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
             positions: where they are, ``[n, 5]``.
         """
         pile = self._piles.get(path)
@@ -67,10 +67,10 @@ class Encoding:
         pile.add(rows, positions)
         return True
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Return when all that was added is encoded, or raise what went wrong with it."""
         for pile in self._piles.values():
-            pile.settle()
+            pile.finish()
 
     def due(self, now: int) -> Iterator[Chunk]:
         """Chunks of those that are enough for one, and of all when the oldest is too old or there are too many.
@@ -88,7 +88,7 @@ class Encoding:
 
     def rest(self) -> Iterator[Chunk]:
         """Chunks of all that wait."""
-        self.settle()
+        self.finish()
         for pile in self._piles.values():
             if pile.first is not None:
                 yield from pile.chunks()
@@ -141,14 +141,14 @@ class _Pile:
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
         """Begin to encode some."""
         if self._encoder.is_in_order:
-            self.settle()  # each goes on where the one before it ended
+            self.finish()  # each goes on where the one before it ended
         together = len(rows) if self._encoder.is_in_order else TOGETHER
         for at in range(0, len(rows), together):
             part = slice(at, at + together)
             task = functools.partial(self._encoder.encode, rows[part], positions[part, EPISODE])
             self._encoding.append((submit(task), positions[part]))
 
-    def settle(self) -> None:
+    def finish(self) -> None:
         """Take what is encoded, in order."""
         for future, positions in self._encoding:
             files, keyframes, lost = future.result()

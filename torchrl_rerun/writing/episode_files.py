@@ -1,4 +1,4 @@
-"""Episode files: the rows of each episode wait in memory until it is over, and are written if it stays."""
+"""Episode files: the output that gives each episode a recording, written when the episode is over and kept."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ from torchrl_rerun.writing.folder import EpisodeFolder
 
 
 class EpisodeFiles:
-    """Each episode that stays in a recording of its own, without ``/env_{i}``; its ``frame`` is the ``episode_step``.
+    """Makes a recording of each episode that is kept, without ``/env_{i}``; its ``frame`` is the ``episode_step``.
 
-    What doesn't stay is forgotten without having been encoded. Where memory doesn't suffice, the longest of the episodes
-    in progress goes to the disk in parts, which become one file or are removed when it is over.
+    Rows wait in memory until their episode is over. An episode that isn't kept is dropped without having been encoded. If
+    memory doesn't suffice, the largest of the episodes in progress goes to the disk in parts. These become one file, or are
+    removed, when the episode is over.
 
     Args:
-        folder: where the recordings go.
+        folder: the folder of the recordings.
         source: the environments.
         envs: the environment index of each row of the blocks.
-        sums: running sums of rewards so far.
-        over: the environment's thread adds the episodes that are over, in order.
-        buffers: where rows wait before they come here.
-        application_id, recording_id: what the run is called.
+        sums: the running returns so far.
+        ended: the episodes that are over, in order; the environment's thread adds them.
+        buffers: the buffers that rows wait in before they come here.
+        application_id, recording_id: ids of the run.
         capacity: bytes that may wait in memory.
         max_age: seconds that an episode waits, when it is over, for others to take its place.
     """
@@ -61,7 +62,7 @@ class EpisodeFiles:
         envs: Sequence[int],
         sums: Sums,
         *,
-        over: collections.deque[EndedEpisode],
+        ended: collections.deque[EndedEpisode],
         buffers: Sequence[Buffer],
         application_id: str,
         recording_id: str,
@@ -79,7 +80,7 @@ class EpisodeFiles:
         self._described: tuple[Described, ...] = ()
         self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
-        self._over = over
+        self._ended = ended
         self._buffers = buffers
         self._in_progress: dict[tuple[int, int], _EpisodeRows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
@@ -89,13 +90,13 @@ class EpisodeFiles:
         self._losses = Losses()
 
     def lay_out(self, layout: rrb.Blueprint) -> None:
-        """Say how the viewer opens with an episode."""
+        """Note the layout that the viewer opens an episode with."""
         try:
             self._layout = encode(layout, self._application_id)
         except (LookupError, ValueError) as error:
             warnings.warn(f"the recordings are complete, but have no layout: {error}", RuntimeWarning, stacklevel=2)
 
-    # --- what an output is ---
+    # --- the interface of an output ---
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
         """Write more environments from now on; no block may be on its way.
@@ -110,7 +111,7 @@ class EpisodeFiles:
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterator[Chunk]:
-        """Note what is recorded, for each file says it."""
+        """Note the description, which each file contains. Return no chunks."""
         del new, statistics
         self._described, self._ends = tuple(described), tuple(ends)
         self._schemas.clear()
@@ -118,7 +119,7 @@ class EpisodeFiles:
         yield from ()
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        """Take the rows of a block."""
+        """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
         for piece in rows_by_env(block, len(self._envs), self._sums):
             episodes = piece.positions[:, EPISODE]
             bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
@@ -128,8 +129,8 @@ class EpisodeFiles:
         yield from ()
 
     def due(self) -> Iterator[Chunk]:
-        """Finish the episodes that are over, and write those that have waited long enough."""
-        count = len(self._over)  # before the buffers are asked: more may be over by then
+        """Finish the episodes that are over, and write those that have waited long enough. Return no chunks."""
+        count = len(self._ended)  # before the buffers are asked: more may be over by then
         waiting = oldest_waiting(self._buffers)
         self._finish(count, sys.maxsize if waiting is None else waiting)
         due = time.monotonic() - self._max_age
@@ -138,12 +139,12 @@ class EpisodeFiles:
         yield from ()
 
     def rest(self, complete: int) -> Iterator[Chunk]:
-        """Write everything, also parts of what is in progress.
+        """Write all episodes, those in progress as parts. Return no chunks.
 
         Args:
-            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+            complete: the frame before which all rows have come. After Ctrl-C more may come until this is gone through.
         """
-        self._finish(len(self._over), complete)
+        self._finish(len(self._ended), complete)
         for finished in list(self._waiting.values()):
             self._write(finished)
         for rows in self._in_progress.values():
@@ -152,16 +153,16 @@ class EpisodeFiles:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of what waits."""
+        """Bytes of the rows that wait."""
         return sum(rows.bytes for rows in self._all_rows())
 
     @property
     def oldest_waiting(self) -> int | None:
-        """Number of the first frame of which something waits; None: nothing does."""
+        """Number of the first frame of which a row waits; None if none does."""
         return min((rows.first for rows in self._all_rows() if rows.bytes), default=None)
 
     def _all_rows(self) -> list[_EpisodeRows]:
-        """Also asked for on other threads."""
+        """Return the rows in memory. Other threads call this, too."""
         return [*tuple(self._in_progress.values()), *(finished.rows for finished in tuple(self._waiting.values()))]
 
     # --- rows ---
@@ -184,7 +185,7 @@ class EpisodeFiles:
         rows.add(piece, part)
 
     def _relieve(self) -> None:
-        """Make room: what is over is written first."""
+        """Make room in memory: write the episodes that are over first."""
         for finished in list(self._waiting.values()):
             if self.waiting_bytes <= self._capacity:
                 return
@@ -195,22 +196,22 @@ class EpisodeFiles:
     # --- episodes ---
 
     def _finish(self, count: int, complete: int) -> None:
-        while count and self._over[0].before <= complete:
-            over = self._over.popleft()
+        while count and self._ended[0].before <= complete:
+            over = self._ended.popleft()
             count -= 1
             self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
             rows = self._in_progress.pop((over.row, over.episode.episode), None)
             if rows is None:
-                continue  # nothing of it was recorded, or it was over before: Ctrl-C came in between
+                continue  # no row of it was recorded, or it was over before: Ctrl-C came in between
             if not over.episode.length:  # it was reset, or the recording closed, before its first step
                 rows.remove_parts()
                 continue
             self._decide(_Finished(over.episode, rows, over.since, []))
 
     def _decide(self, finished: _Finished) -> None:
-        """Let an episode that is over wait to be written, or go, and let go those that it takes the place of.
+        """Decide whether an episode that is over is kept, and which others it takes the place of.
 
-        A file goes when what takes its place is on the disk: a kill in between would cost both.
+        The file of an episode that goes is removed when the new one is on the disk: a kill in between would cost both.
         """
         stays = True
         for gone in self._folder.decide(finished.episode):
@@ -242,7 +243,7 @@ class EpisodeFiles:
         self._remove(finished.replaces)
 
     def _write_part(self, rows: _EpisodeRows) -> None:
-        """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
+        """Write the rows of an episode in progress to a file whose name says that it is a part."""
         if rows.bytes:
             stem = f"{self._stem(rows)}.part_{len(rows.parts)}"
             rows.parts.append(self._write_file(rows, rows.so_far(), stem))
@@ -253,7 +254,7 @@ class EpisodeFiles:
             stem,
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
             application_id=self._application_id,
-            # The viewer shows its first letters alone.
+            # The viewer shows the first letters of an id alone.
             recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{rows.added}_{self._recording_id}",
             layout=self._layout,
             of=of,
@@ -291,17 +292,17 @@ class EpisodeFiles:
 
 
 _Recorded = tuple[Key, bool]
-"""A key, and whether its values vary in shape, which it may begin to do within an episode."""
+"""A key, and whether its values vary in shape; they may begin to do so within an episode."""
 
 
 class _Finished(NamedTuple):
-    """An episode that is over, and stays as it looks.
+    """An episode that is over and kept so far, but not written.
 
     Attributes:
-        episode: what it came to.
+        episode: its properties.
         rows: its rows.
-        since: when it was over, on the monotonic clock.
-        replaces: those whose files go when it has one.
+        since: when it was over, in seconds of the monotonic clock.
+        replaces: the episodes whose files are removed when it has one.
     """
 
     episode: Episode
@@ -316,10 +317,10 @@ class _EpisodeRows:
     Attributes:
         env: environment index.
         episode: number of the episode.
-        first: frame, of the run, of the first of them.
+        first: number of the run's frame that the first of them is at.
         bytes: their size.
-        parts: files that hold those before them.
-        added: what is added to the name, since another one has it; None: it has no name yet.
+        parts: the files of the rows before them.
+        added: suffix of the file's name, if another file has the name; None until it has a name.
     """
 
     def __init__(self, env: int, episode: int, fps: float | None, losses: Losses) -> None:
@@ -335,7 +336,7 @@ class _EpisodeRows:
         self.clear()
 
     def clear(self) -> None:
-        """They are written."""
+        """Forget the rows: they are written."""
         self._pieces: dict[tuple[_Recorded, ...], list[EnvRows]] = {}
         self.first = 0
         self.bytes = 0
@@ -359,7 +360,7 @@ class _EpisodeRows:
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
     def so_far(self) -> Episode:
-        """What is known of the episode from its rows."""
+        """Return the episode's properties as far as its rows tell them."""
         first_step, began = self._began or (0, 0)
         return Episode(
             self.env,
@@ -372,10 +373,9 @@ class _EpisodeRows:
         )
 
     def chunks(self) -> Iterator[Chunk]:
-        """One chunk for each key and agent."""
-        pictures = Encoding(
-            self._fps, self._losses, max_age=float("inf")
-        )  # new: each part of a video has a keyframe first
+        """Return one chunk for each key and agent."""
+        # A new encoder: each part of a video begins with a keyframe.
+        pictures = Encoding(self._fps, self._losses, max_age=float("inf"))
         factory = ChunkFactory(self._fps, pictures, self._losses)
         for group in self._pieces.values():
             yield from factory.chunks(_joined(group), None)
@@ -389,7 +389,7 @@ class _EpisodeRows:
 
 
 def _joined(group: Sequence[EnvRows]) -> EnvRows:
-    """The pieces of an episode that are of the same streams, as one."""
+    """Join rows of an episode that are of the same streams."""
     if len(group) == 1:
         return group[0]
     columns = zip(*(piece.values for piece in group), strict=True)

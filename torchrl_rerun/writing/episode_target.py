@@ -61,7 +61,7 @@ class EpisodeTarget:
 
     @property
     def for_workers(self) -> str:
-        """What several workers write, as a sentence for messages."""
+        """A sentence for messages: where several workers write."""
         return f"each writes into a folder of its own inside {self.label} (worker_0, ...), with its own keep"
 
     def resumed(self) -> EpisodeTarget:

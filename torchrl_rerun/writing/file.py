@@ -76,7 +76,7 @@ class FileTarget:
 
     @property
     def for_workers(self) -> str:
-        """What several workers write, as a sentence for messages."""
+        """A sentence for messages: where several workers write."""
         return (
             f"each writes a file of its own beside {self.label} ({self.sibling('worker_0').label}, ...), whole when the "
             "batch is closed"

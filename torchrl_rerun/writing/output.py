@@ -1,10 +1,11 @@
-"""Outputs: what makes chunks of blocks, on the writer's thread."""
+"""Outputs: they make chunks of blocks, on the writer's thread."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
@@ -20,7 +21,7 @@ class BlockOutput(Protocol):
 
 
 class Output(BlockOutput, Protocol):
-    """Makes chunks of what is recorded, some of them later than others."""
+    """Makes chunks of blocks and descriptions. Rows may wait in it until they are enough for a chunk."""
 
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
@@ -28,11 +29,14 @@ class Output(BlockOutput, Protocol):
         """Return the chunks of what doesn't change over time.
 
         Args:
-            described: all that is recorded, as far as it is known by now.
-            new: the streams that are new in it.
+            described: all streams that are recorded, as far as they are known by now.
+            new: the streams that are new among these.
             statistics: the keys of which there are statistics over all environments.
             ends: the flags that end episodes.
         """
+
+    def lay_out(self, layout: rrb.Blueprint) -> None:
+        """Note the layout that the viewer opens recordings with that are finished before the run is."""
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
         """Write more environments from now on; no block may be on its way.
@@ -43,19 +47,19 @@ class Output(BlockOutput, Protocol):
         """
 
     def due(self) -> Iterator[Chunk]:
-        """Return the chunks of what has waited long enough, or is enough for a chunk."""
+        """Return chunks of the rows that have waited long enough, or are enough for a chunk."""
 
     def rest(self, complete: int) -> Iterator[Chunk]:
-        """Return the chunks of all that waits.
+        """Return chunks of all rows that wait.
 
         Args:
-            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+            complete: the frame before which all rows have come. After Ctrl-C more may come until this is gone through.
         """
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of what waits."""
+        """Bytes of the rows that wait."""
 
     @property
     def oldest_waiting(self) -> int | None:
-        """Number of the first frame of which something waits; None if nothing does."""
+        """Number of the first frame of which a row waits; None if none does."""

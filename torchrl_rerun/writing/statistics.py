@@ -1,4 +1,4 @@
-"""Statistics over all environments of a batch, for batches too large to look at one by one."""
+"""Statistics over all environments of a batch, if there are too many to look at each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchrl_rerun.kinds.streams import batch_path
 from torchrl_rerun.kinds.timelines import FRAME, LOG_TIME, STEP, TIMELINES
 
 STATISTICS = ("mean", "minimum", "10 %", "median", "90 %", "maximum")
-"""What the numbers of a row of ``/batch/{key}`` are, in this order."""
+"""The numbers of a row of ``/batch/{key}``, in order."""
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
@@ -26,13 +26,13 @@ COLORS = (0xF2A33AFF, 0x4E9BE666, 0x4E9BE6AA, 0x4E9BE6FF, 0x4E9BE6AA, 0x4E9BE666
 
 
 class BatchStatistics:
-    """Turns blocks of rewards, and of their sums, into statistics over the environments and agents at each frame.
+    """Makes chunks of statistics over the environments and agents, of each reward and running return at each frame.
 
-    A reward's are over the environments that were stepped; a return's over all, each with what it has so far.
+    Statistics of a reward are over the environments that were stepped, those of a running return over all environments.
 
     Args:
-        fps: frames per second of simulated time; None: no ``sim_time``.
-        sums: running sums of rewards so far.
+        fps: frames per second of simulated time; None: there is no ``sim_time``.
+        sums: the running returns so far.
     """
 
     def __init__(self, fps: float | None, sums: Sums) -> None:
@@ -40,13 +40,13 @@ class BatchStatistics:
         self._sums = sums
 
     def static(self, groups: Sequence[StreamGroup]) -> Iterator[Chunk]:
-        """What does not change over time: names and colours."""
+        """Return the names and colours of the lines."""
         for group in groups:
             for stream in group.streams:
                 yield Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        """One chunk for each reward and each sum."""
+        """Return one chunk for each reward and each running return."""
         block.wait()
         sums = self._sums.of(block)
         for number, group in enumerate(block.groups):
@@ -72,13 +72,11 @@ class BatchStatistics:
 def statistics(
     values: npt.NDArray[np.generic], present: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.float64]:
-    """The :data:`STATISTICS` of each row, ``[rows, 6]``.
-
-    Quantiles are interpolated linearly, as NumPy does.
+    """Return the :data:`STATISTICS` of each row, ``[rows, 6]``. Quantiles are interpolated linearly.
 
     Args:
         values: ``[rows, envs, numbers]``.
-        present: whose values count, ``[rows, envs]``, at least one in each row; None: all.
+        present: mask of the environments that count, ``[rows, envs]``, at least one in each row. Default: all.
 
     >>> statistics(np.arange(11.0).reshape(1, 11, 1)).tolist()
     [[5.0, 0.0, 1.0, 5.0, 9.0, 10.0]]

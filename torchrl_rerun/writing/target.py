@@ -94,10 +94,10 @@ class ChunkWriter(Protocol):
         """Note that all that was written so far is whole."""
 
     def truncate(self) -> None:
-        """Cut off what was written since it was last marked as whole."""
+        """Cut off the bytes that were written since the last call of :meth:`mark_whole`."""
 
     def error(self) -> OSError | None:
-        """Return an error if what was written can't be found any more, else None."""
+        """Return an error if the recording can't be found any more, else None."""
 
     def size(self) -> int:
         """Return how many bytes are kept."""

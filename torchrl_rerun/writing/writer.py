@@ -1,4 +1,4 @@
-"""The writer: a thread that makes chunks of what it is given and passes them to a chunk writer and to live viewers."""
+"""The writer: a thread that makes chunks of blocks and passes them to a chunk writer and to live sinks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from torchrl_rerun.writing.target import ChunkWriter
 
 
 class WriterThread:
-    """Writes what it is given, in order, in a thread of its own.
+    """Writes blocks and chunks in the order in which they come, in a thread of its own.
 
-    Nothing is called back: an error stays in :attr:`error`, and :attr:`failures` says that there is something to look at.
+    Nothing is called back: an error stays in :attr:`error`, and other threads look at :attr:`failures`.
 
     Args:
         chunk_writer: takes the chunks. It is waited for.
-        live_sinks: get copies, and are waited for only if nothing else keeps what is recorded.
-        output: makes chunks of blocks, and is asked after each block for what is due.
-        application_id, recording_id: what the recording is called.
+        live_sinks: get copies of the chunks. A sink is waited for only if it is the sole one.
+        output: makes chunks of blocks, and after each block those that are due.
+        application_id, recording_id: ids of the recording.
 
     Attributes:
-        error: what went wrong; nothing is written any more then.
-        failures: how many things have failed so far: the writer itself, and live_sinks.
-        busy_seconds: how long it has been at work.
+        error: the error after which nothing more is written; None if there was none.
+        failures: number of failures so far: of the writer itself, and of live sinks.
+        busy_seconds: seconds that it has been at work.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class WriterThread:
         """Write chunks after all that was put before.
 
         Args:
-            chunks: may be a generator, which is run on the writer's thread.
-            frames: the frames ``[first, last)`` that they are of; None: what all the others need.
+            chunks: the chunks; a generator is run on the writer's thread.
+            frames: the frames ``[first, last)`` of the chunks. Default: they are of no frame, and all frames need them.
         """
         self._jobs.put(_Chunks(chunks, frames))
 
@@ -87,7 +87,7 @@ class WriterThread:
             self.put_due(following)
 
     def put_due(self, frame: int) -> None:
-        """Write what is due by then of the blocks that were put before.
+        """Write the chunks that are due when all that was put before is written.
 
         Args:
             frame: the number of the next frame.
@@ -95,7 +95,7 @@ class WriterThread:
         self.put(self._output.due(), (frame, frame))  # of frames that were counted already
 
     def is_taking(self) -> bool:
-        """Return whether what is put will be written."""
+        """Return whether chunks that are put will be written."""
         return self.error is None and self._thread.is_alive()
 
     @property
@@ -109,7 +109,7 @@ class WriterThread:
         return threading.current_thread() is self._thread
 
     def flush(self) -> None:
-        """Return when all that was put before is kept by the chunk writer, or the writer has failed."""
+        """Wait until the chunk writer keeps all that was put before, or the writer has failed."""
         if not self.has_begun:
             return
         reached = threading.Event()
@@ -119,7 +119,7 @@ class WriterThread:
                 return
 
     def finish(self) -> None:
-        """Write what is left, end the recording, and return when that is done or has failed."""
+        """Write the rest, end the recording, and return when that is done or has failed."""
         if not self.has_begun:
             return
         self._jobs.put(None)
@@ -138,7 +138,7 @@ class WriterThread:
             self._count_failures()
 
     def _stream(self) -> Iterator[Chunk]:
-        """All chunks, one after the other. Being asked for the next one means that those before are kept by the chunk writer."""
+        """Return all chunks, one after the other. To be asked for the next one means that the chunk writer keeps those before."""
         while (job := self._jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()

@@ -1,0 +1,463 @@
+"""The front end: what knows TorchRL's environments and turns what they do into the resets and steps of a recording."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.util
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase, Transform
+
+from torchrl_rerun.errors import RecordingError, warn
+from torchrl_rerun.kinds.streams import Key, Stream, as_key
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.recording.session import Facts, Session, open_recording
+from torchrl_rerun.transform import specs
+from torchrl_rerun.transform.calls import Call
+from torchrl_rerun.transform.camera import Camera
+from torchrl_rerun.transform.chain import Chain
+from torchrl_rerun.transform.describing import Describer
+from torchrl_rerun.transform.plan import Acted, Plan
+from torchrl_rerun.transform.readers import ArrayReader
+from torchrl_rerun.transform.revision import Outcome
+from torchrl_rerun.transform.stepping import EnvOf, Mask, Stepping
+from torchrl_rerun.transform.workers import in_worker, worker_number
+from torchrl_rerun.writing.rerun_streams import OutOfReachError
+
+_SETTLING_SECONDS = 10.0
+"""How long another thread waits for the transforms behind the recorder, at most."""
+
+
+class FrontEnd:
+    """Open a recording at the first frame, make the plan, and pass resets and steps on by it.
+
+    Args:
+        session: the options of the recorder, and what its sink stands for.
+        behind: returns the transforms behind the recorder, which may change the data that passes.
+
+    Attributes:
+        recording: the recording in progress; None before the first frame.
+        plan: how the keys are read; None before the first frame of a recording.
+        lock: held while the front end is used: replay buffers call their transforms in several threads at once.
+        displaced: environments that were stepped before a stored rollout was recorded, and not since, bool ``[envs]``; None:
+            none.
+    """
+
+    def __init__(self, session: Session, behind: Callable[[], Sequence[Transform]]) -> None:
+        self.session = session
+        self.lock = threading.RLock()
+        self.recording: Recording | None = None
+        self.plan: Plan | None = None
+        self.displaced: Mask = None
+        self.reader = ArrayReader(self._vary)
+        self._chain = Chain(behind)
+        self._camera = Camera() if session.options.render else None
+        self._describer = Describer(session.options, self._camera, self._chain)
+        self._is_enabled = True
+        self._present: TensorDictBase | None = None  # the last data, if groups of agents are reset apart
+        # The step that is under way. The recorder keeps it: it leads to the environment, which would live as long as this.
+        self._stepping: weakref.ref[Stepping] | None = None
+        self._outcome: Outcome | None = None
+        self._process = os.getpid()
+        self._is_out_of_reach = False  # a recording stream can't be had in this process
+        self._has_warned_of_size = False
+
+    # --- life ---
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded."""
+        return self._is_enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._is_enabled = enabled
+        if self.recording is not None:
+            self.recording.switch(enabled=enabled)
+
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Hold the lock while no other thread is in a transform behind the recorder, which may still change a step's flags."""
+        deadline = time.monotonic() + _SETTLING_SECONDS
+        while True:
+            with self.lock:
+                is_under_way = self._outcome is not None and self._outcome.is_under_way_elsewhere()
+                if is_under_way and time.monotonic() > deadline:
+                    is_under_way = False
+                    warn(
+                        f"a transform behind the recorder has been at work for {_SETTLING_SECONDS:g} s: flags that it sets for "
+                        "this step are not recorded"
+                    )
+                if not is_under_way:
+                    yield
+                    return
+            time.sleep(0.001)
+
+    def close_quietly(self) -> None:
+        """Close the recording; an error is a warning, for nobody is there to catch it."""
+        if self.recording is not None and self.recording.is_on_writers_thread:
+            # Garbage was collected there. To close a recording is to wait for its writer.
+            threading.Thread(target=self.close_quietly, name="torchrl_rerun-closing").start()
+            return
+        self.catch_up()
+        if self.recording is not None:
+            try:
+                self.recording.close()
+            except RecordingError as error:
+                warn(str(error), RuntimeWarning)
+
+    def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
+        """Return the recording in progress; open it at the first frame, and after it was closed or the process forked.
+
+        None: there are no environments to record, the recording stream is out of reach, or the recording that was closed
+        can't go on, and counts the frame.
+        """
+        if self._is_out_of_reach or (self.recording is not None and self.recording.alive):
+            return None if self._is_out_of_reach else self.recording
+        if not tensordict.batch_size.numel():
+            self._warn_of_size(
+                f"nothing is recorded: the batch size {tuple(tensordict.batch_size)} means no environment"
+            )
+            return None
+        ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
+        if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
+            self.close_quietly()
+        batch_size = tuple(tensordict.batch_size)
+        if ended is not None and not ended.status.may_go_on:
+            ended.miss(batch_size, mask, is_step=is_step)
+            return None
+        self.plan, self._present = None, None
+        try:
+            self.recording = open_recording(self.session, self._facts(env(), batch_size), ended)
+        except OutOfReachError as error:
+            self._is_out_of_reach = True
+            warn(f"nothing is recorded here: {error}")
+            return None
+        except OSError as error:
+            if ended is None:
+                raise  # nothing was recorded yet, and the user can mend it
+            ended.status.fail_to_go_on(error)
+            ended.miss(batch_size, mask, is_step=is_step)
+            return None
+        if not self._is_enabled:
+            self.recording.switch(enabled=False)
+        if self._process != os.getpid():
+            # A process that multiprocessing forks forgets what was to be done at the end of its parent.
+            self._process = os.getpid()
+            multiprocessing.util.Finalize(None, self.close_quietly, exitpriority=100)
+        return self.recording
+
+    def _facts(self, env: EnvBase | None, batch_size: tuple[int, ...]) -> Facts:
+        return Facts(
+            batch_size,
+            specs.env_name(env),
+            self.session.options.fps or specs.frames_per_second(env),
+            is_worker=in_worker(),
+            worker=worker_number(),
+        )
+
+    # --- what TorchRL's hooks see ---
+
+    def reset(
+        self,
+        env: EnvOf,
+        observed: TensorDictBase,
+        mask: Mask = None,
+        *,
+        begun: Mask = None,
+        outcome: TensorDictBase | None = None,
+        is_past: bool = False,
+    ) -> None:
+        """Record that environments were reset.
+
+        Args:
+            env: returns the environment, for its specs.
+            observed: the data after the reset, of all environments.
+            mask: which environments were reset. Default: all.
+            begun: environments whose episodes begin; of the others only some groups of agents were reset. Default: all that
+                were reset.
+            outcome: the data after the first step, if it is known already, for the rewards in it.
+            is_past: whether the environments have been stepped since, and can't be rendered as they were.
+        """
+        recording = self._opened(env, observed, mask, is_step=False)
+        if recording is None or not self._fits(recording, observed):
+            return
+        if self.displaced is not None:
+            self._come_back(mask)
+        if self.plan is None:
+            with _describing(recording):
+                self.plan = self._describer.observe(recording, env(), observed, outcome)
+        if self.plan is None:
+            return
+        try:
+            arrays = self.reader.arrays(self.plan.observed, self.plan.observed.values(observed))
+            render = None
+            if self._camera is not None:
+                arrays.append(None)
+                render = None if is_past else self._camera.at(env)
+            seeds = specs.seeds(env()) if recording.must_know_ends else ()
+            recording.reset(arrays, mask, seeds, begun=begun, render=render)
+            if self.plan.resets_by_group:
+                self._present = observed
+        except Exception as error:  # training goes on: the next `dump()` raises it
+            recording.fail(error)
+
+    def regroup(
+        self, env: EnvOf, observed: TensorDictBase, resets: Mapping[Key, torch.Tensor], mask: Mask, begun: Mask
+    ) -> None:
+        """Record that groups of agents were reset. Others keep their last observations, as in TorchRL's rollouts.
+
+        Args:
+            env: returns the environment, for its specs.
+            observed: the data after the reset, of all environments.
+            resets: which agents were reset, by group.
+            mask: environments of which any agent was reset.
+            begun: environments whose episodes begin.
+        """
+        if self._present is not None:
+            observed = specs.regrouped(observed, self._present, resets)
+        self.reset(env, observed, mask, begun=begun)
+
+    def enter(self, env: EnvOf, root: TensorDictBase, *, is_alone: bool = False) -> Stepping:
+        """Note that environments are about to be stepped. Return what the caller must keep until the next step.
+
+        Args:
+            env: returns the environment, for its specs.
+            root: the data that goes into the step, before transforms in front of the recorder change it.
+            is_alone: whether the environment has no other transform.
+        """
+        self.catch_up()
+        self.revise_last_step()
+        asked = specs.value_at_root(root, "_step")
+        call = None
+        if asked is not None or not (is_alone and self._chain.is_outermost):
+            # To look into the call takes a tenth of the hooks' time. Without other transforms all steps reach `leave`.
+            call = Call()
+            self._chain.look_around(call)
+        stepping = Stepping(env, root, asked, self.acted(env, root), call)
+        self._stepping = weakref.ref(stepping)
+        return stepping
+
+    def leave(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
+        """Record that environments were stepped. Transforms behind the recorder have yet to see the data after the step.
+
+        Args:
+            env: returns the environment, for its specs.
+            root: the data that went into the base environment's step.
+            following: the data after the step.
+        """
+        stepping = self._unrecorded
+        if stepping is None:
+            self.step(env, root, self.acted(env, root), following, may_change=True)
+        elif following.batch_size == stepping.root.batch_size:
+            stepping.is_recorded = True
+            mask = stepping.mask(following, specs.value_at_root(root, "_step"))
+            self.step(env, root, stepping.acted, following, mask, may_change=True)
+
+    def finish(self, following: TensorDictBase) -> None:
+        """Settle the last step: all transforms have seen the data after it.
+
+        Args:
+            following: the data after the step.
+        """
+        self.catch_up(following)
+        if self._outcome is not None:
+            self._outcome.following = following
+            self.revise_last_step()
+
+    def catch_up(self, following: TensorDictBase | None = None) -> None:
+        """Record the last step if no hook has told that it was made, see :class:`~torchrl_rerun.transform.calls.Call`.
+
+        Args:
+            following: the data after the step. Default: unknown.
+        """
+        stepping = self._unrecorded
+        if stepping is None or self.recording is None or not self.recording.alive:
+            return
+        call = stepping.call
+        if following is None and call is not None:
+            following = call.following()
+        if following is None or following.batch_size != stepping.root.batch_size:
+            return  # it goes on, on another thread perhaps, or has failed
+        stepping.is_recorded = True
+        given = None if call is None else call.partial_steps()
+        nobody = torch.zeros(following.batch_size, dtype=torch.bool)
+        mask = stepping.mask(following, nobody if given is None else given)
+        self.step(stepping.env, stepping.root, stepping.acted, following, mask)
+
+    def revise_last_step(self) -> None:
+        """Read the flags of the last step again, before the data after it is gone."""
+        self._outcome = None
+        if self.recording is not None and self.recording.alive:
+            self.recording.revise_last_step()
+
+    @property
+    def _unrecorded(self) -> Stepping | None:
+        """The step that is under way, unless it is recorded already."""
+        stepping = None if self._stepping is None else self._stepping()
+        return None if stepping is None or stepping.is_recorded else stepping
+
+    # --- steps ---
+
+    def acted(self, env: EnvOf, root: TensorDictBase) -> Acted:
+        """Return the policy's part of the data before a step, as it is now. Transforms may change it before the step.
+
+        Args:
+            env: returns the environment, for its specs.
+            root: the data before the step.
+        """
+        plan = self.plan
+        if plan is not None and plan.is_complete and self.recording is not None and self.recording.alive:
+            return Acted(plan.acted.keys, plan.acted.values(root))
+        if self.session.options.in_keys is not None:
+            keys = list(self.session.options.in_keys)
+        else:
+            known = env()
+            keys = specs.data_keys(root) if known is None else [as_key(key) for key in known.action_keys]
+        return Acted(keys, [specs.value_of(root, key) for key in keys])
+
+    def step(
+        self,
+        env: EnvOf,
+        root: TensorDictBase,
+        acted: Acted,
+        following: TensorDictBase,
+        mask: Mask = None,
+        *,
+        may_change: bool = False,
+    ) -> None:
+        """Record that environments were stepped.
+
+        Args:
+            env: returns the environment, for its specs.
+            root: the data before the step.
+            acted: the policy's part of it, see :meth:`acted`.
+            following: the data after the step.
+            mask: which environments were stepped. Default: all.
+            may_change: whether transforms behind the recorder have yet to see the data after the step.
+        """
+        recording = self.recording
+        if recording is None or not recording.alive or self.plan is None or not self.plan.is_complete:
+            recording = self._begun_stepping(env, root, acted, following, mask)
+        if recording is None or not self._fits(recording, following):
+            return
+        if not recording.all_begun:
+            self._begin_those_never_reset(recording, env, root, following, mask)
+        if self.displaced is not None:
+            self._resume(env, root, following, mask)
+        plan = self.plan
+        assert plan is not None, "the recording has begun"
+        try:
+            values = plan.following.values(following)
+            arrays = self.reader.arrays(plan.following, values)
+            count = len(plan.observed)
+            if plan.resets_itself:
+                arrays[:count] = specs.without_last_observations(plan.observed.keys, arrays[:count], env(), following)
+            observed = arrays[:count]
+            ends = plan.ends(following) if recording.must_know_ends else None
+            render = None
+            if self._camera is not None:
+                observed.append(None)
+                render = self._camera.at(env, following)
+            revise = None
+            if may_change:
+                must_know = recording.must_know_ends
+                self._outcome = Outcome(
+                    following, plan, self._chain, self._stepping, values=values, arrays=arrays, must_know_ends=must_know
+                )
+                revise = self._outcome.revise
+            actions = self.reader.arrays(plan.acted, acted.of(plan.acted.keys))
+            recording.step(actions, observed, arrays[count:], mask, ends, render=render, revise=revise)
+            if plan.resets_by_group:
+                self._present = following
+        except Exception as error:  # training goes on: the next `dump()` raises it
+            recording.fail(error)
+
+    def _begun_stepping(
+        self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask
+    ) -> Recording | None:
+        """Return the recording, opened, and make the plan complete; return None if that failed."""
+        recording = self._opened(env, following, mask, is_step=True)
+        if recording is None or not self._fits(recording, following):
+            return recording
+        if self.plan is not None and self.plan.is_complete:
+            return recording
+        self._begin_those_never_reset(recording, env, root, following, mask)
+        if self.plan is None:  # after `close()`, in the middle of episodes
+            with _describing(recording):
+                self.plan = self._describer.observe(recording, env(), _observed_in(root, following), following)
+        if self.plan is not None:
+            with _describing(recording):
+                self.plan = self._describer.step(
+                    recording, self.plan, env=env(), root=root, acted=acted, following=following
+                )
+        return recording if self.plan is not None and self.plan.is_complete else None
+
+    def _begin_those_never_reset(
+        self, recording: Recording, env: EnvOf, root: TensorDictBase, following: TensorDictBase, mask: Mask
+    ) -> None:
+        """Begin the episodes of environments that were reset before the recorder saw them, with the data before the step."""
+        fresh = recording.never_reset(mask)
+        if fresh is not None:
+            self.reset(env, _observed_in(root, following), fresh, is_past=True)
+
+    def _resume(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase, mask: Mask) -> None:
+        """Begin new episodes of environments that go on after a stored rollout, with the data before the step."""
+        displaced = self._come_back(mask)
+        if displaced.any():
+            observed = _observed_in(root, following)
+            self.reset(env, observed, None if displaced.all() else displaced, is_past=True)
+
+    def _come_back(self, mask: Mask) -> npt.NDArray[np.bool_]:
+        """Return the environments in ``mask`` whose episode a stored rollout has interrupted, and count them as resumed."""
+        assert self.displaced is not None, "a stored rollout came between"
+        back = self.displaced if mask is None else self.displaced & mask
+        rest = self.displaced & ~back
+        self.displaced = rest if rest.any() else None
+        return back
+
+    def _vary(self, stream: Stream) -> Stream | None:
+        varying = None if self.recording is None else self.recording.vary(stream)
+        if varying is not None and self.plan is not None:
+            self.plan = self.plan.varied(varying)
+        return varying
+
+    def _fits(self, recording: Recording, tensordict: TensorDictBase) -> bool:
+        """Return whether the data is of the batch that is recorded. A part of it doesn't say of which environments it is."""
+        if tensordict.batch_size == recording.source.batch_size:
+            return True
+        self._warn_of_size(
+            f"data of batch size {tuple(tensordict.batch_size)} is not recorded: the recording began with "
+            f"{recording.source.batch_size}"
+        )
+        return False
+
+    def _warn_of_size(self, message: str) -> None:
+        if not self._has_warned_of_size:
+            self._has_warned_of_size = True
+            warn(message)
+
+
+def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
+    """Return the policy's input before a step, without what the policy wrote beside it."""
+    return root.select(*specs.data_keys(following), strict=False)
+
+
+@contextlib.contextmanager
+def _describing(recording: Recording) -> Iterator[None]:
+    """Raise errors that the user can mend, and remove the file, which would be in the way of the next try."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError):
+        recording.abandon()
+        raise
+    except Exception as error:  # ours, not the user's: training goes on, and the next `dump()` raises it
+        recording.fail(error)

@@ -1,0 +1,240 @@
+"""Readers: read the values of keys out of tensordicts, as arrays of all environments."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tensordict import TensorDictBase
+
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.streams import Key, Stream, UnsupportedLeafError, name_of
+from torchrl_rerun.transform import specs
+
+
+class ChangedError(Exception):
+    """A value has another dtype or shape than the key's first value.
+
+    Args:
+        found: the dtype and shape of the value.
+        is_shape_alone: whether the dtype is that of the first value.
+        advice: advice to the user.
+    """
+
+    def __init__(self, found: str, *, is_shape_alone: bool = False, advice: str = "") -> None:
+        super().__init__(found)
+        self.is_shape_alone = is_shape_alone
+        self.advice = advice
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Read one key.
+
+    Attributes:
+        stream: how the key is recorded.
+        batch_size: the batch size of the tensordicts.
+        name: the key's name at the root; empty if it is nested, for no name is empty.
+        is_simple: whether ``value.numpy()`` is the array, if its dtype and shape are as ever.
+        is_flat: whether values are ``[envs, ...]`` already.
+        dtype: the dtype of the arrays.
+        given_shape: the shape of the values, ``[*batch, *stream.shape]``.
+        shape: the shape of the arrays, ``[envs, *stream.shape]``.
+    """
+
+    stream: Stream
+    batch_size: torch.Size
+    name: str
+    is_simple: bool
+    is_flat: bool
+    dtype: np.dtype[Any]
+    given_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, stream: Stream, batch_size: Sequence[int]) -> Reader:
+        """Return the reader of a stream's key.
+
+        Args:
+            stream: how the key is recorded.
+            batch_size: the batch size of the environments.
+        """
+        size = torch.Size(batch_size)
+        return cls(
+            stream,
+            size,
+            name=stream.key[0] if len(stream.key) == 1 else "",
+            is_simple=not (stream.is_object or stream.device or stream.dtype == "bfloat16"),
+            is_flat=len(size) == 1,
+            dtype=stream.storage,
+            given_shape=(*size, *stream.shape),
+            shape=(size.numel(), *stream.shape),
+        )
+
+    @property
+    def key(self) -> Key:
+        """The key."""
+        return self.stream.key
+
+    def array(self, value: Any) -> Any:
+        """Return a value as an array ``[envs, *stream.slot_shape]``, or ``[1, *stream.slot_shape]`` if it is shared.
+
+        Values on an accelerator stay there: they are copied when they have got their place in memory.
+
+        Args:
+            value: the value in a tensordict.
+
+        Raises:
+            ChangedError: the value has another dtype or shape than the first value.
+            UnsupportedLeafError: values of this type can't be recorded.
+        """
+        stream, size = self.stream, self.batch_size
+        if stream.dtype == "object":
+            objects = specs.objects_in(value, size)
+            return objects[:1] if stream.shared else objects
+        if not isinstance(value, torch.Tensor | specs.Uneven):
+            raise ChangedError(f"of type {type(value).__name__}")
+        if isinstance(value, torch.Tensor) and value.is_nested:
+            value = specs.components_of(value, len(size))
+        if stream.varies:
+            return specs.objects_of(value, size, stream.dtype, len(stream.agents))
+        if isinstance(value, specs.Uneven):
+            raise ChangedError("of different shapes in different environments", is_shape_alone=True)
+        dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(size) :])
+        if dtype != stream.dtype:
+            raise ChangedError(f"{dtype} {shape}", advice="Give it one dtype from the first reset on")
+        if _without_ones(shape) != _without_ones(stream.shape):
+            raise ChangedError(f"{dtype} {shape}", is_shape_alone=True)
+        array = value if stream.device else specs.as_array(value, size)
+        return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
+
+
+class Readers:
+    """The readers of the keys of one moment.
+
+    Args:
+        readers: the readers of single keys.
+
+    Attributes:
+        each: as given.
+        keys: their keys.
+        simple: for each key whose values ``value.numpy()`` turns into arrays, their dtype and shape, and the shape of the
+            arrays; None for other keys.
+    """
+
+    def __init__(self, readers: Iterable[Reader] = ()) -> None:
+        self.each = tuple(readers)
+        self.keys = tuple(reader.key for reader in self.each)
+        # For each simple key its dtype, the shape of its values, and that of its arrays if it is another one.
+        self.simple = tuple(
+            (each.dtype, each.given_shape, None if each.is_flat else each.shape) if each.is_simple else None
+            for each in self.each
+        )
+        names = [reader.name for reader in self.each]
+        self._get = _getter(names) if all(names) else None
+
+    def __iter__(self) -> Iterator[Reader]:
+        return iter(self.each)
+
+    def __len__(self) -> int:
+        return len(self.each)
+
+    def values(self, tensordict: TensorDictBase) -> Sequence[Any]:
+        """Return the values of the keys as they are in a tensordict; None for those that it lacks."""
+        leaves = specs.leaves(tensordict)
+        if leaves is not None and self._get is not None:
+            try:
+                return self._get(leaves)
+            except KeyError:  # a key is missing
+                pass
+        leaves = leaves or {}
+        return [
+            leaves[each.name] if each.name in leaves else specs.value_of(tensordict, each.key) for each in self.each
+        ]
+
+    def varied(self, stream: Stream) -> Readers:
+        """Return readers of which the one of a key reads it as another stream.
+
+        Args:
+            stream: how the key is recorded from now on.
+        """
+        return Readers(Reader.of(stream, each.batch_size) if each.key == stream.key else each for each in self)
+
+
+class ArrayReader:
+    """Turn values into arrays. A value that can't be read costs that value, with one warning per key.
+
+    Args:
+        vary: have a key recorded with values of any shape from now on; returns its new stream, or None if it can't be.
+    """
+
+    def __init__(self, vary: Callable[[Stream], Stream | None]) -> None:
+        self._vary = vary
+        self.warned: set[Key] = set()
+
+    def arrays(self, readers: Readers, values: Iterable[Any]) -> list[Any]:
+        """Return values as arrays; None for those that are None or can't be read.
+
+        Args:
+            readers: the readers of the keys.
+            values: the values, in the order of the readers.
+        """
+        arrays: list[Any] = []
+        for reader, simple, value in zip(readers.each, readers.simple, values, strict=True):
+            if value is None:
+                arrays.append(None)
+                continue
+            if simple is not None:
+                dtype, given_shape, shape = simple
+                try:
+                    array: npt.NDArray[Any] = value.numpy()
+                    is_as_ever = array.dtype is dtype and array.shape == given_shape
+                except Exception:  # it requires a gradient, is on another device, or no tensor at all
+                    is_as_ever = False
+                if is_as_ever:
+                    arrays.append(array if shape is None else array.reshape(shape))
+                    continue
+            arrays.append(self._array(reader, value))
+        return arrays
+
+    def _array(self, reader: Reader, value: Any) -> Any:
+        try:
+            try:
+                return reader.array(value)
+            except ChangedError as change:
+                varying = self._vary(reader.stream) if change.is_shape_alone else None
+                if varying is None:
+                    raise
+                return Reader.of(varying, reader.batch_size).array(value)
+        except Exception as error:
+            self._warn(reader, value, error)
+            return None
+
+    def _warn(self, reader: Reader, value: Any, error: Exception) -> None:
+        if reader.key in self.warned:
+            return
+        self.warned.add(reader.key)
+        change = str(error)
+        if not isinstance(error, ChangedError | UnsupportedLeafError):
+            change = f"{type(value).__name__} ({error})"
+        advice = f". {error.advice}" if isinstance(error, ChangedError) and error.advice else ""
+        warn(
+            f"{name_of(reader.key)} is not recorded where it is {change}: the recording began with "
+            f"{reader.stream.dtype} {reader.stream.shape}{advice}"
+        )
+
+
+def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """Return a function that gets the items of some names in one call."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda leaves: [leaves[name] for name in names]
+
+
+def _without_ones(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size != 1]

@@ -1,0 +1,165 @@
+"""Rollouts: stored data of many moments, recorded as the resets and steps that it came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.transform import specs
+from torchrl_rerun.transform.continuity import Continuity, stepped_in
+from torchrl_rerun.transform.front_end import FrontEnd
+from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
+from torchrl_rerun.transform.stepping import Mask
+
+_SOME_MOMENTS = 64
+"""Moments of a rollout that are compared at once."""
+
+
+class Rollouts:
+    """Record rollouts. One that goes on where the last one ended continues its episodes.
+
+    Args:
+        front_end: records the resets and steps.
+    """
+
+    def __init__(self, front_end: FrontEnd) -> None:
+        self._front_end = front_end
+        self._continuity = Continuity()
+        self._trajectories = Trajectories()
+        self._displaced: Mask = None  # the environments that the last rollout has displaced
+
+    def record(self, env: EnvBase | None, rollout: TensorDictBase, begins: bool | Sequence[bool] = False) -> None:
+        """Record a rollout, padded or not.
+
+        Args:
+            env: the environment, for its specs; None: there is none.
+            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1, of all environments; or
+                ``[*trajectories, time]`` with the mask of a padded batch.
+            begins: whether episodes begin with the rollout, though it looks as if it went on; or for each environment.
+        """
+        mask = padding_mask(rollout)
+        if mask is not None:
+            recording = self._front_end.recording
+            laid = self._trajectories.laid_out(rollout, mask, 0 if recording is None else recording.source.envs)
+            self._make_room(self._trajectories.envs)
+            self._record(env, laid.tensordict, laid.begins, laid.stepped)
+            return
+        first = np.zeros((rollout.batch_size[:-1].numel(), rollout.batch_size[-1]), bool)
+        first[:, :1] = np.asarray(begins, bool).reshape(-1, 1)
+        self._record(env, rollout, first, stepped_in(rollout))
+
+    def record_moment(self, env: EnvBase | None, moment: TensorDictBase) -> None:
+        """Record one moment of a rollout.
+
+        Args:
+            env: the environment, for its specs.
+            moment: ``[*batch]``: root keys at t, ``("next", ...)`` keys at t + 1.
+        """
+        rollout = moment.unsqueeze(-1)
+        self._record(env, rollout, None, stepped_in(rollout))
+
+    def _record(
+        self,
+        env: EnvBase | None,
+        rollout: TensorDictBase,
+        begins: npt.NDArray[np.bool_] | None,
+        stepped: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Record a rollout that isn't padded.
+
+        Args:
+            env: the environment, for its specs.
+            rollout: ``[*batch, time]``.
+            begins: bool ``[envs, time]``, where an episode begins, whatever the data looks like. Default: nowhere.
+            stepped: bool ``[envs, time]``, which environments were stepped. Default: all at all times.
+        """
+        front_end = self._front_end
+        front_end.catch_up()
+        front_end.revise_last_step()
+        recording = front_end.recording
+        has_come_back = front_end.displaced is not self._displaced  # the environments were reset or stepped since
+        if has_come_back or recording is None or recording.process != os.getpid():
+            self._continuity.forget()
+        front_end.displaced = None
+        led_to = specs.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
+        for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
+            some = slice(at, at + _SOME_MOMENTS)
+            part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]
+            found = self._continuity.begun(part, of_part)
+            begun = found.episodes if begins is None else found.episodes | begins[:, some]
+            for i, moment in enumerate(part.unbind(-1)):
+                mask = None if of_part is None else of_part[:, i]
+                regrouped = found.groups[:, i] & ~begun[:, i]
+                self._transition(env, moment, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
+        self._warn_of_late_outcomes(led_to)
+        recording = front_end.recording
+        if recording is not None and rollout.batch_size[:-1] == recording.source.batch_size:
+            front_end.displaced = np.ones(recording.source.envs, np.bool_)
+        self._displaced = front_end.displaced
+
+    def _transition(
+        self,
+        env: EnvBase | None,
+        moment: TensorDictBase,
+        led_to: Sequence[Key],
+        *,
+        begun: npt.NDArray[np.bool_],
+        regrouped: npt.NDArray[np.bool_],
+        mask: Mask,
+    ) -> None:
+        following = moment.get("next")
+
+        def env_of() -> EnvBase | None:
+            return env
+
+        if mask is not None:
+            begun, regrouped = begun & mask, regrouped & mask
+        reset = begun | regrouped
+        if reset.any():
+            observed = moment.select(*led_to, strict=False)
+            self._front_end.reset(
+                env_of,
+                observed,
+                None if reset.all() else reset,
+                begun=begun if regrouped.any() else None,
+                outcome=following,
+            )
+        if mask is None or mask.any():
+            acted = self._front_end.acted(lambda: None, moment)
+            self._front_end.step(env_of, moment, acted, following, mask)
+
+    def _make_room(self, envs: int) -> None:
+        """Make room for more environments than were known: trajectories that don't end.
+
+        Args:
+            envs: the number of environments now.
+        """
+        front_end, recording = self._front_end, self._front_end.recording
+        if recording is None or recording.process != os.getpid():
+            return
+        if len(recording.source.batch_size) != 1 or recording.source.envs >= envs:
+            return
+        recording.grow(envs)
+        self._continuity.grow(envs)
+        if front_end.plan is not None:
+            front_end.plan = front_end.plan.grown(envs)
+
+    def _warn_of_late_outcomes(self, led_to: Sequence[Key]) -> None:
+        """Warn of keys that steps lead to, but that are recorded as the policy's: no step had led to them at first."""
+        plan, warned = self._front_end.plan, self._front_end.reader.warned
+        if plan is None or not plan.is_complete:
+            return
+        late = [key for key in plan.acted.keys if key in led_to and key not in warned]
+        if late:
+            warned.update(late)
+            warn(
+                f"{', '.join(map(name_of, late))} is recorded as it goes into a step, and what steps lead to is not: the "
+                "first ones that were recorded had it before them alone. Record a rollout first in which a step leads to it"
+            )
