@@ -124,6 +124,18 @@ def to_lerobot(
         KeyError: a key isn't recorded.
         ValueError: there are no steps; an episode lacks a picture at a step, or its videos have another form than those of
             the first one; or ``fps`` isn't positive.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, load, to_lerobot
+        >>> path = tempfile.mkdtemp() + "/run.rrd"
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+        >>> rollout = env.rollout(5)
+        >>> env.close()
+        >>> dataset = to_lerobot(load(path), f"{path}.lerobot", task="balance the pole")
+        >>> dataset.episodes, dataset.steps, dataset.fps
+        (1, 5, 50.0)
     """
     if not episodes:
         raise ValueError("there are no episodes to export")

@@ -83,7 +83,7 @@ def to_parquet(
         >>> from torchrl_rerun import RerunRecorder, load, to_parquet
         >>> folder = tempfile.mkdtemp()
         >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/run.rrd"))
-        >>> rollout = env.rollout(10)
+        >>> rollout = env.rollout(5)
         >>> env.close()
         >>> to_parquet(load(f"{folder}/run.rrd"), f"{folder}/run.parquet") == len(rollout)
         True

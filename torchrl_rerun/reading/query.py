@@ -52,6 +52,19 @@ def query(source: Place | Iterable[Place] | Iterable[LoadedEpisode], said: str) 
         FileNotFoundError: nothing is there.
         ImportError: DataFusion is missing.
         ValueError: the query isn't SQL, or names a column that doesn't exist; lists the columns.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, query
+        >>> path = tempfile.mkdtemp() + "/run.rrd"
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+        >>> rollout = env.rollout(100, break_when_any_done=False)
+        >>> env.close()
+        >>> query(path, "episode = 0").column("env").to_pylist()
+        [0]
+        >>> query(path, "SELECT sum(length) AS steps FROM episodes").to_pylist()
+        [{'steps': 100}]
     """
     from datafusion import SessionContext  # noqa: PLC0415 - an extra, of 200 MB
 
