@@ -94,9 +94,9 @@ def test_annotations_of_several_types_are_text(tmp_path):
     [
         (
             "retrn < 3",
-            "there is no column retrn, but env, episode, episode_return, length, terminated, .*, goal, success, files",
+            "No field named retrn.* The columns are env, episode, episode_return, length, terminated, .*, goal, success, files",
         ),
-        ("goal = left", "there is no column left.*in single quotes"),
+        ("goal = left", "No field named left.*in single quotes"),
         ("length <", "'length <' can't be answered: .*Expected: an expression"),
         ("length", "non-boolean predicate"),
         ("SELECT * FROM steps", "'steps' not found|steps.* not found"),
@@ -218,7 +218,7 @@ def test_without_datafusion_the_extra_is_named(runs):
 
 def test_the_command_says_what_is_wrong(runs, tmp_path):
     for arguments, error in (
-        ((runs / "ppo", "retrn < 3"), "no answer: there is no column retrn, but env"),
+        ((runs / "ppo", "retrn < 3"), "No field named retrn"),
         ((tmp_path / "gone", "TRUE"), "gone doesn't exist"),
         (
             (runs / "ppo", "SELECT env FROM episodes", "--paths"),

@@ -131,11 +131,12 @@ def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
     try:
         check_name(path)
         found = parts_in(path)
+        is_ours = any(part.schema is not None for part in found)
     except ValueError as error:
         return FileSummary(path, size, trouble=trouble or str(error)), []
     if not found or any(part.is_torn for part in found):
         return FileSummary(path, size, trouble=trouble or f"there is nothing in {shown(path)}"), []
-    if trouble is None and all(part.schema is None for part in found):
+    if trouble is None and not is_ours:
         trouble = not_ours(path)
     return FileSummary(path, size, found[0].has_layout, trouble), found
 

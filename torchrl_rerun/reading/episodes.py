@@ -139,6 +139,18 @@ class LoadedEpisodes(Sequence["LoadedEpisode"]):
             KeyError: a key isn't recorded.
             TypeError: ``keys`` is a string instead of a list.
             ValueError: ``slice_len`` is less than 1.
+
+        Examples:
+            >>> import tempfile
+            >>> from torchrl.envs import GymEnv
+            >>> from torchrl_rerun import RerunRecorder, load
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+            >>> rollout = env.rollout(200, break_when_any_done=False)
+            >>> env.close()
+            >>> slices = load(path).dataset(slice_len=4, keys=["observation", "reward"])
+            >>> slices[0].shape, slices[0]["next", "reward"].shape
+            (torch.Size([4]), torch.Size([4, 1]))
         """
         from torchrl_rerun.reading.learning import StepDataset  # noqa: PLC0415 - that module imports this one
 
@@ -168,6 +180,18 @@ class LoadedEpisodes(Sequence["LoadedEpisode"]):
             TypeError: ``keys`` is a string instead of a list.
             ValueError: there are no steps, no episode has as many as a slice, or ``batch_size`` isn't a multiple of
                 ``slice_len``.
+
+        Examples:
+            >>> import tempfile
+            >>> from torchrl.envs import GymEnv
+            >>> from torchrl_rerun import RerunRecorder, load
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+            >>> rollout = env.rollout(200, break_when_any_done=False)
+            >>> env.close()
+            >>> buffer = load(path).replay_buffer(batch_size=32, slice_len=8)
+            >>> len(buffer), buffer.sample().shape
+            (200, torch.Size([32]))
         """
         from torchrl_rerun.reading.learning import replay_buffer  # noqa: PLC0415 - TorchRL's data takes a second to import
 
@@ -236,6 +260,18 @@ class LoadedEpisode:
         Raises:
             KeyError: a key isn't recorded.
             TypeError: ``keys`` is a string instead of a list.
+
+        Examples:
+            >>> import tempfile
+            >>> from torchrl.envs import GymEnv
+            >>> from torchrl_rerun import RerunRecorder, load
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+            >>> rollout = env.rollout(5)
+            >>> env.close()
+            >>> steps = load(path)[0].tensordict(["observation", "action"])
+            >>> sorted(steps.keys()), steps["next", "observation"].shape
+            (['action', 'next', 'observation'], torch.Size([5, 4]))
         """
         wanted = self.history.described(wanted_keys(keys))
         return steps(self.history, wanted, episode_span(self.properties.episode))
@@ -248,6 +284,18 @@ class LoadedEpisode:
 
         Raises:
             KeyError: the key isn't recorded.
+
+        Examples:
+            >>> import tempfile
+            >>> from torchrl.envs import GymEnv
+            >>> from torchrl_rerun import RerunRecorder, load
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+            >>> rollout = env.rollout(5)
+            >>> env.close()
+            >>> [episode] = load(path)
+            >>> episode["observation"].shape, episode["reward"].shape
+            (torch.Size([6, 4]), torch.Size([5, 1]))
         """
         [(stream, _)] = self.history.described([as_key(key)])
         return as_tensor(stream, self.history.rows(stream, episode_span(self.properties.episode)).values)

@@ -150,14 +150,14 @@ def _parts(files: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
     """
     for file in files:
         try:
-            found = parts_in(file)
+            found = [part for part in parts_in(file) if part.schema is not None]
         except ValueError as error:
             said = f"{why_unreadable(file) or error}"
             if is_all:
                 raise ValueError(said) from error
             warn(f"left out: {said}", RuntimeWarning)
             continue
-        yield from (part for part in found if part.schema is not None)
+        yield from found
 
 
 def _recordings(parts: Iterable[FilePart]) -> Iterator[OpenedRecording[FilePart]]:
@@ -172,7 +172,7 @@ def _recordings(parts: Iterable[FilePart]) -> Iterator[OpenedRecording[FilePart]
         # A list of trajectories may have grown; recordings of several workers differ in their first environment.
         key = part.file.parent, same, schema.split, *((len(size), envs[:1]) if len(size) == 1 else (size, envs))
         reached = ends.setdefault(key, {})
-        if any(first < reached.get(path, 0) for path, (first, _) in part.steps.items()):
+        if any(first < reached.get(path, first) for path, (first, _) in part.steps.items()):
             of_one = found.pop(key)  # it was begun anew, under the same name
             reached.clear()
             yield OpenedRecording(of_one)

@@ -22,7 +22,7 @@ _BOUNDS = [f"{name}:{end}" for name in TIMELINES for end in ("start", "end")]
 
 
 class ChunkEntry(NamedTuple):
-    """What a chunk says of itself.
+    """An entry of the index: the entity, the place and the times of a chunk.
 
     Attributes:
         path: its entity path.

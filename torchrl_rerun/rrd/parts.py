@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO, NewerSchemaError, Schema, check_version
+from torchrl_rerun.paths import shown
 from torchrl_rerun.rrd.frame_codes import Span
 
 PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
@@ -23,7 +24,7 @@ Properties = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingPart(ABC):
-    """What one file, or one segment of a catalog, holds of a recording.
+    """The part of a recording in one file, or in one segment of a catalog.
 
     Attributes:
         file: the file; for a segment of a catalog the names of its dataset and of itself.
@@ -52,9 +53,16 @@ class RecordingPart(ABC):
 
     @functools.cached_property
     def schema(self) -> Schema | None:
-        """The recording's own description; None: it isn't one of ``torchrl_rerun``."""
+        """The recording's own description; None: it isn't one of ``torchrl_rerun``.
+
+        Raises:
+            ValueError: the description is damaged; names the file.
+        """
         said = self.properties.get(PROPERTY, {}).get("schema")
-        return None if said is None else Schema.from_json(said)
+        try:
+            return None if said is None else Schema.from_json(said)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{shown(self.file)} is damaged: its schema can't be read ({error!r})") from error
 
     @property
     def start_time(self) -> int | None:

@@ -33,7 +33,7 @@ CACHE_BYTES = 64 << 20
 
 
 class FileVersion(NamedTuple):
-    """What tells a file from another one at the same path.
+    """The identity of a file and its contents, which differs if another one takes its path.
 
     Attributes:
         device: the device that holds it.
@@ -54,7 +54,7 @@ class FileVersion(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FilePart(RecordingPart):
-    """What a file holds of a recording.
+    """The part of a recording in one file.
 
     Attributes:
         index: where the chunks lie.
@@ -104,19 +104,28 @@ class FilePart(RecordingPart):
         return self.index.count(path)
 
     def all_chunks(self) -> Iterator[Chunk]:
-        """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file."""
+        """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
         for at in self.index.offsets.argsort().tolist():
-            yield from Chunk.from_record_batch(_read_chunk(self, at))
+            try:
+                chunks = Chunk.from_record_batch(_read_chunk(self, at))
+            except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
+                raise ValueError(f"{shown(self.file)} is damaged: {error}") from error
+            yield from chunks
 
 
 def parts_in(file: Path) -> list[FilePart]:
-    """Return what a file holds of each recording, by its footer alone.
+    """Return the parts of recordings in a file. Of a finished file only the footer and the properties are read.
 
     A file without a footer, which a process writes or left when it was killed, is read as far as its messages are whole.
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it is no recording, or is damaged.
+        ValueError: the file is no recording, or is damaged.
     """
     with file.open("rb") as opened:
         _check_magic(opened.read(len(MAGIC)), file)
@@ -174,7 +183,7 @@ def _check_magic(begins: bytes, file: Path) -> None:
 
 
 _DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException)
-"""What damaged bytes raise when they are decoded."""
+"""The errors that decoding damaged bytes raises."""
 
 
 def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
