@@ -29,12 +29,12 @@ from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds import image
 from torchrl_rerun.kinds.describe import describe
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
-from torchrl_rerun.writing import encoder
+from torchrl_rerun.writing import encoding
 from torchrl_rerun.writing.chunks import ChunkFactory
+from torchrl_rerun.writing.losses import Losses
 
 Stack = npt.NDArray[np.uint8]
 """Stack, ``[n, height, width, depth]``."""
@@ -112,7 +112,7 @@ def _seconds(each: Format, pictures: Stack) -> float:
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
     for _ in range(3):
-        encoded = encoder.Encoding(30.0, Losses(), max_age=math.inf)
+        encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
         chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.rest()]

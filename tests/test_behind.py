@@ -134,7 +134,7 @@ def test_a_step_that_failed_behind_holds_nobody_up(path):
 
 def test_a_transform_behind_that_works_on_holds_a_dump_up_for_a_while(path, monkeypatch):
     """Then it is written with the flags that there are, which is said."""
-    monkeypatch.setattr("torchrl_rerun.transform.front_end._SETTLING_SECONDS", 0.05)
+    monkeypatch.setattr("torchrl_rerun.transform.front_end._REVISING_SECONDS", 0.05)
     entered, goes_on = threading.Event(), threading.Event()
     env = counting(path, Waits(entered, goes_on, seconds=60))
     recorder, said = env.transform[0], []

@@ -17,7 +17,7 @@ from environments import cartpole
 from readback import read
 from rrd_files import has_footer, is_whole
 from torchrl_rerun import RecordingError, RerunRecorder
-from torchrl_rerun.recording import status as account
+from torchrl_rerun.recording import missed
 from trainings import run
 
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
@@ -255,7 +255,7 @@ def assert_counts(recorder, **counts) -> None:
 
 def test_a_closed_recording_that_goes_on_later(path, monkeypatch):
     """Not each step tries again. What was not recorded is counted, and what is recorded then is where it would have been."""
-    monkeypatch.setattr(account, "RETRY_SECONDS", 1000.0)
+    monkeypatch.setattr(missed, "RETRY_SECONDS", 1000.0)
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.close()
@@ -272,7 +272,7 @@ def test_a_closed_recording_that_goes_on_later(path, monkeypatch):
     with pytest.raises(RecordingError, match="10 frames were lost: "):
         env.transform.close()
     env.transform.close()
-    monkeypatch.setattr(account, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(missed, "RETRY_SECONDS", 0.0)
     with pytest.warns(UserWarning, match=r"recorded in run\.part_1\.rrd"):
         env.rollout(2, auto_reset=False, tensordict=step_mdp(lost[..., -1]))
     env.rollout(4)

@@ -16,7 +16,7 @@ from environments import AutoResettingCartPole, Herd, NativelyAutoResetting, Zoo
 from readback import read, same
 from reference import Reference, of_rollout, per_env
 from torchrl_rerun import Image, RerunRecorder
-from torchrl_rerun.transform.specs import registered_fps
+from torchrl_rerun.transform.environments import registered_fps
 
 DONE = ["done", "terminated", "truncated"]
 OBSERVED = ["observation", *DONE]

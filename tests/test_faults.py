@@ -25,6 +25,7 @@ from torchrl_rerun import Image, RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.blocks.segment import Segment
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.writing.writer import WriterThread
@@ -531,9 +532,14 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
 
 
 def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
-    env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
-    functions = (Recording._add, Buffer.add, Buffer._start_block, Buffers.make_way, Block.add, Events.append)
-    td, count, given = env.reset(), 0, 0
+    recorder = RerunRecorder(path, in_keys=["x", "picture", "reward"], buffer_bytes=1 << 13)
+    env = Odd().append_transform(recorder)
+    functions = [Recording._add, Block.add, Events.append]
+    functions += [Buffer.add, Buffer.seal, Buffer._start_block, Buffers.make_way, Buffers._put]
+    functions += [Segment.seal, Segment.hand_on, WriterThread.put_segment]
+    td = env.reset()
+    td = env.step_mdp(env.step(env.rand_action(td)))  # all keys are described
+    count, given = 0, 1
     while True:
         with interrupted(count, *functions) as came:
             td = env.step_mdp(env.step(env.rand_action(td)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -138,6 +139,32 @@ class Doubled(Kind):
 
     def view(self, stream):
         return View(rrb.Spatial3DView)
+
+
+@dataclass(frozen=True)
+class Clumsy(Kind):
+    """A kind that is stored as it should be, and fails at all else that it is asked."""
+
+    name = "clumsy"
+
+    def static(self, stream, agent):
+        raise ZeroDivisionError("static")
+
+    def view(self, stream):
+        raise ZeroDivisionError("view")
+
+
+def test_a_kind_that_fails_at_being_shown_is_recorded_all_the_same(path):
+    observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        logged(path, observed, Clumsy())
+    assert sorted(str(each.message) for each in warned) == [
+        "the names and colours of 'points' are not recorded: ZeroDivisionError('static')",
+        "the recording is complete, but has no layout: view",
+    ]
+    [episode] = load(path)
+    assert torch.equal(episode.tensordict()["points"], torch.stack(observed[:-1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.complex64, torch.bfloat16])

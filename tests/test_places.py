@@ -9,7 +9,7 @@ from torchrl.envs import RewardSum, TransformedEnv
 from environments import Count, Groups, Says
 from readback import hold_the_same, read
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.kinds.places import Places, free_key
+from torchrl_rerun.kinds.entity_paths import EntityPaths, free_key
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.streams import Stream, entity_path
 
@@ -68,8 +68,8 @@ def test_a_stored_rollout_with_such_a_key(path):
 
 
 def test_paths_are_unlike_whatever_the_order():
-    places = Places(reserved=("x",))
+    places = EntityPaths(reserved=("x",))
     streams = [Stream(key, Scalars(), "float32", (1,)) for key in [("a",), ("a",), ("a_2",), ("x", "y"), ("x_2", "y")]]
-    paths = [entity_path(places.placed(stream), None) for stream in streams]
+    paths = [entity_path(places.assign(stream), None) for stream in streams]
     assert len(set(paths)) == 5
     assert not any(path.startswith("/x/") for path in paths)

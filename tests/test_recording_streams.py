@@ -192,7 +192,7 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
 
 
 def test_a_file_sink_of_reruns_is_refused_as_it_does_not_say_its_path(path):
-    with pytest.raises(TypeError, match="pass a path that ends in '.rrd' \\(that of an rr.FileSink, too\\)"):
+    with pytest.raises(TypeError, match=r"pass a path that ends in '\.rrd' \(that of an rr\.FileSink, too\)"):
         RerunRecorder(rr.FileSink(path))
 
 

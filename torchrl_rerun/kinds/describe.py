@@ -1,4 +1,4 @@
-"""Describing: the kind of each key, by the user's options or by its name, its spec and its first value."""
+"""Descriptions: the kind of each key, by the user's options or by its name, its spec and its first value."""
 
 from __future__ import annotations
 

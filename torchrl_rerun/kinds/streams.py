@@ -86,7 +86,7 @@ class Leaf:
 
     @property
     def is_array(self) -> bool:
-        """Whether the values are arrays: tensors, or NumPy's arrays among non-tensor data."""
+        """Whether the values are arrays, which are tensors, or NumPy's arrays among non-tensor data."""
         return self.dtype != "object" or isinstance(self.sample, np.ndarray)
 
     @property
@@ -137,7 +137,7 @@ class Stream:
 
     @property
     def is_object(self) -> bool:
-        """Whether a row is a Python object: non-tensor data, or an array of a shape of its own."""
+        """Whether a row is a Python object, which is non-tensor data or an array of a shape of its own."""
         return self.dtype == "object" or self.varies
 
     @property
@@ -152,12 +152,12 @@ class Stream:
 
     @property
     def slot_shape(self) -> tuple[int, ...]:
-        """Shape of one environment's value in the buffer: of Python objects there is one for each agent."""
+        """Shape of one environment's value in the buffer. Of Python objects there is one for each agent."""
         return self.shape if not self.is_object else (len(self.agents),) if self.agents else ()
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row at one entity: ``shape`` without the agent dimension."""
+        """Shape of one row at one entity, which is ``shape`` without the agent dimension."""
         return self.shape[1:] if self.agents else self.shape
 
     @property
@@ -177,7 +177,7 @@ class Stream:
 
     @property
     def is_complex(self) -> bool:
-        """Whether each number is two: a real and an imaginary part."""
+        """Whether each number has a real and an imaginary part."""
         return self.dtype.startswith("complex")
 
     @property

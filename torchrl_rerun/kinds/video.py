@@ -24,14 +24,14 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 USUAL_FPS = 30
-"""Frames per second at which the viewer plays what has no time of its own."""
+"""Frames per second at which the viewer plays videos without a frame rate."""
 
 
 def check_fps(fps: float | None) -> None:
-    """Refuse frames per second that no video can have.
+    """Refuse frame rates that no video can have.
 
     Raises:
-        ValueError: it isn't a positive number, or infinite.
+        ValueError: the frame rate is no positive number, or infinite.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps={fps}: pass a number of frames per second, as 30")
@@ -44,8 +44,8 @@ class Codec:
     Attributes:
         encoder: FFmpeg's name of the encoder.
         decoder: FFmpeg's name of the decoder. Its own of AV1 needs hardware.
-        least: width and height must be this at the least.
-        options: the encoder's.
+        least: smallest width and height.
+        options: options of the encoder.
     """
 
     encoder: str
@@ -74,9 +74,9 @@ CODECS: dict[str, Codec] = {
 }
 
 MULTIPLE = 2
-"""Width and height must be multiples of this: colours have half the resolution."""
+"""Width and height must be multiples of this number: colours have half the resolution."""
 
-# SVT-AV1 tells standard error about itself whenever it begins and ends, unless it isn't to; what fails is raised anyway.
+# SVT-AV1 prints to standard error when an encoder begins and ends. Its errors are raised anyway.
 os.environ.setdefault("SVT_LOG", "0")
 
 
@@ -84,8 +84,8 @@ class Sample(NamedTuple):
     """A picture in a video.
 
     Attributes:
-        data: its bytes.
-        is_keyframe: whether decoding can begin with it.
+        data: bytes of the sample.
+        is_keyframe: whether decoding can begin with the sample.
     """
 
     data: bytes
@@ -116,13 +116,13 @@ class VideoEncoder:
         self._count = 0
 
     def encode(self, pictures: npt.NDArray[np.uint8], episodes: Sequence[int] | npt.NDArray[np.int64]) -> list[Sample]:
-        """Pictures as samples, one each.
+        """Return one sample for each picture.
 
-        Sizes that aren't even, or are too small, are filled up at the right and below with what is at the edge.
+        Odd or too small sizes are filled up at the right and below by repeating the pixels at the edge.
 
         Args:
-            pictures: ``[n, height, width, depth]`` (1 or 3 channels), of the same size each time.
-            episodes: which episode each is of, ``[n]``.
+            pictures: ``[n, height, width, depth]`` (1 or 3 channels), of the same size in each call.
+            episodes: number of the episode of each picture, ``[n]``.
         """
         _, height, width, depth = pictures.shape
         below, right = self._missing(height), self._missing(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import weakref
 from typing import Protocol
@@ -36,7 +37,9 @@ class Clock:
     def forget_all(self) -> None:
         """Look at no recording any more: a forked process has none of its parent's threads."""
         self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
-        self._changed = threading.Event()
+        # A queue that can be put to while it is waited for on the same thread: garbage that is collected there may close
+        # a recording.
+        self._changes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -47,29 +50,34 @@ class Clock:
             if self._thread is None or not self._thread.is_alive():  # Ctrl-C may have come before it was started
                 self._thread = threading.Thread(target=self._run, name="torchrl_rerun-clock", daemon=True)
                 self._thread.start()
-        self._changed.set()
+        self.wake()
 
     def wake(self) -> None:
-        """Notice at once that a recording was closed."""
-        self._changed.set()
+        """Notice at once that a recording was opened or closed."""
+        self._changes.put(None)
 
     def _run(self) -> None:
         while (seconds := self._until_next_look()) is not None:
-            if self._changed.wait(seconds):
-                self._changed.clear()
-                continue
-            due = list(self._watched)
-            while due:
-                due.pop().look()
+            try:
+                self._changes.get(timeout=seconds)
+            except queue.Empty:
+                due = self._open()
+                while due:
+                    due.pop().look()
+
+    def _open(self) -> list[Watched]:
+        with self._lock:
+            return [recording for recording in tuple(self._watched) if recording.alive]
 
     def _until_next_look(self) -> float | None:
-        """Seconds to the next look; None: the thread ends."""
-        with self._lock:
-            seconds = [recording.look_seconds for recording in tuple(self._watched) if recording.alive]
-            if not seconds:
+        """Return the seconds to the next look; None if the thread ends."""
+        seconds = min((recording.look_seconds for recording in self._open()), default=None)
+        if seconds is None:
+            with self._lock:
+                if any(recording.alive for recording in tuple(self._watched)):
+                    return 0.0  # opened in between
                 self._thread = None
-                return None
-            return min(seconds)
+        return seconds
 
 
 CLOCK = Clock()

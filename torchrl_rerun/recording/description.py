@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from torchrl_rerun.kinds.places import Places
+from torchrl_rerun.kinds.entity_paths import EntityPaths
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream
 
@@ -25,7 +25,7 @@ class Description:
         self.ends: tuple[Key, ...] = ()
         self.reward: int | None = None
         self._streams: list[list[Stream]] = [[] for _ in Moment]
-        self._places = Places(reserved=reserved)
+        self._paths = EntityPaths(reserved=reserved)
 
     def add(self, moment: Moment, streams: Sequence[Stream], ends: Sequence[Key]) -> list[Stream]:
         """Note the streams of a moment. Return them, each with an entity path of its own.
@@ -36,12 +36,12 @@ class Description:
             ends: the flags that end an environment's episode; empty if they aren't known yet.
         """
         self.ends = tuple(ends) or self.ends
-        placed = [*map(self._places.placed, streams)]
-        if placed:
-            self._streams[moment] = placed
+        assigned = [*map(self._paths.assign, streams)]
+        if assigned:
+            self._streams[moment] = assigned
         if moment is Moment.STEPPED:
-            self.reward = next((i for i, stream in enumerate(placed) if stream.key in self.summed), None)
-        return placed
+            self.reward = next((i for i, stream in enumerate(assigned) if stream.key in self.summed), None)
+        return assigned
 
     def at(self, moment: Moment) -> Sequence[Stream]:
         """Return the streams of a moment."""

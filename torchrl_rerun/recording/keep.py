@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode, EpisodeKey, Predicate
 from torchrl_rerun.writing.folder import KeptEpisodes
@@ -44,6 +45,9 @@ class Keep(ABC):
 
 @dataclass(frozen=True)
 class _Ranked(Keep):
+    later_wins: ClassVar[bool] = False
+    """Whether of episodes of one rank the later are kept, not the earlier."""
+
     n: int
     per_env: bool = False
     where: Predicate | None = field(default=None, repr=False)
@@ -79,6 +83,8 @@ class KeepLast(_Ranked):
     >>> KeepLast(10, where=lambda episode: episode.terminated)  # the last ten that terminated
     KeepLast(n=10, per_env=False)
     """
+
+    later_wins: ClassVar[bool] = True
 
     def rank(self, episode: Episode) -> Rank | None:
         """Return one rank for all episodes: the order in which they end decides."""
@@ -213,7 +219,6 @@ class _RankedEpisodes(KeptEpisodes):
     def __init__(self, policy: _Ranked) -> None:
         self._policy = policy
         self._where = None if policy.where is None else _Asked(policy.where)
-        self._is_last = isinstance(policy, KeepLast)
         self._count = 0
         self._kept: dict[int, list[tuple[Rank, int, Episode]]] = {}  # a heap for each environment, lowest rank first
         self._ids: set[EpisodeKey] = set()
@@ -224,7 +229,7 @@ class _RankedEpisodes(KeptEpisodes):
             return [episode]
         self._count += 1
         heap = self._kept.setdefault(episode.env if self._policy.per_env else -1, [])
-        heapq.heappush(heap, (rank, self._count if self._is_last else -self._count, episode))
+        heapq.heappush(heap, (rank, self._count if self._policy.later_wins else -self._count, episode))
         self._ids.add(episode.key)
         if len(heap) <= self._policy.n:
             return []

@@ -6,13 +6,12 @@ import dataclasses
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
@@ -185,14 +184,13 @@ class Recording(Steps):
             if not placed:
                 return
             self._buffers.store(moment, placed, self._description.summed)
-            statistics: list[Chunk] = []
-            if moment is Moment.STEPPED and self.has_statistics:
-                statistics += self._describe_batch()
+            is_of_batch = moment is Moment.STEPPED and self.has_statistics
+            statistics = self._store_batch() if is_of_batch else ()
             if not self._writer.has_begun:
                 self._writer.put([info_chunk(Path(self.chunk_writer.label).stem, time.time_ns())])
                 self._writer.start()
             self._put_description(placed)
-            self._writer.put(statistics)
+            self._writer.put(self._batch_statistics.static(statistics))
 
     def vary(self, stream: Stream) -> Stream | None:
         """Record rows of a key that vary in shape from now on. The shape so far stays the usual one.
@@ -214,7 +212,7 @@ class Recording(Steps):
 
     def _put_description(self, new: Sequence[Stream]) -> None:
         description = self._description
-        self._writer.put(self._output.describe(description.described, new, self._statistics, description.ends))
+        self._writer.put_description(description.described, new, self._statistics, description.ends)
 
     @property
     def has_statistics(self) -> bool:
@@ -223,22 +221,21 @@ class Recording(Steps):
             return self._options.logged_envs is None and not self._state.logged.are_all and not self._is_by_episode
         return self._options.aggregate
 
-    def _describe_batch(self) -> Iterator[Chunk]:
-        """Store the rewards of all environments, too. Return the names and colours of their statistics."""
+    def _store_batch(self) -> Sequence[StreamGroup]:
+        """Store the rewards of all environments, too. Return them and their returns, of which there are statistics."""
         stepped, summed = self._description.at(Moment.STEPPED), self._description.summed
         at = [i for i, stream in enumerate(stepped) if stream.key in summed]
         if not at:
-            return
-        rewards = tuple(stepped[i] for i in at)
-        # Returns at steps alone: a row at each reset would show the mean fall and rise again.
+            return ()
         groups = (
-            StreamGroup(Moment.STEPPED, rewards, tuple(at), is_summed=True),
+            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), is_summed=True),
+            # Returns at steps alone: a row at each reset would show the mean fall and rise again.
             StreamGroup(Moment.STEPPED, tuple(self._description.sums)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
         buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
         self._buffers.store_batch(buffer, self._batch_statistics, groups)
-        yield from self._batch_statistics.static(groups)
+        return groups
 
     @property
     def _statistics(self) -> list[Key]:
@@ -248,7 +245,7 @@ class Recording(Steps):
 
     def switch(self, *, enabled: bool) -> None:
         """Turn recording on or off. Steps and episodes are counted meanwhile."""
-        self._selection.enabled = enabled
+        self._selection.switch(enabled=enabled)
 
     def resume(self, progress: Progress) -> None:
         """Go on at the position of another program."""
@@ -331,7 +328,7 @@ class Recording(Steps):
             RecordingError: something could not be written, and why.
         """
         if self.is_over:
-            self.status.raise_what_was_missed()
+            self.status.missed.raise_error_once()
             return
         self.revise_last_step()
         self.status.begin_to_close()
@@ -451,8 +448,7 @@ class Recording(Steps):
             self._revise()
             self._buffers.hand_on()
         if self._writer.has_begun:
-            frames = self._counters.frames
-            self._writer.put(self._output.rest(frames), (frames, frames))
+            self._writer.put_rest(self._counters.frames)
 
     def look(self) -> None:
         """Hand on old blocks, though no frame comes. Called on the clock's thread."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from torchrl_rerun.errors import RecordingError, warn
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.counters import Counters
+from torchrl_rerun.recording.missed import Missed
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.writing.live import LiveSink
 from torchrl_rerun.writing.output import Output
@@ -21,9 +21,6 @@ from torchrl_rerun.writing.writer import WriterThread
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before the user is warned."""
-
-RETRY_SECONDS = 5.0
-"""Seconds between two tries to go on after a recording was closed, each of which makes the environment wait."""
 
 
 class State(enum.Enum):
@@ -65,6 +62,7 @@ class Status:
     Attributes:
         state: the state of the recording.
         error: the error of the package's own that ended the recording, or None.
+        missed: the frames that came after the end.
     """
 
     def __init__(
@@ -88,9 +86,7 @@ class Status:
         self._writer = writer
         self._failed_at: int | None = None
         self._end: tuple[str, BaseException | None] | None = None  # message and cause of the error that it ended with
-        self._missed = 0  # frames that came after the end, and that `close()` has not told of
-        self._hindrance: OSError | None = None  # why they could not be recorded
-        self._hindered_at = -math.inf
+        self.missed = Missed(chunk_writer)
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
@@ -249,15 +245,6 @@ class Status:
 
     # --- frames after the end ---
 
-    @property
-    def may_go_on(self) -> bool:
-        """Whether to try to go on in another file now: at once, and every few seconds if that fails."""
-        return time.monotonic() - self._hindered_at >= RETRY_SECONDS
-
-    def fail_to_go_on(self, error: OSError) -> None:
-        """Note why frames can't be recorded before the next try."""
-        self._hindrance, self._hindered_at = error, time.monotonic()
-
     def miss(self, frames: int, steps: int, episodes: int) -> bool:
         """Count frames after the end as lost, and warn of the first. Return whether it is the first."""
         assert self._at_last is not None, "the recording is over"
@@ -269,33 +256,14 @@ class Status:
             episodes=last.episodes + episodes,
             frames_lost=last.frames_lost + frames,
         )
-        self._missed += frames
-        is_first = self._missed == frames == 1
-        if is_first:
-            warn(f"{self._aftermath()} (training goes on; dump() and close() will raise this)", RuntimeWarning)
-        return is_first
+        return self.missed.count(frames)
 
     def raise_again(self) -> None:
         """Raise an error for the frames after the end, or else the error of the recording."""
-        if self._missed:
-            raise self._aftermath()
+        self.missed.raise_error()
         if self._end is not None:
             what, cause = self._end
             raise RecordingError(what) from cause
-
-    def raise_what_was_missed(self) -> None:
-        """Raise an error for the frames after the end, once."""
-        if self._missed:
-            aftermath, self._missed = self._aftermath(), 0
-            raise aftermath
-
-    def _aftermath(self) -> RecordingError:
-        failure = RecordingError(
-            f"what came after {self._chunk_writer.label} was closed is not recorded, {self._missed} frames were lost: "
-            f"{self._hindrance}"
-        )
-        failure.__cause__ = self._hindrance
-        return failure
 
     # --- warnings, once each ---
 

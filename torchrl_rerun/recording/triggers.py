@@ -49,13 +49,8 @@ class Selection:
         self._length = np.append(self._length, np.zeros(more, np.int64))
         self._since = np.append(self._since, np.zeros(more, np.int64))
 
-    @property
-    def enabled(self) -> bool:
-        """Whether frames are recorded. A recording that a trigger has started waits meanwhile."""
-        return self._is_enabled
-
-    @enabled.setter
-    def enabled(self, enabled: bool) -> None:
+    def switch(self, *, enabled: bool) -> None:
+        """Record frames, or record none. A recording that a trigger has started waits meanwhile."""
         self._is_enabled = enabled
         self.takes_all = False
 

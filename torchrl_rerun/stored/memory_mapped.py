@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from torchrl_rerun.stored.segments import StoredTrajectories
 from torchrl_rerun.stored.tensordicts import open_tensordict
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 
 STORAGE = "storage_metadata.json"
 """File with the metadata of a replay buffer's storage."""
@@ -114,7 +114,7 @@ def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
     Raises:
         ValueError: A key is missing, or its shape doesn't begin with the batch size.
     """
-    if not specs.is_group(mapped):
+    if not tensordicts.is_group(mapped):
         return
     if isinstance(mapped, LazyStackedTensorDict):
         numbers = [each.name for each in folder.iterdir() if each.name.isdecimal()]

@@ -18,7 +18,7 @@ from torchrl_rerun.stored.formats import Place, open_source
 from torchrl_rerun.stored.rerendering import Divergence, MakeEnv, Rerenderer
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names
 from torchrl_rerun.stored.staging import stage_recording
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import environments
 from torchrl_rerun.transform.recorder import RerunRecorder, Sinks
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
@@ -184,7 +184,7 @@ def _complete_options(
 ) -> dict[str, Any]:
     """Return the recorder's options: those given, and for the rest what is known of the stored data."""
     name = render if isinstance(render, str) else stored.env_name
-    known: dict[str, Any] = {"application_id": name, "fps": stored.fps or specs.registered_fps(name)}
+    known: dict[str, Any] = {"application_id": name, "fps": stored.fps or environments.registered_fps(name)}
     kinds = {key: kind.options(given.get("image_format")) for key, kind in stored.kinds.items()}
     asked = {as_key(key): kind for key, kind in (given.get("kinds") or {}).items()}
     return {**known, **given, "kinds": {**kinds, **asked}}

@@ -17,7 +17,7 @@ from torchrl._utils import seed_generator
 
 from torchrl_rerun.kinds.streams import Key, name_of
 from torchrl_rerun.stored.segments import Segment
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.camera import PIXELS, NoPictureError, as_picture
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 
@@ -114,7 +114,7 @@ class Rerenderer:
     ) -> TensorDictBase:
         if not self._replicas:
             self._replicas = [_Replica(self._make_env(), seeds) for seeds in guess_first_seeds(self._seed, len(begun))]
-        if specs.value_of(moment, PIXELS) is not None:
+        if tensordicts.value_of(moment, PIXELS) is not None:
             raise ValueError(f"the source holds {name_of(PIXELS)} already: leave render out")
         root, following = _collect_arrays(moment), _collect_arrays(moment.get("next"))
         before, after = [], []
@@ -358,9 +358,9 @@ def _find_difference(actual: Mapping[Key, npt.NDArray[Any]], stored: Mapping[Key
 
 def _collect_arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
     """Return the tensors of a tensordict as arrays, ``[envs, ...]``."""
-    found = {key: specs.value_of(tensordict, key) for key in specs.data_keys(tensordict)}
+    found = {key: tensordicts.value_of(tensordict, key) for key in tensordicts.data_keys(tensordict)}
     return {
-        key: specs.as_array(value, tensordict.batch_size)
+        key: tensordicts.as_array(value, tensordict.batch_size)
         for key, value in found.items()
         if isinstance(value, torch.Tensor)
     }

@@ -18,7 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun.kinds.endings import FLAGS, Endings
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, concatenate, fill_unknown, split_time
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.padded_batches import MASK, padding_mask
 
 _SAFE = [TensorDict, LazyStackedTensorDict, NonTensorData, NonTensorStack, _make_td]
@@ -129,7 +129,7 @@ def open_tensordict(
     if not _count_bytes(stored):
         raise ValueError(f"{path} is a TensorDict of batch size {tuple(stored.batch_size)} without any numbers")
     if "next" not in stored.keys():
-        keys = specs.data_keys(stored)
+        keys = tensordicts.data_keys(stored)
         if order is not None or not any(key[-1] in (*FLAGS, "reward") for key in keys):
             names = ", ".join(map("/".join, keys))
             raise ValueError(f"{path} is a TensorDict of {names}, and no rollout: 'next' is missing")
@@ -155,7 +155,7 @@ def open_tensordict(
             taken = _take_rows(mapped, rows, takes_rows=takes_rows)
             yield Segment(taken, np.full(envs, at in starts), padding=padding_mask(taken))
 
-    marks_ends = ids is not None or any(key[-1] in FLAGS for key in specs.data_keys(stored.get("next")))
+    marks_ends = ids is not None or any(key[-1] in FLAGS for key in tensordicts.data_keys(stored.get("next")))
     return StoredTrajectories(description, num_time_steps, read, files_without_ends=() if marks_ends else (path,))
 
 
@@ -240,7 +240,7 @@ def _count_bytes(stored: TensorDictBase) -> int:
     if isinstance(stored, LazyStackedTensorDict):
         return sum(map(_count_bytes, stored.tensordicts))
     values = [stored.get(key) for key in stored.keys()]
-    groups = (value for value in values if specs.is_group(value))
+    groups = (value for value in values if tensordicts.is_group(value))
     tensors = (value for value in values if isinstance(value, torch.Tensor))
     return sum(map(_count_bytes, groups)) + sum(value.numel() * value.element_size() for value in tensors)
 
@@ -251,7 +251,7 @@ def _read_moments(stored: TensorDictBase, remap: Callable[[], TensorDictBase]) -
     With rewards, every moment is a step, and the first observation of an episode is unknown. Without rewards, resets are
     moments too, so that the moment after an end is a reset.
     """
-    keys = specs.data_keys(stored)
+    keys = tensordicts.data_keys(stored)
     observed = [key for key in keys if key[-1] != "reward"]
     has_rewards = len(observed) < len(keys)
     before: TensorDictBase | None = None
@@ -276,5 +276,5 @@ def _read_moments(stored: TensorDictBase, remap: Callable[[], TensorDictBase]) -
 def _find_ended(moment: TensorDictBase) -> torch.Tensor:
     """Return the mask of environments whose episode ends at a moment, bool ``[*batch]``."""
     size = moment.batch_size
-    ends = Endings(specs.data_keys(moment)).of(functools.partial(specs.flags_of, moment), size.numel())
+    ends = Endings(tensordicts.data_keys(moment)).of(functools.partial(tensordicts.flags_of, moment), size.numel())
     return torch.zeros(size, dtype=torch.bool) if ends is None else torch.from_numpy(ends.either).reshape(size)

@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.streams import Key, Leaf
 from torchrl_rerun.recording.logged_envs import Render
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import partial_resets
 
 PIXELS: Key = ("pixels",)
 """The key of rendered pictures, the one that TorchRL gives them."""
@@ -93,7 +93,7 @@ class Camera:
             if missing:
                 taken |= self._look(known, missing)
             pictures = [self._checked(taken[index]) for index in envs]
-            gone = None if following is None else specs.reset_within_step(known, following)
+            gone = None if following is None else partial_resets.reset_within_step(known, following)
         except Exception as error:  # training goes on, and so does the recording
             self._warn(error)
             return None

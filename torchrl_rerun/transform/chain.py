@@ -8,7 +8,7 @@ from torchrl.envs import Transform
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.streams import Key, name_of
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import environments
 from torchrl_rerun.transform.calls import Call
 
 
@@ -20,18 +20,15 @@ class Chain:
 
     Attributes:
         behind: as given.
+        is_outermost: whether it is known that no environment with transforms is around the recorder's own.
         has_warned: whether a changed value has been warned of.
     """
 
     def __init__(self, behind: Callable[[], Sequence[Transform]]) -> None:
         self.behind = behind
+        self.is_outermost = False
         self._around: tuple[str, ...] | None = None
         self.has_warned = False
-
-    @property
-    def is_outermost(self) -> bool:
-        """Whether it is known that no environment with transforms is around the recorder's own."""
-        return self._around == ()
 
     def look_around(self, call: Call) -> None:
         """Find the environments around the recorder's own, once.
@@ -40,7 +37,8 @@ class Chain:
             call: the step that is under way.
         """
         if self._around is None:
-            self._around = tuple(type(each).__name__ for each in specs.flat(call.outer_transforms()))
+            self._around = tuple(type(each).__name__ for each in environments.flat(call.outer_transforms()))
+            self.is_outermost = not self._around
 
     def names_behind(self) -> list[str]:
         """Return the class names of the transforms behind the recorder, each once."""

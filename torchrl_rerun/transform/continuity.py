@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import FLAGS, Endings
 from torchrl_rerun.kinds.streams import Key
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 
 Mask = npt.NDArray[np.bool_]
 """Which environments are meant at each of some moments, bool ``[envs, time]``."""
@@ -82,7 +82,7 @@ class Continuity:
 
 def stepped_in(rollout: TensorDictBase) -> Mask | None:
     """Return the environments that were stepped, bool ``[envs, time]``, by the entry ``"_step"``; None: all."""
-    given = specs.value_at_root(rollout, "_step")
+    given = tensordicts.value_at_root(rollout, "_step")
     if given is None:
         return None
     size = rollout.batch_size
@@ -113,14 +113,14 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
         What begins, ``[envs, *time]``; None: the values of a key can't be stacked.
     """
     shape = (size.numel(), *time)
-    keys = specs.data_keys(led_to)
+    keys = tensordicts.data_keys(led_to)
     endings = Endings(keys)
 
     def flags(data: TensorDictBase, begin: int, key: Key) -> npt.NDArray[Any] | None:
-        value = specs.value_of(data, key)
+        value = tensordicts.value_of(data, key)
         if not isinstance(value, torch.Tensor):
             return None
-        return specs.as_array(_along(value, len(size), begin) if time else value, size).reshape(*shape, -1)
+        return tensordicts.as_array(_along(value, len(size), begin) if time else value, size).reshape(*shape, -1)
 
     count = int(np.prod(shape))
     ends = endings.of(functools.partial(flags, led_to, 0), count)
@@ -137,8 +137,8 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
     for key in keys:
         if key[-1] in FLAGS or key[-1] == "reward":
             continue
-        before, now = specs.value_of(led_to, key), specs.value_of(follows, key)
-        if time and (specs.is_uneven(before) or specs.is_uneven(now)):
+        before, now = tensordicts.value_of(led_to, key), tensordicts.value_of(follows, key)
+        if time and (tensordicts.is_uneven(before) or tensordicts.is_uneven(now)):
             return None
         if not is_plain(before) or not is_plain(now):
             continue
@@ -173,7 +173,7 @@ def where_they_differ(
         size: the batch size of the environments.
         shape: the shape of the result, ``[envs]`` or ``[envs, time]``.
     """
-    led_to, follows = specs.as_array(before, size), specs.as_array(now, size)
+    led_to, follows = tensordicts.as_array(before, size), tensordicts.as_array(now, size)
     if follows.shape != led_to.shape:
         return np.ones(shape, bool)
     differs: npt.NDArray[np.bool_] = np.asarray(follows != led_to)

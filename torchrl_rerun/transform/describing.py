@@ -12,12 +12,12 @@ from torchrl.envs import EnvBase
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.kinds.places import free_key
+from torchrl_rerun.kinds.entity_paths import free_key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
 from torchrl_rerun.transform.camera import PIXELS, Camera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.plan import Acted, Plan
@@ -56,24 +56,28 @@ class Describer:
             KeyError: ``in_keys`` names a group of keys.
             ValueError: options don't fit the data, or the environment can't be rendered.
         """
-        if specs.is_pool(env):
+        if environments.is_pool(env):
             warn(
                 "steps of an AsyncEnvPool by async_step_send(), async_step_and_maybe_reset_send() and their recv() pass no "
                 "transform, and can't be recorded here: append the recorder to the environments in the pool"
             )
-        if specs.hides_skipped_steps(env):
+        if environments.hides_skipped_steps(env):
             warn(
                 "steps that ConditionalSkip skips inside an inner environment are recorded as steps, with the values that the "
                 "rollout repeats: append it to the environment to which the recorder is appended"
             )
         wanted = self._wanted(env, observed)
         actions = set() if env is None else {as_key(key) for key in env.action_keys}
-        values = {key: specs.value_of(observed, key) for key in wanted if key not in actions}
+        values = {key: tensordicts.value_of(observed, key) for key in wanted if key not in actions}
         there = {key: value for key, value in values.items() if value is not None}
         streams, skipped = self._streams(env, observed, there)
         pictures = [] if self._camera is None else [self._rendered(self._camera, recording, env, observed)]
         # Two rewards may have the same return, and the environment may have a key of that name.
-        taken = {*wanted, *specs.data_keys(observed), *(() if outcome is None else specs.data_keys(outcome))}
+        taken = {
+            *wanted,
+            *tensordicts.data_keys(observed),
+            *(() if outcome is None else tensordicts.data_keys(outcome)),
+        }
         sums = []
         for leaf in specs.reward_leaves(env, observed, outcome):
             if self._options.in_keys is None or leaf.key in self._options.in_keys:
@@ -84,7 +88,7 @@ class Describer:
         return Plan(
             _readers(recording, streams),
             skipped=frozenset(skipped),
-            resets_by_group=env is not None and specs.resets_by_group(env),
+            resets_by_group=env is not None and partial_resets.resets_by_group(env),
         )
 
     def step(
@@ -114,7 +118,7 @@ class Describer:
         rendered = () if self._camera is None else (PIXELS,)
         known = {*plan.observed.keys, *plan.skipped, *rendered}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted.keys]) if key not in known]
-        values = {key: specs.value_of(following, key) for key in wanted}
+        values = {key: tensordicts.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}
         written = dict(zip(wanted, acted.of(wanted), strict=True))
         actions = {key: value for key, value in written.items() if value is not None and key not in outcomes}
@@ -138,7 +142,7 @@ class Describer:
             _readers(recording, policy),
             endings,
             frozenset(all_skipped),
-            resets_itself=env is not None and specs.resets_itself(env),
+            resets_itself=env is not None and partial_resets.resets_itself(env),
             resets_by_group=plan.resets_by_group,
             is_complete=True,
         )
@@ -146,7 +150,7 @@ class Describer:
     def _wanted(self, env: EnvBase | None, tensordict: TensorDictBase) -> list[Key]:
         if self._options.in_keys is not None:
             return list(self._options.in_keys)
-        return specs.default_keys(env) if env is not None else specs.data_keys(tensordict)
+        return specs.default_keys(env) if env is not None else tensordicts.data_keys(tensordict)
 
     def _streams(
         self, env: EnvBase | None, tensordict: TensorDictBase, values: Mapping[Key, Any]
@@ -155,8 +159,8 @@ class Describer:
         streams: list[Stream] = []
         skipped: set[Key] = set()
         for key, value in values.items():
-            if specs.is_group(value) and key in (self._options.in_keys or ()):
-                leaves = ", ".join(name_of((*key, *leaf)) for leaf in specs.data_keys(value))
+            if tensordicts.is_group(value) and key in (self._options.in_keys or ()):
+                leaves = ", ".join(name_of((*key, *leaf)) for leaf in tensordicts.data_keys(value))
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {leaves}")
             try:
                 streams.append(self._options.describe(_leaf(key, value, tensordict, env)))
@@ -167,7 +171,9 @@ class Describer:
 
     def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
         """Return the stream of rendered pictures."""
-        if (env is not None and PIXELS in specs.default_keys(env)) or specs.value_of(observed, PIXELS) is not None:
+        if (env is not None and PIXELS in specs.default_keys(env)) or tensordicts.value_of(
+            observed, PIXELS
+        ) is not None:
             raise ValueError(
                 "render=True records pictures as 'pixels', which the environment gives already: leave out one of them"
             )
@@ -183,7 +189,7 @@ class Describer:
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
         """Warn of keys that the first step lacks, or raise KeyError if ``in_keys`` names them."""
         if self._options.in_keys is not None:
-            there = sorted(map(name_of, {*specs.data_keys(root), *specs.data_keys(following)}))
+            there = sorted(map(name_of, {*tensordicts.data_keys(root), *tensordicts.data_keys(following)}))
             names = ", ".join(map(name_of, missing))
             raise KeyError(
                 f"in_keys asks for {names}, which the environment doesn't give; there are {', '.join(there)}"
@@ -241,7 +247,7 @@ def _leaf(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None)
     Raises:
         UnsupportedLeafError: the value can't be recorded, for whatever reason.
     """
-    if specs.is_group(value):
+    if tensordicts.is_group(value):
         raise UnsupportedLeafError(f"it is a {type(value).__name__}, which holds keys of its own")
     try:
         return specs.leaf_of(key, value, tensordict, env)

@@ -20,19 +20,19 @@ from torchrl_rerun.errors import RecordingError, warn
 from torchrl_rerun.kinds.streams import Key, Stream, as_key
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Facts, Session, open_recording
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import environments, partial_resets, tensordicts
 from torchrl_rerun.transform.calls import Call
 from torchrl_rerun.transform.camera import Camera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.describing import Describer
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader
-from torchrl_rerun.transform.revision import Outcome
+from torchrl_rerun.transform.revising import Outcome
 from torchrl_rerun.transform.stepping import EnvOf, Mask, Stepping
 from torchrl_rerun.transform.workers import in_worker, worker_number
 from torchrl_rerun.writing.rerun_streams import OutOfReachError
 
-_SETTLING_SECONDS = 10.0
+_REVISING_SECONDS = 10.0
 """How long another thread waits for the transforms behind the recorder, at most."""
 
 
@@ -86,14 +86,14 @@ class FrontEnd:
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
         """Hold the lock while no other thread is in a transform behind the recorder, which may still change a step's flags."""
-        deadline = time.monotonic() + _SETTLING_SECONDS
+        deadline = time.monotonic() + _REVISING_SECONDS
         while True:
             with self.lock:
                 is_under_way = self._outcome is not None and self._outcome.is_under_way_elsewhere()
                 if is_under_way and time.monotonic() > deadline:
                     is_under_way = False
                     warn(
-                        f"a transform behind the recorder has been at work for {_SETTLING_SECONDS:g} s: flags that it sets for "
+                        f"a transform behind the recorder has been at work for {_REVISING_SECONDS:g} s: flags that it sets for "
                         "this step are not recorded"
                     )
                 if not is_under_way:
@@ -131,7 +131,7 @@ class FrontEnd:
         if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
             self.close_quietly()
         batch_size = tuple(tensordict.batch_size)
-        if ended is not None and not ended.status.may_go_on:
+        if ended is not None and not ended.status.missed.may_go_on:
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         self.plan, self._present = None, None
@@ -144,7 +144,7 @@ class FrontEnd:
         except OSError as error:
             if ended is None:
                 raise  # nothing was recorded yet, and the user can mend it
-            ended.status.fail_to_go_on(error)
+            ended.status.missed.fail_to_go_on(error)
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         if not self._is_enabled:
@@ -158,8 +158,8 @@ class FrontEnd:
     def _facts(self, env: EnvBase | None, batch_size: tuple[int, ...]) -> Facts:
         return Facts(
             batch_size,
-            specs.env_name(env),
-            self.session.options.fps or specs.frames_per_second(env),
+            environments.env_name(env),
+            self.session.options.fps or environments.frames_per_second(env),
             is_worker=in_worker(),
             worker=worker_number(),
         )
@@ -203,7 +203,7 @@ class FrontEnd:
             if self._camera is not None:
                 arrays.append(None)
                 render = None if is_past else self._camera.at(env)
-            seeds = specs.seeds(env()) if recording.must_know_ends else ()
+            seeds = environments.seeds(env()) if recording.must_know_ends else ()
             recording.reset(arrays, mask, seeds, begun=begun, render=render)
             if self.plan.resets_by_group:
                 self._present = observed
@@ -223,7 +223,7 @@ class FrontEnd:
             begun: environments whose episodes begin.
         """
         if self._present is not None:
-            observed = specs.regrouped(observed, self._present, resets)
+            observed = partial_resets.regrouped(observed, self._present, resets)
         self.reset(env, observed, mask, begun=begun)
 
     def enter(self, env: EnvOf, root: TensorDictBase, *, is_alone: bool = False) -> Stepping:
@@ -236,7 +236,7 @@ class FrontEnd:
         """
         self.catch_up()
         self.revise_last_step()
-        asked = specs.value_at_root(root, "_step")
+        asked = tensordicts.value_at_root(root, "_step")
         call = None
         if asked is not None or not (is_alone and self._chain.is_outermost):
             # To look into the call takes a tenth of the hooks' time. Without other transforms all steps reach `leave`.
@@ -259,11 +259,12 @@ class FrontEnd:
             self.step(env, root, self.acted(env, root), following, may_change=True)
         elif following.batch_size == stepping.root.batch_size:
             stepping.is_recorded = True
-            mask = stepping.mask(following, specs.value_at_root(root, "_step"))
+            given = tensordicts.value_at_root(root, "_step")
+            mask = None if given is None else stepping.mask(following, given)
             self.step(env, root, stepping.acted, following, mask, may_change=True)
 
     def finish(self, following: TensorDictBase) -> None:
-        """Settle the last step: all transforms have seen the data after it.
+        """Revise the last step: all transforms have seen the data after it.
 
         Args:
             following: the data after the step.
@@ -321,8 +322,8 @@ class FrontEnd:
             keys = list(self.session.options.in_keys)
         else:
             known = env()
-            keys = specs.data_keys(root) if known is None else [as_key(key) for key in known.action_keys]
-        return Acted(keys, [specs.value_of(root, key) for key in keys])
+            keys = tensordicts.data_keys(root) if known is None else [as_key(key) for key in known.action_keys]
+        return Acted(keys, [tensordicts.value_of(root, key) for key in keys])
 
     def step(
         self,
@@ -358,9 +359,11 @@ class FrontEnd:
         try:
             values = plan.following.values(following)
             arrays = self.reader.arrays(plan.following, values)
-            count = len(plan.observed)
+            count = len(plan.observed.each)
             if plan.resets_itself:
-                arrays[:count] = specs.without_last_observations(plan.observed.keys, arrays[:count], env(), following)
+                arrays[:count] = partial_resets.without_last_observations(
+                    plan.observed.keys, arrays[:count], env(), following
+                )
             observed = arrays[:count]
             ends = plan.ends(following) if recording.must_know_ends else None
             render = None
@@ -369,9 +372,8 @@ class FrontEnd:
                 render = self._camera.at(env, following)
             revise = None
             if may_change:
-                must_know = recording.must_know_ends
                 self._outcome = Outcome(
-                    following, plan, self._chain, self._stepping, values=values, arrays=arrays, must_know_ends=must_know
+                    following, recording, plan, self._chain, self._stepping, values=values, arrays=arrays
                 )
                 revise = self._outcome.revise
             actions = self.reader.arrays(plan.acted, acted.of(plan.acted.keys))
@@ -448,7 +450,7 @@ class FrontEnd:
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
     """Return the policy's input before a step, without what the policy wrote beside it."""
-    return root.select(*specs.data_keys(following), strict=False)
+    return root.select(*tensordicts.data_keys(following), strict=False)
 
 
 @contextlib.contextmanager

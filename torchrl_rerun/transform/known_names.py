@@ -1,8 +1,8 @@
-"""What the numbers of well-known environments are called: their observations, and their actions.
+"""Known names: find the names of the observations and actions of well-known environments.
 
-An environment in this process is known by its simulator's class, and asked where it can answer; those in other processes
-are known by the id that they are registered under. What is known is used where it fits a key in kind and size, and nowhere
-else: a wrong name is worse than none.
+- An environment in this process is found by the class of its simulator, which may name its own actions.
+- An environment in another process is found by the id that it is registered under.
+- Names are used only if they fit a key in kind and size: a wrong name is worse than none.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _GYMNASIUM = "gymnasium.envs."
 
 @dataclass(frozen=True)
 class Names:
-    """What an environment's numbers are called. Each is one list, or several of different lengths.
+    """Names of an environment's numbers: one list for each kind of number, or several of different lengths.
 
     Attributes:
-        observations: the numbers of its ``"observation"``.
-        actions: the categories of a discrete ``"action"``.
-        controls: the numbers of a continuous one.
+        observations: names of the numbers of ``"observation"``.
+        actions: names of the categories of a discrete ``"action"``.
+        controls: names of the numbers of a continuous ``"action"``.
     """
 
     observations: tuple[Labels, ...] = ()
@@ -42,10 +42,10 @@ class Names:
 
 
 def known_names(leaf: Leaf, env: EnvBase | None) -> Labels:
-    """What the numbers or the categories of a key are called; empty: nobody knows.
+    """Return the names of the numbers or the categories of a key; empty: unknown.
 
     Args:
-        leaf: what is known of the key.
+        leaf: the facts about the key.
         env: the environment; None: there is none.
     """
     if env is None or leaf.key not in (("observation",), ("action",)):
@@ -60,7 +60,7 @@ def known_names(leaf: Leaf, env: EnvBase | None) -> Labels:
         candidates, fits, size = "actions", one and len(leaf.categories) == 1, max(leaf.categories, default=0)
     if not fits:
         return ()
-    with contextlib.suppress(Exception):  # environments are asked here: an answer isn't worth an error
+    with contextlib.suppress(Exception):  # code of the environment runs here: names aren't worth an error
         return next((labels for labels in getattr(_names_of(env), candidates) if len(labels) == size), ())
     return ()
 
@@ -72,7 +72,7 @@ def _names_of(env: EnvBase) -> Names:
         case SerialEnv() if not env.is_closed:
             return _common(map(_names_of, env._envs))  # noqa: SLF001 - there is no public way to them
         case ParallelEnv():
-            # Its workers could be asked, but one that lacks the attribute dies of the question (torchrl 0.14).
+            # torchrl 0.14: a worker that is asked for an attribute it lacks dies.
             described = env.meta_data if isinstance(env.meta_data, list) else [env.meta_data]
             return _common(_of_id(name) for each in described for name in _ids_in(str(each.env_str)))
         case GymWrapper() if isinstance(env._env, gymnasium.vector.VectorEnv):  # noqa: SLF001
@@ -83,13 +83,13 @@ def _names_of(env: EnvBase) -> Names:
 
 
 def _common(found: Iterable[Names]) -> Names:
-    """What the environments of a batch have in common: all of it, or nothing."""
+    """Return the names that all environments of a batch share; none if they differ."""
     several = set(found)
     return several.pop() if len(several) == 1 else Names()
 
 
 def _ids_in(description: str) -> list[str]:
-    """The ids of the gymnasium environments in TorchRL's description of an environment.
+    """Return the ids of the gymnasium environments in TorchRL's description of an environment.
 
     >>> _ids_in("TransformedEnv(env=GymEnv(env=ALE/Pong-v5, batch_size=torch.Size([]), device=cpu), transform=...)")
     ['ALE/Pong-v5']
@@ -100,7 +100,7 @@ def _ids_in(description: str) -> list[str]:
 
 
 def _of_id(name: str) -> Names:
-    """What is known of an environment that is registered with gymnasium."""
+    """Return the names of an environment that is registered with gymnasium."""
     spec = gymnasium.registry.get(name.rpartition(":")[2])
     if spec is None or spec.entry_point is None:
         return Names()
@@ -114,7 +114,7 @@ def _of_id(name: str) -> Names:
 
 
 def of_simulator(simulator: Any) -> Names:
-    """What is known of a simulator in this process, by its class and by what it says itself.
+    """Return the names of a simulator in this process, from its class, its methods and its MuJoCo model.
 
     Args:
         simulator: a gymnasium environment, unwrapped.
@@ -138,7 +138,7 @@ def _path(thing: type | Callable[..., Any]) -> str:
 
 
 def _of_path(path: str) -> Names:
-    """What is known of the environments of a class, of any version."""
+    """Return the names of the environments of a class, of any version."""
     if not path.startswith(_GYMNASIUM):
         return Names()
     return KNOWN.get(re.sub(r"_v[45]:", ":", path.removeprefix(_GYMNASIUM)), Names())
@@ -152,12 +152,12 @@ _BALL = ("qw", "qx", "qy", "qz"), ("wx", "wy", "wz")
 
 @dataclass(frozen=True)
 class Robot:
-    """The parts of a MuJoCo model that positions, velocities and actions are of.
+    """Names of the parts of a MuJoCo model.
 
     Attributes:
-        positions: names of its ``qpos``.
-        velocities: names of its ``qvel``.
-        actuators: names of its actuators; of one without a name, that of the joint which it moves.
+        positions: names of the numbers of ``qpos``.
+        velocities: names of the numbers of ``qvel``.
+        actuators: names of the actuators. An actuator without a name has that of the joint which it moves.
     """
 
     positions: Labels
@@ -166,7 +166,7 @@ class Robot:
 
     @classmethod
     def of(cls, model: Any) -> Robot:
-        """The robot of a compiled ``mujoco.MjModel``."""
+        """Return the robot of a compiled ``mujoco.MjModel``."""
         positions: list[str] = []
         velocities: list[str] = []
         for index in range(model.njnt):
@@ -182,7 +182,7 @@ class Robot:
 
     @classmethod
     def hinged(cls, joints: str, actuators: str) -> Robot:
-        """One of joints that slide or turn about an axis.
+        """Return a robot of joints that slide or turn about an axis.
 
         >>> Robot.hinged("slider hinge", "slide").velocities
         ('slider vel', 'hinge vel')
@@ -191,7 +191,11 @@ class Robot:
         return cls(names, tuple(f"{name} vel" for name in names), tuple(actuators.split()))
 
     def names(self, *left_out: int) -> Names:
-        """Names for observations of all positions, but so many of the first ones, and all velocities."""
+        """Return names for observations of the positions and all velocities.
+
+        Args:
+            left_out: numbers of first positions that are left out, one for each version of the observation.
+        """
         observations = tuple(self.positions[count:] + self.velocities for count in left_out)
         return Names(observations, controls=(self.actuators,))
 
@@ -216,17 +220,17 @@ def _ant() -> Names:
     return Robot(positions + legs.positions, velocities + legs.velocities, legs.actuators).names(2, 0)
 
 
-# --- what is known ---
+# --- known environments ---
 
 
 def _called(*, observation: str = "", actions: str = "", controls: str = "", shorter: int | None = None) -> Names:
-    """Names as lists with commas between them.
+    """Return names, given as lists with commas between them.
 
     Args:
-        observation: the numbers of an observation.
-        actions: the categories of a discrete action.
-        controls: the numbers of a continuous action.
-        shorter: how many of the observation's numbers there are in another version of the environment.
+        observation: names of the numbers of an observation.
+        actions: names of the categories of a discrete action.
+        controls: names of the numbers of a continuous action.
+        shorter: the number of the observation's numbers in another version of the environment.
     """
     observed = tuple(observation.split(", "))
     return Names(
@@ -299,10 +303,10 @@ KNOWN: Mapping[str, Names] = {
     ).names(2, 0),
     "mujoco.walker2d:Walker2dEnv": Robot.hinged(f"rootx rootz rooty {_TWO_LEGS}", _TWO_LEGS).names(1, 0),
 }
-"""By the module and class of gymnasium's own environments, without the version."""
+"""Names by the module and class of gymnasium's own environments, without the version."""
 
 ATARI = "ale_py.env:AtariEnv"
-"""The class of all Atari games, which says itself what its actions mean."""
+"""The class of all Atari games."""
 
 ATARI_ACTIONS: Labels = (
     *("NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT"),
@@ -339,4 +343,4 @@ MINIMAL_ACTIONS: Mapping[str, tuple[int, ...]] = {
     "kung_fu_master": (0, 2, 3, 4, 5, 8, 9, 11, 12, 13, 14, 15, 16, 17),
     "journey_escape": (0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17),
 }
-"""Which of them there are by default, by the names of the games; in all other games it is all of them."""
+"""Indices of the actions that games have by default, by the names of the games. Other games have all actions."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torchrl.envs import EnvBase, Transform
 
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import environments
 
 
 class Appended(Protocol):
@@ -42,6 +42,6 @@ class Owner:
         """Return the transforms behind the recorder; none if it is appended to no environment."""
         recorder = None if self._recorder is None else self._recorder()
         env = None if recorder is None else recorder.environment
-        chain = [] if env is None else specs.flat([env.transform])
+        chain = [] if env is None else environments.flat([env.transform])
         at = next((i for i, each in enumerate(chain) if each is recorder), len(chain))
         return chain[at + 1 :]

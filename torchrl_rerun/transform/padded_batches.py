@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 
 MASK = ("collector", "mask")
 TRAJ_IDS = ("collector", "traj_ids")
@@ -128,7 +128,9 @@ def _ids(rows: TensorDictBase) -> npt.NDArray[np.int64] | None:
 def _ended(rows: TensorDictBase) -> npt.NDArray[np.bool_]:
     """Return which steps end an episode, ``[trajectories, time]``."""
     following = rows.get("next")
-    ends = Endings(specs.data_keys(following)).of(functools.partial(specs.flags_of, following), rows.numel())
+    ends = Endings(tensordicts.data_keys(following)).of(
+        functools.partial(tensordicts.flags_of, following), rows.numel()
+    )
     return (np.zeros(rows.numel(), bool) if ends is None else ends.either).reshape(rows.batch_size)
 
 

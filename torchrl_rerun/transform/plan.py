@@ -12,7 +12,7 @@ from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import Endings, Ends
 from torchrl_rerun.kinds.streams import Key, Stream
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.readers import Reader, Readers
 
 
@@ -70,7 +70,7 @@ class Plan:
         Args:
             following: the data after the step.
         """
-        return self.endings.of(functools.partial(specs.flags_of, following), following.batch_size.numel())
+        return self.endings.of(functools.partial(tensordicts.flags_of, following), following.batch_size.numel())
 
     def varied(self, stream: Stream) -> Plan:
         """Return the plan by which a key is recorded with values of any shape.

@@ -29,7 +29,7 @@ from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.options import Options, Trigger
 from torchrl_rerun.recording.session import Session, shared_paths
 from torchrl_rerun.recording.stats import Stats
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import partial_resets
 from torchrl_rerun.transform.calls import is_within
 from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.ownership import Owner
@@ -231,7 +231,7 @@ class RerunRecorder(Transform):
         front_end, env = self._listening(), self.environment
         if front_end is None:
             return
-        resets = {} if env is None else specs.resets_in(env, tensordict)
+        resets = {} if env is None else partial_resets.resets_in(env, tensordict)
         if env is None or not resets or self._now.is_rehearsal:
             self._now.is_rehearsal = is_within(*_REHEARSALS)
         if self._now.is_rehearsal:
@@ -241,7 +241,7 @@ class RerunRecorder(Transform):
             if env is None or not resets:
                 front_end.reset(self._environment, tensordict_reset)
                 return
-            mask, begun = specs.reset_envs(env, resets, tensordict.batch_size.numel())
+            mask, begun = partial_resets.reset_envs(env, resets, tensordict.batch_size.numel())
             if () in resets:
                 front_end.reset(self._environment, tensordict_reset, mask)
             else:
@@ -260,8 +260,8 @@ class RerunRecorder(Transform):
         front_end, env = self._listening(), self.environment
         if front_end is None or env is None or self._now.is_rehearsal:
             return
-        resets = specs.resets_in(env, tensordict)
-        mask, _ = specs.reset_envs(env, resets, tensordict.batch_size.numel()) if resets else (None, None)
+        resets = partial_resets.resets_in(env, tensordict)
+        mask, _ = partial_resets.reset_envs(env, resets, tensordict.batch_size.numel()) if resets else (None, None)
         if mask is not None and mask.any():
             # The flags are still those of the episode that ended. TorchRL lowers them after this hook.
             flags = {key: torch.zeros_like(tensordict_reset.get(key)) for key in env.done_keys}
@@ -285,7 +285,7 @@ class RerunRecorder(Transform):
         if front_end is not None and not self._now.is_rehearsal:
             with front_end.lock:
                 container = self.__dict__.get("_container")
-                is_alone = container is not None and isinstance(container(), EnvBase)
+                is_alone = container is not None and not isinstance(container(), Compose)
                 self._now.stepping = front_end.enter(self._environment, tensordict, is_alone=is_alone)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:

@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.streams import Key, name_of
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
@@ -88,7 +88,7 @@ class Rollouts:
         if has_come_back or recording is None or recording.process != os.getpid():
             self._continuity.forget()
         front_end.displaced = None
-        led_to = specs.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
+        led_to = tensordicts.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
         for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
             some = slice(at, at + _SOME_MOMENTS)
             part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]

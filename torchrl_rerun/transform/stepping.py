@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.transform import specs
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.calls import Call
 from torchrl_rerun.transform.plan import Acted
 
@@ -68,7 +68,7 @@ class Stepping:
             and self.call.is_on_stack_of(self.thread)
         )
 
-    def mask(self, following: TensorDictBase, given: torch.Tensor | None) -> Mask:
+    def mask(self, following: TensorDictBase, given: torch.Tensor) -> Mask:
         """Return which environments were stepped.
 
         A transform in front of the recorder may step the environment several times in one call. It leaves out
@@ -76,15 +76,13 @@ class Stepping:
 
         Args:
             following: the data after the step.
-            given: the mask that the base environment saw, bool ``[*batch]``; None: it stepped all.
+            given: the mask that the base environment saw, bool ``[*batch]``.
         """
-        if given is None:
-            return None
         mask: npt.NDArray[np.bool_] = given.cpu().numpy().reshape(-1)
         wanted = np.ones_like(mask) if self.asked is None else self.asked.cpu().numpy().reshape(-1)
-        endings = Endings(specs.data_keys(following))
+        endings = Endings(tensordicts.data_keys(following))
         before, after = (
-            endings.of(functools.partial(specs.flags_of, data), len(mask)) for data in (self.root, following)
+            endings.of(functools.partial(tensordicts.flags_of, data), len(mask)) for data in (self.root, following)
         )
         if after is not None:
             mask = mask | (wanted & after.either if before is None else wanted & after.either & ~before.either)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,11 +14,11 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
-from torchrl_rerun.kinds.streams import Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path, name_of
 from torchrl_rerun.kinds.timelines import FRAME, Positions
-from torchrl_rerun.writing.encoder import Encoding
+from torchrl_rerun.writing.encoding import Encoding
+from torchrl_rerun.writing.losses import Losses
 
 
 class ChunkFactory:
@@ -33,35 +35,35 @@ class ChunkFactory:
         self._encoding = encoding
         self._losses = losses
 
-    def chunks(self, piece: EnvRows, env: int | None) -> Iterator[Chunk]:
+    def chunks(self, rows_of_env: EnvRows, env: int | None) -> Iterator[Chunk]:
         """Return one chunk for each key and agent, except for values that are encoded first.
 
         Args:
-            piece: the rows.
+            rows_of_env: the rows.
             env: environment index; None: the recording is of one environment.
         """
         together: list[_Made] = []
-        for stream, values in piece.values:
+        for stream, values in rows_of_env.values:
             for lane in range(stream.lanes):
                 path, rows = entity_path(stream, env, lane), values[:, lane] if stream.agents else values
                 if stream.is_object:
-                    yield from self._of_objects(stream, path, rows, piece.positions, together)
-                elif self._encoding.add(path, stream, rows, piece.positions):
+                    yield from self._of_objects(stream, path, rows, rows_of_env.positions, together)
+                elif self._encoding.add(path, stream, rows, rows_of_env.positions):
                     continue
-                elif (columns := self._columns(stream, rows, piece.positions)) is not None:
+                elif (columns := self._columns(stream, rows, rows_of_env.positions)) is not None:
                     together.append(_Made(stream, Entity(path, columns)))
-        yield from self._chunks(piece.positions, together)
+        yield from self._chunks(rows_of_env.positions, together)
 
     def _columns(self, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> list[Column] | None:
-        """The columns of some rows; None if they can't be stored, which costs them alone."""
+        """Return the columns of some rows; None if they can't be stored, which costs these rows alone."""
         try:
-            return stream.kind.columns(stream, rows)
+            return list(stream.kind.columns(stream, rows))
         except Exception as error:
             self._losses.add(stream.key, positions[:, FRAME], f"{stream.dtype} {stream.shape} ({error})")
             return None
 
     def _chunks(self, positions: Positions, made: Sequence[_Made]) -> Iterator[Chunk]:
-        """The chunks of entities that share their times. If that fails each is tried by itself."""
+        """Yield the chunks of entities that share their times. If that fails, try each entity by itself."""
         if not made:
             return
         times = times_of(positions, self._fps)
@@ -77,14 +79,14 @@ class ChunkFactory:
     def _of_objects(
         self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, together: list[_Made]
     ) -> Iterator[Chunk]:
-        """Rows that are values by themselves: the usual ones are stored by the key's kind, the others as what they are.
+        """Yield chunks of rows that are values by themselves. The key's kind stores the values that it holds; all others are objects.
 
         Args:
             stream: the stream.
             path: the entity path.
             rows: the values, ``[n]``.
-            positions: where they are, ``[n, 5]``.
-            together: takes columns that have all of the rows.
+            positions: positions of the rows, ``[n, 6]``.
+            together: takes columns that have a value in each row.
         """
         usual: list[int] = []
         others: list[int] = []
@@ -113,14 +115,14 @@ class ChunkFactory:
 
 
 class _Made(NamedTuple):
-    """The columns of an entity, and the stream that they are of."""
+    """The columns of an entity, and their stream."""
 
     stream: Stream
     entity: Entity
 
 
 def _written(stream: Stream, value: Any) -> Written:
-    """A value of an object stream as it is stored."""
+    """Return a value without a fixed shape as it is stored."""
     if not stream.varies:
         return written(value)
     if not isinstance(value, np.ndarray):
@@ -129,23 +131,33 @@ def _written(stream: Stream, value: Any) -> Written:
 
 
 def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iterator[Chunk]:
-    """What does not change over time: names, colours, and how images are stored.
+    """Yield the chunks of columns that do not change over time: names, colours, and formats of images.
 
     Args:
-        streams: what is recorded.
-        envs: environment indices; None: the recording is of one environment.
+        streams: the streams.
+        envs: environment indices; ``[None]`` if the recording is of one environment.
     """
     streams = list(streams)
     before = _agents_before(streams)
     for stream in streams:
         for lane in range(stream.lanes):
-            columns = list(stream.kind.static(stream, before.get(stream.key[0], 0) + lane))
+            columns = _static(stream, before.get(stream.key[0], 0) + lane)
             for env in envs[: 1 if stream.shared else None] if columns else ():
                 yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
 
 
+def _static(stream: Stream, agent: int) -> list[Any]:
+    """Return what a kind tells of a stream once. A kind that fails at it costs that alone."""
+    try:
+        return list(stream.kind.static(stream, agent))
+    except Exception as error:
+        with contextlib.suppress(Warning):  # as an error it would end the recording: this is the writer's thread
+            warnings.warn(f"the names and colours of {name_of(stream.key)} are not recorded: {error!r}", stacklevel=2)
+        return []
+
+
 def _agents_before(streams: Sequence[Stream]) -> dict[str, int]:
-    """How many agents come before those of each group, in the order of the groups' names."""
+    """Return how many agents come before those of each group, in the order of the groups' names."""
     groups = {stream.key[0]: stream.lanes for stream in streams if stream.agents}
     counts = itertools.accumulate((groups[name] for name in sorted(groups)), initial=0)
     return dict(zip(sorted(groups), counts, strict=False))

@@ -9,12 +9,10 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
@@ -24,16 +22,15 @@ from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.events import EndedEpisode
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
-from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.schema import Described, Source, episode_chunk, info_chunk, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
-from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
+from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
-from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Encoding
+from torchrl_rerun.writing.chunks import static_chunks
+from torchrl_rerun.writing.episode_rows import EpisodeRows
 from torchrl_rerun.writing.folder import EpisodeFolder
+from torchrl_rerun.writing.losses import Losses
 
 
 class EpisodeFiles:
@@ -82,7 +79,7 @@ class EpisodeFiles:
         self._layout: EncodedLayout | None = None
         self._ended = ended
         self._buffers = buffers
-        self._in_progress: dict[tuple[int, int], _EpisodeRows] = {}
+        self._in_progress: dict[tuple[int, int], EpisodeRows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
         self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
@@ -110,15 +107,15 @@ class EpisodeFiles:
 
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
-    ) -> Iterator[Chunk]:
+    ) -> Iterable[Chunk]:
         """Note the description, which each file contains. Return no chunks."""
         del new, statistics
         self._described, self._ends = tuple(described), tuple(ends)
         self._schemas.clear()
         self.__dict__.pop("_static", None)
-        yield from ()
+        return ()
 
-    def chunks(self, block: Block) -> Iterator[Chunk]:
+    def chunks(self, block: Block) -> Iterable[Chunk]:
         """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
         for piece in rows_by_env(block, len(self._envs), self._sums):
             episodes = piece.positions[:, EPISODE]
@@ -126,9 +123,9 @@ class EpisodeFiles:
             for first, last in itertools.pairwise(bounds):
                 self._take(piece, int(episodes[first]), slice(first, last))
         self._relieve()
-        yield from ()
+        return ()
 
-    def due(self) -> Iterator[Chunk]:
+    def due(self) -> Iterable[Chunk]:
         """Finish the episodes that are over, and write those that have waited long enough. Return no chunks."""
         count = len(self._ended)  # before the buffers are asked: more may be over by then
         waiting = oldest_waiting(self._buffers)
@@ -136,9 +133,9 @@ class EpisodeFiles:
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
-        yield from ()
+        return ()
 
-    def rest(self, complete: int) -> Iterator[Chunk]:
+    def rest(self, complete: int) -> Iterable[Chunk]:
         """Write all episodes, those in progress as parts. Return no chunks.
 
         Args:
@@ -149,7 +146,7 @@ class EpisodeFiles:
             self._write(finished)
         for rows in self._in_progress.values():
             self._write_part(rows)
-        yield from ()
+        return ()
 
     @property
     def waiting_bytes(self) -> int:
@@ -161,7 +158,7 @@ class EpisodeFiles:
         """Number of the first frame of which a row waits; None if none does."""
         return min((rows.first for rows in self._all_rows() if rows.bytes), default=None)
 
-    def _all_rows(self) -> list[_EpisodeRows]:
+    def _all_rows(self) -> list[EpisodeRows]:
         """Return the rows in memory. Other threads call this, too."""
         return [*tuple(self._in_progress.values()), *(finished.rows for finished in tuple(self._waiting.values()))]
 
@@ -181,7 +178,7 @@ class EpisodeFiles:
         key = piece.row, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = _EpisodeRows(self._envs[piece.row], episode, self._source.fps, self._losses)
+            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.row], episode, self._source.fps, self._losses)
         rows.add(piece, part)
 
     def _relieve(self) -> None:
@@ -242,25 +239,25 @@ class EpisodeFiles:
         del self._waiting[episode.key]
         self._remove(finished.replaces)
 
-    def _write_part(self, rows: _EpisodeRows) -> None:
+    def _write_part(self, rows: EpisodeRows) -> None:
         """Write the rows of an episode in progress to a file whose name says that it is a part."""
         if rows.bytes:
             stem = f"{self._stem(rows)}.part_{len(rows.parts)}"
             rows.parts.append(self._write_file(rows, rows.so_far(), stem))
             rows.clear()
 
-    def _write_file(self, rows: _EpisodeRows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
+    def _write_file(self, rows: EpisodeRows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
         return self._folder.write_file(
             stem,
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
             application_id=self._application_id,
             # The viewer shows the first letters of an id alone.
-            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{rows.added}_{self._recording_id}",
+            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{self._suffix(rows)}_{self._recording_id}",
             layout=self._layout,
             of=of,
         )
 
-    def _chunks(self, rows: _EpisodeRows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
+    def _chunks(self, rows: EpisodeRows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
         began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
         yield info_chunk(stem, began)
         yield self._schema_of(episode.env)
@@ -270,11 +267,14 @@ class EpisodeFiles:
             yield from (chunk for each in parts_in(part) for chunk in each.all_chunks() if not chunk.is_static)
         yield from rows.chunks()
 
-    def _stem(self, rows: _EpisodeRows) -> str:
-        stem = f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
-        if rows.added is None:
-            rows.added = self._folder.free_number(stem)
-        return f"{stem}{rows.added}"
+    def _stem(self, rows: EpisodeRows) -> str:
+        return f"{self._name(rows)}{self._suffix(rows)}"
+
+    def _name(self, rows: EpisodeRows) -> str:
+        return f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+
+    def _suffix(self, rows: EpisodeRows) -> str:
+        return rows.suffix(self._folder, self._name(rows))
 
     @property
     def _width(self) -> int:
@@ -291,10 +291,6 @@ class EpisodeFiles:
         return self._schemas[env]
 
 
-_Recorded = tuple[Key, bool]
-"""A key, and whether its values vary in shape; they may begin to do so within an episode."""
-
-
 class _Finished(NamedTuple):
     """An episode that is over and kept so far, but not written.
 
@@ -306,99 +302,6 @@ class _Finished(NamedTuple):
     """
 
     episode: Episode
-    rows: _EpisodeRows
+    rows: EpisodeRows
     since: float
     replaces: list[Episode]
-
-
-class _EpisodeRows:
-    """The rows of an episode that are in memory.
-
-    Attributes:
-        env: environment index.
-        episode: number of the episode.
-        first: number of the run's frame that the first of them is at.
-        bytes: their size.
-        parts: the files of the rows before them.
-        added: suffix of the file's name, if another file has the name; None until it has a name.
-    """
-
-    def __init__(self, env: int, episode: int, fps: float | None, losses: Losses) -> None:
-        self.env = env
-        self.episode = episode
-        self.parts: list[Path] = []
-        self.added: str | None = None
-        self._fps = fps
-        self._losses = losses
-        self._length = 0
-        self._began: tuple[int, int] | None = None
-        self._return = np.nan
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the rows: they are written."""
-        self._pieces: dict[tuple[_Recorded, ...], list[EnvRows]] = {}
-        self.first = 0
-        self.bytes = 0
-
-    def add(self, piece: EnvRows, part: slice) -> None:
-        """Copy a part of the rows of a block."""
-        positions = piece.positions[part].copy(order="F")
-        if not self.bytes:
-            self.first = int(positions[0, FRAME])
-        if self._began is None:
-            self._began = int(positions[0, STEP] - positions[0, EPISODE_STEP]), int(positions[0, LOG_TIME])
-        self.first = min(self.first, int(positions[0, FRAME]))
-        self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
-        positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
-        values = [(stream, rows[part].copy()) for stream, rows in piece.values]
-        for stream, rows in values:
-            if stream.sums:
-                self._return = float(rows[-1].mean())
-        streams = tuple((stream.key, stream.varies) for stream, _ in values)
-        self._pieces.setdefault(streams, []).append(EnvRows(piece.row, positions, values))
-        self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
-
-    def so_far(self) -> Episode:
-        """Return the episode's properties as far as its rows tell them."""
-        first_step, began = self._began or (0, 0)
-        return Episode(
-            self.env,
-            self.episode,
-            self._return,
-            self._length,
-            interrupted=True,
-            first_step=first_step,
-            start_time=datetime.fromtimestamp(began / 1e9, UTC),
-        )
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Return one chunk for each key and agent."""
-        # A new encoder: each part of a video begins with a keyframe.
-        pictures = Encoding(self._fps, self._losses, max_age=float("inf"))
-        factory = ChunkFactory(self._fps, pictures, self._losses)
-        for group in self._pieces.values():
-            yield from factory.chunks(_joined(group), None)
-        yield from pictures.rest()
-
-    def remove_parts(self) -> None:
-        """Remove the files that hold the rows before these."""
-        for part in self.parts:
-            part.unlink(missing_ok=True)
-        self.parts.clear()
-
-
-def _joined(group: Sequence[EnvRows]) -> EnvRows:
-    """Join rows of an episode that are of the same streams."""
-    if len(group) == 1:
-        return group[0]
-    columns = zip(*(piece.values for piece in group), strict=True)
-    return EnvRows(
-        group[0].row,
-        np.asfortranarray(np.concatenate([piece.positions for piece in group])),
-        [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
-    )
-
-
-def _bytes(rows: npt.NDArray[Any]) -> int:
-    return sum(map(size_of, rows.reshape(-1))) if rows.dtype == object else rows.nbytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import rerun.blueprint as rrb
@@ -16,7 +16,7 @@ from torchrl_rerun.kinds.streams import Key, Stream
 class BlockOutput(Protocol):
     """Makes chunks of blocks."""
 
-    def chunks(self, block: Block) -> Iterator[Chunk]:
+    def chunks(self, block: Block) -> Iterable[Chunk]:
         """Return the chunks that are written of a block at once."""
 
 
@@ -25,7 +25,7 @@ class Output(BlockOutput, Protocol):
 
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
-    ) -> Iterator[Chunk]:
+    ) -> Iterable[Chunk]:
         """Return the chunks of what doesn't change over time.
 
         Args:
@@ -46,10 +46,10 @@ class Output(BlockOutput, Protocol):
             envs: the environment index of each row of the blocks to come.
         """
 
-    def due(self) -> Iterator[Chunk]:
+    def due(self) -> Iterable[Chunk]:
         """Return chunks of the rows that have waited long enough, or are enough for a chunk."""
 
-    def rest(self, complete: int) -> Iterator[Chunk]:
+    def rest(self, complete: int) -> Iterable[Chunk]:
         """Return chunks of all rows that wait.
 
         Args:

@@ -39,11 +39,10 @@ class BatchStatistics:
         self._fps = fps
         self._sums = sums
 
-    def static(self, groups: Sequence[StreamGroup]) -> Iterator[Chunk]:
+    def static(self, groups: Sequence[StreamGroup]) -> list[Chunk]:
         """Return the names and colours of the lines."""
-        for group in groups:
-            for stream in group.streams:
-                yield Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS))
+        streams = [stream for group in groups for stream in group.streams]
+        return [Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS)) for stream in streams]
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """Return one chunk for each reward and each running return."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.kinds.schema import Described
+from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.writing.live import Frames, LiveSink
 from torchrl_rerun.writing.output import BlockOutput, Output
 from torchrl_rerun.writing.target import ChunkWriter
@@ -65,14 +68,15 @@ class WriterThread:
         """Whether :meth:`start` was called."""
         return self._thread.ident is not None
 
-    def put(self, chunks: Iterable[Chunk], frames: Frames | None = None) -> None:
-        """Write chunks after all that was put before.
+    def put(self, chunks: Sequence[Chunk]) -> None:
+        """Write chunks that all frames need, after all that was put before."""
+        self._jobs.put(_Job(lambda: chunks, None))
 
-        Args:
-            chunks: the chunks; a generator is run on the writer's thread.
-            frames: the frames ``[first, last)`` of the chunks. Default: they are of no frame, and all frames need them.
-        """
-        self._jobs.put(_Chunks(chunks, frames))
+    def put_description(
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+    ) -> None:
+        """Describe the recording, after all that was put before. The arguments are those of :meth:`Output.describe`."""
+        self._jobs.put(_Job(functools.partial(self._output.describe, described, new, statistics, ends), None))
 
     def put_segment(self, segment: Segment, output: BlockOutput) -> None:
         """Write a segment after all that was put before, and release its block. One that is released already is skipped.
@@ -81,10 +85,9 @@ class WriterThread:
             segment: a sealed segment, or one without frames, of which the memory is touched.
             output: makes chunks of it.
         """
-        self._jobs.put(_Block(segment, output))
+        self._jobs.put(_Job(functools.partial(_chunks_of, segment, output), segment.frames, segment))
         if segment.frames is not None:
-            following = segment.frames[1]
-            self.put_due(following)
+            self.put_due(segment.frames[1])
 
     def put_due(self, frame: int) -> None:
         """Write the chunks that are due when all that was put before is written.
@@ -92,7 +95,15 @@ class WriterThread:
         Args:
             frame: the number of the next frame.
         """
-        self.put(self._output.due(), (frame, frame))  # of frames that were counted already
+        self._jobs.put(_Job(self._output.due, (frame, frame)))  # of frames that were counted already
+
+    def put_rest(self, frame: int) -> None:
+        """Write the chunks of all rows that wait in the output.
+
+        Args:
+            frame: the number of the next frame, before which all rows were put.
+        """
+        self._jobs.put(_Job(functools.partial(self._output.rest, frame), (frame, frame)))
 
     def is_taking(self) -> bool:
         """Return whether chunks that are put will be written."""
@@ -147,7 +158,7 @@ class WriterThread:
             try:
                 for live_sink in self._live_sinks:
                     live_sink.begin(job.of_frames)
-                for chunk in job.made():
+                for chunk in job.make():
                     for live_sink in self._live_sinks:
                         live_sink.offer(chunk)
                     yield chunk
@@ -158,7 +169,8 @@ class WriterThread:
                 self.error = self._chunk_writer.error() or error  # Rerun would wrap it beyond recognition
                 raise
             self._chunk_writer.mark_whole()
-            job.end()
+            if job.segment is not None:
+                job.segment.release()
             self._count_failures()
             self._is_at_work, self.busy_seconds = False, self.busy_seconds + time.monotonic() - began
 
@@ -166,35 +178,25 @@ class WriterThread:
         self.failures = (self.error is not None) + sum(live_sink.error() is not None for live_sink in self._live_sinks)
 
 
-class _Chunks(NamedTuple):
-    chunks: Iterable[Chunk]
+class _Job(NamedTuple):
+    """Chunks to write.
+
+    Attributes:
+        make: returns the chunks; called on the writer's thread.
+        of_frames: the frames ``[first, last)`` of the chunks; None: they are of no frame, and all frames need them.
+        segment: the segment that is released when the chunks are kept.
+    """
+
+    make: Callable[[], Iterable[Chunk]]
     of_frames: Frames | None
-
-    def made(self) -> Iterable[Chunk]:
-        return self.chunks
-
-    def end(self) -> None:
-        pass
+    segment: Segment | None = None
 
 
-class _Block(NamedTuple):
-    segment: Segment
-    output: BlockOutput
-
-    @property
-    def of_frames(self) -> Frames | None:
-        return self.segment.frames
-
-    def made(self) -> Iterable[Chunk]:
-        if self.segment.is_released:
-            return ()
-        if self.segment.frames is None:
-            self.segment.block.touch()
-            return ()
-        return self.output.chunks(self.segment.block)
-
-    def end(self) -> None:
-        self.segment.release()
-
-
-_Job = _Chunks | _Block
+def _chunks_of(segment: Segment, output: BlockOutput) -> Iterable[Chunk]:
+    """Return the chunks of a segment; none if it is released already, or has no frames and only gets its memory."""
+    if segment.is_released:
+        return ()
+    if segment.frames is None:
+        segment.block.touch()
+        return ()
+    return output.chunks(segment.block)

@@ -1,7 +1,7 @@
 """Threads that encode, a few for all recordings of a process.
 
-Not those of ``concurrent.futures``: they take no work once the program has come to its end, and that is when recordings
-are closed that nobody closed.
+Threads of ``concurrent.futures`` take no tasks at the end of the program, which is when recordings are closed that the user
+did not close.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 NAME = "torchrl_rerun-encoder"
-"""What they are all called."""
+"""Name of all threads."""
 
 MOST = 8
-"""However many processors there are."""
+"""Largest number of threads, on machines with more processors too."""
 
 NICENESS = 5
-"""How much less they matter than the other threads, on Linux: where processors are short, the environment's thread gets as
-far beside several of them as beside one of its own priority, and while it waits they have all there is
+"""Niceness of the threads on Linux, above that of the process. If processors are short, the environment's thread gets as far
+beside several of them as beside one of its own priority; while it waits they have all processors
 (`make bench ARGS="--only encoding"`)."""
 
 _Tasks = queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]]
 
 
 class _Threads:
-    """So many at the most, begun one by one as there is work."""
+    """A bounded number of threads, started one by one as tasks come."""
 
     def __init__(self, most: int, niceness: int = NICENESS) -> None:
         self._most = most

@@ -17,13 +17,13 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
 from torchrl_rerun.kinds.kind import Encoded, Encoder
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.kinds.threads import submit
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
+from torchrl_rerun.writing.encoding_threads import submit
+from torchrl_rerun.writing.losses import Losses
 
 FULL_BYTES = 1 << 19
-"""Bytes of a chunk that is worth its cost."""
+"""Bytes of a chunk that is worth what a chunk costs."""
 
 FULL_ROWS = 2048
 
@@ -56,7 +56,7 @@ class Encoding:
             path: the entity path.
             stream: the stream.
             rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
-            positions: where they are, ``[n, 5]``.
+            positions: positions of the rows, ``[n, 6]``.
         """
         pile = self._piles.get(path)
         if pile is None:
@@ -73,7 +73,7 @@ class Encoding:
             pile.finish()
 
     def due(self, now: int) -> Iterator[Chunk]:
-        """Chunks of those that are enough for one, and of all when the oldest is too old or there are too many.
+        """Yield chunks of entities with enough values for one; of all entities if the oldest value is due or too many wait.
 
         Args:
             now: nanoseconds since the epoch.
@@ -87,7 +87,7 @@ class Encoding:
                 yield from pile.chunks()
 
     def rest(self) -> Iterator[Chunk]:
-        """Chunks of all that wait."""
+        """Yield chunks of all values that wait."""
         self.finish()
         for pile in self._piles.values():
             if pile.first is not None:
@@ -95,16 +95,16 @@ class Encoding:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of the pictures that wait."""
+        """Bytes of the values that wait."""
         return sum(pile.bytes for pile in tuple(self._piles.values()))
 
     @property
     def oldest_waiting(self) -> int | None:
-        """Number of the first frame of which a picture waits; None: there is none."""
+        """Number of the first frame of which a value waits. None: no value waits."""
         return min((int(first[FRAME]) for first in self._firsts()), default=None)
 
     def _firsts(self) -> list[Positions]:
-        """Where the first picture of each pile is that has any. Also asked on other threads."""
+        """Return the position of the first value of each entity. Called on other threads, too."""
         return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
 
 
@@ -112,7 +112,7 @@ class _Pile:
     """The values of one entity that wait.
 
     Attributes:
-        bytes: their size. This and ``first`` are looked at from other threads.
+        bytes: size of the encoded values. Other threads read this and ``first``.
     """
 
     def __init__(self, path: str, stream: Stream, encoder: Encoder, fps: float | None, losses: Losses) -> None:
@@ -129,17 +129,17 @@ class _Pile:
 
     @property
     def first(self) -> Positions | None:
-        """Where the first of them is, ``[5]``; None: there are none."""
+        """Position of the first value, ``[6]``. None: no value waits."""
         positions = self._positions
         return positions[0][0] if positions else None
 
     @property
     def is_full(self) -> bool:
-        """Whether they are worth a chunk."""
+        """Whether the values are worth a chunk."""
         return self.bytes >= FULL_BYTES or len(self._files) >= FULL_ROWS
 
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
-        """Begin to encode some."""
+        """Begin to encode rows."""
         if self._encoder.is_in_order:
             self.finish()  # each goes on where the one before it ended
         together = len(rows) if self._encoder.is_in_order else TOGETHER
@@ -149,7 +149,7 @@ class _Pile:
             self._encoding.append((submit(task), positions[part]))
 
     def finish(self) -> None:
-        """Take what is encoded, in order."""
+        """Wait until all rows are encoded, and take them in order."""
         for future, positions in self._encoding:
             files, keyframes, lost = future.result()
             for at, why in lost.items():
@@ -163,7 +163,7 @@ class _Pile:
         self._encoding.clear()
 
     def chunks(self) -> Iterator[Chunk]:
-        """A chunk of all of them. They are forgotten when the next one is asked for: then it is with the sink."""
+        """Yield a chunk of all values. They are forgotten when the next chunk is asked for: this one is kept by then."""
         columns = self._encoder.columns(self._files, self._keyframes)
         times = times_of(np.concatenate(self._positions), self._fps)
         yield from chunks_of(times, [Entity(self._path, columns)])

@@ -14,7 +14,8 @@ from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import FLAGS, Ends
 from torchrl_rerun.recording.last_step import PENDING, Pending, Revision
-from torchrl_rerun.transform import specs
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.plan import Plan
 from torchrl_rerun.transform.stepping import Stepping
@@ -25,49 +26,38 @@ class Outcome:
 
     Args:
         following: the data after the step.
+        recording: the recording of the step.
         plan: the plan by which the step was read.
         chain: the transforms around the recorder.
         stepping: the step; None: it isn't known.
         values: the values that the recorder saw.
         arrays: the arrays that were recorded of them.
-        must_know_ends: whether the recording must know whose episodes end.
 
     Attributes:
         following: the data after the step, the latest that is known.
     """
 
-    __slots__ = (
-        "_arrays",
-        "_chain",
-        "_must_know_ends",
-        "_plan",
-        "_size",
-        "_stepping",
-        "_values",
-        "_versions",
-        "following",
-    )
+    __slots__ = ("_arrays", "_chain", "_plan", "_recording", "_stepping", "_values", "_versions", "following")
 
     def __init__(
         self,
         following: TensorDictBase,
+        recording: Recording,
         plan: Plan,
         chain: Chain,
         stepping: weakref.ref[Stepping] | None,
         *,
         values: Sequence[Any],
         arrays: Sequence[Any],
-        must_know_ends: bool,
     ) -> None:
         self.following = following
-        self._size = following.batch_size
-        self._stepping = stepping
+        self._recording = recording
         self._plan = plan
         self._chain = chain
+        self._stepping = stepping
         self._values = values
         self._versions = _versions_of(values)
         self._arrays = arrays
-        self._must_know_ends = must_know_ends
 
     def revise(self, at_once: bool) -> Revision | Pending | None:
         """Return the flags of the step as they are now; None if they haven't changed.
@@ -78,7 +68,7 @@ class Outcome:
         if not at_once and self._is_under_way():
             return PENDING
         following, seen = self.following, self._values
-        if following.batch_size != self._size:
+        if following.batch_size != self._recording.source.batch_size:
             return None
         now = self._plan.following.values(following)
         if all(map(operator.is_, now, seen)) and _versions_of(now) == self._versions:
@@ -86,9 +76,9 @@ class Outcome:
         revised = self._changed(now)
         if revised is None:
             return None
-        count = len(self._plan.observed)
+        count = len(self._plan.observed.each)
         nobody = np.zeros(following.batch_size.numel(), np.bool_)
-        ends = (self._plan.ends(following) or Ends(nobody, nobody)) if self._must_know_ends else None
+        ends = (self._plan.ends(following) or Ends(nobody, nobody)) if self._recording.must_know_ends else None
         return Revision(revised[:count], revised[count:], ends)
 
     def _changed(self, now: Sequence[Any]) -> list[Any] | None:
@@ -175,4 +165,4 @@ def _is_other(value: Any, recorded: Any) -> bool:
 
 def _plain(value: torch.Tensor, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Return a tensor as an array of a shape."""
-    return specs.as_array(value, torch.Size()).reshape(shape)
+    return tensordicts.as_array(value, torch.Size()).reshape(shape)

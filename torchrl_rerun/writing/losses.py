@@ -13,7 +13,7 @@ from torchrl_rerun.kinds.streams import Key, name_of
 
 
 class Losses:
-    """Warns of values that could not be stored: once for each key, on the writer's thread."""
+    """Warns of values that could not be stored, once for each key, on the writer's thread."""
 
     def __init__(self) -> None:
         self._named: set[Key] = set()

@@ -1,4 +1,4 @@
-"""Places: entity paths, of which no two streams have the same one."""
+"""Entity paths: no two streams have the same one."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Collection, Iterator, Sequence
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path
 
 
-class Places:
-    """Gives streams their entity paths, each once.
+class EntityPaths:
+    """Gives each stream an entity path of its own.
 
-    A stream is at the path of its key. If that is taken or reserved it gets another path, which the schema says.
+    The path of a stream is that of its key. If that path is taken or reserved the stream gets another one, which the schema
+    tells.
 
     Args:
-        reserved: names that no path begins with.
+        reserved: names that no path may begin with.
 
-    >>> places = Places()
-    >>> [each.path(0) for each in map(places.placed, [Stream(("a",), "scalars", "float32", (1,))] * 2)]
+    >>> paths = EntityPaths()
+    >>> [each.path(0) for each in map(paths.assign, [Stream(("a",), "scalars", "float32", (1,))] * 2)]
     [['env_0', 'a'], ['env_0', 'a_2']]
     """
 
@@ -26,7 +27,7 @@ class Places:
         self._reserved = reserved
         self._taken: set[str] = set()
 
-    def placed(self, stream: Stream) -> Stream:
+    def assign(self, stream: Stream) -> Stream:
         """Return a stream with a path of its own for each of its agents."""
         if stream.agents:
             stream = dataclasses.replace(stream, agents=unlike(stream.agents))
