@@ -129,10 +129,12 @@ class TableWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:
-            self._write()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if error is None:
+                self._write()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
     def add(self, table: pa.Table) -> None:
         """Add the rows of a table."""

@@ -89,6 +89,7 @@ def add_property(properties: Properties, path: str, batch: pa.RecordBatch) -> No
         path: entity path of the property.
         batch: its chunk.
     """
-    row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
+    columns = zip(batch.schema.names, batch.columns, strict=True)
+    row = {name: column[-1].as_py() for name, column in columns if name != "rerun.controls.RowId"}
     fields = {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
     properties.setdefault(PROPERTY_PATHS[path], {}).update(fields)

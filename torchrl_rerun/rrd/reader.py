@@ -22,7 +22,16 @@ from rerun.chunk import Chunk
 from torchrl_rerun.kinds.schema import NewerSchemaError
 from torchrl_rerun.paths import check_name, is_file, shown
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
-from torchrl_rerun.rrd.encoding import STORE, Fields, chunk_in, fields_of, is_recording, names_of, table_in
+from torchrl_rerun.rrd.encoding import (
+    STORE,
+    Fields,
+    chunk_in,
+    fields_of,
+    is_recording,
+    names_of,
+    repeated_fields_of,
+    table_in,
+)
 from torchrl_rerun.rrd.frame_codes import ALL, Span
 from torchrl_rerun.rrd.framing import CHUNK, FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, Footer, messages
 from torchrl_rerun.rrd.locks import is_locked
@@ -187,7 +196,7 @@ _DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException
 
 
 def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
-    indexes = [dict(fields_of(index)) for _, index in fields_of(footer.payload)]
+    indexes = [fields_of(index) for _, index in repeated_fields_of(footer.payload)]
     recordings = [index for index in indexes if is_recording(index[STORE])]
     found = []
     for index in recordings:
@@ -196,7 +205,7 @@ def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
         for path in PROPERTY_PATHS:
             for at in chunks.at(path).tolist():
                 message = _read(opened, int(chunks.offsets[at]), int(chunks.sizes[at]))
-                add_property(properties, path, chunk_in(dict(fields_of(message))))
+                add_property(properties, path, chunk_in(fields_of(message)))
         found.append(
             _part(
                 file,
@@ -225,7 +234,7 @@ def _scan(opened: BinaryIO, file: Path) -> list[FilePart]:
             break
         end = offset + length
         if kind == CHUNK:
-            fields = dict(fields_of(_read(opened, offset, length)))
+            fields = fields_of(_read(opened, offset, length))
             entry = _entry(fields, offset, length, properties)
             entries.setdefault(fields[STORE], []).append(entry)
     recordings = [store for store in entries if is_recording(store)]
@@ -291,7 +300,7 @@ def _read_chunk(part: FilePart, at: int) -> pa.RecordBatch:
         message = _read(opened, int(part.index.offsets[at]), int(part.index.sizes[at]))
     is_same = version[:2] == part.version[:2]
     try:
-        fields = dict(fields_of(message)) if is_same else {}
+        fields = fields_of(message) if is_same else {}
         if is_same and fields[STORE] == part.store:
             return chunk_in(fields)
     except _DAMAGES as error:
