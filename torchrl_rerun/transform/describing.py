@@ -14,7 +14,7 @@ from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.entity_paths import free_key
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, as_key, name_of
+from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, name_of
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
@@ -67,7 +67,7 @@ class Describer:
                 "rollout repeats: append it to the environment to which the recorder is appended"
             )
         wanted = self._wanted(env, observed)
-        actions = set() if env is None else {as_key(key) for key in env.action_keys}
+        actions = specs.action_keys(env)
         values = {key: tensordicts.value_of(observed, key) for key in wanted if key not in actions}
         there = {key: value for key, value in values.items() if value is not None}
         streams, skipped = self._streams(env, observed, there)
@@ -126,7 +126,7 @@ class Describer:
         if missing:
             self._report_missing(missing, root, following)
         if actions and env is not None:
-            outputs = {*specs.default_keys(env)} - {as_key(key) for key in env.action_keys}
+            outputs = {*specs.default_keys(env)} - {*specs.action_keys(env)}
             self._warn_of_late_keys([key for key in actions if key in outputs])
         stepped, skipped = self._streams(env, following, outcomes)
         policy, unreadable = self._streams(env, root, actions)

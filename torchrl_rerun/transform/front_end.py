@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.util
-import os
 import threading
 import time
 import weakref
@@ -14,23 +12,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase, Transform
+from torchrl.envs import Transform
 
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.kinds.streams import Key, Stream, as_key
+from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.recording.recording import Recording
-from torchrl_rerun.recording.session import Facts, Session, open_recording
-from torchrl_rerun.transform import environments, partial_resets, tensordicts
+from torchrl_rerun.recording.session import Session
+from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
 from torchrl_rerun.transform.calls import Call
 from torchrl_rerun.transform.camera import Camera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.describing import Describer
+from torchrl_rerun.transform.opening import Opening
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader
 from torchrl_rerun.transform.revising import Outcome
 from torchrl_rerun.transform.stepping import EnvOf, Mask, Stepping
-from torchrl_rerun.transform.workers import in_worker, worker_number
-from torchrl_rerun.writing.rerun_streams import OutOfReachError
 
 _REVISING_SECONDS = 10.0
 """How long another thread waits for the transforms behind the recorder, at most."""
@@ -61,13 +58,12 @@ class FrontEnd:
         self._chain = Chain(behind)
         self._camera = Camera() if session.options.render else None
         self._describer = Describer(session.options, self._camera, self._chain)
+        self._opening = Opening(session, self.close_quietly)
         self._is_enabled = True
         self._present: TensorDictBase | None = None  # the last data, if groups of agents are reset apart
         # The step that is under way. The recorder keeps it: it leads to the environment, which would live as long as this.
         self._stepping: weakref.ref[Stepping] | None = None
         self._outcome: Outcome | None = None
-        self._process = os.getpid()
-        self._is_out_of_reach = False  # a recording stream can't be had in this process
         self._has_warned_of_size = False
 
     # --- life ---
@@ -115,54 +111,16 @@ class FrontEnd:
                 warn(str(error), RuntimeWarning)
 
     def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
-        """Return the recording in progress; open it at the first frame, and after it was closed or the process forked.
-
-        None: there are no environments to record, the recording stream is out of reach, or the recording that was closed
-        can't go on, and counts the frame.
-        """
-        if self._is_out_of_reach or (self.recording is not None and self.recording.alive):
-            return None if self._is_out_of_reach else self.recording
-        if not tensordict.batch_size.numel():
-            self._warn_of_size(
-                f"nothing is recorded: the batch size {tuple(tensordict.batch_size)} means no environment"
-            )
-            return None
-        ended = self.recording if self.recording is not None and self.recording.process == os.getpid() else None
-        if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
-            self.close_quietly()
-        batch_size = tuple(tensordict.batch_size)
-        if ended is not None and not ended.status.missed.may_go_on:
-            ended.miss(batch_size, mask, is_step=is_step)
-            return None
-        self.plan, self._present = None, None
-        try:
-            self.recording = open_recording(self.session, self._facts(env(), batch_size), ended)
-        except OutOfReachError as error:
-            self._is_out_of_reach = True
-            warn(f"nothing is recorded here: {error}")
-            return None
-        except OSError as error:
-            if ended is None:
-                raise  # nothing was recorded yet, and the user can mend it
-            ended.status.missed.fail_to_go_on(error)
-            ended.miss(batch_size, mask, is_step=is_step)
-            return None
-        if not self._is_enabled:
-            self.recording.switch(enabled=False)
-        if self._process != os.getpid():
-            # A process that multiprocessing forks forgets what was to be done at the end of its parent.
-            self._process = os.getpid()
-            multiprocessing.util.Finalize(None, self.close_quietly, exitpriority=100)
-        return self.recording
-
-    def _facts(self, env: EnvBase | None, batch_size: tuple[int, ...]) -> Facts:
-        return Facts(
-            batch_size,
-            environments.env_name(env),
-            self.session.options.fps or environments.frames_per_second(env),
-            is_worker=in_worker(),
-            worker=worker_number(),
-        )
+        """Return the recording in progress, opened if need be; None if the frame can't be recorded."""
+        recording = self.recording
+        if recording is not None and recording.alive:
+            return recording
+        recording = self._opening.open(recording, env, tensordict.batch_size, mask, is_step=is_step)
+        if recording is not None:
+            self.recording, self.plan, self._present = recording, None, None
+            if not self._is_enabled:
+                recording.switch(enabled=False)
+        return recording
 
     # --- what TorchRL's hooks see ---
 
@@ -322,7 +280,7 @@ class FrontEnd:
             keys = list(self.session.options.in_keys)
         else:
             known = env()
-            keys = tensordicts.data_keys(root) if known is None else [as_key(key) for key in known.action_keys]
+            keys = tensordicts.data_keys(root) if known is None else specs.action_keys(known)
         return Acted(keys, [tensordicts.value_of(root, key) for key in keys])
 
     def step(
@@ -436,16 +394,13 @@ class FrontEnd:
         """Return whether the data is of the batch that is recorded. A part of it doesn't say of which environments it is."""
         if tensordict.batch_size == recording.source.batch_size:
             return True
-        self._warn_of_size(
-            f"data of batch size {tuple(tensordict.batch_size)} is not recorded: the recording began with "
-            f"{recording.source.batch_size}"
-        )
-        return False
-
-    def _warn_of_size(self, message: str) -> None:
         if not self._has_warned_of_size:
             self._has_warned_of_size = True
-            warn(message)
+            warn(
+                f"data of batch size {tuple(tensordict.batch_size)} is not recorded: the recording began with "
+                f"{recording.source.batch_size}"
+            )
+        return False
 
 
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:

@@ -28,16 +28,10 @@ def resets_in(env: EnvBase, tensordict: TensorDictBase) -> Resets:
         env: the environment.
         tensordict: the data that was passed to the reset.
     """
-    given = {
-        key[:-1]: mask for key in map(_unprefixed, env.reset_keys) if (mask := tensordict.get(key, None)) is not None
-    }
+    given = {key[:-1]: mask for key in map(as_key, env.reset_keys) if (mask := tensordict.get(key, None)) is not None}
     return {
         group: mask for group, mask in given.items() if not any(group[:depth] in given for depth in range(len(group)))
     }
-
-
-def _unprefixed(key: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (key,) if isinstance(key, str) else key
 
 
 def resets_by_group(env: EnvBase) -> bool:

@@ -34,6 +34,15 @@ def default_keys(env: EnvBase) -> list[Key]:
     return list(dict.fromkeys(as_key(key) for key in keys))
 
 
+def action_keys(env: EnvBase | None) -> list[Key]:
+    """Return the keys of the environment's action specs.
+
+    Args:
+        env: the environment; None: there is none, and no keys.
+    """
+    return [] if env is None else [as_key(key) for key in env.action_keys]
+
+
 def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: TensorDictBase | None) -> list[Leaf]:
     """Return the facts about the rewards, before the first of them has come.
 
