@@ -91,9 +91,9 @@ def list_recorded(
     if listing.unreadable:
         messages.print("[yellow]left out[/]:", escape(summarize(explain_unreadable(listing))))
     if listing.copies:
-        from torchrl_rerun.rrd.copies import told_copies
+        from torchrl_rerun.rrd.copies import describe_copies
 
-        messages.print("[yellow]left out[/]:", escape(told_copies(listing.copies)))
+        messages.print("[yellow]left out[/]:", escape(describe_copies(listing.copies)))
 
 
 def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], sort: Column | None) -> None:

@@ -13,7 +13,7 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.export.parquet_columns import Form, Nature, column_of, form_of, natures_of
 from torchrl_rerun.export.renaming import distinct, slashed
-from torchrl_rerun.export.steps import LeftOut, Progress, described, unchanged
+from torchrl_rerun.export.steps import LeftOut, Progress, described, without_progress
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.paths import shown, target_of
@@ -39,7 +39,7 @@ def to_parquet(
     *,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Progress = unchanged,
+    progress: Progress = without_progress,
 ) -> int:
     """Write the steps of episodes as one Parquet file, a row each, and return their number.
 

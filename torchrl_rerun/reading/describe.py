@@ -11,7 +11,7 @@ from pathlib import Path
 from torchrl_rerun.kinds.schema import Schema, Split
 from torchrl_rerun.kinds.streams import Key, Stream, batch_path
 from torchrl_rerun.paths import check_name, shown
-from torchrl_rerun.rrd.copies import copies_among, say_copies
+from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.frame_codes import Span
 from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
@@ -117,7 +117,7 @@ def describe_files(
             others.append(file)
         ours += described
     copies = copies_among(part for _, part, _ in ours)
-    say_copies(copies)
+    warn_of_copies(copies)
     for file, part, schema in ours:
         if (file.path, part.recording_id) not in copies:
             key = file.path.parent, "" if schema.split == "episode" else part.recording_id

@@ -15,7 +15,7 @@ from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.recordings import EpisodeRecording, OpenedRecording, schema_of
-from torchrl_rerun.rrd.copies import copies_in, say_copies
+from torchrl_rerun.rrd.copies import copies_in, warn_of_copies
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.listing import episode_in, listing_of
 from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
@@ -105,7 +105,7 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
             elif not is_all:
                 warn(f"left out: {why_unreadable(file) or f'{shown(file)} is damaged'}", RuntimeWarning)
     copies |= copies_in(parts)
-    say_copies(copies)
+    warn_of_copies(copies)
     for recording in _recordings(part for part in parts if (part.file, part.recording_id) not in copies):
         _say_lacking(recording)
         for env in recording.schema.envs:

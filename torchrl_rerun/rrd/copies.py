@@ -88,7 +88,7 @@ def _is_in(parts: Sequence[FilePart], ids: Sequence[frozenset[bytes]], at: int, 
     return bool(one.steps) and (one.began, one.steps) == (two.began, two.steps)
 
 
-def told_copies(copies: Copies) -> str:
+def describe_copies(copies: Copies) -> str:
     """Return the one sentence that names the first copy and counts the others."""
     files = {copy: other for (copy, _), other in copies.items()}
     copy, other = next(iter(files.items()))
@@ -96,7 +96,7 @@ def told_copies(copies: Copies) -> str:
     return f"{shown(copy)} is a copy of {shown(other)}, and counts once{others}"
 
 
-def say_copies(copies: Copies) -> None:
+def warn_of_copies(copies: Copies) -> None:
     """Warn of copies, if there are any."""
     if copies:
-        warn(told_copies(copies))
+        warn(describe_copies(copies))
