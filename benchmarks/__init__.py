@@ -1,1 +1,1 @@
-"""Benchmarks: what recording costs, as ratios measured in one run. ``python -m benchmarks`` prints one table."""
+"""Benchmarks: the cost of recording, as ratios measured in one run. ``python -m benchmarks`` prints one table."""

@@ -1,9 +1,9 @@
-"""One command, one table.
+"""Run all measurements and print one table.
 
     python -m benchmarks [--quick] [--only NAME ...] [--json PATH] [--into-docs]
 
-Each measurement runs in a process of its own, one after the other, so that none is disturbed by the threads and the memory
-of another; what is compared with one another is measured by turns within one process.
+Each measurement runs in a process of its own, one after another, so that threads and memory of one don't disturb the next.
+Contenders of one comparison take turns within one process.
 """
 
 from __future__ import annotations
@@ -49,31 +49,33 @@ MEASUREMENTS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print and save; 1 if a measurement failed."""
+    """Run measurements, print and save the results. Return 1 if a measurement failed, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
-    parser.add_argument("--quick", action="store_true", help="a few minutes, and noisier")
-    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("results.json"), help="where to save it")
-    parser.add_argument("--into-docs", action="store_true", help="put the tables into docs/ as well")
+    parser.add_argument("--quick", action="store_true", help="measure a few minutes, with more noise")
+    parser.add_argument(
+        "--json", type=Path, default=Path(__file__).with_name("results.json"), help="file of the results"
+    )
+    parser.add_argument("--into-docs", action="store_true", help="write the tables into docs/ as well")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.into is not None:  # this is the process of one measurement
-        args.into.write_text(json.dumps(_here(args.only[0], Effort(args.quick)).as_json()))
+    if args.into is not None:  # process of one measurement
+        args.into.write_text(json.dumps(_measure_here(args.only[0], Effort(args.quick)).as_json()))
         return 0
-    return _all(args.only or list(MEASUREMENTS), args.json, quick=args.quick, into_docs=args.into_docs)
+    return _measure_all(args.only or list(MEASUREMENTS), args.json, quick=args.quick, into_docs=args.into_docs)
 
 
-def _all(names: list[str], path: Path, *, quick: bool, into_docs: bool) -> int:
-    from benchmarks import machine, table  # noqa: PLC0415 - the processes of measurements have no use for them
+def _measure_all(names: list[str], path: Path, *, quick: bool, into_docs: bool) -> int:
+    from benchmarks import machine, table  # noqa: PLC0415 - not needed in the processes of measurements
 
     console = Console(width=None if sys.stdout.isatty() else 200)
     about = {**machine.describe(), "effort": "quick" if quick else "full"}
     reports, failed = [], False
     for name in names:
         start = time.monotonic()
-        report = _in_its_own_process(name, quick=quick)
+        report = _measure_in_process(name, quick=quick)
         failed |= report is None
         reports.append(report or Report((Row(name, "", "the measurement failed, see above", "", "", None),)))
         print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
@@ -86,7 +88,7 @@ def _all(names: list[str], path: Path, *, quick: bool, into_docs: bool) -> int:
     return int(failed)
 
 
-def _in_its_own_process(name: str, *, quick: bool) -> Report | None:
+def _measure_in_process(name: str, *, quick: bool) -> Report | None:
     with tempfile.TemporaryDirectory() as folder:
         into = Path(folder, "report.json")
         command = [
@@ -103,11 +105,11 @@ def _in_its_own_process(name: str, *, quick: bool) -> Report | None:
         return None if run.returncode else Report.from_json(json.loads(into.read_text()))
 
 
-def _here(name: str, effort: Effort) -> Report:
+def _measure_here(name: str, effort: Effort) -> Report:
     os.environ.setdefault("RL_WARNINGS", "0")
     os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
     warnings.filterwarnings("ignore", module="torchrl.*|gymnasium.*")
-    warnings.filterwarnings("ignore", module="benchmarks.*")  # the recorder's own: what they say is in the table
+    warnings.filterwarnings("ignore", module="benchmarks.*")  # warnings of the recorder, whose facts are in the table
     logging.disable(logging.WARNING)
     module, _, function = MEASUREMENTS[name].partition(":")
     report: Report = getattr(importlib.import_module(module), function)(effort)

@@ -1,4 +1,4 @@
-"""What a recorded step costs on the environment's thread when its data are on an accelerator. Where there is none: nothing."""
+"""Cost of a recorded step on the environment's thread if the data is on an accelerator. Skipped without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICE = "cuda"
 
 
 def measure(effort: Effort) -> Report:
-    """15 rounds of 20 steps; quick: 7. 4096 robots with the defaults, and all in detail, and 16 environments with images."""
+    """Measure 15 rounds of 20 steps (quick: 7): 4096 robots by default and all in detail, and 16 environments with images."""
     if not torch.cuda.is_available():
         return Report((), (Detail("on an accelerator", "cost on the env's thread", "there is no GPU here"),))
     rounds = effort.of(15, 7)
@@ -34,7 +34,7 @@ def measure(effort: Effort) -> Report:
 def _details(sizes: Sizes, what: str, rounds: int, **options: str) -> tuple[Detail, ...]:
     workload = Workload(sizes, device=DEVICE)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that not all environments are recorded, or at what cost
+        warnings.simplefilter("ignore")  # warnings of environments that are left out, or of their cost
         recorded = Recorded(workload, Path(folder, "run.rrd"), **options)
         contenders = {
             "RerunRecorder's two hooks": Contender(recorded.step, after_round=torch.cuda.synchronize),

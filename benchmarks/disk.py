@@ -1,4 +1,4 @@
-"""How large recordings get: what a step of an environment takes, with everything that its specs name."""
+"""Size of recordings: bytes for each step of an environment, with all keys of its specs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torchrl.envs import GymEnv
 
 from benchmarks.report import DISK_USE_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.kinds.streams import ImageFormat
+from torchrl_rerun.kinds.picture import ImageFormat
 
 FORMATS: tuple[ImageFormat, ...] = ("av1", "h264", "jpeg", "png", "raw")
 
 
 def measure(effort: Effort) -> Report:
-    """5000 random steps of a CartPole, in each image format and without pictures; quick: 1000."""
+    """Record 5000 random steps of CartPole (quick: 1000) in each image format, and without pictures."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     steps = effort.of(5000, 1000)
     found = {"CartPole, numbers alone": _bytes_a_step(steps, "raw", is_seen=False)}

@@ -1,7 +1,7 @@
-"""Encoding the pictures of several environments on several threads, beside encoding them on one of usual priority.
+"""Encoding of pictures on several threads, compared with one thread of normal priority.
 
-By processor time, thread by thread: what the busiest of them uses is how long all of it takes where each has a processor for
-itself. Then how far another thread gets meanwhile, which computes as an environment does, by the clock.
+Two figures are measured. First, processor time for each thread: the busiest thread bounds the duration if each thread has a
+processor of its own. Second, by the clock, the speed of another thread that computes meanwhile, as an environment does.
 """
 
 from __future__ import annotations
@@ -16,71 +16,73 @@ import numpy as np
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
-from torchrl_rerun.kinds import threads
-from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.kinds.describe import describe
+from torchrl_rerun.kinds.picture import ImageFormat
+from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing import encoding
+from torchrl_rerun.writing import encoding_threads as threads
+from torchrl_rerun.writing.losses import Losses
 
 SIZES: Mapping[Sizes, int] = {Sizes(8, 1, 1, (400, 600, 3)): 8, Sizes(16, 1, 1, (84, 84, 3)): 64}
-"""What is encoded, and how many pictures of each environment."""
+"""Number of pictures of each environment, by the sizes of the data."""
 
 FORMATS: tuple[ImageFormat, ...] = ("jpeg", "h264", "av1")
 
 SECONDS = 0.5
-"""How long the other thread computes."""
+"""Duration of the measurement of the other thread."""
 
 
 class Encoding:
-    """The pictures of a block, of several environments.
+    """Encoding of a block of pictures of several environments.
 
     Args:
-        sizes: what they are.
-        image_format: what they become.
-        pictures: how many there are of each environment.
+        sizes: Number of environments and shape of their pictures.
+        image_format: Format to encode.
+        pictures: Number of pictures of each environment.
     """
 
     def __init__(self, sizes: Sizes, image_format: ImageFormat, pictures: int) -> None:
         leaf = Leaf(("pixels",), "uint8", sizes.pixels)
-        self._stream = describe(leaf, kinds={}, names={}, image_format=image_format)
+        self._stream = describe(leaf, image_format=image_format)
         self._pixels = np.ascontiguousarray(smooth(sizes, pictures)["pixels"].swapaxes(0, 1))
         self._positions = np.zeros((pictures, len(TIMELINES)), np.int64)
 
     def run(self) -> None:
-        """Encode all of them."""
-        encoded = Pictures(30.0, Losses(), max_age=math.inf)
+        """Encode all pictures."""
+        encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         for env, rows in enumerate(self._pixels):
             encoded.add(f"/env_{env}", self._stream, rows, self._positions)
-        encoded.settle()
+        encoded.finish()
 
     def busiest(self) -> float:
-        """Seconds of processor time that the busiest thread needs for it."""
+        """Encode all pictures. Return the processor time of the busiest thread, in seconds."""
         before = _times()
         self.run()
         return max(now - before.get(thread, 0.0) for thread, now in _times().items())
 
     def beside(self) -> float:
-        """How many rounds a second another thread gets through meanwhile."""
-        over = threading.Event()
+        """Return how many rounds a second another thread computes while pictures are encoded."""
+        is_over = threading.Event()
 
         def encode() -> None:
-            while not over.is_set():
+            while not is_over.is_set():
                 self.run()
 
         thread = threading.Thread(target=encode)
         thread.start()
         numbers, rounds, end = np.ones(1 << 14), 0, time.perf_counter() + SECONDS
         while time.perf_counter() < end:
-            numbers.sum()  # without the interpreter's lock
-            sum(range(200))  # with it
+            numbers.sum()  # without the GIL
+            sum(range(200))  # with the GIL
             rounds += 1
-        over.set()
+        is_over.set()
         thread.join()
         return rounds / SECONDS
 
 
 def measure(effort: Effort) -> Report:
-    """15 rounds; quick: 5."""
+    """Measure 15 rounds (quick: 5)."""
     pools = {"one": threads._Threads(1, niceness=0), "several": threads._threads}
     details = []
     for sizes, pictures in SIZES.items():
@@ -91,7 +93,7 @@ def measure(effort: Effort) -> Report:
                 for name, pool in pools.items():
                     threads._threads = pool
                     once = encoding.busiest(), encoding.beside()
-                    if number:  # the first round is to warm up
+                    if number:  # the first round warms up
                         found[name].append(once)
             figure = f"encoding, {sizes.envs} x {'x'.join(map(str, sizes.pixels))}, {image_format}"
             each = sizes.envs * pictures
@@ -122,7 +124,7 @@ def _details(figure: str, found: Mapping[str, list[tuple[float, float]]], pictur
 
 
 def _times() -> dict[int, float]:
-    """Processor time of each thread that encodes."""
+    """Return the processor time of each encoding thread in seconds, by thread id."""
     encoders = (thread for thread in threading.enumerate() if thread.name == threads.NAME)
     return {
         thread.ident: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

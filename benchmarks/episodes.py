@@ -1,4 +1,4 @@
-"""Episodes: what one costs that isn't kept, and whether a run of thousands stays within bounds."""
+"""Episodes: cost of an episode that is dropped, and bounds of files and memory in a run of thousands."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from torchrl_rerun.kinds.schema import info_chunk
 ENVS, LENGTH = 8, 10
 KEEP = KeepLast(5) | KeepWorst(5)
 SMALL_PART = 0.25
-"""What an episode that isn't kept may cost, as a part of one that is written."""
+"""Largest cost of a dropped episode relative to a kept one."""
 
 MEMORY_BYTES = 64 << 20  # the recorder's default buffer
 
 
 class Short(EnvBase):
-    """Eight environments whose episodes take 5 to 15 steps, and no time."""
+    """Eight environments with episodes of 5 to 15 steps, whose steps take no time."""
 
     def __init__(self) -> None:
         super().__init__(batch_size=torch.Size([ENVS]))
@@ -68,11 +68,11 @@ class Short(EnvBase):
         return TensorDict(outcome, self.batch_size)
 
     def _set_seed(self, seed: int | None) -> None:
-        """Its numbers are always the same."""
+        """Ignore the seed: the numbers are always equal."""
 
 
 def measure(effort: Effort) -> Report:
-    """10,000 episodes; quick: 1,000. Those that are all written are fewer, 200."""
+    """Record 10,000 episodes (quick: 1,000), and 200 episodes that are all kept."""
     episodes = effort.of(10_000, 1_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,12 +132,12 @@ def measure(effort: Effort) -> Report:
 
 
 def kilo(size: float) -> str:
-    """Bytes to read."""
+    """Return bytes as text, in kB."""
     return f"{size / 1000:.0f} kB"
 
 
 def _thread_detail(effort: Effort) -> Detail:
-    """What a step costs the environment's thread where episodes are told apart, or frames chosen."""
+    """Return the cost of a step on the environment's thread with episodes, `skip` and triggers."""
     workload = Workload(SCALARS)
     options: dict[str, dict[str, Any]] = {
         "all of a run": {},
@@ -161,7 +161,7 @@ def _thread_detail(effort: Effort) -> Detail:
 
 
 def _run(folder: Path | None, episodes: int, keep: Keep | None = None, *, blueprint: bool = True) -> float:
-    """Seconds that so many episodes take, the end of the recording included."""
+    """Return the seconds that a number of episodes takes, including the end of the recording."""
     short = Short()
     env: EnvBase = short
     if folder is not None:
@@ -176,7 +176,7 @@ def _run(folder: Path | None, episodes: int, keep: Keep | None = None, *, bluepr
 
 
 def _floor(folder: Path) -> float:
-    """Seconds that Rerun takes to make a file, the median of 20."""
+    """Return the seconds that Rerun alone takes to write a file; the median of 20."""
     times = []
     for number in range(20):
         began = time.perf_counter()
@@ -189,7 +189,7 @@ def _floor(folder: Path) -> float:
 
 @contextmanager
 def _looking(folder: Path) -> Iterator[list[int]]:
-    """The most files that were seen in a folder, and the bytes by which this process has grown at the most."""
+    """Yield the largest number of files seen in a folder, and the largest growth of this process in bytes."""
     process, is_over = psutil.Process(), threading.Event()
     before = process.memory_info().rss
     seen = [0, 0]

@@ -1,4 +1,4 @@
-"""Files: how large they are, and how long it takes until all of a run is in one."""
+"""Files: sizes, and the time until a whole run is in a file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from benchmarks.thread_cost import log_each
 from benchmarks.timing import NANOSECONDS, mega
 from benchmarks.workloads import PIXELS, SCALARS, Recorded, Workload, grainy, noise, smooth
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.kinds.streams import ImageFormat
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.video import CODECS
 
 TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.5, 20.0, 0.7, 1.1
@@ -34,16 +34,16 @@ TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.5, 20.0, 0.7, 1.1
 VIDEO_FRAMES, VIDEO_FPS = 1000, 30
 
 CHUNK_BYTES = 2 << 20
-"""Pieces in which LZ4 gets the data: about what an image stream's chunk is."""
+"""Bytes that LZ4 compresses at once: about the size of an image chunk."""
 
 Pool = dict[str, npt.NDArray[Any]]
 
 
-# --- how large: scalars ---
+# --- size: scalars ---
 
 
 def measure_scalars(effort: Effort) -> Report:
-    """10,000 steps, quick or not: of noise, which counts, and of random walks."""
+    """Measure 10,000 steps, quick or not: noise, which counts, and random walks."""
     del effort
     steps = 10_000
     sizes = {name: _scalar_sizes(make(SCALARS, steps)) for name, make in (("noise", noise), ("random walks", smooth))}
@@ -63,7 +63,7 @@ def measure_scalars(effort: Effort) -> Report:
 
 
 def _scalar_sizes(pool: Pool) -> tuple[int, int, int, int]:
-    """Bytes of the recording, of two Parquet files and of the arrays, for a pool of steps that are recorded once each."""
+    """Return the bytes of the recording, of two Parquet files and of the arrays, for the steps of a pool."""
     workload = Workload(SCALARS, pool)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.rrd")
@@ -78,7 +78,7 @@ def _scalar_sizes(pool: Pool) -> tuple[int, int, int, int]:
 
 
 def _parquet(pool: Pool, path: Path, **options: Any) -> int:
-    """Bytes of a Parquet file of a pool: a column per key, a row per step of an environment, one environment's together."""
+    """Return the bytes of a Parquet file of a pool: a column for each key, a row for each step of an environment, by environment."""
     columns = {}
     for key, values in pool.items():
         flat = np.ascontiguousarray(values.swapaxes(0, 1)).reshape(-1)
@@ -107,13 +107,13 @@ def _scalar_details(name: str, steps: int, found: tuple[int, int, int, int]) -> 
     )
 
 
-# --- how long: images ---
+# --- time: images ---
 
 
 def measure_end_to_end(effort: Effort) -> Report:
-    """500 steps, 5 rounds; quick: 2. Beside rr.log noise counts; beside LZ4 images on which it works.
+    """Measure 5 rounds of 500 steps (quick: 2). The row beside rr.log has noise; the row beside LZ4 has compressible images.
 
-    LZ4 gives up on noise, and copies it in memory faster than any file can be written.
+    LZ4 doesn't compress noise, and copies it in memory faster than any file can be written.
     """
     steps = 500
     pools = {"noise": noise(PIXELS, 64), "grainy images": grainy(PIXELS, 64), "flat images": smooth(PIXELS, 64)}
@@ -125,7 +125,7 @@ def measure_end_to_end(effort: Effort) -> Report:
 
 
 class _Ways:
-    """What is timed end to end; each returns bytes on disk, or in memory for LZ4 alone."""
+    """Ways to record, timed end to end. Each returns the bytes on disk, or in memory for LZ4 alone."""
 
     def __init__(self, workload: Workload, steps: int, path: Path) -> None:
         self._workload = workload
@@ -133,7 +133,7 @@ class _Ways:
         self._path = path
 
     def recorder(self) -> tuple[float, int]:
-        """From the first step until ``dump()`` returns."""
+        """Record from the first step until ``dump()`` returns."""
         recorded = Recorded(self._workload, self._path, image_format="raw")
         seconds = self._seconds(recorded.step, recorded.recorder.dump)
         size = self._path.stat().st_size
@@ -141,13 +141,13 @@ class _Ways:
         return seconds, size
 
     def recorder_to_the_end(self) -> tuple[float, int]:
-        """The same until ``close()`` returns: with footer and layout."""
+        """Record from the first step until ``close()`` returns, with footer and layout."""
         recorded = Recorded(self._workload, self._path, image_format="raw")
         seconds = self._seconds(recorded.step, recorded.close)
         return seconds, self._path.stat().st_size
 
     def log(self) -> tuple[float, int]:
-        """``rr.log`` per key and environment, until ``flush()`` returns."""
+        """Call ``rr.log`` for each key and environment, until ``flush()`` returns."""
         stream = rr.RecordingStream("benchmarks")
         stream.save(self._path)
         seconds = self._seconds(log_each(self._workload, stream), lambda: stream.flush(timeout_sec=60.0))
@@ -156,7 +156,7 @@ class _Ways:
         return seconds, size
 
     def lz4(self) -> tuple[float, int]:
-        """LZ4 of the same bytes, in memory, one environment's after another's, as pyarrow does it."""
+        """Compress the bytes in memory with LZ4 of pyarrow, one environment after another."""
         pool = self._workload.pool
         repeats = self._steps // len(pool["reward"]) + 1
         columns = [np.concatenate([values] * repeats)[: self._steps] for values in pool.values()]
@@ -182,7 +182,7 @@ class _Ways:
 
 
 def _end_to_end(pool: Pool, steps: int, *, rounds: int) -> dict[str, tuple[float, int]]:
-    """Median seconds and bytes of each way; the first round is to warm up."""
+    """Return the median seconds and the bytes of each way. The first round warms up."""
     workload = Workload(PIXELS, pool)
     seconds: dict[str, list[float]] = {}
     sizes: dict[str, int] = {}
@@ -245,11 +245,11 @@ def _end_to_end_details(found: dict[str, dict[str, tuple[float, int]]]) -> tuple
     )
 
 
-# --- how large: video ---
+# --- size: video ---
 
 
 def measure_video(effort: Effort) -> Report:
-    """1000 frames of CartPole, quick or not: as h264 and as JPEG, and the same frames and settings in an mp4."""
+    """Record 1000 frames of CartPole, quick or not, as H.264 and as JPEG, and as an mp4 with equal settings."""
     del effort
     rollouts = _cartpole(VIDEO_FRAMES)
     pictures = [picture for rollout in rollouts for picture in _pictures(rollout)]
@@ -293,7 +293,7 @@ class _Video(NamedTuple):
 
 
 def _cartpole(frames: int) -> list[TensorDictBase]:
-    """Episodes of random actions, with so many frames in all."""
+    """Return episodes of random actions with a number of frames in all."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     torch.manual_seed(0)
     env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=False)
@@ -322,7 +322,7 @@ def _recorded_as(image_format: ImageFormat, rollouts: list[TensorDictBase], path
 
 
 def _mp4(rollouts: list[TensorDictBase], path: Path) -> _Video:
-    """The same frames in an mp4, as PyAV's users write one, with the recorder's settings."""
+    """Write frames into an mp4 with PyAV and the recorder's settings."""
     start = time.perf_counter()
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS["h264"].encoder, rate=VIDEO_FPS, options=dict(CODECS["h264"].options))

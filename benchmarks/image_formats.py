@@ -1,7 +1,7 @@
-"""What each image format costs, in bytes and in processor time, and how much of the pictures it leaves.
+"""Cost of each image format, in bytes and in processor time, and its loss of quality.
 
-Random actions in real environments, as far as they are installed and can be rendered here: what they look like is recorded
-in each format, and read back.
+Pictures of random actions, in those environments that are installed and can render here, are recorded in each format and read
+back.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ from tensordict import TensorDict
 
 from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.blocks.pieces import Piece
-from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.streams import ImageFormat, Leaf, describe
+from torchrl_rerun.blocks.env_rows import EnvRows
+from torchrl_rerun.kinds import image
+from torchrl_rerun.kinds.describe import describe
+from torchrl_rerun.kinds.picture import ImageFormat
+from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
+from torchrl_rerun.writing import encoding
 from torchrl_rerun.writing.chunks import ChunkFactory
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing.losses import Losses
 
 Stack = npt.NDArray[np.uint8]
 """Stack, ``[n, height, width, depth]``."""
 
 
 class Format(NamedTuple):
-    """A format to measure.
+    """Format to measure.
 
     Attributes:
-        name: what it is called.
-        image_format, jpeg_quality: the recorder's arguments.
-        decoder: FFmpeg's name of what decodes a video.
+        name: Name in the table.
+        image_format, jpeg_quality: Arguments of the recorder.
+        decoder: Name of FFmpeg's decoder of a video.
     """
 
     name: str
@@ -63,13 +66,13 @@ FORMATS = (
 
 
 def measure(effort: Effort) -> Report:
-    """300 frames of each environment; quick: 60. What a frame takes in the file, and of processors; and what is left of it."""
+    """Measure 300 frames of each environment (quick: 60): bytes and processor time for each frame, and quality."""
     details: list[Detail] = []
     for name, make in SOURCES.items():
         figure = f"{FORMATS_OF}{name}"
         try:
             pictures = make(effort.of(300, 60))
-        except Exception as error:  # it isn't installed, or nothing here can render it
+        except Exception as error:  # not installed, or not renderable here
             details.append(Detail(figure, "not measured", str(error).partition("\n")[0]))
             continue
         figure += " of " + "x".join(map(str, pictures.shape[1:]))
@@ -95,7 +98,7 @@ def _measured(figure: str, each: Format, pictures: Stack) -> Detail:
 
 
 def _rollout(pictures: Stack) -> TensorDict:
-    """A stored rollout of one environment in which these pictures were observed."""
+    """Return a stored rollout of one environment that observed these pictures."""
     observed, steps = torch.from_numpy(pictures), len(pictures) - 1
     outcome = {"reward": torch.zeros(steps, 1), "done": torch.zeros(steps, 1, dtype=torch.bool)}
     following = TensorDict({"pixels": observed[1:], **outcome}, [steps])
@@ -103,28 +106,23 @@ def _rollout(pictures: Stack) -> TensorDict:
 
 
 def _seconds(each: Format, pictures: Stack) -> float:
-    """Processor time of all threads together, from pictures in memory to chunks: what it takes depends on who else works."""
-    stream = describe(
-        Leaf(("pixels",), "uint8", pictures.shape[1:]),
-        kinds={},
-        names={},
-        image_format=each.image_format,
-        jpeg_quality=each.jpeg_quality,
-    )
+    """Return the processor time of all threads from pictures in memory to chunks. Other programs influence it."""
+    kind = image.Image(each.image_format, each.jpeg_quality)
+    stream = describe(Leaf(("pixels",), "uint8", pictures.shape[1:]), {("pixels",): kind})
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
     for _ in range(3):
-        encoded = Pictures(30.0, Losses(), max_age=math.inf)
+        encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
-        chunks = [*factory.chunks(Piece(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
+        chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
         times.append(time.process_time() - start)
         assert chunks, "there are pictures"
     return min(times)
 
 
 def _read(path: Path, each: Format, shape: tuple[int, ...]) -> Iterator[Stack]:
-    """The pictures of a recording, one by one."""
+    """Yield the pictures of a recording."""
     decoder = av.CodecContext.create(each.decoder, "r") if each.decoder else None
     assert decoder is None or isinstance(decoder, av.VideoCodecContext), "it decodes video"
     component = "VideoStream:sample" if decoder else "Image:buffer" if each.name == "raw" else "EncodedImage:blob"
@@ -173,7 +171,7 @@ def _rendered(name: str, **options: Any) -> Callable[[int], Stack]:
 
 
 def _small_and_grey(frames: int) -> Stack:
-    """As agents see Atari: each pixel the mean of some of those that were rendered."""
+    """Return small grey pictures, as Atari agents observe them: each pixel is a mean of rendered ones."""
     pictures = _rendered("ALE/MsPacman-v5")(frames).mean(axis=-1)[:, 21:189, :]  # 168 x 160
     halves = pictures.reshape(len(pictures), 84, 2, 80, 2).mean(axis=(2, 4))
     return np.pad(halves, ((0, 0), (0, 0), (2, 2))).astype(np.uint8)[..., None]

@@ -1,4 +1,4 @@
-"""What a live viewer costs the environment's thread, and how long a frame takes to get there."""
+"""Cost of a live viewer on the environment's thread, and delay of a frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHIN_SECONDS, TIMES_ALONE = 1.0, 1.2
 
 
 def measure(effort: Effort) -> Report:
-    """15 rounds of 20 steps, and 20 single frames; quick: 7 and 8."""
+    """Measure 15 rounds of 20 steps, and 20 single frames (quick: 7 and 8)."""
     workload = Workload(PIXELS)
     with tempfile.TemporaryDirectory() as folder, _viewer() as url:
         alone = Recorded(workload, Path(folder, "alone.rrd"), image_format="raw")
@@ -59,7 +59,7 @@ def measure(effort: Effort) -> Report:
 
 
 def _ages(workload: Workload, url: str, count: int) -> list[float]:
-    """Seconds from a step until the stream that it was recorded to has been flushed to the viewer."""
+    """Return the seconds from a step until its stream has been flushed to the viewer."""
     stream = rr.RecordingStream("benchmarks")
     stream.connect_grpc(url)
     recorded = Recorded(workload, stream, image_format="raw")
@@ -78,7 +78,7 @@ def _ages(workload: Workload, url: str, count: int) -> list[float]:
 
 @contextlib.contextmanager
 def _viewer() -> Iterator[str]:
-    """A viewer's server on loopback, without its windows."""
+    """Start a viewer's server on loopback, without windows."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The machine and the versions that a table was made with."""
+"""Description of the machine and the versions of a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "torchrl", "tensordict", "rerun-sdk", "pyarrow", "numpy", 
 
 
 def describe() -> dict[str, str]:
-    """What one needs to know to judge the numbers."""
+    """Return the facts that are needed to judge the figures."""
     return {
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / (1 << 30):.0f} GiB",

@@ -1,4 +1,4 @@
-"""Memory: how a long run's grows."""
+"""Memory: growth in a long run."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from rerun.chunk import Chunk, LazyChunkStream
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
+from torchrl_rerun.blocks.buffer import MAX_SLOTS
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, number_lists, times_of
-from torchrl_rerun.recording.buffer import MAX_SLOTS
 
 BUFFER_BYTES = 64 << 20  # the recorder's default
 TIMES_BUFFER = 3.0
 
 FLAT = 0.1
-"""What may come on top between a tenth of the run and its end, as a share of the buffer: pages that come and go."""
+"""Largest growth between a tenth of the run and its end, as a share of the buffer: the system frees pages with delay."""
 
 EVERY = 100
-"""Steps between two looks at the memory."""
+"""Steps between two measurements of the memory."""
 
 
 def measure(effort: Effort) -> Report:
-    """A million steps; quick: a hundred thousand. Resident memory of this process, in which nothing else runs.
+    """Record a million steps (quick: a hundred thousand), and measure the resident memory of this process.
 
-    What it took when the recorder's blocks were full for the first time, after a tenth of the run (quick: a half), must
-    do for the rest.
+    The memory after a tenth of the run (quick: half), when the recorder's blocks have been full once, must suffice for the rest.
     """
     steps = effort.of(1_000_000, 100_000)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +70,7 @@ def measure(effort: Effort) -> Report:
 
 
 def grown_by_index(chunks: int) -> list[float]:
-    """Bytes by which this process has grown after each tenth of so many chunks of few rows, written by Rerun alone."""
+    """Return the growth of this process in bytes after each tenth of a number of small chunks that Rerun alone writes."""
     process = psutil.Process()
     flag = Column("StateChange:state", "StateChange", "Text", pa.array([["done"]] * 2))
     number = number_lists(np.zeros((2, 1), np.float32))
@@ -86,7 +85,7 @@ def grown_by_index(chunks: int) -> list[float]:
 
     with tempfile.TemporaryDirectory() as folder:
         names = {"application_id": "benchmarks", "recording_id": "index"}
-        for count in (10 * len(entities), chunks):  # the first to warm up
+        for count in (10 * len(entities), chunks):  # the first one warms up
             before = len(seen)
             LazyChunkStream.from_iter(made(count)).write_rrd(Path(folder, "index.rrd"), **names)
     first, *rest = seen[before:]
@@ -94,7 +93,7 @@ def grown_by_index(chunks: int) -> list[float]:
 
 
 def _index_detail(steps: int) -> Detail:
-    """In a process of its own, in which no memory lies that was used before."""
+    """Measure the growth by the index in a process of its own, without memory that was used before."""
     chunks = steps // MAX_SLOTS * SCALARS.envs * 7
     code = f"from benchmarks.memory import grown_by_index; print(grown_by_index({chunks}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -108,7 +107,7 @@ def _index_detail(steps: int) -> Detail:
 
 
 def _warm_up(path: Path) -> None:
-    """Let the libraries load, and take what they take once."""
+    """Load the libraries, so that their memory is not counted."""
     recorded = Recorded(Workload(SCALARS, noise(SCALARS, 64)), path)
     for _ in range(100):
         recorded.step()
@@ -116,7 +115,7 @@ def _warm_up(path: Path) -> None:
 
 
 def _record(path: Path, steps: int) -> tuple[int, list[int], float]:
-    """Resident bytes before the first frame, and every so many steps from then on; seconds."""
+    """Return the resident bytes before the first frame and at regular steps, and the seconds of the run."""
     process = psutil.Process()
     workload = Workload(SCALARS, noise(SCALARS, 4096))
     gc.collect()

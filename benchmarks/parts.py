@@ -1,4 +1,4 @@
-"""Where the cost lies: what a step and a chunk are made of, and what Rerun's own floor is."""
+"""Parts of the cost of a step and of a chunk, and the minimum that Rerun alone needs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUP = "where the cost lies"
 
 
 def measure(effort: Effort) -> Report:
-    """Medians of many repetitions; nothing here has a target."""
+    """Return medians of many repetitions, without targets."""
     repetitions = effort.of(400, 100)
     return Report(
         (),
@@ -39,7 +39,7 @@ def measure(effort: Effort) -> Report:
 
 
 def _median(step: Callable[[], object], repetitions: int) -> float:
-    """Microseconds."""
+    """Return the median of repetitions, in microseconds."""
     times = []
     for number in range(repetitions):
         start = time.perf_counter_ns()
@@ -54,7 +54,7 @@ def _detail(what: str, measured: str, **numbers: float) -> Detail:
 
 
 def _steps(repetitions: int) -> Iterator[Detail]:
-    """A step on the environment's thread, by what it grows with: less than a block's frames, so that nothing is written."""
+    """Measure a step on the environment's thread, by number of keys, bytes and environments, without writing a block."""
     found = {}
     for name, sizes in (
         ("16 environments", Sizes(16, 17, 6)),
@@ -106,7 +106,7 @@ def _entities(count: int, rows: int, width: int = 1) -> list[Entity]:
 
 
 def _chunks(repetitions: int) -> Iterator[Detail]:
-    """The making of chunks, which holds the GIL."""
+    """Measure the making of chunks, which holds the GIL."""
     times = _times(400)
     for count in (1, 6):
         entities = _entities(count, 400, 8)
@@ -116,14 +116,14 @@ def _chunks(repetitions: int) -> Iterator[Detail]:
 
 
 def _written(chunks: Iterator[Chunk], path: Path) -> float:
-    """Seconds to write chunks."""
+    """Return the seconds to write chunks."""
     start = time.perf_counter()
     LazyChunkStream.from_iter(chunks).write_rrd(path, application_id="parts", recording_id="parts")
     return time.perf_counter() - start
 
 
 def _row_bytes() -> Iterator[Detail]:
-    """What the timelines of a row take in a file: its values are zeros here, which take nothing."""
+    """Return the bytes that the timelines of a row take in a file, with zeros as values."""
     rows = 20_000
     for length in (250, 1000, 4000, 10_000):
         for without in ((), ("log_time",), ("frame", "step"), ("log_time", "frame", "step", "episode", "episode_step")):
@@ -149,7 +149,7 @@ def _zeros(rows: int, length: int, without: tuple[str, ...]) -> Iterator[Chunk]:
 
 
 def _floor_of_files() -> Iterator[Detail]:
-    """Chunks that are ready, written by the SDK: what end to end can't go below."""
+    """Measure rerun-sdk's writing of finished chunks, the lower bound of the end-to-end figures."""
     for name, make in (("noise", noise), ("grainy images", grainy)):
         pool: dict[str, npt.NDArray[Any]] = make(PIXELS, 100)
         pixels = np.ascontiguousarray(pool["pixels"].swapaxes(0, 1)).reshape(16, 100, -1)

@@ -1,4 +1,4 @@
-"""Reading: how long it takes to have what was recorded as tensors again."""
+"""Reading: time until a recording is tensors again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.kinds.streams import ImageFormat
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.reading.pictures import stored, tracks_of
 
 TIMES_PARQUET, TIMES_CODEC = 5.0, 1.25
@@ -32,7 +32,7 @@ STEPS, POOL_STEPS, PICTURES = 100_000, 2_000, 500
 
 
 def measure(effort: Effort) -> Report:
-    """100,000 steps, quick or not, 5 rounds; quick: 3. 500 pictures in each format."""
+    """Measure 5 rounds (quick: 3) of 100,000 steps, quick or not, and of 500 pictures in each format."""
     rounds = effort.of(5, 3)
     with tempfile.TemporaryDirectory() as folder:
         scalars = _scalars(Path(folder), rounds)
@@ -51,7 +51,7 @@ def measure(effort: Effort) -> Report:
 
 
 def _take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each way; the first round is to warm up."""
+    """Return the median seconds of each way. The first round warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(1 + rounds):
         for name, way in ways.items():
@@ -70,7 +70,7 @@ def _scalars(folder: Path, rounds: int) -> dict[str, float]:
         recorded.step()
     recorded.close()
     keys = list(SCALARS.shapes())
-    # As the recording: one environment's steps after another's.
+    # In the order of the recording: the steps of one environment after those of another.
     columns = {}
     for key in keys:
         values = np.concatenate([workload.pool[key]] * (STEPS // POOL_STEPS)).swapaxes(0, 1)
@@ -115,7 +115,7 @@ def _detail(what: str, seconds: float, parquet: float) -> Detail:
 
 
 def _pictures(image_format: ImageFormat, path: Path, rounds: int) -> tuple[dict[str, float], tuple[int, ...]]:
-    """Seconds through ``load``, and of a loop of the codec's users over the same bytes; and how many pictures they are."""
+    """Return the seconds of ``load``, those of a loop with the codec over the same bytes, and the number of pictures."""
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     torch.manual_seed(0)
     env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=False)

@@ -1,8 +1,7 @@
-"""A loop that shows one episode in a hundred, rendered where it is recorded, beside one that renders every step.
+"""Loop that records one episode in a hundred with pictures, compared with a loop that renders every step.
 
-Four CartPoles take turns, some steps each: one whose recorder renders, one with TorchRL's ``PixelRenderTransform`` and a
-recorder with the same trigger, one whose recorder has that trigger and no pictures, and one without a recorder, for what the
-loop itself costs.
+Four CartPoles take turns of some steps: with a recorder that renders; with TorchRL's ``PixelRenderTransform`` and a recorder
+with an equal trigger; with a recorder with this trigger and no pictures; and without a recorder, for the cost of the loop.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Loop:
     """Random steps of a CartPole.
 
     Args:
-        env: the environment.
+        env: Environment.
     """
 
     def __init__(self, env: EnvBase) -> None:
@@ -38,7 +37,7 @@ class Loop:
         self.episodes = 1
 
     def go_on(self, steps: int) -> None:
-        """Step so often, and note how long it took."""
+        """Take a number of steps, and add their time."""
         start = time.perf_counter()
         for _ in range(steps):
             done, self._now = self._env.step_and_maybe_reset(self._env.rand_action(self._now))
@@ -46,14 +45,14 @@ class Loop:
         self.seconds += time.perf_counter() - start
 
     def close(self) -> None:
-        """Write what waits, which is part of the cost, and end."""
+        """Write waiting frames, which is part of the cost, and close the environment."""
         start = time.perf_counter()
         self._env.close()
         self.seconds += time.perf_counter() - start
 
 
 def measure(effort: Effort) -> Report:
-    """10,000 steps of each; quick: 2,500."""
+    """Take 10,000 steps of each (quick: 2,500)."""
     torch.set_num_threads(1)
     steps = effort.of(10_000, 2_500)
     with tempfile.TemporaryDirectory() as folder:

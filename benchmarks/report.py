@@ -1,4 +1,4 @@
-"""What a measurement hands back: rows of the table, with their verdicts, and details."""
+"""Results of a measurement: rows of the table, with verdicts, and details."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FORMATS_OF, DISK_USE_OF = "image formats, ", "disk use, "
-"""What the figures of details begin with that are a table of their own in a page."""
+"""Prefixes of the figures of details that have a table of their own in a page."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure that has a target.
+    """Figure with a target.
 
     Attributes:
-        figure: what is measured.
-        workload: on what.
-        measured: the numbers, in words.
-        ratio: what is compared with the target.
-        must_reach: the target, in words.
-        holds: whether it is reached; None: it wasn't measured, and ``measured`` says why.
-        numbers: the measured numbers for machines to read; the unit ends each name.
+        figure: Name of the figure.
+        workload: Environments and data.
+        measured: Measured numbers, as text.
+        ratio: Ratio that is compared with the target.
+        must_reach: Target, as text.
+        holds: Whether the target is reached; None if it wasn't measured, with the reason in ``measured``.
+        numbers: Measured numbers for machines; each name ends with its unit.
     """
 
     figure: str
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Detail:
-    """A number without a target, that explains one with."""
+    """Number without a target, which explains a row."""
 
     figure: str
     what: str
@@ -44,27 +44,27 @@ class Detail:
 
 @dataclass(frozen=True)
 class Report:
-    """All that one measurement found."""
+    """All results of one measurement."""
 
     rows: tuple[Row, ...] = ()
     details: tuple[Detail, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """As what :mod:`json` can write."""
+        """Return the report in a form that :mod:`json` can write."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Report:
-        """What :meth:`as_json` made, from another process."""
+        """Return the report of :meth:`as_json`, from another process."""
         return cls(tuple(Row(**row) for row in data["rows"]), tuple(Detail(**detail) for detail in data["details"]))
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure; every module says what it does with less of it."""
+    """Amount of measuring. The ``measure`` function of each module documents both amounts."""
 
     quick: bool = False
 
     def of(self, full: int, quick: int) -> int:
-        """One number or the other."""
+        """Return ``full`` or ``quick``."""
         return quick if self.quick else full

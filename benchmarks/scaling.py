@@ -1,4 +1,4 @@
-"""How the cost grows with the number of environments, all of them in detail, with the writer at work."""
+"""Growth of the cost with the number of environments, all in detail, with the writer at work."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PERIOD = 0.005
 
 
 def measure(effort: Effort) -> Report:
-    """20 seconds of steps of 5 ms for each number of environments, a part of it to warm up; quick: 6 seconds."""
+    """Take steps of 5 ms for 20 seconds (quick: 6) for each number of environments, including the warm-up."""
     seconds = float(effort.of(20, 6))
     return Report(details=tuple(_detail(_sustained(envs, seconds)) for envs in ENVS))
 
 
 def _sustained(envs: int, seconds: float) -> Sustained:
     sizes, steps = robots(envs), round(seconds / PERIOD)
-    # The recorder's memory is touched for the first time, or a quarter of the time is over.
+    # The warm-up lasts until the recorder's memory is allocated, or for a quarter of the time.
     warm_up = min(steps // 4, BUFFER_BYTES // sizes.step_bytes)
     return sustain(sizes, steps=steps, warm_up=warm_up, period=PERIOD, seconds=seconds, logged_envs="all")
 

@@ -1,4 +1,4 @@
-"""The table: what was found, to read and as JSON."""
+"""Table of all results, as text, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def show(report: Report, about: Mapping[str, Any], console: Console) -> None:
 
 
 def save(report: Report, about: Mapping[str, Any], path: Path) -> None:
-    """Write the same as JSON."""
+    """Write the rows, the details and the machine as JSON."""
     path.write_text(json.dumps({"about": dict(about), **report.as_json()}, indent=2) + "\n")
 
 
 BAR = r"\|"
-"""What stands for ``|`` within a cell."""
+"""Replacement for ``|`` within a cell."""
 
 
 def into_docs(report: Report, about: Mapping[str, Any], docs: Path) -> None:
-    """Put what was measured into the pages that show it, as Markdown, with the machine below it."""
+    """Write the results into the pages of docs/ as Markdown, with the machine below them."""
     if report.rows:
         _into_page(docs / "performance.md", _rows_as_lines(report.rows), about)
     for begins, page, heading in ((FORMATS_OF, "images.md", "picture"), (DISK_USE_OF, "disk.md", "environment")):
@@ -46,7 +46,7 @@ def into_docs(report: Report, about: Mapping[str, Any], docs: Path) -> None:
 
 
 def _into_page(path: Path, lines: Iterable[str], about: Mapping[str, Any]) -> None:
-    """Put a table between a page's two marks."""
+    """Write a table between a page's two marks."""
     machine = "; ".join(f"{name} {value}" for name, value in about.items())
     text = path.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
@@ -62,7 +62,7 @@ def _rows_as_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _details_as_lines(details: Sequence[Detail], begins: str, heading: str) -> Iterator[str]:
-    """A row for each figure, a column for each thing that was measured of it."""
+    """Return a row for each figure, with a column for each measured detail."""
     names = list(dict.fromkeys(detail.what for detail in details))
     yield _line(heading, *names)
     yield "|" + "---|" * (1 + len(names))

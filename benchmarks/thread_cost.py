@@ -1,11 +1,10 @@
-"""What one recorded step costs on the environment's thread, beside a copy of its bytes and beside other recorders.
+"""Cost of a recorded step on the environment's thread, compared with a copy of its bytes and with other recorders.
 
-Each contender is given the same 16 environments with images, in rounds of a few steps, one contender after the other. The
-hooks alone are timed, so nothing of the environment is. Between rounds there are pauses: what a contender leaves to a
-thread in the background is done there, and doesn't share the processor with what is timed next.
+Contenders record 16 equal environments with images, in rounds of a few steps, one contender after another. Only the hooks are
+timed. Pauses between rounds let background threads of a contender finish, so that they don't compete with the next one.
 
-Torch has one thread: on a busy machine its threads wait for one another for milliseconds. ``VideoRecorder`` is timed with
-all of them too, and the better of the two counts.
+Torch has one thread, since its threads wait for one another for milliseconds on a busy machine. ``VideoRecorder`` is also timed
+with all threads, and the better result counts.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ COPIES, ADDED_US, TIMES_VIDEO = 1.5, 20.0, 15.0
 
 
 def measure(effort: Effort) -> Report:
-    """15 rounds of 20 steps; quick: 7 of them."""
+    """Measure 15 rounds of 20 steps (quick: 7)."""
     workload = Workload(PIXELS)
     with tempfile.TemporaryDirectory() as folder:
         contenders = _contenders(workload, Path(folder))
@@ -58,8 +57,8 @@ def _contenders(workload: Workload, folder: Path) -> dict[str, Contender]:
         "copy": Contender(copy_into_ring(workload, BUFFER_BYTES)),
         "copy in cache": Contender(copy_into_ring(workload, 1)),
         "recorder": Contender(recorded.step),
-        # The frames of these three are kept, as they are until an episode is dumped, and never encoded. To drop them after
-        # each round would let them have the same warm memory again and again.
+        # These three keep their frames, as until the dump of an episode, and never encode them. If frames were dropped after
+        # each round, these contenders would reuse warm memory.
         "VideoRecorder": Contender(record_video),
         "VideoRecorder, all threads": Contender(
             record_video,
@@ -72,14 +71,14 @@ def _contenders(workload: Workload, folder: Path) -> dict[str, Contender]:
 
 
 def _fill_buffer(contender: Contender, workload: Workload) -> None:
-    """Three times round the recorder's memory, so that all of it was touched before anything is timed."""
+    """Fill the recorder's memory three times, so that all pages are allocated before the measurement."""
     for number in range(3 * BUFFER_BYTES // PIXELS.step_bytes):
         workload.renew(number)
         contender.step()
 
 
 def log_each(workload: Workload, stream: rr.RecordingStream) -> Any:
-    """A step as one would log it by hand: the time once, then each key of each environment."""
+    """Log a step with the SDK: the time once, then each key of each environment."""
     frame = 0
     numbers = [key for key in workload.arrays if key != "pixels"]
 
@@ -97,7 +96,7 @@ def log_each(workload: Workload, stream: rr.RecordingStream) -> Any:
 
 
 class _InstantVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """Gymnasium's counterpart of :class:`benchmarks.workloads.Instant`; its frames are there already."""
+    """Vector environment of gymnasium whose steps take no time, with finished frames."""
 
     metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP, "render_fps": 30}  # noqa: RUF012
     render_mode = "rgb_array"
@@ -119,7 +118,7 @@ class _InstantVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 
 def _record_video(workload: Workload, folder: Path) -> RecordVideo[Any, Any]:
-    # It wants moviepy for the encoding alone, which is never reached here; moviepy wants a pillow of its own.
+    # `RecordVideo` needs moviepy for encoding alone, which never happens here; moviepy needs another version of pillow.
     sys.modules.setdefault("moviepy", types.ModuleType("moviepy"))
     env = RecordVideo(_InstantVector(workload), str(folder), episode_trigger=lambda _: True)
     env.reset()

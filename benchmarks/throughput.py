@@ -1,8 +1,8 @@
-"""What recording costs in a long run, with the writer at work beside the environment.
+"""Cost of recording in a long run, with the writer at work beside the environment.
 
-The environment takes a given time for each step, asleep, computing, or busy in Python, and the step's data are renewed before the
-hooks are timed. A copy of the same bytes is timed in the same steps, before or after the hooks by turns: the first of the
-two pays for what sleep has cooled down.
+The environment takes a given time for each step: asleep, computing, or busy in Python. The step's data is renewed before the hooks
+are timed. A copy of the step's bytes is timed as well, alternately before and after the hooks: the first of the two finds cold
+caches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, look
 
 BLOCKS = 50
 BUFFER_BYTES = 64 << 20  # the recorder's default
-FLUSH_SECONDS = 5.0  # likewise
+FLUSH_SECONDS = 5.0  # the recorder's default
 HALF = 2  # a block is at most one half of the recorder's buffer
 
 COPIES, ADDED_US = 3.0, 50.0
@@ -31,31 +31,31 @@ BATCH_US, BATCH_SHARE = 150.0, 0.01
 LOOK_EVERY = 5
 
 WORKING = 1e-4
-"""Seconds of processor time in a step from which on the writer is said to have worked in it."""
+"""Seconds of the writer's processor time in a step above which it counts as working."""
 
 Idle = Callable[[float], None]
-"""How the environment spends its time, until a moment of ``time.perf_counter()``."""
+"""Function that spends the environment's time until a moment of ``time.perf_counter()``."""
 
 
 def asleep(until: float) -> None:
-    """Wait without the processor and without the GIL, as for a simulator elsewhere."""
+    """Wait without the processor and without the GIL, as for a simulator on another machine."""
     time.sleep(max(0.0, until - time.perf_counter()))
 
 
 class Computing:
-    """Uses the processor and its caches without the GIL, as a simulator in this process does."""
+    """Use the processor and its caches without the GIL, as a simulator in this process does."""
 
     def __init__(self) -> None:
         self._state = np.random.default_rng(0).standard_normal(1 << 15)
 
     def __call__(self, until: float) -> None:
-        """Compute until then, in pieces of about 0.1 ms."""
+        """Compute until a moment, in portions of about 0.1 ms."""
         while time.perf_counter() < until:
             np.sin(self._state, out=self._state)
 
 
 class BusyInPython:
-    """Keeps the GIL, as an environment written in Python does, and notes how fast it is while the writer works or doesn't."""
+    """Hold the GIL, as an environment written in Python does, and measure the speed with and without the writer at work."""
 
     def __init__(self) -> None:
         self._done = {True: 0, False: 0}
@@ -63,7 +63,7 @@ class BusyInPython:
         self._writer = 0.0
 
     def __call__(self, until: float) -> None:
-        """Work until then."""
+        """Work until a moment."""
         start = time.perf_counter()
         done = 0
         while time.perf_counter() < until:
@@ -83,7 +83,7 @@ class BusyInPython:
 
     @property
     def slowed(self) -> float:
-        """Share of its speed that it loses while the writer works; 0 if the writer never did."""
+        """Share of speed lost while the writer works; 0 if it never did."""
         if not all(self._seconds.values()):
             return 0.0
         return 1 - self._done[True] / self._seconds[True] / (self._done[False] / self._seconds[False])
@@ -91,20 +91,20 @@ class BusyInPython:
 
 @dataclass
 class Sustained:
-    """What a long run showed.
+    """Results of a long run.
 
     Attributes:
-        sizes: what was recorded.
-        period: seconds that the environment takes for a step.
-        hooks, copy: times of the steps that count.
-        looks: of every fifth step, in which the hooks aren't counted: only to look at the values, one after the other,
-            as arrays. The floor of what any recorder in Python can do here.
-        wall: seconds that those steps took.
-        dump: seconds that ``dump()`` took at the end.
-        whole: seconds from the first step, those to warm up included, to the end of ``dump()``.
-        threads: processor time in these.
-        steps: how many steps there were from the first to the end of ``dump()``.
-        file_bytes: size of the file after ``dump()``.
+        sizes: Environments and data.
+        period: Seconds of the environment's own for each step.
+        hooks, copy: Times of the steps that count.
+        looks: Times of every fifth step, whose hooks aren't counted: viewing the values as arrays, one after another. No
+            recorder in Python can be faster.
+        wall: Seconds of these steps.
+        dump: Seconds of ``dump()`` at the end.
+        whole: Seconds from the first step, warm-up included, to the end of ``dump()``.
+        threads: Processor time in these seconds.
+        steps: Number of steps from the first to the end of ``dump()``.
+        file_bytes: Size of the file after ``dump()``.
     """
 
     sizes: Sizes
@@ -121,12 +121,12 @@ class Sustained:
 
     @property
     def counted(self) -> int:
-        """Steps that count."""
+        """Number of steps that count."""
         return len(self.hooks.rounds[0]) + len(self.looks.rounds[0])
 
     @property
     def delay(self) -> float:
-        """How much longer the run took than the environment alone, as a share of the latter.
+        """Delay of the run relative to the environment alone.
 
         Hooks that fit into the environment's period delay nothing; waiting for the writer does.
         """
@@ -134,17 +134,17 @@ class Sustained:
 
     @property
     def writer_share(self) -> float:
-        """Processor time of the writer's thread, as a share of the time in which it had to be done."""
+        """Processor time of the writer's thread, relative to the time of the run."""
         return self.threads.writer / self.whole
 
     @property
     def keeps_up(self) -> bool:
-        """The environment had not to wait, but for 2 % of the time, and at the end less is left than a block's time."""
+        """Whether the environment waited for less than 2 % of the time, and less than a block's time is left at the end."""
         block = BUFFER_BYTES / HALF / self.sizes.step_bytes * self.period
         return self.delay < 0.02 and self.dump < min(block, FLUSH_SECONDS)
 
     def numbers(self) -> dict[str, float]:
-        """For the JSON file."""
+        """Return the numbers for the JSON file."""
         return {
             **self.hooks.numbers("hooks"),
             **self.copy.numbers("copy"),
@@ -163,16 +163,16 @@ class Sustained:
 def sustain(
     sizes: Sizes, *, steps: int, warm_up: int, period: float, idle: Idle = asleep, seconds: float = 1e9, **options: Any
 ) -> Sustained:
-    """Record a long run. What the workload's data cost is in none of the times but the whole run's.
+    """Record a long run. Only ``whole`` includes the cost of renewing the data.
 
     Args:
-        sizes: what is recorded.
-        steps: steps that are timed.
-        warm_up: steps before them, in which the recorder's memory is touched for the first time.
-        period: seconds of the environment's own in a step.
-        idle: how it spends them.
-        seconds: stop after this long, though there were fewer steps.
-        options: arguments of the recorder.
+        sizes: Environments and data.
+        steps: Number of timed steps.
+        warm_up: Number of steps before, in which the recorder's memory is allocated.
+        period: Seconds of the environment's own for each step.
+        idle: Function that spends these seconds.
+        seconds: Limit of the run in seconds.
+        options: Arguments of the recorder.
     """
     found = Sustained(sizes, period)
     workload = Workload(sizes)
@@ -225,9 +225,9 @@ def _run(
 
 
 def measure_all(effort: Effort) -> Report:
-    """256 environments, all in detail: 50 blocks, as many as the data's own bytes fill; quick: 10.
+    """Record 256 environments in detail: 50 blocks (quick: 10), as many as the data's bytes fill.
 
-    And the same, shorter, with an environment that computes without the GIL, and with one that is busy in Python.
+    Shorter runs follow with an environment that computes without the GIL, and with one that is busy in Python.
     """
     sizes, period, blocks = robots(256), 0.005, effort.of(BLOCKS, 10)
     block = BUFFER_BYTES // HALF // sizes.step_bytes
@@ -252,7 +252,7 @@ def measure_all(effort: Effort) -> Report:
 
 
 def _busy(sizes: Sizes, steps: int, warm_up: int) -> tuple[Detail, ...]:
-    """The same with an environment that keeps the GIL: how much of Python's speed the writer takes from it."""
+    """Measure how much of the speed of an environment in Python the writer takes."""
     busy = BusyInPython()
     found = sustain(sizes, steps=steps, warm_up=warm_up, period=0.005, idle=busy, logged_envs="all")
     name = f"{sizes}, busy in Python"
@@ -266,10 +266,10 @@ def _busy(sizes: Sizes, steps: int, warm_up: int) -> tuple[Detail, ...]:
 
 
 def measure_batch(effort: Effort) -> Report:
-    """4096 environments with the defaults, 1,000 steps in 50 blocks of 0.4 s; quick: 500 in blocks of 0.2 s.
+    """Record 4096 environments by default: 1,000 steps in 50 blocks of 0.4 s (quick: 500 in blocks of 0.2 s).
 
-    By default a block would be 5 seconds: short ones are more work for the writer. And a shorter run of all of them in
-    detail.
+    Blocks of 5 seconds are the default of the recorder; short ones are more work for the writer. A shorter run of all environments in
+    detail follows.
     """
     sizes, period = robots(4096), 0.02
     flush_seconds = effort.of(4, 2) / 10

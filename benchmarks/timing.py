@@ -1,4 +1,4 @@
-"""Timing: nanoseconds around each step, of contenders that take turns."""
+"""Timing of single steps, in nanoseconds, of contenders that take turns."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import numpy as np
 NANOSECONDS = 1_000_000_000
 
 WRITERS = ("torchrl_rerun-writer", "torchrl_rerun-encoder")
-"""How the names of the recorder's threads begin."""
+"""Prefixes of the names of the recorder's threads."""
 
 
 @dataclass
 class Timings:
-    """Times of single steps, round by round, in nanoseconds."""
+    """Times of single steps in nanoseconds, by round."""
 
     rounds: list[list[int]] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """Microseconds: the median round's median step. A round that was disturbed doesn't move it."""
+        """Median of the rounds' medians, in microseconds. A disturbed round doesn't change it."""
         return statistics.median(statistics.median(times) for times in self.rounds) / 1e3
 
     @property
     def mean(self) -> float:
-        """Microseconds: of all steps, hand-overs of blocks and disturbances included."""
+        """Mean of all steps in microseconds, including disturbances and steps that hand a block over."""
         return float(np.mean(self._all)) / 1e3
 
     @property
     def p99(self) -> float:
-        """Microseconds: 99 of 100 steps were faster."""
+        """99th percentile of all steps, in microseconds."""
         return float(np.percentile(self._all, 99)) / 1e3
 
     @property
     def worst(self) -> float:
-        """Microseconds: the slowest step."""
+        """Slowest step, in microseconds."""
         return float(np.max(self._all)) / 1e3
 
     @property
@@ -47,7 +47,7 @@ class Timings:
         return [time for times in self.rounds for time in times]
 
     def numbers(self, name: str) -> dict[str, float]:
-        """For the JSON file."""
+        """Return the numbers for the JSON file."""
         return {f"{name}_{kind}_us": getattr(self, kind) for kind in ("median", "mean", "p99")}
 
     def __str__(self) -> str:
@@ -56,12 +56,12 @@ class Timings:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way of doing a step.
+    """Way of doing a step.
 
     Attributes:
-        step: what is timed.
-        before_round: what is done before each round, untimed.
-        after_round: what is done after each round, untimed, such as dropping what piled up in memory.
+        step: Function that is timed.
+        before_round: Function that runs before each round, untimed.
+        after_round: Function that runs after each round, untimed, such as one that frees memory.
     """
 
     step: Callable[[], object]
@@ -78,15 +78,15 @@ def take_turns(
     warm_up: int = 2,
     pause: float = 0.3,
 ) -> dict[str, Timings]:
-    """Time each contender's steps in rounds, one after the other, beginning with another one each round.
+    """Time each contender's steps in rounds, one contender after another. Each round begins with the next contender.
 
     Args:
-        contenders: what is timed.
-        renew: gives the step's data new values, as an environment would have just done; untimed, before each step.
-        rounds: how many rounds count.
-        steps: steps of each contender in a round.
-        warm_up: rounds before those that count.
-        pause: seconds between contenders, in which threads in the background finish what they were given.
+        contenders: Ways to time.
+        renew: Function that gives the data of a step new values, as an environment would; untimed, before each step.
+        rounds: Number of rounds that count.
+        steps: Number of steps of each contender in a round.
+        warm_up: Number of rounds before those that count.
+        pause: Seconds between contenders, in which background threads finish.
     """
     timings = {name: Timings() for name in contenders}
     names = list(contenders)
@@ -112,12 +112,12 @@ def take_turns(
 
 @dataclass(frozen=True)
 class ThreadTimes:
-    """Seconds of processor time that were used so far, by whom.
+    """Processor time used so far, in seconds.
 
     Attributes:
-        env: by the thread that asks, the environment's.
-        writer: by the recorder's Python threads.
-        process: by all threads, those of libraries included.
+        env: Time of the calling thread, which is the environment's.
+        writer: Time of the recorder's Python threads.
+        process: Time of all threads, including those of libraries.
     """
 
     env: float
@@ -126,7 +126,7 @@ class ThreadTimes:
 
     @classmethod
     def now(cls) -> ThreadTimes:
-        """Of the threads that are alive now."""
+        """Return the times of the threads that are alive."""
         writers = [thread for thread in threading.enumerate() if thread.name.startswith(WRITERS)]
         return cls(time.thread_time(), sum(map(_processor_time, writers)), time.process_time())
 
@@ -135,7 +135,7 @@ class ThreadTimes:
 
     @property
     def others(self) -> float:
-        """By threads that are neither: those of Rerun, Arrow and torch."""
+        """Time of other threads: those of Rerun, Arrow and torch."""
         return max(0.0, self.process - self.env - self.writer)
 
 
@@ -145,7 +145,7 @@ def _processor_time(thread: threading.Thread) -> float:
 
 
 def micro(value: float) -> str:
-    """Microseconds to read.
+    """Return microseconds as text.
 
     >>> micro(3.14159), micro(1234.5)
     ('3.1 us', '1,234 us')
@@ -154,7 +154,7 @@ def micro(value: float) -> str:
 
 
 def mega(value: float) -> str:
-    """Bytes to read.
+    """Return bytes as text, in MiB.
 
     >>> mega(3 << 20)
     '3.0 MiB'

@@ -1,9 +1,8 @@
-"""A live training loop, with and without recording.
+"""Live training loop, with and without recording.
 
-Several PPO trainings take turns, an iteration each, with the same random numbers: one that records all that its eight
-CartPoles do, one that doesn't, another that doesn't, for how much two equal ones differ on this machine, and one with a
-transform that does nothing, for what any transform costs. All do the very same work, which is checked: recording must not
-change what is learned.
+Several PPO trainings take turns of one iteration, with equal random numbers: one that records all keys of its eight CartPoles; two
+without recording, whose difference is the noise of the machine; and one with a transform that does nothing. All do equal work, and
+the benchmark checks that recording doesn't change the learned parameters.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ WARM_UP = 3
 
 
 class Training:
-    """PPO on eight CartPoles, an iteration at a time.
+    """PPO on eight CartPoles.
 
     Args:
-        last: the transform that the environment ends with, such as the recorder; None: it has none more.
+        last: Last transform of the environment, such as the recorder. Default: None, no further transform.
     """
 
     def __init__(self, last: Transform | None) -> None:
@@ -50,7 +49,7 @@ class Training:
         self._buffer = ReplayBuffer(
             storage=LazyTensorStorage(FRAMES), sampler=SamplerWithoutReplacement(), batch_size=128
         )
-        # With the transforms that a training has anyway: the first one costs a clone of each tensordict, TorchRL's own.
+        # A training has transforms in any case. The first one costs a clone of each tensordict, made by TorchRL.
         env: EnvBase = SerialEnv(ENVS, functools.partial(GymEnv, "CartPole-v1")).append_transform(RewardSum())
         env.set_seed(0)
         if last is not None:
@@ -64,7 +63,7 @@ class Training:
         self.episodes = 0
 
     def iterate(self) -> None:
-        """Collect and learn, and note how long it took."""
+        """Collect and learn once, and note the time."""
         torch.set_rng_state(self._random)
         start = time.perf_counter()
         batch = next(self._batches)
@@ -86,17 +85,17 @@ class Training:
                 self._optimizer.zero_grad()
 
     def learned(self) -> torch.Tensor:
-        """All parameters."""
+        """Return all parameters."""
         return nn.utils.parameters_to_vector(self._loss.parameters()).detach()
 
     def close(self) -> None:
-        """End the environments, and the recording."""
+        """Close the environments and the recording."""
         self._collector.shutdown()
 
 
 def measure(effort: Effort) -> Report:
-    """40 iterations of 1024 frames after 3 to warm up; quick: 10."""
-    torch.set_num_threads(1)  # the networks are small; threads that wait for one another would be all that is measured
+    """Measure 40 iterations of 1024 frames after 3 of warm-up (quick: 10)."""
+    torch.set_num_threads(1)  # small networks: otherwise, waiting threads would dominate the measurement
     iterations = WARM_UP + effort.of(40, 10)
     with tempfile.TemporaryDirectory() as folder:
         trainings = {
@@ -161,7 +160,7 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
 
 
 def _ratio(some: list[float], others: list[float]) -> float:
-    """Median over iterations: those of one number did the same work, shortly after one another."""
+    """Return the median ratio over iterations. Iterations of one number do equal work, shortly after one another."""
     return statistics.median(one / other for one, other in zip(some, others, strict=True))
 
 

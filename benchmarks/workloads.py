@@ -1,4 +1,4 @@
-"""Workloads: environments whose steps cost nothing, with data of any size, and the hooks that TorchRL calls in a step."""
+"""Workloads: environments whose steps take no time, with data of any size, and the hooks that TorchRL calls in a step."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torchrl.envs import EnvBase, Transform
 from torchrl_rerun import RerunRecorder
 
 POOL_BYTES = 64 << 20
-"""Data to take steps from: as much as lies outside the window (64 KiB of a column) in which LZ4 finds repetitions."""
+"""Bytes of data that steps cycle through: beyond the window (64 KiB of a column) in which LZ4 finds repetitions."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one step is made of.
+    """Sizes of a step's data.
 
     Attributes:
-        envs: number of environments.
-        observation, action: float32 numbers of each; the reward is one more.
-        pixels: shape of a uint8 image; empty: there is none.
+        envs: Number of environments.
+        observation, action: Number of float32 components for each environment. The reward is one more.
+        pixels: Shape of a uint8 image. Empty: no image.
     """
 
     envs: int
@@ -35,7 +35,7 @@ class Sizes:
     pixels: tuple[int, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each key, of all environments."""
+        """Shape of each key, for all environments."""
         shapes: dict[str, tuple[int, ...]] = {
             "observation": (self.observation,),
             "action": (self.action,),
@@ -60,24 +60,24 @@ SCALARS = Sizes(16, 17, 6)
 
 
 def robots(envs: int) -> Sizes:
-    """What a simulator of legged robots gives."""
+    """Return the sizes of a simulator of legged robots."""
     return Sizes(envs, 48, 12)
 
 
 class Workload:
-    """The data of steps: arrays that stay where they are, and are given new values for each step.
+    """Data of steps: fixed arrays, which are given new values for each step.
 
     Args:
-        sizes: what a step is made of.
-        pool: values of many steps, ``[steps, envs, ...]`` per key; default: as much noise as is worth having.
-        device: where the environment's tensors are. Elsewhere than on the processor they keep the first step's values.
+        sizes: Sizes of a step.
+        pool: Values of many steps, ``[steps, envs, ...]`` for each key. Default: noise beyond LZ4's window.
+        device: Device of the environment's tensors. On other devices than the CPU they keep the values of the first step.
 
     Attributes:
-        pool: as given.
-        device: as given.
-        arrays: per key, the values of the present step, ``[envs, ...]``.
-        tensors: the same memory, if that is the processor's.
-        root, following: the same memory as the tensordicts that go into a step and come out of it.
+        pool: Values of many steps.
+        device: Device of the tensors.
+        arrays: Values of the present step by key, ``[envs, ...]``.
+        tensors: Tensors of this memory, if the device is the CPU.
+        root, following: Tensordicts of this memory, before and after a step.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class Workload:
         self.following = TensorDict({**self.observed, **self.outcome}, [sizes.envs])
 
     def renew(self, number: int) -> None:
-        """Let the arrays have the values of step ``number``. They are in the processor's cache then, as if computed."""
+        """Give the arrays the values of step ``number``. These are then in the processor's cache, as if computed."""
         for key, values in self.pool.items():
             np.copyto(self.arrays[key], values[number % self._length])
 
 
 def noise(sizes: Sizes, steps: int) -> dict[str, npt.NDArray[Any]]:
-    """Values that can't be compressed: normal floats, uniform bytes."""
+    """Return values that can't be compressed: normal floats, uniform bytes."""
     rng = np.random.default_rng(0)
     return {
         key: rng.integers(0, 256, (steps, *shape), np.uint8)
@@ -115,7 +115,7 @@ def noise(sizes: Sizes, steps: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def smooth(sizes: Sizes, steps: int) -> dict[str, npt.NDArray[Any]]:
-    """Random walks, and images of a flat background with eight patches that move: the easy end of what is recorded."""
+    """Return random walks, and images of a flat background with eight moving patches, which compress easily."""
     pool = noise(sizes, 1 if sizes.pixels else steps)
     rng = np.random.default_rng(1)
     for key, shape in sizes.shapes().items():
@@ -127,7 +127,7 @@ def smooth(sizes: Sizes, steps: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def grainy(sizes: Sizes, steps: int) -> dict[str, npt.NDArray[Any]]:
-    """The same images with grain on a third of the bytes: LZ4's hard work, halving them at a quarter of a copy's speed."""
+    """Return smooth images with grain on a third of the bytes, which LZ4 halves at a quarter of the speed of a copy."""
     pool = smooth(sizes, steps)
     rng = np.random.default_rng(2)
     pixels = pool["pixels"]
@@ -150,7 +150,7 @@ def _moving_patches(rng: np.random.Generator, steps: int, shape: tuple[int, ...]
 
 
 class Instant(EnvBase):
-    """An environment whose steps take no time: it returns the workload's tensors again and again."""
+    """Environment whose steps take no time: it returns the workload's tensors at each step."""
 
     metadata: ClassVar[dict[str, object]] = {}
 
@@ -174,15 +174,15 @@ class Instant(EnvBase):
         return TensorDict({**self.workload.observed, **self.workload.outcome}, self.batch_size)
 
     def _set_seed(self, seed: int | None) -> None:
-        """Nothing is random here."""
+        """Ignore the seed: nothing is random."""
 
 
 class Hooked:
-    """A transform at the end of an instant environment, stepped by the hooks that TorchRL calls, and by nothing else.
+    """Transform at the end of an instant environment, called by TorchRL's hooks of a step alone.
 
     Args:
-        workload: the data.
-        transform: what is timed. It sees a real reset and a real step first.
+        workload: Data of the steps.
+        transform: Transform that is timed. It sees a real reset and a real step first.
     """
 
     def __init__(self, workload: Workload, transform: Transform) -> None:
@@ -192,18 +192,18 @@ class Hooked:
         self._root, self._following = workload.root, workload.following
 
     def step(self) -> None:
-        """What an environment's step makes the transform do."""
+        """Call the hooks that the transform's environment calls in a step."""
         self._transform._inv_call(self._root)
         self._transform._step(self._root, self._following)
 
 
 class Recorded(Hooked):
-    """A recorder at the end of an instant environment, see :class:`Hooked`.
+    """Recorder at the end of an instant environment, see :class:`Hooked`.
 
     Args:
-        workload: the data.
-        sink: what to record to.
-        options: arguments of :class:`torchrl_rerun.RerunRecorder`.
+        workload: Data of the steps.
+        sink: Sink of the recorder.
+        options: Arguments of :class:`torchrl_rerun.RerunRecorder`.
     """
 
     def __init__(self, workload: Workload, sink: Any, **options: Any) -> None:
@@ -211,12 +211,12 @@ class Recorded(Hooked):
         super().__init__(workload, self.recorder)
 
     def close(self) -> None:
-        """End the recording."""
+        """Close the recording."""
         self.env.close()
 
 
 def looking(workload: Workload) -> Any:
-    """A step that looks at the workload's values as arrays, and does nothing with them."""
+    """Return a step that views the workload's values as arrays, and does nothing with them."""
     following, names = workload.following, [*workload.observed, *workload.outcome]
 
     def look() -> None:
@@ -228,12 +228,12 @@ def looking(workload: Workload) -> Any:
 
 
 def copy_into_ring(workload: Workload, ring_bytes: int) -> Any:
-    """A step that copies the workload's arrays with NumPy: the floor of any recorder.
+    """Return a step that copies the workload's arrays with NumPy, which no recorder can undercut.
 
     Args:
-        workload: the data.
-        ring_bytes: memory that is written to round and round, all of it touched beforehand. A small one stays in the
-            processor's cache, which no recorder's memory does.
+        workload: Data of the steps.
+        ring_bytes: Size of the ring of memory, which is allocated beforehand. A small ring stays in the processor's cache, unlike
+            a recorder's memory.
     """
     slots = max(1, ring_bytes // workload.sizes.step_bytes)
     rings = [np.zeros((slots, *array.shape), array.dtype) for array in workload.arrays.values()]

@@ -1,4 +1,4 @@
-"""How Sphinx makes a site of these pages: `make docs`. It needs no network, and takes every warning for an error."""
+"""Configuration of Sphinx for `make docs`, which needs no network and treats warnings as errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import version as version_of
 os.environ["RL_WARNINGS"] = "0"  # the tutorial runs with this environment
 os.environ["RL_LOGGING_LEVEL"] = "WARNING"
 os.environ["SDL_VIDEODRIVER"] = "dummy"  # pixels without a display
-os.environ["OMP_NUM_THREADS"] = "1"  # its networks are small: on a busy machine more threads are ten times slower
+os.environ["OMP_NUM_THREADS"] = "1"  # small networks: on a busy machine more threads are ten times slower
 
 project = "torchrl_rerun"
 version = release = version_of("torchrl-rerun")
@@ -16,17 +16,17 @@ version = release = version_of("torchrl-rerun")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_design"]
 exclude_patterns = ["_build"]
 nitpicky = True
-# What other libraries define is named in signatures, but described elsewhere.
+# Names of other libraries occur in signatures, and have no page here.
 _OTHERS = (
     r"(torch|torchrl|tensordict|gymnasium|rerun|rerun_bindings|rr|rrb|numpy|np|pyarrow|collections|datetime|os|pathlib)\..*"
-    r"|NestedKey|Place|DatasetEntry|Storage|TensorDictReplayBuffer"
+    r"|NestedKey|Key|Channels|Place|DatasetEntry|Storage|TensorDictReplayBuffer"
 )
-_INNER = r"StepDataset|torchrl_rerun\.\w+\.(streams|schema|history|rerendering|notebook)\..*"  # arguments of what is made by functions
+_INNER = r"torchrl_rerun\.\w+\.(arrow|exact|streams|schema|history|rerendering|notebook|compare)\..*"  # types in signatures that have no page
 nitpick_ignore_regex = [("py:.*", _OTHERS), ("py:.*", _INNER)]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "force"  # notebooks are kept without their outputs
+nb_execution_mode = "force"  # notebooks are committed without outputs
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

@@ -1,4 +1,4 @@
-"""The gallery: recordings of real environments, and pictures of how the viewer opens them. `make gallery` runs this."""
+"""Gallery: record real environments, and take pictures of the viewer. `make gallery` runs this script."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from torchrl.envs import EnvBase, GymEnv, GymWrapper, PendulumEnv, SerialEnv, St
 from torchrl.envs.libs.vmas import VmasEnv
 
 from torchrl_rerun import KeepWorst, RerunRecorder, list_episodes
-from torchrl_rerun.viewing.screenshots import Moment, screenshots
+from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
 
 PICTURES = Path(__file__).with_name("gallery")
 SIZE = (1600, 900)
 
 cartpole = functools.partial(GymEnv, "CartPole-v1", categorical_action_encoding=True)
-seen_cartpole = functools.partial(cartpole, render_mode="rgb_array")
+rendered_cartpole = functools.partial(cartpole, render_mode="rgb_array")
 
 
-# --- policies, so that there is something to see ---
+# --- policies ---
 
 
 def balance(tensordict: TensorDictBase) -> TensorDictBase:
-    """Pushes the cart under the falling pole; each environment is more distracted than the one before."""
+    """Push the cart under the falling pole, with more random steps in each further environment."""
     _, _, angle, speed = tensordict["observation"].unbind(-1)
     good = (angle + 0.3 * speed > 0).long()
     distraction = torch.linspace(0.1, 0.9, good.numel()).reshape(good.shape)
@@ -49,13 +49,13 @@ def balance(tensordict: TensorDictBase) -> TensorDictBase:
 
 
 def swing(tensordict: TensorDictBase) -> TensorDictBase:
-    """Pushes the pendulum the way it goes."""
+    """Push the pendulum in the direction of its motion."""
     speed = tensordict["thdot"]
     return tensordict.set("action", (2 * speed.sign() * torch.rand_like(speed)).unsqueeze(-1))
 
 
 class Gait:
-    """Moves six joints in waves, somewhat like legs."""
+    """Policy that moves six joints in waves."""
 
     def __init__(self) -> None:
         self._time = 0
@@ -67,7 +67,7 @@ class Gait:
 
 
 def navigate(tensordict: TensorDictBase) -> TensorDictBase:
-    """Agents steer for their goals, which their observations give relative to them."""
+    """Steer each agent to its goal, whose relative position is in the observation."""
     observation = tensordict["agents", "observation"]
     return tensordict.set(("agents", "action"), (-0.6 * observation[..., 4:6]).clamp(-1, 1))
 
@@ -76,7 +76,7 @@ def navigate(tensordict: TensorDictBase) -> TensorDictBase:
 
 
 class Cameras(gym.ObservationWrapper[dict[str, npt.NDArray[Any]], Any, Any]):
-    """HalfCheetah, seen by two cameras, one of which also measures depth and knows what is what."""
+    """HalfCheetah with two cameras, one of which also gives depth and segmentation."""
 
     SHAPE = (240, 320)
     VIEWS = MappingProxyType({"side": (90.0, -10.0), "above": (90.0, -70.0)})
@@ -96,20 +96,20 @@ class Cameras(gym.ObservationWrapper[dict[str, npt.NDArray[Any]], Any, Any]):
         )
 
     def observation(self, observation: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """The joints, and what the cameras see."""
+        """Return the joints and the pictures of the cameras."""
         renderer = self._renderer
-        seen = {"joints": observation}
+        found = {"joints": observation}
         for name, (azimuth, elevation) in self.VIEWS.items():
             self._look(azimuth, elevation)
-            seen[name] = renderer.render()
+            found[name] = renderer.render()
         self._look(*self.VIEWS["side"])
         renderer.enable_depth_rendering()
-        seen["depth"] = np.minimum(renderer.render(), 8.0)
+        found["depth"] = np.minimum(renderer.render(), 8.0)
         renderer.disable_depth_rendering()
         renderer.enable_segmentation_rendering()
-        seen["segmentation"] = (renderer.render()[..., 0] + 1).astype(np.uint8)
+        found["segmentation"] = (renderer.render()[..., 0] + 1).astype(np.uint8)
         renderer.disable_segmentation_rendering()
-        return seen
+        return found
 
     def _look(self, azimuth: float, elevation: float) -> None:
         camera, data = mujoco.MjvCamera(), self.unwrapped.data
@@ -123,10 +123,10 @@ class Cameras(gym.ObservationWrapper[dict[str, npt.NDArray[Any]], Any, Any]):
 Policy = Callable[[TensorDictBase], TensorDictBase] | None
 
 
-def recorded(
+def record(
     env: EnvBase, path: Path, steps: int, policy: Policy = None, start: TensorDictBase | None = None, **options: Any
 ) -> Path:
-    """A rollout of an environment, recorded; ``start`` is what it is reset with."""
+    """Record a rollout of an environment, which is reset with ``start``, and return the path."""
     env = env.append_transform(RerunRecorder(path, **options))
     torch.manual_seed(0)
     env.set_seed(0)
@@ -137,52 +137,52 @@ def recorded(
 
 
 def one_environment(path: Path, steps: int) -> Path:
-    return recorded(seen_cartpole(), path, steps, balance, render=True)
+    return record(rendered_cartpole(), path, steps, balance, render=True)
 
 
 def four_environments(path: Path, steps: int) -> Path:
-    return recorded(SerialEnv(4, seen_cartpole), path, steps, balance, render=True)
+    return record(SerialEnv(4, rendered_cartpole), path, steps, balance, render=True)
 
 
 def sixteen_environments(path: Path, steps: int) -> Path:
-    return recorded(SerialEnv(16, seen_cartpole), path, steps, balance, render=True)
+    return record(SerialEnv(16, rendered_cartpole), path, steps, balance, render=True)
 
 
 def sixty_four_environments(path: Path, steps: int) -> Path:
-    return recorded(SerialEnv(64, seen_cartpole), path, steps // 2, balance, render=True, aggregate=True)
+    return record(SerialEnv(64, rendered_cartpole), path, steps // 2, balance, render=True, aggregate=True)
 
 
 def thousands_of_environments(path: Path, steps: int) -> Path:
     env = TransformedEnv(PendulumEnv(), StepCounter(max_steps=100))
-    return recorded(env, path, steps, swing, start=PendulumEnv.gen_params(batch_size=[4096]))
+    return record(env, path, steps, swing, start=PendulumEnv.gen_params(batch_size=[4096]))
 
 
 def joints(path: Path, steps: int) -> Path:
-    return recorded(GymEnv("HalfCheetah-v5"), path, steps, Gait())
+    return record(GymEnv("HalfCheetah-v5"), path, steps, Gait())
 
 
 def long_vectors(path: Path, steps: int) -> Path:
-    return recorded(GymEnv("Humanoid-v5", render_mode="rgb_array"), path, steps // 2, render=True)
+    return record(GymEnv("Humanoid-v5", render_mode="rgb_array"), path, steps // 2, render=True)
 
 
 def agents(path: Path, steps: int) -> Path:
     env = VmasEnv("navigation", num_envs=1, n_agents=3, max_steps=100, shared_rew=False, seed=0)
-    return recorded(env, path, steps, navigate, render=True)
+    return record(env, path, steps, navigate, render=True)
 
 
 def cameras(path: Path, steps: int) -> Path:
-    return recorded(GymWrapper(Cameras()), path, steps // 2, Gait())
+    return record(GymWrapper(Cameras()), path, steps // 2, Gait())
 
 
 def the_worst_episode(path: Path, steps: int) -> Path:
     folder = path.with_suffix("")
-    env = SerialEnv(4, seen_cartpole)
-    recorded(env, folder, max(steps, 100), balance, render=True, split="episode", keep=KeepWorst(3))
+    env = SerialEnv(4, rendered_cartpole)
+    record(env, folder, max(steps, 100), balance, render=True, keep=KeepWorst(3))
     return min(list_episodes(folder).episodes, key=lambda found: found.episode.episode_return).path
 
 
 class Scene(NamedTuple):
-    """What is recorded, and how many frames into it the picture is."""
+    """Function that records a scene, and frame of its picture."""
 
     record: Callable[[Path, int], Path]
     frame: int = 60
@@ -206,9 +206,9 @@ SCENES = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Record the scenes, and take pictures of them."""
+    """Record the scenes and take their pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenes", nargs="*", choices=[*SCENES, []], help="all, if none is named")
+    parser.add_argument("scenes", nargs="*", choices=[*SCENES, []], help="scenes to record; default: all")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=PICTURES)
     args = parser.parse_args(argv)
@@ -218,11 +218,11 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.scenes or SCENES:
             scene = SCENES[name]
             file = scene.record(Path(folder, f"{name}.rrd"), args.steps)
-            [shot] = screenshots([file], [Moment("frame", str(scene.frame))], size=SIZE, wait=60.0)
+            [shot] = take_screenshots([file], [Moment("frame", str(scene.frame))], size=SIZE, wait=60.0)
             if shot.errors:
                 raise SystemExit(f"{name}: {'; '.join(shot.errors)}")
             picture = args.out / f"{name}.png"
-            # Few colours make it small enough for a page.
+            # 256 colours make a file that is small enough for a page.
             Image.open(BytesIO(shot.png)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
                 picture, optimize=True
             )

@@ -1,4 +1,4 @@
-"""A policy that mostly succeeds: of all its episodes only the failures stay on the disk."""
+"""Keep the failures of a policy that mostly succeeds, and drop its other episodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchrl.envs import GymEnv, ParallelEnv
 
 from torchrl_rerun import Episode, KeepIf, RerunRecorder
 
-# Success is to keep the pole up for four seconds.
+# The episode is a success if the pole stays up for four seconds.
 make_env = functools.partial(
     GymEnv,
     "CartPole-v1",
@@ -29,7 +29,7 @@ make_env = functools.partial(
 
 
 def push(tensordict: TensorDictBase, distraction: float) -> TensorDictBase:
-    """Pushes the cart under the falling pole and back to the middle, unless it is distracted."""
+    """Push the cart under the falling pole and back to the middle; push at random in a share of the steps."""
     position, velocity, angle, spin = tensordict["observation"].unbind(-1)
     good = (angle + 0.3 * spin + 0.02 * position + 0.05 * velocity > 0).long()
     distracted = torch.rand(good.shape) < distraction
@@ -37,24 +37,23 @@ def push(tensordict: TensorDictBase, distraction: float) -> TensorDictBase:
 
 
 def has_failed(episode: Episode) -> bool:
-    """Whether the pole fell. An episode that was cut by the end of the program has neither failed nor succeeded."""
+    """Return whether the pole fell. Interrupted episodes have neither failed nor succeeded."""
     return episode.terminated
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--distraction", type=float, default=0.35, help="the share of the time: 0 to 1")
+    parser.add_argument("--distraction", type=float, default=0.35, help="share of random steps, 0 to 1")
     parser.add_argument("--out", type=Path, default=Path("recordings/failures"))
     args = parser.parse_args(argv)
 
     torch.manual_seed(0)
     recorder = RerunRecorder(
         args.out,
-        split="episode",
         keep=KeepIf(has_failed),
         skip=2,
-        buffer_bytes=512 << 20,  # four episodes of raw pixels: those that succeed are never encoded
+        buffer_bytes=512 << 20,  # four episodes of raw pixels in memory: successes are never encoded
         overwrite=True,
     )
     env = ParallelEnv(4, make_env).append_transform(recorder)
@@ -66,9 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
     kept = len(list(args.out.glob("*.rrd")))
     commands = Path(sys.executable).parent
-    print(
-        f"{kept} of {episodes:.0f} episodes failed, and are kept in {args.out}; the worst of them, and how to watch them:"
-    )
+    print(f"{kept} of {episodes:.0f} episodes failed, and are kept in {args.out}; to list and watch the worst:")
     print(f"    {commands / 'torchrl-rerun'} ls {args.out} --worst 5")
     print(f"    {commands / 'torchrl-rerun'} view {args.out} --worst 5")
 

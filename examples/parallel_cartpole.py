@@ -1,4 +1,4 @@
-"""Four CartPoles in worker processes, recorded with pixels. `make demo` runs this."""
+"""Record four CartPoles in worker processes, with pixels. `make demo` runs this script."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ make_env = functools.partial(
 
 
 class Push:
-    """Pushes the cart under the falling pole; each environment is more distracted than the one before."""
+    """Policy that pushes the cart under the falling pole, with more random steps in each further environment."""
 
     distraction = torch.tensor([0.1, 0.35, 0.6, 1.0])
 

@@ -1,4 +1,4 @@
-"""A short PPO training on CartPole with TorchRL's own parts, an evaluation recorded every few iterations."""
+"""Train PPO on CartPole with TorchRL's own parts, and record an evaluation every few iterations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchrl.objectives.value import GAE
 from torchrl_rerun import RerunRecorder
 
 make_env = functools.partial(GymEnv, "CartPole-v1")
-make_watched_env = functools.partial(make_env, from_pixels=True, pixels_only=False)
+make_evaluation_env = functools.partial(make_env, from_pixels=True, pixels_only=False)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         auto_register_policy_transforms=True,
     )
 
-    # The environments that are watched: the policy's outputs are recorded with what the environment gives.
+    # The environments of the evaluation: `in_keys` also names outputs of the policy.
     recorder = RerunRecorder(
         args.out,
         in_keys=["pixels", "observation", "logits", "action", "reward", "terminated", "truncated"],
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         },
         overwrite=True,
     )
-    watched = SerialEnv(2, make_watched_env).append_transform(recorder)
+    evaluation = SerialEnv(2, make_evaluation_env).append_transform(recorder)
 
     for iteration, batch in enumerate(collector, 1):
         for _ in range(4):
@@ -90,12 +90,12 @@ def main(argv: list[str] | None = None) -> None:
                 optimizer.zero_grad()
         if iteration % args.every == 0:
             with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-                rollout = watched.rollout(500, actor, break_when_all_done=True)
-            watched.transform.dump()  # from here on this evaluation survives whatever comes
+                rollout = evaluation.rollout(500, actor, break_when_all_done=True)
+            recorder.dump()  # this evaluation is durable now
             lasted = (rollout["next", "done"].cumsum(1) == 0).sum().item() / len(rollout) + 1
             print(f"iteration {iteration:3d}: the pole stood for {lasted:.0f} steps")
     collector.shutdown()
-    watched.close()
+    evaluation.close()
 
     print(f"to watch the evaluations:\n    {Path(sys.executable).parent / 'torchrl-rerun'} view {args.out}")
 

@@ -1,4 +1,4 @@
-"""CartPoles to watch while they are stepped, and a number that the script logs itself, on the same timeline."""
+"""Watch CartPoles while they are stepped, beside a number that the script logs on the same timeline."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ make_env = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_onl
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--connect", metavar="URL", help="a viewer, rerun+http://127.0.0.1:9876/proxy")
-    where.add_argument("--serve", metavar="PORT", type=int, help="let viewers connect, to 127.0.0.1 alone")
+    sink = parser.add_mutually_exclusive_group()
+    sink.add_argument("--connect", metavar="URL", help="address of a viewer, such as rerun+http://127.0.0.1:9876/proxy")
+    sink.add_argument("--serve", metavar="PORT", type=int, help="serve viewers on this port of 127.0.0.1")
     parser.add_argument("--rollouts", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=100, help="of each rollout")
+    parser.add_argument("--steps", type=int, default=100, help="number of steps of each rollout")
     args = parser.parse_args(argv)
 
     stream = rr.RecordingStream("watch_live")

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +32,50 @@ def _seed() -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run.rrd"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 512 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def viewer() -> Iterator[Any]:
+    """A viewer without a display, one for all tests."""
+    from looking import headless_viewer
+
+    with headless_viewer() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two CartPoles with pictures, whole and by their episodes: the first as video, the others as files."""
+    from torchrl.envs import SerialEnv
+
+    from environments import pixel_cartpole
+    from torchrl_rerun import RerunRecorder
+
+    folder = tmp_path_factory.mktemp("runs")
+    env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(folder / "run.rrd", image_format="h264"))
+    env.append_transform(RerunRecorder(folder / "ppo", split="episode"))
+    env.set_seed(0)
+    env.rollout(25, break_when_any_done=False)
+    env.close()
+    return folder
+
+
+@pytest.fixture
+def data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of Minari's data sets."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return tmp_path / "minari"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torchrl.envs import EnvBase, SerialEnv, StepCounter, Transform
 
-from counting import Count
+from environments import Count
 from killed import fork, kill_after
 from torchrl_rerun import RerunRecorder
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv
 
+from environments import Lengths
 from killed import kill_after
-from test_selection import Lengths
 from torchrl_rerun import Keep, KeepBest, KeepIf, KeepLast, RerunRecorder
 
 RUNS = 12

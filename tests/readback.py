@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,9 @@ from tensordict import TensorDictBase, is_leaf_nontensor
 
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.reading.load import _Run
 from torchrl_rerun.reading.padding import as_tensor
-from torchrl_rerun.rrd.index import parts_in
+from torchrl_rerun.reading.recordings import OpenedRecording
+from torchrl_rerun.rrd.reader import parts_in
 
 CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
 
@@ -128,10 +130,11 @@ def _load_agrees(path: Path, found: Recorded) -> None:
     schema = found.schema
     if not schema:
         return
-    run = _Run(parts_in(path), Schema.from_json(json.dumps(schema)))
+    recording = OpenedRecording(parts_in(path))
+    assert recording.schema == Schema.from_json(json.dumps(schema))
     for env in schema["envs"]:
-        history = History(run, env)
-        for stream, _ in run.schema.described:
+        history = History(recording, env)
+        for stream, _ in recording.schema.described:
             prefix = [] if schema["split"] == "episode" else [f"env_{env}"]
             paths = [
                 rr.new_entity_path([*prefix, *stream.key, *([agent] if agent else [])])
@@ -145,7 +148,8 @@ def _load_agrees(path: Path, found: Recorded) -> None:
                 expected = [lane.values[row] for lane in lanes]
                 for lane, each in enumerate(expected):
                     one = value[lane] if stream.agents else value
-                    assert same(one.reshape(each.shape) if stream.newest else one, each), (path, stream.key, row)
+                    is_frame = getattr(stream.kind, "takes_newest", False)
+                    assert same(one.reshape(each.shape) if is_frame else one, each), (path, stream.key, row)
 
 
 def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
@@ -296,3 +300,28 @@ def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
         else:
             assert is_equal(a.tolist(), b.tolist()), (key, a.tolist(), b.tolist())
     return True
+
+
+def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=(), path=None) -> None:
+    """Each environment has a row for each value of the key, of the reset and of the steps, the same bit for bit."""
+    times = [t for t in range(steps + 1) if t not in missing]
+    for env in range(envs or 1):
+        rows = recorded[f"/env_{env}/{path or key}"]
+        assert rows.along("frame") == times
+        for t, value in zip(times, rows.values, strict=True):
+            wanted = observe(t)[key] if envs is None else observe(t)[key][env]
+            assert same(value, wanted), (key, t, value, wanted)
+
+
+def frames(path, entity="/env_0/x"):
+    return read(path)[entity].along("frame")
+
+
+def frames_so_far(path, entity="/env_0/x", timeline="frame") -> list[int]:
+    """The frames of an entity in a file that grows, or its times on another timeline: none if it can't be read yet."""
+    found: list[int] = []
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file without a footer is "legacy"
+        for chunk in RrdReader(path).stream().filter(content=entity, is_static=False):
+            found += chunk.to_record_batch().column(timeline).to_pylist()
+    return found

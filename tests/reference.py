@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 
 from readback import Recorded, same
 
@@ -146,3 +146,33 @@ def of_rollout(
             begun = flags.all(-1).nonzero().flatten().tolist()  # else only some agents were reset
             reference.reset(per_env(rollout[..., t + 1], observed, ended), begun)
     return reference
+
+
+def leaves(tensordict):
+    """Its values by their keys, non-tensor ones as lists."""
+    found = {}
+    for key in tensordict.keys(True, True, is_leaf=lambda kind: not issubclass(kind, TensorDict)):
+        value = tensordict.get(key)
+        found[key] = value if isinstance(value, torch.Tensor) else value.tolist()
+    return found
+
+
+def assert_same(found, wanted):
+    """All that is recorded is as the rollout holds it, and all that the rollout holds is recorded."""
+    assert found.batch_size == wanted.batch_size
+    found, wanted = leaves(found), leaves(wanted)
+    assert set(found) == set(wanted)
+    for key, value in wanted.items():
+        assert same(found[key], value), key
+
+
+def of_episodes(rollout):
+    """The rollouts ``[time]`` of each environment's episodes, in a plain list, by environment and episode."""
+    flat = rollout.reshape(-1, rollout.shape[-1])
+    found = {}
+    for env in range(flat.shape[0]):
+        done = flat[env]["next", "done"].reshape(flat.shape[1], -1).any(-1)
+        ends = sorted({*(done.nonzero().flatten() + 1).tolist(), flat.shape[1]})
+        for episode, (first, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+            found[env, episode] = flat[env, first:end]
+    return found

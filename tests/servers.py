@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import rerun_cli
 
 RERUN = Path(rerun_cli.__file__).with_name("rerun")
@@ -23,11 +27,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+PATIENCE = 300.0
+"""Seconds after which a test that waits for something has hung, however busy the machine is."""
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager
@@ -59,3 +67,41 @@ def _accepts(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.5):
         return True
     return False
+
+
+@contextlib.contextmanager
+def received(url, path, until):
+    """What a viewer is sent goes to a file, which is whole when the block ends.
+
+    Args:
+        url: of the viewer.
+        path: of the file.
+        until: whether the file holds all that it will; asked again and again after the block.
+    """
+    with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
+        wait_until(path.exists)
+        yield
+        wait_until(until)
+        client.send_signal(signal.SIGINT)
+        client.wait(PATIENCE)
+
+
+COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
+
+
+@contextlib.contextmanager
+def viewing(*arguments):
+    """The command, once it has said where to look: its process, and what it said."""
+    process = subprocess.Popen(
+        [*COMMAND, "view", "--web", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        for each in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
+            each.kill()
+        process.communicate()

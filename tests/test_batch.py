@@ -5,39 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, step_mdp
+from torchrl.envs import step_mdp
 
+from environments import WALKERS, Walkers
 from readback import read
 from torchrl_rerun import RerunRecorder
-
-ENVS = 100
-
-
-class Walkers(EnvBase):
-    """Walkers that fall at different times, and are then reset by themselves."""
-
-    def __init__(self, envs=ENVS):
-        super().__init__(batch_size=torch.Size([envs]))
-        self.observation_spec = Composite(x=Unbounded((envs, 2)), shape=(envs,))
-        self.action_spec = Unbounded((envs, 1))
-        self.reward_spec = Unbounded((envs, 1))
-        self.x = torch.zeros(envs, 2)
-
-    def _reset(self, tensordict=None, **kwargs):
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        mask = torch.ones(self.batch_size, dtype=torch.bool) if mask is None else mask.reshape(self.batch_size)
-        self.x = torch.where(mask[:, None], torch.zeros_like(self.x), self.x)
-        return TensorDict(x=self.x.clone(), batch_size=self.batch_size)
-
-    def _step(self, tensordict):
-        self.x = self.x + tensordict["action"].abs() + torch.rand_like(self.x)
-        done = self.x[:, :1] > 6
-        return TensorDict(x=self.x.clone(), reward=self.x[:, :1] * 0.1, done=done, batch_size=self.batch_size)
-
-    def _set_seed(self, seed):
-        torch.manual_seed(seed or 0)
 
 
 @pytest.fixture
@@ -65,7 +37,7 @@ def test_returns_of_all_environments_begin_anew_with_each_episode(recorded):
     done = rollout["next", "done"][..., 0].numpy()
     rows = recording["/batch/episode_return"]
     assert rows.along("step") == list(range(1, 41))
-    total = np.zeros(ENVS)
+    total = np.zeros(WALKERS)
     for step, row in enumerate(rows.values):
         total = total + rewards[:, step]
         assert row.numpy()[1:] == pytest.approx(np.quantile(total, [0, 0.1, 0.5, 0.9, 1]))

@@ -24,8 +24,9 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from counting import Count
+from environments import Count
 from readback import hold_the_same, read
+from servers import wait_until
 from torchrl_rerun import KeepIf, RerunRecorder, load
 
 
@@ -187,9 +188,7 @@ def test_the_last_step_is_looked_at_by_age(path):
         flags = tensordict["next", "truncated"]
         tensordict = env.step_mdp(tensordict)
     assert flags.all()
-    deadline = time.monotonic() + 30
-    while env.transform[0].stats()["frames_waiting"] and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not env.transform[0].stats()["frames_waiting"])
     assert load(path)[0]["truncated"].flatten().tolist() == [False, False, False, True]
     env.close()
 

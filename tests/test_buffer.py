@@ -9,40 +9,60 @@ import numpy as np
 import pytest
 
 from interrupts import interrupted
-from torchrl_rerun.blocks.block import Block, Track
+from servers import PATIENCE
+from torchrl_rerun.blocks.block import Block, StreamGroup
+from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
+from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.buffer import BLOCKS, Buffer
-from torchrl_rerun.recording.counters import Episodes
+from torchrl_rerun.kinds.tensor import Tensor
+from torchrl_rerun.recording.counters import Counters
 
-SMALL = Stream(("x",), "scalars", "float32", (10,))
-LARGE = Stream(("x",), "tensor", "float32", (2000,))
+SMALL = Stream(("x",), Scalars(), "float32", (10,))
+LARGE = Stream(("x",), Tensor(), "float32", (2000,))
 ENVS = 3
 
 
 class Driver:
-    """Fills a buffer with frames whose values are their numbers, and keeps what it hands over."""
+    """Fills a buffer with frames whose values are their numbers, and keeps the segments that it hands on."""
 
-    def __init__(self, capacity, *, stream=SMALL, alive=lambda: True, max_age=1e9, hand_over=None):
+    def __init__(self, capacity, *, stream=SMALL, is_writer_there=lambda: True, max_age=1e9, put=None):
         self.stream = stream
-        self.turns = []
-        self.episodes = Episodes(ENVS)
-        self.buffer = Buffer(ENVS, capacity, values_of, hand_over or self._take, alive=alive, max_age=max_age)
-        self.buffer.tracks = (Track(Moment.OBSERVED, (stream,), (0,)),)
-
-    def _take(self, buffer, turn):
-        self.turns.append(turn)
+        self.segments = []
+        self.episodes = Counters(ENVS)
+        self.buffer = Buffer(ENVS, capacity, max_age=max_age)
+        self.buffer.store((StreamGroup(Moment.OBSERVED, (stream,), (0,)),))
+        self._put = put or self.segments.append
+        self._is_writer_there = is_writer_there
 
     @property
     def handed(self):
-        return [turn.block for turn in self.turns]
+        return [segment.block for segment in self.segments]
 
     def add(self, value, rows=None, now=None):
+        """Add a frame. Returns how often a segment was waited for, None if the frame was given up."""
         event = self.episodes.event(rows, time.time_ns() if now is None else now, is_step=value > 0)
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
-        kept = self.buffer.add(event, ([values], None, None), self.episodes.positions)
+        waited = 0
+        while (segment := self.buffer.add(event, ([values], None, None), self.episodes.positions)) is not None:
+            if not segment.is_handed_on:
+                self.hand_on(segment)
+            elif not self._is_writer_there():
+                return None
+            else:
+                waited += 1
+                segment.wait(5)
         self.episodes.apply(event)
-        return kept
+        return waited
+
+    def flush(self):
+        for segment in self.buffer.seal():
+            self.hand_on(segment)
+
+    def hand_on(self, segment):
+        self._put(segment)
+        segment.hand_on()
 
 
 def values_of(block):
@@ -51,7 +71,7 @@ def values_of(block):
 
 
 def bytes_of(block):
-    return sum(values.array.nbytes for track in block.values for values in track)
+    return sum(values.array.nbytes for group in block.values for values in group)
 
 
 @pytest.mark.parametrize("stream", [SMALL, LARGE])
@@ -59,7 +79,7 @@ def bytes_of(block):
 def test_both_blocks_together_keep_to_the_bound(capacity, stream):
     driver = Driver(capacity, stream=stream)
     driver.add(0)
-    driver.buffer.flush()
+    driver.flush()
     one_frame = ENVS * stream.row_bytes
     assert bytes_of(driver.handed[0]) * BLOCKS <= max(capacity, one_frame * BLOCKS)
 
@@ -76,7 +96,7 @@ def test_rows_are_those_that_were_added(stream):
     driver = Driver(1_000_000, stream=stream)
     for value, rows in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
         driver.add(value, rows)
-    driver.buffer.flush()
+    driver.flush()
     (block,) = driver.handed
     present = block.presence(0)
     kept = [block.values[0][0].of(env, np.flatnonzero(present[:, env]))[:, 0].tolist() for env in range(ENVS)]
@@ -87,9 +107,9 @@ def test_a_block_says_where_the_environments_were_before_it():
     driver = Driver(1)
     driver.add(0, now=100)
     driver.add(1, np.array([1]), now=200)
-    driver.buffer.give_back(driver.turns[0])
+    driver.segments[0].release()
     driver.add(2, now=300)
-    driver.buffer.flush()
+    driver.flush()
     assert driver.handed[1].start.tolist() == [[0, 0, 0, 0, 100, 0]] * 3
     # the frame of the partial step was of environment 1 alone
     assert driver.handed[2].start.tolist() == [[0, 0, 0, 0, 100, 0], [1, 1, 0, 1, 200, 0], [0, 0, 0, 0, 100, 0]]
@@ -97,10 +117,10 @@ def test_a_block_says_where_the_environments_were_before_it():
 
 def test_a_track_without_values_gets_no_rows():
     driver = Driver(1_000_000)
-    driver.buffer.tracks = (*driver.buffer.tracks, Track(Moment.STEPPED, (SMALL,), (0,)))
+    driver.buffer.store((*driver.buffer.groups, StreamGroup(Moment.STEPPED, (SMALL,), (0,))))
     driver.add(0)
     driver.add(1)
-    driver.buffer.flush()
+    driver.flush()
     assert driver.handed[-1].frames == [[0, 1], []]
 
 
@@ -112,22 +132,30 @@ def test_the_environment_waits_for_a_writer_that_is_behind():
     third = threading.Thread(target=lambda: (driver.add(2), waited.set()), daemon=True)
     third.start()
     assert not waited.wait(0.3)
-    driver.buffer.give_back(driver.turns[0])
-    assert waited.wait(5)
-    assert driver.buffer.seconds_waited > 0.2
+    driver.segments[0].release()
+    assert waited.wait(PATIENCE)
     assert driver.buffer.oldest_waiting == 1
 
 
-def test_nobody_waits_for_a_writer_that_is_gone():
-    alive = [True]
-    driver = Driver(1, alive=lambda: alive[0])
+def test_a_frame_without_a_free_block_names_the_segment_to_wait_for():
+    driver = Driver(1, is_writer_there=lambda: False)
     driver.add(0)
     driver.add(1)
-    alive[0] = False
-    start = time.monotonic()
-    assert not driver.add(2)
-    assert time.monotonic() - start < 1
+    assert driver.add(2) is None
     assert driver.buffer.oldest_waiting == 0  # nothing of it was written
+    driver.segments[0].release()
+    assert driver.add(2) == 0
+
+
+def test_memory_that_is_being_touched_is_waited_for_and_no_frame():
+    driver = Driver(1)
+    driver.add(0)
+    prepared = driver.buffer.prepare()
+    assert driver.buffer.prepare() is None
+    assert driver.buffer.oldest_waiting == 0
+    threading.Timer(0.05, prepared.release).start()
+    assert driver.add(1) == 1
+    assert [segment.frames for segment in driver.segments] == [None, (0, 1)]
 
 
 def test_an_old_block_is_handed_over_though_it_is_not_full():
@@ -147,8 +175,8 @@ def test_an_old_block_is_kept_while_the_writer_is_behind():
 
 
 def test_a_cleared_block_can_be_filled_again():
-    block = Block((Track(Moment.OBSERVED, (SMALL,), (0,)),), ENVS, 2)
-    episodes = Episodes(ENVS)
+    block = Block((StreamGroup(Moment.OBSERVED, (SMALL,), (0,)),), ENVS, 2)
+    episodes = Counters(ENVS)
     for _ in range(2):
         while block.has_room():
             event = episodes.event(None, 0, is_step=False)
@@ -164,37 +192,37 @@ def test_a_cleared_block_can_be_filled_again():
 def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_twice(call, is_writer_fast):
     written, jobs = [], []
 
-    def put(buffer, turn):
-        jobs.append((buffer, turn))
+    def put(segment):
+        jobs.append(segment)
         if is_writer_fast:
             write()
 
     def write(most=10):
-        for buffer, turn in jobs[:most]:
-            written.extend(buffer.chunks(turn))
-            buffer.give_back(turn)
+        for segment in jobs[:most]:
+            if not segment.is_released:
+                written.extend(values_of(segment.block))
+            segment.release()
         del jobs[:most]
 
+    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, Segment.seal, Driver.hand_on, Driver.flush)
     for count in range(1000):
         written.clear()
-        driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, hand_over=put)  # two frames a block
+        driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, put=put)  # two frames a block
         driver.add(0)
         driver.add(1)
-        with interrupted(count, Buffer.flush, Buffer._next_block, Buffer._free_block) as came:
-            driver.buffer.flush() if call == "flush" else driver.add(2)
+        with interrupted(count, *functions) as came:
+            driver.flush() if call == "flush" else driver.add(2)
         for value, most in ((3, 1), (4, 10), (5, 10)):  # what was handed over twice is written late
             driver.add(value)
-            driver.buffer.flush()
+            driver.flush()
             write(most)
         assert [value for value in written if value != 2] == [0, 1, 3, 4, 5]  # during 2 it was interrupted
         assert written == sorted(written)
         assert driver.buffer.oldest_waiting is None
         driver.add(6)
-        driver.buffer.flush()
-        start = time.monotonic()
-        driver.add(7)  # into the other block: none was lost
-        assert time.monotonic() - start < 0.1
-        driver.buffer.flush()
+        driver.flush()
+        assert driver.add(7) == 0  # into the other block: none was lost
+        driver.flush()
         write()
         if not came:
             break

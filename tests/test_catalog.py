@@ -6,9 +6,9 @@ import rerun as rr
 from datafusion import col
 from torchrl.envs import GymWrapper
 
+from environments import LENGTHS, Lengths
 from episode_folders import episode, write_episode
 from pages import DOCS, examples
-from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RerunRecorder, list_episodes
 
 

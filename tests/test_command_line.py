@@ -195,7 +195,7 @@ def test_no_bar_where_there_is_no_terminal(monkeypatch):
 
 
 def test_no_bar_for_what_is_soon_over():
-    source = "from torchrl_rerun.cli.console import *; print(len([*with_progress(range(9), 9, 'quick')]))"
+    source = "from torchrl_rerun.cli.console import *; print(len([*show_progress(range(9), 9, 'quick')]))"
     assert in_terminal(source) == ("9\n", "")
 
 
@@ -207,10 +207,10 @@ def slow():
     for _ in range(2):
         time.sleep(0.4)
         yield
-with console.working("outer"):
+with console.show_status("outer"):
     time.sleep(0.4)
-    for number, _ in enumerate(console.with_progress(slow(), 2, "inner")):
-        console.complaints.print(f"item {number}")
+    for number, _ in enumerate(console.show_progress(slow(), 2, "inner")):
+        console.messages.print(f"item {number}")
 """
     _, terminal = in_terminal(SOON.replace("; ", "\n") + source)
     lines = terminal.replace("\r", "\n").splitlines()

@@ -11,12 +11,12 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
+from environments import LENGTHS, Lengths
 from looking import headless_viewer, opened, trouble
-from test_selection import LENGTHS, Lengths
+from rrd_files import rows_of
 from torchrl_rerun import Episode, RerunRecorder, load
 from torchrl_rerun.cli import app
-from torchrl_rerun.rrd.contents import rows_of
-from torchrl_rerun.viewing.compare import differences, sides_of, summary, write_comparison
+from torchrl_rerun.viewing.compare import open_runs, subtract_measures, summarize_episodes, write_comparison
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 
@@ -57,7 +57,7 @@ def test_returns_and_lengths_are_of_episodes_that_ended():
         Episode(0, 1, 5.0, 30, truncated=True, annotations={"success": False, "score": 2}),
         Episode(0, 2, 90.0, 2, interrupted=True),
     ]
-    found = summary(episodes)
+    found = summarize_episodes(episodes)
     assert (found["episodes"], found["steps in all"]) == (3, 42)
     assert (found["return"], found["return std"], found["return min"], found["return max"]) == (3.0, 2.0, 1.0, 5.0)
     assert found["length"] == 20
@@ -70,13 +70,13 @@ def test_how_many_episodes_are_left_out_is_beside_the_means_and_so_is_the_mean_o
     """Twelve rollouts, most of which were cut at 200 steps: the few that ended say little of the others."""
     ended = [Episode(0, number, 41.1, 41, terminated=True) for number in range(2)]
     cut = [Episode(0, number, 104.7, 200, interrupted=True) for number in range(2, 12)]
-    found = summary([*ended, *cut])
+    found = summarize_episodes([*ended, *cut])
     assert (found["episodes"], found["left out (interrupted)"], found["return"]) == (12, 10, pytest.approx(41.1))
     assert found["return of all"] == pytest.approx(94.1)
 
 
 def test_where_no_episode_ended_all_count():
-    found = summary([Episode(0, number, 90.0 + number, 200, interrupted=True) for number in range(3)])
+    found = summarize_episodes([Episode(0, number, 90.0 + number, 200, interrupted=True) for number in range(3)])
     assert (found["return"], found["return of all"], found["length"]) == (91.0, 91.0, 200)
     assert (found["left out (interrupted)"], found["interrupted"]) == (0, 1)
 
@@ -104,7 +104,7 @@ def test_the_command_says_how_many_episodes_were_interrupted(cut):
     assert found["B"]["return"] == np.mean([each.episode_return for each in ended])
     assert found["B"]["return of all"] == np.mean([each.episode_return for each in some])
     assert done.stderr.splitlines() == [
-        f"A ({cut}/all): all of 4 episodes were interrupted: returns and lengths are of what there is of them",
+        f"A ({cut}/all): all of 4 episodes were interrupted: returns and lengths are of their recorded parts",
         f"B ({cut}/some): {len(some) - len(ended)} of 4 episodes were interrupted, and are left out of returns and lengths",
     ]
     table = compare(cut / "all", cut / "some", "--no-view").stdout
@@ -127,12 +127,15 @@ def test_the_best_and_the_worst_are_of_episodes_that_ended_and_what_is_left_out_
 
 
 def test_what_isnt_known_has_no_mean_and_no_difference():
-    known, unknown = summary([Episode(0, 0, 1.0, 10, terminated=True)]), summary([Episode(0, 0, float("nan"), 10)])
+    known, unknown = (
+        summarize_episodes([Episode(0, 0, 1.0, 10, terminated=True)]),
+        summarize_episodes([Episode(0, 0, float("nan"), 10)]),
+    )
     assert unknown["return"] is None
-    [difference] = differences([known, unknown])
+    [difference] = subtract_measures([known, unknown])
     assert difference["return"] is None
     assert difference["length"] == 0
-    assert summary([])["length"] is None
+    assert summarize_episodes([])["length"] is None
 
 
 def test_the_command_tells_what_runs_came_to(runs):
@@ -155,7 +158,7 @@ def test_the_command_tells_what_runs_came_to(runs):
 
 def test_whole_runs_are_below_a_letter_each_row_for_row(runs, tmp_path):
     out = tmp_path / "both.rrd"
-    write_comparison(sides_of([runs / "before.rrd", runs / "after.rrd"]), out)
+    write_comparison(open_runs([runs / "before.rrd", runs / "after.rrd"]), out)
     paths = entities(out)
     assert {"/A/env_1/pixels", "/B/env_0/observation"} <= paths
     for letter, name in (("A", "before"), ("B", "after")):
@@ -183,7 +186,7 @@ def ranges_in(path):
 
 def test_both_sides_are_between_the_same_values(runs, tmp_path):
     files = [runs / "before.rrd", runs / "after.rrd"]
-    write_comparison(sides_of(files), tmp_path / "both.rrd")
+    write_comparison(open_runs(files), tmp_path / "both.rrd")
     seen = {"observation": [], "reward": [], "return": [0.0]}  # a return begins there
     for each in [episode for file in files for episode in load(file)]:
         seen["observation"] += each["observation"].flatten().tolist()
@@ -208,7 +211,7 @@ def test_of_folders_one_episode_is_chosen(runs, tmp_path):
 
 def test_the_viewer_shows_both(runs, tmp_path):
     """Here one episode beside a whole run."""
-    write_comparison(sides_of([runs / "before", runs / "after.rrd"]), tmp_path / "both.rrd")
+    write_comparison(open_runs([runs / "before", runs / "after.rrd"]), tmp_path / "both.rrd")
     with headless_viewer() as viewer:
         views = opened(viewer, tmp_path / "both.rrd", 10)
         names = {view.name for view in views}
@@ -232,5 +235,5 @@ def test_what_cant_be_compared_is_said(runs, tmp_path):
     folder.mkdir()
     for name in ("before", "after"):
         (folder / f"{name}.rrd").write_bytes((runs / f"{name}.rrd").read_bytes())
-    with pytest.raises(ValueError, match="several holds 2 recordings of torchrl_rerun, where one is compared"):
-        sides_of([folder, runs / "after.rrd"])
+    with pytest.raises(ValueError, match="several holds 2 recordings of torchrl_rerun, of which one can be compared"):
+        open_runs([folder, runs / "after.rrd"])

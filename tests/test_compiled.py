@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchrl.envs import RewardSum, StepCounter, TransformedEnv
 
-from counting import Count
+from environments import Count
 from readback import hold_the_same
 from torchrl_rerun import RerunRecorder, load
 

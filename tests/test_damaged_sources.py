@@ -83,7 +83,7 @@ def test_another_damaged_array_is_left_out_by_name(source, path):
     flipped(source, "infos/level")
     with pytest.warns(UserWarning, match=rf"{source.name}: left out infos/level \("):
         replayed = replay(source, path)
-    assert "infos/level" not in replayed.arrays
+    assert "infos/level" not in replayed.array_keys
     assert ("infos", "level") not in load(path).keys()
     assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
 
@@ -125,7 +125,7 @@ def test_rows_that_were_never_written_are_no_zeros(path, tmp_path):
         file["obs"], file["actions"], file["dones"] = np.ones((N, 2)), np.ones((N, 1)), np.arange(N) == N - 1
         file.create_dataset("values", (10**9,), "f4")
     with pytest.warns(
-        UserWarning, match=r"left out values \(it is to have 4,000,000,000 bytes, of which 0 were written\)"
+        UserWarning, match=r"left out values \(its header states 4,000,000,000 bytes, of which 0 were written\)"
     ):
         replay(tmp_path / "hole.hdf5", path)
 
@@ -219,7 +219,7 @@ def test_ctrl_c_costs_nothing_that_was_there(split, source, tmp_path):
     out = sink(tmp_path, split)
     replay(source, out, split=split)
     before = tree(tmp_path / "out")
-    with interrupted(1500, Trajectory._steps) as came:
+    with interrupted(1500, Trajectory._read_steps) as came:
         replay(source, out, split=split, overwrite=True)
     assert came
     assert tree(tmp_path / "out") == before

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase
 
+from environments import Simulator
 from readback import read, same
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.blocks import block
-from torchrl_rerun.recording import buffer
+from torchrl_rerun.blocks import block, buffer
 from torchrl_rerun.transform import specs
 
 DEVICES = ["fake", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -43,45 +40,6 @@ class LateTransfers:
             bits = value.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
             target.reshape(-1).view(np.uint8)[:] = bits
         self._pending.clear()
-
-
-class Simulator(EnvBase):
-    """Steps all environments at once, writing into the same tensors again and again, as simulators on GPUs do."""
-
-    def __init__(self, envs, device):
-        super().__init__(batch_size=torch.Size([envs]), device=device)
-        self.observation_spec = Composite(
-            x=Unbounded((envs, 3), device=device),
-            half=Unbounded((envs, 2), dtype=torch.bfloat16, device=device),
-            picture=Unbounded((envs, 40, 40, 3), dtype=torch.uint8, device=device),
-            shape=(envs,),
-            device=device,
-        )
-        self.action_spec = Unbounded((envs, 2), device=device)
-        self.reward_spec = Unbounded((envs, 1), device=device)
-        self.out = self.observation_spec.zero()
-        self.seen = []  # what a rollout would hold if this weren't written over: its frames, in order
-
-    def _observe(self):
-        self.out["x"].add_(1).mul_(1.1)
-        self.out["half"].copy_(self.out["x"][:, :2])
-        self.out["picture"].add_(7)
-        self.seen.append(self.out.clone().cpu())
-        return TensorDict(dict(self.out.items()), batch_size=self.batch_size, device=self.device)
-
-    def _reset(self, tensordict=None, **kwargs):
-        mask = None if tensordict is None else tensordict.get("_reset", None)
-        if mask is not None:
-            self.out["x"][mask.reshape(-1)] = 0
-        return self._observe()
-
-    def _step(self, tensordict):
-        out = self._observe()
-        done = self.out["x"][:, :1] % 7 > 5
-        return out.update({"reward": self.out["x"][:, 1:2] * 2, "done": done})
-
-    def _set_seed(self, seed):
-        pass
 
 
 @pytest.fixture(params=DEVICES)

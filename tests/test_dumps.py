@@ -7,8 +7,8 @@ import torch
 from torchrl.collectors import Collector
 from torchrl.envs import GymWrapper, ParallelEnv, SerialEnv
 
+from environments import Lengths
 from readback import read
-from test_selection import Lengths
 from torchrl_rerun import RerunRecorder
 
 

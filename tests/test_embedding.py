@@ -189,8 +189,8 @@ def test_what_is_no_finished_file_is_left_alone(path, finished, layout):
         (finished[:-1], "doesn't end with a footer"),
         (finished[:start], "doesn't end with a footer"),
         (finished + b"more", "doesn't end with a footer"),
-        (finished[:20] + finished[21:], "its footer is said to be"),
-        (elsewhere, "its footer is said to be"),
+        (finished[:20] + finished[21:], "the footer is said to be"),
+        (elsewhere, "the footer is said to be"),
         (headless, "there is no footer at byte"),
     ):
         path.write_bytes(content)

@@ -9,7 +9,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import ParallelEnv, SerialEnv
 
-from counting import Groups
+from environments import Groups
 from readback import hold_the_same, read
 from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.kinds.endings import Endings, deciding

@@ -8,23 +8,18 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from tensordict import NonTensorData, TensorDict
-from torchrl.data import Bounded, Categorical, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
+from environments import AutoResettingCartPole, Herd, NativelyAutoResetting, Zoo, cartpole, pendulum, pixel_cartpole
 from readback import read, same
 from reference import Reference, of_rollout, per_env
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import Image, RerunRecorder
 from torchrl_rerun.transform.environments import registered_fps
 
 DONE = ["done", "terminated", "truncated"]
 OBSERVED = ["observation", *DONE]
-
-cartpole = functools.partial(GymEnv, "CartPole-v1")
-pendulum = functools.partial(GymEnv, "Pendulum-v1")
-pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
 
 
 def record(env: EnvBase, path, steps: int = 40, **options):
@@ -85,7 +80,7 @@ def test_parallel_with_pixels(path):
 
 @pytest.mark.parametrize("image_format", ["raw", "png", "jpeg"])
 def test_image_formats(path, image_format):
-    rollout, recorded = record(pixel_cartpole(), path, 8, image_format={"pixels": image_format})
+    rollout, recorded = record(pixel_cartpole(), path, 8, kinds={"pixels": Image(image_format)})
     reference = of_rollout(rollout, observed=["pixels", *OBSERVED])
     reference.compare(recorded, exact=image_format != "jpeg")
     for row, value in zip(reference.rows[0, "pixels"], recorded["/env_0/pixels"].values, strict=True):
@@ -120,61 +115,11 @@ def test_vectorised_gym(path):
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
 
 
-class AutoResettingCartPole(GymEnv):
-    """Resets itself in the step that ends an episode, as some simulators do."""
-
-    def _step(self, tensordict):
-        out = super()._step(tensordict)
-        if out["done"].any():
-            out.update(super().reset().exclude(*self.done_keys))
-        return out
-
-    def _reset(self, tensordict=None, **kwargs):
-        if tensordict is not None and "_reset" in tensordict:
-            return tensordict.copy()
-        return super()._reset(tensordict, **kwargs)
-
-
 def test_auto_reset_environment(path):
     env = AutoResettingCartPole("CartPole-v1", auto_reset=True, auto_reset_replace=True)
     rollout, recorded = record(env, path, 60)
     assert rollout["next", "observation"].isnan().any()
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
-
-
-class Herd(EnvBase):
-    """Agents that are done one by one, as in PettingZoo: done and reset keys are in the group, not at the root."""
-
-    def __init__(self):
-        super().__init__(batch_size=torch.Size([2]))
-        group = (2, 3)
-        self.group_map = {"sheep": ["dolly", "shaun", "timmy"]}
-        self.observation_spec = Composite(sheep=Composite(age=Unbounded((*group, 1)), shape=group), shape=(2,))
-        self.action_spec = Composite(sheep=Composite(action=Unbounded((*group, 1)), shape=group), shape=(2,))
-        self.reward_spec = Composite(sheep=Composite(reward=Unbounded((*group, 1)), shape=group), shape=(2,))
-        self.done_spec = Composite(
-            sheep=Composite(done=Categorical(2, (*group, 1), dtype=torch.bool), shape=group), shape=(2,)
-        )
-
-    def _reset(self, tensordict=None, **kwargs):
-        start = torch.arange(6.0).reshape(2, 3, 1)
-        mask = None if tensordict is None else tensordict.get(("sheep", "_reset"), None)
-        self.age = start if mask is None else torch.where(mask.reshape(2, 3, 1), start, self.age)
-        return self._data()
-
-    def _step(self, tensordict):
-        self.age = self.age + 1
-        out = self._data()
-        out["sheep", "reward"] = self.age * 0.5
-        out["sheep", "done"] = self.age >= 8
-        return out
-
-    def _data(self):
-        herd = TensorDict(age=self.age.clone(), done=torch.zeros(2, 3, 1, dtype=torch.bool), batch_size=[2, 3])
-        return TensorDict(sheep=herd, batch_size=[2])
-
-    def _set_seed(self, seed):
-        pass
 
 
 def test_agents_that_are_done_one_by_one(path):
@@ -197,31 +142,6 @@ def test_agents_that_are_done_one_by_one(path):
         (env_index, key.replace(key[-7:], names[key[-7:]])): rows for (env_index, key), rows in reference.rows.items()
     }
     reference.compare(recorded)
-
-
-class NativelyAutoResetting(EnvBase):
-    """A simulator that resets itself, flagged as TorchRL flags those: the last observation is lost in it."""
-
-    def __init__(self):
-        super().__init__(batch_size=torch.Size([2]))
-        self._torchrl_native_autoreset = True
-        self.observation_spec = Composite(observation=Unbounded((2, 1)), shape=(2,))
-        self.action_spec = Unbounded((2, 1))
-        self.reward_spec = Unbounded((2, 1))
-        self.age = torch.zeros(2, 1)
-
-    def _reset(self, tensordict=None, **kwargs):
-        self.age = torch.tensor([[0.0], [2.0]])
-        return TensorDict(observation=self.age.clone(), batch_size=[2])
-
-    def _step(self, tensordict):
-        self.age = self.age + 1
-        done = self.age >= 5
-        self.age[done] = 0
-        return TensorDict(observation=self.age.clone(), reward=torch.ones(2, 1), done=done, batch_size=[2])
-
-    def _set_seed(self, seed):
-        pass
 
 
 def test_natively_auto_resetting_environment(path):
@@ -251,89 +171,6 @@ def test_vmas_agents_have_entities_of_their_own(path):
     total = sum(v.item() for v in recorded["/env_1/agents/reward/agent_1"].values[:12])
     assert recorded["/env_1/agents/episode_return/agent_1"].values[12].item() == pytest.approx(total)
     assert recorded.schema["fps"] == pytest.approx(10)
-
-
-class Zoo(EnvBase):
-    """Every kind of key at once: nested observations, all discrete actions, odd dtypes, text."""
-
-    def __init__(self, batch_size=(2,)):
-        super().__init__(batch_size=torch.Size(batch_size))
-        b = self.batch_size
-        self.observation_spec = Composite(
-            image=Bounded(0, 255, (*b, 3, 12, 16), dtype=torch.uint8),
-            float_image=Bounded(0, 1, (*b, 12, 16, 3), dtype=torch.float32),
-            state=Composite(
-                position=Unbounded((*b, 3)),
-                velocity=Unbounded((*b, 3), dtype=torch.float16),
-                half=Unbounded((*b, 5), dtype=torch.bfloat16),
-                shape=b,
-            ),
-            grid=Unbounded((*b, 4, 5), dtype=torch.int32),
-            many=Unbounded((*b, 100), dtype=torch.float64),
-            count=Unbounded((*b,), dtype=torch.int64),
-            small=Unbounded((*b, 2), dtype=torch.int8),
-            mode=Categorical(5, (*b,)),
-            flags=Categorical(2, (*b, 3), dtype=torch.bool),
-            note=NonTensor(b),
-            shape=b,
-        )
-        self.action_spec = self.make_action_spec()
-        self.reward_spec = Unbounded((*b, 1), dtype=torch.float64)
-        self.generator = torch.Generator().manual_seed(0)
-        self.t = 0
-
-    def make_action_spec(self):
-        from torchrl.data import MultiCategorical, MultiOneHot, OneHot
-
-        b = self.batch_size
-        return Composite(
-            one_hot=OneHot(4, (*b, 4)),
-            multi=MultiCategorical([3, 2], (*b, 2)),
-            multi_one_hot=MultiOneHot([3, 2], (*b, 5)),
-            continuous=Bounded(-1, 1, (*b, 2)),
-            shape=b,
-        )
-
-    def _random(self):
-        b = tuple(self.batch_size)
-        g = self.generator
-        out = TensorDict(
-            {
-                "image": torch.randint(0, 256, (*b, 3, 12, 16), generator=g).to(torch.uint8),
-                "float_image": torch.rand(*b, 12, 16, 3, generator=g),
-                "state": TensorDict(
-                    {
-                        "position": torch.randn(*b, 3, generator=g),
-                        "velocity": torch.randn(*b, 3, generator=g).half(),
-                        "half": torch.randn(*b, 5, generator=g).bfloat16(),
-                    },
-                    b,
-                ),
-                "grid": torch.randint(-(2**31), 2**31 - 1, (*b, 4, 5), generator=g).int(),
-                "many": torch.randn(*b, 100, generator=g, dtype=torch.float64),
-                "count": torch.randint(2**62, 2**63 - 1, b, generator=g),
-                "small": torch.randint(-128, 128, (*b, 2), generator=g).to(torch.int8),
-                "mode": torch.randint(0, 5, b, generator=g),
-                "flags": torch.rand(*b, 3, generator=g) > 0.5,
-            },
-            b,
-        )
-        notes = [NonTensorData(f"{self.t}: Zoë {i}") for i in range(out.numel())]
-        out.set("note", torch.stack(notes).reshape(b) if b else notes[0])
-        return out
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._random()
-
-    def _step(self, tensordict):
-        self.t += 1
-        out = self._random()
-        out["reward"] = torch.randn(*self.batch_size, 1, generator=self.generator, dtype=torch.float64)
-        out["done"] = torch.rand(*self.batch_size, 1, generator=self.generator) < 0.2
-        return out
-
-    def _set_seed(self, seed):
-        self.generator.manual_seed(seed or 0)
 
 
 ZOO_OBSERVED = [

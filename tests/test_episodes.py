@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-import time
 import warnings
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from hypothesis import strategies as st
 from torchrl.collectors import Collector
 from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
 
+from driving import drive, sequences
+from environments import Counter, Lengths, LongEpisode
+from keeping import of_lists, policies
 from readback import read, read_folder, same
 from reference import Reference
-from test_keeping import of_lists, policies
-from test_random_sequences import Counter, runs
-from test_selection import Lengths, drive
+from servers import wait_until
 from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst, RerunRecorder
 
 
@@ -74,7 +74,7 @@ class Episodes:
 
 
 @settings(max_examples=60, deadline=None)
-@given(runs(), st.none() | policies)
+@given(sequences(), st.none() | policies)
 def test_what_is_on_disk_is_what_lists_keep(run, keep):
     envs, events, ends, buffer_bytes = run
     reference, episodes = Reference(envs), Episodes(envs)
@@ -206,13 +206,7 @@ def test_kept_episodes_are_on_the_disk_soon(folder):
     """What is kept outlives the process, though nobody dumps."""
     recorder = RerunRecorder(folder, split="episode", keep=KeepLast(100), flush_seconds=0.2)
     env = GymWrapper(Lengths()).append_transform(recorder)
-    for _ in range(500):
-        env.rollout(1)
-        time.sleep(0.01)
-        if len(names(folder)) > 3:
-            break
-    else:
-        pytest.fail("nothing was written in 5 s")
+    wait_until(lambda: env.rollout(1) is not None and len(names(folder)) > 3)
     env.close()
 
 
@@ -293,7 +287,9 @@ def test_a_reset_in_the_middle_interrupts(folder):
 def test_an_episode_too_long_for_memory(folder):
     """It goes to the disk in parts, which become one file."""
     recorder = RerunRecorder(folder, split="episode", image_format="raw", buffer_bytes=1 << 16)
-    env = SerialEnv(2, [lambda: GymWrapper(Pictures(40)), lambda: GymWrapper(Pictures(25))]).append_transform(recorder)
+    env = SerialEnv(2, [lambda: GymWrapper(LongEpisode(40)), lambda: GymWrapper(LongEpisode(25))]).append_transform(
+        recorder
+    )
     parts = set()
     tensordict = env.reset()
     for _ in range(40):
@@ -310,24 +306,6 @@ def test_an_episode_too_long_for_memory(folder):
     rows = recorded[0, 0]["/pixels"]
     assert rows.along("frame") == list(range(41))
     assert [int(value[0, 0, 0]) for value in rows.values] == list(range(41))
-
-
-class Pictures(Lengths):
-    """One long episode of pictures."""
-
-    def __init__(self, length):
-        super().__init__()
-        import gymnasium
-
-        self.length = length
-        self.observation_space = gymnasium.spaces.Dict(pixels=gymnasium.spaces.Box(0, 255, (32, 32, 3), np.uint8))
-
-    def step(self, action):
-        self.t += 1
-        return self._seen(), 1.0, self.t >= self.length, False, {}
-
-    def _seen(self):
-        return {"pixels": np.full((32, 32, 3), self.t, np.uint8)}
 
 
 def test_dump_in_the_middle_makes_it_durable(folder):

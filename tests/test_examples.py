@@ -9,9 +9,8 @@ from pathlib import Path
 
 from rerun.chunk import RrdReader
 
-from readback import read
-from servers import started_viewer
-from test_viewers import received
+from readback import frames_so_far, read
+from servers import received, started_viewer
 from torchrl_rerun import list_episodes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -53,7 +52,10 @@ def test_keep_the_failures(tmp_path, capsys):
 def test_watch_live(tmp_path, capsys):
     """A viewer is sent every frame, and the script's own number, at the same steps."""
     shown = tmp_path / "shown.rrd"
-    with started_viewer() as (_, url), received(url, shown):
+    with (
+        started_viewer() as (_, url),
+        received(url, shown, lambda: len(frames_so_far(shown, "/steps_per_second", "step")) == 2),
+    ):
         main_of("watch_live")(["--connect", url, "--rollouts", "2", "--steps", "20"])
     rows = {}
     for chunk in RrdReader(shown).stream():

@@ -21,10 +21,9 @@ from tensordict import NonTensorData, TensorDict, lazy_stack
 from torchrl.data import Composite, NonTensor, Unbounded
 from torchrl.envs import GymWrapper
 
-from test_exports import data_sets, export  # noqa: F401 - the fixture
-from test_hostile import Scripted, record
-from test_selection import Lengths
-from test_values import walk
+from commands import export
+from driving import record, walk
+from environments import Lengths, Scripted
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.export.lerobot import to_lerobot
 from torchrl_rerun.export.minari import to_minari
@@ -160,7 +159,7 @@ def test_steps_that_were_not_recorded_are_counted_and_nothing_is_renumbered(path
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_how_many_steps_are_left_out_is_said_once_for_all_episodes(tmp_path, data_sets, split):  # noqa: F811
+def test_how_many_steps_are_left_out_is_said_once_for_all_episodes(tmp_path, data_sets, split):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run", split=split, skip=2))
     env.rollout(10, break_when_any_done=False)
     env.close()
@@ -183,7 +182,7 @@ def test_how_many_steps_are_left_out_is_said_once_for_all_episodes(tmp_path, dat
 
 
 @pytest.mark.parametrize("form", ["parquet", "minari", "lerobot"])
-def test_why_there_is_nothing_to_export_is_said(path, tmp_path, data_sets, form):  # noqa: F811
+def test_why_there_is_nothing_to_export_is_said(path, tmp_path, data_sets, form):
     record(Scripted(lambda t: {"x": torch.ones(1)}), path, 6, skip=2)
     done = export(path, f"--{form}", "none-v0" if form == "minari" else tmp_path / "out")
     assert done.exit_code == 1
@@ -194,7 +193,7 @@ def test_why_there_is_nothing_to_export_is_said(path, tmp_path, data_sets, form)
 
 
 @pytest.mark.parametrize(("missing", "kept"), [([1], 4), ([6], 5), ([2, 3], 1), ([1, 4], 1)], ids=str)
-def test_minari_and_lerobot_say_how_many_steps_they_leave_out(path, tmp_path, data_sets, missing, kept):  # noqa: F811
+def test_minari_and_lerobot_say_how_many_steps_they_leave_out(path, tmp_path, data_sets, missing, kept):
     specs = {"x": Unbounded((1,)), "y": Unbounded((1,))}
     observe = lambda t: {"x": torch.full((1,), float(t))} | ({} if t in missing else {"y": torch.full((1,), float(t))})
     walk(Scripted(observe, specs=specs).append_transform(RerunRecorder(path)), 6)
@@ -400,7 +399,7 @@ HOLDS_UNASKED = {"parquet": {"none"}, "minari": {"none"}, "lerobot": set()}
 
 
 @pytest.mark.parametrize("form", CAN_BE_NAMED)
-def test_a_key_is_hinted_at_if_it_can_be_named_and_refused_by_name_otherwise(path, tmp_path, data_sets, form):  # noqa: F811
+def test_a_key_is_hinted_at_if_it_can_be_named_and_refused_by_name_otherwise(path, tmp_path, data_sets, form):
     specs = {key: NonTensor(()) if key == "note" else Unbounded(each.shape) for key, each in REFUSED.items()}
     env = Scripted(lambda t: {"x": torch.ones(1), **REFUSED}, specs=specs | {"x": Unbounded((1,))})
     walk(env.append_transform(RerunRecorder(path)), 3)

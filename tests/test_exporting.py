@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import sys
 import warnings
 
 import av
@@ -16,10 +15,11 @@ from torchrl.data import NonTensor
 from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from typer.testing import CliRunner
 
+from commands import without
+from driving import record
+from environments import Scripted
+from pictures import picture, psnr
 from readback import read
-from test_disk import small_disk  # noqa: F401 - a fixture
-from test_hostile import Scripted, record
-from test_pictures import picture, psnr
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.mp4 import GRID_SIZE, videos_of, write_video
@@ -313,7 +313,7 @@ def test_files_that_exist_stay(path):
     assert len(played(there)) == 6
 
 
-def test_nothing_is_left_on_a_full_disk(runs, small_disk):  # noqa: F811 - the fixture
+def test_nothing_is_left_on_a_full_disk(runs, small_disk):
     filler = small_disk / "filler"
     filler.write_bytes(bytes(508 << 10))
     done = export(runs / "stills.rrd", "--env", 0, "-o", small_disk)
@@ -350,9 +350,8 @@ def test_pictures_of_varying_sizes(path):
     assert list(path.parent.glob("*.mp4")) == []
 
 
-def test_without_pyav(path, monkeypatch):
+def test_without_pyav(path):
     scripted(path)
-    for module in ("exporting", "video"):
-        monkeypatch.delitem(sys.modules, f"torchrl_rerun.{module}", raising=False)
-    monkeypatch.setitem(sys.modules, "av", None)
-    assert_refused("needs PyAV: install the extra video: pip install 'torchrl-rerun[video]'", path)
+    done = without(["av"], "export", path, "--mp4")
+    assert done.returncode == 1
+    assert "needs PyAV: install the extra video: pip install 'torchrl-rerun[video]'" in done.stderr.replace("\n", " ")

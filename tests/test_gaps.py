@@ -12,13 +12,13 @@ from tensordict import NonTensorData, TensorDict, lazy_stack
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper, SerialEnv
 
+from driving import record, walk
+from environments import Lengths, Scripted, Uneven
 from episode_folders import write_chunks
 from readback import same
-from test_hostile import Scripted, Uneven, record
-from test_selection import Lengths
-from test_values import walk
 from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment, Source, property_chunk
 from torchrl_rerun.kinds.streams import Stream, entity_path
 
@@ -233,9 +233,9 @@ def test_gaps_in_a_key_do_not_keep_steps_apart_in_a_dataset(path):
 
 def test_an_environment_of_which_a_group_of_agents_is_reset_by_itself(path):
     """What the step led to, and what the next one leads from, are two rows at one step of the episode, at two frames."""
-    obs = Stream(("obs",), "scalars", "float32", (1,))
-    reward, action = Stream(("reward",), "scalars", "float32", (1,)), Stream(("action",), "scalars", "float32", (1,))
-    sums = Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",))
+    obs = Stream(("obs",), Scalars(), "float32", (1,))
+    reward, action = Stream(("reward",), Scalars(), "float32", (1,)), Stream(("action",), Scalars(), "float32", (1,))
+    sums = Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",))
     described = [(obs, Moment.OBSERVED), (sums, Moment.OBSERVED), (reward, Moment.STEPPED), (action, Moment.ACTED)]
     #        reset, step, step, group reset twice, step, group reset, step, reset, step
     steps = [0, 1, 2, 2, 2, 3, 3, 4, 0, 1]

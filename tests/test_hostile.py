@@ -3,70 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from rerun.chunk import RrdReader
-from tensordict import TensorDict, lazy_stack
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase
 
-from readback import read, same
+from driving import record
+from environments import Scripted, Uneven
+from readback import assert_recorded, read, same
 from torchrl_rerun import RerunRecorder
-
-
-class Scripted(EnvBase):
-    """Observes what a function of the time says; the reward is the time, and nothing ends."""
-
-    def __init__(self, observe: Callable[[int], dict[str, Any]], batch_size=(), specs=None):
-        super().__init__(batch_size=batch_size)
-        self.observe, self.t = observe, 0
-        specs = specs or {key: Unbounded(value.shape) for key, value in observe(0).items()}
-        self.observation_spec = Composite(specs, shape=batch_size)
-        self.action_spec = Unbounded((*batch_size, 1))
-        self.reward_spec = Unbounded((*batch_size, 1))
-
-    def _observed(self):
-        return TensorDict(self.observe(self.t), batch_size=self.batch_size)
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._observed()
-
-    def _step(self, tensordict):
-        self.t += 1
-        out = self._observed()
-        out["reward"] = torch.full((*self.batch_size, 1), float(self.t))
-        out["done"] = torch.zeros(*self.batch_size, 1, dtype=torch.bool)
-        return out
-
-    def _set_seed(self, seed):
-        pass
-
-
-def record(env, path, steps=5, **options):
-    """Record a rollout; gives it back with what was warned of. Training and the recording go on to the end."""
-    env = env.append_transform(RerunRecorder(path, **options))
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        rollout = env.rollout(steps, break_when_any_done=False)
-        env.close()
-    assert rollout.shape[-1] == steps
-    return rollout, [str(warning.message) for warning in warned if "Rerun" not in warning.category.__name__]
-
-
-def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=(), path=None) -> None:
-    """Each environment has a row for each value of the key, of the reset and of the steps, the same bit for bit."""
-    times = [t for t in range(steps + 1) if t not in missing]
-    for env in range(envs or 1):
-        rows = recorded[f"/env_{env}/{path or key}"]
-        assert rows.along("frame") == times
-        for t, value in zip(times, rows.values, strict=True):
-            wanted = observe(t)[key] if envs is None else observe(t)[key][env]
-            assert same(value, wanted), (key, t, value, wanted)
-
 
 # --- names ---
 
@@ -309,30 +257,6 @@ def test_memory_that_is_not_contiguous(path, laid_out, size):
     _, warned = record(Scripted(observe, (3,)), path)
     assert warned == []
     assert_recorded(read(path), "x", observe, envs=3)
-
-
-class Uneven(Scripted):
-    """Two environments in a lazy stack; ``x`` may be of different shapes in them."""
-
-    def __init__(self, size_at: Callable[[int, int], int]):
-        self.size_at = size_at
-        sizes = [size_at(env, 0) for env in range(2)]
-        specs = torch.stack([Composite(x=Unbounded((size,)), y=Unbounded((2,))) for size in sizes], 0)
-        super().__init__(self.values, (2,), specs={"y": Unbounded((2, 2))})
-        self.observation_spec = specs
-
-    def values(self, t):
-        return {"y": torch.full((2, 2), float(t))}
-
-    def _observed(self):
-        return lazy_stack(
-            [
-                TensorDict(
-                    {"x": torch.full((self.size_at(env, self.t),), float(self.t)), "y": torch.full((2,), float(self.t))}
-                )
-                for env in range(2)
-            ]
-        )
 
 
 def assert_uneven(path, size_at, steps=5):

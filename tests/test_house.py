@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from rerun.chunk import RrdReader
 
 import torchrl_rerun
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.kinds.describe import KINDS
 from torchrl_rerun.recording.options import Options
 
 PACKAGE = Path(torchrl_rerun.__file__).parent
@@ -86,6 +88,26 @@ def test_a_folder_imports_only_from_floors_below_it(floor):
     assert not wrong
 
 
+def test_no_test_file_imports_another():
+    """What several need is in the modules beside them: environments, drivers, readers."""
+    folder = Path(__file__).parent
+    files = {path.stem for path in folder.glob("test_*.py")}
+    wrong = [
+        f"{path.relative_to(folder)}: {name}"
+        for path in sorted(folder.rglob("*.py"))
+        for name in [*imports_in(path), *re.findall(r"(?:from|import) (test_\w+)", path.read_text())]
+        if name.partition(".")[0] in files
+    ]
+    assert not wrong
+
+
+def test_nothing_is_put_in_the_place_of_a_module():
+    """`programs.py` alone does, which runs programs: it puts the main module of each there."""
+    puts = re.compile(r"sys\.modules(\[[^]]+\]\s*=[^=]|\.(setdefault|update|pop)\()|\w\(sys\.modules\b")
+    folder = Path(__file__).parent
+    assert [path.name for path in sorted(folder.rglob("*.py")) if puts.search(path.read_text())] == ["programs.py"]
+
+
 def test_no_modules_import_one_another_in_a_circle():
     names = {".".join(("torchrl_rerun", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in modules()}
     graph = {}
@@ -118,6 +140,28 @@ def test_the_engine_names_no_framework():
     assert not wrong
 
 
+KIND_MODULES = tuple(kind.__module__ for kind in KINDS)
+
+
+def test_no_kind_is_named_outside_the_folder_of_kinds():
+    """Neither its class, nor its name: whoever adds a kind adds a file."""
+    wrong = []
+    for path in modules():
+        if floor_of(path) in ("kinds", ""):
+            continue
+        wrong += [
+            f"{path.relative_to(PACKAGE)}: {name}"
+            for name in imports_in(path)
+            if name.startswith(tuple(f"{module}." for module in KIND_MODULES)) or name in KIND_MODULES
+        ]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+                if any(re.search(r"(stream|\.described)\.kind(\.name)?$", side) for side in sides):
+                    wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+    assert not wrong
+
+
 WITHOUT_FRAMEWORKS = """
     import sys
 
@@ -130,7 +174,8 @@ WITHOUT_FRAMEWORKS = """
 
     import numpy as np
     from torchrl_rerun.kinds.schema import Moment
-    from torchrl_rerun.kinds.streams import Leaf, Stream
+    from torchrl_rerun.kinds.describe import running_sum
+    from torchrl_rerun.kinds.streams import Leaf
     from torchrl_rerun.recording.options import Options
     from torchrl_rerun.recording.session import Facts, Session, open_recording
 
@@ -140,12 +185,12 @@ WITHOUT_FRAMEWORKS = """
     def streams(*leaves):
         return [session.options.describe(leaf) for leaf in leaves]
 
-    returns = Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",))
+    returns = running_sum(Leaf(("reward",), "float32", (1,)), ("episode_return",))
     recording.describe(Moment.OBSERVED, [*streams(Leaf(("observation",), "float32", (3,))), returns])
     flags = streams(Leaf(("reward",), "float32", (1,)), Leaf(("done",), "bool", (1,)))
     recording.describe(Moment.STEPPED, flags, [("done",)])
     recording.describe(Moment.ACTED, streams(Leaf(("action",), "int64", ())))
-    recording.keep()
+    recording.finish_describing()
     for t in range(5):
         observed = np.full((2, 3), t, np.float32)
         if t == 0:

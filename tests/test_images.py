@@ -18,10 +18,12 @@ from PIL import Image
 from rerun.chunk import RrdReader
 from torchrl.envs import CatFrames, Compose, GrayScale, GymEnv, GymWrapper, ToTensorImage, TransformedEnv
 
-from readback import read, same
-from test_hostile import Scripted, assert_recorded, record
-from test_pictures import picture, psnr
-from test_viewer import opened, viewer  # noqa: F401 - a fixture
+import torchrl_rerun
+from driving import record
+from environments import Scripted
+from looking import opened
+from pictures import picture, psnr
+from readback import assert_recorded, read, same
 from torchrl_rerun import RerunRecorder
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -89,7 +91,7 @@ def test_floats_below_zero(path, shape, dtype):
     assert_recorded(read(path), "x", lambda t: {"x": values[t]})
 
 
-def test_floats_from_minus_one_to_one_look_as_from_zero_to_one(viewer, path, tmp_path):  # noqa: F811
+def test_floats_from_minus_one_to_one_look_as_from_zero_to_one(viewer, path, tmp_path):
     colours = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2], [1.0, 0.6, 0.1]]).repeat_interleave(20, 0)
     picture = colours.expand(60, 60, 3).contiguous()
     record(Scripted(lambda t: {"a": picture, "b": picture * 2 - 1, "c": picture * 255}), path, in_keys=["a", "b", "c"])
@@ -125,7 +127,7 @@ def test_stacks(path, tmp_path, shape, image_format):
     assert_recorded(read(path), "x", lambda t: {"x": values[t]})
 
     env.t = 0
-    record(env, tmp_path / "newest.rrd", image_format=image_format, stacks="newest")
+    record(env, tmp_path / "newest.rrd", kinds={"x": torchrl_rerun.Image(image_format, stack="newest")})
     recorded = read(tmp_path / "newest.rrd")
     assert recorded.entry("x")["newest"]
     assert recorded.entry("x")["shape"] == list(shape)
@@ -174,7 +176,7 @@ def test_jpeg_quality(path, tmp_path):
     for quality in (50, 95):
         file = tmp_path / f"{quality}.rrd"
         env = Scripted(lambda t: {"x": values[t]})
-        record(env, file, jpeg_quality=quality)
+        record(env, file, kinds={"x": torchrl_rerun.Image(quality=quality)})
         assert read(file).entry("x")["jpeg_quality"] == quality
         sizes.append(file.stat().st_size)
     assert sizes[0] < sizes[1]
@@ -183,22 +185,22 @@ def test_jpeg_quality(path, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"jpeg_quality": 0}, ValueError, "jpeg_quality=0: pass 1 or more"),
-        ({"jpeg_quality": 100}, ValueError, "pass 95 or less"),
-        ({"jpeg_quality": 90.0}, TypeError, "a whole number"),
-        ({"stacks": "latest"}, ValueError, "stacks='latest': choose one of 'all', 'newest', 'none'"),
-        ({"stacks": 4}, TypeError, "stacks=4 is of type int"),
+        ({"quality": 0}, ValueError, "quality=0: pass 1 to 95"),
+        ({"quality": 100}, ValueError, "pass 1 to 95"),
+        ({"quality": 90.0}, TypeError, "a whole number"),
+        ({"stack": "latest"}, ValueError, "stack='latest': choose one of 'all', 'newest', 'none'"),
+        ({"format": "gif"}, ValueError, "image_format='gif': choose one of 'raw'"),
     ],
 )
-def test_arguments(path, options, error, message):
+def test_options_of_images_are_checked(options, error, message):
     with pytest.raises(error, match=message):
-        RerunRecorder(path, **options)
+        torchrl_rerun.Image(**options)
 
 
-def test_stacks_of_a_key_that_isnt_recorded(path):
+def test_a_kind_of_a_key_that_is_not_recorded(path):
     env = Scripted(lambda t: {"x": torch.zeros(4, 40, 40, dtype=torch.uint8)})
-    env = env.append_transform(RerunRecorder(path, stacks={"pixels": "newest"}))
-    with pytest.raises(KeyError, match="stacks names 'pixels', which is not recorded"):
+    env = env.append_transform(RerunRecorder(path, kinds={"pixels": torchrl_rerun.Image(stack="newest")}))
+    with pytest.raises(KeyError, match="kinds names 'pixels', which is not recorded"):
         env.rollout(3)
 
 
@@ -208,7 +210,7 @@ def no_ffmpeg(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
 
 
-def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):  # noqa: F811
+def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):
     white = torch.full((100, 100, 3), 255, dtype=torch.uint8)
     record(Scripted(lambda t: {"x": white}), path, in_keys=["x"], image_format="av1")
     assert [view.reports for view in opened(viewer, path, 3)] == [[]]
@@ -217,7 +219,7 @@ def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):
     assert (pixels > 250).all(-1).mean() > 0.2
 
 
-def test_every_kind_of_picture_is_shown(viewer, path):  # noqa: F811
+def test_every_kind_of_picture_is_shown(viewer, path):
     def observe(t):
         ramp = torch.arange(60.0).expand(40, 60)
         return {

@@ -11,13 +11,14 @@ from torchrl.envs import GymEnv, SerialEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from typer.testing import CliRunner
 
+from driving import record
+from environments import Scripted
 from episode_folders import write_chunks
+from pictures import picture
 from readback import read
-from test_hostile import Scripted, record
-from test_pictures import picture
+from rrd_files import index_of
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app
-from torchrl_rerun.rrd.contents import index_of
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 

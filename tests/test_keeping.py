@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keeping import is_odd, of_lists, policies
 from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst
 
 returns = st.integers(-3, 3).map(float) | st.just(math.nan)
@@ -24,74 +25,34 @@ def histories(draw):
     return episodes
 
 
-def is_odd(episode):
-    return episode.episode % 2 == 1
-
-
-leaves = st.builds(
-    lambda kind, n, per_env, where: kind(n, per_env=per_env, where=where),
-    st.sampled_from([KeepLast, KeepBest, KeepWorst]),
-    st.integers(1, 4),
-    st.booleans(),
-    st.sampled_from([None, is_odd]),
-) | st.just(KeepIf(lambda episode: episode.episode_return > 0))
-policies = st.recursive(
-    leaves, lambda inner: st.builds(lambda a, b, both: a & b if both else a | b, inner, inner, st.booleans())
-)
-
-
-def of_lists(policy, episodes):
-    """What a policy keeps of all episodes together."""
-    if isinstance(policy, KeepIf):
-        return {e.id for e in episodes if policy.predicate(e)}
-    if hasattr(policy, "how"):
-        first, second = of_lists(policy.first, episodes), of_lists(policy.second, episodes)
-        return first | second if policy.how == "|" else first & second
-    if policy.where is not None:
-        episodes = [e for e in episodes if policy.where(e)]
-    kept = set()
-    for env in {e.env for e in episodes} if policy.per_env else {None}:
-        some = [e for e in episodes if env in (None, e.env)]
-        if isinstance(policy, KeepLast):
-            kept |= {e.id for e in some[-policy.n :]}
-            continue
-        if isinstance(policy, KeepBest):
-            some = sorted((e for e in some if not math.isnan(e.episode_return)), key=lambda e: -e.episode_return)
-        else:
-            some = sorted(some, key=lambda e: -math.inf if math.isnan(e.episode_return) else e.episode_return)
-        some.sort(key=lambda e: e.interrupted)  # those that ended come first
-        kept |= {e.id for e in some[: policy.n]}  # sorted() is stable: of equal ones the earlier come first
-    return kept
-
-
 @settings(max_examples=300, deadline=None)
 @given(policies, histories())
 def test_what_stays_is_what_lists_say(policy, episodes):
-    keeper, there = policy.keeper(), {}
+    kept, there = policy.new_kept(), {}
     for number, episode in enumerate(episodes):
         there[episode.id] = episode
-        for candidate in keeper.offer(episode):
-            if candidate.id in there and not keeper.holds(candidate):
-                keeper.forget(there.pop(candidate.id))
+        for candidate in kept.offer(episode):
+            if candidate.id in there and not kept.holds(candidate):
+                kept.forget(there.pop(candidate.id))
         assert set(there) == of_lists(policy, episodes[: number + 1])
 
 
 @pytest.mark.parametrize("kind", [KeepBest, KeepWorst])
 def test_interrupted_episodes_stay_until_enough_have_ended(kind):
     """Of rollouts that are all cut short something stays, too; each that ends takes the place of one of them."""
-    keeper = kind(2).keeper()
+    kept = kind(2).new_kept()
     cut = [Episode(0, number, float(number), 10, interrupted=True) for number in range(3)]
     ended = [Episode(0, number, 1.0, 10, terminated=True) for number in (3, 4)]
-    gone = [keeper.offer(episode) for episode in (*cut, *ended)]
+    gone = [kept.offer(episode) for episode in (*cut, *ended)]
     first, last = (cut[1:], cut[:1]) if kind is KeepBest else (cut[:2], cut[2:])
     assert [each for offered in gone[:3] for each in offered] == last
     assert {each.id for offered in gone[3:] for each in offered} == {each.id for each in first}
-    assert all(keeper.holds(each) for each in ended)
+    assert all(kept.holds(each) for each in ended)
 
 
 def test_a_policy_can_be_used_twice():
     policy = KeepLast(1)
-    first, second = policy.keeper(), policy.keeper()
+    first, second = policy.new_kept(), policy.new_kept()
     first.offer(Episode(0, 0, 1.0, 1))
     second.offer(Episode(0, 1, 1.0, 1))
     assert first.holds(Episode(0, 0, 1.0, 1))
@@ -116,12 +77,12 @@ def test_what_is_no_policy():
 
 
 def test_where_a_function_fails_the_episode_stays():
-    keeper = (KeepIf(lambda episode: episode["success"]) & KeepLast(5, where=lambda episode: 1 / 0)).keeper()
+    kept = (KeepIf(lambda episode: episode["success"]) & KeepLast(5, where=lambda episode: 1 / 0)).new_kept()
     episode = Episode(2, 7, 1.0, 3)
     with pytest.warns(RuntimeWarning, match="failed on episode 7 of environment 2") as warned:
-        gone = [each for offered in (episode, Episode(2, 8, 1.0, 3)) for each in keeper.offer(offered)]
+        gone = [each for offered in (episode, Episode(2, 8, 1.0, 3)) for each in kept.offer(offered)]
     assert gone == []
-    assert keeper.holds(episode)
+    assert kept.holds(episode)
     assert len(warned) == 2  # one for each function, in the line where it stands
     assert {warning.filename for warning in warned} == {__file__}
 

@@ -12,12 +12,15 @@ import rerun.blueprint as rrb
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
+from environments import Walkers
 from looking import headless_viewer, mujoco_draws, opened, record, rerun_views, trouble
 from programs import python
 from readback import read
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import RerunRecorder, layout
+from torchrl_rerun.kinds.image import Image
+from torchrl_rerun.kinds.scalars import Scalars
+from torchrl_rerun.kinds.state import State
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.layout import blueprint
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
@@ -84,7 +87,7 @@ def test_a_wall_with_the_details_of_one(viewer, path):
 
 
 def recorded_of(envs, *streams):
-    return blueprint.Recorded(streams, envs)
+    return layout.Recorded(streams, envs)
 
 
 def names_in(part):
@@ -93,22 +96,22 @@ def names_in(part):
     return [part.name]
 
 
-REWARD = Stream(("reward",), "scalars", "float32", (1,))
-RETURN = Stream(("episode_return",), "scalars", "float64", (1,), sums=("reward",))
-FLAG = Stream(("terminated",), "state", "bool", (1,))
+REWARD = Stream(("reward",), Scalars(), "float32", (1,))
+RETURN = Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",))
+FLAG = Stream(("terminated",), State(), "bool", (1,))
 
 
 def test_actions_come_before_what_is_only_told():
-    many = [Stream((name,), "scalars", "float32", (2,)) for name in ("step_count", "position", "action")]
-    names = names_in(blueprint.cell(recorded_of([0], REWARD, RETURN, *many), 0))
+    many = [Stream((name,), Scalars(), "float32", (2,)) for name in ("step_count", "position", "action")]
+    names = names_in(layout.cell(recorded_of([0], REWARD, RETURN, *many), 0))
     assert names == ["reward", "action", "position", "step_count"]
 
 
 def test_returns_are_apart_from_rewards_and_shown_once():
     def names(envs, *streams, **known):
-        return names_in(blueprint.layout(blueprint.Recorded([REWARD, RETURN, *streams], envs, **known)).root_container)
+        return names_in(layout.layout(layout.Recorded([REWARD, RETURN, *streams], envs, **known)).root_container)
 
-    picture = Stream(("pixels",), "image", "uint8", (8, 8, 3), channels="HWC")
+    picture = Stream(("pixels",), Image(channels="HWC"), "uint8", (8, 8, 3))
     assert names([0]) == ["reward", "episode_return, whole run"]
     assert names([None]) == ["reward", "return"]
     assert names([0, 1], statistics=[("reward",)]) == [
@@ -123,9 +126,9 @@ def test_returns_are_apart_from_rewards_and_shown_once():
 
 
 def test_each_agent_has_a_plot_of_its_own():
-    observation = Stream(("agents", "observation"), "scalars", "float32", (2, 4), agents=("fox", "hare"))
-    reward = Stream(("agents", "reward"), "scalars", "float32", (2, 1), agents=("fox", "hare"))
-    names = [name for part in blueprint.plots(recorded_of([0], reward, observation), 0) for name in names_in(part)]
+    observation = Stream(("agents", "observation"), Scalars(), "float32", (2, 4), agents=("fox", "hare"))
+    reward = Stream(("agents", "reward"), Scalars(), "float32", (2, 1), agents=("fox", "hare"))
+    names = [name for part in layout.plots(recorded_of([0], reward, observation), 0) for name in names_in(part)]
     assert names == ["reward of each agent", "fox: observation", "hare: observation"]
 
 
@@ -141,20 +144,20 @@ def axis_of(view):
 
 
 def test_what_stands_below_one_another_is_on_one_axis_of_time():
-    many = [Stream((name,), "scalars", "float32", (2,)) for name in ("position", "action")]
-    *details, whole = views_in(blueprint.layout(recorded_of([0], REWARD, RETURN, FLAG, *many)).root_container)
+    many = [Stream((name,), Scalars(), "float32", (2,)) for name in ("position", "action")]
+    *details, whole = views_in(layout.layout(recorded_of([0], REWARD, RETURN, FLAG, *many)).root_container)
     assert len(details) == 4
     assert whole.name == "episode_return, whole run"
     [axis] = {str(axis_of(view)) for view in details}
     assert axis != str(axis_of(whole))
-    of_episode = views_in(blueprint.layout(recorded_of([None], REWARD, RETURN, FLAG, *many)).root_container)
+    of_episode = views_in(layout.layout(recorded_of([None], REWARD, RETURN, FLAG, *many)).root_container)
     assert {str(axis_of(view)) for view in of_episode} == {str(axis_of(whole))}
 
 
 def test_a_legend_where_there_are_some_lines_and_room_for_them():
     def has_legend(numbers, envs, agents=()):
-        stream = Stream(("x",), "scalars", "float32", (*[len(agents)] * bool(agents), numbers), agents=agents)
-        [part] = blueprint.plots(recorded_of(envs, stream), envs[0])
+        stream = Stream(("x",), Scalars(), "float32", (*[len(agents)] * bool(agents), numbers), agents=agents)
+        [part] = layout.plots(recorded_of(envs, stream), envs[0])
         [shown] = views_in(part)[0].properties["PlotLegend"].visible.as_arrow_array().to_pylist()
         return shown
 
@@ -164,16 +167,16 @@ def test_a_legend_where_there_are_some_lines_and_room_for_them():
 
 
 def test_a_wall_of_what_has_neither_pictures_nor_returns():
-    parts = recorded_of([0, 1], FLAG, Stream(("x",), "scalars", "float32", (2,)))
-    assert names_in(blueprint.wall(parts)) == ["env 0: x", "env 0: terminated", "env 1: x", "env 1: terminated"]
+    parts = recorded_of([0, 1], FLAG, Stream(("x",), Scalars(), "float32", (2,)))
+    assert names_in(layout.wall(parts)) == ["env 0: x", "env 0: terminated", "env 1: x", "env 1: terminated"]
 
 
 def test_a_function_makes_the_layout(path, viewer):
     def mine(recorded):
         assert recorded.envs == [0, 1]
         return rrb.Blueprint(
-            rrb.Horizontal(blueprint.wall(recorded), *blueprint.plots(recorded, env=1)),
-            *blueprint.panels(recorded),
+            rrb.Horizontal(layout.wall(recorded), *layout.plots(recorded, env=1)),
+            *layout.panels(recorded),
             auto_views=False,
         )
 
@@ -223,8 +226,6 @@ def test_statistics_where_they_are_asked_for(path):
 
 @pytest.mark.filterwarnings("ignore:of 100 environments")
 def test_no_statistics_where_they_are_not_wanted(path):
-    from test_batch import Walkers
-
     record(Walkers(), path, 5, aggregate=False)
     recorded = read(path)
     assert recorded.schema["statistics"] == []

@@ -148,7 +148,7 @@ def test_files_that_cannot_be_read_are_named(run):
         "empty": b"",
         "header": content[:12],
         "text": b"precious text",
-        "torn": content[: len(content) // 2],
+        "torn": content[:3000],
         "zeros": content[:3000] + bytes(len(content) - 3000),
     }
     for name, damaged in bad.items():
@@ -429,7 +429,7 @@ def test_what_cannot_be_listed(tmp_path, run):
     assert_refused("empty holds no episodes", tmp_path / "empty")
     whole = write_run(tmp_path / "my run.rrd")
     assert_refused(
-        f"holds recordings of several episodes each, and none of one: open them with `torchrl-rerun view '{whole}'`, "
+        f"holds recordings of whole runs, not of single episodes: open them with `torchrl-rerun view '{whole}'`, "
         f"list their episodes with `torchrl-rerun query '{whole}' true`",
         whole,
     )
@@ -438,12 +438,12 @@ def test_what_cannot_be_listed(tmp_path, run):
     assert_refused("other.rrd is no recording of torchrl_rerun", other)
     other.write_bytes(b"RRF2")
     assert_refused(f"torchrl-rerun repair {other}", other)
-    assert_refused("holds nothing that can be read", tmp_path / "empty")
+    assert_refused("holds no readable recording", tmp_path / "empty")
     assert_refused(
         "there is no column 'reward', but env, episode, episode_return, length, terminated", run, "--sort", "reward"
     )
     assert_refused("there is no column 'reward'", run, "--where", "reward=1")
-    assert_refused("'noon' is no time: write it as 2026-01-31T12:00:00Z", run, "--where", "start_time>noon")
+    assert_refused("'noon' is not a time: write it as 2026-01-31T12:00:00Z", run, "--where", "start_time>noon")
     assert_refused("'success' is not a column, one of < <= = != >= >, and a value", run, "--where", "success")
     assert ls(run, "--best", 1, "--worst", 1).exit_code == 2
     assert ls(run, "--best", 0).exit_code == 2
@@ -455,7 +455,7 @@ def test_a_real_recording_of_a_run(path):
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
     env.rollout(3)
     env.close()
-    assert_refused("holds recordings of several episodes each", path)
+    assert_refused("holds recordings of whole runs", path)
 
 
 def test_the_command_itself(run):

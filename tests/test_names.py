@@ -23,8 +23,10 @@ from torchrl.envs import (
 )
 from torchrl.envs.libs.vmas import VmasEnv
 
+from environments import OfOnesOwn
 from readback import read
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.streams import Leaf, Stream
 from torchrl_rerun.transform.known_names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
 from torchrl_rerun.writing.chunks import static_chunks
@@ -99,20 +101,6 @@ def test_those_in_workers_are_known_without_asking_them(make, leaf, expected):
     env = ParallelEnv(2, make)
     assert list(known_names(leaf, env)) == expected
     assert env.is_closed
-
-
-class OfOnesOwn(gymnasium.Env):
-    """An environment of CartPole's shapes that is none."""
-
-    observation_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
-    action_space = gymnasium.spaces.Discrete(2)
-    model = "not what one might think"
-
-    def reset(self, *, seed=None, options=None):
-        return np.zeros(4, np.float32), {}
-
-    def step(self, action):
-        return np.zeros(4, np.float32), 0.0, False, False, {}
 
 
 class OfOnesOwnThatSays(OfOnesOwn):
@@ -328,7 +316,7 @@ def test_agents_have_names_and_colours_of_their_own(path):
 
 def test_agents_of_several_groups_have_colours_of_their_own():
     groups = {"wolves": ("wolf_0", "wolf_1"), "sheep": ("sheep_0",)}
-    rewards = [Stream((group, "reward"), "scalars", "float32", (len(a), 1), agents=a) for group, a in groups.items()]
+    rewards = [Stream((group, "reward"), Scalars(), "float32", (len(a), 1), agents=a) for group, a in groups.items()]
     (colors,) = zip(
         *(chunk.to_record_batch().column("SeriesLines:colors").to_pylist()[0] for chunk in static_chunks(rewards, [0])),
         strict=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nbformat
 import pytest
 import rerun as rr
@@ -97,7 +99,7 @@ def test_without_a_file_its_server_is_shown(tmp_path, capsys):
 
 def test_without_the_extra_it_says_what_to_install(path, tmp_path):
     cells = [
-        "import sys; sys.modules['rerun_notebook'] = None",  # as if it weren't installed
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom absent import hide; hide('rerun_notebook')",
         RECORD.format(sink=str(path), options=""),
         "try:\n    env.transform.show()\nexcept ImportError as error:\n    print(error)",
     ]

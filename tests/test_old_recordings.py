@@ -15,13 +15,14 @@ from rerun.chunk import Chunk
 from tensordict import TensorDict
 from typer.testing import CliRunner
 
+from driving import record
+from environments import Scripted
 from episode_folders import write_chunks
 from readback import read, same
-from test_hostile import Scripted, record
 from torchrl_rerun import Episode, list_episodes, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.kinds.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
-from torchrl_rerun.rrd.contents import contents_of
+from torchrl_rerun.rrd.reader import parts_in
 
 FOLDERS = [Path(__file__).parent / "recordings_v1"]
 RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"))
@@ -86,8 +87,8 @@ def test_recordings_say_of_which_version_they_are(path):
     record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
     assert read(path).schema["schema_version"] == SCHEMA_VERSION == 2
     single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
-    [contents] = contents_of(single)
-    assert json.loads(contents.properties["torchrl_rerun"]["schema"])["schema_version"] == 1
+    [part] = parts_in(single)
+    assert json.loads(part.properties["torchrl_rerun"]["schema"])["schema_version"] == 1
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])

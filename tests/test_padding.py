@@ -11,16 +11,14 @@ from torchrl.collectors.utils import split_trajectories
 from torchrl.data import (
     Binary,
     Categorical,
-    Composite,
     LazyMemmapStorage,
     LazyTensorStorage,
     TensorDictReplayBuffer,
-    Unbounded,
 )
 from torchrl.envs import ActionMask, GymWrapper, SerialEnv, TicTacToeEnv, TransformedEnv
 from torchrl.envs.gym_like import default_info_dict_reader
 
-from counting import Count
+from environments import Board, Count, Masked
 from readback import hold_the_same
 from torchrl_rerun import RerunRecorder, load, replay
 
@@ -279,26 +277,6 @@ def test_a_saved_batch_is_replayed(tmp_path, path):
 # --- masks of the environment's own ---
 
 
-class Masked(Count):
-    """Says under ``"mask"`` which actions are legal."""
-
-    def __init__(self, actions):
-        super().__init__(6)
-        self.observation_spec = Composite(
-            observation=Unbounded((1,)), mask=Binary(actions, (actions,), dtype=torch.bool)
-        )
-        self.actions = actions
-
-    def _seen(self, data):
-        return data.set("mask", torch.arange(self.actions) % 2 == self.t % 2)
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._seen(super()._reset(tensordict))
-
-    def _step(self, tensordict):
-        return self._seen(super()._step(tensordict))
-
-
 @pytest.mark.parametrize("actions", [1, 9])
 @pytest.mark.parametrize("envs", [1, 3])
 def test_a_mask_of_the_environment_is_data(path, actions, envs):
@@ -403,19 +381,6 @@ def test_a_mask_for_actions_is_data(path):
     rollout = env.rollout(5, break_when_any_done=False)
     logged(path, [rollout])
     assert hold_the_same(load(path).rollout(), rollout)
-
-
-class Board(Count):
-    def __init__(self):
-        super().__init__(3)
-        self.observation_spec = Composite(observation=Unbounded((1,)), action_mask=Binary(4, (4,), dtype=torch.bool))
-        self.action_spec = Categorical(4, ())
-
-    def _reset(self, tensordict=None, **kwargs):
-        return super()._reset().set("action_mask", torch.tensor([True, True, False, True]))
-
-    def _step(self, tensordict):
-        return super()._step(tensordict).set("action_mask", torch.arange(4) != self.t)
 
 
 def test_a_mask_of_another_dtype_is_data(path):

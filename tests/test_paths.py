@@ -17,8 +17,8 @@ import pytest
 from torchrl.envs import GymWrapper
 from typer.testing import CliRunner
 
+from environments import LENGTHS, Lengths
 from programs import python
-from test_selection import LENGTHS, Lengths
 from torchrl_rerun import RecordingError, RerunRecorder, list_episodes, load, repair, replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot
@@ -26,8 +26,8 @@ from torchrl_rerun.export.mp4 import videos_of, write_video
 from torchrl_rerun.export.parquet import to_parquet
 from torchrl_rerun.reading.describe import describe_files
 from torchrl_rerun.reading.query import query
-from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.viewing.compare import sides_of, write_comparison
+from torchrl_rerun.rrd.atomic import written_aside
+from torchrl_rerun.viewing.compare import open_runs, write_comparison
 
 STEPS = 12
 FIRST, SECOND = LENGTHS[1:3]
@@ -98,7 +98,7 @@ def test_a_leading_tilde_is_the_home_of_the_user_wherever_a_path_is_taken(here, 
     to_parquet(load("~/run.rrd"), "~/run.parquet")
     assert to_lerobot(load("~/run.rrd"), "~/lerobot").path == home / "lerobot"
     write_video(videos_of("~/run.rrd", "~/run.mp4")[0])
-    write_comparison(sides_of(["~/run.rrd", "~/repaired.rrd"]), "~/both.rrd")
+    write_comparison(open_runs(["~/run.rrd", "~/repaired.rrd"]), "~/both.rrd")
     replay("~/run.rrd", "~/replayed.rrd")
     there = {"replayed.rrd", "repaired.rrd", "run.parquet", "lerobot", "run.mp4", "both.rrd"}
     assert there <= {each.name for each in home.iterdir()}
@@ -147,7 +147,7 @@ def test_a_colon_is_a_character_of_a_name(here):
     to_lerobot(found, "lerobot:run")
     assert ran("export", "run:1.rrd", "--mp4").startswith("run:1.mp4: ")
     assert ran("export", "run:1.rrd", "--mp4", "-o", "tcp:x.mp4").startswith("tcp:x.mp4: ")
-    write_comparison(sides_of(["run:1.rrd", "run.rrd"]), "both:a.rrd")
+    write_comparison(open_runs(["run:1.rrd", "run.rrd"]), "both:a.rrd")
     there = {"file:run.parquet", "lerobot:run", "run:1.mp4", "tcp:x.mp4", "both:a.rrd"}
     assert there <= {each.name for each in here.iterdir()}
 
@@ -236,7 +236,7 @@ def written(here):
     return {
         "parquet": lambda path: to_parquet(found, path, overwrite=True),
         "mp4": lambda path: write_video(videos_of(here / "run.rrd", path, overwrite=True)[0]),
-        "rrd": lambda path: write_comparison(sides_of([here / "run.rrd", here / "run.rrd"]), path, overwrite=True),
+        "rrd": lambda path: write_comparison(open_runs([here / "run.rrd", here / "run.rrd"]), path, overwrite=True),
     }
 
 
@@ -281,7 +281,7 @@ def test_what_is_no_regular_file_is_never_replaced(here, kind):
     before = {each.name: each.lstat().st_mode for each in here.iterdir()}
     for name in ("special", "link", "device", "other"):
         if (here / f"{name}.{kind}").exists():
-            with pytest.raises(ValueError, match=r"is a (pipe|device), and no file: it is not replaced"):
+            with pytest.raises(ValueError, match=r"is a (pipe|device), and not a file: choose another path"):
                 written(here)[kind](here / f"{name}.{kind}")
     assert {each.name: each.lstat().st_mode for each in here.iterdir()} == before
 
@@ -298,7 +298,7 @@ def test_standard_output_is_never_replaced(here, where):
         done = subprocess.run([*python(), "-c", source], stdout=output, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "stdout is" in done.stderr
-    assert "it is not replaced" in done.stderr
+    assert "choose another path" in done.stderr
     assert os.readlink("stdout") == system
     assert os.path.getsize("printed") == 0
 
@@ -306,11 +306,11 @@ def test_standard_output_is_never_replaced(here, where):
 def test_a_recorder_and_a_repair_refuse_what_is_no_regular_file(here):
     pipe = special(here, "rrd")
     for options in ({}, {"overwrite": True}):
-        with pytest.raises(ValueError, match="is a pipe, and no file: it is not replaced"):
+        with pytest.raises(ValueError, match="is a pipe, and not a file: choose another path"):
             RerunRecorder(pipe, **options)
-    with pytest.raises(ValueError, match="is a pipe, and no recording"):
+    with pytest.raises(ValueError, match="is a pipe, and not a recording"):
         repair(pipe)
-    with pytest.raises(ValueError, match="is a pipe, and no file"):
+    with pytest.raises(ValueError, match="is a pipe, and not a file"):
         repair(here / "run.rrd", pipe)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
@@ -324,7 +324,7 @@ def test_a_pipe_or_a_device_is_no_recording_and_nobody_waits_for_it(here, comman
     for path, what in ((pipe, "pipe"), ("/dev/zero", "device")):
         done = run(*(command if "FILE" in command else f"{command} FILE").replace("FILE", str(path)).split())
         assert done.exit_code == 1
-        assert f"is a {what}, and no recording" in done.stderr
+        assert f"is a {what}, and not a recording" in done.stderr
 
 
 def test_what_is_no_regular_file_is_left_out_of_a_folder(here):
@@ -417,7 +417,7 @@ def test_what_is_to_be_replaced_stays_until_all_is_whole(here, sign):
     before = sorted(here.rglob("*"))
 
     def write_half():
-        with placed(path, overwrite=True, sign=sign) as hidden:
+        with written_aside(path, overwrite=True, sign=sign) as hidden:
             if sign is None:
                 hidden.write_text("half of")
             else:
@@ -443,7 +443,7 @@ def test_a_folder_that_cannot_be_put_in_place_costs_nothing(here, monkeypatch):
         return replace(self, target)
 
     def write():
-        with placed(here / "there", overwrite=True, sign="sign") as hidden:
+        with written_aside(here / "there", overwrite=True, sign="sign") as hidden:
             hidden.mkdir()
             monkeypatch.setattr(Path, "replace", fails)
 

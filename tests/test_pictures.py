@@ -16,28 +16,17 @@ import torch
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 
+from driving import record
+from environments import Scripted
+from pictures import picture, psnr
 from programs import python
 from readback import decoded, read
 from reference import of_rollout
-from test_disk import small_disk  # noqa: F401 - a fixture
-from test_hostile import Scripted, record
-from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun import Image, RecordingError, RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]
 
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The peak signal-to-noise ratio of two pictures, in dB."""
-    error = (a.double() - b.double()).square().mean()
-    return float("inf") if error == 0 else float(10 * torch.log10(255**2 / error))
-
-
-def picture(t: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """A smooth picture ``[height, width, depth]`` that drifts with time, each channel in a way of its own."""
-    rows, columns, depth = torch.meshgrid(*map(torch.arange, shape), indexing="ij")
-    return (127 + 100 * torch.sin((rows + t) / 9 + depth) * torch.cos((columns - t) / 7)).to(torch.uint8)
 
 
 def chunks_of(path, entity: str) -> list[int]:
@@ -143,11 +132,10 @@ def test_formats_beside_one_another(path):
             "raw": alpha[..., :3] - t,
         }
 
-    formats = dict.fromkeys(["video", "alpha", "floats", "depth"], "h264") | {"raw": "raw"}
-    _, warned = record(Scripted(observe), path, image_format=formats)
+    _, warned = record(Scripted(observe), path, image_format="h264", kinds={"raw": Image("raw")})
     assert sorted(warned) == [
         "'alpha' is stored as 'png': 'h264' can't hold uint8 (20, 30, 4)",
-        "'depth' is stored as 'raw': 'h264' can't hold what is of kind 'depth'",
+        "'depth' is stored as 'raw': 'h264' can't hold pictures of kind 'depth'",
         "'floats' is stored as 'raw': 'h264' can't hold float32 (20, 30, 1)",
     ]
     recorded = read(path)
@@ -209,7 +197,7 @@ def test_pictures_that_are_enough_for_a_chunk_dont_wait(path):
     assert chunks_of(path, "/env_0/x") == [5, 5, 5, 5, 1]
 
 
-def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):  # noqa: F811
+def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):
     """They count among what is lost, though the rest of their frames was written long before."""
     path = small_disk / "run.rrd"
     # Of noise PNG makes nothing small: of 24 kB each, 21 are enough for a chunk, and 20 fit on the disk.
@@ -227,27 +215,25 @@ def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):  # noqa: F811
     assert "/env_0/x" not in read(path).entities
 
 
-def test_without_pyav(monkeypatch, tmp_path):
-    monkeypatch.delitem(sys.modules, "torchrl_rerun.kinds.video", raising=False)
-    monkeypatch.setitem(sys.modules, "av", None)
-    for image_format in ("h264", {"pixels": "h264"}):
-        with pytest.raises(ImportError, match=r"needs PyAV: pip install 'torchrl-rerun\[video\]'"):
-            RerunRecorder(tmp_path / "run.rrd", image_format=image_format)
-    RerunRecorder(tmp_path / "run.rrd", image_format="jpeg")
-
-
-def test_the_recorder_needs_no_pyav(path):
-    """It is an extra: without video nothing imports it."""
+def test_the_recorder_needs_pyav_for_video_alone(path):
     code = f"""
 import sys
-sys.modules["av"] = None
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from absent import hide
+hide("av")
 from torchrl.envs import GymEnv
-from torchrl_rerun import RerunRecorder
-env = GymEnv("CartPole-v1", from_pixels=True).append_transform(RerunRecorder({str(path)!r}))
+from torchrl_rerun import Image, RerunRecorder
+for options in ({{"image_format": "h264"}}, {{"kinds": {{"pixels": Image("h264")}}}}):
+    try:
+        RerunRecorder({str(path)!r}, **options)
+    except ImportError as error:
+        print(error)
+env = GymEnv("CartPole-v1", from_pixels=True).append_transform(RerunRecorder({str(path)!r}, image_format="jpeg"))
 env.rollout(5)
 env.close()
 """
-    subprocess.run([*python(), "-c", code], check=True, timeout=120)
+    done = subprocess.run([*python(), "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.count("needs PyAV: pip install 'torchrl-rerun[video]'") == 2
     assert len(read(path)["/env_0/pixels"].values) == 6
 
 

@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
-from torchrl.data import Composite, Unbounded
 from torchrl.envs import RewardSum, TransformedEnv
 
-from counting import Count, Groups
+from environments import Count, Groups, Says
 from readback import hold_the_same, read
 from torchrl_rerun import RerunRecorder, load
-from torchrl_rerun.kinds.places import Places, free_key
+from torchrl_rerun.kinds.entity_paths import EntityPaths, free_key
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.streams import Stream, entity_path
-
-
-class Says(Count):
-    """Observes t under keys of any names."""
-
-    def __init__(self, *keys, n=3):
-        super().__init__(n)
-        self.names = keys
-        specs = Composite()
-        for key in keys:
-            specs[key] = Unbounded((1,))
-        self.observation_spec = specs
-
-    def _observe(self, data):
-        out = TensorDict({flag: data[flag] for flag in ("reward", "done") if flag in data.keys()})
-        for number, key in enumerate(self.names):
-            out[key] = torch.tensor([self.t + number / 8])
-        return out
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._observe(super()._reset(tensordict))
-
-    def _step(self, tensordict):
-        return self._observe(super()._step(tensordict))
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
@@ -93,8 +68,8 @@ def test_a_stored_rollout_with_such_a_key(path):
 
 
 def test_paths_are_unlike_whatever_the_order():
-    places = Places(reserved=("x",))
-    streams = [Stream(key, "scalars", "float32", (1,)) for key in [("a",), ("a",), ("a_2",), ("x", "y"), ("x_2", "y")]]
-    paths = [entity_path(places.placed(stream), None) for stream in streams]
+    places = EntityPaths(reserved=("x",))
+    streams = [Stream(key, Scalars(), "float32", (1,)) for key in [("a",), ("a",), ("a_2",), ("x", "y"), ("x_2", "y")]]
+    paths = [entity_path(places.assign(stream), None) for stream in streams]
     assert len(set(paths)) == 5
     assert not any(path.startswith("/x/") for path in paths)

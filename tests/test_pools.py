@@ -9,7 +9,7 @@ import pytest
 from tensordict import LazyStackedTensorDict, NonTensorStack, TensorDict
 from torchrl.envs import AsyncEnvPool
 
-from counting import Count
+from environments import Count
 from torchrl_rerun import RerunRecorder, load
 
 

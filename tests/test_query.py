@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 
 import pytest
 from torchrl.envs import GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
-from test_selection import LENGTHS, Lengths
+from commands import without
+from environments import LENGTHS, Lengths
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.cli.query import query_episodes
@@ -94,9 +94,9 @@ def test_annotations_of_several_types_are_text(tmp_path):
     [
         (
             "retrn < 3",
-            "there is no column retrn, but env, episode, episode_return, length, terminated, .*, goal, success, files",
+            "No field named retrn.* The columns are env, episode, episode_return, length, terminated, .*, goal, success, files",
         ),
-        ("goal = left", "there is no column left.*in single quotes"),
+        ("goal = left", "No field named left.*in single quotes"),
         ("length <", "'length <' can't be answered: .*Expected: an expression"),
         ("length", "non-boolean predicate"),
         ("SELECT * FROM steps", "'steps' not found|steps.* not found"),
@@ -163,7 +163,9 @@ def test_what_a_query_calls_files_needn_be_files(runs):
         assert asked(runs / "ppo", question).exit_code == 0
         done = asked(runs / "ppo", question, "--paths")
         assert done.exit_code == 1
-        assert re.search(f"no answer: --paths needs the column files as it is, .* of type {kind} there", done.stderr)
+        assert re.search(
+            f"no answer: --paths needs the column files unchanged, .* of type {kind} under this name", done.stderr
+        )
 
 
 def test_columns_of_the_same_name_are_told_apart(runs):
@@ -204,24 +206,23 @@ def test_nan_is_found(runs):
 def test_columns_are_called_as_in_ls(runs):
     listed = CliRunner().invoke(app, ["ls", str(runs / "ppo")]).stdout.splitlines()[0].split()
     assert [name for name in listed if name != "size"] == asked(runs / "ppo", "TRUE").stdout.splitlines()[0].split()
-    assert "as `ls` has them, but for `size`" in (query_episodes.__doc__ or "")
+    assert "Columns are those of `ls`, except `size`" in (query_episodes.__doc__ or "")
 
 
-def test_without_datafusion_the_extra_is_named(runs, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datafusion", None)
-    done = asked(runs / "ppo", "TRUE")
-    assert (done.exit_code, done.stdout) == (1, "")
+def test_without_datafusion_the_extra_is_named(runs):
+    done = without(["datafusion"], "query", runs / "ppo", "TRUE")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("no answer: query needs DataFusion")
     assert "install the extra catalog: pip install 'torchrl-rerun[catalog]'" in done.stderr
 
 
 def test_the_command_says_what_is_wrong(runs, tmp_path):
     for arguments, error in (
-        ((runs / "ppo", "retrn < 3"), "no answer: there is no column retrn, but env"),
+        ((runs / "ppo", "retrn < 3"), "No field named retrn"),
         ((tmp_path / "gone", "TRUE"), "gone doesn't exist"),
         (
             (runs / "ppo", "SELECT env FROM episodes", "--paths"),
-            "--paths needs the column files, and this query gives env",
+            "--paths needs the column files, but the query returns env",
         ),
     ):
         done = asked(*arguments)

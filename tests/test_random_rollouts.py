@@ -10,48 +10,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensordict import NonTensorData
 from torchrl.collectors.utils import split_trajectories
-from torchrl.data import Binary, NonTensor, Unbounded
 from torchrl.envs import AsyncEnvPool, StepCounter, Transform
 
-from counting import Count, Groups
+from environments import Drawn, Missing, OneOf
 from readback import hold_the_same, same
 from torchrl_rerun import RerunRecorder, load
 
 ODD = ["a", "", "\ud83d", {"tool": 1}, ["a", 1], 5, 0.5, True, None, b"x", "\x00"]
-
-
-class Drawn(Groups):
-    """Groups that finish apart, maybe with a mask of the environment's own and with notes of any kind."""
-
-    def __init__(self, case):
-        super().__init__(case.lengths, root=case.root, agents=case.agents, batch=case.batch)
-        self.case, self.calls = case, 0
-        if case.mask:
-            self.observation_spec["mask"] = Binary(case.mask, (case.batch, case.mask), dtype=torch.bool)
-        if case.notes:
-            self.observation_spec["note"] = NonTensor((case.batch,))
-
-    def _with_more(self, data):
-        self.calls += 1
-        if self.case.mask:
-            data["mask"] = (torch.arange(self.case.batch * self.case.mask) + self.calls).reshape(
-                self.case.batch, -1
-            ) % 3 > 0
-        if self.case.notes:
-            notes = [self.case.notes[(self.calls + env) % len(self.case.notes)] for env in range(self.case.batch)]
-            data["note"] = torch.stack([NonTensorData(note) for note in notes])
-        return data
-
-    def _reset(self, tensordict=None, **kwargs):
-        return self._with_more(super()._reset(tensordict, **kwargs))
-
-    def _step(self, tensordict):
-        return self._with_more(super()._step(tensordict))
 
 
 @dataclass(frozen=True)
@@ -195,25 +163,6 @@ def test_a_recording_holds_what_the_rollout_holds(case):
         assert hold_the_same(found.rollout(), rollout)
 
 
-class Missing(Count):
-    """Its extra key is missing after some steps, and of another length after each of the others."""
-
-    def __init__(self, n, missing):
-        super().__init__(n)
-        self.missing, self.steps = missing, 0
-        self.observation_spec["extra"] = Unbounded((-1,))
-
-    def _reset(self, tensordict=None, **kwargs):
-        return super()._reset(tensordict, **kwargs).set("extra", torch.zeros(2))
-
-    def _step(self, tensordict):
-        self.steps += 1
-        data = super()._step(tensordict)
-        if self.steps in self.missing:
-            return data
-        return data.set("extra", torch.full((1 + self.steps % 3,), float(self.steps)))
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 6),
@@ -259,22 +208,6 @@ def extra_of(moment):
     mask = moment.get(("recorded", "extra"), None)
     value = moment["extra"]
     return value if mask is None else value if mask.ndim == 0 and mask else value[mask] if mask.any() else None
-
-
-class OneOf(Count):
-    """Of several environments one that has its first reset when it is its turn, and observes its number, too."""
-
-    def __init__(self, number, turn):
-        super().__init__(3)
-        self.number, self.turn = number, turn
-
-    def _reset(self, tensordict=None, **kwargs):
-        assert self.turn.wait(30)
-        return super()._reset(tensordict, **kwargs).apply(lambda value: value + 100 * self.number)
-
-    def _step(self, tensordict):
-        data = super()._step(tensordict)
-        return data.set("observation", data["observation"] + 100 * self.number)
 
 
 class Passes(Transform):

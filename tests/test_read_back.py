@@ -15,9 +15,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from driving import record
+from environments import Scripted
 from lerobot_reader import read_by_lerobot  # noqa: F401 - the fixture
-from test_exports import runs  # noqa: F401 - the fixture
-from test_hostile import Scripted, record
 from torchrl_rerun import load
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot
@@ -35,7 +35,7 @@ DTYPES = {
 
 
 @pytest.fixture(scope="module")
-def lerobot(runs):  # noqa: F811
+def lerobot(runs):
     """CartPoles, from video that is copied and from pictures that are encoded."""
     to_lerobot(load(runs / "run.rrd"), runs / "copied")
     to_lerobot(load(runs / "ppo"), runs / "encoded", task="balance the pole", fps=29.97)
@@ -171,7 +171,7 @@ def test_lerobot_reads_every_dtype(of_all_dtypes, tmp_path, read_by_lerobot):  #
 
 @pytest.mark.parametrize("fps", ["inf", "nan"])
 @pytest.mark.parametrize("options", [["--mp4", "--out"], ["--lerobot"]], ids=" ".join)
-def test_what_is_no_frame_rate_is_refused(runs, tmp_path, options, fps):  # noqa: F811
+def test_what_is_no_frame_rate_is_refused(runs, tmp_path, options, fps):
     done = CliRunner().invoke(app, ["export", str(runs / "run.rrd"), *options, str(tmp_path / "out"), "--fps", fps])
     assert done.exit_code in (1, 2)
     assert "Traceback" not in done.output
@@ -193,7 +193,7 @@ def columns(library, file):
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "duckdb"])
 @pytest.mark.parametrize("source", ["an environment", "every dtype"])
-def test_parquet_is_read_by(runs, of_all_dtypes, tmp_path, library, source):  # noqa: F811
+def test_parquet_is_read_by(runs, of_all_dtypes, tmp_path, library, source):
     episodes, file = load(of_all_dtypes if source == "every dtype" else runs / "run.rrd"), tmp_path / "run.parquet"
     to_parquet(episodes, file)
     table = columns(library, file)
@@ -218,7 +218,7 @@ def test_ffprobe_decodes_the_videos_of_lerobot(lerobot):
 
 
 @pytest.mark.parametrize("options", [[], ["--grid"]], ids=["each", "grid"])
-def test_ffprobe_decodes_exported_videos(runs, tmp_path, options):  # noqa: F811
+def test_ffprobe_decodes_exported_videos(runs, tmp_path, options):
     for source in ("run.rrd", "ppo"):
         done = CliRunner().invoke(
             app, ["export", str(runs / source), "--mp4", *options, "--out", str(tmp_path / source)]

@@ -25,11 +25,10 @@ from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
 
+from environments import AutoResettingCartPole, Herd, Lengths, Walkers, Zoo, cartpole, pendulum, pixel_cartpole
 from programs import python
 from readback import Rows, read, same
-from test_batch import Walkers
-from test_environments import AutoResettingCartPole, Herd, Zoo, cartpole, pendulum, pixel_cartpole
-from test_selection import Lengths
+from reference import assert_same, leaves, of_episodes
 from torchrl_rerun import RerunRecorder, list_episodes, load
 from torchrl_rerun.reading.query import table_of
 from torchrl_rerun.writing import file as sinks
@@ -40,36 +39,6 @@ def record(env, path, steps=40, **options):
     rollout = env.rollout(steps, break_when_any_done=False)
     env.close()
     return rollout
-
-
-def leaves(tensordict):
-    """Its values by their keys, non-tensor ones as lists."""
-    found = {}
-    for key in tensordict.keys(True, True, is_leaf=lambda kind: not issubclass(kind, TensorDict)):
-        value = tensordict.get(key)
-        found[key] = value if isinstance(value, torch.Tensor) else value.tolist()
-    return found
-
-
-def assert_same(found, wanted):
-    """All that is recorded is as the rollout holds it, and all that the rollout holds is recorded."""
-    assert found.batch_size == wanted.batch_size
-    found, wanted = leaves(found), leaves(wanted)
-    assert set(found) == set(wanted)
-    for key, value in wanted.items():
-        assert same(found[key], value), key
-
-
-def of_episodes(rollout):
-    """The rollouts ``[time]`` of each environment's episodes, in a plain list, by environment and episode."""
-    flat = rollout.reshape(-1, rollout.shape[-1])
-    found = {}
-    for env in range(flat.shape[0]):
-        done = flat[env]["next", "done"].reshape(flat.shape[1], -1).any(-1)
-        ends = sorted({*(done.nonzero().flatten() + 1).tolist(), flat.shape[1]})
-        for episode, (first, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-            found[env, episode] = flat[env, first:end]
-    return found
 
 
 ENVIRONMENTS = {
@@ -570,12 +539,14 @@ def test_annotations(tmp_path):
 
 
 def test_only_what_is_asked_for_is_read(path, monkeypatch):
-    from torchrl_rerun.rrd import index as chunks
+    from torchrl_rerun.rrd import reader
 
     record(SerialEnv(2, pixel_cartpole), path, 120, buffer_bytes=1 << 20, image_format="jpeg")
     read = []
-    original = chunks._chunk
-    monkeypatch.setattr(chunks, "_chunk", lambda file, place: read.append(place.size) or original(file, place))
+    original = reader._read_chunk
+    monkeypatch.setattr(
+        reader, "_read_chunk", lambda part, at: read.append(int(part.index.sizes[at])) or original(part, at)
+    )
     episodes = load(path)
     assert not read
     last = episodes[-1]

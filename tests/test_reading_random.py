@@ -9,11 +9,9 @@ from pathlib import Path
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensordict import TensorDict
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase
 
-from test_reading import assert_same, of_episodes
+from environments import Anything
+from reference import assert_same, of_episodes
 from torchrl_rerun import RerunRecorder, load
 
 DTYPES = [
@@ -21,42 +19,6 @@ DTYPES = [
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
 ]  # fmt: skip
 NAMES = st.text("ab /.0é", min_size=1, max_size=3)
-
-
-class Anything(EnvBase):
-    """Random bits under any keys, maybe of agents; ends where it is told to."""
-
-    def __init__(self, batch, agents, leaves, ends):
-        super().__init__(batch_size=torch.Size(batch))
-        self.agents = agents
-        self.leaves = leaves
-        self.observation_spec = Composite(shape=batch)
-        if agents:
-            self.group_map = {"group": [f"agent {i}" for i in range(agents)]}
-            self.observation_spec["group"] = Composite(shape=(*batch, agents))
-        for key, dtype, shape in leaves:
-            self.observation_spec[key] = Unbounded((*batch, *shape), dtype=dtype)
-        self.action_spec = Unbounded((*batch, 2))
-        self.reward_spec = Unbounded((*batch, 1))
-        self.ends = ends
-        self.generator = torch.Generator().manual_seed(0)
-
-    def _reset(self, tensordict=None, **kwargs):
-        out = TensorDict(batch_size=self.batch_size)
-        if self.agents:
-            out["group"] = TensorDict(batch_size=(*self.batch_size, self.agents))
-        for key, dtype, shape in self.leaves:
-            size = torch.zeros((), dtype=dtype).element_size()
-            bits = torch.randint(0, 256, (*self.batch_size, *shape, size), generator=self.generator, dtype=torch.uint8)
-            out[key] = (bits[..., 0] > 127) if dtype is torch.bool else bits.view(dtype)[..., 0]
-        return out
-
-    def _step(self, tensordict):
-        done = torch.tensor(self.ends.pop()).reshape(*self.batch_size, 1)
-        return self._reset().update({"reward": torch.rand(*self.batch_size, 1), "done": done})
-
-    def _set_seed(self, seed):
-        pass
 
 
 @st.composite
@@ -99,5 +61,5 @@ def test_what_is_recorded_comes_back(run):
         assert {each.properties.id for each in found} == set(wanted)
         for each in found:
             assert_same(each.tensordict(), wanted[each.properties.id])
-            slices = found.dataset(2)
+        slices = found.dataset(2)
         assert len(slices) == sum(len(steps) - 1 for steps in wanted.values())

@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import signal
 import subprocess
-import time
 import warnings
 from pathlib import Path
 
@@ -21,16 +20,13 @@ from rerun.chunk import RrdReader
 from tensordict import TensorDict
 from torchrl.envs import GymEnv
 
+from environments import LargePictures, Zoo, cartpole
 from looking import headless_viewer, opened
 from programs import python
-from readback import read, same
-from servers import free_port, started_viewer, wait_until
-from test_environments import Zoo
-from test_faults import cartpole
-from test_viewers import Pictures, frames, received
-from torchrl_rerun import RecordingError, RerunRecorder, load
-from torchrl_rerun.layout import blueprint
-from torchrl_rerun.writing import live as outlets
+from readback import frames, frames_so_far, read, same
+from servers import PATIENCE, free_port, received, started_viewer, wait_until
+from torchrl_rerun import RecordingError, RerunRecorder, layout, load
+from torchrl_rerun.writing import live as live_sinks
 
 KEYS = ["x", "pixels"]
 
@@ -51,7 +47,7 @@ def saved(tmp_path):
 @pytest.fixture
 def impatient(monkeypatch):
     """Streams are given up sooner."""
-    monkeypatch.setattr(outlets, "STALL_SECONDS", 3.0)
+    monkeypatch.setattr(live_sinks, "STALL_SECONDS", 3.0)
     monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
 
 
@@ -76,7 +72,7 @@ def test_a_stream_gets_what_a_file_gets_bit_for_bit(path, stream, saved):
 
 def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(stream, saved):
     """64 MB of raw pictures through a queue of 32 MB at most."""
-    env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
+    env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
     env.rollout(600, break_when_any_done=False)
     env.transform.dump()
     stats = env.transform.stats()
@@ -89,7 +85,7 @@ def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(str
 
 def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
     recorder = RerunRecorder(stream, in_keys=KEYS)
-    env = Pictures().append_transform(recorder)
+    env = LargePictures().append_transform(recorder)
     for update in range(3):
         env.rollout(5)
         stream.set_time("step", sequence=int(recorder.stats()["steps"]))
@@ -107,8 +103,8 @@ def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, sav
     """In one recording it plots one type of numbers alone."""
 
     def mine(recorded):
-        views = [rrb.TimeSeriesView(origin=origin, axis_x=blueprint.whole()) for origin in ("/loss", "/env_0/reward")]
-        return rrb.Blueprint(rrb.Horizontal(*views), *blueprint.panels(recorded), auto_views=False)
+        views = [rrb.TimeSeriesView(origin=origin, axis_x=layout.whole()) for origin in ("/loss", "/env_0/reward")]
+        return rrb.Blueprint(rrb.Horizontal(*views), *layout.panels(recorded), auto_views=False)
 
     env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(stream, blueprint=mine))
     env.rollout(20)
@@ -161,7 +157,7 @@ def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
     bare = rr.RecordingStream("mine", recording_id="two")
     bare.save(tmp_path / "bare.rrd")
     for each, wanted in ((stream, True), (bare, False)):
-        env = Pictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=wanted))
+        env = LargePictures().append_transform(RerunRecorder(each, in_keys=KEYS, blueprint=wanted))
         env.rollout(3)
         env.close()
         each.disconnect()
@@ -171,7 +167,7 @@ def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
 
 def test_the_name_of_the_recording_is_the_users(stream, saved):
     stream.send_recording_name("best run")
-    env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS))
+    env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS))
     env.rollout(3)
     env.close()
     stream.disconnect()
@@ -183,7 +179,7 @@ def test_the_name_of_the_recording_is_the_users(stream, saved):
 
 
 def test_the_active_recording_at_the_first_reset(tmp_path):
-    env = Pictures().append_transform(RerunRecorder(in_keys=KEYS))
+    env = LargePictures().append_transform(RerunRecorder(in_keys=KEYS))
     with pytest.raises(ConnectionError, match=r"no active recording: call rr.init"):
         env.reset()
     with rr.RecordingStream("mine", recording_id="active") as stream:
@@ -195,26 +191,19 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
     assert recorded["/env_0/x"].along("frame") == list(range(6))
 
 
-def test_a_file_sink_is_its_path(path):
-    recorder = RerunRecorder(rr.FileSink(path), in_keys=KEYS)
-    env = Pictures().append_transform(recorder)
-    env.rollout(5)
-    env.close()
-    assert recorder.path == path
-    assert repr(recorder) == f"RerunRecorder({str(path)!r})"
-    assert frames(path) == list(range(6))
-    with pytest.raises(FileExistsError):
+def test_a_file_sink_of_reruns_is_refused_as_it_does_not_say_its_path(path):
+    with pytest.raises(TypeError, match=r"pass a path that ends in '\.rrd' \(that of an rr\.FileSink, too\)"):
         RerunRecorder(rr.FileSink(path))
 
 
 def test_all_at_once(path, stream, saved, tmp_path):
     serve, shown, served = rr.GrpcServerSink("127.0.0.1", free_port()), tmp_path / "shown.rrd", tmp_path / "served.rrd"
-    with started_viewer() as (_, url), received(url, shown):
+    with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 32):
         recorder = RerunRecorder([path, stream, rr.GrpcSink(url), serve], in_keys=KEYS)
-        env = Pictures().append_transform(recorder)
+        env = LargePictures().append_transform(recorder)
         env.rollout(20)
         env.transform.dump()
-        with received(serve.uri, served):
+        with received(serve.uri, served, lambda: len(frames_so_far(served)) == 32):
             env.rollout(10)
             env.transform.dump()
         env.close()
@@ -257,19 +246,15 @@ def test_copies_find_the_stream_in_their_process(stream, saved):
     assert read(saved)["/env_0/reward"].values
 
 
-def test_a_frame_is_sent_within_a_second_though_no_other_comes(tmp_path):
-    """The best of three: the machine may be busy."""
+def test_a_frame_is_sent_though_no_other_comes(tmp_path):
+    """Long before it would be flushed to a file."""
     shown = tmp_path / "shown.rrd"
-    took = []
-    with started_viewer() as (_, url), received(url, shown):
-        env = Pictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=60))
+    with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 18):
+        env = LargePictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=1e6))
         for _ in range(3):
             env.rollout(5)
-            began = time.monotonic()
             wait_until(lambda: not env.transform.stats()["frames_waiting"])
-            took.append(time.monotonic() - began)
     assert frames(shown) == list(range(18))
-    assert min(took) < 1.2
     env.close()
 
 
@@ -297,14 +282,15 @@ def test_a_worker_records_nothing_and_says_what_to_do(stream, saved):
 # --- streams that take nothing ---
 
 
-def train_until_frames_are_dropped(env):
-    deadline = time.monotonic() + 60
-    while not env.transform.stats()["frames_dropped"]:
-        assert time.monotonic() < deadline
+def train_until_frames_are_dropped(env, warned):
+    """Until it is said, too: the writer notices with the next block, and the frame after that says so."""
+
+    def trained():
         env.rollout(10)
-        time.sleep(0.1)
-    for _ in range(20):  # the writer notices with the next block, and the frame after that says so
-        time.sleep(0.1)
+        return env.transform.stats()["frames_dropped"] and [w for w in warned if "was given up" in str(w.message)]
+
+    wait_until(trained)
+    for _ in range(20):
         env.rollout(10)
 
 
@@ -314,37 +300,36 @@ def test_a_stream_that_takes_nothing_is_given_up(fate):
     with started_viewer() as (viewer, url):
         stream = rr.RecordingStream("mine")
         stream.connect_grpc(f"rerun+http://127.0.0.1:{free_port()}/proxy" if fate == "absent" else url)
-        env = Pictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
+        env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
         if fate != "absent":
             env.rollout(5)
             env.transform.dump()
             viewer.send_signal(signal.SIGKILL if fate == "killed" else signal.SIGSTOP)
         with pytest.warns(RuntimeWarning, match="'mine' was given up") as warned:
-            train_until_frames_are_dropped(env)
+            train_until_frames_are_dropped(env, warned)
         with pytest.raises(RecordingError, match=r"'mine' failed, \d+ frames were lost.*was given up"):
             env.transform.dump()
         stats = env.transform.stats()
         assert stats["frames_dropped"] == stats["frames_lost"] > 0
-        start = time.monotonic()
         with pytest.raises(RecordingError, match="was given up"):
             env.close()
-        assert time.monotonic() - start < 10
         assert len([w for w in warned if "was given up" in str(w.message)]) == 1
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_file_does_not_wait_for_the_stream_beside_it(path):
+def test_a_file_does_not_wait_for_the_stream_beside_it(path, monkeypatch):
+    """The stream isn't given up for as long as the rollout takes: if the file waited for it, the rollout would, too."""
+    monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 1e6)
+    monkeypatch.setattr(live_sinks, "STALL_SECONDS", 1e6)
     with started_viewer() as (viewer, url):
         stream = rr.RecordingStream("mine")
         stream.connect_grpc(url)
-        env = Pictures().append_transform(RerunRecorder([path, stream], in_keys=KEYS, image_format="raw"))
+        env = LargePictures().append_transform(RerunRecorder([path, stream], in_keys=KEYS, image_format="raw"))
         env.rollout(5)
         env.transform.dump()
         viewer.send_signal(signal.SIGSTOP)
-        start = time.monotonic()
         env.rollout(600, break_when_any_done=False)
-        waited = env.transform.stats()["seconds_waited"]
-        assert waited < (time.monotonic() - start) / 2
+        monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
+        monkeypatch.setattr(live_sinks, "STALL_SECONDS", 3.0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env.transform.dump()
@@ -361,15 +346,15 @@ import os, signal, sys, warnings
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("ignore")
 import rerun as rr
-from test_viewers import Pictures
+from environments import LargePictures
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.writing import live as outlets
+from torchrl_rerun.writing import live as live_sinks
 from torchrl_rerun.writing import rerun_streams
-outlets.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
+live_sinks.STALL_SECONDS = rerun_streams.STALL_SECONDS = 3.0
 url, viewer, path = sys.argv[1:]
 rr.init("mine")
 rr.connect_grpc(url)
-env = Pictures().append_transform(RerunRecorder([path, None] if path else None, in_keys=["x", "pixels"], image_format="raw"))
+env = LargePictures().append_transform(RerunRecorder([path, None] if path else None, in_keys=["x", "pixels"], image_format="raw"))
 env.rollout(5)
 if int(viewer):
     env.transform.dump()
@@ -388,9 +373,7 @@ def test_the_process_ends_beside_a_stream_that_takes_nothing(path, fate, beside)
         run = subprocess.Popen([*python(), "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
         try:
             assert run.stdout.readline() == "end\n"
-            start = time.monotonic()
-            assert run.wait(60) == 0
-            assert time.monotonic() - start < 30
+            assert run.wait(PATIENCE) == 0
         finally:
             run.kill()
             run.stdout.close()
@@ -403,9 +386,9 @@ def test_who_forgets_to_close_loses_nothing_at_the_end_of_the_program(saved):
 import rerun as rr
 rr.init("mine")
 rr.save({str(saved)!r})
-from test_viewers import Pictures
+from environments import LargePictures
 from torchrl_rerun import RerunRecorder
-env = Pictures().append_transform(RerunRecorder(in_keys=["x"]))
+env = LargePictures().append_transform(RerunRecorder(in_keys=["x"]))
 env.rollout(20)
 """
     subprocess.run([*python(), "-c", script], check=True, timeout=60, cwd=Path(__file__).parent)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from typer.testing import CliRunner
 
+from environments import Scripted
 from lerobot_reader import read_by_lerobot  # noqa: F401 - the fixture
-from test_hostile import Scripted
-from test_pictures import picture
+from pictures import picture
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot

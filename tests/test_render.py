@@ -15,11 +15,10 @@ from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, check_env_s
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
+from driving import STEPS, TRIGGERS
+from environments import AutoResettingCartPole, Counter, Lengths, NativelyAutoResetting
 from readback import read, read_folder
-from test_environments import AutoResettingCartPole, NativelyAutoResetting
-from test_random_sequences import Counter
-from test_selection import STEPS, TRIGGERS, Lengths
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import Image, RerunRecorder
 
 cartpole = functools.partial(GymEnv, "CartPole-v1", render_mode="rgb_array")
 Recorder = functools.partial(RerunRecorder, render=True, image_format="raw", blueprint=False)
@@ -468,7 +467,7 @@ def test_it_is_a_key_like_others(path):
 
 
 def test_formats_apply(path):
-    env = cartpole().append_transform(RerunRecorder(path, render=True, image_format={"pixels": "h264"}))
+    env = cartpole().append_transform(RerunRecorder(path, render=True, kinds={"pixels": Image("h264")}))
     env.rollout(5)
     env.close()
     assert len(read(path)["/env_0/pixels"].keyframes) == 6

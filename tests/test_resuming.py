@@ -14,10 +14,9 @@ import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 
-from counting import Count
+from environments import Count, Lengths
 from programs import python
 from readback import hold_the_same, read, read_folder
-from test_selection import Lengths
 from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
 from torchrl_rerun.recording.session import shared_paths
 
@@ -274,9 +273,12 @@ def test_after_a_crash_the_numbers_follow_what_is_recorded(folder, split):
     script = """
         import os, sys
         sys.path.insert(0, "tests")
-        from test_resuming import make
+        from environments import Lengths
+        from torchrl.envs import GymWrapper
+        from torchrl_rerun import RerunRecorder
         if __name__ == "__main__":
-            env = make(sys.argv[1], split=sys.argv[2], resume=True)
+            recorder = RerunRecorder(sys.argv[1], split=sys.argv[2], resume=True)
+            env = GymWrapper(Lengths()).append_transform(recorder)
             env.rollout(10, break_when_any_done=False)
             env.transform.dump()
             if sys.argv[3] == "crash":

@@ -15,10 +15,11 @@ from rerun.chunk import Chunk
 from rerun.experimental import Recording, Timeline
 from typer.testing import CliRunner
 
+from driving import record
+from environments import Scripted
 from episode_folders import write_chunks
-from test_hostile import Scripted, record
 from torchrl_rerun.cli import app
-from torchrl_rerun.viewing.screenshots import Moment, _time
+from torchrl_rerun.viewing.screenshots import Moment, _make_time_argument
 
 COLOURS = torch.tensor([[200, 40, 40], [40, 200, 40], [40, 40, 200]], dtype=torch.uint8)
 
@@ -80,7 +81,7 @@ def test_refused(run, tmp_path):
         ("there.png exists already", run, tmp_path / "there.png"),
         ("text.rrd is not a recording", tmp_path / "text.rrd", tmp_path / "out.png"),
         ("'60' is not a timeline and a place on it", run, tmp_path / "out.png", "--at", "60"),
-        ("{} stands for the places of --at", run, tmp_path / "out_{}.png"),
+        ("{} stands for the place of --at", run, tmp_path / "out_{}.png"),
     ]:
         done = shoot(*arguments)
         assert done.exit_code == 1
@@ -97,19 +98,21 @@ def test_places_on_timelines():
         Timeline("log_time", "timestamp", 0, second * 86400),
     ]
     recording = Recording("", "", timelines, None, None)
-    assert _time(Moment("frame", "8"), recording) == {"sequence": 8}
-    assert _time(Moment("sim_time", "1.5"), recording) == {"duration": np.timedelta64(3 * second // 2, "ns")}
-    there = _time(Moment("log_time", "1970-01-01T01:00:00+00:00"), recording)
+    assert _make_time_argument(Moment("frame", "8"), recording) == {"sequence": 8}
+    assert _make_time_argument(Moment("sim_time", "1.5"), recording) == {
+        "duration": np.timedelta64(3 * second // 2, "ns")
+    }
+    there = _make_time_argument(Moment("log_time", "1970-01-01T01:00:00+00:00"), recording)
     assert there == {"timestamp": np.datetime64(3600 * second, "ns")}
     for said, why in [
         ("frame=9", "nothing is recorded at frame=9, but from 0 to 8"),
-        ("frame=1.5", "'1.5' is no place on frame: give a whole number"),
+        ("frame=1.5", "'1.5' is not a place on frame: pass a whole number"),
         ("sim_time=2.5", "nothing is recorded at sim_time=2.5, but from 0 to 2"),
-        ("log_time=noon", "give a date and time"),
-        ("time=1", "there is no timeline 'time', but frame, sim_time, log_time"),
+        ("log_time=noon", "pass a date and time"),
+        ("time=1", "the timeline 'time' doesn't exist; recorded are frame, sim_time, log_time"),
     ]:
         with pytest.raises(ValueError, match=why):
-            _time(Moment.parse(said), recording)
+            _make_time_argument(Moment.parse(said), recording)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drivers are found by the environment on Linux")
@@ -122,6 +125,7 @@ def test_without_a_graphics_driver(run, tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert "no screenshot: there is no graphics driver: install one (Debian: apt-get install mesa-vulkan-drivers)" in (
-        done.stderr
+    assert (
+        "no screenshot: no graphics driver is installed: install one (Debian: apt-get install mesa-vulkan-drivers)"
+        in (done.stderr)
     )

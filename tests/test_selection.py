@@ -3,73 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium.wrappers import RecordVideo
 from gymnasium.wrappers.vector import RecordVideo as VectorRecordVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 
+from driving import STEPS, TRIGGERS, drive, sequences
+from environments import Counter, Lengths
 from readback import read
-from reference import Reference, per_env
-from test_random_sequences import KEYS, Counter, runs
+from reference import Reference
 from torchrl_rerun import RerunRecorder
-
-# RecordVideo wants moviepy to be there, for the encoding alone, and moviepy wants a pillow of its own.
-for module in ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip"):
-    sys.modules.setdefault(module, types.ModuleType(module)).ImageSequenceClip = None
-from gymnasium.utils.save_video import capped_cubic_video_schedule  # noqa: E402
-
-LENGTHS = [3, 1, 6, 2, 4, 5, 1, 3]
-STEPS = 30
-
-TRIGGERS = {
-    "all episodes": {"episode_trigger": lambda _: True},
-    "cubic": {"episode_trigger": capped_cubic_video_schedule},
-    "every third": {"episode_trigger": lambda episode: episode % 3 == 1},
-    "steps": {"step_trigger": lambda step: step in (0, 7, 8, 20)},
-    "both": {"episode_trigger": lambda episode: episode == 2, "step_trigger": lambda step: step % 11 == 0},
-    "never": {"episode_trigger": lambda _: False},
-}
-
-
-class Lengths(gymnasium.Env):
-    """Episodes of known lengths, whose observations and pictures say which episode it is, and which step."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
-
-    def __init__(self, shift: int = 0) -> None:
-        self.observation_space = gymnasium.spaces.Box(-1, 1000, (2,), np.float32)
-        self.action_space = gymnasium.spaces.Discrete(2)
-        self.render_mode = "rgb_array"
-        self.shift = shift
-        self.episode, self.t, self.renderings = -1, 0, 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.episode, self.t = self.episode + 1, 0
-        return self._seen(), {}
-
-    def step(self, action):
-        self.t += 1
-        ended = self.t >= LENGTHS[(self.episode + self.shift) % len(LENGTHS)]
-        return self._seen(), 1.0, ended, False, {}
-
-    def render(self):
-        self.renderings += 1
-        return np.full((4, 6, 3), (self.episode, self.t, self.shift), np.uint8)
-
-    def _seen(self):
-        return np.array([self.episode, self.t], np.float32)
 
 
 class _Noting:
@@ -199,40 +150,11 @@ def only_shown(reference, models):
             del reference.rows[env, key]
 
 
-def drive(env, events, reference, *, dumped, was_reset, was_stepped):
-    """Reset and step an environment as ``events`` say, and tell a reference and three functions of it."""
-    envs = env.batch_size[0]
-    tensordict = env.reset()
-    reference.reset(per_env(tensordict, KEYS))
-    was_reset(range(envs))
-    for what, mask in events:
-        chosen = [i for i in range(envs) if mask is None or mask[i]]
-        if what == "dump" or not chosen:
-            dumped()
-        elif what == "reset":
-            if mask is not None:
-                tensordict["_reset"] = torch.tensor(mask)[:, None]
-            tensordict = env.reset(tensordict)
-            reference.reset(per_env(tensordict, KEYS, chosen))
-            was_reset(chosen)
-        else:
-            tensordict = env.rand_action(tensordict)
-            if mask is not None:
-                tensordict["_step"] = torch.tensor(mask)
-            tensordict = env.step(tensordict)
-            following = tensordict["next"]
-            reference.steps(per_env(tensordict, ["action"], chosen), per_env(following, [*KEYS, "reward"], chosen))
-            for i in chosen:
-                was_stepped(i, following["reward"][i].double().item(), ends=bool(following["done"][i]))
-            tensordict = env.step_mdp(tensordict)
-            tensordict.pop("_step", None)
-
-
 numbers = st.sets(st.integers(0, 12), max_size=6)
 
 
 @settings(max_examples=100, deadline=None)
-@given(runs(), st.none() | numbers, st.none() | numbers, st.integers(0, 5), st.integers(1, 4))
+@given(sequences(), st.none() | numbers, st.none() | numbers, st.integers(0, 5), st.integers(1, 4))
 def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, skip):
     envs, events, ends, buffer_bytes = run
     choice = (None if episodes is None else episodes.__contains__, None if steps is None else steps.__contains__)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import SerialEnv
 
-from counting import Count
+from environments import Count
+from servers import wait_until
 from torchrl_rerun import RerunRecorder, load
 
 
@@ -29,9 +29,7 @@ def test_a_buffer_that_samples_in_threads(path):
     buffer.extend(Count(7).rollout(70, break_when_any_done=False))
     for _ in range(40):
         buffer.sample()
-    deadline = time.monotonic() + 30
-    while recorder.stats()["steps"] < 8 * 40 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: recorder.stats()["steps"] >= 8 * 40)
     recorder.close()
     bad, steps = wrong(path)
     assert bad == 0

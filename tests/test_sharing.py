@@ -7,17 +7,18 @@ import multiprocessing
 import pickle
 import subprocess
 import textwrap
-import time
 
 import pytest
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv, TransformedEnv
 
+from environments import cartpole
 from programs import python
 from readback import read
-from test_faults import PREAMBLE, cartpole, run
+from servers import PATIENCE
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.errors import FileInUseError
+from trainings import PREAMBLE, run
 
 
 def recorded_steps(path, env: int = 0) -> int:
@@ -135,18 +136,15 @@ def test_ctrl_c_during_dump(path):
             try:
                 threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
                 env.transform.dump()
-                time.sleep(0.5)
+                time.sleep(1e6)  # if the interrupt comes after the dump
             except KeyboardInterrupt:
                 interrupted += 1
             env.rollout(10, break_when_any_done=False)
         print("interrupted", interrupted)
-        start = time.monotonic()
         env.transform.dump()
         env.close()
-        print("seconds", time.monotonic() - start)
         """,
         path,
-        timeout=100,
     )
     assert "interrupted 3" in done.stdout
     for env in range(2):
@@ -156,11 +154,15 @@ def test_ctrl_c_during_dump(path):
 def test_ctrl_c_ends_a_training_and_its_recording(path):
     source = PREAMBLE + textwrap.dedent(
         """
+        import itertools
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
         env.rollout(20, break_when_any_done=False)
         gc.collect()  # an interrupt that falls into an EnvBase.__del__ is swallowed by Python
-        print("training", flush=True)
-        env.rollout(10_000_000, break_when_any_done=False)
+        calls = itertools.count()
+        def say(*_):
+            if next(calls) == 10:
+                print("training", flush=True)
+        env.rollout(10_000_000, break_when_any_done=False, callback=say)
         """
     )
     process = subprocess.Popen(
@@ -168,14 +170,11 @@ def test_ctrl_c_ends_a_training_and_its_recording(path):
     )
     try:
         assert process.stdout.readline() == "training\n"
-        time.sleep(0.5)
         process.send_signal(2)
-        start = time.monotonic()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.communicate()
-    assert time.monotonic() - start < 10
     assert "KeyboardInterrupt" in errors
     steps = read(path)["/env_1/reward"].along("step")
     assert steps == list(range(1, len(steps) + 1))

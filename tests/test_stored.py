@@ -21,11 +21,11 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import GymEnv, SerialEnv
 from typer.testing import CliRunner
 
-from counting import Count
+from environments import Count
 from readback import same
 from torchrl_rerun import load, replay
 from torchrl_rerun.cli import app
-from torchrl_rerun.stored import open_stored
+from torchrl_rerun.stored.formats import open_source
 
 
 def column(*values, dtype="f4"):
@@ -81,7 +81,7 @@ def test_two_arrays_never_become_one_key(file, path):
     assert same(steps["states"], torch.from_numpy(arrays["states"]))
     assert same(steps["action"], torch.from_numpy(arrays["actions"]))
     assert same(steps["act"], torch.from_numpy(arrays["act"]))
-    assert replayed.arrays == {
+    assert replayed.array_keys == {
         "obs": ("observation",),
         "states": ("states",),
         "act": ("act",),
@@ -146,14 +146,14 @@ def leaping(by):
 def test_steps_that_lead_beside_the_next_row_are_counted(file, path, monkeypatch, flags):
     """Each begins an episode, which rounding in a file makes many of: that is said."""
     for moments in (1024, 2):
-        monkeypatch.setattr("torchrl_rerun.stored.pieces._MOST_MOMENTS", moments)
+        monkeypatch.setattr("torchrl_rerun.stored.segments._MOST_TIME_STEPS", moments)
         with pytest.warns(UserWarning, match="next row") as caught:
             replay(saved(file, **leaping(0.25), **flags), path, overwrite=True)
         [said] = [str(each.message) for each in caught if "next row" in str(each.message)]
         assert said == (
-            f"{file}: in 3 of 6 rows 'next_obs' is not the observation of the next row, though nothing says that an "
-            "episode ends there: a new episode begins after each. The first is row 0; they differ by 0.25 at most. If "
-            "that is rounding, leave 'next_obs' out of the file"
+            f"{file}: in 3 of 6 rows 'next_obs' is not the observation of the next row, though no episode is "
+            "marked to end there: a new episode begins after each. The first is row 0; the largest difference is 0.25. If "
+            "rounding causes it, leave 'next_obs' out of the file"
         )
         assert [len(each) for each in episodes(path)] == [1, 3, 1, 1]
 
@@ -177,7 +177,7 @@ def test_a_rollout_that_says_no_ends_is_said_to(path, tmp_path, way):
 
 def test_a_flag_of_a_whole_trajectory_is_refused_and_says_what_to_do(file, path):
     arrays = {"obs": column(1, 2, 3), "acts": np.ones((3, 1), "f4"), "terminal": np.array(True)}
-    with pytest.raises(ValueError, match="say it in the row of each one's last step"):
+    with pytest.raises(ValueError, match="store that in the row of its last step"):
         replay(saved(file, **arrays), path)
 
 
@@ -191,7 +191,7 @@ def test_imitation_transitions_leave_pickled_infos_alone(path, tmp_path):
     }
     with pytest.warns(UserWarning, match=r"left out infos \(Python objects, which are never loaded\)"):
         replayed = replay(saved(tmp_path / "it.npz", **arrays), path)
-    assert "infos" not in replayed.arrays
+    assert "infos" not in replayed.array_keys
     assert [each["action"].tolist() for each in episodes(path)] == [[0, 1], [2, 3]]
 
 
@@ -311,7 +311,7 @@ def test_other_arrays_that_are_one_longer_are_named(file, path):
     saved(file, obs=column(*range(4)), acts=column(0, 1, 2), dones=column(0, 0, 1), values=np.ones(4))
     with pytest.warns(UserWarning, match=r"left out values \(float64 \(4,\), not one row for each of 3 steps\)"):
         replayed = replay(file, path)
-    assert "values" not in replayed.arrays
+    assert "values" not in replayed.array_keys
     assert episodes(path)[0]["next", "observation"].flatten().tolist() == [1, 2, 3]
 
 
@@ -398,7 +398,7 @@ def test_a_folder_of_files_in_the_order_of_their_numbers(path, tmp_path):
     with pytest.warns(UserWarning, match=r"left out notes\.txt"):
         replayed = replay(folder, path)
     assert [each["observation"][0].item() for each in episodes(path)] == [10, 90, 100]
-    assert replayed.what.endswith("all: 3 files")
+    assert replayed.description.endswith("all: 3 files")
 
 
 def test_a_file_in_a_folder_that_is_cut_off_is_named(path, tmp_path):
@@ -442,7 +442,7 @@ def test_sources_of_different_batches_are_refused(path, tmp_path):
     torch.save(GymEnv("CartPole-v1").rollout(2), tmp_path / "one.pt")
     torch.save(SerialEnv(2, lambda: GymEnv("CartPole-v1")).rollout(2), tmp_path / "two.pt")
     with pytest.raises(
-        ValueError, match=r"two\.pt: .* is of 2 environments, and .*one\.pt: .* of 1: replay them one at a"
+        ValueError, match=r"two\.pt: .* has 2 environments, and .*one\.pt: .* has 1: replay them one at a"
     ):
         replay([tmp_path / "one.pt", tmp_path / "two.pt"], path)
     assert not path.exists()
@@ -504,10 +504,10 @@ def test_a_replay_buffer_that_is_to_hold_more_than_there_is_is_refused(path, tmp
     dumped(tmp_path / "source")
     described = tmp_path / "source" / "storage" / "storage_metadata.json"
     described.write_text(described.read_text().replace('"len": 50', '"len": 500'))
-    with pytest.raises(ValueError, match="is to hold 500 rows, of which there are 100"):
+    with pytest.raises(ValueError, match="states 500 rows, of which 100 exist"):
         replay(tmp_path / "source", path)
     described.write_text("{}")
-    with pytest.raises(ValueError, match=r"storage_metadata\.json doesn't say how many rows there are"):
+    with pytest.raises(ValueError, match=r"storage_metadata\.json doesn't state the number of rows"):
         replay(tmp_path / "source", path)
 
 
@@ -550,7 +550,7 @@ def test_an_observation_that_is_not_known_has_a_black_picture_and_is_gone_on_fro
     stored = GymEnv("CartPole-v1").rollout(4)
     stored["observation"][2] = stored["next", "observation"][1] = np.nan
     torch.save(stored, tmp_path / "it.pt")
-    assert not replay(tmp_path / "it.pt", path, render="CartPole-v1").partings
+    assert not replay(tmp_path / "it.pt", path, render="CartPole-v1").divergences
     assert [picture.any().item() for picture in episodes(path)[0]["pixels"]] == [True, True, False, True]
 
 
@@ -572,19 +572,19 @@ def padded(own_mask=False):
 def test_trajectories_of_a_padded_batch_are_read_whole_and_a_few_at_a_time(tmp_path):
     stored, taken = padded()
     torch.save(stored, tmp_path / "it.pt")
-    pieces = list(open_stored(tmp_path / "it.pt").pieces())
-    assert len(pieces) > 2
-    assert {piece.tensordict.shape[-1] for piece in pieces} == {50}
-    assert torch.equal(torch.cat([piece.tensordict["collector", "mask"] for piece in pieces]), taken)
-    assert sum(piece.steps for piece in pieces) == taken.sum()
+    segments = list(open_source(tmp_path / "it.pt").read())
+    assert len(segments) > 2
+    assert {segment.tensordict.shape[-1] for segment in segments} == {50}
+    assert torch.equal(torch.cat([segment.tensordict["collector", "mask"] for segment in segments]), taken)
+    assert sum(segment.num_steps for segment in segments) == taken.sum()
 
 
 def test_the_environments_own_mask_is_no_padding(tmp_path):
     stored, taken = padded(own_mask=True)
     torch.save(stored, tmp_path / "it.pt")
-    pieces = list(open_stored(tmp_path / "it.pt").pieces())
-    assert {len(piece.tensordict) for piece in pieces} == {20}
-    assert sum(piece.steps for piece in pieces) == taken.numel()
+    segments = list(open_source(tmp_path / "it.pt").read())
+    assert {len(segment.tensordict) for segment in segments} == {20}
+    assert sum(segment.num_steps for segment in segments) == taken.numel()
 
 
 def test_pictures_of_a_padded_batch_are_of_its_steps_alone(path, tmp_path):

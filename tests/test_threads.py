@@ -11,12 +11,12 @@ import pytest
 import torch
 from torchrl.envs import SerialEnv
 
+from environments import Scripted
+from pictures import picture, psnr
 from programs import python
 from readback import read, read_folder
-from test_hostile import Scripted
-from test_pictures import picture, psnr
 from torchrl_rerun import RecordingError, RerunRecorder
-from torchrl_rerun.kinds.threads import submit
+from torchrl_rerun.writing.encoding_threads import submit
 
 
 def test_tasks_are_done_and_raise():
@@ -29,7 +29,7 @@ def test_tasks_are_done_and_raise():
 
 
 def test_they_dont_hold_up_the_end_of_the_program():
-    code = "import time; from torchrl_rerun.kinds.threads import submit; submit(lambda: time.sleep(60))"
+    code = "import time; from torchrl_rerun.writing.encoding_threads import submit; submit(lambda: time.sleep(60))"
     subprocess.run([*python(), "-c", code], check=True, timeout=30)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchrl_rerun.blocks.events import Events
 from torchrl_rerun.blocks.positions import Timelines
 from torchrl_rerun.blocks.returns import running_sums
-from torchrl_rerun.recording.counters import Episodes
+from torchrl_rerun.recording.counters import Counters
 
 
 @st.composite
@@ -24,7 +24,7 @@ def histories(draw):
 @settings(max_examples=300, deadline=None)
 def test_positions_are_those_of_counting(history):
     envs, happened, before_block = history
-    episodes = Episodes(envs)
+    episodes = Counters(envs)
     start, events, counted = episodes.positions(), Events(), []
     for number, (is_step, rows) in enumerate(happened):
         if number == before_block:  # a block begins
@@ -46,7 +46,7 @@ def test_positions_are_those_of_counting(history):
 @settings(max_examples=200, deadline=None)
 def test_sums_are_those_of_adding(history, seed):
     envs, happened, _ = history
-    episodes, rng = Episodes(envs), np.random.default_rng(seed)
+    episodes, rng = Counters(envs), np.random.default_rng(seed)
     start = total = rng.normal(size=(envs, 2))
     events, rewards, slots, expected = Events(), [], [], [start]
     for number, (is_step, rows) in enumerate(happened):

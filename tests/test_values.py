@@ -12,30 +12,11 @@ from tensordict import MemoryMappedTensor, NonTensorData, TensorClass
 from torchrl.data import NonTensor, Unbounded
 from torchrl.envs import SerialEnv
 
+from driving import record, walk
+from environments import Scripted, noting
 from readback import is_equal, read, same
-from test_hostile import Scripted, record
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import Kind, RerunRecorder, load
 from torchrl_rerun.kinds.objects import frozen
-from torchrl_rerun.writing import chunks as columns
-
-
-def noting(values, **also):
-    """An environment whose note at time t is the t-th of some values; `x` counts."""
-
-    def observe(t):
-        return {"x": torch.full((2,), float(t)), "note": NonTensorData(values[t]), **also}
-
-    specs = {"x": Unbounded((2,)), "note": NonTensor(())}
-    return Scripted(observe, specs=specs | {key: Unbounded(value.shape) for key, value in also.items()})
-
-
-def walk(env, steps=4):
-    """A reset and some steps, without the stack that a rollout is: not all values can be stacked."""
-    tensordict = env.reset()
-    for _ in range(steps):
-        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
-    env.close()
-
 
 CHAT = [{"role": "user", "content": "größer?"}, {"role": "assistant", "content": None, "calls": [{"id": 1, "at": 0.5}]}]
 INFO = {"lives": 3, "done": False, "scores": [1, 2.5, -0.0], "text": "{}", "nested": {"": []}, "nothing": None}
@@ -325,17 +306,17 @@ def test_a_value_that_is_suddenly_of_another_class(path, batch_size):
         assert episode["x"][:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_what_fails_while_columns_are_made_costs_that_key(path, monkeypatch):
-    """Whatever it is: here a label that isn't one."""
-    original = columns._tensor
+class Full(Kind):
+    """A kind that can't store anything."""
 
-    def failing(stream, rows):
-        if stream.key == ("big",):
-            raise MemoryError("no room")
-        return original(stream, rows)
+    name = "full"
 
-    monkeypatch.setitem(columns._COLUMNS, "tensor", failing)
+    def columns(self, stream, rows):
+        raise MemoryError("no room")
+
+
+def test_a_kind_that_fails_costs_its_key(path):
     observed = {"big": torch.zeros(100), "other": torch.zeros(100), "x": torch.zeros(2)}
-    _, (warned,) = record(Scripted(lambda t: observed), path, 3)
+    _, (warned,) = record(Scripted(lambda t: observed), path, 3, kinds={"big": Full()})
     assert re.match(r"'big' is not recorded at frame.*: float32 \(100,\) \(no room\)", warned)
     assert len(load(path)[0]["other"]) == len(load(path)[0]["x"]) == 4

@@ -14,16 +14,11 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 from torchrl.envs.libs.vmas import VmasEnv
 
-from looking import headless_viewer, opened, record, rerun_views, trouble
+from environments import Scripted, Zoo
+from looking import opened, record, rerun_views, trouble
 
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixels_only=False)
-
-
-@pytest.fixture
-def viewer():
-    with headless_viewer() as client:
-        yield client
 
 
 def test_a_cell_for_each_environment(viewer, path, tmp_path):
@@ -57,8 +52,6 @@ def test_agents(viewer, path):
 
 
 def test_every_kind(viewer, path):
-    from test_environments import Zoo
-
     record(Zoo((2,)), path, 12, image_format="png")
     views = opened(viewer, path, 8)
     assert {view.view_class for view in views} == {
@@ -75,8 +68,6 @@ def test_every_kind(viewer, path):
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("image_format", ["raw", "png"])
 def test_grey_and_transparent_pictures(viewer, path, image_format, channels):
-    from test_hostile import Scripted
-
     record(
         Scripted(lambda t: {"x": torch.full((24, 32, channels), 20 * t, dtype=torch.uint8)}),
         path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -12,27 +11,22 @@ from pathlib import Path
 
 import pytest
 import rerun as rr
-import torch
 from rerun.chunk import RrdReader
-from tensordict import TensorDict
 from torchrl.envs import GymEnv, ParallelEnv
 
+from environments import LargePictures, cartpole
 from looking import headless_viewer, opened, rerun_views
 from programs import python
-from readback import read
-from servers import free_port, started, started_viewer, wait_until
-from test_faults import Odd, cartpole
-from torchrl_rerun import RerunRecorder
-from torchrl_rerun.layout import blueprint
-
-STATED_BOUND = 12.0  # seconds: 10 without progress before a viewer is given up, and some for a busy machine
+from readback import frames, frames_so_far, read
+from servers import PATIENCE, free_port, received, started_viewer, wait_until
+from torchrl_rerun import RerunRecorder, layout
 
 
-class Pictures(Odd):
-    """Gives a new picture at each step, of 120 kB: 8 MB/s at 60 steps/s."""
-
-    def _observe(self):
-        return TensorDict(x=torch.full((1,), float(self.t)), pixels=torch.randint(0, 256, (200, 200, 3)).byte())
+@pytest.fixture
+def impatient(monkeypatch):
+    """Viewers that take nothing are given up sooner."""
+    for module in ("live", "viewers"):
+        monkeypatch.setattr(f"torchrl_rerun.writing.{module}.STALL_SECONDS", 2.0)
 
 
 @pytest.fixture
@@ -42,31 +36,11 @@ def viewer():
         yield server
 
 
-@contextlib.contextmanager
-def received(url, path):
-    """What a viewer is sent goes to a file, which is there when the block ends."""
-    with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
-        wait_until(path.exists)
-        time.sleep(0.5)
-        yield
-        wait_until(lambda: path.stat().st_size > 10_000)
-        size = -1
-        while size != path.stat().st_size:
-            size = path.stat().st_size
-            time.sleep(1.0)
-        client.send_signal(signal.SIGINT)
-        client.wait(20)
-
-
-def frames(path, entity="/env_0/x"):
-    return read(path)[entity].along("frame")
-
-
 def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
-        env = Pictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
+    with received(url, shown, lambda: len(frames_so_far(shown)) == 41):
+        env = LargePictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
         env.rollout(40)
         env.transform.dump()
         stats = env.transform.stats()
@@ -79,8 +53,8 @@ def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
 def test_a_viewer_alone(viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
-        env = Pictures().append_transform(RerunRecorder(url, in_keys=["x", "pixels"]))
+    with received(url, shown, lambda: len(frames_so_far(shown)) == 21):
+        env = LargePictures().append_transform(RerunRecorder(url, in_keys=["x", "pixels"]))
         env.rollout(20)
         env.transform.dump()
         env.close()
@@ -92,7 +66,7 @@ def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
     """The one that is made from the streams of an environment as it is, which names and colours lines."""
     _, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
+    with received(url, shown, lambda: frames_so_far(shown, "/env_0/observation") == frames(path, "/env_0/observation")):
         env = GymEnv("CartPole-v1").append_transform(RerunRecorder([path, url]))
         env.rollout(20, break_when_any_done=False)
         env.transform.dump()
@@ -106,7 +80,7 @@ def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
 
 def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
     def mine(recorded):
-        made = blueprint.layout(recorded)
+        made = layout.layout(recorded)
         made.of_mine = lambda: None  # which can't be pickled
         return made
 
@@ -121,10 +95,10 @@ def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
 def test_a_server_that_viewers_connect_to(tmp_path):
     port, shown = free_port(), tmp_path / "shown.rrd"
     sink = rr.GrpcServerSink("127.0.0.1", port)
-    env = Pictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
+    env = LargePictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
     env.rollout(20)
     env.transform.dump()
-    with received(sink.uri, shown):
+    with received(sink.uri, shown, lambda: len(frames_so_far(shown)) == 42):
         env.rollout(20)
         env.transform.dump()
     env.close()
@@ -138,7 +112,7 @@ def test_workers_that_share_a_viewer(viewer, tmp_path):
     def make():
         return cartpole().append_transform(RerunRecorder(url))
 
-    with received(url, shown):
+    with received(url, shown, lambda: all(len(frames_so_far(shown, f"/env_{env}/reward")) == 10 for env in range(2))):
         env = ParallelEnv(2, make)
         env.rollout(10, break_when_any_done=False)
         env.close()
@@ -158,34 +132,31 @@ def test_a_viewer_that_does_not_answer_is_an_error_when_recording_starts(path, v
     process, url = viewer
     process.send_signal(signal.SIGSTOP)
     env = cartpole().append_transform(RerunRecorder([path, url]))
-    start = time.monotonic()
     with pytest.raises(ConnectionError, match="no answer"):
         env.reset()
-    assert time.monotonic() - start < 5
     assert not path.exists()
 
 
-def steps_of(env, seconds):
-    """Steps for so many seconds, at 60 a second as a real environment might: how long the longest took."""
-    worst, end = 0.0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        start = time.monotonic()
+def train_until(env, condition):
+    """Train at 60 steps a second, as a real environment might, until something has come about."""
+
+    def trained():
         env.rollout(5)
-        worst = max(worst, time.monotonic() - start)
         time.sleep(5 / 60)
-    return worst
+        return condition()
+
+    wait_until(trained)
 
 
 def test_a_viewer_that_is_killed(path, viewer):
     process, url = viewer
-    env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
+    env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
     env.rollout(5)
     env.transform.dump()
     process.kill()
     with pytest.warns(RuntimeWarning, match=r"the viewer at .* is gone") as warned:
-        worst = steps_of(env, 4.0)
+        train_until(env, lambda: len(warned) and env.transform.stats()["frames_dropped"] > 100)
     assert len([w for w in warned if "is gone" in str(w.message)]) == 1
-    assert worst < STATED_BOUND
     env.transform.dump()
     stats = env.transform.stats()
     assert stats["frames_lost"] == 0
@@ -194,20 +165,18 @@ def test_a_viewer_that_is_killed(path, viewer):
     assert frames(path) == list(range(stats["frames"]))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_viewer_that_stops_reading(path, viewer):
     process, url = viewer
-    env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
+    env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
     env.rollout(5)
     env.transform.dump()
     process.send_signal(signal.SIGSTOP)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        worst = steps_of(env, 6.0)
-    assert worst < STATED_BOUND
-    start = time.monotonic()
+        train_until(env, lambda: env.transform.stats()["frames_dropped"])
     env.transform.dump()
     env.close()
-    assert time.monotonic() - start < STATED_BOUND + 6
     recorded = frames(path)
     assert recorded == list(range(len(recorded)))
 
@@ -215,15 +184,17 @@ def test_a_viewer_that_stops_reading(path, viewer):
 def test_a_viewer_that_goes_on_after_a_while(path, viewer, tmp_path):
     process, url = viewer
     shown = tmp_path / "shown.rrd"
-    with received(url, shown):
-        env = Pictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
+    with received(url, shown, lambda: frames_so_far(shown)[-1:] == frames(path)[-1:]):
+        env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
         env.rollout(5)
         env.transform.dump()
         process.send_signal(signal.SIGSTOP)
-        steps_of(env, 3.0)
+        for _ in range(36):
+            env.rollout(5)
         process.send_signal(signal.SIGCONT)
         env.transform.dump()
-        steps_of(env, 1.0)
+        for _ in range(12):
+            env.rollout(5)
         env.transform.dump()
         dropped = env.transform.stats()["frames_dropped"]
         env.close()
@@ -241,9 +212,11 @@ def test_the_process_ends_beside_a_viewer_that_stopped(path, viewer, end):
 import os, signal, sys, warnings
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 warnings.simplefilter("ignore")
-from test_viewers import Pictures
+from environments import LargePictures
 from torchrl_rerun import RerunRecorder
-env = Pictures().append_transform(RerunRecorder([sys.argv[1], sys.argv[2]], in_keys=["x", "pixels"], image_format="raw"))
+from torchrl_rerun.writing import viewers
+viewers.STALL_SECONDS = 2.0
+env = LargePictures().append_transform(RerunRecorder([sys.argv[1], sys.argv[2]], in_keys=["x", "pixels"], image_format="raw"))
 env.rollout(5)
 env.transform.dump()
 os.kill(int(sys.argv[3]), signal.SIGSTOP)
@@ -256,9 +229,7 @@ print("end", flush=True)
     )
     try:
         assert run.stdout.readline() == "end\n"
-        start = time.monotonic()
-        assert run.wait(60) == 0
-        assert time.monotonic() - start < STATED_BOUND
+        assert run.wait(PATIENCE) == 0
     finally:
         run.kill()
         run.stdout.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import signal
 import socket
@@ -15,29 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from episode_folders import episode, write_episode, write_run
-from servers import wait_until
+from servers import COMMAND, viewing, wait_until
 from torchrl_rerun.cli import app
-from torchrl_rerun.viewing.viewer import free_port, is_free
-
-COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
-
-
-@contextlib.contextmanager
-def viewing(*arguments):
-    """The command, once it has said where to look: its process, and what it said."""
-    process = subprocess.Popen(
-        [*COMMAND, "view", "--web", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    try:
-        yield process, process.stdout.readline()
-    finally:
-        for each in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
-            each.kill()
-        process.communicate()
+from torchrl_rerun.viewing.viewer import find_free_port, is_free
 
 
 def viewer_of(process):
@@ -86,7 +64,7 @@ def test_episodes_are_chosen_as_ls_chooses_them(run):
 
 
 def test_an_address_and_ports_of_ones_choice(run):
-    ports = free_port("127.0.0.2"), free_port("127.0.0.2")
+    ports = find_free_port("127.0.0.2"), find_free_port("127.0.0.2")
     with viewing(run, "--bind", "127.0.0.2", "--web-port", ports[0], "--port", ports[1]) as (process, said):
         assert said == (f"open http://127.0.0.2:{ports[0]}/?url=rerun%2Bhttp%3A%2F%2F127.0.0.2%3A{ports[1]}%2Fproxy\n")
         addresses = {each.laddr for each in viewer_of(process).net_connections() if each.status == psutil.CONN_LISTEN}
@@ -96,7 +74,7 @@ def test_an_address_and_ports_of_ones_choice(run):
 def test_a_port_that_is_taken(run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert free_port("127.0.0.1", port) != port
+        assert find_free_port("127.0.0.1", port) != port
         assert_refused(f"nothing can listen on port {port} of 127.0.0.1", run, "--web", "--port", port)
 
 
@@ -140,17 +118,17 @@ def test_refused(run, tmp_path):
     assert_refused("nothing.rrd doesn't exist", tmp_path / "nothing.rrd")
     (tmp_path / "folder").mkdir()
     assert_refused("folder holds no recordings", tmp_path / "folder")
-    assert_refused("holds no such episodes (of 3)", run, "--where", "episode_return>100")
+    assert_refused("holds 3 episodes, none of which satisfies the options", run, "--where", "episode_return>100")
     assert_refused("there is no column 'success'", run, "--where", "success=true")
-    assert_refused("8.8.8.8 is no address of this machine", run, "--web", "--bind", "8.8.8.8")
+    assert_refused("8.8.8.8 is not an address of this machine", run, "--web", "--bind", "8.8.8.8")
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--bind", "0.0.0.0"], "is about what is"),
-        (["--web", "--bind", "everywhere"], "is no IP address"),
-        (["--best", "1", "--worst", "1"], "choose one of them"),
+        (["--bind", "0.0.0.0"], "needs --web"),
+        (["--web", "--bind", "everywhere"], "is not an IP address"),
+        (["--best", "1", "--worst", "1"], "choose one of these"),
     ],
 )
 def test_what_makes_no_sense(run, arguments, why):
@@ -163,7 +141,7 @@ def test_what_makes_no_sense(run, arguments, why):
 def test_without_a_display(run, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    assert_refused("there is no display to open a window on. `--web` shows it in a browser", run)
+    assert_refused("there is no display to open a window on. Use `--web` for a browser", run)
     monkeypatch.setenv("DISPLAY", ":987")  # there is no such one
     assert_refused("Rerun's viewer ended: ", run)
 

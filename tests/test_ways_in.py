@@ -27,8 +27,7 @@ from torchrl.envs import (
 from torchrl.envs.utils import RandomPolicy
 
 from readback import read, same
-from reference import Reference, of_rollout, per_env
-from test_reading import assert_same
+from reference import Reference, assert_same, of_rollout, per_env
 from torchrl_rerun import RerunRecorder, load
 
 DONE = ["done", "terminated", "truncated"]

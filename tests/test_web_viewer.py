@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from test_hostile import Scripted, record
-from test_viewing import viewing
+from driving import record
+from environments import Scripted
+from servers import viewing
 
 COLOUR = torch.tensor([200, 30, 120], dtype=torch.uint8)
 SOFTWARE_GRAPHICS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchrl.envs import ConditionalSkip, MultiAction, ParallelEnv, SerialEnv, TransformedEnv
 
-from counting import Count
+from environments import Count
 from readback import read
 from torchrl_rerun import RerunRecorder, load
 

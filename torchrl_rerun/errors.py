@@ -1,4 +1,4 @@
-"""Errors of recording, and warnings that point at the line of the user, however deep the call is in TorchRL."""
+"""Errors of recording, and warnings that point at the user's line even if TorchRL called the recorder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LIBRARIES = ("torchrl_rerun", "torchrl", "tensordict", "torch")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, with the line outside these libraries that led here."""
+    """Warn, with the innermost line of the stack outside torchrl_rerun, TorchRL, tensordict and PyTorch."""
     files = [sys.modules[name].__file__ for name in _LIBRARIES if name in sys.modules]
     folders = tuple(f"{Path(file).parent}/" for file in files if file is not None)
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - the stack has no public name
@@ -22,12 +22,12 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 class RecordingError(OSError):
-    """Frames could not be kept: the disk is full, the file is gone, an encoder failed.
+    """Frames were lost: the disk is full, the file was removed, or an encoder failed.
 
-    Raised by ``dump()`` and ``close()``, never by the environment's own methods: training goes on. The cause is chained,
-    and the message says how many frames were lost.
+    ``dump()`` and ``close()`` raise this error; the environment's own methods never do, so that training goes on. The cause
+    is chained as ``__cause__``, and the message says how many frames were lost.
     """
 
 
 class FileInUseError(FileExistsError):
-    """Another live recorder writes to the path."""
+    """Another running recorder writes to the path."""

@@ -1,4 +1,4 @@
-"""Paths: where a path leads that a user gave, to read and to write, and how messages name it."""
+"""Paths that users give: made absolute, checked before reading and writing, and named in messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Return a path that means the same after a change of the working directory.
+    """Return the absolute form of a path.
 
-    A leading ``~`` is the user's home, ``~name`` that of another user; if there is no such user it is a name like any
-    other. ``./~`` is a file called ``~``. Links and ``..`` stay as they are.
+    - A leading ``~`` is the user's home, ``~name`` that of another user; a name of no user is a file name.
+    - ``./~`` is a file called ``~``.
+    - Links and ``..`` stay.
 
     >>> absolute("~/run.rrd") == Path.home() / "run.rrd", absolute("./~").name
     (True, '~')
@@ -21,11 +22,11 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """Return where writing to a path leads: links are followed, also those whose target doesn't exist yet.
+    """Return the file that writing to a path writes: links are followed, also if their target doesn't exist yet.
 
     Raises:
-        ValueError: a device, a pipe or a socket is there, or the file that is this program's own standard output.
-        OSError: links lead in a circle, or the path can't be looked at.
+        ValueError: The path is a device, a pipe, a socket, or the file of a standard stream of this program.
+        OSError: Links form a circle, or the path can't be examined.
     """
     given = absolute(path)
     try:
@@ -33,32 +34,32 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     except (FileNotFoundError, NotADirectoryError):
         return Path(os.path.realpath(given)) if given.is_symlink() else given
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise ValueError(f"{shown(path)} is {_kind(found.st_mode)}, and no file: it is not replaced")
-    if any(os.path.samestat(found, own) for own in _standard_streams()):
-        raise ValueError(f"{shown(path)} is what this program reads or prints: it is not replaced")
+        raise ValueError(f"{shown(path)} is {_describe_type(found.st_mode)}, and not a file: choose another path")
+    if any(os.path.samestat(found, own) for own in _stat_standard_streams()):
+        raise ValueError(f"{shown(path)} is a standard stream of this program: choose another path")
     return Path(os.path.realpath(given)) if given.is_symlink() else given
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path leads to a file, else to a folder.
+    """Return whether a path is a file; False if it is a folder.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: a device, a pipe or a socket is there, which to open may take for ever.
+        FileNotFoundError: The path doesn't exist.
+        ValueError: The path is a device, a pipe or a socket. Opening one may block forever.
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{shown(path)} doesn't exist") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ValueError(f"{shown(path)} is {_kind(mode)}, and no recording")
+        raise ValueError(f"{shown(path)} is {_describe_type(mode)}, and not a recording")
     return stat.S_ISREG(mode)
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    r"""Return how messages name a path: from the working directory, if it lies below it.
+    r"""Return a path for messages: relative to the working directory if it is inside.
 
-    A byte that isn't UTF-8 is shown by its number, as a terminal and JSON can't have it.
+    Bytes that aren't UTF-8 are escaped, since terminals and JSON can't hold them.
 
     >>> shown(Path.cwd() / "run.rrd"), shown("/runs/\udcff.rrd")
     ('run.rrd', '/runs/\\xff.rrd')
@@ -66,14 +67,14 @@ def shown(path: str | os.PathLike[str]) -> str:
     found = Path(path)
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # the working directory was removed
+    except FileNotFoundError:  # the working directory was deleted
         return printable(found)
     text = printable(found.relative_to(here) if found.is_relative_to(here) else found)
     return f"./{text}" if text.startswith(("~", "-")) else text
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    r"""Return a path as text that is valid Unicode.
+    r"""Return a path as valid Unicode. Bytes that aren't UTF-8 are escaped.
 
     >>> printable("/runs/\udcff.rrd")
     '/runs/\\xff.rrd'
@@ -82,30 +83,26 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 def check_name(path: Path) -> None:
-    """Refuse a path that Rerun can't open.
-
-    Raises:
-        ValueError: it isn't UTF-8 (rerun-sdk 0.41).
-    """
+    """Raise ValueError if Rerun can't open a path: rerun-sdk 0.41 opens no path that isn't UTF-8."""
     if printable(path) != str(path):
         raise ValueError(f"{shown(path)} has a name that isn't UTF-8, which Rerun can't open: rename it")
 
 
-def _kind(mode: int) -> str:
+def _describe_type(mode: int) -> str:
     names = {
         stat.S_ISCHR: "a device",
         stat.S_ISBLK: "a device",
         stat.S_ISFIFO: "a pipe",
         stat.S_ISSOCK: "a socket",
     }
-    return next((name for is_one, name in names.items() if is_one(mode)), "something special")
+    return next((name for is_one, name in names.items() if is_one(mode)), "a special file")
 
 
-def _standard_streams() -> list[os.stat_result]:
+def _stat_standard_streams() -> list[os.stat_result]:
     found = []
     for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__):
         try:
-            found.append(os.fstat(stream.fileno()))  # type: ignore[union-attr] # None where there is none
-        except (AttributeError, OSError, ValueError):  # closed, or none of the system's
+            found.append(os.fstat(stream.fileno()))  # type: ignore[union-attr] # None without such a stream
+        except (AttributeError, OSError, ValueError):  # closed, or without a file descriptor
             continue
     return found

@@ -28,6 +28,7 @@ INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
 NAMES = ("position", "joint angles", "höhe", "a.b", "x-1", "grid", "camera", "_private", "0", "mask", "batch")
 SMALL_SHAPES = ((), (1,), (2,), (7,), (64,), (65,), (3, 2), (2, 3, 4), (1, 1))
 PICTURES = ((6, 7, 3), (3, 12, 16), (1, 9, 9), (16, 16, 1), (8, 8, 4), (12, 12), (40, 40, 3))
+GROUPS = ("agents", "rivals")
 NEVER = 1 << 30
 ODD_TEXTS: tuple[Any, ...] = ("\ud83d", {"tool": [1, None]}, 5, -0.5, True, None, b"\x00\xff")
 """What is no text, or no valid one, among texts."""
@@ -50,7 +51,8 @@ class Layout:
         batch_size: the environment's.
         leaves: what is observed, beside a clock that never shows the same time twice.
         actions: per key, what kind of action.
-        agents: how many agents a group has, which observe, act and are rewarded by themselves; 0: there is no group.
+        groups: names of the groups of agents, and the number of agents of each. Agents observe, act and are rewarded by
+            themselves.
         apart: whether agents have flags of their own, which end nothing.
         reward: dtype and shape of the reward outside of the group.
         truncates: whether there is a "truncated" flag.
@@ -64,7 +66,7 @@ class Layout:
     batch_size: tuple[int, ...]
     leaves: tuple[Leaf, ...]
     actions: tuple[tuple[tuple[str, ...], str], ...]
-    agents: int
+    groups: tuple[tuple[str, int], ...]
     apart: bool
     reward: tuple[str, tuple[int, ...]]
     truncates: bool
@@ -91,16 +93,19 @@ class Layout:
             else:
                 dtype = rng.choice([*FLOATS, *INTEGERS, "bool", "category"])
                 leaves.append(Leaf(key, dtype, rng.choice(SMALL_SHAPES)))
+        if ("mask",) not in [leaf.key for leaf in leaves] and rng.random() < 0.15:  # which is no mask of padding
+            leaves.append(Leaf(("mask",), "bool", rng.choice([(), (1,), (3,)])))
         kinds = ["float", "one_hot", "category", "multi_one_hot", "multi_category", "binary", "integer"]
         actions = [(("action",), rng.choice(kinds))]
         if rng.random() < 0.2:
             actions = [(("controls", "arm"), rng.choice(kinds)), (("controls", "hand"), rng.choice(kinds))]
+        numbers = [rng.choice([1, 2, 3]) for _ in range(rng.choice([1, 1, 2] if rootless else [0, 0, 0, 1, 1, 2]))]
         longest = rng.choice([1, 3, 10, 40, NEVER])
         return cls(
             batch_size=batch_size,
             leaves=tuple(leaves),
             actions=tuple(actions),
-            agents=rng.choice([1, 2, 3] if rootless else [0, 0, 0, 1, 2, 3]),
+            groups=tuple(zip(GROUPS, numbers, strict=False)),
             apart=rootless or rng.random() < 0.5,
             reward=(rng.choice(["float32", "float32", "float64"]), rng.choice([(1,), (1,), (1,), (2,)])),
             truncates=not rootless and rng.random() < 0.5,
@@ -112,20 +117,20 @@ class Layout:
     @property
     def observed(self) -> list[tuple[str, ...]]:
         """Keys that have rows at resets and steps, the flags included."""
-        group = [("agents", "observation")] if self.agents else []
-        group += [("agents", flag) for flag in ("done", "terminated")] if self.agents and self.apart else []
+        group = [(name, "observation") for name, _ in self.groups]
+        group += [(name, flag) for name, _ in self.groups for flag in ("done", "terminated") if self.apart]
         flags = [] if self.rootless else [("done",), ("terminated",), *([("truncated",)] if self.truncates else [])]
         return [("clock",), *(leaf.key for leaf in self.leaves), *group, *flags]
 
     @property
     def acted(self) -> list[tuple[str, ...]]:
         """Keys of actions."""
-        return [*(key for key, _ in self.actions), *([("agents", "action")] if self.agents else [])]
+        return [*(key for key, _ in self.actions), *((name, "action") for name, _ in self.groups)]
 
     @property
     def rewards(self) -> list[tuple[str, ...]]:
         """Keys of rewards."""
-        return [("agents", "reward")] if self.agents else [("reward",)]
+        return [(name, "reward") for name, _ in self.groups] or [("reward",)]
 
 
 class Random(EnvBase):
@@ -134,34 +139,34 @@ class Random(EnvBase):
     def __init__(self, layout: Layout, number: int = 0) -> None:
         super().__init__(batch_size=torch.Size(layout.batch_size))
         self.layout, self.number = layout, number
-        b, agents = layout.batch_size, layout.agents
+        b = layout.batch_size
         observation = Composite(clock=Unbounded((*b, 1), dtype=torch.float64), shape=b)
         action, reward = Composite(shape=b), Composite(shape=b)
         for leaf in layout.leaves:
             _set(observation, leaf.key, _spec(leaf.dtype, b, leaf.shape), b)
         for key, kind in layout.actions:
             _set(action, key, _action(kind, b), b)
-        if agents:
+        for name, agents in layout.groups:
             group = (*b, agents)
-            observation["agents"] = Composite(observation=Unbounded((*group, 3)), shape=group)
-            action["agents"] = Composite(action=Bounded(-1, 1, (*group, 2)), shape=group)
-            reward["agents"] = Composite(reward=Unbounded((*group, 1)), shape=group)
-        else:
+            observation[name] = Composite(observation=Unbounded((*group, 3)), shape=group)
+            action[name] = Composite(action=Bounded(-1, 1, (*group, 2)), shape=group)
+            reward[name] = Composite(reward=Unbounded((*group, 1)), shape=group)
+        if not layout.groups:
             dtype, shape = layout.reward
             reward["reward"] = Unbounded((*b, *shape), dtype=getattr(torch, dtype))
         self.observation_spec, self.action_spec, self.reward_spec = observation, action, reward
         flags = () if layout.rootless else ("done", "terminated", *(["truncated"] if layout.truncates else []))
         done = Composite({flag: Categorical(2, (*b, 1), dtype=torch.bool) for flag in flags}, shape=b)
-        if agents and layout.apart:
+        for name, agents in layout.groups if layout.apart else ():
             flag = Categorical(2, (*b, agents, 1), dtype=torch.bool)
-            done["agents"] = Composite(done=flag, terminated=flag.clone(), shape=(*b, agents))
+            done[name] = Composite(done=flag, terminated=flag.clone(), shape=(*b, agents))
         self.done_spec = done
         self.generator = torch.Generator().manual_seed(layout.seed + number)
         self.calls = self.steps = 0
         self.left = torch.zeros(b, dtype=torch.int64)
 
     def _observe(self) -> TensorDict:
-        b, agents = self.layout.batch_size, self.layout.agents
+        b = self.layout.batch_size
         self.calls += 1
         each = torch.arange(math.prod(b), dtype=torch.float64).reshape(*b, 1)
         out = TensorDict({"clock": self.calls + each / 128 + self.number / 1024}, b)
@@ -171,9 +176,8 @@ class Random(EnvBase):
                 out.set(leaf.key, torch.stack(texts).reshape(b) if b else texts[0])
             else:
                 out.set(leaf.key, self._values(leaf.dtype, (*b, *leaf.shape)))
-        if agents:
-            values = {"observation": self._values("float32", (*b, agents, 3))}
-            out["agents"] = TensorDict(values, (*b, agents))
+        for name, agents in self.layout.groups:
+            out[name] = TensorDict(observation=self._values("float32", (*b, agents, 3)), batch_size=(*b, agents))
         return out
 
     def _text(self, number: int) -> Any:
@@ -198,7 +202,7 @@ class Random(EnvBase):
 
     def _reset(self, tensordict: Any = None, **_: Any) -> TensorDict:
         if self.layout.rootless:
-            return self._reset_apart(None if tensordict is None else tensordict.get(("agents", "_reset"), None))
+            return self._reset_apart(tensordict)
         mask = None if tensordict is None else tensordict.get("_reset", None)
         first, last = self.layout.lengths
         lengths = torch.randint(first, last + 1, self.batch_size, generator=self.generator)
@@ -206,20 +210,30 @@ class Random(EnvBase):
         self.left = torch.where(mask, lengths, self.left)
         return self._observe()
 
-    def _reset_apart(self, mask: torch.Tensor | None) -> TensorDict:
-        """Begin anew with those agents; all else is as it was, but for environments of which these are all agents."""
+    def _reset_apart(self, tensordict: TensorDict | None) -> TensorDict:
+        """Begin anew with some agents; all else is as it was, unless these are all agents of an environment."""
         new = self._observe()
-        if mask is not None:
-            is_begun = mask.reshape(*self.batch_size, -1).all(-1)
-            agents = new["agents"].where(mask.reshape(new["agents"].batch_size), self.last["agents"])
-            new = new.where(is_begun, self.last.select(*new.keys())).set("agents", agents)
+        masks = (
+            {}
+            if tensordict is None
+            else {name: tensordict.get((name, "_reset"), None) for name, _ in self.layout.groups}
+        )
+        if any(mask is not None for mask in masks.values()):
+            is_begun = torch.ones(self.batch_size, dtype=torch.bool)
+            groups = {}
+            for name, agents in self.layout.groups:
+                mask = torch.zeros(*self.batch_size, agents, 1) if masks[name] is None else masks[name]
+                mask = mask.bool().reshape(*self.batch_size, agents)
+                is_begun &= mask.all(-1)
+                groups[name] = new[name].where(mask, self.last[name])
+            new = new.where(is_begun, self.last.select(*new.keys())).update(groups)
         self.last = new.clone()
         return new
 
     def _step(self, tensordict: Any) -> TensorDict:
         mask = tensordict.get("_step", None)
         self.left -= 1 if mask is None else mask.reshape(self.batch_size).long()
-        out, agents = self._observe(), self.layout.agents
+        out = self._observe()
         self.steps += 1
         if self.layout.missing and self.steps % self.layout.missing == 0:
             del out[self.layout.leaves[0].key]
@@ -232,13 +246,12 @@ class Random(EnvBase):
             self.last = out.clone()
         else:
             out.update(flags)
-        if agents:
-            rewards = torch.randn(*self.batch_size, agents, 1, generator=self.generator)
-            out["agents", "reward"] = rewards
+        for name, agents in self.layout.groups:
+            out[name, "reward"] = torch.randn(*self.batch_size, agents, 1, generator=self.generator)
             if self.layout.apart:
                 done = torch.rand(*self.batch_size, agents, 1, generator=self.generator) < 0.3
-                out["agents", "done"], out["agents", "terminated"] = done, done.clone()
-        else:
+                out[name, "done"], out[name, "terminated"] = done, done.clone()
+        if not self.layout.groups:
             dtype, shape = self.layout.reward
             rewards = torch.randn(*self.batch_size, *shape, generator=self.generator, dtype=torch.float64)
             out["reward"] = rewards.to(getattr(torch, dtype))

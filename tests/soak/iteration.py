@@ -9,10 +9,8 @@ import ctypes
 import functools
 import gc
 import os
-import resource
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import warnings
@@ -31,10 +29,9 @@ from readback import read
 from servers import FORGETFUL, free_port, started_viewer
 from soak.environments import Random
 from soak.plans import Op, Plan
-from soak.threads import log_at_once
 from soak.witness import Indices, Key, Witness, values_of
-from torchrl_rerun import RecordingError, RerunRecorder, repair
-from torchrl_rerun.kinds.threads import NAME as ENCODER
+from torchrl_rerun import RecordingError, RerunRecorder
+from torchrl_rerun.writing.encoding_threads import NAME as ENCODER
 
 SETTLE_SECONDS = 10.0
 """How long threads and processes may take to end."""
@@ -219,9 +216,9 @@ class Iteration:
 
     def _flags(self, td: TensorDictBase) -> torch.Tensor:
         """Those by which TorchRL resets: ``[envs, *time, flags]``, a flag for each agent if there is none at the root."""
-        done = td["agents", "done"] if self.plan.layout.rootless else td["done"]
+        keys = [(name, "done") for name, _ in self.plan.layout.groups] if self.plan.layout.rootless else ["done"]
         time = td.batch_size[len(self.plan.batch_size) :]
-        return done.reshape(self.plan.envs, *time, -1)
+        return torch.cat([td[key].reshape(self.plan.envs, *time, -1) for key in keys], -1)
 
     def _see_padded(self, rollout: TensorDictBase, done: torch.Tensor, *, continues: bool) -> None:
         """Log a rollout as a list of trajectories, and note these; ``done``: ``[envs, time]``."""
@@ -254,8 +251,8 @@ class Iteration:
     def _zeros(self) -> dict[str, torch.Tensor]:
         """The paths of rewards, and a zero of each."""
         layout = self.plan.layout
-        paths = [f"agents/reward/agent_{i}" for i in range(layout.agents)] or ["reward"]
-        return dict.fromkeys(paths, torch.zeros(1 if layout.agents else layout.reward[1]))
+        paths = [f"{name}/reward/agent_{i}" for name, agents in layout.groups for i in range(agents)] or ["reward"]
+        return dict.fromkeys(paths, torch.zeros(1 if layout.groups else layout.reward[1]))
 
     def _values_of_reset(self, td: TensorDictBase, envs: list[int] | None) -> dict[int, dict[str, Any]]:
         return values_of(td, self.plan.layout.observed, envs)
@@ -283,8 +280,8 @@ class Iteration:
         mask[envs] = True
         mask = mask.reshape(*self.plan.batch_size, 1)
         if self.plan.layout.rootless:
-            flags = self._td["agents", "done"]
-            self._td["agents", "_reset"] = mask.unsqueeze(-1).expand_as(flags).clone()
+            for name, _ in self.plan.layout.groups:
+                self._td[name, "_reset"] = mask.unsqueeze(-1).expand_as(self._td[name, "done"]).clone()
         else:
             self._td["_reset"] = mask
         self._td = self._env.reset(self._td)
@@ -508,114 +505,6 @@ class Iteration:
         expected = {"": 0, "folder": 0, "kill": 0}.get(self.plan.fault, len(self.witness.ended) + 1)
         assert len(troubles) <= expected, troubles
         self.tally["checks"] += 1
-
-
-def carry_out(seed: int, viewer: tuple[str, int] | None) -> Tally:
-    """Carry out the plan of a seed, in this process.
-
-    Raises:
-        AssertionError: the contract was broken.
-    """
-    plan = Plan.draw(seed)
-    with tempfile.TemporaryDirectory(prefix="soak.") as name:
-        folder = Path(name, "recordings")
-        folder.mkdir()
-        iteration = Iteration(plan, folder, viewer)
-        if plan.way == "threads":
-            return log_at_once(plan, folder) + Tally({"runs": 1, "way threads": 1, "sink file": 1})
-        if plan.fault == "kill":
-            _kill(plan, iteration, Path(name, "notes"))
-        else:
-            if plan.fault == "disk":
-                resource.setrlimit(resource.RLIMIT_FSIZE, (int(plan.amount), resource.RLIM_INFINITY))
-            iteration.run()
-            if plan.fault == "disk":
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-                iteration.tally["fault disk"] += 1
-            state = torch.get_rng_state()
-            iteration.check_files()
-            iteration.check_messages()
-            if seed % 4 == 0:
-                _check_that_nothing_changed(plan, iteration, state)
-        tally = iteration.tally
-    tally["runs"] += 1
-    tally["frames"] += iteration.witness.frame + 1
-    tally["steps"] += iteration.witness.step
-    tally["episodes"] += iteration.witness.episodes
-    tally[f"way {plan.way}"] += 1
-    tally[f"sink {plan.sink}"] += 1
-    return tally
-
-
-def _check_that_nothing_changed(plan: Plan, iteration: Iteration, state: torch.Tensor) -> None:
-    """The same without a recorder gives the same data, and leaves torch's random numbers where they are."""
-    plain = Iteration(plan, iteration.path.parent, None, rehearsal=True)
-    plain.run()
-    assert torch.equal(torch.get_rng_state(), state), "torch's random state is another one without the recorder"
-    assert plain.witness.lengths() == iteration.witness.lengths()
-    for key, rows in plain.witness.rows.items():
-        for a, b in zip(rows, iteration.witness.rows[key], strict=True):
-            assert repr(a) == repr(b), f"{key}: {a} without the recorder, {b} with it"
-    iteration.tally["checks"] += 2
-
-
-def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
-    """Fork a process that carries out the plan, kill it at a random moment, and look at what it left."""
-    starting, started = os.pipe()
-    child = os.fork()
-    if child == 0:
-        note = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        victim = Iteration(plan, iteration.path.parent, None)
-
-        def noted(what: str) -> None:
-            os.write(note, f"{what} {victim.witness.frame}\n".encode())
-
-        victim._noted = noted
-        os.write(started, b"!")
-        try:
-            victim.run()
-            os.write(note, b"over 0\n")
-        except BaseException as error:
-            os.write(note, f"failed {error!r}\n".encode())
-        finally:
-            os._exit(0)
-    os.close(started)
-    os.read(starting, 1)
-    os.close(starting)
-    time.sleep(plan.amount)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    iteration.tally["fault kill"] += 1
-    lines = notes.read_text().splitlines() if notes.exists() else []
-    failures = [line for line in lines if line.startswith("failed")]
-    assert not failures, failures
-    is_over = "over 0" in lines
-    dumped = max((int(line.split()[1]) for line in lines if not line.startswith("over")), default=-1)
-    rehearsed = Iteration(plan, iteration.path.parent, None, rehearsal=True)
-    rehearsed.run()
-    witness = iteration.witness = rehearsed.witness
-    least = {
-        key: len(rows) if is_over else sum(_seen_at(key, row.frame) <= dumped for row in rows)
-        for key, rows in witness.rows.items()
-    }
-    iteration.witness = witness
-    for part, file in enumerate(iteration._files()):
-        try:
-            repaired = repair(file)
-        except ValueError:
-            if any(least.get(key, 0) > witness.ended[part].get(key, 0) for key in witness.rows):
-                raise
-            continue
-        iteration.tally["repaired"] += repaired is not None
-        iteration._compare(file, part, least)
-        iteration.tally["bytes"] += file.stat().st_size
-    if any(least.values()):
-        assert iteration._files(), "what was dumped has no file"
-
-
-def _seen_at(key: tuple[int, str], frame: int) -> int:
-    """The frame at which a row was given: an action is given with the step that it led to."""
-    return frame + any(name in key[1] for name in ("action", "controls", "logits", "collector"))
 
 
 def _name(key: Key) -> str | Key:

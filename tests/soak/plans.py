@@ -26,8 +26,9 @@ class Plan:
 
     Attributes:
         seed: what it was drawn from.
-        way: how the data gets in: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"``, ``"parallel"`` or
-            ``"threads"`` (which log rollouts at once).
+        way: how the data gets in: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"``, ``"parallel"``,
+            ``"threads"`` (which log rollouts at once), ``"workers"`` or ``"pool"`` (a recorder in each environment of a
+            ``ParallelEnv``, or of a pool of threads).
         padded: whether rollouts are logged as lists of trajectories.
         layout: the environment; one of several below a batched environment.
         workers: of a batched environment; 0: it isn't one.
@@ -40,6 +41,7 @@ class Plan:
         behind: steps after which a transform behind the recorder truncates an episode; 0: there is none.
         ops: what is done.
         end: how the recorder ends.
+        turns: of each worker that has a recorder, when its first reset is: 0 is first.
     """
 
     seed: int
@@ -56,6 +58,7 @@ class Plan:
     behind: int
     ops: tuple[Op, ...]
     end: str
+    turns: tuple[int, ...] = ()
 
     @property
     def batch_size(self) -> tuple[int, ...]:
@@ -76,13 +79,17 @@ class Plan:
     @property
     def needs_own_process(self) -> bool:
         """Whether what it does would be in the way of later ones."""
-        return self.fault in OWN_PROCESS
+        return self.fault in OWN_PROCESS or self.way == "workers"
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
         """The plan of a seed."""
         rng = random.Random(seed)
-        way = rng.choices(["appended", "logged", "serial", "parallel", "threads"], [50, 20, 15, 7, 8])[0]
+        way = rng.choices(
+            ["appended", "logged", "serial", "parallel", "threads", "workers", "pool"], [50, 20, 15, 7, 8, 8, 6]
+        )[0]
+        if way in ("workers", "pool"):
+            return cls._draw_workers(seed, rng, way)
         padded = way == "logged" and rng.random() < 0.5
         workers = rng.randint(1, 3) if way in ("serial", "parallel") else 0
         batch = rng.choice([(), (), (2,)] if workers else [(), (1,), (rng.randint(2, 6),), (2, 3)])
@@ -117,7 +124,9 @@ class Plan:
         end = rng.choice({"appended": ends, "logged": ["close", "forget"]}.get(way, ends[:-1]))
         fault_at = rng.randint(1, len(ops))
         is_asked = not fault and way != "parallel" and rng.random() < 0.2
-        if way == "appended" and not fault and options["in_keys"] is None and layout.leaves and rng.random() < 0.3:
+        can_miss = way == "appended" and not fault and options["in_keys"] is None and layout.leaves and not rootless
+        if can_miss and rng.random() < 0.3:
+            # TorchRL's rollout has what was there before a key went missing, and a reset of some agents keeps that.
             # A key that isn't in the first step of a recording is not in that recording: there is one alone.
             layout = dataclasses.replace(layout, missing=rng.randint(2, 5))
             ops = tuple(op for op in ops if op[0] != "close")
@@ -134,6 +143,31 @@ class Plan:
             seed, way, padded, layout, workers, sink, fault, fault_at, amount, options, is_asked, behind, ops, end
         )
 
+    @classmethod
+    def _draw_workers(cls, seed: int, rng: random.Random, way: str) -> Plan:
+        """A plan in which each worker has a recorder of its own, and the workers begin in any order."""
+        workers = rng.randint(2, 4)
+        batch = rng.choice([(), (1,), (2,)]) if way == "workers" else ()
+        layout = Layout.draw(rng, batch, text=False)
+        options = {
+            "buffer_bytes": rng.choice([300, 30_000, 64 << 20]),
+            "flush_seconds": rng.choice([0.01, 1.0]),
+            "logged_envs": rng.choice([None, "all"]),
+            "image_format": rng.choice(["raw", "png"]),
+            "in_keys": None,
+            "blueprint": rng.random() < 0.4,
+        }
+        names = ["rollout", "rollout", "reset", "some reset"] if way == "workers" else ["rollout"]
+        count = workers * math.prod(batch)
+        ops = [("rollout", rng.randint(1, 20), rng.choice(["any", "on"]))]
+        for name in rng.choices(names, k=rng.randint(0, 5)):
+            chosen = [env for env in range(count) if rng.random() < 0.5]
+            ops.append({"reset": ("reset",), "some reset": ("some reset", chosen)}.get(name, ops[0]))
+        turns = tuple(rng.sample(range(workers), workers))
+        return cls(
+            seed, way, False, layout, workers, "file", "", 0, 0.0, options, False, 0, tuple(ops), "env.close", turns
+        )
+
 
 def _op(rng: random.Random, envs: int, together: int, way: str, layout: Layout) -> Op:
     """``together``: so many environments can only be stepped together, those of a worker (torchrl 0.14)."""
@@ -142,7 +176,12 @@ def _op(rng: random.Random, envs: int, together: int, way: str, layout: Layout) 
         names |= {"reset": 3, "some reset": 5, "steps": 12, "some step": 5}
     name = rng.choices([*names], [*names.values()])[0]
     if name == "rollout":
-        modes = ["any", "on", *(["all"] if way != "logged" and together == 1 and not layout.rootless else [])]
+        # `break_when_all_done` fails if some agents have ended and their environment has not (torchrl 0.14).
+        modes = [
+            "any",
+            "on",
+            *(["all"] if way != "logged" and together == 1 and not (layout.groups and layout.apart) else []),
+        ]
         return name, rng.choice([1, 2, 5, 20, 60]), rng.choice(modes)
     if name in ("go on", "steps"):
         return name, rng.randint(1, 12)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from soak.iteration import carry_out  # before anything is forked
+from soak.carrying_out import carry_out  # before anything is forked
 from soak.plans import Plan
 
 PATIENCE = 60.0

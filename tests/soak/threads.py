@@ -84,9 +84,10 @@ def _rollouts(plan: Plan, number: int) -> Iterator[TensorDictBase | None]:
 
 def _episodes(plan: Plan, rollout: TensorDictBase) -> Iterator[TensorDictBase]:
     """The steps of each episode, of one environment after the other."""
-    done = rollout["next", "agents", "done"] if plan.layout.rootless else rollout["next", "done"]
+    keys = [(name, "done") for name, _ in plan.layout.groups] if plan.layout.rootless else ["done"]
     time = rollout.batch_size[-1]
-    for of_one, flags in zip(rollout.reshape(-1, time), done.reshape(plan.envs, time, -1), strict=True):
+    done = torch.cat([rollout["next"][key].reshape(plan.envs, time, -1) for key in keys], -1)
+    for of_one, flags in zip(rollout.reshape(-1, time), done, strict=True):
         begin = 0
         for t in range(time):
             if flags[t].all() or t == time - 1:

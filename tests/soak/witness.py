@@ -23,10 +23,12 @@ class Witness(Reference):
         envs: number of environments.
         logged: which of them are recorded.
         keys: what is recorded; None: everything.
+        first_env: index of the first environment, not 0 in the workers of a batched environment.
     """
 
-    def __init__(self, envs: int, logged: Iterable[int], keys: Sequence[Key] | None) -> None:
+    def __init__(self, envs: int, logged: Iterable[int], keys: Sequence[Key] | None, *, first_env: int = 0) -> None:
         super().__init__(envs)
+        self.first_env = first_env
         self.logged = set(logged)
         self._keys = None if keys is None else {"/".join(key) for key in keys}
         self._returns: dict[tuple[int, str], torch.Tensor] = {}
@@ -105,7 +107,7 @@ class Witness(Reference):
         last = self.ended[part + 1] if part + 1 < len(self.ended) else self.lengths()
         paths: dict[str, tuple[int, str]] = {}
         for env, key in self.rows:
-            paths[rr.new_entity_path([f"env_{env}", *key.split("/")])] = (env, key)
+            paths[rr.new_entity_path([f"env_{self.first_env + env}", *key.split("/")])] = (env, key)
         strangers = {path for path in recorded.entities if path not in paths}
         assert not strangers, f"nobody gave {strangers}"
         video = {path for path, rows in recorded.entities.items() if rows.samples}

@@ -1,7 +1,7 @@
-"""Blocks: bounded, preallocated memory that steps are copied into and that is handed over whole.
+"""Blocks: bounded, preallocated memory that frames are copied into, and that is handed on whole.
 
-A :class:`Block` holds a piece of time. Small rows lie frame by frame, so that a step of thousands of environments is one
-copy; large ones, from a page of memory on, lie environment by environment, so that the writer can wrap them as they are.
+Small rows lie frame by frame, so that a step of thousands of environments is one copy. Rows of a page of memory and more lie
+environment by environment, so that the writer can wrap them as they are.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ ACTED = Moment.ACTED
 
 
 MAX_STREAM_BYTES = 1 << 30
-"""Bytes of one stream of an environment in a block at the most: Arrow's offsets into its lists are 32-bit."""
+"""Upper bound on the bytes of one stream of an environment in a block: Arrow's offsets into its lists are 32-bit."""
 
 
 MANY = 8
-"""The share of the environments from which on a frame is copied whole: picking rows takes longer."""
+"""A frame is copied whole if at least one in so many environments has a row: to pick rows takes longer."""
 
 
 EVENTS_PER_SLOT = 4
-"""Events that a block notes at the most, for each frame that it has room for."""
+"""Upper bound on the events that a block notes, for each frame that it has room for."""
 
 
 Arrays = Sequence[Any]
-"""One array ``[envs, *stream.slot_shape]`` for each stream of a moment, in their order; None for what is missing."""
+"""One array ``[envs, *stream.slot_shape]`` for each stream of a moment, in their order; None for a missing key."""
 
 
 @dataclass(frozen=True)
-class Track:
+class StreamGroup:
     """Streams that always get their rows together.
 
     Attributes:
         moment: when they get rows.
-        streams: what is stored. Those that are sums of others take no room: they are worked out from them.
+        streams: the streams. Running returns take no room: they are derived from the rewards.
         at: where the values of each stream are among those of the moment.
-        is_summed: rewards are among them. Sums need those of all steps, also of steps that aren't recorded.
+        is_summed: whether rewards are among them. Running returns need the rewards of all steps, recorded or not.
     """
 
     moment: Moment
@@ -55,25 +55,32 @@ class Track:
     at: tuple[int, ...] = ()
     is_summed: bool = False
 
-    def part(self, at: Sequence[int]) -> Track:
-        """A track of some of its streams, those whose values are at ``at``."""
+    def part(self, at: Sequence[int]) -> StreamGroup:
+        """Return a group of some of the streams.
+
+        Args:
+            at: where the values of these streams are among those of the moment.
+        """
         return replace(self, streams=tuple(self.streams[self.at.index(i)] for i in at), at=tuple(at))
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one environment's row."""
+        """Bytes of a row of one environment."""
         return sum(stream.row_bytes for stream in self.streams if not stream.sums)
 
 
 class Values:
-    """What is stored of one stream in a block.
+    """The values of one stream in a block.
 
     Args:
         stream: the stream.
         envs: number of recorded environments.
-        slots: how many frames there is room for.
+        slots: number of frames that there is room for.
 
     Attributes:
+        stream: the stream.
+        is_objects: whether the values are Python objects.
+        lies_by_env: whether the rows of an environment lie side by side.
         array: ``[slots, envs, *stream.slot_shape]``, or ``[envs, slots, *stream.slot_shape]`` if it lies by environment.
     """
 
@@ -89,48 +96,50 @@ class Values:
 
     @property
     def by_frame(self) -> npt.NDArray[Any]:
-        """``[slots, envs, *stream.slot_shape]``."""
+        """The values, ``[slots, envs, *stream.slot_shape]``."""
         return self.array.swapaxes(0, 1) if self.lies_by_env else self.array
 
     def of(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-        """The rows ``[n, *stream.slot_shape]`` of an environment in some slots."""
+        """Return the rows of an environment in some slots, ``[n, *stream.slot_shape]``."""
         rows: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
         return rows
 
 
 class Block:
-    """A piece of time of all tracks.
+    """The frames of a piece of time, of all groups of streams.
 
     Args:
-        tracks: what is stored.
+        groups: the groups of streams.
         envs: number of recorded environments.
-        slots: how many frames there is room for.
-        object_capacity: bytes of Python objects that make it full.
-        transfers: per device that values come from, who copies from there.
+        slots: number of frames that there is room for.
+        object_capacity: bytes of Python objects that make it full. Default: 1 GiB.
+        transfers: what copies from each device that values lie on. Default: all values are in main memory.
 
     Attributes:
-        start: where the environments were before it.
-        events: what happened.
-        frames: per track, which of these events gave it rows.
-        values: per track, what is stored of each stream that is no sum.
-        room: how many more frames there is room for, at least.
-        is_heavy: whether it is full of Python objects, though it has room for more.
+        groups: the groups of streams.
+        start: where the environments were before its first frame, ``[envs, 6]``.
+        events: the resets and steps, one for each frame.
+        frames: per group, the numbers of the events in which it has rows.
+        values: per group, the values of each stream; running returns have none.
+        object_bytes: bytes of the Python objects in it.
+        room: lower bound on the number of further frames that there is room for.
+        is_heavy: whether it is full of Python objects, though there is room for more frames.
     """
 
     def __init__(
         self,
-        tracks: Sequence[Track],
+        groups: Sequence[StreamGroup],
         envs: int,
         slots: int,
         *,
         object_capacity: int = MAX_STREAM_BYTES,
         transfers: Mapping[str, Transfers] | None = None,
     ) -> None:
-        self.tracks = tuple(tracks)
+        self.groups = tuple(groups)
         self.start: Positions = np.empty((0, 0), np.int64)
         self.events = Events()
-        self.frames: list[list[int]] = [[] for _ in self.tracks]
-        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.tracks]
+        self.frames: list[list[int]] = [[] for _ in self.groups]
+        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.groups]
         self.object_bytes = 0
         self.is_heavy = False
         self._object_capacity = object_capacity
@@ -140,27 +149,35 @@ class Block:
         self.room = slots
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
-        # What `add` goes through, for each track: its moment, whether it is summed, where its first value is, its frames;
-        # and arrays and where their values are, of streams that lie by frame, that lie by environment, that are Python objects, and
-        # that are on an accelerator.
+        # `add` goes through this list, which has for each group: its moment, whether it is summed, where its first value is,
+        # and its frames; then arrays and where their values are, of the streams that lie by frame, that lie by environment, that
+        # are Python objects, and that are on an accelerator.
         self._plan = []
-        for track, frames, values in zip(self.tracks, self.frames, self.values, strict=True):
-            pairs = list(zip(values, track.at, strict=True))
+        for group, frames, values in zip(self.groups, self.frames, self.values, strict=True):
+            pairs = list(zip(values, group.at, strict=True))
             near = [(v, i) for v, i in pairs if not v.stream.device]
             far = [(v, i) for v, i in pairs if v.stream.device]
             by_frame = [(v.array, i) for v, i in near if not v.lies_by_env]
             by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
             objects = [i for v, i in pairs if v.is_objects]
-            first = track.at[0] if track.at else None
-            self._plan.append((track.moment, track.is_summed, first, frames, by_frame, by_env, objects, far))
+            first = group.at[0] if group.at else None
+            self._plan.append((group.moment, group.is_summed, first, frames, by_frame, by_env, objects, far))
+
+    def begin(self, start: Positions) -> None:
+        """Begin at a position.
+
+        Args:
+            start: where the environments are before the first frame, ``[envs, 6]``.
+        """
+        self.start = start
 
     def clear(self) -> None:
-        """Make the block empty, to be filled again."""
+        """Empty the block."""
         self.events.clear()
         for frames in self.frames:
             frames.clear()
-        for track in self.values:
-            for values in track:
+        for group in self.values:
+            for values in group:
                 if values.is_objects:
                     values.array[:] = None  # let go of the strings and arrays
         self.object_bytes = 0
@@ -168,22 +185,22 @@ class Block:
         self.room = self._slots
 
     def touch(self) -> None:
-        """Write to each page of its memory, so that the system has given it when it is needed."""
-        for track in self.values:
-            for values in track:
+        """Write to each page of the block's memory, so that the system has mapped it before it is needed."""
+        for group in self.values:
+            for values in group:
                 if not values.is_objects:
                     values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
 
     @property
     def bytes(self) -> int:
-        """Bytes of the frames in it."""
+        """Bytes of the frames in the block."""
         slots = [len(frames) for frames in self.frames]
-        rows = sum(track.row_bytes * n for track, n in zip(self.tracks, slots, strict=True))
+        rows = sum(group.row_bytes * n for group, n in zip(self.groups, slots, strict=True))
         return self._envs * rows + self.object_bytes
 
     def has_room(self) -> bool:
-        """Whether there is room for one more frame."""
-        if self.room <= 0:  # so many frames have come; it may be that no track had rows in all of them
+        """Return whether there is room for one more frame."""
+        if self.room <= 0:  # so many frames have come, but perhaps no group had rows in all of them
             most = max(map(len, self.frames), default=0)
             self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
         return self.room > 0
@@ -192,9 +209,9 @@ class Block:
         """Copy a frame into the block.
 
         Args:
-            event: what happened.
-            moments: per moment, the values of all environments; None for a moment that had none. Where the values of a
-                track are missing, it gets no rows.
+            event: the reset or step.
+            moments: per moment, the values of all environments; None for a moment that had none. A group without values gets
+                no rows.
         """
         number, after = len(self.events), event.after
         self.events.append(event)
@@ -209,13 +226,13 @@ class Block:
             slot = len(frames)
             frames.append(number)
             if rows is None or len(rows) >= self._many:
-                for array, i in by_frame:  # of those that have no row, too: `presence` leaves them out
+                for array, i in by_frame:  # `presence` leaves out the environments without a row
                     array[slot] = arrays[i]
             else:
                 for array, i in by_frame:
                     if array.shape[1] == self._envs:
                         array[slot, rows] = arrays[i][rows]
-                    elif rows[0] == 0:  # what all environments share is kept for the first
+                    elif rows[0] == 0:  # values that all environments share are stored with the first one
                         array[slot] = arrays[i]
             for array, i in by_env:
                 if rows is None:
@@ -239,25 +256,25 @@ class Block:
         self.is_heavy = self.object_bytes > self._object_capacity
 
     def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
-        """Begin to copy a slot from accelerators: whole, for which of its rows count is known without it."""
+        """Begin to copy a slot from accelerators: whole, since `presence` tells which of its rows count."""
         for device, transfers in self._transfers.items():
             transfers.copy([(values.array[slot], arrays[i]) for values, i in far if values.stream.device == device])
 
     def seal(self) -> None:
-        """No more frames come: note what is still on its way from accelerators."""
+        """Take no more frames, and note the copies that are on their way from accelerators."""
         self._arrivals = [transfers.arrival() for transfers in self._transfers.values()]
 
     def wait(self) -> None:
-        """Return when all values have arrived. For the writer's thread."""
+        """Wait until all values have arrived. Called on the writer's thread."""
         for arrival in self._arrivals:
             arrival.synchronize()
         self._arrivals.clear()
 
-    def presence(self, track: int) -> npt.NDArray[np.bool_] | None:
-        """In which slots of a track each environment has a row, ``[slots, envs]``; None: in all of them."""
-        frames = np.array(self.frames[track], np.intp)
+    def presence(self, group: int) -> npt.NDArray[np.bool_] | None:
+        """Return in which slots of a group each environment has a row, ``[slots, envs]``; None if in all of them."""
+        frames = np.array(self.frames[group], np.intp)
         present = None
-        for position, rows in self.events.partial(before=self.tracks[track].moment is ACTED):
+        for position, rows in self.events.partial(before=self.groups[group].moment is ACTED):
             slot = int(np.searchsorted(frames, position))
             if slot < len(frames) and frames[slot] == position:
                 if present is None:

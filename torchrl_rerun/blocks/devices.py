@@ -1,4 +1,4 @@
-"""Copies from an accelerator: in a stream of their own, into pinned memory, without a wait on the environment's thread."""
+"""Copies from an accelerator: in a CUDA stream of their own, into pinned memory, without a wait on the environment's thread."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Arrival(Protocol):
-    """Something to wait for."""
+    """The end of some copies."""
 
     def synchronize(self) -> None:
-        """Return when it has come about."""
+        """Wait until they have arrived."""
 
 
 class Transfers:
-    """Copies of tensors on a device to arrays in pinned memory. They arrive later, in order.
+    """Copies tensors on a device to arrays in pinned memory. The copies arrive later, in order.
 
     Args:
         device: the device, as PyTorch names it: ``"cuda:0"``.
@@ -34,7 +34,7 @@ class Transfers:
 
     @staticmethod
     def allocate(shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """An array that the device can write to while the processor does something else."""
+        """Return an array in pinned memory, which the device can write to while the processor does something else."""
         import torch  # noqa: PLC0415 - the engine does without, unless tensors come
 
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -42,10 +42,15 @@ class Transfers:
         return array.reshape(shape)
 
     def copy(self, pairs: Sequence[tuple[npt.NDArray[Any], torch.Tensor]]) -> None:
-        """Begin to copy values into arrays of their shape. The values may be changed as soon as this returns."""
+        """Begin to copy tensors into arrays. The tensors may be changed as soon as this returns.
+
+        Args:
+            pairs: arrays, and tensors of their shapes.
+        """
         import torch  # noqa: PLC0415 - the engine does without, unless tensors come
 
-        # On the device, where it costs nothing: simulators write each step into the same tensors, and would overtake.
+        # A clone on the device costs next to nothing. Simulators write each step into the same tensors, and would overtake
+        # the copy.
         values = [value.detach().clone() for _, value in pairs]
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
@@ -55,6 +60,6 @@ class Transfers:
                 bits.record_stream(self._stream)
 
     def arrival(self) -> Arrival:
-        """To wait for all copies that were begun before."""
+        """Return the end of all copies that were begun before."""
         event: Arrival = self._stream.record_event()
         return event

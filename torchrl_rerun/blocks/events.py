@@ -1,4 +1,4 @@
-"""Events: what happened in each frame, as little of it as can be noted on the environment's thread."""
+"""Events: the resets and steps of a block, noted in a few numbers each on the environment's thread."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import numpy.typing as npt
 
 from torchrl_rerun.kinds.episode import Episode
 
-Rows = npt.NDArray[np.intp] | None
-"""Positions among the recorded environments; None: all of them."""
+EnvIndices = npt.NDArray[np.intp] | None
+"""Indices among the recorded environments; None: all of them."""
 
 
-NONE: npt.NDArray[np.intp] = np.empty(0, np.intp)
+NO_ENVS: npt.NDArray[np.intp] = np.empty(0, np.intp)
 
 
 class Event(NamedTuple):
-    """What happened at one moment: environments were reset, or stepped.
+    """A reset or a step of environments.
 
     Attributes:
-        frame: number of the frame; the next one's too, if this one isn't recorded.
-        step: calls of ``env.step`` so far.
-        log_time: when it happened, in nanoseconds since the epoch.
-        is_step: they were stepped, not reset.
-        rows: which environments.
-        before: those whose frame before this was recorded: what the policy did then belongs to it.
-        after: those whose frame is recorded now.
-        begun: of a reset, those of ``rows`` whose episodes begin; None: all of them. In the others only some groups of
+        frame: number of the frame. The next event has the same number if this one isn't recorded.
+        step: number of calls of ``env.step`` so far.
+        log_time: its time, in nanoseconds since the epoch.
+        is_step: whether it is a step, not a reset.
+        rows: the environments that were reset or stepped.
+        before: the environments whose frame before this one is recorded; the action of the step belongs to that frame.
+        after: the environments whose frame is recorded now.
+        begun: of a reset, the environments whose episodes begin; None: all of ``rows``. In the others only some groups of
             agents were reset, and their episodes go on.
     """
 
@@ -37,32 +37,32 @@ class Event(NamedTuple):
     step: int
     log_time: int
     is_step: bool
-    rows: Rows
-    before: Rows
-    after: Rows
-    begun: Rows = None
+    rows: EnvIndices
+    before: EnvIndices
+    after: EnvIndices
+    begun: EnvIndices = None
 
     @property
-    def begins(self) -> Rows:
+    def begins(self) -> EnvIndices:
         """The environments whose episodes begin with a reset."""
         return self.rows if self.begun is None else self.begun
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it makes a frame. One that concerns none of the recorded environments does, for the statistics of all."""
+        """Whether the event makes a frame. One of other environments does, too, for the statistics over all."""
         return self.after is self.rows or self.after is None or len(self.after) > 0
 
     @property
     def leaves_no_row(self) -> bool:
-        """Whether nothing of it is recorded: it counts alone."""
+        """Whether nothing of it is recorded: it is only counted."""
         return not self.is_recorded and self.before is not None and not len(self.before)
 
 
 class Events:
-    """What happened in the time of a block, in order.
+    """The events of a block, in order.
 
-    Steps of all environments, which nearly all events are, are kept as numbers alone: going through thousands of Python
-    objects would keep the GIL from the environment's thread for milliseconds.
+    Steps of all environments, which nearly all events are, are stored as numbers: to go through thousands of Python objects
+    would keep the GIL from the environment's thread for milliseconds.
 
     >>> events = Events()
     >>> second = np.array([1])
@@ -101,7 +101,7 @@ class Events:
         self._picked.pop(self._count, None)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all events."""
         self._numbers = array("q")
         self._others.clear()
         self._picked.clear()
@@ -109,18 +109,18 @@ class Events:
 
     @property
     def frames(self) -> tuple[int, int]:
-        """The frames ``[first, last)`` of all events; there must be one."""
+        """The frames ``[first, last)`` of the events, of which there must be one."""
         return self._numbers[0], self._numbers[-3] + 1
 
     def numbers(self) -> npt.NDArray[np.int64]:
-        """Frame, step and time of each: ``[n, 3]``."""
+        """Return frame, step and time of each event, ``[n, 3]``."""
         return np.array(self._numbers, np.int64).reshape(-1, 3)
 
     def partial(self, *, before: bool) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-        """The events of which not all environments are recorded, and which are: their positions and rows.
+        """Return the positions of the events in which not all environments are recorded, and the recorded environments.
 
         Args:
-            before: of their frames before the event, not of those after it.
+            before: whether it is about the frames before the events, not those after them.
         """
         for position, event in (*self._others.items(), *self._picked.items()):
             rows = event.before if before else event.after
@@ -128,7 +128,7 @@ class Events:
                 yield position, rows
 
     def runs(self) -> Iterator[tuple[int, int, Event | None]]:
-        """Stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
+        """Return stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
         first = 0
         for position, event in self._others.items():
             if first < position:
@@ -139,14 +139,14 @@ class Events:
             yield first, self._count, None
 
 
-class Over(NamedTuple):
+class EndedEpisode(NamedTuple):
     """An episode that is over.
 
     Attributes:
-        row: which of the recorded environments' it was.
-        episode: what it came to.
-        before: all its rows are at frames before this one.
-        since: when that was, on the monotonic clock.
+        row: index of its environment among the recorded ones.
+        episode: its properties.
+        before: the frame that all its rows are before.
+        since: when it was over, in seconds of the monotonic clock.
     """
 
     row: int

@@ -1,7 +1,4 @@
-"""Timelines: where each environment was at each frame of a block, worked out afterwards from what happened in it.
-
-The environment's thread only notes events; counting them for each environment is the writer's work.
-"""
+"""Timelines: frame, step and episode of each row of a block, derived from its events on the writer's thread."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ class Timelines:
     """Positions of all environments at the frames of a block.
 
     Args:
-        start: where they were before it, ``[envs, 6]``.
-        events: what happened in it, one event a frame.
+        start: where they were before its first frame, ``[envs, 6]``.
+        events: its events, one for each frame.
 
     >>> from torchrl_rerun.blocks.events import Event
     >>> events = Events()
@@ -63,11 +60,21 @@ class Timelines:
                 self._episode_step[last, begins] = self._regrouped[last, begins] = 0
 
     def at(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
-        """Positions ``[n, 6]`` of an environment after the events ``frames`` of the block, in which it took part."""
+        """Return the positions of an environment after some events, ``[n, 6]``.
+
+        Args:
+            env: index of the environment among the recorded ones.
+            frames: the numbers of the events in the block, in which it took part.
+        """
         return self._positions(env, frames + 1)
 
     def before(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
-        """Positions ``[n, 6]`` of an environment before the events ``frames`` of the block: where the policy saw it."""
+        """Return the positions of an environment before some events, ``[n, 6]``: where the policy saw it.
+
+        Args:
+            env: index of the environment among the recorded ones.
+            frames: the numbers of the events in the block.
+        """
         return self._positions(env, frames)
 
     def _positions(self, env: int, rows: npt.NDArray[np.intp]) -> Positions:

@@ -1,4 +1,4 @@
-"""Sums: the running returns of episodes, worked out on the writer's thread from the rewards of a block."""
+"""Returns: running sums of rewards, which begin anew with each episode."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.blocks.events import EnvIndices, Events
 from torchrl_rerun.kinds.streams import Key
 
 
 class Sums:
-    """Running sums in float64 that begin anew with each episode, carried on from block to block.
+    """Running returns in float64, carried on from block to block on the writer's thread.
 
     Args:
         envs: number of environments.
@@ -23,29 +23,33 @@ class Sums:
     def __init__(self, envs: int) -> None:
         self._envs = envs
         self._totals: dict[Key, npt.NDArray[np.float64]] = {}
-        self._before = 0.0  # of what was not summed up yet
+        self._before = 0.0  # of keys that have no total yet
 
     def grow(self, envs: int) -> None:
-        """Add up the rewards of more environments, whose episodes begin. No block may be waiting to be summed up."""
+        """Add up the rewards of more environments, whose episodes begin. No block may be waiting.
+
+        Args:
+            envs: number of environments, the ones so far included.
+        """
         for key, total in self._totals.items():
             self._totals[key] = np.concatenate([total, np.zeros((envs - self._envs, *total.shape[1:]))])
         self._envs = envs
 
     def forget(self) -> None:
-        """Rewards were lost: the sums of the episodes in progress are NaN from now on, until these end."""
+        """Make the returns of the episodes in progress NaN until these end: rewards were lost."""
         self._totals.clear()
         self._before = np.nan
 
     def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
-        """The sums of a block's rewards, at the frames of the track that they are in: ``[slots, envs, *shape]``."""
+        """Return the running returns of a block, at the frames of their group: per key ``[slots, envs, *shape]``."""
         rewards = {
             values.stream.key: (values.stream.numbers(values.by_frame[: len(frames)]), frames)
-            for track, frames in zip(block.values, block.frames, strict=True)
-            for values in track
+            for group, frames in zip(block.values, block.frames, strict=True)
+            for values in group
         }
         found = {}
-        for track, frames in zip(block.tracks, block.frames, strict=True):
-            for stream in track.streams:
+        for group, frames in zip(block.groups, block.frames, strict=True):
+            for stream in group.streams:
                 if stream.sums:
                     total = self._totals.get(stream.key)
                     if total is None:
@@ -63,15 +67,15 @@ def running_sums(
     rewards: npt.NDArray[Any] | None,
     frames: Sequence[int],
 ) -> npt.NDArray[np.float64]:
-    """Sums before the first event and after each: ``[events + 1, *before.shape]``.
+    """Return running sums before the first event and after each, ``[events + 1, *before.shape]``.
 
-    Numbers are added one after the other, as a loop over the steps would, so that the sums are those of such a loop.
+    Numbers are added one after the other, so that the sums equal those of a loop over the steps to the bit.
 
     Args:
         before: the sums so far, ``[envs, ...]``.
-        events: what happened.
-        rewards: ``[slots, envs, ...]``; None: there were none.
-        frames: the event of each slot.
+        events: the events.
+        rewards: ``[slots, envs, ...]``; None: there are none.
+        frames: the number of the event of each slot.
 
     >>> from torchrl_rerun.blocks.events import Event
     >>> events = Events()
@@ -84,18 +88,32 @@ def running_sums(
     """
     sums = np.zeros((len(events) + 1, *before.shape))
     if rewards is not None:
-        with np.errstate(invalid="ignore"):  # the rows of environments that weren't stepped are anything
+        with np.errstate(invalid="ignore"):  # rows of environments that weren't stepped hold arbitrary bits
             sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
     sums[0] = before
     for first, last, event in events.runs():
         if event is None:
             np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
             continue
-        gained = sums[last].copy()
-        sums[last] = sums[first]
         if event.is_step:
-            at = slice(None) if event.rows is None else event.rows
-            sums[last, at] = sums[first, at] + gained[at]
+            sums[last] = with_rewards(sums[first], event.rows, sums[last])
         else:
+            sums[last] = sums[first]
             sums[last, slice(None) if event.begins is None else event.begins] = 0.0
     return sums
+
+
+def with_rewards(sums: npt.NDArray[np.float64], rows: EnvIndices, rewards: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return running sums after a step.
+
+    Args:
+        sums: the sums before the step, ``[envs, ...]``.
+        rows: the environments that were stepped; None: all.
+        rewards: ``[envs, ...]``; those of the others are not looked at.
+
+    >>> with_rewards(np.array([1.0, 2.0]), np.array([1]), np.array([np.nan, 0.5])).tolist()
+    [1.0, 2.5]
+    """
+    after = sums.copy()
+    after[... if rows is None else rows] += rewards[... if rows is None else rows]
+    return after

@@ -1,4 +1,4 @@
-"""``python -m torchrl_rerun.cli`` is ``torchrl-rerun``."""
+"""Run ``torchrl-rerun`` as ``python -m torchrl_rerun.cli``."""
 
 from torchrl_rerun.cli import app
 

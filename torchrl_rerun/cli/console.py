@@ -1,4 +1,4 @@
-"""What all commands say things with: the terminal, complaints, progress bars."""
+"""Output of all commands: standard output, messages on standard error, progress bars, JSON values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, time, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -19,74 +18,70 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 Item = TypeVar("Item")
 
-said = Console(highlight=False, soft_wrap=True)
-complaints = Console(stderr=True, highlight=False, soft_wrap=True)
-NO_END = 1 << 16
-"""Columns of a pipe."""
+output = Console(highlight=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+PIPE_WIDTH = 1 << 16
+"""Width of a table that goes to a pipe, in cells."""
 
 DELAY = 1.0
-"""Seconds that something takes before a bar appears."""
+"""Seconds before a progress bar appears."""
 
 
-def say_warnings() -> None:
-    """Let warnings be lines as all else that is said, without where in the program they come from."""
+def print_warnings_as_lines() -> None:
+    """Print warnings as one line on standard error, without the source line that Python adds."""
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if category in (UserWarning, RuntimeWarning):  # ours, and not Rerun's, which are of classes of their own
-            complaints.print("[yellow]warning[/]:", escape(str(message)))
+        if category in (UserWarning, RuntimeWarning):  # Rerun and PyTorch warn with other classes
+            messages.print("[yellow]warning[/]:", escape(str(message)))
         else:
             others(message, category, *where)
 
-    warnings.showwarning = show  # type: ignore[assignment] # it takes whatever comes after the first two
+    warnings.showwarning = show  # type: ignore[assignment] # accepts any further arguments
     warnings.simplefilter("always", UserWarning)
 
 
 def fail(what: str, why: object) -> NoReturn:
-    """End the program with status 1.
+    """Print an error and end the program with status 1.
 
     Args:
-        what: what hasn't come about, as "nothing to list".
-        why: the reason, and what to do.
+        what: What failed, such as "nothing to list".
+        why: Reason, and what to do.
     """
     reason = str(why).replace("overwrite=True", "--overwrite")
-    complaints.print(f"[red]{what}[/]:", escape(reason))
+    messages.print(f"[red]{what}[/]:", escape(reason))
     raise typer.Exit(1)
 
 
-def count(number: int, unit: str) -> str:
-    """A number of things.
+def format_count(number: int, unit: str) -> str:
+    """Return a number with its unit.
 
-    >>> count(1, "frame"), count(2_000, "frame")
+    >>> format_count(1, "frame"), format_count(2_000, "frame")
     ('1 frame', '2,000 frames')
     """
     return f"{number:,} {unit}{'' if number == 1 else 's'}"
 
 
-def needs_extra(name: str) -> str:
-    """What to do about a library that isn't installed; pip finds what the extra needs, wherever the rest came from."""
+def advise_extra(name: str) -> str:
+    """Return the advice for a missing library: the extra to install, and the command."""
     return f"install the extra {name}: pip install 'torchrl-rerun[{name}]'"
 
 
-def from_here(path: Path) -> Path:
-    """A path as it is found from the working directory, if it lies below it."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def frames_per_second(number: float | None) -> float | None:
-    """What ``--fps`` says, if videos can have so many."""
+def check_fps(number: float | None) -> float | None:
+    """Return the value of ``--fps``; raise if video containers can't hold such a rate."""
     if number is not None and not 0.001 <= number <= 10_000:
         raise typer.BadParameter(f"{number} is not from 0.001 to 10000")
     return number
 
 
-def jsonable(value: Any) -> Any:
-    r"""What JSON has for a value of a table: times in ISO 8601, durations in seconds, bytes in hexadecimal digits.
+def to_json(value: Any) -> Any:
+    r"""Return a value of a table as JSON has it.
 
-    NaN and infinities become null, and decimals texts, which lose nothing.
+    - Times become ISO 8601, durations seconds, bytes hexadecimal digits.
+    - NaN and infinities become null.
+    - Decimals become strings, which keep all digits.
 
-    >>> jsonable({"share": math.nan, "took": timedelta(minutes=1.5), "id": b"\x00\xff", "price": Decimal("1.50")})
+    >>> to_json({"share": math.nan, "took": timedelta(minutes=1.5), "id": b"\x00\xff", "price": Decimal("1.50")})
     {'share': None, 'took': 90.0, 'id': '00ff', 'price': '1.50'}
     """
     if isinstance(value, float):
@@ -94,9 +89,9 @@ def jsonable(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, dict):
-        return {str(name): jsonable(each) for name, each in value.items()}
+        return {str(name): to_json(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [jsonable(each) for each in value]
+        return [to_json(each) for each in value]
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, date | time):  # a datetime is a date
@@ -106,36 +101,36 @@ def jsonable(value: Any) -> Any:
     return str(value) if isinstance(value, Decimal) else repr(value)
 
 
-class _Innermost(Progress):
-    """The bar of what is being done within all else."""
+class _InnermostProgress(Progress):
+    """Progress display that shows the innermost task alone."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks[-1:])
 
 
-_bars = _Innermost(
+_bars = _InnermostProgress(
     TextColumn("{task.description}"),
     BarColumn(),
     TaskProgressColumn(),
     TimeElapsedColumn(),
-    console=complaints,
+    console=messages,
     transient=True,
-    redirect_stdout=False,  # it may be a pipe
+    redirect_stdout=False,  # standard output may be a pipe
 )
 
 
 @contextlib.contextmanager
-def working(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """A bar while something is done that takes longer than a second, in a terminal; another one within it takes its place.
+def show_status(what: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Show a progress bar in a terminal while the block runs, after :data:`DELAY`. A bar within another replaces it.
 
     Args:
-        what: what is done.
-        total: of how many; None: unknown. Without it, and of one, the bar says that something is done, and since when.
+        what: Text beside the bar.
+        total: Number of items. Default: None, unknown. With None or 1 the bar shows elapsed time alone.
 
     Yields:
-        What to call when one of them is done.
+        Function to call after each item.
     """
-    if not complaints.is_interactive:
+    if not messages.is_interactive:
         yield lambda: None
         return
     is_outermost = not _bars.tasks
@@ -154,15 +149,15 @@ def working(what: str, total: int | None = None) -> Iterator[Callable[[], None]]
             _bars.stop()
 
 
-def with_progress(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
-    """The same items, and a bar as :func:`working` has it.
+def show_progress(items: Iterable[Item], total: int | None, what: str) -> Iterator[Item]:
+    """Yield items, with a progress bar as in :func:`show_status`.
 
     Args:
-        items: what is gone through.
-        total: how many they are; None: unknown.
-        what: what is done with them.
+        items: Items.
+        total: Number of items; None if unknown.
+        what: Text beside the bar.
     """
-    with working(what, total) as advance:
+    with show_status(what, total) as advance:
         for item in items:
             yield item
             advance()

@@ -1,4 +1,4 @@
-"""``torchrl-rerun info``."""
+"""Command ``torchrl-rerun info``: describe what recordings hold."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from torchrl_rerun.cli.console import NO_END, complaints, count, fail, jsonable, said, with_progress, working
+from torchrl_rerun.cli.console import (
+    PIPE_WIDTH,
+    fail,
+    format_count,
+    messages,
+    output,
+    show_progress,
+    show_status,
+    to_json,
+)
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
-    from torchrl_rerun.reading.describe import Described, Description, Part
+    from torchrl_rerun.reading.describe import FileSummary, KeySummary, RecordingSummary
 
 _WHAT = "nothing to tell"
 _SPLITS = {"run": "a run", "dump": "a dump", "episode": "an episode"}
@@ -33,71 +42,71 @@ def show_info(
         ),
     ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON array of recordings, instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON array of recordings, instead of tables.")
+    ] = False,
 ) -> None:
-    """Tell what recordings hold: environments, episodes, keys, sizes, versions, and whether the files are whole.
+    """Describe recordings: environments, episodes, keys, sizes, versions, and whether the files are finished.
 
-    Their indexes are read, and not what is recorded, so that it takes no longer for large ones. The episodes of a folder
-    are summed up; `ls` lists them one by one.
+    The command reads the files' indexes alone, so that large recordings take no longer. The episodes of a folder are
+    summarised; `ls` lists each of them.
     """
-    descriptions: list[Description] = []
-    others: list[Part] = []
+    descriptions: list[RecordingSummary] = []
+    others: list[FileSummary] = []
     try:
-        with working("reading"):
+        with show_status("reading"):
             from torchrl_rerun.reading.describe import describe_files
 
             for path in recordings:
-                found, rest = describe_files(path, lambda files: with_progress(files, len(files), "reading"))
+                found, rest = describe_files(path, lambda files: show_progress(files, len(files), "reading"))
                 descriptions += found
                 others += rest
     except (OSError, ValueError) as error:
         fail(_WHAT, error)
     if as_json:
-        typer.echo(json.dumps(jsonable([_as_json(each) for each in descriptions]), indent=2))
+        typer.echo(json.dumps(to_json([_collect_fields(each) for each in descriptions]), indent=2))
     else:
         for number, description in enumerate(descriptions):
             if number:
-                said.print()
+                output.print()
             _print(description)
     for part in [*others, *(part for each in descriptions for part in each.files)]:
         if part.trouble is not None:
-            complaints.print(
-                f"[yellow]{'not finished' if part not in others else 'not read'}[/]:", escape(part.trouble)
-            )
+            messages.print(f"[yellow]{'not finished' if part not in others else 'not read'}[/]:", escape(part.trouble))
     raise typer.Exit(not descriptions)
 
 
-def _as_json(description: Description) -> dict[str, object]:
+def _collect_fields(description: RecordingSummary) -> dict[str, object]:
     fields = dataclasses.asdict(description)
     for file in fields["files"]:
         file["path"] = str(file["path"])
     return fields
 
 
-def _print(description: Description) -> None:
-    said.print(f"[bold]{escape(_name(description.files))}[/]: {', '.join(_facts(description.files))}")
+def _print(description: RecordingSummary) -> None:
+    output.print(f"[bold]{escape(_format_name(description.files))}[/]: {', '.join(_list_facts(description.files))}")
     facts = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(no_wrap=not said.is_terminal)
-    for name, value in _lines(description):
+    facts.add_column(no_wrap=not output.is_terminal)
+    for name, value in _list_lines(description):
         facts.add_row(name, escape(value))
     keys = Table(box=None, padding=(0, 0, 0, 2), header_style="bold")
     for heading in ("key", "kind", "dtype", "shape", "format", "rows", "size"):
         keys.add_column(heading, justify="right" if heading in {"rows", "size"} else "left", no_wrap=True)
     for key in description.keys:
-        keys.add_row(*map(escape, _cells(key)))
-    # As wide as a terminal, or as what is in it.
-    console = said if said.is_terminal else Console(width=NO_END, highlight=False)
+        keys.add_row(*map(escape, _format_cells(key)))
+    # In a pipe, a table is as wide as its contents.
+    console = output if output.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
     console.print(facts)
     console.print(keys)
 
 
-def _name(files: Sequence[Part]) -> str:
+def _format_name(files: Sequence[FileSummary]) -> str:
     first = shown(files[0].path)
     return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
 
 
-def _facts(files: Sequence[Part]) -> Iterator[str]:
+def _list_facts(files: Sequence[FileSummary]) -> Iterator[str]:
     yield decimal(sum(part.bytes for part in files))
     unfinished = sum(part.trouble is not None for part in files)
     yield f"{unfinished} unfinished" if unfinished and len(files) > 1 else "unfinished" if unfinished else "finished"
@@ -111,13 +120,13 @@ def _facts(files: Sequence[Part]) -> Iterator[str]:
     )
 
 
-def _lines(description: Description) -> Iterator[tuple[str, str]]:
+def _list_lines(description: RecordingSummary) -> Iterator[tuple[str, str]]:
     from torchrl_rerun.kinds.schema import PROPERTY
 
     envs, batch = description.envs, list(description.batch_size)
     name = description.env_name or description.application_id
-    named = "" if name == PROPERTY else f"{name}, "  # so is called what has no name
-    yield "environment", f"{named}batch size {batch}, {_count_of_envs(envs)}"
+    named = "" if name == PROPERTY else f"{name}, "  # application id of environments without a name
+    yield "environment", f"{named}batch size {batch}, {_format_envs(envs)}"
     yield "frames per second", f"{description.fps:g}" if description.fps is not None else "not known"
     number = f"{description.recordings:,}, each" if description.recordings > 1 else "1,"
     yield "recordings", f"{number} of {_SPLITS[description.split]}"
@@ -130,18 +139,18 @@ def _lines(description: Description) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{package} {version}" for package, version in description.versions.items())
 
 
-def _count_of_envs(envs: Sequence[int]) -> str:
+def _format_envs(envs: Sequence[int]) -> str:
     if len(envs) == 1:
         return f"environment {envs[0]} recorded"
     whole = list(envs) == list(range(envs[0], envs[-1] + 1))
     return f"environments {f'{envs[0]} to {envs[-1]}' if whole else ', '.join(map(str, envs))} recorded"
 
 
-def _cells(key: Described) -> Iterator[str]:
+def _format_cells(key: KeySummary) -> Iterator[str]:
     yield "/".join(key.key)
     yield key.kind
     yield key.dtype
-    yield "x".join(map(str, key.shape)) + (f" ({count(len(key.agents), 'agent')})" if key.agents else "")
+    yield "x".join(map(str, key.shape)) + (f" ({format_count(len(key.agents), 'agent')})" if key.agents else "")
     yield key.image_format or ""
     yield "" if key.rows is None else f"{key.rows:,}"
     yield "" if key.bytes is None else decimal(key.bytes)

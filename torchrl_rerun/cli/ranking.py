@@ -1,4 +1,4 @@
-"""Ranking: the best or the worst of recorded episodes, and what is left out for that."""
+"""Ranking of recorded episodes by their returns."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Ranking:
     """Episodes in the order of their returns.
 
     Attributes:
-        episodes: those that are wanted, the first to stay first.
-        interrupted: how many of them were interrupted; they come after those that ended.
-        left_out: how many interrupted ones aren't among them.
-        unknown: how many ended without a known return, which no best one can be.
+        episodes: Selected episodes, the highest-ranked first. Interrupted ones come after those that ended.
+        interrupted: Number of interrupted episodes among the selected.
+        left_out: Number of interrupted episodes that are not selected.
+        unknown: Number of episodes that ended without a known return, which can't be ranked.
     """
 
     episodes: list[RecordedEpisode]
@@ -25,43 +25,43 @@ class Ranking:
     left_out: int
     unknown: int
 
-    def told(self) -> str:
-        """What is said of episodes that were interrupted, or have no return; nothing if there are none.
+    def describe(self) -> str:
+        """Return a note on episodes that were interrupted or have no return; empty if there are none.
 
-        >>> Ranking([], 0, 1, 2).told()
+        >>> Ranking([], 0, 1, 2).describe()
         '1 episode was interrupted, and is left out; 2 have no return'
         """
-        said = []
+        notes = []
         if self.left_out:
-            said.append(f"{_episodes(self.left_out)} interrupted, and {_is(self.left_out)} left out")
+            notes.append(f"{_phrase_count(self.left_out)} interrupted, and {_conjugate_is(self.left_out)} left out")
         if self.interrupted:
-            said.append(
-                f"{_episodes(self.interrupted)} interrupted, and {_is(self.interrupted)} among them: too few ended"
+            notes.append(
+                f"{_phrase_count(self.interrupted)} interrupted, and {_conjugate_is(self.interrupted)} among them: too few ended"
             )
         if self.unknown:
-            said.append(f"{self.unknown} {'has' if self.unknown == 1 else 'have'} no return")
-        return "; ".join(said)
+            notes.append(f"{self.unknown} {'has' if self.unknown == 1 else 'have'} no return")
+        return "; ".join(notes)
 
 
-def ranked(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWorst) -> Ranking:
-    """Those that a policy would keep, the first to stay first.
+def rank_episodes(episodes: Sequence[RecordedEpisode], policy: KeepBest | KeepWorst) -> Ranking:
+    """Return the episodes that a policy would keep, the highest-ranked first.
 
     Args:
-        episodes: the episodes.
-        policy: which ones, and how many.
+        episodes: Episodes to rank.
+        policy: Order, and number of episodes to select.
     """
     found = [(rank, each) for each in episodes if (rank := policy.rank(each.episode)) is not None]
     found.sort(key=lambda pair: pair[0], reverse=True)
-    wanted = [each for _, each in found[: policy.n]]
-    interrupted = sum(each.episode.interrupted for each in wanted)
+    selected = [each for _, each in found[: policy.n]]
+    interrupted = sum(each.episode.interrupted for each in selected)
     left_out = sum(each.episode.interrupted for each in episodes) - interrupted
     unranked = [each for each in episodes if policy.rank(each.episode) is None and not each.episode.interrupted]
-    return Ranking(wanted, interrupted, left_out, len(unranked))
+    return Ranking(selected, interrupted, left_out, len(unranked))
 
 
-def _episodes(number: int) -> str:
+def _phrase_count(number: int) -> str:
     return f"{number} episode{' was' if number == 1 else 's were'}"
 
 
-def _is(number: int) -> str:
+def _conjugate_is(number: int) -> str:
     return "is" if number == 1 else "are"

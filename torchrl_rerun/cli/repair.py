@@ -1,4 +1,4 @@
-"""``torchrl-rerun repair``."""
+"""Command ``torchrl-rerun repair``: complete recordings that a killed process left behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, count, said, working
+from torchrl_rerun.cli.console import format_count, messages, output, show_status
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
@@ -28,52 +28,52 @@ def repair_files(
             "-o",
             parser=absolute,
             metavar="PATH",
-            help="Write the repaired recording to this path, and leave FILE as it is.",
+            help="Write the repaired recording to this path, and leave FILE unchanged.",
         ),
     ] = None,
 ) -> None:
-    """Make recordings whole that a killed process left behind.
+    """Complete recordings that a killed process left behind.
 
-    A recording is finished when its environment is closed or its program ends. After `kill -9`, or a loss of power, it
-    has no footer and no layout, and may end in the middle of a write; Rerun then refuses to open it. This cuts off what
-    was not written to its end, and adds what is missing. All that was dumped is still there. Pictures are written later
-    than numbers: if there are fewer of them than of frames, it says so.
+    A recording is finished when its environment is closed or its program ends. After `kill -9` or a loss of power it has
+    no footer and no layout, and may end in the middle of a write, so that Rerun refuses to open it. This command cuts off
+    the unfinished write, and adds the footer and the layout. Everything that was dumped is kept. Pictures are written
+    later than numbers; if some are missing, the command says how many.
 
-    Each file is replaced by the repaired one at the very end, so that nothing is lost whatever goes wrong. Files that
-    are whole are left as they are, and those that a recorder still writes to are refused.
+    A file is replaced when its repaired copy is complete, so that no failure loses data. Finished files are left
+    unchanged. Files that a recorder still writes to are refused.
     """
     if out is not None and len(files) > 1:
         raise typer.BadParameter("is for one FILE", param_hint="'--out' / '-o'")
     failed = False
     for file in files:
         try:
-            with working(f"repairing {shown(file)}"), warnings.catch_warnings(record=True) as warned:
+            with show_status(f"repairing {shown(file)}"), warnings.catch_warnings(record=True) as warned:
                 from torchrl_rerun.rrd.repair import repair
 
                 repaired = repair(file, out)
         except (OSError, ValueError) as error:
-            complaints.print("[red]not repaired[/]:", escape(str(error)))
+            messages.print("[red]not repaired[/]:", escape(str(error)))
             failed = True
             continue
         for warning in warned:
-            complaints.print(f"[yellow]{escape(shown(file))}[/]:", escape(str(warning.message)))
-        said.print(f"[green]{escape(shown(out or file))}[/]:", _summary(repaired, copied=out is not None))
+            messages.print(f"[yellow]{escape(shown(file))}[/]:", escape(str(warning.message)))
+        output.print(f"[green]{escape(shown(out or file))}[/]:", _summarize(repaired, copied=out is not None))
     raise typer.Exit(failed)
 
 
-def _summary(repaired: Repaired | None, *, copied: bool) -> str:
+def _summarize(repaired: Repaired | None, *, copied: bool) -> str:
     from torchrl_rerun.kinds.schema import told_lacking
 
     if repaired is None:
         return "whole already, " + ("copied as it is" if copied else "nothing to do")
     found = ", ".join(
-        count(number, unit)
+        format_count(number, unit)
         for number, unit in (
             (repaired.frames, "frame"),
             (repaired.episodes, "episode"),
             (repaired.envs, "environment"),
         )
     )
-    cut = f"; {count(repaired.cut_bytes, 'byte')} of an unfinished write cut off" if repaired.cut_bytes else ""
+    cut = f"; {format_count(repaired.cut_bytes, 'byte')} of an unfinished write cut off" if repaired.cut_bytes else ""
     lacking = f"; {told_lacking(repaired.lacking)} were written" if repaired.lacking else ""
     return f"whole again, {found}{cut}{lacking}"

@@ -1,4 +1,4 @@
-"""``torchrl-rerun screenshot``."""
+"""Command ``torchrl-rerun screenshot``: write pictures of what the viewer shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from torchrl_rerun.cli.console import complaints, fail, said, working
+from torchrl_rerun.cli.console import fail, messages, output, show_status
 from torchrl_rerun.paths import absolute, shown
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 _WHAT = "no screenshot"
 
 
-def _size(said_size: str) -> str:
-    if re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", said_size) is None:
-        raise typer.BadParameter(f"{said_size!r} is no width and height, as 1600x900")
-    return said_size
+def _check_size(text: str) -> str:
+    if re.fullmatch(r"[1-9]\d{1,4}x[1-9]\d{1,4}", text) is None:
+        raise typer.BadParameter(f"{text!r} is not a width and height, such as 1600x900")
+    return text
 
 
-def take_screenshots(
+def save_screenshots(
     recording: Annotated[
         Path,
         typer.Argument(
@@ -38,63 +38,67 @@ def take_screenshots(
     *,
     at: Annotated[
         list[str] | None,
-        typer.Option("--at", metavar="TIMELINE=PLACE", help="When, as frame=60 or sim_time=1.5; may be repeated."),
+        typer.Option(
+            "--at",
+            metavar="TIMELINE=PLACE",
+            help="Time of the picture, such as frame=60 or sim_time=1.5; may be repeated.",
+        ),
     ] = None,
     size: Annotated[
-        str, typer.Option(metavar="WIDTHxHEIGHT", callback=_size, help="Of the picture, in pixels.")
+        str, typer.Option(metavar="WIDTHxHEIGHT", callback=_check_size, help="Size of the picture in pixels.")
     ] = "1600x900",
     wait: Annotated[
-        float, typer.Option(min=0.1, max=86400, metavar="SECONDS", help="How long loading and decoding may take.")
+        float, typer.Option(min=0.1, max=86400, metavar="SECONDS", help="Time limit of loading and decoding.")
     ] = 30.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
-    """Write what the viewer shows of a recording as a picture, without a window.
+    """Write a picture of what the viewer shows of a recording, without a window.
 
-    With several `--at` there are several pictures: `out_0.png`, `out_1.png`, or where the name has a `{}` the places
-    in it. Where a view can't show something that is said, and the exit status is 1.
+    Several `--at` give several pictures: `out_0.png`, `out_1.png`, or, if the name has a `{}`, with the place in it. If a
+    view reports an error, the command prints it and exits with status 1.
 
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
     """
-    with working("looking"):
-        from torchrl_rerun.rrd.atomic import placed
+    with show_status("looking"):
+        from torchrl_rerun.rrd.atomic import written_aside
         from torchrl_rerun.rrd.files import whole_files_of
-        from torchrl_rerun.viewing.screenshots import Moment, screenshots
-        from torchrl_rerun.viewing.viewer import ViewerError, ended_by_signals
+        from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
+        from torchrl_rerun.viewing.viewer import ViewerError, end_on_sigterm
 
     errors: dict[str, None] = {}
     try:
         moments = [Moment.parse(each) for each in at or ()]
-        places = _places(out, moments)
-        there = next((place for place in places if place.exists()), None)
-        if there is not None and not overwrite:
-            fail(_WHAT, f"{shown(there)} exists already: choose another name, or pass --overwrite")
+        places = _make_paths(out, moments)
+        existing = next((place for place in places if place.exists()), None)
+        if existing is not None and not overwrite:
+            fail(_WHAT, f"{shown(existing)} exists already: choose another name, or pass --overwrite")
         files = whole_files_of(recording)
         width, height = map(int, size.split("x"))
-        shots = screenshots(files, moments or [None], size=(width, height), wait=wait)
-        with ended_by_signals():
+        shots = take_screenshots(files, moments or [None], size=(width, height), wait=wait)
+        with end_on_sigterm():
             for place in places:
-                with working(f"looking: {place.name}"):
+                with show_status(f"looking: {place.name}"):
                     shot = next(shots)
-                with placed(place, overwrite=overwrite) as hidden:
+                with written_aside(place, overwrite=overwrite) as hidden:
                     hidden.write_bytes(shot.png)
-                said.print(
+                output.print(
                     f"[green]{escape(shown(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)")
                 )
                 errors |= dict.fromkeys(shot.errors)
                 for warning in shot.warnings:
-                    complaints.print("[yellow]a view warns[/]:", escape(warning))
+                    messages.print("[yellow]a view warns[/]:", escape(warning))
     except (OSError, ValueError, ViewerError) as error:
         fail(_WHAT, error)
     for report in errors:
-        complaints.print("[red]a view fails[/]:", escape(report))
+        messages.print("[red]a view fails[/]:", escape(report))
     raise typer.Exit(bool(errors))
 
 
-def _places(out: Path, moments: Sequence[Moment]) -> list[Path]:
-    """Where each picture goes."""
+def _make_paths(out: Path, moments: Sequence[Moment]) -> list[Path]:
+    """Return the path of each picture."""
     if "{}" in out.name:
         places = [out.with_name(out.name.replace("{}", moment.value)) for moment in moments]
         if len(set(places)) < max(1, len(moments)):
-            raise ValueError(f"{out.name}: {{}} stands for the places of --at, which have to differ")
+            raise ValueError(f"{out.name}: {{}} stands for the place of --at, and the places must differ")
         return places
     return [out.with_stem(f"{out.stem}_{number}") for number in range(len(moments))] if len(moments) > 1 else [out]

@@ -1,4 +1,4 @@
-"""Episodes as rows: their columns, the order, and which columns there is room for."""
+"""Tables of episodes: columns, conditions on them, the order of rows, and the columns that fit a terminal."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from rich.text import Text
 
 from torchrl_rerun.kinds.episode import PROPERTIES
 from torchrl_rerun.rrd.listing import RecordedEpisode
-from torchrl_rerun.viewing.utc import shown_time, time_of
+from torchrl_rerun.viewing.times import format_time, parse_time
 
 _ALWAYS = ("env", "episode", "episode_return")
-_LAST_TO_GO = ("interrupted", "truncated", "files", "terminated", "length")
-_FIRST_TO_GO = ("size", "first_step", "seed", "start_time")
+_DROP_LAST = ("interrupted", "truncated", "files", "terminated", "length")
+_DROP_FIRST = ("size", "first_step", "seed", "start_time")
 _GAP = 2
-_NAMES = ("env", "episode", "seed")
-"""Numbers that count nothing."""
+_IDS = ("env", "episode", "seed")
+"""Columns of ids, which have no thousands separators."""
 LONGEST = 30
-"""Cells of a terminal that a text gets."""
+"""Largest width of a text in a terminal, in cells."""
 
 _CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 _NOT_IN_JSON = {"nan": "NaN", "inf": "Infinity", "+inf": "Infinity", "infinity": "Infinity", "-inf": "-Infinity"}
@@ -44,13 +44,13 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """Column of a table of episodes.
 
     Attributes:
-        name: its heading.
-        value: what an episode has there; None: nothing.
-        text: how it is shown.
-        read: the value that is meant by what a condition says.
+        name: Heading.
+        value: Function from an episode to its value, or None if it has none.
+        text: Function from a value to the text of a cell.
+        read: Function from the text in a condition to a value.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Column:
     read: Callable[[str], Any]
 
 
-def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, Column]:
-    """The columns of some episodes, by their names: the properties of an episode, its annotations, and its files.
+def make_columns(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, Column]:
+    """Return the columns of some episodes by their names: properties, annotations, and files.
 
     Args:
-        episodes: the rows.
-        folder: what their files' paths are shown relative to.
+        episodes: Rows.
+        folder: Folder that the paths of files are relative to.
     """
 
     def files(recorded: RecordedEpisode) -> str:
@@ -74,8 +74,8 @@ def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, C
     columns = [
         Column(
             name,
-            _property(name),
-            str if name in _NAMES else _plain,
+            _make_property_getter(name),
+            str if name in _IDS else _format_value,
             _read_time if name == "start_time" else _read_value,
         )
         for name in PROPERTIES
@@ -84,34 +84,40 @@ def columns_of(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str, C
     taken = {column.name for column in columns} | {"files"}
     for name in dict.fromkeys(name for each in episodes for name in each.episode.annotations):
         heading = f"annotated {name}" if name in taken else name
-        columns.append(Column(heading, _annotated(name), _plain, _read_value))
-    columns.append(Column("files", files, _plain, _read_value))
+        columns.append(Column(heading, _make_annotation_getter(name), _format_value, _read_value))
+    columns.append(Column("files", files, _format_value, _read_value))
     return {column.name: column for column in columns}
 
 
-def column_named(name: str, columns: dict[str, Column]) -> Column:
-    """The column of a name.
+def find_column(name: str, columns: dict[str, Column]) -> Column:
+    """Return the column of a name.
 
     Raises:
-        ValueError: there is none; names those there are.
+        ValueError: The column doesn't exist; the message names the columns that do.
     """
     if name not in columns:
         raise ValueError(f"there is no column {name!r}, but {', '.join(columns)}")
     return columns[name]
 
 
-def condition(said: str, columns: dict[str, Column]) -> Callable[[RecordedEpisode], bool]:
-    """Whether an episode has a value of which something is true: ``"success=false"``, ``"length<20"``.
+def parse_condition(text: str, columns: dict[str, Column]) -> Callable[[RecordedEpisode], bool]:
+    """Return the function that decides whether an episode satisfies a condition such as ``"success=false"``.
 
-    ``nan`` is equal to itself, as in SQL, ``null`` is what isn't there, and a time that names no zone is in UTC.
+    - ``nan`` equals itself, as in SQL.
+    - ``null`` stands for a missing value.
+    - A time without a zone is in UTC.
+
+    Args:
+        text: Column, comparison and value.
+        columns: Columns by their names.
 
     Raises:
-        ValueError: it isn't a column, a comparison and a value.
+        ValueError: The condition is malformed, or names a column that doesn't exist.
     """
-    parts = _CONDITION.fullmatch(said)
+    parts = _CONDITION.fullmatch(text)
     if parts is None:
-        raise ValueError(f"{said!r} is not a column, one of {' '.join(_COMPARISONS)}, and a value")
-    column, compare = column_named(parts[1], columns), _COMPARISONS[parts[2]]
+        raise ValueError(f"{text!r} is not a column, one of {' '.join(_COMPARISONS)}, and a value")
+    column, compare = find_column(parts[1], columns), _COMPARISONS[parts[2]]
     limit = column.read(parts[3])
 
     def is_true(recorded: RecordedEpisode) -> bool:
@@ -122,60 +128,64 @@ def condition(said: str, columns: dict[str, Column]) -> Callable[[RecordedEpisod
     return is_true
 
 
-def _read_value(said: str) -> Any:
-    """A number, a truth value or a list, as JSON has them; else a text. JSON knows no ``nan`` in small letters."""
+def _read_value(text: str) -> Any:
+    """Return the JSON value of a text; the text itself if it isn't JSON. ``nan`` and ``inf`` are accepted in any case."""
     try:
-        return json.loads(_NOT_IN_JSON.get(said.lower(), said))
+        return json.loads(_NOT_IN_JSON.get(text.lower(), text))
     except ValueError:
-        return said
+        return text
 
 
-def _read_time(said: str) -> datetime | None:
-    return None if said == "null" else time_of(said)
+def _read_time(text: str) -> datetime | None:
+    return None if text == "null" else parse_time(text)
 
 
-def ordered(episodes: Sequence[RecordedEpisode], column: Column, *, reverse: bool = False) -> list[RecordedEpisode]:
-    """The episodes in the order of a column; those that have nothing there, or NaN, come last either way."""
+def sort_episodes(
+    episodes: Sequence[RecordedEpisode], column: Column, *, reverse: bool = False
+) -> list[RecordedEpisode]:
+    """Return the episodes in the order of a column. Missing values and NaN come last, also if reversed."""
     ranks = [(_rank(column.value(each)), each) for each in episodes]
     known = [pair for pair in ranks if pair[0][0] < _NAN]
     known.sort(key=lambda pair: pair[0], reverse=reverse)
     return [each for _, each in known] + [each for rank, each in ranks if rank[0] >= _NAN]
 
 
-def drawn(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], *, longest: int | None = None) -> Table:
-    """The episodes as a table, which is as wide as it has to be.
+def draw_episodes(
+    episodes: Sequence[RecordedEpisode], columns: Sequence[Column], *, longest: int | None = None
+) -> Table:
+    """Return a table of episodes, as wide as its contents.
 
     Args:
-        episodes: the rows.
-        columns: the columns.
-        longest: cells to which texts are shortened, but for the names of files.
+        episodes: Rows.
+        columns: Columns.
+        longest: Width to which texts are shortened, in cells, except the names of files. Default: None, no limit.
     """
-    table = _empty()
+    table = _make_table()
     for column in columns:
         values = [column.value(each) for each in episodes]
         _add_column(table, column.name, values, None if column.name == "files" else longest)
     for each in episodes:
-        cells = (Text(_text(column, each)) for column in columns)
+        cells = (Text(_format_cell(column, each)) for column in columns)
         table.add_row(*cells, style="dim" if each.episode.interrupted else "")
     return table
 
 
-def drawn_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Any rows as a table.
+def draw_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Return a table of any rows.
 
     Args:
-        names: the headings.
-        rows: the values of each row.
+        names: Headings.
+        rows: Values of each row.
     """
-    table = _empty()
+    table = _make_table()
     for at, name in enumerate(names):
         _add_column(table, name, [row[at] for row in rows])
     for row in rows:
-        table.add_row(*(Text("" if value is None else _plain(value)) for value in row))
+        table.add_row(*(Text("" if value is None else _format_value(value)) for value in row))
     return table
 
 
-def _empty() -> Table:
+def _make_table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
 
 
@@ -184,16 +194,16 @@ def _add_column(table: Table, name: str, values: Sequence[Any], longest: int | N
     table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True, max_width=longest)
 
 
-def fitting(
+def fit_columns(
     episodes: Sequence[RecordedEpisode], columns: Sequence[Column], width: int, wanted: Column | None = None
 ) -> list[Column]:
-    """Those columns for which a terminal has room, and the one that is ``wanted``."""
+    """Return the columns that fit a width in cells, and always the column ``wanted``."""
     widths = {}
     for column in columns:
-        wide = max(cell_len(_text(column, each)) for each in episodes)
+        wide = max(cell_len(_format_cell(column, each)) for each in episodes)
         widths[column.name] = max(cell_len(column.name), wide if column.name == "files" else min(wide, LONGEST)) + _GAP
-    annotations = [column.name for column in columns if column.name not in (*_ALWAYS, *_LAST_TO_GO, *_FIRST_TO_GO)]
-    for name in (*_FIRST_TO_GO, *reversed(annotations), *_LAST_TO_GO):
+    annotations = [column.name for column in columns if column.name not in (*_ALWAYS, *_DROP_LAST, *_DROP_FIRST)]
+    for name in (*_DROP_FIRST, *reversed(annotations), *_DROP_LAST):
         if sum(widths.values()) - _GAP > width and not (wanted and name == wanted.name):
             widths.pop(name, None)
     return [column for column in columns if column.name in widths]
@@ -203,7 +213,7 @@ _NUMBER, _TIME, _TEXT, _LIST, _NAN, _NOTHING = range(6)
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """What makes any values comparable: numbers come before times, texts, lists, what is not a number, and nothing."""
+    """Return a sort key for any value: numbers, times, texts, lists, NaN, missing values, in this order."""
     if isinstance(value, str):
         return _TEXT, value
     if isinstance(value, list):
@@ -215,12 +225,12 @@ def _rank(value: Any) -> tuple[int, Any]:
     return _NOTHING, 0
 
 
-def _text(column: Column, recorded: RecordedEpisode) -> str:
+def _format_cell(column: Column, recorded: RecordedEpisode) -> str:
     value = column.value(recorded)
     return "" if value is None else column.text(value)
 
 
-def _plain(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -228,16 +238,16 @@ def _plain(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, datetime):
-        return shown_time(value)
+        return format_time(value)
     if isinstance(value, list):
-        return " ".join(_plain(each) for each in value)
+        return " ".join(_format_value(each) for each in value)
     text = str(value)
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def _property(name: str) -> Callable[[RecordedEpisode], Any]:
+def _make_property_getter(name: str) -> Callable[[RecordedEpisode], Any]:
     return lambda each: each.episode.properties[name]
 
 
-def _annotated(name: str) -> Callable[[RecordedEpisode], Any]:
+def _make_annotation_getter(name: str) -> Callable[[RecordedEpisode], Any]:
     return lambda each: each.episode.annotations.get(name)

@@ -1,6 +1,6 @@
-"""Recordings as data sets of LeRobot's format, version 3.0, which Rerun opens, too.
+"""Export to data sets of LeRobot's format, version 3.0, which Rerun opens, too.
 
-The format is written with pyarrow and PyAV: the ``lerobot`` package would bring gigabytes, and versions of its own.
+The format is written with pyarrow and PyAV: the ``lerobot`` package requires gigabytes, and other versions of torch.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.export.lerobot_statistics import Statistics
 from torchrl_rerun.export.mp4 import SizesDifferError, encoded, mux
-from torchrl_rerun.export.parquet import write_tables
+from torchrl_rerun.export.parquet import TableWriter
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
 from torchrl_rerun.export.steps import (
     BROKEN,
-    FLAGS,
     LeftOut,
     Progress,
     array_of,
@@ -36,17 +35,19 @@ from torchrl_rerun.export.steps import (
     unbroken_transitions,
     unchanged,
 )
+from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
 from torchrl_rerun.paths import absolute
-from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.reading.pictures import decoded, from_keyframe
-from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.index import Codes, episode_span
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
+from torchrl_rerun.reading.steps import steps as read_steps
+from torchrl_rerun.rrd.atomic import written_aside
+from torchrl_rerun.rrd.frame_codes import FrameCodes, episode_span
 
 SIGN = "meta/info.json"
-"""The file by which a data set is known."""
+"""The file in the folder of a data set by which it is known."""
 
 _VERSION = "v3.0"
 _FILES_PER_CHUNK = 1000
@@ -55,7 +56,7 @@ _VIDEO = f"videos/{{video_key}}/{_PLACE}.mp4"
 _DATA = f"data/{_PLACE}.parquet"
 _INDICES = ("frame_index", "episode_index", "index", "task_index")
 _OWN = (*_INDICES, "timestamp", "task", "subtask", "subtask_index", "language_persistent", "language_events")
-"""The names that LeRobot gives, or has a meaning for (lerobot 0.4 to 0.6)."""
+"""The names that have a meaning of their own for LeRobot (lerobot 0.4 to 0.6)."""
 
 _Names = Mapping[tuple[Key, int], str]
 """The features of keys, and of cameras by the position of the agent."""
@@ -67,9 +68,9 @@ class LeRobotDataset:
 
     Attributes:
         path: its folder.
-        episodes: how many are in it.
-        steps: how many they have together.
-        cameras: what its videos are called.
+        episodes: the number of its episodes.
+        steps: the number of their steps.
+        cameras: the names of its videos.
         fps: frames per second.
     """
 
@@ -92,30 +93,49 @@ def to_lerobot(
 ) -> LeRobotDataset:
     """Write episodes as a data set of LeRobot's format: numbers as Parquet, and a video of each episode and camera.
 
-    ``observation`` is called ``observation.state``, other observations ``observation.`` and their keys, cameras
-    ``observation.images.`` and theirs; rewards and flags are ``next.reward``, ``next.done`` and so on. Values of several
-    dimensions, and those of agents, are vectors. What was recorded as video is copied; other pictures are encoded as H.264.
+    ====================  ================================================================
+    key                   feature
+    ====================  ================================================================
+    ``observation``       ``observation.state``
+    other observations    ``observation.`` and the key
+    cameras               ``observation.images.`` and the key
+    rewards and flags     ``next.reward``, ``next.done`` and so on
+    actions               the key
+    ====================  ================================================================
 
-    Names are in letters, digits, ``_`` and ``-``, their parts joined by ``.``. If two keys would have one name, or one that
-    LeRobot has a meaning for (``index``, ``timestamp``, ...), the one that sorts later gets ``_2`` at its end. A warning says
-    so. Statistics are those of finite values, since neither JSON nor LeRobot's normalization can have others.
+    - Values of several dimensions, and of agents, are flattened to vectors.
+    - Recorded video is copied. Other pictures are encoded as H.264.
+    - Names are in letters, digits, ``_`` and ``-``, their parts joined by ``.``. If two keys would have one name, or a name
+      that LeRobot has a meaning for (``index``, ``timestamp``, ...), the key that sorts later gets ``_2`` at its end, with a
+      warning.
+    - Statistics are those of finite values: neither JSON nor LeRobot's normalization can have others.
 
     Args:
-        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them. Each one's steps are taken to be ``1 / fps``
-            apart.
+        episodes: the episodes, as :func:`~torchrl_rerun.load` returns them. Steps are taken to be ``1 / fps`` seconds apart.
         path: the folder. It gets its name when it is whole.
-        task: what is done in them, in words; None: the environment's name.
-        fps: frames per second; None: what the recording says, or 30.
-        keys: which ones; None: all cameras, and all else but depth, segmentations, non-tensor data, and the returns that
-            the recorder worked out.
+        task: the task, in words. Default: the environment's name.
+        fps: frames per second. Default: those of the recording, or 30.
+        keys: the keys. Default: all but depth, segmentations, non-tensor data, and the returns that the recorder worked out.
         overwrite: replace a data set that exists.
-        progress: is given the episodes, and how many they are, and gives them back one by one.
+        progress: called with the episodes and their number; yields the episodes one by one.
 
     Raises:
         FileExistsError: the folder exists, and ``overwrite`` is false or it is no data set.
         KeyError: a key isn't recorded.
-        ValueError: there are no steps, of an episode there isn't a picture at each, or its videos aren't as those of others;
-            or ``fps`` is no positive number.
+        ValueError: there are no steps; an episode lacks a picture at a step, or its videos have another form than those of
+            the first one; or ``fps`` isn't positive.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, load, to_lerobot
+        >>> path = tempfile.mkdtemp() + "/run.rrd"
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+        >>> rollout = env.rollout(5)
+        >>> env.close()
+        >>> dataset = to_lerobot(load(path), f"{path}.lerobot", task="balance the pole")
+        >>> dataset.episodes, dataset.steps, dataset.fps
+        (1, 5, 50.0)
     """
     if not episodes:
         raise ValueError("there are no episodes to export")
@@ -125,9 +145,13 @@ def to_lerobot(
     check_fps(fps)
     rate = fps or schema.source.fps or float(USUAL_FPS)
     names = _names(chosen(episodes[0], keys, unheld))
-    with placed(path, overwrite=overwrite, sign=SIGN) as hidden:
+    with written_aside(path, overwrite=overwrite, sign=SIGN) as hidden:
         dataset = _Dataset(hidden, rate, task or schema.source.name or "recorded", names)
-        if not dataset.add(described(progress(episodes, len(episodes)), keys, unheld)):
+        with TableWriter(dataset.data) as writer:
+            for episode, found in described(progress(episodes, len(episodes)), keys, unheld):
+                if (table := dataset.add(episode, found)) is not None:
+                    writer.add(table)
+        if not dataset.episodes:
             raise dataset.left_out.nothing()
         dataset.describe()
     dataset.left_out.say()
@@ -135,16 +159,16 @@ def to_lerobot(
 
 
 def is_usual(stream: Stream) -> bool:
-    """Whether a key that the format holds is exported unasked: all but the returns that the recorder worked out."""
+    """Return whether a key that the format holds is exported by default: all but the returns that the recorder worked out."""
     return not stream.sums
 
 
 def unheld(stream: Stream, _: Moment) -> str:
-    """Why the format can't hold a key; empty: it can."""
-    if stream.kind == "image":
+    """Return why the format can't hold a key; empty if it can."""
+    if stream.kind.is_camera:
         return "varies in size, and a video of LeRobot's format is of one" if stream.varies else ""
     if stream.is_picture:
-        return f"is of kind {stream.kind!r}, and LeRobot's format has videos of images and numbers alone"
+        return f"is of kind {stream.kind.name!r}, and LeRobot's format has videos of images and numbers alone"
     if not stream.is_plain:
         return "is no tensor of real numbers of one shape, and LeRobot's format has videos and such numbers alone"
     return "" if math.prod(stream.shape) else f"has no numbers (shape {stream.shape})"
@@ -155,10 +179,10 @@ class _Episode:
     """An episode in the data set.
 
     Attributes:
-        number: its number there.
-        length: its steps.
-        start: steps of those before it.
-        statistics: what its values come to, by the names of the features.
+        number: its number in the data set.
+        length: the number of its steps.
+        start: the number of steps in the episodes before it.
+        statistics: statistics of its values, by the names of the features.
     """
 
     number: int
@@ -168,7 +192,7 @@ class _Episode:
 
     @property
     def file(self) -> dict[str, int]:
-        """Which of the files is its own, where each has one."""
+        """The numbers of its video file."""
         chunk, file = divmod(self.number, _FILES_PER_CHUNK)
         return {"chunk_index": chunk, "file_index": file}
 
@@ -177,16 +201,16 @@ class _Dataset:
     """A data set that is being written.
 
     Args:
-        folder: where.
+        folder: the folder.
         fps: frames per second.
-        task: what is done in it.
+        task: the task, in words.
         names: the names of the features.
 
     Attributes:
-        episodes: what is in it.
-        steps: how many there are.
+        episodes: the episodes so far.
+        steps: the number of their steps.
         videos: the features that are videos.
-        left_out: the steps that are not in it.
+        left_out: the steps that are left out.
     """
 
     def __init__(self, folder: Path, fps: float, task: str, names: _Names) -> None:
@@ -200,34 +224,39 @@ class _Dataset:
         self._names = names
         self._numbers: dict[str, dict[str, Any]] = {}
 
-    def add(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> int:
-        """Add episodes. Returns how many steps they have."""
-        return write_tables(self._file(_DATA, chunk_index=0, file_index=0), self._tables(episodes))
+    @property
+    def data(self) -> Path:
+        """The file of the numbers."""
+        return self._file(_DATA, chunk_index=0, file_index=0)
 
-    def _tables(self, episodes: Iterable[tuple[LoadedEpisode, Sequence[Described]]]) -> Iterator[pa.Table]:
-        for episode, found in episodes:
-            numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
-            span = episode_span(episode.properties.episode)
-            at = unbroken_transitions(episode, found, self.left_out)  # of which there are pictures, too
-            if not len(at):
-                continue
-            steps = episode.history.steps(numbers, span, at)
-            added = _Episode(len(self.episodes), len(steps), self.steps, {})
-            self.episodes.append(added)
-            self.steps += added.length
-            values: dict[str, npt.NDArray[Any]] = {}
-            for stream, moment in numbers:
-                is_next = moment is Moment.STEPPED or stream.key[-1] in FLAGS
-                name = self._names[stream.key, 0]
-                values[name] = array_of(steps["next"] if is_next else steps, stream).reshape(added.length, -1)
-                self._numbers[name] = _numbers_feature(stream, values[name])
-            values |= self._indices(added)
-            added.statistics.update({name: Statistics.of(each) for name, each in values.items()})
-            self._add_videos(episode, added, [stream for stream, _ in found if stream.kind == "image"], at.before)
-            yield pa.table({name: _column(each) for name, each in values.items()})
+    def add(self, episode: LoadedEpisode, found: Sequence[Described]) -> pa.Table | None:
+        """Add an episode, write its videos, and return the table of its numbers; None: no step of it is exported.
+
+        Args:
+            episode: the episode.
+            found: how its exported keys are recorded.
+        """
+        numbers = [(stream, moment) for stream, moment in found if not stream.is_picture]
+        at = unbroken_transitions(episode, found, self.left_out)  # at which no picture is missing either
+        if not len(at):
+            return None
+        steps = read_steps(episode.history, numbers, episode_span(episode.properties.episode), at)
+        added = _Episode(len(self.episodes), len(steps), self.steps, {})
+        self.episodes.append(added)
+        self.steps += added.length
+        values: dict[str, npt.NDArray[Any]] = {}
+        for stream, moment in numbers:
+            is_next = moment is Moment.STEPPED or stream.key[-1] in FLAGS
+            name = self._names[stream.key, 0]
+            values[name] = array_of(steps["next"] if is_next else steps, stream).reshape(added.length, -1)
+            self._numbers[name] = _numbers_feature(stream, values[name])
+        values |= self._indices(added)
+        added.statistics.update({name: Statistics.of(each) for name, each in values.items()})
+        self._add_videos(episode, added, [stream for stream, _ in found if stream.kind.is_camera], at.before)
+        return pa.table({name: _column(each) for name, each in values.items()})
 
     def _indices(self, added: _Episode) -> dict[str, npt.NDArray[Any]]:
-        """Where the steps of an episode are."""
+        """Return the columns by which LeRobot finds the steps of an episode, ``[n, 1]`` each."""
         frames = np.arange(added.length)
         indices: dict[str, npt.NDArray[Any]] = {
             "timestamp": (frames / self._fps).astype(np.float32),
@@ -238,8 +267,10 @@ class _Dataset:
         }
         return {name: values[:, None] for name, values in indices.items()}
 
-    def _add_videos(self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: Codes) -> None:
-        """Add a video of each camera, with a picture for each step."""
+    def _add_videos(
+        self, episode: LoadedEpisode, added: _Episode, cameras: Iterable[Stream], steps: FrameCodes
+    ) -> None:
+        """Write a video of each camera, with a picture for each step, and check that all episodes have the same videos."""
         videos = {}
         for stream in cameras:
             for lane in range(stream.lanes):
@@ -253,7 +284,7 @@ class _Dataset:
             name = min(name for name in {*videos, *self.videos} if videos.get(name) != self.videos.get(name))
             raise ValueError(f"the video {name} of {told(episode)} is not as the others are: take one run at a time")
 
-    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: Codes) -> None:
+    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: FrameCodes) -> None:
         held = episode.history.stored(stream, lane, episode_span(episode.properties.episode))
 
         def wanted(coming: Iterator[Any]) -> Iterator[Any]:
@@ -266,8 +297,8 @@ class _Dataset:
                     )
                 yield each._replace(frame=at)
 
-        if stream.is_video:
-            codec, coming = str(stream.image_format), wanted(from_keyframe(held))
+        if is_video(stream):
+            codec, coming = str(stream.kind.format), wanted(from_keyframe(held))
         else:
             codec, coming = "h264", encoded(wanted(decoded(stream, held)), self._fps)
         with av.open(path, "w", options={"movflags": "faststart"}) as container:
@@ -277,14 +308,14 @@ class _Dataset:
                 raise ValueError(f"{told(episode)}, {name_of(stream.key)}: {error}: leave that key out") from error
 
     def _seen_in(self, path: Path) -> tuple[dict[str, Any], Statistics]:
-        """What a video is like, and what the colours of its first picture come to."""
+        """Return the feature of a video, and statistics of the colours of its first picture."""
         with av.open(path) as video:
             frame = next(video.decode(video=0))
             feature = _video_feature(frame, video.streams.video[0].codec.name, self._fps)
         return feature, Statistics.of_picture(frame.to_ndarray(format="rgb24"))
 
     def describe(self) -> None:
-        """Write what says what is in it."""
+        """Write the metadata of the data set."""
         entries = []
         for episode in self.episodes:
             end = episode.start + episode.length
@@ -341,13 +372,13 @@ class _Dataset:
 
 
 def _names(found: Iterable[Described]) -> _Names:
-    """Name the features: one of each key, and of each camera and agent."""
+    """Return the names of the features: one for each key, and for each camera and agent."""
     return distinct((wish for stream, moment in found for wish in _wishes(stream, moment)), "LeRobot", _OWN)
 
 
 def _wishes(stream: Stream, moment: Moment) -> Iterator[Wish]:
     told = name_of(stream.key)
-    if stream.kind == "image":
+    if stream.kind.is_camera:
         for lane in range(stream.lanes):
             agent = stream.agents[lane : lane + 1]
             of_agent = "".join(f" of {name}" for name in agent)
@@ -367,7 +398,7 @@ def _numbers_feature(stream: Stream, values: npt.NDArray[Any]) -> dict[str, Any]
     return {
         "dtype": values.dtype.name,
         "shape": [size],
-        "names": list(stream.names) if len(stream.names) == size > 1 else None,
+        "names": list(stream.kind.names) if len(stream.kind.names) == size > 1 else None,
     }
 
 
@@ -386,13 +417,13 @@ def _video_feature(frame: av.VideoFrame, codec: str, fps: float) -> dict[str, An
 
 
 def _column(values: npt.NDArray[Any]) -> pa.Array:
-    """Vectors, ``[n, size]``; of one number they are plain."""
+    """Return the column of vectors, ``[n, size]``: lists of fixed size; plain numbers if the size is 1."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def _tasks(tasks: Sequence[str]) -> pa.Table:
-    """The tasks, as pandas would write them with their names as the index: so they are read."""
+    """Return the table of tasks as pandas writes it with their names as the index: LeRobot reads it so."""
     table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": tasks})
     columns = [
         {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": kind, "metadata": None}

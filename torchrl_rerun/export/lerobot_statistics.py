@@ -1,4 +1,4 @@
-"""Statistics of the values of a feature, episode by episode, as LeRobot has them: what normalizes them in training."""
+"""Statistics of the values of a feature in LeRobot's form, by which trainings normalize values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """What values of some numbers come to, each number by itself. Values that aren't finite are left out.
+    """Statistics of vectors, number by number. Values that aren't finite are left out.
 
     A number that is never finite has zeros.
 
     Attributes:
-        count: the values, or pictures.
-        weights: how many of the values are finite, ``[size]``.
-        least: the smallest, ``[size]``.
-        most: the largest, ``[size]``.
-        mean: their mean, ``[size]``.
-        std: their standard deviation, ``[size]``.
+        count: the number of vectors, or of pictures.
+        weights: the number of finite values, ``[size]``.
+        least: the minimum, ``[size]``.
+        most: the maximum, ``[size]``.
+        mean: the mean, ``[size]``.
+        std: the standard deviation, ``[size]``.
         quantiles: the quantiles, ``[5, size]``.
-        is_picture: whether the numbers are colours, which the format has as ``[3, 1, 1]``.
+        is_picture: whether the numbers are colours, whose shape in the format is ``[3, 1, 1]``.
     """
 
     count: int
@@ -43,11 +43,11 @@ class Statistics:
 
     @classmethod
     def of(cls, values: npt.NDArray[Any], *, count: int | None = None, is_picture: bool = False) -> Statistics:
-        """Return those of some values.
+        """Return the statistics of some values.
 
         Args:
             values: the values, ``[n, size]``.
-            count: what to say of how many they are; None: ``n``.
+            count: the count to note. Default: ``n``.
             is_picture: whether the numbers are colours.
         """
         numbers = values.astype(np.float64)
@@ -64,19 +64,19 @@ class Statistics:
 
     @classmethod
     def of_picture(cls, picture: npt.NDArray[Any]) -> Statistics:
-        """Return those of the colours of a picture, uint8 ``[height, width, 3]``, as numbers from 0 to 1."""
+        """Return the statistics of the colours of a picture, uint8 ``[height, width, 3]``, as numbers from 0 to 1."""
         return cls.of(picture.reshape(-1, 3) / 255, count=1, is_picture=True)
 
     @classmethod
     def together(cls, several: Iterable[Statistics]) -> Statistics:
-        """Return those of all values of several. Quantiles are means of theirs, weighted by how many they are of."""
+        """Return the statistics of all values of several. Quantiles are means of theirs, weighted by the number of values."""
         return functools.reduce(cls._with, several)
 
     def _with(self, other: Statistics) -> Statistics:
         weights = self.weights + other.weights
         share = self.weights / np.maximum(weights, 1)
         others = other.weights / np.maximum(weights, 1)
-        # Neither sums nor squares, which are infinite sooner than what they give.
+        # Sums and squares of large values are infinite though mean and deviation aren't.
         apart = np.sqrt(share * others)
         between = apart * self.mean - apart * other.mean
         within = np.hypot(np.sqrt(share) * self.std, np.sqrt(others) * other.std)
@@ -92,7 +92,7 @@ class Statistics:
         )
 
     def as_lists(self) -> dict[str, Any]:
-        """Return them by LeRobot's names, in its shapes."""
+        """Return the statistics by LeRobot's names, in its shapes."""
         found = {"min": self.least, "max": self.most, "mean": self.mean, "std": self.std}
         found |= dict(zip(QUANTILES, self.quantiles, strict=True))
         shape = (-1, 1, 1) if self.is_picture else (-1,)
@@ -112,6 +112,6 @@ def _summary(numbers: _Floats) -> _Floats:
 
 
 def _chosen(choose: Any, one: Statistics, other: Statistics, of_one: _Floats, of_other: _Floats) -> _Floats:
-    """Return the smaller or larger of two, of those that are of any values."""
+    """Return the smaller or larger of two extremes. Without finite values one side has no extreme."""
     both: _Floats = choose(of_one, of_other)
     return np.where(one.weights == 0, of_other, np.where(other.weights == 0, of_one, both))

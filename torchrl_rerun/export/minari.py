@@ -1,4 +1,4 @@
-"""Recordings as Minari data sets. Minari is an extra."""
+"""Export to Minari data sets. Minari is an extra."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.export.renaming import distinct, dotted
 from torchrl_rerun.export.steps import (
     BROKEN,
-    FLAGS,
     LeftOut,
     Progress,
     Unheld,
@@ -26,11 +25,13 @@ from torchrl_rerun.export.steps import (
     unbroken_transitions,
     unchanged,
 )
+from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Stream, name_of
-from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.index import episode_span
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.steps import steps as read_steps
+from torchrl_rerun.rrd.atomic import written_aside
+from torchrl_rerun.rrd.frame_codes import episode_span
 
 SIGN = "data/metadata.json"
 """The file by which the folder of a data set is known."""
@@ -44,29 +45,31 @@ def to_minari(
     overwrite: bool = False,
     progress: Progress = unchanged,
 ) -> Path:
-    """Write episodes as a Minari data set, which ``minari.load_dataset(dataset_id)`` gives back. Returns its folder.
+    """Write episodes as a Minari data set, which ``minari.load_dataset(dataset_id)`` loads, and return its folder.
 
-    Observations are the arrays that were recorded, of several keys as a dictionary; so are actions, but that a one-hot
-    action becomes its index, as gymnasium's environments take it. In the dictionary a key is its parts, joined by ``.``,
-    in letters, digits, ``_`` and ``-``, since HDF5 can't have all characters; if two would have one name, the one that
-    sorts later gets ``_2`` at its end. A warning says so. An episode that was interrupted is truncated at its last step.
-    Pictures are kept as pixels, not as JPEG. Where gymnasium knows the environment's name, its spec goes with it.
+    - Observations and actions are the recorded arrays, or a dictionary of arrays if there are several keys.
+    - A one-hot action becomes its index, as gymnasium's environments take it.
+    - In a dictionary the name of a key is its parts joined by ``.``, in letters, digits, ``_`` and ``-``, since HDF5 can't
+      have all characters. If two keys would have one name, the key that sorts later gets ``_2`` at its end, with a warning.
+    - An interrupted episode is truncated at its last step.
+    - Pictures are kept as pixels, not as JPEG.
+    - The environment's spec is included if gymnasium knows the environment's name.
 
     Args:
-        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
-        dataset_id: what Minari calls it: ``"cartpole/expert-v0"``. It lies where Minari's data sets do, in
-            ``~/.minari/datasets`` or in ``MINARI_DATASETS_PATH``, and is there when it is whole.
-        keys: which ones of those that are observed and done; None: all but pictures and non-tensor data. Rewards and
-            flags always are.
+        episodes: the episodes, as :func:`~torchrl_rerun.load` returns them.
+        dataset_id: Minari's id: ``"cartpole/expert-v0"``. The folder lies among Minari's data sets, in
+            ``~/.minari/datasets`` or in ``MINARI_DATASETS_PATH``, and gets its name when it is whole.
+        keys: the keys of observations and actions. Default: all but pictures and non-tensor data. Rewards and flags are
+            always included.
         overwrite: replace a data set that exists.
-        progress: is given the episodes, and how many they are, and gives them back one by one.
+        progress: called with the episodes and their number; yields the episodes one by one.
 
     Raises:
         FileExistsError: the data set exists, and ``overwrite`` is false.
         ImportError: Minari is missing.
         KeyError: a key isn't recorded.
-        ValueError: there are no episodes; nothing is observed or done in them; there are rewards of several agents; what
-            Minari can't hold is wanted; or ``dataset_id`` is none.
+        ValueError: there are no episodes, no observations or no actions; there are rewards of several agents; Minari can't
+            hold a key; or ``dataset_id`` isn't an id.
     """
     import minari  # noqa: PLC0415 - an extra
     from minari.dataset.minari_dataset import parse_dataset_id  # noqa: PLC0415
@@ -80,12 +83,12 @@ def to_minari(
         raise ValueError(
             f"{dataset_id!r} is no id of a Minari data set: it ends in a version, as cartpole/expert-v0"
         ) from None
-    folder = Path(get_dataset_path(dataset_id)).absolute()  # Minari looks for relative ones below themselves
+    folder = Path(get_dataset_path(dataset_id)).absolute()  # Minari looks for relative paths below themselves
     if not episodes:
         raise ValueError("there are no episodes to export")
     unheld, left_out = unheld_in(episodes), LeftOut(BROKEN)
     layout = _Layout(next(described(episodes[:1], keys, unheld))[1], episodes[0].schema.described)
-    with placed(folder, overwrite=overwrite, sign=SIGN) as hidden:
+    with written_aside(folder, overwrite=overwrite, sign=SIGN) as hidden:
         (hidden / "data").mkdir(parents=True)
         storage = MinariStorage.new(
             hidden / "data",
@@ -106,7 +109,7 @@ def to_minari(
 
 
 def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:
-    """Return what says why Minari can't hold a key of some episodes, of which the first one says what is recorded."""
+    """Return the function that says why Minari can't hold a key, for episodes that are recorded like the first one."""
     reward = _reward_in(episodes[0].schema.described)
 
     def unheld(stream: Stream, moment: Moment) -> str:
@@ -122,17 +125,17 @@ def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:
 
 
 def _reward_in(recorded: Sequence[Described]) -> Stream | None:
-    """The reward of which the recorder worked out the return."""
+    """Return the reward of which the recorder worked out the return; None: there is none."""
     known = {stream.key: stream for stream, _ in recorded}
     return next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
 
 
 class _Part:
-    """What is observed, or done: one array, or a dictionary of several.
+    """Observations, or actions: one array, or a dictionary of several.
 
     Args:
         streams: the keys.
-        what: what it is called in errors.
+        what: their name in errors.
     """
 
     def __init__(self, streams: Sequence[Stream], what: str) -> None:
@@ -144,22 +147,22 @@ class _Part:
         self.space = self._together(_space, gym.spaces.Dict)
 
     def of(self, arrays: Callable[[Stream], npt.NDArray[Any]]) -> Any:
-        """Its values."""
+        """Return the values in Minari's form."""
         return self._together(arrays, dict)
 
     def _together(self, of_each: Callable[[Stream], Any], of_several: Callable[[dict[str, Any]], Any]) -> Any:
-        """What comes of the only key, or of several by their names."""
+        """Return the result for the only key, or the results for several by their names."""
         if not self._names:
             return of_each(self.streams[0])
         return of_several({self._names[stream.key]: of_each(stream) for stream in self.streams})
 
 
 class _Layout:
-    """Which key becomes what.
+    """The roles of keys in a Minari data set.
 
     Args:
-        wanted: what of observations and actions is wanted.
-        recorded: all that is recorded.
+        wanted: the exported keys.
+        recorded: all recorded keys.
     """
 
     def __init__(self, wanted: Sequence[Described], recorded: Sequence[Described]) -> None:
@@ -175,7 +178,7 @@ class _Layout:
 
     @property
     def streams(self) -> list[Stream]:
-        """All that is read."""
+        """All keys that are read."""
         flags = [stream for stream in self.flags.values() if stream is not None]
         return [*self.observations.streams, *self.actions.streams, self.reward, *flags]
 
@@ -186,7 +189,7 @@ def _buffers(layout: _Layout, episodes: Iterable[tuple[LoadedEpisode, Any]], lef
     for episode, _ in episodes:
         wanted = episode.history.described([stream.key for stream in layout.streams])
         at = unbroken_transitions(episode, wanted, left_out)
-        steps = episode.history.steps(wanted, episode_span(episode.properties.episode), at)
+        steps = read_steps(episode.history, wanted, episode_span(episode.properties.episode), at)
         if len(steps):
             terminated, truncated = _ends(layout, episode, steps)
             yield EpisodeBuffer(
@@ -205,21 +208,21 @@ def _done(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:
 
 
 def _observed(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:
-    """What was observed, after the last step, too."""
+    """Return the observations, ``[steps + 1, ...]``: before each step, and after the last one."""
     return _indices(stream, np.concatenate([array_of(steps, stream), array_of(steps["next"], stream)[-1:]]))
 
 
 def _ends(
     layout: _Layout, episode: LoadedEpisode, steps: TensorDict
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """At which steps it was terminated, and at which truncated."""
+    """Return at which steps an episode is terminated, and at which truncated, bool ``[steps]`` each."""
     terminated, truncated = (_raised(layout, episode, steps, name) for name in ("terminated", "truncated"))
     truncated[-1] |= not terminated[-1]
     return terminated, truncated
 
 
 def _raised(layout: _Layout, episode: LoadedEpisode, steps: TensorDict, name: str) -> npt.NDArray[np.bool_]:
-    """At which steps a flag is up; where it isn't recorded, by what the episode came to."""
+    """Return at which steps a flag is up, bool ``[steps]``; by the episode's properties if the flag isn't recorded."""
     stream = layout.flags[name]
     if stream is not None:
         return np.asarray(array_of(steps["next"], stream).reshape(len(steps), -1).any(axis=1))
@@ -229,8 +232,8 @@ def _raised(layout: _Layout, episode: LoadedEpisode, steps: TensorDict, name: st
 
 
 def _indices(stream: Stream, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """One-hot values as the indices of what is hot, all others as they are."""
-    if stream.discrete != "one_hot":
+    """Return one-hot values as indices, and all other values as they are."""
+    if stream.kind.discrete != "one_hot":
         return values
     segments = np.split(values, np.cumsum(_sizes(stream))[:-1], axis=-1)
     indices = np.stack([segment.argmax(axis=-1) for segment in segments], axis=-1)
@@ -238,19 +241,19 @@ def _indices(stream: Stream, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _sizes(stream: Stream) -> tuple[int, ...]:
-    return stream.categories or (stream.shape[-1],)
+    return stream.kind.categories or (stream.shape[-1],)
 
 
 def _space(stream: Stream) -> gym.Space[Any]:
-    """The space of a key's values."""
+    """Return gymnasium's space of a key's values."""
     shape: tuple[int, ...] = stream.shape
     dtype: np.dtype[Any] = np.dtype(np.float32) if stream.dtype == "bfloat16" else stream.storage
-    if stream.discrete == "one_hot" and len(shape) == 1:
+    if stream.kind.discrete == "one_hot" and len(shape) == 1:
         sizes = _sizes(stream)
         return gym.spaces.Discrete(sizes[0]) if len(sizes) == 1 else gym.spaces.MultiDiscrete(list(sizes))
-    if stream.discrete == "index" and shape == () and stream.categories:
-        return gym.spaces.Discrete(stream.categories[0])
-    if stream.discrete == "one_hot":
+    if stream.kind.discrete == "index" and shape == () and stream.kind.categories:
+        return gym.spaces.Discrete(stream.kind.categories[0])
+    if stream.kind.discrete == "one_hot":
         sizes = _sizes(stream)
         return gym.spaces.Box(0, max(sizes), (*shape[:-1], *([] if len(sizes) == 1 else [len(sizes)])), np.int64)
     if dtype == np.bool_:

@@ -1,6 +1,6 @@
-"""Exporting: pictures as mp4 files, a video of each environment, or of all of them side by side.
+"""Export of pictures to mp4 files: a video of each environment, or of all environments side by side.
 
-What is a video in the recording is copied as it is; everything else is encoded. Needs PyAV, which is an extra.
+Recorded video is copied; other pictures are encoded. PyAV, which encodes, is an extra.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from PIL import Image
 
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
 from torchrl_rerun.kinds.streams import name_of
-from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps
+from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
 from torchrl_rerun.paths import absolute, shown
 from torchrl_rerun.reading.pictures import (
     Picture,
     Stored,
     Track,
-    decoder_of,
     from_keyframe,
+    is_video,
     pictures,
     stored,
     tracks_of,
 )
-from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.contents import index_of
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.files import whole_files_of
+from torchrl_rerun.rrd.reader import parts_in
 
 GRID_SIZE = (2160, 3840)
-"""Height and width that a grid doesn't exceed: larger videos play in few places."""
+"""Greatest height and width of a grid: few players can show larger videos."""
 
 _FORMAT = "h264"
 _SHAPE = 16 / 9
@@ -58,8 +58,8 @@ class Video:
 
     Attributes:
         path: the file.
-        tracks: what is in it; of several each gets a cell of a grid.
-        fps: frames per second; None: neither the recording nor the user says.
+        tracks: the pictures in it. Each of several tracks gets a cell of a grid.
+        fps: frames per second; None: unknown.
     """
 
     path: Path
@@ -73,12 +73,12 @@ class Exported:
 
     Attributes:
         path: the file.
-        pictures: how many are in it.
+        pictures: the number of pictures in it.
         size: its width and height.
-        recorded_size: width and height of what was recorded.
+        recorded_size: width and height of the recorded pictures.
         fps: frames per second.
-        is_copy: whether the recording's own video was copied, and nothing encoded.
-        left_out: how many pictures at the beginning couldn't be decoded, since they came before a keyframe.
+        is_copy: whether the recorded video was copied, and nothing encoded.
+        left_out: the number of pictures at the beginning that can't be decoded, since they came before a keyframe.
     """
 
     path: Path
@@ -103,27 +103,28 @@ def videos_of(
     fps: float | None = None,
     overwrite: bool = False,
 ) -> list[Video]:
-    """Which videos a recording gives: one of each environment, camera and agent, or a grid of each camera.
+    """Return the videos of a recording: one of each environment, camera and agent, or a grid of each camera.
 
-    Each is called as the recording, the environment, the key and the agent, as far as there are several of these, joined by
-    ``.``, in letters, digits, ``_`` and ``-``. If two would have one name, the one that sorts later gets ``_2`` at its end.
-    A warning says so.
+    The name of a video is the recording, the environment, the key and the agent, as far as there are several of these,
+    joined by ``.``, in letters, digits, ``_`` and ``-``. If two videos would have one name, the one that sorts later gets
+    ``_2`` at its end, with a warning.
 
     Args:
         path: the recording, or a folder of them.
-        out: a folder, or a file that ends in ``.mp4`` for the only video; None: each lies beside its recording.
-        envs: indices of the environments; None: all.
-        keys: the keys of the cameras, nested ones as ``"agents/pixels"``; None: all.
+        out: a folder, or a file that ends in ``.mp4`` for the only video. Default: beside each recording.
+        envs: indices of the environments. Default: all.
+        keys: the keys of the cameras, nested ones as ``"agents/pixels"``. Default: all.
         grid: one video of all environments.
-        fps: frames per second; None: what the recording says.
+        fps: frames per second. Default: those of the recording.
         overwrite: replace files that exist.
 
     Raises:
         FileNotFoundError: there is no recording.
         FileExistsError: a video exists, and ``overwrite`` is false.
-        IndexError, KeyError: no such environment, no such camera.
-        ValueError: a file can't be read, there are no pictures, several videos would be one file, or ``fps`` is no
-            positive number.
+        IndexError: there is no such environment.
+        KeyError: there is no such camera.
+        ValueError: a file can't be read, there are no pictures, several videos would be one file, or ``fps`` isn't
+            positive.
     """
     root = absolute(path)
     found = tracks_of(whole_files_of(root))
@@ -167,7 +168,7 @@ def _chosen(found: Sequence[Track], envs: Sequence[int] | None, keys: Sequence[s
 
 
 def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[str, list[Track]]]:
-    """The videos by their names, which say what differs within a recording: environment, camera, agent."""
+    """Return the names of the videos, each with its tracks: a name says the environment, the camera and the agent."""
     recordings: dict[tuple[Path, str], list[Track]] = {}
     for track in found:
         recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
@@ -184,7 +185,7 @@ def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[
                 *([] if one_key else key),
                 *([] if grid else agent),
             ]
-            # What an environment recorded after `close()` may be another recording, and is another video.
+            # An environment may record again after `close()`: that recording is another video.
             owner = recording, key, *(() if grid else (track.env, track.lane, number))
             told = f"{name_of(key)}{'' if grid else f' of environment {track.env}'} in {recording}"
             videos.setdefault((folder, owner), []).append(track)
@@ -194,7 +195,7 @@ def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[
 
 
 def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | None) -> Path:
-    """Where a video goes: beside its recording, or to the same place in another folder."""
+    """Return the path of a video: beside its recording, or at the same place below another folder."""
     folder = track.files[0].parent
     if out is not None:
         folder = absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
@@ -207,22 +208,22 @@ def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | No
 def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) -> Exported:
     """Write a video. It gets its name when it is whole.
 
-    A picture is shown until the next one of its environment comes, at the time ``frame / fps``. In a grid each cell shows
-    the last picture of its environment, and is black before the first.
+    A picture is shown at the time ``frame / fps``, until the next one of its environment. In a grid each cell shows the
+    last picture of its environment, and is black before the first.
 
     Args:
-        video: what to write.
-        progress: is given the pictures, and how many they are, and gives them back one by one.
+        video: the video.
+        progress: called with the pictures and their number; yields the pictures one by one.
 
     Raises:
-        OSError: it can't be written.
-        ValueError: its pictures are of several sizes, or there are none; or what is to be replaced is no regular file.
+        OSError: the file can't be written.
+        ValueError: the pictures are of several sizes, or there are none; or the path is no regular file.
     """
     fps = video.fps or float(USUAL_FPS)
     total = sum(map(_rows, video.tracks))
     first = video.tracks[0]
-    is_copy = len(video.tracks) == 1 and first.stream.is_video
-    codec = str(first.stream.image_format) if is_copy else _FORMAT
+    is_copy = len(video.tracks) == 1 and is_video(first.stream)
+    codec = str(first.stream.kind.format) if is_copy else _FORMAT
     counted = _Counted()
     if is_copy:
         coming = from_keyframe(counted.all(progress(stored(first), total)))
@@ -234,7 +235,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
     if begun is None:
         raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
     with (
-        placed(video.path, overwrite=True) as hidden,  # whether it may be replaced was asked before
+        written_aside(video.path, overwrite=True) as hidden,  # `videos_of` has checked that it may be replaced
         av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         size, written = mux(container, itertools.chain([begun], coming), codec, fps)
@@ -243,7 +244,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
 
 
 class _Counted:
-    """How many came."""
+    """Counts items that pass."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -255,25 +256,19 @@ class _Counted:
 
 
 def _rows(track: Track) -> int:
-    count = 0
-    for file in track.files:
-        index = index_of(file)
-        if index is not None:
-            is_of_track = np.array(index["chunk_entity_path"].to_pylist()) == track.path
-            is_static = index["chunk_is_static"].to_numpy()
-            count += int(index["chunk_num_rows"].to_numpy()[is_of_track & ~is_static].sum())
-    return count
+    """Return how many pictures a track has."""
+    return sum(part.count(track.path) for file in track.files for part in parts_in(file))
 
 
 class SizesDifferError(ValueError):
-    """Pictures are of several sizes, and a video is of one."""
+    """Pictures are of several sizes, and a video has one."""
 
 
 def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
-    """Pictures as the samples of a video, H.264, one by one.
+    """Yield pictures as the samples of an H.264 video, one by one.
 
     Raises:
-        SizesDifferError: they are of several sizes.
+        SizesDifferError: the pictures are of several sizes.
     """
     encoder, shape = VideoEncoder(_FORMAT, fps), None
     for picture in seen:
@@ -286,14 +281,14 @@ def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
 
 
 def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Pixels as video has them: floats from 0 to 1 as bytes, and without an alpha channel."""
+    """Return pixels as uint8 without an alpha channel. Floats are from 0 to 1."""
     if pixels.dtype != np.uint8:
         pixels = np.rint(np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1) * 255).astype(np.uint8)
     return pixels[..., :3]
 
 
 def mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: float) -> tuple[tuple[int, int], int]:
-    """Write samples. Returns the width and height that they have, and how many there were."""
+    """Write samples into a container, and return their width and height, and their number."""
     rate = Fraction(fps).limit_denominator(1001)
     first, size, count = None, (0, 0), 0
     for each, following in _pairs(coming):
@@ -310,7 +305,7 @@ def mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: f
 
 
 def _pairs(coming: Iterable[Stored]) -> Iterator[tuple[Stored, Stored | None]]:
-    """Each with the one that follows it."""
+    """Yield each picture with the one that follows it; the last one with None."""
     before: Stored | None = None
     for each in coming:
         if before is not None:
@@ -329,16 +324,16 @@ def _coded_size(codec: str, sample: Stored) -> tuple[int, int]:
 
 # --- grids ---
 
-_Placed = tuple[int, Picture]
-"""A picture, and the number of its cell."""
+_InCell = tuple[int, Picture]
+"""The number of a cell, and a picture in it."""
 
 
-def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_Placed]], Iterable[_Placed]]) -> Iterator[Picture]:
-    """All tracks side by side, a picture for each frame at which any has one.
+def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_InCell]], Iterable[_InCell]]) -> Iterator[Picture]:
+    """Yield pictures of all tracks side by side, one for each frame at which any track has a picture.
 
     Args:
-        tracks: what is in each cell.
-        through: is given the pictures of them all, in their order, and gives them back.
+        tracks: the tracks, one for each cell.
+        through: called with the pictures of all tracks in the order of their frames; yields them one by one.
     """
     sizes = [track.size for track in tracks]
     known = [size for size in sizes if size is not None]
@@ -359,7 +354,7 @@ def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_Placed]], Iterab
         yield Picture(frame, 0, 0, canvas)
 
 
-def _in_cell(cell: int, track: Track) -> Iterator[_Placed]:
+def _in_cell(cell: int, track: Track) -> Iterator[_InCell]:
     return ((cell, picture) for picture in pictures(track))
 
 
@@ -368,7 +363,7 @@ def _as_rgb(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 
 def _columns(cells: int, shape: float) -> int:
-    """The number of columns by which a grid is about as wide as a screen, and has few empty places.
+    """Return the number of columns for which a grid is about as wide as a screen, and has few empty cells.
 
     >>> [_columns(cells, 1.5) for cells in (1, 2, 3, 4, 16, 64)]
     [1, 2, 2, 2, 4, 8]

@@ -1,10 +1,11 @@
-"""Recordings as Parquet: a row for each step."""
+"""Export to Parquet: a row for each step."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,17 +17,19 @@ from torchrl_rerun.export.steps import LeftOut, Progress, described, unchanged
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.paths import shown, target_of
-from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.rrd.atomic import placed
-from torchrl_rerun.rrd.index import episode_span
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.steps import step_values
+from torchrl_rerun.reading.transitions import transitions
+from torchrl_rerun.rrd.atomic import written_aside
+from torchrl_rerun.rrd.frame_codes import episode_span
 
 GROUP_BYTES = 32 << 20
-"""Bytes of the steps that are written at once."""
+"""Bytes of a row group, about: a group of a few rows takes more room for itself than for them."""
 
 _OWN = ("env", "episode", "row")
 _NEXT = "next/"
 _PREFIXES = {Moment.OBSERVED: ("", _NEXT), Moment.ACTED: ("",), Moment.STEPPED: (_NEXT,)}
-"""The columns of a key: of its values at the step, and of those that came of it."""
+"""The prefixes of a key's columns: of its values before the step, and after it."""
 _UNRECORDED = "since not both of their frames were recorded (skip, triggers, switch()) or are in these files"
 
 
@@ -38,11 +41,12 @@ def to_parquet(
     overwrite: bool = False,
     progress: Progress = unchanged,
 ) -> int:
-    """Write the steps of episodes as one Parquet file, a row each. Returns how many they are.
+    """Write the steps of episodes as one Parquet file, a row each, and return their number.
 
-    The columns are ``env``, ``episode``, ``row`` (the number of the step in its episode, from 0), then what the tensordict of
-    the episode holds, nested keys joined by ``/``: ``observation``, ``next/observation``, ``next/reward``. Every step of which
-    both frames are recorded is a row. Values that are missing there are null, and a warning says how many steps are left out.
+    - The columns are ``env``, ``episode``, ``row`` (number of the step in its episode, from 0), then the keys of the
+      episode's tensordict, nested keys joined by ``/``: ``observation``, ``next/observation``, ``next/reward``.
+    - Every step of which both frames are recorded is a row. A warning says how many steps are left out.
+    - Missing values are null.
 
     ==========================================  ==================================================================
     values of a key                             column
@@ -56,22 +60,33 @@ def to_parquet(
     other non-tensor data, strings among them   JSON text; the metadata of the field says ``application/json``
     ==========================================  ==================================================================
 
-    If columns of two keys would have one name, or one of the first three, the key that sorts later gets ``_2`` at its end, and
-    a warning says so.
+    If two keys would have columns of one name, or a name of the first three columns, the key that sorts later gets ``_2`` at
+    its end, with a warning.
 
     Args:
-        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
+        episodes: the episodes, as :func:`~torchrl_rerun.load` returns them.
         path: the file. It gets its name when it is whole.
-        keys: which ones; None: all but pictures, non-tensor data, what varies in shape, complex numbers, and the returns that
-            the recorder worked out.
+        keys: the keys. Default: all but pictures, non-tensor data, keys that vary in shape, complex numbers, and the returns
+            that the recorder worked out.
         overwrite: replace a file that exists.
-        progress: is given the episodes, and how many they are, and gives them back one by one.
+        progress: called with the episodes and their number; yields the episodes one by one.
 
     Raises:
         FileExistsError: the file exists, and ``overwrite`` is false.
         KeyError: a key isn't recorded.
-        ValueError: there are no steps, or those of several runs that are recorded in different ways; or a key has values for
-            which there is no column: complex numbers, bytes beside other values, arrays of several dtypes.
+        ValueError: there are no steps; the episodes are recorded in different ways; or Parquet has no column for a key:
+            complex numbers, bytes beside other values, arrays of several dtypes.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, load, to_parquet
+        >>> folder = tempfile.mkdtemp()
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/run.rrd"))
+        >>> rollout = env.rollout(5)
+        >>> env.close()
+        >>> to_parquet(load(f"{folder}/run.rrd"), f"{folder}/run.parquet") == len(rollout)
+        True
     """
     target = target_of(path)
     if target.exists() and any(
@@ -79,41 +94,71 @@ def to_parquet(
     ):
         raise ValueError(f"{shown(path)} holds the episodes that are exported: choose another file")
     forms, left_out = _forms(episodes, keys), LeftOut(_UNRECORDED)
-    with placed(path, overwrite=overwrite) as hidden:
-        rows = write_tables(hidden, _tables(progress(episodes, len(episodes)), keys, forms, left_out))
-        if not rows:
+    with written_aside(path, overwrite=overwrite) as hidden:
+        with TableWriter(hidden) as writer:
+            for table in _tables(progress(episodes, len(episodes)), keys, forms, left_out):
+                writer.add(table)
+        if not writer.rows:
             raise left_out.nothing()
     left_out.say()
-    return rows
+    return writer.rows
 
 
 def unheld(stream: Stream, _: Moment) -> str:
-    """Why Parquet can't hold a key; empty: it can."""
+    """Return why Parquet can't hold a key; empty if it can."""
     return "is complex, and Parquet has no such numbers" if stream.is_complex else ""
 
 
-def write_tables(path: Path, tables: Iterable[pa.Table]) -> int:
-    """Write tables as one Parquet file, some at a time. Returns how many rows they have; of none there is no file."""
-    rows, writer = 0, None
-    try:
-        for table in _groups(tables):
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
-            rows += len(table)
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows
+class TableWriter:
+    """Writes tables as one Parquet file, several as one row group. Without rows there is no file.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        rows: the number of rows so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.rows = 0
+        self._path = path
+        self._waiting: list[pa.Table] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Add the rows of a table."""
+        self.rows += len(table)
+        self._waiting.append(table)
+        if sum(each.nbytes for each in self._waiting) >= GROUP_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            table = pa.concat_tables(self._waiting)
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path, table.schema, compression="zstd")
+            self._writer.write_table(table)
+            self._waiting = []
 
 
 def _tables(
     episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None, forms: dict[Key, Form], left_out: LeftOut
 ) -> Iterator[pa.Table]:
+    """Yield the table of each episode, and count the steps that it leaves out."""
     names: dict[Key, str] = {}
     for episode, found in described(episodes, keys, unheld):
         names = names or _names(found)
         known, span = episode.properties, episode_span(episode.properties.episode)
-        at = episode.history.transitions(found, span)
+        at = transitions(episode.history, found, span)
         left_out.add(episode, len(at))
         columns = {
             "env": pa.repeat(pa.scalar(known.env, pa.int64()), len(at)),
@@ -121,7 +166,7 @@ def _tables(
             "row": pa.array(at.before & 0xFFFFFFFF),
         }
         fields = [pa.field(name, pa.int64()) for name in columns]
-        for stream, sides in episode.history.values(found, span, at):
+        for stream, sides in step_values(episode.history, found, span, at):
             form = forms.get(stream.key)
             for side in sides:
                 name = (_NEXT if side.is_next else "") + names[stream.key]
@@ -131,7 +176,7 @@ def _tables(
 
 
 def _forms(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None) -> dict[Key, Form]:
-    """Decide about the columns of keys whose values are objects, by all their values: a file has one schema."""
+    """Decide the columns of keys whose values are objects, by all their values: a file has one schema."""
     if keys is None:
         return {}
     objects: dict[Key, Stream] = {}
@@ -149,18 +194,6 @@ def _forms(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None) 
 
 
 def _names(found: Sequence[Described]) -> dict[Key, str]:
-    """Name the columns of keys."""
+    """Return the names of the columns of keys."""
     wishes = (slashed(stream.key, name_of(stream.key), stream.key, _PREFIXES[moment]) for stream, moment in found)
     return distinct(wishes, "Parquet", _OWN)
-
-
-def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Tables together, until they are worth a row group: one of a few rows costs more than they do."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(each.nbytes for each in waiting) >= GROUP_BYTES:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)

@@ -1,4 +1,4 @@
-"""Columns of Parquet files: the values of a key as an Arrow array, null where a value is missing."""
+"""Columns of Parquet files: the values of a key as an Arrow array, null if a value is missing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MEDIA_TYPE = "media_type"
 
 
 class Nature(NamedTuple):
-    """What a value by itself is.
+    """The type of a value that is a Python object or an array of its own shape.
 
     Attributes:
-        kind: ``"string"``, ``"bytes"``, ``"array"``, or ``"other"``: what JSON has a word for.
-        dtype: of an array the name of its dtype.
-        dims: of an array the number of its dimensions.
+        kind: ``"string"``, ``"bytes"``, ``"array"``, or ``"other"``: a value that JSON has a form for.
+        dtype: for an array the name of its dtype.
+        dims: for an array the number of its dimensions.
     """
 
     kind: str
@@ -40,11 +40,11 @@ class Nature(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """How the column of a key whose values are objects is made.
+    """The way in which the column of a key is made whose values are objects.
 
     Attributes:
-        made: makes an array of values, none of which is missing.
-        metadata: what the field of the column says.
+        made: returns an Arrow array of values, none of which is missing.
+        metadata: metadata of the column's field.
     """
 
     made: Callable[[Sequence[Any]], pa.Array]
@@ -52,7 +52,7 @@ class Form:
 
 
 def natures_of(stream: Stream, values: npt.NDArray[Any]) -> set[Nature]:
-    """Return what the values of a key are that are objects.
+    """Return the natures of the values of a key that are objects.
 
     Args:
         stream: the key.
@@ -74,7 +74,7 @@ def form_of(stream: Stream, natures: Collection[Nature]) -> Form:
 
     Args:
         stream: the key.
-        natures: what all its values are.
+        natures: the natures of all its values.
 
     Raises:
         ValueError: no column can hold them all; names the key.
@@ -106,8 +106,8 @@ def column_of(
     Args:
         stream: the key.
         values: ``[n, *shape]``, or objects, ``[n]`` or ``[n, agents]``.
-        is_there: whether there is one, ``[n]``.
-        form: how values that are objects are held; None: there are none.
+        is_there: bool ``[n]``: whether there is a value.
+        form: how the column of objects is made; None: the values are numbers.
     """
     shape = values.shape[1:]
     if form is not None:
@@ -128,7 +128,7 @@ def column_of(
 
 
 def _of_objects(stream: Stream, present: npt.NDArray[Any], is_there: npt.NDArray[np.bool_], form: Form) -> pa.Array:
-    """A column of objects, of which those of agents are a list."""
+    """Return a column of objects. The objects of agents are a list."""
     agents = len(stream.agents)
     elements = list(present.reshape(-1, *present.shape[2:]) if agents else present)
     column = form.made([_as_numbers(stream, each) if isinstance(each, np.ndarray) else each for each in elements])
@@ -138,7 +138,7 @@ def _of_objects(stream: Stream, present: npt.NDArray[Any], is_there: npt.NDArray
 
 
 def _spread(column: pa.Array, is_there: npt.NDArray[np.bool_]) -> pa.Array:
-    """Values at the rows that have one, and null at the others."""
+    """Return a column with its values at the rows that have one, and null at the others."""
     return column if is_there.all() else column.take(pa.array(np.cumsum(is_there) - 1, mask=~is_there))
 
 
@@ -148,7 +148,7 @@ def _json(values: Sequence[Any]) -> pa.Array:
 
 
 def _nested(arrays: Sequence[npt.NDArray[Any]], *, dims: int, dtype: npt.DTypeLike) -> pa.Array:
-    """Arrays of any sizes as lists, one within the other for each dimension."""
+    """Return arrays of any sizes as nested lists, one level for each dimension."""
     column = pa.array(np.concatenate([np.empty(0, dtype), *(each.reshape(-1) for each in arrays)]))
     for dim in reversed(range(dims)):
         column = pa.ListArray.from_arrays(_offsets(np.fromiter(_lengths(arrays, dim), np.int64)), column)
@@ -166,7 +166,7 @@ def _offsets(lengths: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def _as_numbers(stream: Stream, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Values as numbers that Parquet has: bfloat16 as float32."""
+    """Return values as numbers that Parquet has: bfloat16 as float32."""
     return stream.numbers(values) if stream.dtype == "bfloat16" else values
 
 

@@ -1,4 +1,4 @@
-"""Renaming: the names of keys in other formats, no two of which are alike."""
+"""Names of keys in other formats, each of them different."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _NOT_PLAIN = re.compile(r"[^\w-]")
 
 @dataclass(frozen=True)
 class Wish:
-    """A name that something would have if nothing else had it.
+    """The name that a key gets unless another one has it.
 
     Attributes:
         owner: the key, and all else that tells it from others.
-        told: the owner in messages.
+        told: how messages name the owner.
         name: the name, in characters that the format can have.
         spelled: the name in the characters of the key.
         is_plain: whether the key is in letters, digits, ``_`` and ``-``.
@@ -35,18 +35,18 @@ class Wish:
     prefixes: tuple[str, ...] = ("",)
 
     def places(self, name: str) -> set[str]:
-        """Return the places that a name takes."""
+        """Return the names, folded, that a name takes with each of the prefixes."""
         return {_folded(prefix + name) for prefix in self.prefixes}
 
 
 def dotted(owner: Any, told: str, parts: Sequence[str], stem: str = "") -> Wish:
     """Return the wish for a name of parts joined by dots, in letters, digits, ``_`` and ``-``.
 
-    Other characters become ``_``: they mean something to file systems, to HDF5 or to the format itself.
+    Other characters become ``_``, since they have meanings for file systems, HDF5 or the format itself.
 
     Args:
         owner: the key, and all else that tells it from others.
-        told: the owner in messages.
+        told: how messages name the owner.
         parts: the parts.
         stem: the first part, which keeps its characters.
 
@@ -63,7 +63,7 @@ def slashed(owner: Any, told: str, parts: Sequence[str], prefixes: tuple[str, ..
 
     Args:
         owner: the key, and all else that tells it from others.
-        told: the owner in messages.
+        told: how messages name the owner.
         parts: the parts.
         prefixes: the beginnings that the format puts before the name.
     """

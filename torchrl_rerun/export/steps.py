@@ -1,4 +1,4 @@
-"""Steps: those of an episode as plain arrays, key by key, for formats that aren't TorchRL's."""
+"""The steps of an episode for other formats: which keys and steps are exported, and which are left out."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import Described, Moment
-from torchrl_rerun.kinds.streams import Stream, name_of
-from torchrl_rerun.reading.history import Transitions
-from torchrl_rerun.reading.load import LoadedEpisode
-from torchrl_rerun.rrd.index import episode_span
-
-FLAGS = ("done", "terminated", "truncated")
+from torchrl_rerun.kinds.streams import Stream, as_key, name_of
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.transitions import Transitions, transitions
+from torchrl_rerun.rrd.frame_codes import episode_span
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-"""What is gone through, and how many they are; gives them back one by one."""
+"""Called with items and their number; yields the items one by one."""
 
 
 def unchanged(items: Iterable[Any], _: int) -> Iterable[Any]:
-    """What stands for a progress bar where there is none."""
+    """Return the items: a progress bar that shows nothing."""
     return items
 
 
 def told(episode: LoadedEpisode) -> str:
-    """Which episode it is, in words."""
-    known, place = episode.properties, episode.history.run.parts[-1].contents.file
+    """Return how messages name an episode."""
+    known, place = episode.properties, episode.history.recording.parts[-1].file
     return f"episode {known.episode} of environment {known.env} in {place}"
 
 
 Unheld = Callable[[Stream, Moment], str]
-"""Why a format can't hold a key, in words that follow the key's name; empty: the format can."""
+"""Returns why a format can't hold a key, in words that follow the key's name; empty if the format can."""
 
 
 def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unheld) -> list[Described]:
-    """What is recorded of an episode under some keys.
+    """Return how the exported keys of an episode are recorded.
 
     Args:
         episode: the episode.
-        keys: which ones, nested ones as tuples or, as on the command line, joined by ``/``, which stands for all keys that
-            are joined so; None: all that the format holds but pictures, non-tensor data, what varies in shape, and the returns
-            that the recorder worked out.
-        unheld: why the format can't hold a key.
+        keys: the keys. A nested key is a tuple or, as on the command line, its parts joined by ``/``. Default: all keys that
+            the format holds but pictures, non-tensor data, keys that vary in shape, and the returns that the recorder
+            worked out.
+        unheld: returns why the format can't hold a key.
 
     Raises:
         KeyError: a key isn't recorded.
@@ -62,7 +60,7 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unh
     known = {stream.key: (stream, moment) for stream, moment in described}
     found = {}
     for key in keys:
-        meant = [each for each in known if key in (each, "/".join(each))]
+        meant = [each for each in known if each == as_key(key) or "/".join(each) == key]
         if not meant:
             raise KeyError(f"{key!r} is not recorded, but {', '.join(map(name_of, known))}")
         for each in meant:
@@ -79,12 +77,15 @@ def _is_usual(stream: Stream) -> bool:
 def left_out(
     episodes: Sequence[LoadedEpisode], unheld: Unheld, is_usual: Callable[[Stream], bool] = _is_usual
 ) -> tuple[list[str], list[str]]:
-    """Return what is left out if no keys are given: the keys that can be named, as the command line names them, and why others can't.
+    """Return the keys that are left out if none are given.
 
     Args:
-        episodes: the episodes, of which the first one says what is recorded.
-        unheld: why the format can't hold a key.
-        is_usual: whether a key that the format holds is exported unasked.
+        episodes: the episodes, of which the first one tells what is recorded.
+        unheld: returns why the format can't hold a key.
+        is_usual: returns whether a key that the format holds is exported by default.
+
+    Returns:
+        The keys that can be asked for, as the command line names them, and sentences that say why others can't.
     """
     schema = episodes[0].schema
     is_elsewhere = any(episode.properties.env != schema.envs[0] for episode in episodes)
@@ -104,7 +105,7 @@ def left_out(
 
 
 class LeftOut:
-    """The steps that an export leaves out.
+    """Counts the steps that an export leaves out.
 
     Args:
         why: the possible reasons, in words that follow "are left out, ".
@@ -135,14 +136,14 @@ class LeftOut:
         return self._steps > 0
 
     def __str__(self) -> str:
-        """How many there are, and of which episodes."""
+        """Return how many steps of which episodes are left out, and why."""
         steps = "1 step is" if self._steps == 1 else f"{self._steps:,} steps are"
         where = self._first if self._episodes == 1 else f"{self._first} and {self._episodes - 1:,} more"
         whole = f" ({self._lost:,} of these episodes altogether)" if self._lost and self._episodes > 1 else ""
         return f"{where}: {steps} left out{whole}, {self._why}"
 
     def say(self) -> None:
-        """Warn, if there are any."""
+        """Warn of the steps, if there are any."""
         if self:
             warn(str(self))
 
@@ -154,11 +155,17 @@ class LeftOut:
 def described(
     episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None, unheld: Unheld
 ) -> Iterator[tuple[LoadedEpisode, list[Described]]]:
-    """Each episode, with what is recorded of it under some keys, which has to be the same of all, in one order.
+    """Yield each episode with how its exported keys are recorded, in one order.
+
+    Args:
+        episodes: the episodes.
+        keys: the keys, see :func:`chosen`.
+        unheld: returns why the format can't hold a key.
 
     Raises:
         KeyError: a key isn't recorded.
-        ValueError: it isn't the same, or a value that stands for all environments is wanted of another one than the first.
+        ValueError: the keys aren't recorded in the same way in all episodes, or a value that stands for all environments
+            is wanted from another environment than the first.
     """
     first = None
     for episode in episodes:
@@ -177,15 +184,15 @@ def described(
 
 
 def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequence[Described]) -> None:
-    """Refuse what can't be together.
+    """Refuse an episode whose keys are recorded in another way than those of the first one.
 
     Args:
-        episode: an episode.
-        found: what is recorded of it.
-        first: what is recorded of the first one.
+        episode: the episode.
+        found: how its keys are recorded.
+        first: how the keys of the first episode are recorded.
 
     Raises:
-        ValueError: it isn't the same; says which key isn't.
+        ValueError: a key is recorded in another way; names the key.
     """
     said, wanted = ({(each.key, each.dtype, each.shape, moment) for each, moment in all_} for all_ in (found, first))
     if said != wanted:
@@ -196,14 +203,14 @@ def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequen
 def unbroken_transitions(episode: LoadedEpisode, found: Sequence[Described], left_out: LeftOut) -> Transitions:
     """Return the first steps of an episode that follow one another, and at which no key is missing.
 
-    They are for formats that have one row for what a step led to and what the next one leads from.
+    Formats need that which have one row for the observation that a step led to and that the next one leads from.
 
     Args:
         episode: the episode.
         found: the keys.
         left_out: counts the other steps.
     """
-    at = episode.history.transitions(found, episode_span(episode.properties.episode), is_whole=True)
+    at = transitions(episode.history, found, episode_span(episode.properties.episode), is_whole=True)
     first, *_ = at.unbroken() or [at]
     left_out.add(episode, len(first))
     return first
@@ -217,7 +224,7 @@ BROKEN = (
 
 
 def array_of(steps: TensorDict, stream: Stream) -> npt.NDArray[Any]:
-    """The values of a key, ``[time, *shape]``: bfloat16 as float32, non-tensor data as objects."""
+    """Return the values of a key, ``[time, *shape]``: bfloat16 as float32, non-tensor data as objects."""
     values = steps.get(stream.key)
     if isinstance(values, torch.Tensor):
         array: npt.NDArray[Any] = (values.float() if values.dtype == torch.bfloat16 else values).numpy()

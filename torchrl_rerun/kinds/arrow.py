@@ -35,19 +35,19 @@ Times = dict[str, pa.Array]
 
 
 class Entity(NamedTuple):
-    """The columns of one entity."""
+    """The columns of one entity of a chunk."""
 
     path: str
     columns: list[Column]
 
 
 def times_of(positions: Positions, fps: float | None, timelines: Sequence[int] = range(len(TIMELINES))) -> Times:
-    """Time columns of rows at ``positions`` ``[n, 5]``, by the names of their timelines.
+    """Return the time columns of rows, by the names of their timelines.
 
     Args:
-        positions: where the rows are.
-        fps: frames per second of simulated time; None: no ``sim_time``.
-        timelines: which of the columns to make.
+        positions: positions of the rows, ``[n, 6]``.
+        fps: frames per second of simulated time. None: no ``sim_time``.
+        timelines: columns of ``positions`` to make. Default: all.
     """
     times: Times = {TIMELINES[i]: flat(positions[:, i]) for i in timelines}
     times["log_time"] = times["log_time"].view(pa.timestamp("ns"))
@@ -57,7 +57,7 @@ def times_of(positions: Positions, fps: float | None, timelines: Sequence[int] =
 
 
 def chunks_of(times: Times, entities: Sequence[Entity]) -> Iterator[Chunk]:
-    """Chunks of several entities that share their times: making them together costs a third of one by one."""
+    """Return the chunks of several entities that share their times: together they cost a third of one by one."""
     columns = [column for entity in entities for column in entity.columns]
     counts = tuple(len(entity.columns) for entity in entities)
     schema = _schema(tuple(times), counts, tuple((*column[:3], column.values.type) for column in columns))
@@ -73,7 +73,7 @@ def _schema(
     counts: tuple[int, ...],
     columns: tuple[tuple[str, str | None, str | None, pa.DataType], ...],
 ) -> pa.Schema:
-    """The schema of entities of so many columns. Their paths stand for any: chunks get theirs when they are made."""
+    """Return the schema of several entities. Their paths are placeholders: chunks get theirs when they are made."""
     fields = [
         pa.field(name, _TIME_TYPES.get(name, pa.int64()), metadata={"rerun:kind": "index", "rerun:index_name": name})
         for name in timelines
@@ -97,12 +97,12 @@ def _schema(
 
 
 def number_lists(rows: npt.NDArray[Any]) -> Column:
-    """Numbers to plot, ``[n, ...]``, of whichever type they are."""
+    """Return the column of numbers to plot, ``[n, ...]``, in their own dtype."""
     return Column("Scalars:scalars", "Scalars", None, lists(flat(rows), len(rows)))
 
 
 def flat(values: npt.NDArray[Any]) -> pa.Array:
-    """Numbers, as they lie in memory."""
+    """Return numbers as an Arrow array of one dimension, without a copy unless they are booleans."""
     values = np.ascontiguousarray(values).reshape(-1)
     if values.dtype == bool:
         return pa.array(values)  # Arrow packs them into bits
@@ -110,7 +110,7 @@ def flat(values: npt.NDArray[Any]) -> pa.Array:
 
 
 def lists(values: pa.Array, rows: int, *, not_null: bool = False) -> pa.ListArray:
-    """``rows`` lists of equal length."""
+    """Return ``rows`` lists of equal length."""
     kind = pa.list_(pa.field("item", values.type, nullable=not not_null))
     return pa.ListArray.from_arrays(_offsets(rows, len(values) // rows), values, type=kind)
 
@@ -121,7 +121,7 @@ def _offsets(rows: int, each: int) -> pa.Array:
 
 
 def blobs(files: Sequence[bytes]) -> pa.ListArray:
-    """Files as lists of bytes."""
+    """Return files as lists of bytes."""
     offsets = np.zeros(len(files) + 1, np.int32)
     np.cumsum([len(file) for file in files], out=offsets[1:])
     data = pa.array(np.frombuffer(b"".join(files), np.uint8))

@@ -1,4 +1,4 @@
-"""Endings: which flags end an environment's episode, by one rule for live data, stored data and recordings."""
+"""Endings: the flags that end an environment's episode, by one rule for live data, stored data and recordings."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy.typing as npt
 from torchrl_rerun.kinds.streams import Key
 
 FLAGS = ("done", "terminated", "truncated")
-"""Names of the flags, whichever group they are of."""
+"""Names of the flags, in any group."""
 
 Raised = npt.NDArray[np.bool_]
 
 
 class Ends(NamedTuple):
-    """Whose episodes end, ``[n]`` each, and how.
+    """The environments whose episodes end, ``[n]`` each.
 
     Attributes:
-        terminated: by what happened in the environment.
-        truncated: by a limit, of time for example.
+        terminated: episodes that the environment ended.
+        truncated: episodes that a limit ended, of time for example.
     """
 
     terminated: Raised
@@ -29,7 +29,7 @@ class Ends(NamedTuple):
 
     @property
     def either(self) -> Raised:
-        """Those that end in either way."""
+        """The environments whose episodes end in either way."""
         return self.terminated | self.truncated
 
 
@@ -49,14 +49,14 @@ def deciding(keys: Iterable[Key]) -> tuple[Key, ...]:
 
 
 class Endings:
-    """Decides whose episodes end, by the flags of one moment.
+    """Decides which environments' episodes end, by the flags of one frame.
 
     - Flags at the root end an episode if any of their numbers is up.
     - Without flags at the root an episode ends when all groups, and all agents in them, are done.
     - ``done`` without ``terminated`` or ``truncated`` counts as terminated.
 
     Args:
-        keys: keys of the data; those that are no flags, or don't decide, are left out.
+        keys: keys of the data, flags or not.
 
     Attributes:
         keys: the flags that decide, see :func:`deciding`.
@@ -73,10 +73,10 @@ class Endings:
             self._groups.setdefault(key[:-1], []).append(key)
 
     def of(self, flags: Callable[[Key], npt.NDArray[Any] | None], count: int) -> Ends | None:
-        """Return whose episodes end; None if nobody's does.
+        """Return the environments whose episodes end; None if no episode ends.
 
         Args:
-            flags: gives the values of a flag, bool ``[count, ...]``; None: it is missing, and down.
+            flags: returns the values of a flag, bool ``[count, ...]``. None: the flag is missing, and counts as down.
             count: the number of rows, environments for example.
         """
         found = {key: values.reshape(count, -1) for key in self.keys if (values := flags(key)) is not None}

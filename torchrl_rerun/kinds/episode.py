@@ -1,4 +1,4 @@
-"""Episodes: what is known of one when it is over."""
+"""Episodes: the properties of an episode that is over."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from datetime import datetime
 from typing import Any
 
 Value = bool | int | float | str
-"""What an annotation can be."""
+"""The value of an annotation."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """What is known of an episode when it is over: the properties of its recording.
+    """An episode that is over: the properties of its recording.
 
     Attributes:
         env: environment index.
         episode: number of the episode in its environment, from 0.
-        episode_return: sum of its rewards, of all its steps whichever are recorded: the mean over agents, if there are
-            several; of the first reward, if there are several of these. NaN: it isn't known.
-        length: its steps, recorded or not.
-        terminated: it ended by what happened in it.
-        truncated: it was cut short, by a limit of time say.
-        interrupted: it was reset, or the recording closed, before it ended.
-        first_step: calls of ``env.step`` before it began.
-        start_time: when it began, in UTC.
-        seed: the seed that the environment was given last before it began, if that is known.
-        annotations: what the user said of it, see ``RerunRecorder.annotate``.
+        episode_return: sum of the rewards of all steps, recorded or not. Of several agents the mean, of several rewards
+            the first one. NaN: not known.
+        length: number of steps, recorded or not.
+        terminated: whether the environment ended the episode.
+        truncated: whether a limit ended the episode, of time for example.
+        interrupted: whether the episode was reset, or the recording closed, before it ended.
+        first_step: number of calls of ``env.step`` before the episode began.
+        start_time: time at which the episode began, in UTC.
+        seed: last seed that the environment was given before the episode began. None: not known.
+        annotations: values that the user added, see ``RerunRecorder.annotate``.
 
     >>> episode = Episode(0, 7, 12.5, 100, terminated=True, annotations={"success": True})
     >>> episode["episode_return"], episode["success"], episode.get("collisions", 0)
@@ -50,12 +50,12 @@ class Episode:
         return self.annotations[name] if name in self.annotations else self.properties[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A property or an annotation; ``default`` if it has none of this name."""
+        """Return a property or an annotation; ``default`` if there is none of this name."""
         return self.annotations.get(name, self.properties.get(name, default))
 
     @property
     def properties(self) -> dict[str, Any]:
-        """All but the annotations."""
+        """All properties without the annotations."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "annotations"}
 
     @property
@@ -65,7 +65,7 @@ class Episode:
 
     @property
     def key(self) -> EpisodeKey:
-        """What tells it from all others of a run. After a restart numbers may come again."""
+        """Environment, episode and start time, which no two episodes of a run share. After a restart numbers may come again."""
         return self.env, self.episode, self.start_time
 
 
@@ -73,7 +73,7 @@ EpisodeKey = tuple[int, int, datetime | None]
 
 
 PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")
-"""The names that annotations can't have."""
+"""Names of properties, which annotations can't have."""
 
 
 Predicate = Callable[[Episode], bool]

@@ -1,7 +1,7 @@
-"""Objects: Python's own values and arrays of any shape, each stored by itself, and given back as the value that it was.
+"""Objects: Python's own values and arrays of any shape, each stored by itself and read back as it was.
 
-A value is a text or a tensor. The component ``TextDocument:media_type`` says what a text stands for, and
-``torchrl_rerun:type`` which type of NumPy's a value was, unless the tensor itself says it:
+A value is stored as a text or a tensor. The component ``TextDocument:media_type`` tells how to read a text, and
+``torchrl_rerun:type`` the type of a NumPy value if the tensor itself doesn't tell it:
 
 ====================================  =====================  ============================  =====================
 value                                 stored as              ``media_type``                ``torchrl_rerun:type``
@@ -33,9 +33,13 @@ import pyarrow as pa
 import rerun as rr
 
 from torchrl_rerun.kinds.arrow import Column, flat, lists
+from torchrl_rerun.kinds.streams import Stream
 
 TEXT, MEDIA_TYPE, TENSOR, TYPE = "TextDocument:text", "TextDocument:media_type", "Tensor:data", "torchrl_rerun:type"
-"""The components of a value; those that it doesn't need are null."""
+"""The components of a value. Components that a value doesn't need are null."""
+
+OBJECTS = (TEXT, TENSOR)
+"""The components of which each value has one."""
 
 JSON, BYTES = "application/json", "application/octet-stream"
 
@@ -44,7 +48,7 @@ class Lost:
     """Stands for a value that can't be stored.
 
     Args:
-        what: what it is, for a message.
+        what: name of the value's type, for a message.
     """
 
     def __init__(self, what: str) -> None:
@@ -52,15 +56,15 @@ class Lost:
 
 
 MISSING = Lost("nothing")
-"""Stands for a value that an environment did not give, where others of its batch did."""
+"""Stands for a value that an environment did not give, though others of its batch did."""
 
 
 class NotStorableError(TypeError):
-    """A value can't be stored so that it comes back as it was."""
+    """A value can't be stored so that it is read back as it was."""
 
 
 def frozen(value: Any) -> Any:
-    """A value as it is now: its owner may change it before it is written. A :class:`Lost` if it can't be stored.
+    """Return a copy of a value, which its owner may change before it is written. A :class:`Lost` if it can't be stored.
 
     >>> history = [{"role": "user"}]
     >>> frozen(history) == history, frozen(history) is history, frozen((1, 2)).what
@@ -92,7 +96,7 @@ def _copied(value: Any) -> Any:
 
 
 def _plain(values: list[Any]) -> list[Any]:
-    """What JSON has a word for, so that it comes back of the same type."""
+    """Return values whose types JSON keeps, or raise."""
     for value in values:
         if value is not None and type(value) not in (str, bool, int, float, list, dict):
             raise NotStorableError(f"{type(value).__name__} within a list or dict")
@@ -100,7 +104,7 @@ def _plain(values: list[Any]) -> list[Any]:
 
 
 def size_of(value: object) -> int:
-    """Bytes of a Python object, about."""
+    """Return roughly how many bytes a Python object takes."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, list):
@@ -111,7 +115,7 @@ def size_of(value: object) -> int:
 
 
 class Written(NamedTuple):
-    """A value in the components of its row; None for those that it doesn't need."""
+    """The components of a stored value; None for a component that it doesn't need."""
 
     text: str | None = None
     media_type: str | None = None
@@ -120,10 +124,10 @@ class Written(NamedTuple):
 
 
 def written(value: Any) -> Written:
-    """A value as it is stored.
+    """Return a value as it is stored.
 
     Raises:
-        NotStorableError: it can't be stored so that it comes back as it was; says what it is.
+        NotStorableError: the value can't be stored so that it is read back as it was. The message names its type.
     """
     if isinstance(value, Lost):
         raise NotStorableError(value.what)
@@ -187,7 +191,7 @@ _AS_OTHERS: dict[str, np.dtype[Any]] = {
     "complex64": np.dtype(np.float32),
     "complex128": np.dtype(np.float64),
 }
-"""Dtypes that no tensor of Rerun's has, and those as which they are stored."""
+"""Dtypes that Rerun's tensors don't have, and the dtypes in which they are stored."""
 
 
 def _as_tensor(array: npt.NDArray[Any]) -> Written:
@@ -202,7 +206,7 @@ def _as_tensor(array: npt.NDArray[Any]) -> Written:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether two plain values are equal, of the same types throughout, and floats to the bit.
+    """Return whether two plain values are equal and of the same types throughout, floats to the bit.
 
     >>> is_same([1, float("nan")], [1, float("nan")]), is_same([1], [1.0]), is_same([0.0], [-0.0])
     (True, False, False)
@@ -223,8 +227,8 @@ def is_same(a: Any, b: Any) -> bool:
 # --- columns ---
 
 
-def columns_of(rows: Sequence[Written]) -> list[Column]:
-    """The columns of some values."""
+def columns_of_objects(rows: Sequence[Written]) -> list[Column]:
+    """Return the columns of some values."""
     columns = []
     texts, media_types, tensors, types = zip(*rows, strict=True)
     if any(text is not None for text in texts):
@@ -242,7 +246,7 @@ def columns_of(rows: Sequence[Written]) -> list[Column]:
 
 
 def _optional(values: pa.Array) -> pa.ListArray:
-    """A list of one value for each row that has one, and null for the others."""
+    """Return a list of one value for each row that has one, and null for all others."""
     held = values.drop_null()
     at = np.full(len(values), -1)
     at[values.is_valid().to_numpy(zero_copy_only=False)] = np.arange(len(held))
@@ -261,7 +265,7 @@ _BUFFER_CODES = {np.dtype(name): code for code, name in enumerate(_TENSORS, 1)}
 
 
 def tensor_data(rows: npt.NDArray[Any]) -> pa.StructArray:
-    """Rows ``[n, *shape]`` as n values of Rerun's ``TensorData``: its shape, no names, and a union of buffers by dtype."""
+    """Return rows ``[n, *shape]`` as ``n`` values of Rerun's ``TensorData``: shape, no names, a union of buffers by dtype."""
     count, *shape = rows.shape
     if rows.dtype == bool:
         rows = rows.view(np.uint8)
@@ -280,7 +284,7 @@ def tensor_data(rows: npt.NDArray[Any]) -> pa.StructArray:
 
 
 def read(text: str, media_type: str | None, type_name: str | None) -> Any:
-    """The value of a text."""
+    """Return the value of a text."""
     value: Any = text
     if media_type == BYTES:
         value = base64.b64decode(text)
@@ -289,8 +293,59 @@ def read(text: str, media_type: str | None, type_name: str | None) -> Any:
     return value if type_name is None else _SCALARS[type_name](value)
 
 
+def tensor_buffers(batch: pa.RecordBatch, component: str) -> tuple[pa.Array, pa.Array]:
+    """Return the shapes and the buffers of the rows that have a tensor."""
+    data = batch.column(component).flatten()
+    buffers = data.field("buffer")
+    if buffers.offset:  # of a slice of a union pyarrow 26 gives the types, and the wrong offsets
+        buffers = buffers.take(pa.array(np.arange(len(data))))
+    return data.field("shape"), buffers
+
+
+def objects_in(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    """Return rows ``[n]`` of which each is a value by itself: an object, or a value that its kind stores.
+
+    Args:
+        stream: the stream.
+        batch: the rows.
+    """
+    out = np.empty(len(batch), object)
+    types = _one_each(batch, TYPE)
+    for component in batch.schema.names:
+        if component not in (*OBJECTS, *stream.kind.components):
+            continue
+        is_there = batch.column(component).is_valid().to_numpy(zero_copy_only=False)
+        at = np.flatnonzero(is_there)
+        part = batch if is_there.all() else batch.filter(pa.array(is_there))
+        if component == TENSOR:
+            shapes, buffers = tensor_buffers(part, component)
+            for row, shape, buffer in zip(at, shapes, buffers, strict=True):
+                numbers, size = np.asarray(buffer.value.values), shape.as_py()
+                if stream.varies:
+                    out[row] = stream.narrowed(numbers).reshape(size[:-1] if stream.is_complex else size)
+                else:
+                    out[row] = array_in(numbers, size, types[row])
+        elif component == TEXT:
+            texts = part.column(TEXT).flatten().to_pylist()
+            media_types = _one_each(batch, MEDIA_TYPE)
+            for row, text in zip(at, texts, strict=True):
+                is_plain = media_types[row] is None and types[row] is None
+                out[row] = text if is_plain else read(text, media_types[row], types[row])
+        else:
+            for row, value in zip(at, stream.kind.values(stream, part), strict=True):
+                out[row] = value
+    return out
+
+
+def _one_each(batch: pa.RecordBatch, component: str) -> list[str | None]:
+    """Return the value of a component in each row; None: a row has none."""
+    if component not in batch.schema.names:
+        return [None] * len(batch)
+    return [None if said is None else said[0] for said in batch.column(component).to_pylist()]
+
+
 def array_in(numbers: npt.NDArray[Any], shape: list[int], type_name: str | None) -> npt.NDArray[Any]:
-    """The array of a ``TensorData``."""
+    """Return the array of a ``TensorData``."""
     if type_name == "bool":
         numbers = numbers.astype(bool)
     elif type_name is not None:

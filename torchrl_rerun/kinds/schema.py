@@ -1,4 +1,4 @@
-"""The recording's own description, kept in it as a property, by which it can be read without the environments."""
+"""The schema: a recording's description of itself, a property by which it can be read without the environments."""
 
 from __future__ import annotations
 
@@ -17,47 +17,48 @@ import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
+from torchrl_rerun.kinds.describe import kind_called
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
 
 PROPERTIES = "__properties"
-"""Below this entity recordings keep what is known of them."""
+"""Entity below which a recording has its properties."""
 
 PROPERTY = "torchrl_rerun"
 EPISODE = "episode"
 RECORDING_INFO = "RecordingInfo"
 SCHEMA_VERSION = 2
-"""Of what is recorded now. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` holds some.
+"""Version of the schema that is written. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` has some.
 
 Version 2: values of a key may vary in shape (``varies``), complex numbers, and non-tensor data of any kind (``objects.py``).
 """
 
 Split = Literal["run", "dump", "episode"]
-"""What a recording is of: a run, the time between two dumps, or an episode of one environment."""
+"""The unit of a recording: a run, the time between two dumps, or an episode of one environment."""
 SPLITS = get_args(Split)
 
 
 class Moment(IntEnum):
-    """When a key is seen, which decides at which frames it has rows."""
+    """The moment at which a key is seen, which decides at which frames it has rows."""
 
     OBSERVED = 0
     """At resets and steps."""
     STEPPED = 1
     """At steps alone."""
     ACTED = 2
-    """Before a step: its rows are at the frames that the policy saw."""
+    """Before a step. Rows are at the frames that the policy saw."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is recorded: the environments.
+    """The environments that are recorded.
 
     Attributes:
         batch_size: the environments' batch size; its product is their number.
-        name: name of the environment, if it says.
-        fps: frames per second of simulated time, if it says.
-        first_env: environment index of the first one, not 0 in the workers of a batched environment.
+        name: name of the environment. None: not known.
+        fps: frames per second of simulated time. None: not known.
+        first_env: environment index of the first environment. Not 0 in the workers of a batched environment.
     """
 
     batch_size: tuple[int, ...]
@@ -72,7 +73,7 @@ class Source:
 
 
 class NewerSchemaError(ValueError):
-    """A recording describes itself in a way that is not known yet."""
+    """A recording has a schema of a later version than this library knows."""
 
 
 Described = tuple[Stream, Moment]
@@ -81,16 +82,16 @@ Described = tuple[Stream, Moment]
 
 @dataclass(frozen=True)
 class Schema:
-    """What a recording says of itself; see :func:`property_chunk`.
+    """The schema of a recording; :func:`property_chunk` writes it.
 
     Attributes:
-        source: the environments; ``first_env`` isn't known.
-        envs: indices of those that are recorded.
-        described: what is recorded of each, and when.
-        statistics: the keys of which there are statistics over all environments.
-        split: what the recording is of.
-        versions: of Python and the libraries, by their names.
-        ends: the flags that end an environment's episode, recorded or not.
+        source: the environments, without ``first_env``.
+        envs: indices of the recorded environments.
+        described: the streams of each environment, and the moments at which they are seen.
+        statistics: keys with statistics over all environments.
+        split: unit of the recording.
+        versions: versions of Python and the libraries, by their names.
+        ends: flags that end an environment's episode, recorded or not.
     """
 
     source: Source
@@ -102,19 +103,28 @@ class Schema:
     ends: tuple[Key, ...] = ()
 
     def paths_of(self, stream: Stream) -> Iterator[str]:
-        """The entity paths at which a key is recorded."""
-        envs: Sequence[int | None] = (None,) if self.split == "episode" else self.envs
-        for env in envs[:1] if stream.shared else envs:
+        """Yield the entity paths at which a key is recorded."""
+        for env in self.envs[:1] if stream.shared else self.envs:
             for lane in range(stream.lanes):
-                yield entity_path(stream, env, lane)
+                yield self.path_of(stream, env, lane)
 
-    def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
-        """Keys with fewer rows than others that are seen at the same moments: how many they have, of how many.
-
-        What is large is written later than what is small, so that a process that is killed leaves fewer of it.
+    def path_of(self, stream: Stream, env: int, lane: int = 0) -> str:
+        """Return the entity path of a key: below ``/env_{env}``, unless the recording is of one episode.
 
         Args:
-            rows: how many there are at each entity path.
+            stream: the key.
+            env: index of the environment.
+            lane: position of the agent.
+        """
+        return entity_path(stream, None if self.split == "episode" else env, lane)
+
+    def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
+        """Return how many rows keys have, and how many they lack, if others that are seen at the same moments have more.
+
+        Large values are written later than small ones, so that a killed process leaves fewer of them.
+
+        Args:
+            rows: number of rows at each entity path.
         """
         most: dict[tuple[Moment, int], int] = {}
         found = {stream.key: [rows.get(path, 0) for path in self.paths_of(stream)] for stream, _ in self.described}
@@ -130,22 +140,52 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
-        """The schema in a recording's property."""
+        """Return the schema in the text of a recording's property."""
         return cls.from_fields(json.loads(text))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
-        """The schema that consists of these fields."""
+        """Return the schema with these fields."""
         return cls(
             Source(tuple(fields["batch_size"]), fields["env_name"], fields["fps"]),
             tuple(fields["envs"]),
-            tuple((Stream.from_json(entry), Moment[entry["moment"].upper()]) for entry in fields["keys"]),
+            tuple((stream_from_schema(entry), Moment[entry["moment"].upper()]) for entry in fields["keys"]),
             tuple(tuple(key) for key in fields.get("statistics", ())),
             fields["split"],
             fields["versions"],
             # Recordings of schema version 1 don't say.
             tuple(map(tuple, fields.get("ends", ()))) or deciding(tuple(entry["key"]) for entry in fields["keys"]),
         )
+
+
+def stream_to_schema(stream: Stream) -> dict[str, Any]:
+    """Return the fields of a key in the schema: all that a reader must know to give the key back as it was.
+
+    >>> from torchrl_rerun.kinds.state import State
+    >>> stream_to_schema(Stream(("action",), State(["left", "right"]), "int64", (1,)))
+    {'key': ['action'], 'dtype': 'int64', 'shape': [1], 'kind': 'state', 'names': ['left', 'right']}
+    """
+    told = {"key": list(stream.key), "dtype": stream.dtype, "shape": list(stream.shape), "kind": stream.kind.name}
+    told |= {name: value for name in _IF_NOT_EMPTY if (value := getattr(stream, name))}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()} | (
+        stream.kind.to_schema()
+    )
+
+
+def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
+    """Return the stream that :func:`stream_to_schema` described.
+
+    Args:
+        fields: the fields of a key in the schema.
+    """
+    told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    kind = kind_called(fields["kind"]).from_schema(fields)
+    return Stream(
+        told["key"], kind, told["dtype"], told["shape"], **{name: told[name] for name in _IF_NOT_EMPTY if name in told}
+    )
+
+
+_IF_NOT_EMPTY = ("agents", "varies", "shared", "sums", "place")
 
 
 _VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d+)')
@@ -155,7 +195,7 @@ def check_version(text: str) -> None:
     """Refuse a schema of a version that is not known yet, without parsing it.
 
     Raises:
-        NewerSchemaError: it is of one.
+        NewerSchemaError: the version is later than :data:`SCHEMA_VERSION`.
     """
     found = _VERSION.match(text)
     if found and int(found[1]) > SCHEMA_VERSION:
@@ -166,7 +206,7 @@ def check_version(text: str) -> None:
 
 
 def told_lacking(lacking: Mapping[Key, tuple[int, int]]) -> str:
-    """What is lacking, in words.
+    """Return lacking rows in words.
 
     >>> told_lacking({("pixels",): (167, 1318), ("depth",): (90, 1318)})
     "167 of 1,318 rows of 'pixels', 90 of 1,318 rows of 'depth'"
@@ -183,15 +223,15 @@ def property_chunk(
     *,
     split: Split = "run",
 ) -> Chunk:
-    """The property that describes a recording; the last one in a recording counts.
+    """Return the property that describes a recording. The last one in a recording counts.
 
     Args:
         source: the environments.
-        envs: indices of those that are recorded.
-        described: what is recorded of each, and when.
-        statistics: the keys of which there are statistics over all environments.
-        ends: the flags that end an environment's episode, recorded or not.
-        split: what a recording is of. Of one episode it has no ``/env_{i}``.
+        envs: indices of the recorded environments.
+        described: the streams of each environment, and the moments at which they are seen.
+        statistics: keys with statistics over all environments.
+        ends: flags that end an environment's episode, recorded or not.
+        split: unit of the recording. Recordings of one episode have no ``/env_{i}``.
     """
     schema = {
         "schema_version": SCHEMA_VERSION,
@@ -200,7 +240,7 @@ def property_chunk(
         "envs": list(envs),
         "fps": source.fps,
         "split": split,
-        "keys": [stream.as_json() | {"moment": moment.name.lower()} for stream, moment in described],
+        "keys": [stream_to_schema(stream) | {"moment": moment.name.lower()} for stream, moment in described],
         "statistics": [list(key) for key in statistics],
         "ends": [list(key) for key in ends],
         "versions": _versions(),
@@ -210,10 +250,10 @@ def property_chunk(
 
 
 def episode_chunk(episode: Episode) -> Chunk:
-    """The property that says what an episode came to: in catalogs ``property:episode:episode_return`` and so on."""
+    """Return the properties of an episode: ``property:episode:episode_return`` and so on in catalogs."""
     said: dict[str, Any] = {**episode.properties, **episode.annotations}
-    # Arrow arrays are taken as they are. Of plain values Rerun drops empty strings, and all that isn't of the type which
-    # the name had first in this process (rerun-sdk 0.41).
+    # rerun-sdk 0.41 takes Arrow arrays as they are. Of plain values it drops empty strings, and values of another type
+    # than the name had first in this process.
     values = rr.AnyValues()
     for name, value in said.items():
         if value is not None and name != "start_time":  # one by one: a name may be that of an argument
@@ -222,22 +262,22 @@ def episode_chunk(episode: Episode) -> Chunk:
 
 
 def info_chunk(name: str, start_time: int) -> Chunk:
-    """The property by which the viewer calls a recording, and sorts it.
+    """Return the property with the name and the start time by which the viewer lists a recording.
 
     Args:
-        name: its name.
+        name: name of the recording.
         start_time: nanoseconds since the epoch.
     """
     return Chunk.from_property(RECORDING_INFO, rr.archetypes.RecordingInfo(name=name, start_time=start_time))
 
 
 def shown_envs(envs: Sequence[int], each: int, workers: Sequence[int]) -> list[int]:
-    """The environments that the viewer shows together with ``envs``: those that all workers record are one recording.
+    """Return the environments that the viewer shows together: the recordings of all workers are shown as one.
 
     Args:
-        envs: indices of those that one worker records, or that are recorded without workers.
-        each: how many environments a worker has.
-        workers: numbers of the workers; empty: there are none.
+        envs: indices of the environments that one worker records, or that are recorded without workers.
+        each: number of environments of a worker.
+        workers: numbers of the workers. Empty: there are none.
 
     >>> shown_envs([4, 6], 4, [0, 1]), shown_envs([4, 6], 8, [])
     ([0, 2, 4, 6], [4, 6])

@@ -1,4 +1,4 @@
-"""Timelines: the columns of a position, which each row of a recording has."""
+"""Timelines: the columns of the position that each row of a recording has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Video: an encoder for each stream of images of an environment, fed on the writer's thread, without a delay.
+"""Video: encoders and decoders of streams of images, without a delay.
 
 The one module that needs PyAV, which is an extra.
 
@@ -8,12 +8,13 @@ what was dumped can be decoded, and each sample belongs to the row of its pictur
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import av
 import numpy as np
@@ -23,14 +24,14 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 USUAL_FPS = 30
-"""Frames per second at which the viewer plays what has no time of its own."""
+"""Frames per second at which the viewer plays videos without a frame rate."""
 
 
 def check_fps(fps: float | None) -> None:
-    """Refuse frames per second that no video can have.
+    """Refuse frame rates that no video can have.
 
     Raises:
-        ValueError: it isn't a positive number, or infinite.
+        ValueError: the frame rate is no positive number, or infinite.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise ValueError(f"fps={fps}: pass a number of frames per second, as 30")
@@ -42,11 +43,13 @@ class Codec:
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
-        least: width and height must be this at the least.
-        options: the encoder's.
+        decoder: FFmpeg's name of the decoder. Its own of AV1 needs hardware.
+        least: smallest width and height.
+        options: options of the encoder.
     """
 
     encoder: str
+    decoder: str
     least: int
     options: Mapping[str, str]
 
@@ -54,6 +57,7 @@ class Codec:
 CODECS: dict[str, Codec] = {
     "h264": Codec(
         "libx264",
+        "h264",
         least=2,
         # The slower presets make files half as large, and take up to five times as long. Each keyframe begins anew
         # (IDR), and carries the parameters that are needed to begin there.
@@ -61,6 +65,7 @@ CODECS: dict[str, Codec] = {
     ),
     "av1": Codec(
         "libsvtav1",
+        "libdav1d",
         least=4,
         # Without low delay (pred-struct=1) it keeps dozens of pictures back. One processor (lp) for each encoder. Files of
         # preset 10 are up to twice as large, and take two thirds of the time.
@@ -69,9 +74,9 @@ CODECS: dict[str, Codec] = {
 }
 
 MULTIPLE = 2
-"""Width and height must be multiples of this: colours have half the resolution."""
+"""Width and height must be multiples of this number: colours have half the resolution."""
 
-# SVT-AV1 tells standard error about itself whenever it begins and ends, unless it isn't to; what fails is raised anyway.
+# SVT-AV1 prints to standard error when an encoder begins and ends. Its errors are raised anyway.
 os.environ.setdefault("SVT_LOG", "0")
 
 
@@ -79,8 +84,8 @@ class Sample(NamedTuple):
     """A picture in a video.
 
     Attributes:
-        data: its bytes.
-        is_keyframe: whether decoding can begin with it.
+        data: bytes of the sample.
+        is_keyframe: whether decoding can begin with the sample.
     """
 
     data: bytes
@@ -111,13 +116,13 @@ class VideoEncoder:
         self._count = 0
 
     def encode(self, pictures: npt.NDArray[np.uint8], episodes: Sequence[int] | npt.NDArray[np.int64]) -> list[Sample]:
-        """Pictures as samples, one each.
+        """Return one sample for each picture.
 
-        Sizes that aren't even, or are too small, are filled up at the right and below with what is at the edge.
+        Odd or too small sizes are filled up at the right and below by repeating the pixels at the edge.
 
         Args:
-            pictures: ``[n, height, width, depth]`` (1 or 3 channels), of the same size each time.
-            episodes: which episode each is of, ``[n]``.
+            pictures: ``[n, height, width, depth]`` (1 or 3 channels), of the same size in each call.
+            episodes: number of the episode of each picture, ``[n]``.
         """
         _, height, width, depth = pictures.shape
         below, right = self._missing(height), self._missing(width)
@@ -163,3 +168,46 @@ class VideoEncoder:
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         context.options = dict(self._codec.options)
         return context
+
+
+Tag = TypeVar("Tag")
+
+Samples = Iterable[tuple[Tag, bytes, bool]]
+"""Samples of a video: any tag, the bytes, and whether decoding can begin with it."""
+
+
+def decoder_of(image_format: str) -> VideoCodecContext:
+    """Return a decoder of a video format, which holds no pictures back."""
+    decoder = av.CodecContext.create(CODECS[image_format].decoder, "r")
+    decoder.thread_count = 1
+    return cast("VideoCodecContext", decoder)
+
+
+def decoded(image_format: str, samples: Samples[Tag], *, is_grey: bool) -> Iterator[tuple[Tag, npt.NDArray[Any]]]:
+    """Return the pictures of a video with their tags, from the first keyframe on.
+
+    Args:
+        image_format: one of :data:`CODECS`.
+        samples: in their order.
+        is_grey: whether pictures have one channel instead of three.
+
+    >>> encoder = VideoEncoder("h264", fps=30)
+    >>> samples = encoder.encode(np.zeros((3, 84, 85, 3), np.uint8), episodes=[0, 0, 0])
+    >>> [(tag, picture.shape) for tag, picture in decoded("h264", zip("abc", *zip(*samples)), is_grey=False)][2]
+    ('c', (84, 86, 3))
+    """
+    decoder = decoder_of(image_format)
+    waiting: dict[int, Tag] = {}
+
+    def taken(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[Tag, npt.NDArray[Any]]]:
+        for frame in frames:
+            tag = waiting.pop(cast("int", frame.pts))
+            pixels = frame.to_ndarray(format="rgb24")
+            yield tag, pixels[..., :1] if is_grey else pixels
+
+    for number, (tag, data, _) in enumerate(itertools.dropwhile(lambda each: not each[2], samples)):
+        waiting[number] = tag
+        packet = av.Packet(data)
+        packet.pts = number
+        yield from taken(decoder.decode(packet))
+    yield from taken(decoder.decode(None))

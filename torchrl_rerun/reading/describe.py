@@ -1,35 +1,33 @@
-"""Describing: what is in recordings, by what they say of themselves and by the index in their files' footers."""
+"""Describing recordings for ``info``: what they say of themselves, and what the indexes of their files sum up to."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from torchrl_rerun.kinds.schema import Schema, Split
 from torchrl_rerun.kinds.streams import Key, Stream, batch_path
-from torchrl_rerun.rrd.contents import Contents, contents_of, index_of
+from torchrl_rerun.paths import check_name, shown
 from torchrl_rerun.rrd.copies import copies_among, say_copies
-from torchrl_rerun.rrd.files import files_of, not_ours, why_unreadable
+from torchrl_rerun.rrd.files import files_of, not_ours
+from torchrl_rerun.rrd.frame_codes import Span
+from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
 
 _TIMELINES = ("frame", "step", "episode", "log_time")
 
 
 @dataclass(frozen=True)
-class Part:
+class FileSummary:
     """A file.
 
     Attributes:
-        path: where it is.
+        path: the file.
         bytes: its size.
-        has_layout: whether the viewer finds one in it.
-        trouble: why it can't be opened, and what to do; None: it is whole.
+        has_layout: whether the viewer finds a layout in it.
+        trouble: why the viewer can't open it, and what to do; None: it can.
     """
 
     path: Path
@@ -39,18 +37,18 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Described:
+class KeySummary:
     """A key, in all environments and files together.
 
     Attributes:
         key: the key.
-        kind: how it is shown; of statistics ``"statistics"``.
+        kind: how it is shown; ``"statistics"`` for statistics.
         dtype: torch's name of the dtype.
         shape: shape of one environment's value, the agent dimension included.
         image_format: how images are stored; None for other kinds.
         agents: names of the agents.
-        rows: how many there are; None: a file has no index that knows.
-        bytes: what they take in the files, compressed; None: a file has no index that knows.
+        rows: the number of rows; None: a file has no index that knows.
+        bytes: the bytes of the rows in the files, compressed; None: a file has no index that knows.
     """
 
     key: Key
@@ -64,22 +62,22 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Description:
+class RecordingSummary:
     """A recording, or the recordings of all episodes in a folder.
 
     Attributes:
-        application_id: what the run is called.
-        recordings: how many recordings there are: one for each episode, with ``split="episode"``.
-        env_name: the environment's name, if it says.
-        batch_size: of the environments.
+        application_id: name of the run.
+        recordings: the number of recordings: one for each episode, with ``split="episode"``.
+        env_name: name of the environment, if it is known.
+        batch_size: batch size of the environments.
         envs: indices of the recorded ones.
         fps: frames per second of simulated time, if it is known.
         split: what a recording is of.
-        spans: the first and the last place on the timelines ``frame``, ``step``, ``episode`` and ``log_time``
+        spans: the first and the last value on the timelines ``frame``, ``step``, ``episode`` and ``log_time``
             (nanoseconds since the epoch), as far as the files' indexes know.
-        keys: what is recorded.
-        versions: of Python and the libraries, by their names.
-        files: the files; of what there are copies of, one.
+        keys: the recorded keys.
+        versions: versions of Python and the libraries, by their names.
+        files: the files. Of several copies there is one.
     """
 
     application_id: str
@@ -89,97 +87,95 @@ class Description:
     envs: tuple[int, ...]
     fps: float | None
     split: Split
-    spans: dict[str, tuple[int, int]]
-    keys: tuple[Described, ...]
+    spans: dict[str, Span]
+    keys: tuple[KeySummary, ...]
     versions: dict[str, str]
-    files: tuple[Part, ...]
+    files: tuple[FileSummary, ...]
 
 
 def describe_files(
     path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter
-) -> tuple[list[Description], list[Part]]:
-    """What is recorded at a path, and the files that can't be read or are none of ``torchrl_rerun``.
+) -> tuple[list[RecordingSummary], list[FileSummary]]:
+    """Return what is recorded at a path, and the files that hold no recording of ``torchrl_rerun`` that can be read.
 
-    Copies of a recording are left out, and a warning names them. Nothing is read but what the files say of themselves, unless they aren't finished.
+    Copies of a recording are left out, and a warning names them. Rows aren't read.
 
     Args:
         path: a recording, or a folder of them.
-        progress: is given the files, and gives them back one by one.
+        progress: called with the files; yields them one by one.
 
     Raises:
         FileNotFoundError: there is no recording.
     """
-    groups: dict[tuple[Path, str], _Group] = {}
-    others: list[Part] = []
-    ours: list[tuple[Part, Contents, Schema]] = []
-    for file in progress(files_of(path)):
-        part, found = _look(file)
-        described = [(part, contents, schema) for contents in found if (schema := contents.schema) is not None]
+    summed: dict[tuple[Path, str], _Sum] = {}
+    others: list[FileSummary] = []
+    ours: list[tuple[FileSummary, FilePart, Schema]] = []
+    for path_of_one in progress(files_of(path)):
+        file, parts = _look(path_of_one)
+        described = [(file, part, part.schema) for part in parts if part.schema is not None]
         if not described:
-            others.append(part)
+            others.append(file)
         ours += described
-    copies = copies_among(contents for _, contents, _ in ours)
+    copies = copies_among(part for _, part, _ in ours)
     say_copies(copies)
-    for part, contents, schema in ours:
-        if (part.path, contents.recording_id) not in copies:
-            key = part.path.parent, "" if schema.split == "episode" else contents.recording_id
-            groups.setdefault(key, _Group()).add(part, contents, schema)
-    return [group.described() for group in groups.values()], others
+    for file, part, schema in ours:
+        if (file.path, part.recording_id) not in copies:
+            key = file.path.parent, "" if schema.split == "episode" else part.recording_id
+            summed.setdefault(key, _Sum()).add(file, part, schema)
+    return [each.summary() for each in summed.values()], others
 
 
-def _look(file: Path) -> tuple[Part, list[Contents]]:
-    """A file, and what is in it, as far as it can be read."""
-    size, trouble = file.stat().st_size, why_unreadable(file)
+def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
+    """Return a file, and what it holds unless it ends within a message."""
+    size, trouble = path.stat().st_size, why_unreadable(path)
     try:
-        found = contents_of(file)
+        check_name(path)
+        found = parts_in(path)
+        is_ours = any(part.schema is not None for part in found)
     except ValueError as error:
-        return Part(file, size, trouble=trouble or str(error)), []
-    if trouble is None and all(contents.schema is None for contents in found):
-        trouble = not_ours(file)
-    return Part(file, size, found[0].has_layout, trouble), found
+        return FileSummary(path, size, trouble=trouble or str(error)), []
+    if not found or any(part.is_torn for part in found):
+        return FileSummary(path, size, trouble=trouble or f"there is nothing in {shown(path)}"), []
+    if trouble is None and not is_ours:
+        trouble = not_ours(path)
+    return FileSummary(path, size, found[0].has_layout, trouble), found
 
 
-class _Group:
-    """What is described together: the files of a recording, or of the episodes in a folder."""
+class _Sum:
+    """The files of a recording, or of the episodes in a folder, summed up."""
 
     def __init__(self) -> None:
-        self._parts: dict[Path, Part] = {}
-        self._contents: list[Contents] = []
+        self._files: dict[Path, FileSummary] = {}
+        self._recording_ids: set[str] = set()
         self._schemas: list[Schema] = []
-        self._sums: dict[str, npt.NDArray[np.int64]] = {}  # by entity path: rows, and bytes
-        self._spans: dict[str, tuple[int, int]] = {}
+        self._application_id = ""
+        self._rows: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._spans: dict[str, Span] = {}
         self._is_counted = True
 
-    def add(self, part: Part, contents: Contents, schema: Schema) -> None:
-        self._parts[part.path] = part
-        self._contents.append(contents)
+    def add(self, file: FileSummary, part: FilePart, schema: Schema) -> None:
+        self._files[file.path] = file
+        self._recording_ids.add(part.recording_id)
         self._schemas.append(schema)
-        index = index_of(part.path) if contents.is_finished else None
-        if index is None:
+        self._application_id = part.application_id
+        if not part.is_finished:
             self._is_counted = False
             return
-        changes = ~index["chunk_is_static"].to_numpy()
-        paths, where = np.unique(np.array(index["chunk_entity_path"].to_pylist(), object), return_inverse=True)
-        rows = np.bincount(where, index["chunk_num_rows"].to_numpy() * changes)
-        sizes = np.bincount(where, index["chunk_byte_size"].to_numpy())
-        for path, sums in zip(paths, np.stack([rows, sizes], axis=1).astype(np.int64), strict=True):
-            self._sums[path] = self._sums.get(path, 0) + sums
+        for path, rows, size in part.index.sums():
+            self._rows[path] += rows
+            self._bytes[path] += size
         for timeline in _TIMELINES:
-            self._span(timeline, index)
-
-    def _span(self, timeline: str, index: pa.Table) -> None:
-        if f"{timeline}:start" in index.column_names:
-            first, last = (pc.min_max(index[f"{timeline}:{end}"].cast(pa.int64())) for end in ("start", "end"))
-            span = first["min"].as_py(), last["max"].as_py()
-            if None not in span:
+            span = part.index.span(timeline)
+            if span is not None:
                 before = self._spans.get(timeline, span)
                 self._spans[timeline] = min(before[0], span[0]), max(before[1], span[1])
 
-    def described(self) -> Description:
+    def summary(self) -> RecordingSummary:
         latest = self._schemas[-1]
-        return Description(
-            self._contents[-1].application_id,
-            len({contents.recording_id for contents in self._contents}),
+        return RecordingSummary(
+            self._application_id,
+            len(self._recording_ids),
             latest.source.name,
             latest.source.batch_size,
             tuple(sorted({env for schema in self._schemas for env in schema.envs})),
@@ -188,10 +184,10 @@ class _Group:
             self._spans,
             tuple(self._keys()),
             latest.versions,
-            tuple(self._parts.values()),
+            tuple(self._files.values()),
         )
 
-    def _keys(self) -> Iterator[Described]:
+    def _keys(self) -> Iterator[KeySummary]:
         found: dict[Key, tuple[Stream, set[str]]] = {}
         statistics: dict[Key, set[str]] = {}
         for schema in self._schemas:
@@ -200,15 +196,21 @@ class _Group:
             for key in schema.statistics:
                 statistics.setdefault(key, set()).add(batch_path(key))
         for key, (stream, paths) in found.items():
-            yield Described(
-                key, stream.kind, stream.dtype, stream.shape, stream.image_format, stream.agents, *self._counted(paths)
+            yield KeySummary(
+                key,
+                stream.kind.name,
+                stream.dtype,
+                stream.shape,
+                stream.kind.format,
+                stream.agents,
+                *self._counted(paths),
             )
         for key, paths in statistics.items():
-            yield Described(("batch", *key), "statistics", "float64", (), None, (), *self._counted(paths))
+            yield KeySummary(("batch", *key), "statistics", "float64", (), None, (), *self._counted(paths))
 
     def _counted(self, paths: Iterable[str]) -> tuple[int | None, int | None]:
-        """The rows of some entities, and the bytes that they take."""
+        """Return the rows of some entities, and their bytes."""
         if not self._is_counted:
             return None, None
-        rows, size = sum((self._sums[path] for path in paths if path in self._sums), np.zeros(2, np.int64))
-        return int(rows), int(size)
+        found = list(paths)
+        return sum(self._rows[path] for path in found), sum(self._bytes[path] for path in found)

@@ -1,4 +1,4 @@
-"""Learning: steps of recordings as what TorchRL and PyTorch train on."""
+"""Steps of recordings as a dataset of PyTorch and as a replay buffer of TorchRL."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from torchrl.data import LazyTensorStorage, RandomSampler, SliceSampler, Storage
 
 from torchrl_rerun.kinds.schema import Described
 from torchrl_rerun.kinds.streams import Key
-from torchrl_rerun.reading.history import History, Transitions
-from torchrl_rerun.reading.load import LoadedEpisode
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import Form
+from torchrl_rerun.reading.steps import steps as read_steps
+from torchrl_rerun.reading.transitions import Transitions, episode_transitions
 
 TRAJECTORY = ("collector", "traj_ids")
-"""Where TorchRL's collectors say which episode a step is of."""
+"""The key under which TorchRL's collectors number the episode of a step."""
 
 PIECE_BYTES = 32 << 20
-"""About what is read at once on the way into a replay buffer."""
+"""Bytes, about, that are read at once on the way into a replay buffer."""
 
 
 class StepDataset(Dataset[TensorDictBase]):
-    """Steps, or slices of episodes, read from the files when they are asked for; see :meth:`torchrl_rerun.Recordings.dataset`.
+    """Steps, or slices of episodes, read from the files when they are asked for; see :meth:`torchrl_rerun.LoadedEpisodes.dataset`.
 
     Args:
-        episodes: of which.
-        slice_len: how many steps an item has; None: it is one.
-        keys: which ones; None: all but the returns that the recorder worked out.
+        episodes: the episodes.
+        slice_len: steps in an item, which is ``[slice_len]``. Default: items are single steps, ``[]``.
+        keys: the keys. Default: all but the returns that the recorder worked out.
 
     Raises:
         ValueError: ``slice_len`` is less than 1.
@@ -71,7 +73,7 @@ def replay_buffer(
     storage: Storage | None,
     keys: Sequence[Key] | None,
 ) -> TensorDictReplayBuffer:
-    """A replay buffer that holds the steps of episodes; see :meth:`Recordings.replay_buffer`."""
+    """Return a replay buffer that holds the steps of episodes; see :meth:`torchrl_rerun.LoadedEpisodes.replay_buffer`."""
     found = _steps_of(episodes, keys)
     longest = max((len(each.steps) for each in found), default=0)
     if longest < (slice_len or 1):
@@ -95,11 +97,11 @@ class _Steps:
     """Steps of an episode that follow one another.
 
     Attributes:
-        history: of which environment.
+        history: the environment.
         wanted: the keys.
-        steps: where they are.
-        form: in which they fit together with those of the other episodes.
-        number: of the trajectory that they are.
+        steps: the frames.
+        form: the form in which they fit together with the steps of other episodes.
+        number: number of their trajectory.
     """
 
     history: History
@@ -109,16 +111,16 @@ class _Steps:
     number: int
 
     def read(self, first: int, end: int) -> TensorDict:
-        """Some of them."""
+        """Return some of the steps."""
         part = self.steps[first:end].alone()
-        return self.history.steps(self.wanted, part.span, part, self.form)
+        return read_steps(self.history, self.wanted, part.span, part, self.form)
 
 
 def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> list[_Steps]:
-    """The steps of each episode, those of an environment found in one go.
+    """Return the steps of each episode. The episodes of an environment are read in one go.
 
-    An episode of which frames between others were not recorded is several trajectories. The first has the episode's number
-    in the sequence; the others are counted behind all episodes.
+    An episode with gaps between its recorded frames is several trajectories. The first has the episode's number in the
+    sequence; the others are numbered behind all episodes.
     """
     of_one: dict[int, list[int]] = {}
     for number, each in enumerate(episodes):
@@ -128,8 +130,9 @@ def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> 
     for numbers in of_one.values():
         history = episodes[numbers[0]].history
         wanted = history.described(keys)
-        steps = history.episode_transitions(wanted, [episodes[number].properties.episode for number in numbers])
-        form |= history.form(wanted, steps)
+        of_each = [episodes[number].properties.episode for number in numbers]
+        steps, needed = episode_transitions(history, wanted, of_each)
+        form |= needed
         found += [(number, history, wanted, each) for number, each in zip(numbers, steps, strict=True)]
     parts = [
         (number, at, history, wanted, part)
@@ -144,7 +147,7 @@ def _steps_of(episodes: Sequence[LoadedEpisode], keys: Sequence[Key] | None) -> 
 
 
 def _pieces(found: Sequence[_Steps]) -> Iterator[TensorDict]:
-    """Steps with their episodes' numbers. Of short episodes that follow one another several are read at once."""
+    """Yield steps with the numbers of their trajectories. Short episodes that follow one another are read together."""
     together: list[_Steps] = []
     size = 0
     for each in (each for each in found if len(each.steps)):
@@ -158,7 +161,7 @@ def _pieces(found: Sequence[_Steps]) -> Iterator[TensorDict]:
 
 
 def _follows(before: _Steps, after: _Steps) -> bool:
-    """Whether there is nothing of the environment between two episodes."""
+    """Return whether two episodes are neighbours in one environment."""
     if before.history is not after.history:
         return False
     return int(after.steps.before[0] >> 32) == int(before.steps.before[0] >> 32) + 1
@@ -172,5 +175,5 @@ def _read(together: Sequence[_Steps]) -> TensorDict:
     first = together[0]
     at = Transitions(first.steps.frames, np.concatenate([each.steps.at for each in together])).alone()
     numbers = np.repeat([each.number for each in together], [len(each.steps) for each in together])
-    steps = first.history.steps(first.wanted, at.span, at, first.form)
+    steps = read_steps(first.history, first.wanted, at.span, at, first.form)
     return steps.set(TRAJECTORY, torch.from_numpy(numbers))

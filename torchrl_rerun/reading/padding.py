@@ -1,4 +1,4 @@
-"""Padding: values that are missing somewhere, or differ in shape, in one tensor, beside a mask of what was recorded."""
+"""Padding of values that are missing, or vary in shape, so that one tensor holds them, beside a mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.kinds.streams import Key, Stream
 
 RECORDED = "recorded"
-"""Below this name stand the masks, bool, True where a value was recorded: ``("recorded", key)``."""
+"""The name below which the masks stand: ``("recorded", key)``, bool, True if a value was recorded."""
 
 _BFLOAT16_NAN = 0x7FC0
 
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 def mask_name(schema: Schema) -> str:
-    """The name below which masks stand: ``"recorded"``, with as many ``_`` behind it as no key of the user's has."""
+    """Return the name below which masks stand: ``"recorded"``, with ``_`` appended until no key begins with it."""
     taken = {stream.key[0] for stream, _ in schema.described}
     name = RECORDED
     while name in taken:
@@ -33,18 +33,18 @@ def mask_name(schema: Schema) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """What keys need so that the values of several environments, episodes or steps fit together.
+    """The masks and shapes that the values of several environments, episodes or steps need to fit together.
 
     Attributes:
-        masked: keys of which a value is missing somewhere, or of which values differ in shape.
-        shapes: of keys that vary the size that holds each value, as far as it is known.
+        masked: keys with a missing value, or with values of several shapes.
+        shapes: for keys that vary in shape, the shape that holds each value, as far as it is known.
     """
 
     masked: frozenset[Key] = frozenset()
     shapes: Mapping[Key, Shape] = field(default_factory=dict)
 
     def __or__(self, other: Form) -> Form:
-        """What both need."""
+        """Return the form that both fit in."""
         both = self.shapes.keys() & other.shapes.keys()
         uneven = {key for key in both if self.shapes[key] != other.shapes[key]}
         shapes = {
@@ -56,7 +56,7 @@ class Form:
 
 
 def largest(shapes: Iterable[Shape]) -> Shape:
-    """The shape that holds each of some. Those of fewer dimensions get leading ones.
+    """Return the shape that holds each of some shapes. Shapes of fewer dimensions get leading ones.
 
     >>> largest([(2, 3), (4, 1), (5,)])
     (4, 5)
@@ -67,7 +67,7 @@ def largest(shapes: Iterable[Shape]) -> Shape:
 
 
 def filling(stream: Stream) -> Any:
-    """What stands where nothing was recorded: NaN, 0 where there is no NaN, None of non-tensor data."""
+    """Return the value that stands for a missing one: NaN; 0 if the dtype has no NaN; None for non-tensor data."""
     if stream.dtype == "object":
         return None
     if stream.dtype == "bfloat16":
@@ -76,12 +76,12 @@ def filling(stream: Stream) -> Any:
 
 
 def taken(stream: Stream, values: npt.NDArray[Any], rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
-    """Values at some rows, filled where there is none.
+    """Return the values at some rows, ``[m, ...]``, filled if there is none.
 
     Args:
-        stream: the stream.
+        stream: the key.
         values: ``[n, ...]``.
-        rows: which of them, ``[m]``; -1: none.
+        rows: int64 ``[m]``: the rows; -1: there is none.
     """
     is_there = rows >= 0
     if is_there.all():
@@ -96,12 +96,12 @@ def taken(stream: Stream, values: npt.NDArray[Any], rows: npt.NDArray[np.intp]) 
 def padded(
     stream: Stream, values: npt.NDArray[Any], shape: Shape | None = None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Values of shapes of their own, in one array, and which of its numbers are some of theirs.
+    """Return values of several shapes padded to one, ``[n, *shape]``, and the mask of their numbers.
 
     Args:
-        stream: the stream.
-        values: ``[n]`` or ``[n, agents]`` arrays; anything else is filled.
-        shape: to which size; None: the largest.
+        stream: the key.
+        values: arrays, ``[n]`` or ``[n, agents]``; anything else among them is filled.
+        shape: the shape. Default: the smallest that holds each value.
     """
     shape = largest(shapes_of(values)) if shape is None else shape
     out = np.full((*values.shape, *shape), filling(stream), stream.number_type)
@@ -115,15 +115,16 @@ def padded(
 
 
 def shapes_of(values: npt.NDArray[Any]) -> set[Shape]:
-    """The shapes of arrays."""
+    """Return the shapes of the arrays among some objects."""
     return {value.shape for value in values.flat if isinstance(value, np.ndarray)}
 
 
 def as_tensor(stream: Stream, values: npt.NDArray[Any]) -> Any:
-    """Rows of a key as they were given to the recorder.
+    """Return rows of a key as they were given to the recorder.
 
-    A tensor, or a list of non-tensor data, or of tensors that differ in shape: of agents a list of one each in each row,
-    unless these have one shape.
+    - Values of one shape are one tensor.
+    - Non-tensor data are a list.
+    - Tensors that differ in shape are a list; in each row agents are a list of one tensor each, unless these have one shape.
     """
     if stream.dtype == "object":
         return list(values)
@@ -146,7 +147,7 @@ def _one(stream: Stream, value: Any) -> Any:
 
 
 def put(tensordict: TensorDict, stream: Stream, values: npt.NDArray[Any]) -> None:
-    """Set a key to rows ``[n, ...]`` of one shape, or of non-tensor data."""
+    """Set a key of a tensordict to rows ``[n, ...]`` of one shape, or of non-tensor data."""
     if stream.dtype != "object":
         tensordict.set(stream.key, as_tensor(stream, values))
     elif len(values):
@@ -154,7 +155,7 @@ def put(tensordict: TensorDict, stream: Stream, values: npt.NDArray[Any]) -> Non
 
 
 def give_agents(tensordict: TensorDictBase, streams: Iterable[Stream]) -> None:
-    """Give groups of agents the batch size that they have in rollouts: that of the tensordict and the number of agents."""
+    """Give groups of agents the batch size that they have in rollouts: ``[*batch, agents]``."""
     groups = {stream.key[:-1]: len(stream.agents) for stream in streams if stream.agents}
     for group in sorted(groups, key=len, reverse=True):  # those within others first
         part, size = tensordict.get(group, None), torch.Size([*tensordict.batch_size, groups[group]])
@@ -163,7 +164,7 @@ def give_agents(tensordict: TensorDictBase, streams: Iterable[Stream]) -> None:
 
 
 def form_of(steps: TensorDictBase, streams: Sequence[Stream], name: str) -> Form:
-    """What steps that were read have already."""
+    """Return the form of steps that were read."""
     masked, shapes = set(), {}
     for stream in streams:
         for part in _parts(steps):
@@ -176,7 +177,7 @@ def form_of(steps: TensorDictBase, streams: Sequence[Stream], name: str) -> Form
 
 
 def fit(steps: TensorDict, streams: Sequence[Stream], name: str, form: Form) -> TensorDict:
-    """Steps in a form that several have: with all its masks, and padded to its sizes."""
+    """Return steps in a form: with all its masks, and padded to its shapes."""
     for stream in streams:
         for part in _parts(steps) if stream.key in form.masked else ():
             value, mask = part.get(stream.key, None), part.get((name, *stream.key), None)
@@ -206,5 +207,5 @@ def _grown(value: torch.Tensor, lead: int, shape: Shape, fill: float) -> torch.T
 
 
 def _parts(steps: TensorDictBase) -> Iterable[TensorDict]:
-    """What was seen before, and what came of it."""
+    """Return the root of steps, and their ``"next"``."""
     return steps, steps.get("next")

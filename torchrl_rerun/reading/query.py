@@ -1,4 +1,4 @@
-"""Querying: the episodes of recordings as a table, and SQL over it. DataFusion, which runs it, is an extra."""
+"""The episodes of recordings as a table, and SQL queries of it. DataFusion, which runs them, is an extra."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Value
 from torchrl_rerun.paths import printable
-from torchrl_rerun.reading.load import LoadedEpisode, Place, load
+from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.load import Place, load
 
 TABLE = "episodes"
-"""What queries call the table."""
+"""The name of the table in queries."""
 
 _TYPES: dict[str, pa.DataType] = {
     "env": pa.int64(),
@@ -32,26 +33,38 @@ _TYPES: dict[str, pa.DataType] = {
 assert tuple(_TYPES) == PROPERTIES
 _FILES = "files"
 _WHOLE = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
-_NO_COLUMN = re.compile(r"No field named (.+?)\.( Did you mean .*?\?)?( Valid fields are .*)?$", re.DOTALL)
 
 
 def query(source: Place | Iterable[Place] | Iterable[LoadedEpisode], said: str) -> pa.Table:
-    """The episodes of which a condition is true, or what a whole query gives.
+    """Return the episodes that a condition holds for, or the result of a whole query.
 
     Args:
-        source: what :func:`~torchrl_rerun.load` takes, or episodes that it gave.
-        said: a condition in SQL, as ``"episode_return < 50 AND NOT success"``, or a whole query of the table ``episodes``,
-            as ``"SELECT env, avg(length) FROM episodes GROUP BY env"``. The columns are those of :func:`table_of`. Times
-            are in UTC, those that are said too, unless they name another zone: ``"start_time > '2026-01-31T12:00:00'"``.
+        source: the argument of :func:`~torchrl_rerun.load`, or episodes that it returned.
+        said: a condition in SQL, such as ``"episode_return < 50 AND NOT success"``, or a whole query of the table
+            ``episodes``, such as ``"SELECT env, avg(length) FROM episodes GROUP BY env"``. The columns are those of
+            :func:`table_of`. Times are in UTC unless they name another zone: ``"start_time > '2026-01-31T12:00:00'"``.
             NaN is equal to itself: ``"episode_return = 'NaN'"``.
 
     Returns:
-        The rows. Of columns of the same name the second is called ``name_2``, and so on.
+        The rows. If columns have one name, the second is called ``name_2``, and so on.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: nothing is there.
         ImportError: DataFusion is missing.
-        ValueError: it isn't SQL, or names a column that doesn't exist; says which do.
+        ValueError: the query isn't SQL, or names a column that doesn't exist; lists the columns.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, query
+        >>> path = tempfile.mkdtemp() + "/run.rrd"
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
+        >>> rollout = env.rollout(100, break_when_any_done=False)
+        >>> env.close()
+        >>> query(path, "episode = 0").column("env").to_pylist()
+        [0]
+        >>> query(path, "SELECT sum(length) AS steps FROM episodes").to_pylist()
+        [{'steps': 100}]
     """
     from datafusion import SessionContext  # noqa: PLC0415 - an extra, of 200 MB
 
@@ -63,13 +76,13 @@ def query(source: Place | Iterable[Place] | Iterable[LoadedEpisode], said: str) 
     statement = said if _WHOLE.match(said) else f"SELECT * FROM {TABLE} WHERE {said}"  # noqa: S608 - it is the user's own
     try:
         found = context.sql(statement).to_arrow_table()
-    except Exception as error:  # DataFusion's own; which ones it doesn't say
+    except Exception as error:  # DataFusion doesn't document its errors
         raise ValueError(_explained(said, str(error), table.schema.names)) from error
     return found.rename_columns(_unlike(found.schema.names))
 
 
 def _unlike(names: Sequence[str]) -> list[str]:
-    """Names of which none comes twice, as those of a table that is joined to itself do."""
+    """Return names of which none comes twice, as those of a table that is joined to itself do."""
     unlike: list[str] = []
     for name in names:
         free = (f"{name}_{number}" if number > 1 else name for number in itertools.count(1))
@@ -78,23 +91,20 @@ def _unlike(names: Sequence[str]) -> list[str]:
 
 
 def _explained(said: str, why: str, names: Sequence[str]) -> str:
-    unknown = _NO_COLUMN.search(why)
-    if unknown is None:
-        return f"{said!r} can't be answered: {why}"
-    # What is in double quotes is a name to SQL, and so is a text without any.
+    # SQL takes words in double quotes, and words without quotes, for names.
     return (
-        f"there is no column {unknown[1]}, but {', '.join(names)}. (A text is in single quotes; a name that isn't all of "
-        "small letters, digits and _ in double ones)"
+        f"{said!r} can't be answered: {why.rstrip('.')}. The columns are {', '.join(names)}. (A text is in single quotes; a "
+        "name that isn't all of small letters, digits and _ in double ones)"
     )
 
 
 def table_of(episodes: Iterable[LoadedEpisode]) -> pa.Table:
-    """What is known of episodes, a row each: the properties, then the annotations, then ``files``.
+    """Return a table of episodes, a row each: the properties, then the annotations, then ``files``.
 
-    What is annotated with values of several types is text. ``start_time`` is in UTC, and files are absolute paths.
+    An annotation with values of several types is text. ``start_time`` is in UTC, and files are absolute paths.
 
     Args:
-        episodes: the episodes, as :func:`~torchrl_rerun.load` gives them.
+        episodes: the episodes, as :func:`~torchrl_rerun.load` returns them.
     """
     found = list(episodes)
     known = [each.properties for each in found]

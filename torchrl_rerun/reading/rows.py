@@ -1,10 +1,8 @@
-"""Rows: what a recording holds of a key, as arrays again, bit for bit: the way back of ``columns.py``."""
+"""Rows: the values of a key as arrays again, bit for bit: the way back of ``writing/chunks.py``."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,17 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from torchrl_rerun.kinds.exact import EXACT
-from torchrl_rerun.kinds.objects import MEDIA_TYPE, TENSOR, TEXT, TYPE, array_in, read
-from torchrl_rerun.kinds.pixels import ARCHETYPES
+from torchrl_rerun.kinds.objects import OBJECTS, objects_in
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.rrd.index import ALL, Codes, Part, Span, codes_of, times_of
-
-SCALARS, BARS = "Scalars:scalars", "BarChart:values"
-PICTURES = ("VideoStream:sample", "EncodedImage:blob", *(f"{archetype}:buffer" for archetype in ARCHETYPES.values()))
-"""The components of a picture."""
-VALUES = frozenset({SCALARS, BARS, TENSOR, TEXT, *PICTURES})
-"""The components of which each row has one."""
+from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, codes_of, times_of
+from torchrl_rerun.rrd.parts import RecordingPart
 
 
 @dataclass(frozen=True)
@@ -37,8 +28,8 @@ class Places:
         times: ``log_time`` of each, ``[n]``.
     """
 
-    codes: Codes
-    times: Codes
+    codes: FrameCodes
+    times: FrameCodes
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -137,21 +128,33 @@ class Held(NamedTuple):
     batch: pa.RecordBatch
 
 
-def held_of(parts: Iterable[Part], path: str, span: Span) -> Iterator[Held]:
-    """What is recorded of an entity in a span."""
+def held_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span: Span) -> Iterator[Held]:
+    """Return the rows of an entity in a span, not decoded.
+
+    Args:
+        parts: the parts of the recording.
+        stream: the stream.
+        path: the entity path.
+        span: where the rows are.
+    """
     for part in parts:
         for batch in part.chunks(path, span):
             codes = codes_of(batch)
             first, end = np.searchsorted(codes, [span[0], span[1] + 1]) if span != ALL else (0, len(codes))
             if end > first:
-                held = with_any(batch.slice(first, end - first), VALUES)
+                held = with_any(batch.slice(first, end - first), values_of(stream))
                 if len(held):
                     yield Held(Places(codes_of(held), times_of(held)), held)
 
 
-def is_of_pictures(held: Held) -> bool:
-    """Whether rows are pictures: others of the same key may be values that are none."""
-    return any(name in PICTURES for name in held.batch.schema.names)
+def values_of(stream: Stream) -> tuple[str, ...]:
+    """Return the names of the components of which each row of a stream has one."""
+    return (*stream.kind.components, *OBJECTS) if stream.is_object else stream.kind.components
+
+
+def is_of_kind(stream: Stream, held: Held) -> bool:
+    """Return whether rows are stored by the kind of their stream. Others may be objects, stored one by one."""
+    return any(name in stream.kind.components for name in held.batch.schema.names)
 
 
 def with_any(batch: pa.RecordBatch, components: Iterable[str]) -> pa.RecordBatch:
@@ -178,7 +181,7 @@ def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
         held: what is recorded of it.
         stream: how it was recorded.
     """
-    decode = _objects if stream.is_object else _DECODERS[stream.kind]
+    decode = objects_in if stream.is_object else stream.kind.values
     shape = () if stream.is_object else stream.row_shape
     places, values = [], [np.zeros((0, *shape), stream.storage)]
     for at, batch in held:
@@ -191,95 +194,3 @@ def in_order(rows: Rows) -> Rows:
     """Rows, sorted: others may have put chunks into another order."""
     order = rows.places.order
     return rows if order is None else Rows(rows.places[order], rows.values[order])
-
-
-def _scalars(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
-    held = batch.column(SCALARS)
-    numbers = _narrowed(stream, _flat(held))
-    if EXACT in batch.schema.names:
-        exact = batch.column(EXACT)
-        size = math.prod(stream.row_shape)
-        at = exact.is_valid().to_numpy(zero_copy_only=False)
-        numbers.reshape(len(batch), size)[at] = _narrowed(stream, _flat(exact)).reshape(-1, size)
-    return numbers.reshape(len(batch), *stream.row_shape)
-
-
-def _narrowed(stream: Stream, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Numbers as they are plotted, as the dtype in which they were buffered: each is there exactly."""
-    if stream.dtype == "bfloat16":  # the upper half of a float32; a conversion would change the bits of NaN
-        return (np.ascontiguousarray(numbers, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    if stream.is_complex:
-        return np.ascontiguousarray(numbers).view(stream.number_type)
-    with np.errstate(invalid="ignore"):  # integers of 64 bits beyond the range, which come from the exact column
-        return numbers.astype(stream.number_type, copy=False)
-
-
-def _tensor(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
-    buffers = _tensors(batch, BARS if BARS in batch.schema.names else TENSOR)[1]
-    types = np.unique(buffers.type_codes.to_numpy())
-    if len(types) == 1:  # all of one type lie one after the other, whichever part of them this is
-        lists = buffers.field(int(types[0])).slice(buffers.offsets[0].as_py(), len(batch))
-        return _narrowed(stream, _flat(lists)).reshape(len(batch), *stream.row_shape)
-    parts = [_narrowed(stream, np.asarray(buffers[row].value.values)) for row in range(len(batch))]
-    return np.concatenate(parts).reshape(len(batch), *stream.row_shape)
-
-
-def _tensors(batch: pa.RecordBatch, component: str) -> tuple[pa.Array, pa.Array]:
-    """The shapes and the buffers of the rows that have a tensor."""
-    data = batch.column(component).flatten()
-    buffers = data.field("buffer")
-    if buffers.offset:  # of a slice of a union pyarrow 26 gives the types, and the wrong offsets
-        buffers = buffers.take(pa.array(np.arange(len(data))))
-    return data.field("shape"), buffers
-
-
-# --- values by themselves ---
-
-
-def _objects(stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
-    """Rows of which each is a value by itself: a tensor of its own shape, a text, or one of the usual shape."""
-    out = np.empty(len(batch), object)
-    usual = dataclasses.replace(stream, varies=False)
-    types = _one_each(batch, TYPE)
-    for component in (name for name in batch.schema.names if name in VALUES):
-        is_there = batch.column(component).is_valid().to_numpy(zero_copy_only=False)
-        at = np.flatnonzero(is_there)
-        part = batch if is_there.all() else batch.filter(pa.array(is_there))
-        if component in (TENSOR, BARS):
-            shapes, buffers = _tensors(part, component)
-            for row, shape, buffer in zip(at, shapes, buffers, strict=True):
-                numbers, size = np.asarray(buffer.value.values), shape.as_py()
-                if stream.varies:
-                    out[row] = _narrowed(stream, numbers).reshape(size[:-1] if stream.is_complex else size)
-                else:
-                    out[row] = array_in(numbers, size, types[row])
-        elif component == TEXT:
-            texts = batch.column(TEXT).flatten().to_pylist()
-            media_types = _one_each(batch, MEDIA_TYPE)
-            for row, text in zip(at, texts, strict=True):
-                is_plain = media_types[row] is None and types[row] is None
-                out[row] = text if is_plain else read(text, media_types[row], types[row])
-        elif component == SCALARS:
-            for row, value in zip(at, _scalars(usual, part), strict=True):
-                out[row] = value
-    return out
-
-
-def _one_each(batch: pa.RecordBatch, component: str) -> list[str | None]:
-    """What a component says of each row; None: nothing."""
-    if component not in batch.schema.names:
-        return [None] * len(batch)
-    return [None if said is None else said[0] for said in batch.column(component).to_pylist()]
-
-
-def _flat(lists: pa.ListArray) -> npt.NDArray[Any]:
-    """All values of some lists."""
-    values: npt.NDArray[Any] = lists.flatten().to_numpy(zero_copy_only=False)
-    return values
-
-
-_DECODERS: Mapping[str, Callable[[Stream, pa.RecordBatch], npt.NDArray[Any]]] = {
-    "scalars": _scalars,
-    "state": _scalars,
-    "tensor": _tensor,
-}

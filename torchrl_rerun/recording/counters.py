@@ -1,4 +1,4 @@
-"""Where each environment is: frame, step and episode counters, kept for the environments that are recorded."""
+"""Counters: frame, step and episode of each recorded environment, on the environment's thread."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import NONE, Event, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
 from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
 
 
 class Progress(NamedTuple):
-    """Where a run is: what a program that goes on for another one must know.
+    """Where a run is, for a program that goes on with it.
 
     Attributes:
-        steps: how many calls of ``env.step`` there have been.
-        episodes: ``[envs]``, the number of each environment's episode.
-        frames: how many frames there are in the recording that goes on.
+        steps: number of calls of ``env.step``.
+        episodes: the number of each environment's episode, ``[envs]``.
+        frames: number of frames in the recording that goes on. Default: another recording begins.
     """
 
     steps: int
@@ -25,7 +25,7 @@ class Progress(NamedTuple):
     frames: int = 0
 
 
-class Episodes:
+class Counters:
     """Counts frames, steps and episodes of ``envs`` environments.
 
     An episode runs from a reset to the step that ends it, per environment, counted from 0 per environment. ``frame``
@@ -33,14 +33,14 @@ class Episodes:
     ``env.step``.
 
     Attributes:
-        frames: how many frames there have been.
-        steps: how many calls of ``env.step`` there have been.
+        frames: number of frames.
+        steps: number of calls of ``env.step``.
         all_begun: whether it is known that all environments have been reset.
 
-    >>> episodes = Episodes(2)
-    >>> episodes.apply(episodes.event(None, 0, is_step=False))
-    >>> episodes.apply(episodes.event(np.array([1]), 5, is_step=True))
-    >>> episodes.positions().tolist()  # frame, step, episode, episode_step, time and regroupings of each environment
+    >>> counters = Counters(2)
+    >>> counters.apply(counters.event(None, 0, is_step=False))
+    >>> counters.apply(counters.event(np.array([1]), 5, is_step=True))
+    >>> counters.positions().tolist()  # frame, step, episode, episode_step, time and regroupings of each environment
     [[0, 0, 0, 0, 0, 0], [1, 1, 0, 1, 5, 0]]
     """
 
@@ -51,7 +51,7 @@ class Episodes:
         self._episode_step = np.zeros(envs, np.int64)
         self._regrouped = np.zeros(envs, np.int64)
         self._more_steps = 0  # of all environments, to be added
-        self._stamps = np.zeros((envs, 3), np.int64)  # frame, step and time of each one's last frame
+        self._stamps = np.zeros((envs, 3), np.int64)  # frame, step and time of the last frame of each
         # The last event, while it was one of all environments: then `_stamps` waits to be filled in.
         self._shared: Event | None = None
         self._seen: Event | None = None
@@ -59,11 +59,11 @@ class Episodes:
 
     @property
     def progress(self) -> Progress:
-        """Where the environments are."""
+        """The number of steps, and of the episode of each environment."""
         return Progress(self.steps, self._episode.copy())
 
     def resume(self, progress: Progress) -> None:
-        """Go on where another program was stopped, as far as the environments are the same."""
+        """Go on at the position of another program, as far as the environments are the same."""
         self.steps, self.frames = progress.steps, progress.frames
         known = min(len(self._episode), len(progress.episodes))
         self._episode[:known] = progress.episodes[:known]
@@ -78,27 +78,38 @@ class Episodes:
         self._stamps = np.concatenate([self._stamps, np.zeros((more, 3), np.int64)])
         self.all_begun = False
 
+    def count(self, *, frames: int = 0, steps: int = 0) -> None:
+        """Count frames and steps of which nothing is known but their number."""
+        self.frames += frames
+        self.steps += steps
+
     def event(
-        self, rows: Rows, now: int, *, is_step: bool, picked: tuple[Rows, Rows] | None = None, begun: Rows = None
+        self,
+        rows: EnvIndices,
+        now: int,
+        *,
+        is_step: bool,
+        picked: tuple[EnvIndices, EnvIndices] | None = None,
+        begun: EnvIndices = None,
     ) -> Event:
-        """What is about to happen: environments are stepped, or reset. Changes nothing.
+        """Return the next event, and change nothing.
 
         Args:
-            rows: which environments.
-            now: when, in nanoseconds since the epoch.
-            is_step: they are stepped.
-            picked: those whose frames before and after are recorded; None: all of them.
-            begun: of a reset, those whose episodes begin; None: all of ``rows``.
+            rows: the environments that are stepped or reset.
+            now: its time, in nanoseconds since the epoch.
+            is_step: whether they are stepped, not reset.
+            picked: the environments whose frame before, and whose frame after it is recorded. Default: all of ``rows``.
+            begun: of a reset, the environments whose episodes begin. Default: all of ``rows``.
         """
         before, after = (rows, rows) if picked is None else picked
         return Event(self.frames, self.steps + is_step, now, is_step, rows, before, after, begun)
 
     def apply(self, event: Event) -> None:
-        """It happens: a new frame, if it is recorded; a step on in the same episode, or step 0 of a new one."""
+        """Count an event: a frame if it is recorded; a further step of an episode, or the beginning of another one."""
         rows = event.rows
         is_recorded = event.after is rows or event.is_recorded
         touched, begins = (slice(None) if each is None else each for each in (rows, event.begins))
-        # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
+        # No function is called from here on, so that Ctrl-C comes before all of it, or after.
         if event.is_step:
             self.steps = event.step
             if rows is None:
@@ -123,22 +134,22 @@ class Episodes:
         self._seen = event
 
     def amend(self, event: Event, amended: Event) -> None:
-        """Put another event in the place of the last one: more of the same frame is recorded than was known.
+        """Put another event in the place of the last one. More environments may be recorded in its frame.
 
         Args:
-            event: the last event that was applied.
-            amended: the same step, of the same environments.
+            event: the last event that was counted.
+            amended: the event in its place, the same step of the same environments.
         """
         if self._seen is event:
             frames = self.frames + amended.is_recorded - event.is_recorded
-            # Nothing is called from here on, so that Ctrl-C comes before all of it, or after.
+            # No function is called from here on, so that Ctrl-C comes before all of it, or after.
             self.frames = frames
             if self._shared is event:
                 self._shared = amended
             self._seen = amended
 
     def positions(self) -> Positions:
-        """Where each environment is, ``[envs, 6]``: at its last frame. The episode is -1 before the first reset."""
+        """Return the position of each environment at its last frame, ``[envs, 6]``. Before the first reset the episode is -1."""
         if self._shared is not None:
             self._stamps[:] = self._shared[:3]
             self._shared = None
@@ -152,21 +163,21 @@ class Episodes:
         return latest
 
     def has_seen(self, event: Event) -> bool:
-        """Whether an event was the last to happen."""
+        """Return whether an event was the last one that was counted."""
         return self._seen is event
 
-    def of(self, rows: Rows) -> npt.NDArray[np.int64]:
-        """The numbers of the episodes that environments are in."""
+    def of(self, rows: EnvIndices) -> npt.NDArray[np.int64]:
+        """Return the numbers of the episodes that environments are in."""
         return self._episode if rows is None else self._episode[rows]
 
     def begun(self) -> int:
-        """How many episodes have begun, of all environments together."""
+        """Return the number of episodes that have begun in all environments together."""
         return int(self._episode.sum()) + len(self._episode)
 
-    def never_begun(self, rows: Rows) -> Rows:
-        """Those of ``rows`` that were never reset, an empty array if there are none."""
+    def never_begun(self, rows: EnvIndices) -> EnvIndices:
+        """Return those of ``rows`` that were never reset."""
         if self.all_begun:
-            return NONE
+            return NO_ENVS
         fresh = self._episode < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]

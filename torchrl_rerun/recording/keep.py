@@ -1,4 +1,4 @@
-"""Keeping: which finished episodes stay, decided when they are over."""
+"""Keep policies: which episodes are kept, decided when they are over."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode, EpisodeKey, Predicate
-from torchrl_rerun.writing.folder import Keeper
+from torchrl_rerun.writing.folder import KeptEpisodes
 
 Rank = tuple[bool, float]
-"""Whether an episode ended, which comes before all else, and a number."""
+"""Whether an episode ended, which counts first, and a number."""
 
 
 class Keep(ABC):
-    """Which finished episodes stay. Combine them with ``|`` (kept by either) and ``&`` (kept by both).
+    """Decides which episodes are kept. Combine policies with ``|`` (kept by either) and ``&`` (kept by both).
 
     >>> KeepLast(10) | KeepWorst(5)
     KeepLast(n=10, per_env=False) | KeepWorst(n=5, per_env=False)
@@ -33,17 +34,20 @@ class Keep(ABC):
         raise TypeError("combine policies with | and &, not with `or` and `and`")
 
     @abstractmethod
-    def keeper(self) -> Keeper:
-        """One that has seen no episode yet."""
+    def new_kept(self) -> KeptEpisodes:
+        """Return the episodes that are kept, of none so far."""
 
     @property
     def needs_return(self) -> bool:
-        """Whether it goes by the episodes' returns."""
+        """Whether the decision depends on the episodes' returns."""
         return False
 
 
 @dataclass(frozen=True)
 class _Ranked(Keep):
+    later_wins: ClassVar[bool] = False
+    """Whether of episodes of one rank the later are kept, not the earlier."""
+
     n: int
     per_env: bool = False
     where: Predicate | None = field(default=None, repr=False)
@@ -54,23 +58,23 @@ class _Ranked(Keep):
         if self.where is not None and not callable(self.where):
             raise TypeError(f"where={self.where!r}: pass a function of an episode that returns a bool")
 
-    def keeper(self) -> Keeper:
-        """One that has seen no episode yet."""
-        return _RankedKeeper(self)
+    def new_kept(self) -> KeptEpisodes:
+        """Return the episodes that are kept, of none so far."""
+        return _RankedEpisodes(self)
 
     @abstractmethod
     def rank(self, episode: Episode) -> Rank | None:
-        """The higher, the sooner it stays; None: it doesn't count."""
+        """Return the rank of an episode: the highest are kept. None: it isn't kept whatever the others are."""
 
 
 @dataclass(frozen=True)
 class KeepLast(_Ranked):
-    """The last ``n`` episodes.
+    """Keeps the last ``n`` episodes.
 
     Args:
-        n: how many.
-        per_env: so many of each environment, not of all together.
-        where: a function of an :class:`Episode`; only those of which it is true count.
+        n: number of episodes, at least 1.
+        per_env: whether ``n`` is for each environment, not for all together. Default: False.
+        where: a function of an :class:`Episode`; only episodes for which it returns True count. Default: all count.
 
     Raises:
         ValueError: ``n`` is less than 1.
@@ -80,8 +84,10 @@ class KeepLast(_Ranked):
     KeepLast(n=10, per_env=False)
     """
 
+    later_wins: ClassVar[bool] = True
+
     def rank(self, episode: Episode) -> Rank | None:
-        """All the same: the order in which they were over decides."""
+        """Return one rank for all episodes: the order in which they end decides."""
         del episode
         return True, 0.0
 
@@ -89,21 +95,21 @@ class KeepLast(_Ranked):
 class _ByReturn(_Ranked):
     @property
     def needs_return(self) -> bool:
-        """It does."""
+        """Whether the decision depends on the episodes' returns: True."""
         return True
 
 
 @dataclass(frozen=True)
 class KeepBest(_ByReturn):
-    """The ``n`` episodes of highest return, of equal ones the earlier; those whose return isn't known (NaN) don't count.
+    """Keeps the ``n`` episodes of highest return, of equal ones the earlier. Episodes whose return is NaN don't count.
 
-    The return of an interrupted episode is that of a part: those that ended come first. Interrupted ones stay while there
-    are fewer than ``n`` of these.
+    An interrupted episode has the return of a part, so that episodes that ended come first. Interrupted ones are kept while
+    fewer than ``n`` episodes have ended.
 
     Args:
-        n: how many.
-        per_env: so many of each environment, not of all together.
-        where: a function of an :class:`Episode`; only those of which it is true count.
+        n: number of episodes, at least 1.
+        per_env: whether ``n`` is for each environment, not for all together. Default: False.
+        where: a function of an :class:`Episode`; only episodes for which it returns True count. Default: all count.
 
     Raises:
         ValueError: ``n`` is less than 1.
@@ -111,21 +117,21 @@ class KeepBest(_ByReturn):
     """
 
     def rank(self, episode: Episode) -> Rank | None:
-        """Whether it ended, then its return."""
+        """Return whether it ended, then its return."""
         return None if math.isnan(episode.episode_return) else (not episode.interrupted, episode.episode_return)
 
 
 @dataclass(frozen=True)
 class KeepWorst(_ByReturn):
-    """The ``n`` episodes of lowest return, of equal ones the earlier; NaN is the lowest.
+    """Keeps the ``n`` episodes of lowest return, of equal ones the earlier. NaN is the lowest return.
 
-    The return of an interrupted episode is that of a part: those that ended come first. Interrupted ones stay while there
-    are fewer than ``n`` of these.
+    An interrupted episode has the return of a part, so that episodes that ended come first. Interrupted ones are kept while
+    fewer than ``n`` episodes have ended.
 
     Args:
-        n: how many.
-        per_env: so many of each environment, not of all together.
-        where: a function of an :class:`Episode`; only those of which it is true count.
+        n: number of episodes, at least 1.
+        per_env: whether ``n`` is for each environment, not for all together. Default: False.
+        where: a function of an :class:`Episode`; only episodes for which it returns True count. Default: all count.
 
     Raises:
         ValueError: ``n`` is less than 1.
@@ -133,16 +139,16 @@ class KeepWorst(_ByReturn):
     """
 
     def rank(self, episode: Episode) -> Rank | None:
-        """Whether it ended, then its return, with the other sign."""
+        """Return whether it ended, then its return with the other sign."""
         return not episode.interrupted, math.inf if math.isnan(episode.episode_return) else -episode.episode_return
 
 
 @dataclass(frozen=True)
 class KeepIf(Keep):
-    """The episodes of which something is true.
+    """Keeps the episodes that satisfy a condition.
 
     Args:
-        predicate: a function of an :class:`Episode`, called once for each.
+        predicate: a function of an :class:`Episode` that returns whether it is kept; called once for each.
 
     Raises:
         TypeError: ``predicate`` can't be called.
@@ -156,9 +162,9 @@ class KeepIf(Keep):
         if not callable(self.predicate):
             raise TypeError(f"KeepIf({self.predicate!r}): pass a function of an episode that returns a bool")
 
-    def keeper(self) -> Keeper:
-        """One that has seen no episode yet."""
-        return _ConditionKeeper(self.predicate)
+    def new_kept(self) -> KeptEpisodes:
+        """Return the episodes that are kept, of none so far."""
+        return _MatchingEpisodes(self.predicate)
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,8 +177,8 @@ class _Combined(Keep):
         sides = (f"({side!r})" if isinstance(side, _Combined) else repr(side) for side in (self.first, self.second))
         return f" {self.how} ".join(sides)
 
-    def keeper(self) -> Keeper:
-        return _CombinedKeeper(self.first.keeper(), self.second.keeper(), any if self.how == "|" else all)
+    def new_kept(self) -> KeptEpisodes:
+        return _CombinedEpisodes(self.first.new_kept(), self.second.new_kept(), any if self.how == "|" else all)
 
     @property
     def needs_return(self) -> bool:
@@ -180,7 +186,7 @@ class _Combined(Keep):
 
 
 class _Asked:
-    """The user's function, asked of each episode. Where it fails it counts as true: what is gone can't be had back."""
+    """The user's function of an episode. If it fails it counts as true: an episode that isn't kept is lost for good."""
 
     def __init__(self, predicate: Predicate) -> None:
         self._predicate = predicate
@@ -209,13 +215,12 @@ class _Asked:
             warnings.warn_explicit(message, RuntimeWarning, code.co_filename, code.co_firstlineno)
 
 
-class _RankedKeeper(Keeper):
+class _RankedEpisodes(KeptEpisodes):
     def __init__(self, policy: _Ranked) -> None:
         self._policy = policy
         self._where = None if policy.where is None else _Asked(policy.where)
-        self._is_last = isinstance(policy, KeepLast)
         self._count = 0
-        self._kept: dict[int, list[tuple[Rank, int, Episode]]] = {}  # by environment: heaps, the next to go first
+        self._kept: dict[int, list[tuple[Rank, int, Episode]]] = {}  # a heap for each environment, lowest rank first
         self._ids: set[EpisodeKey] = set()
 
     def offer(self, episode: Episode) -> list[Episode]:
@@ -224,7 +229,7 @@ class _RankedKeeper(Keeper):
             return [episode]
         self._count += 1
         heap = self._kept.setdefault(episode.env if self._policy.per_env else -1, [])
-        heapq.heappush(heap, (rank, self._count if self._is_last else -self._count, episode))
+        heapq.heappush(heap, (rank, self._count if self._policy.later_wins else -self._count, episode))
         self._ids.add(episode.key)
         if len(heap) <= self._policy.n:
             return []
@@ -236,10 +241,10 @@ class _RankedKeeper(Keeper):
         return episode.key in self._ids
 
     def forget(self, episode: Episode) -> None:
-        pass  # it holds none but those that stay
+        pass  # it holds only those that are kept
 
 
-class _ConditionKeeper(Keeper):
+class _MatchingEpisodes(KeptEpisodes):
     def __init__(self, predicate: Predicate) -> None:
         self._is_true = _Asked(predicate)
         self._ids: set[EpisodeKey] = set()
@@ -257,8 +262,8 @@ class _ConditionKeeper(Keeper):
         self._ids.discard(episode.key)
 
 
-class _CombinedKeeper(Keeper):
-    def __init__(self, first: Keeper, second: Keeper, how: Callable[[Iterable[bool]], bool]) -> None:
+class _CombinedEpisodes(KeptEpisodes):
+    def __init__(self, first: KeptEpisodes, second: KeptEpisodes, how: Callable[[Iterable[bool]], bool]) -> None:
         self._sides = (first, second)
         self._how = how
 

@@ -1,4 +1,4 @@
-"""Which environments of a batch are recorded, and what concerns them of what comes for all."""
+"""Logged environments: which environments of a batch are recorded in detail, and their part of values of all."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Arrays
-from torchrl_rerun.blocks.events import Rows
+from torchrl_rerun.blocks.events import EnvIndices
 from torchrl_rerun.kinds.endings import Ends
+
+EnvChoice = int | slice | Sequence[int] | str | None
+"""Which environments to record: see :func:`resolve_envs`."""
 
 MAX_LOGGED_ENVS = 64
 FEW_LOGGED_ENVS = 16
 
 Render = Callable[[Sequence[int]], Sequence[npt.NDArray[Any]] | None]
-"""Gives pictures of environments of the flattened batch as they are now, one each, all of one dtype and shape; None: no
-picture can be had."""
+"""Takes environment indices; returns an image of each environment as it is now, all of one dtype and shape, or None if none can
+be rendered."""
 
 
 class LoggedEnvs:
-    """The environments that are recorded, of a flattened batch.
+    """The environments of a flattened batch that are recorded in detail.
 
     Args:
-        logged_envs: which ones; see :func:`resolve_envs`.
-        envs: how many there are.
+        logged_envs: the user's choice; see :func:`resolve_envs`.
+        envs: number of environments in the batch.
 
     Attributes:
-        indices: their places in the batch, sorted.
+        indices: their environment indices, sorted.
 
     Raises:
         IndexError: an index is out of range.
@@ -40,7 +43,7 @@ class LoggedEnvs:
     True
     """
 
-    def __init__(self, logged_envs: int | slice | Sequence[int] | str | None, envs: int) -> None:
+    def __init__(self, logged_envs: EnvChoice, envs: int) -> None:
         self.indices = resolve_envs(logged_envs, envs)
         self._envs = envs
         self._select = _selection(self.indices, envs)
@@ -50,57 +53,86 @@ class LoggedEnvs:
 
     @property
     def are_all(self) -> bool:
-        """Whether they are all that there are."""
+        """Whether all environments of the batch are recorded."""
         return self._select is None
 
-    def rows(self, mask: npt.NDArray[np.bool_]) -> Rows:
-        """Which of them a mask of all holds for; None: all of them."""
+    def grown(self, logged_envs: EnvChoice, envs: int) -> LoggedEnvs:
+        """Return the environments that are recorded if there are more: these, and the new ones that the user chose.
+
+        Args:
+            logged_envs: the user's choice.
+            envs: how many there are.
+        """
+        if logged_envs is None or isinstance(logged_envs, str):
+            chosen = list(range(envs))
+        elif isinstance(logged_envs, slice):
+            chosen = resolve_envs(logged_envs, envs)
+        else:  # an index may count from the end, which was another one
+            chosen = self.indices
+        return LoggedEnvs(sorted({*self.indices, *chosen}), envs)
+
+    def rows(self, mask: npt.NDArray[np.bool_]) -> EnvIndices:
+        """Return the recorded environments in a mask, as indices among the recorded ones; None if all are.
+
+        Args:
+            mask: mask of all environments of the batch, ``[envs]``.
+        """
         if self._select is not None:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
-    def mask(self, rows: Rows) -> npt.NDArray[np.bool_]:
-        """The mask of all that holds for ``rows`` of them; None: for all of them."""
+    def mask(self, rows: EnvIndices) -> npt.NDArray[np.bool_]:
+        """Return a mask of all environments of the batch, ``[envs]``.
+
+        Args:
+            rows: indices among the recorded environments; None: all of them.
+        """
         out = np.zeros(self._envs, np.bool_)
         out[self.indices if rows is None else [self.indices[row] for row in rows]] = True
         return out
 
     def ends(self, ends: Ends) -> Ends:
-        """Whose episodes end."""
+        """Return the ends of the recorded environments."""
         if self._select is None:
             return ends
         return Ends(ends.terminated[self._select], ends.truncated[self._select])
 
     def seeds(self, seeds: Sequence[int | None]) -> Sequence[int | None]:
-        """Their seeds, if any is known."""
+        """Return the seeds of the recorded environments, empty if none is known."""
         return seeds if self._select is None or not seeds else [seeds[index] for index in self.indices]
 
     def values(self, arrays: Arrays | None) -> Arrays | None:
-        """Their values."""
+        """Return the values of the recorded environments."""
         if not arrays or self._select is None:
             return arrays
         select, envs = self._select, self._envs
         return [array if array is None or len(array) != envs else array[select] for array in arrays]
 
-    def with_pictures(self, observed: Arrays, rows: Rows, render: Render) -> Arrays:
-        """What was observed of them, with pictures of ``rows`` as the last of it."""
+    def with_pictures(self, observed: Arrays, rows: EnvIndices, render: Render) -> Arrays:
+        """Return observations of which the last are images, rendered now.
+
+        Args:
+            observed: the observations of the recorded environments; the last is replaced.
+            rows: indices of the environments to render, among the recorded ones; None: all of them.
+            render: renders environments.
+        """
         pictures = render(self.indices if rows is None else [self.indices[row] for row in rows])
         if pictures is None:
             return observed
         if len(self) == 1:
             return [*observed[:-1], pictures[0][np.newaxis]]
-        values = np.empty((len(self), *pictures[0].shape), pictures[0].dtype)  # only rows that count are looked at
+        values = np.empty((len(self), *pictures[0].shape), pictures[0].dtype)  # the other rows are never read
         for row, picture in zip(range(len(self)) if rows is None else rows, pictures, strict=True):
             values[row] = picture
         return [*observed[:-1], values]
 
 
 def check_envs(logged_envs: object) -> None:
-    """Refuse what can't name environments, however many there are.
+    """Raise unless ``logged_envs`` can name environments, however many there are.
 
     Raises:
-        TypeError: it is neither an index, indices, a slice, ``"all"`` nor None.
-        ValueError: it is empty, or another string than ``"all"``.
+        TypeError: ``logged_envs`` is neither an index, indices, a slice, ``"all"`` nor None.
+        ValueError: ``logged_envs`` is empty, or another string than ``"all"``.
     """
     if logged_envs is None or isinstance(logged_envs, int | slice):
         return
@@ -113,12 +145,12 @@ def check_envs(logged_envs: object) -> None:
         raise ValueError("logged_envs is empty: name the environments to record, or leave it out")
 
 
-def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: int) -> list[int]:
-    """Which environments to record, as sorted indices.
+def resolve_envs(logged_envs: EnvChoice, envs: int) -> list[int]:
+    """Return the indices of the environments to record, sorted.
 
     Args:
-        logged_envs: an index, several, a slice, ``"all"``, or None: all of up to 64, else the first 16.
-        envs: how many there are.
+        logged_envs: an index, several, a slice, ``"all"``, or None: all if there are at most 64, else the first 16.
+        envs: number of environments in the batch.
 
     Raises:
         IndexError: an index is out of range.
@@ -142,7 +174,7 @@ def resolve_envs(logged_envs: int | slice | Sequence[int] | str | None, envs: in
 
 
 def _selection(chosen: Sequence[int], envs: int) -> slice | npt.NDArray[np.intp] | None:
-    """What picks the environments ``chosen`` out of an array of all of them; None: they are all."""
+    """Return the index that picks environments out of an array of all; None if they are all."""
     if len(chosen) == envs:
         return None
     if list(chosen) == list(range(chosen[0], chosen[-1] + 1)):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,24 +12,12 @@ from typing import Any
 import rerun.blueprint as rrb
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.describe import check_format, check_kinds, check_names, describe, refused_format
+from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import SPLITS, Split
-from torchrl_rerun.kinds.streams import (
-    IMAGE_FORMATS,
-    JPEG_QUALITY,
-    KINDS,
-    STACKS,
-    VIDEO_FORMATS,
-    ImageFormat,
-    Key,
-    Kind,
-    Leaf,
-    Stacks,
-    Stream,
-    as_key,
-    describe,
-    name_of,
-)
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.kinds.streams import Key, Leaf, Stream, as_key, name_of
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import check_envs
 
@@ -107,54 +94,6 @@ def _split(name: str, value: Any) -> Any:
     return None if value is None else _one_of(SPLITS)(name, value)
 
 
-# --- checks of the options of kinds ---
-
-
-def _each(types: Any, advice: str, check: Check) -> Check:
-    """Check one value for all keys, or a mapping with a value per key."""
-    is_of_type = _of_type(types, advice)
-
-    def check_each(name: str, value: Any) -> Any:
-        given = is_of_type(name, value)
-        if isinstance(given, Mapping):
-            return {as_key(key): check(name, each) for key, each in given.items()}
-        return check(name, given)
-
-    return check_each
-
-
-def _image_format(name: str, value: Any) -> Any:
-    chosen = _one_of(IMAGE_FORMATS)(name, value)
-    if chosen in VIDEO_FORMATS:
-        try:
-            importlib.import_module("torchrl_rerun.kinds.video")
-        except ImportError as error:
-            raise ImportError(
-                f"{name}={chosen!r} needs PyAV: pip install 'torchrl-rerun[video]', or choose 'jpeg'"
-            ) from error
-    return chosen
-
-
-def _jpeg_quality(name: str, value: Any) -> int:
-    quality: int = _count(1, "from 1 to 95, as Pillow has them")(name, value)
-    if quality > 95:
-        raise ValueError(f"{name}={quality}: pass 95 or less; image_format='png' loses nothing")
-    return quality
-
-
-def _kinds(name: str, value: Any) -> dict[Key, Kind]:
-    given = _of_type(Mapping | None, 'a dictionary, like {"observation": "scalars"}')(name, value) or {}
-    return {as_key(key): _one_of(KINDS)(f"{name}[{key!r}]", kind) for key, kind in given.items()}
-
-
-def _names(name: str, value: Any) -> dict[Key, tuple[str, ...]]:
-    given = _of_type(Mapping | None, 'a dictionary, like {"action": ["left", "right"]}')(name, value) or {}
-    for key, labels in given.items():
-        if isinstance(labels, str):
-            raise TypeError(f"{name}[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
-    return {as_key(key): tuple(labels) for key, labels in given.items()}
-
-
 # --- the options ---
 
 
@@ -194,7 +133,7 @@ class Options:
     blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = _option(
         _of_type(
             bool | rrb.Blueprint | Callable,
-            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.blueprint.Recorded that makes one",
+            "True, False, a rerun.blueprint.Blueprint, or a function of torchrl_rerun.layout.Recorded that makes one",
         ),
         default=True,
     )
@@ -205,20 +144,9 @@ class Options:
     overwrite: bool = _option(_of_type(bool, "True or False"), default=False)
     resume: bool = _option(_of_type(bool, "True or False"), default=False)
     # Options of kinds. Nothing outside of this module reads them but by the methods below.
-    kinds: Mapping[Key, Kind] = _option(_kinds)
-    names: Mapping[Key, tuple[str, ...]] = _option(_names)
-    image_format: ImageFormat | Mapping[Key, ImageFormat] = _option(
-        _each(str | Mapping, 'a format, or a dictionary, like {"pixels": "png"}', _image_format), "jpeg"
-    )
-    jpeg_quality: int = _option(_jpeg_quality, JPEG_QUALITY)
-    stacks: Stacks | Mapping[Key, Stacks] = _option(
-        _each(
-            str | Mapping,
-            '"all", "newest" or "none", or a dictionary, like {"pixels": "newest"}',
-            _one_of(STACKS),
-        ),
-        "all",
-    )
+    kinds: Mapping[Key, Kind] = _option(check_kinds)
+    names: Mapping[Key, tuple[str, ...]] = _option(check_names)
+    image_format: ImageFormat = _option(check_format, "jpeg")
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
@@ -262,21 +190,12 @@ class Options:
             UnsupportedLeafError: no kind can hold the key's values.
             ValueError: the options of the key don't fit its values.
         """
-        stream = describe(
-            leaf,
-            kinds=self.kinds,
-            names=self.names,
-            image_format=self.image_format,
-            jpeg_quality=self.jpeg_quality,
-            stacks=self.stacks,
-        )
-        formats = self.image_format
-        # JPEG for all is the default, and exact formats hold anything.
-        asked = None if formats == "jpeg" else formats if isinstance(formats, str) else formats.get(stream.key)
-        if stream.is_picture and asked not in (None, "raw", "png", stream.image_format):
+        stream = describe(leaf, self.kinds, self.names, self.image_format)
+        refused = refused_format(stream, self.kinds, self.image_format)
+        if refused is not None:
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
-            what = what if stream.kind == "image" else f"what is of kind {stream.kind!r}"
-            warn(f"{name_of(stream.key)} is stored as {stream.image_format!r}: {asked!r} can't hold {what}")
+            what = what if stream.kind.is_camera else f"pictures of kind {stream.kind.name!r}"
+            warn(f"{name_of(stream.key)} is stored as {stream.kind.format!r}: {refused!r} can't hold {what}")
         return stream
 
     def choose_kind_of(self, key: Key) -> bool:
@@ -286,5 +205,4 @@ class Options:
     @property
     def keys_by_option(self) -> Mapping[str, Iterable[Key]]:
         """The keys that options of kinds name, by the name of the option."""
-        each = {"kinds": self.kinds, "names": self.names, "image_format": self.image_format, "stacks": self.stacks}
-        return {name: value for name, value in each.items() if isinstance(value, Mapping)}
+        return {"kinds": self.kinds, "names": self.names}

@@ -1,134 +1,76 @@
-"""A recording in progress: steps of all environments in, a Rerun recording out.
-
-This is what every front end feeds, whatever its environments look like; it knows arrays, and nothing of TorchRL.
-"""
+"""A recording in progress: what every front end feeds. It knows arrays, and no framework."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import os
-import sys
-import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.block import Arrays, Block, Track
-from torchrl_rerun.blocks.events import NONE, Event, Rows
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.block import StreamGroup
+from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.episode import Value
-from torchrl_rerun.kinds.places import Places
 from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, info_chunk, shown_envs
 from torchrl_rerun.kinds.streams import Key, Stream
-from torchrl_rerun.kinds.timelines import COLUMNS, Positions
-from torchrl_rerun.layout.blueprint import Recorded, layout
-from torchrl_rerun.recording.buffer import Buffer, Turn
-from torchrl_rerun.recording.counters import Episodes, Progress
-from torchrl_rerun.recording.episodes import Ledger
-from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS, LoggedEnvs, Render
+from torchrl_rerun.layout.recorded import Recorded
+from torchrl_rerun.recording.buffers import Buffers
+from torchrl_rerun.recording.clock import CLOCK
+from torchrl_rerun.recording.counters import Progress
+from torchrl_rerun.recording.description import Description, varying
+from torchrl_rerun.recording.env_state import EnvState
+from torchrl_rerun.recording.episode_log import EpisodeLog
+from torchrl_rerun.recording.layouts import layout_of
 from torchrl_rerun.recording.options import Options
-from torchrl_rerun.recording.status import Account
-from torchrl_rerun.recording.triggers import Selection
+from torchrl_rerun.recording.stats import Stats
+from torchrl_rerun.recording.status import State, Status
+from torchrl_rerun.recording.steps import Steps
 from torchrl_rerun.writing.episode_files import EpisodeFiles
-from torchrl_rerun.writing.folder import RunFolder
-from torchrl_rerun.writing.live import Outlet
-from torchrl_rerun.writing.sink import Sink
+from torchrl_rerun.writing.live import LiveSink
+from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.statistics import BatchStatistics
+from torchrl_rerun.writing.target import ChunkWriter
 from torchrl_rerun.writing.whole_run import WholeRun
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.writer import WriterThread
 
 LIVE_SECONDS = 0.5
-"""Age of a frame at the most when it is sent to a viewer, and some of this on top: see :data:`LOOKS`."""
+"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`LOOKS`."""
 
 LOOKS = 4
-"""How often it is looked, within the time that a frame may wait, for one that has waited so long."""
-
-SHORT_BLOCK = 100
-"""Frames of a block below which the making of chunks costs several times what their data do."""
-
-CHUNK_SECONDS = 250e-6
-"""What a chunk takes the writer, whatever is in it; `make bench ARGS="--only parts scaling"` measures it."""
+"""Number of looks at the waiting frames within the time that a frame may wait."""
 
 BATCH_SHARE = 16
-"""The statistics over all environments wait in this part of the buffer, in addition to it."""
+"""The rewards of all environments have one in so many of ``buffer_bytes``, in addition to these."""
 
 BLOCKS_SHARE = 4
-"""Where episodes wait in memory until they are over, blocks have this part of the buffer."""
-
-Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
-"""The values of a frame, in the order of :class:`Moment`; None where it had none."""
+"""Blocks have one in so many of ``buffer_bytes`` if episodes wait in memory until they are over, and these the rest."""
 
 
-class Settled(NamedTuple):
-    """What a step came to when all transforms were through with it.
-
-    Attributes:
-        observed: as for :meth:`Recording.step`.
-        stepped: likewise.
-        ends: whose episodes ended; None: nobody's.
-    """
-
-    observed: Arrays
-    stepped: Arrays
-    ends: Ends | None
-
-
-class Pending:
-    """What a step comes to isn't known yet."""
-
-
-PENDING = Pending()
-
-Settle = Callable[[bool], Settled | Pending | None]
-"""Gives what has changed of a step since it was recorded, None if nothing has; called with whether that can't wait."""
-
-
-class _Last(NamedTuple):
-    """The last step, while it may still change.
-
-    Attributes:
-        event: what happened.
-        moments: the values that were recorded, of the recorded environments.
-        settle: gives what became of it.
-        render: renders the environments as they are since.
-    """
-
-    event: Event
-    moments: Moments
-    settle: Settle
-    render: Render | None
-
-
-class Recording:
-    """Counts episodes, buffers steps and has them written to a sink.
+class Recording(Steps):
+    """A recording in progress: steps of all environments in, chunks out.
 
     Args:
-        sink: an open sink; it is closed with the recording.
+        chunk_writer: takes the chunks, and is closed with the recording.
         source: the environments.
         options: how to record them.
-        outlets: open viewers and recording streams; they are closed with the recording.
+        live_sinks: open viewers and recording streams; they are closed with the recording.
         run_id: id of the Rerun recording, or of the run that it is a part of.
-        continues: the recording whose counters go on, if it was of the same batch size.
+        continues: the recording that this one continues. Its counters go on if it was of the same batch size.
 
     Attributes:
-        account: what became of the frames.
-        alive: whether it is open, and of this process.
-        selection: which frames are recorded.
-        must_know_ends: whether :meth:`step` must be told whose episodes end.
-        is_over: whether it was closed to the end; Ctrl-C may have come in between.
-        process: the process that it is of.
+        source: the environments.
+        chunk_writer: takes the chunks.
+        envs: the indices of the environments that are recorded in detail.
+        status: the state of the recording, and what became of its frames.
+        must_know_ends: whether :meth:`step` must be told which episodes end.
+        look_seconds: seconds from one look of the clock to the next, see :meth:`look`.
+        process: the process that records.
 
     Raises:
         IndexError: ``logged_envs`` names an environment that isn't there.
@@ -136,537 +78,248 @@ class Recording:
 
     def __init__(
         self,
-        sink: Sink,
+        chunk_writer: ChunkWriter,
         source: Source,
         options: Options,
         *,
-        outlets: Sequence[Outlet] = (),
+        live_sinks: Sequence[LiveSink] = (),
         run_id: str,
         continues: Recording | None = None,
     ) -> None:
         self.source = source
-        self.sink = sink
-        self._outlets = tuple(outlets)
+        self.chunk_writer = chunk_writer
+        self._live_sinks = tuple(live_sinks)
         self._options = options
-        before = continues if continues is not None and continues.source.batch_size == source.batch_size else None
-        self._logged: LoggedEnvs = (
-            LoggedEnvs(options.logged_envs, source.envs) if before is None else before._logged  # noqa: SLF001
-        )
-        self.envs = [source.first_env + index for index in self._logged.indices]
-        if before is None:
-            self.episodes = Episodes(len(self.envs))
-            self.selection = Selection(len(self.envs), options)
-            self._sums, self._batch_sums = Sums(len(self.envs)), Sums(source.envs)
-        else:
-            self.episodes, self.selection = before.episodes, before.selection
-            self._sums, self._batch_sums = before._sums, before._batch_sums  # noqa: SLF001 - of the same class
         self.run_id = run_id
         is_dump = options.split == "dump"
-        self.recording_id = f"{Path(sink.label).stem}_{run_id}" if is_dump else run_id
         self.application_id = application_id(options, source)
-        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if outlets else options.flush_seconds
-        self._ledger = Ledger(self.envs)
-        self._episode_files = self._files_in(sink) if isinstance(sink, RunFolder) else None
-        self._block_bytes = options.buffer_bytes // (1 if self._episode_files is None else BLOCKS_SHARE)
-        self.must_know_ends = options.skip > 1 or self._episode_files is not None
-        self._output: WholeRun | EpisodeFiles = self._episode_files or WholeRun(
-            source,
-            self.envs,
-            self._sums,
-            split=options.split,
-            max_age=self._max_age,
-            first_frame=self.episodes.frames if is_dump else 0,
+        self.recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if is_dump else run_id
+        if continues is not None and continues.source.batch_size == source.batch_size:
+            state = continues._state  # noqa: SLF001 - of the same class
+        else:
+            state = EnvState(source, options)
+        self.envs = state.envs
+        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
+        self.look_seconds = self._max_age / LOOKS
+        folder = chunk_writer.episodes
+        self._is_by_episode = folder is not None
+        self.must_know_ends = options.skip > 1 or self._is_by_episode
+        capacity = options.buffer_bytes // (BLOCKS_SHARE if self._is_by_episode else 1)
+        small, bulky = (Buffer(len(state.envs), capacity, max_age=self._max_age) for _ in range(2))
+        log: EpisodeLog | None = None
+        self._output: Output
+        if folder is None:
+            first_frame = state.counters.frames if is_dump else 0
+            self._output = WholeRun(
+                source, state.envs, state.sums, split=options.split, max_age=self._max_age, first_frame=first_frame
+            )
+        else:
+            log = EpisodeLog(state.envs)
+            self._output = EpisodeFiles(
+                folder,
+                source,
+                state.envs,
+                state.sums,
+                ended=log.ended,
+                buffers=(small, bulky),
+                application_id=self.application_id,
+                recording_id=run_id,
+                capacity=options.buffer_bytes - capacity,
+                max_age=options.flush_seconds,
+            )
+        names = {"application_id": self.application_id, "recording_id": self.recording_id}
+        writer = WriterThread(chunk_writer, self._live_sinks, self._output, **names)
+        buffers = Buffers(small, bulky, capacity, writer, self._output)
+        status = Status(
+            chunk_writer,
+            self._live_sinks,
+            counters=state.counters,
+            buffers=buffers,
+            output=self._output,
+            writer=writer,
+            continues=None if continues is None else continues.status,
         )
-        self._writer: Writer | None = None
-        self._buffers: list[Buffer] = []
-        self.account: Account = Account(
-            sink,
-            self._outlets,
-            self.episodes,
-            self._buffers,
-            self._output,
-            continues=None if continues is None else continues.account,
-        )
-        # Held while a frame is copied: the writer hands over what is old when no frame comes, and never waits for it. One
-        # that its owner can take again, for Ctrl-C may come before it is released.
-        self._copying = threading.RLock()
-        self._described: list[list[Stream]] = [[] for _ in Moment]
         # A recording of one episode has no `/env_{i}` before its keys.
-        self._places = Places(reserved=() if self._episode_files is None else (PROPERTIES,))
-        self._ends: tuple[Key, ...] = ()
-        self._small = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
-        self._bulky = self._buffer(len(self.envs), self._block_bytes, self._output.chunks)
-        self._reward: int | None = None  # where the first reward is among what is described of steps
-        self._in_detail: tuple[Buffer, ...] = ()
-        self._batch: Buffer | None = None
-        self._news = False
-        self._batch_statistics = BatchStatistics(source.fps, self._batch_sums)
-        self._annotated: dict[str, type] = {}
-        self._last: _Last | None = None
-        self.alive = True
-        self.is_over = False
+        description = Description(reserved=(PROPERTIES,) if self._is_by_episode else ())
+        super().__init__(state, description, log, buffers, writer=writer, status=status)
+        self._batch_statistics = BatchStatistics(source.fps, state.batch_sums)
         self.process = os.getpid()
         _open.add(self)
+        CLOCK.watch(self)
 
-    def _files_in(self, folder: RunFolder) -> EpisodeFiles:
-        options = self._options
-        return EpisodeFiles(
-            folder,
-            self.source,
-            self.envs,
-            self._sums,
-            self._ledger.over,
-            application_id=self.application_id,
-            recording_id=self.run_id,
-            capacity=options.buffer_bytes - options.buffer_bytes // BLOCKS_SHARE,
-            max_age=options.flush_seconds,
-        )
+    # --- the state ---
 
-    def _buffer(self, envs: int, capacity: int, chunks: Callable[[Block], Iterator[Chunk]]) -> Buffer:
-        buffer = Buffer(
-            envs,
-            capacity,
-            chunks,
-            self._hand_over,
-            alive=self.account.is_sound,
-            max_age=self._max_age,
-            waited=self._noticed,
-        )
-        self._buffers.append(buffer)
-        return buffer
+    @property
+    def alive(self) -> bool:
+        """Whether the recording takes frames: its state is open."""
+        return self.status.state is State.OPEN
 
-    # --- what is recorded ---
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is written. False after Ctrl-C within ``close()``."""
+        return self.status.state.is_over
+
+    def stats(self) -> Stats:
+        """Return counts of the frames that were recorded, written and lost, and of those that wait."""
+        return self.status.stats()
+
+    # --- the description ---
 
     @property
     def streams(self) -> list[Stream]:
-        """All streams, in the order in which they were described."""
-        return [stream for streams in self._described for stream in streams]
+        """All streams, in the order of the moments in which they have rows."""
+        return self._description.streams
 
     def describe(self, moment: Moment, streams: Sequence[Stream], ends: Sequence[Key] = ()) -> None:
-        """Say what is seen at a moment, before the first values of it.
+        """Describe the streams of a moment, before its first values.
 
         Args:
-            moment: when the streams have rows. Those that sum up a reward are observed.
-            streams: what they are; sums come last.
-            ends: the flags that end an environment's episode, recorded or not, once they are known.
+            moment: when the streams have rows. Running returns are observed.
+            streams: the streams; running returns come last.
+            ends: the flags that end an environment's episode, recorded or not; empty if they aren't known yet.
         """
-        self._ends = tuple(ends) or self._ends
-        if streams:
-            with self._copying:
-                self._describe(moment, streams)
-
-    def _describe(self, moment: Moment, streams: Sequence[Stream]) -> None:
-        self._settle()
-        streams = [*map(self._places.placed, streams)]
-        self._described[moment] = streams
-        if moment is Moment.STEPPED:
-            summed = {stream.sums for stream in self._described[Moment.OBSERVED] if stream.sums}
-            self._reward = next((i for i, stream in enumerate(streams) if stream.key in summed), None)
-        tracks = [*_tracks(moment, streams, {stream.sums for stream in self.streams})]
-        for buffer, bulk in ((self._small, False), (self._bulky, True)):
-            added = [track for track, is_bulky in tracks if is_bulky is bulk]
-            if added:
-                buffer.tracks = (*buffer.tracks, *added)
-        self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
-        self._share_out()
-        statistics: list[Chunk] = []
-        if moment is Moment.STEPPED and self.has_statistics:
-            statistics += self._describe_batch()
-        self._begin_writing()
-        described = [(stream, each) for each in Moment for stream in self._described[each]]
-        assert self._writer is not None, "it was just begun"
-        chunks = self._output.describe(described, streams, self._statistics, self._ends)
-        self._writer.put(itertools.chain(chunks, statistics))
+        with self._copying:
+            self._revise()
+            placed = self._description.add(moment, streams, ends)
+            if not placed:
+                return
+            self._buffers.store(moment, placed, self._description.summed)
+            is_of_batch = moment is Moment.STEPPED and self.has_statistics
+            statistics = self._store_batch() if is_of_batch else ()
+            if not self._writer.has_begun:
+                self._writer.put([info_chunk(Path(self.chunk_writer.label).stem, time.time_ns())])
+                self._writer.start()
+            self._put_description(placed)
+            self._writer.put(self._batch_statistics.static(statistics))
 
     def vary(self, stream: Stream) -> Stream | None:
-        """Record values of a key of any shape from now on: what its shape was so far stays the usual one.
+        """Record rows of a key that vary in shape from now on. The shape so far stays the usual one.
 
         Args:
             stream: how the key is recorded.
 
         Returns:
-            How it is recorded from now on; None: returns are worked out from it, which have one shape.
+            How it is recorded from now on; None if returns are derived from it: those have one shape.
         """
-        if stream.key in {each.sums for each in self.streams}:
+        if stream.key in self._description.summed:
             return None
         with self._copying:
-            self._settle()
-            for moment, streams in zip(Moment, self._described, strict=True):
-                for at, each in enumerate(streams):
-                    if each.key == stream.key:
-                        streams[at] = replace(each, varies=True, device="")
-                        for buffer in (self._small, self._bulky):
-                            buffer.tracks = _without(buffer.tracks, each)
-                        self._bulky.tracks = (*self._bulky.tracks, Track(moment, (streams[at],), (at,)))
-            self._in_detail = tuple(buffer for buffer in (self._small, self._bulky) if buffer.tracks)
-            self._share_out()
-            described = [(each, moment) for moment in Moment for each in self._described[moment]]
-            if self._writer is not None:
-                self._writer.put(self._output.describe(described, [], self._statistics, self._ends))
-        return replace(stream, varies=True, device="")
+            self._revise()
+            for before, moment, after, at in self._description.vary(stream.key):
+                self._buffers.vary(before, moment, after, at)
+            self._put_description([])
+        return varying(stream)
+
+    def _put_description(self, new: Sequence[Stream]) -> None:
+        description = self._description
+        self._writer.put_description(description.described, new, self._statistics, description.ends)
 
     @property
     def has_statistics(self) -> bool:
-        """Whether they are asked for, or by default not all environments are recorded in detail."""
+        """Whether there are statistics over all environments. Default: if not all are recorded in detail."""
         if self._options.aggregate is None:
-            return self._options.logged_envs is None and not self._logged.are_all and self._episode_files is None
+            return self._options.logged_envs is None and not self._state.logged.are_all and not self._is_by_episode
         return self._options.aggregate
 
-    def _describe_batch(self) -> Iterator[Chunk]:
-        """Of many environments the rewards and returns of all are summed up."""
-        sums = [stream for stream in self._described[Moment.OBSERVED] if stream.sums]
-        at = [i for i, stream in enumerate(self._described[Moment.STEPPED]) if stream.key in {s.sums for s in sums}]
+    def _store_batch(self) -> Sequence[StreamGroup]:
+        """Store the rewards of all environments, too. Return them and their returns, of which there are statistics."""
+        stepped, summed = self._description.at(Moment.STEPPED), self._description.summed
+        at = [i for i, stream in enumerate(stepped) if stream.key in summed]
         if not at:
-            return
-        rewards = tuple(self._described[Moment.STEPPED][i] for i in at)
-        # Returns at steps alone: a row at each reset would show the mean fall and rise again.
-        tracks = (Track(Moment.STEPPED, rewards, tuple(at), is_summed=True), Track(Moment.STEPPED, tuple(sums)))
+            return ()
+        groups = (
+            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), is_summed=True),
+            # Returns at steps alone: a row at each reset would show the mean fall and rise again.
+            StreamGroup(Moment.STEPPED, tuple(self._description.sums)),
+        )
         capacity = self._options.buffer_bytes // BATCH_SHARE
-        self._batch = self._buffer(self.source.envs, capacity, self._batch_statistics.chunks)
-        self._batch.tracks = tracks
-        yield from self._batch_statistics.static(tracks)
+        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
+        self._buffers.store_batch(buffer, self._batch_statistics, groups)
+        return groups
 
     @property
     def _statistics(self) -> list[Key]:
         """The keys of which there are statistics over all environments."""
-        return [] if self._batch is None else [stream.key for track in self._batch.tracks for stream in track.streams]
+        batch = self._buffers.batch
+        return [] if batch is None else [stream.key for group in batch.groups for stream in group.streams]
 
-    def _noticed(self) -> None:
-        """Something went wrong or slowly, on whatever thread: the next frame tells."""
-        self._news = True
-
-    def _share_out(self) -> None:
-        """Divide the bound on what waits: small rows get what full blocks of them need, and up to half of it."""
-        both = self._block_bytes
-        if self._small.tracks and self._bulky.tracks:
-            small = min(both // 2, self._small.bytes_at_most)
-            self._small.capacity, self._bulky.capacity = small, both - small
-
-    def _begin_writing(self) -> None:
-        if self._writer is None:
-            names = {"application_id": self.application_id, "recording_id": self.recording_id}
-            patience = self._max_age / LOOKS
-            self._writer = Writer(
-                self.sink, self._outlets, self._noticed, self._hand_over_what_is_old, patience=patience, **names
-            )
-            self.account.writer = self._writer
-            self._writer.put([info_chunk(Path(self.sink.label).stem, time.time_ns())])
-
-    # --- steps ---
-
-    def reset(
-        self,
-        observed: Arrays,
-        mask: npt.NDArray[np.bool_] | None = None,
-        seeds: Sequence[int | None] = (),
-        *,
-        begun: npt.NDArray[np.bool_] | None = None,
-        render: Render | None = None,
-    ) -> None:
-        """Environments were reset.
-
-        Args:
-            observed: what was observed, for all environments: an array ``[envs, *stream.shape]`` for each stream that
-                was described for this moment but the sums; None for what is missing.
-            mask: bool ``[envs]``, which ones were reset; None: all. The values of the others are not looked at.
-            seeds: the seed of each environment, if it is known; empty: none is.
-            begun: bool ``[envs]``, whose episodes begin; None: those of all that were reset. Of the others some groups of
-                agents were reset alone.
-            render: where the last of what was observed comes from, which is None then: called for those environments
-                alone that are recorded now, if any is.
-        """
-        with self._copying:
-            self._add((observed, None, None), mask, is_step=False, seeds=seeds, begun=begun, render=render)
-
-    def step(
-        self,
-        acted: Arrays,
-        observed: Arrays,
-        stepped: Arrays,
-        mask: npt.NDArray[np.bool_] | None = None,
-        ends: Ends | None = None,
-        *,
-        render: Render | None = None,
-        settle: Settle | None = None,
-    ) -> None:
-        """Environments were stepped.
-
-        Args:
-            acted: what the policy wrote, for all environments; it belongs to their frames before this one.
-            observed: what was observed then, for all environments.
-            stepped: what else came of it, rewards for one, for all environments.
-            mask: bool ``[envs]``, which ones were stepped; None: all. The values of the others are not looked at.
-            ends: whose episodes ended with it; None: nobody's, or it needn't be known, see :attr:`must_know_ends`.
-            render: where the last of what was observed comes from, as for :meth:`reset`.
-            settle: gives what has changed of the step since; called before the next frame, a dump, or a flush by age. None:
-                nothing changes any more.
-        """
-        with self._copying:
-            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, settle=settle)
-
-    def settle(self) -> None:
-        """Look once more at the last step: transforms behind the recorder may have ended episodes with it."""
-        with self._copying:
-            self._settle()
-
-    def _settle(self, *, is_past: bool = False, at_once: bool = True) -> bool:
-        """Amend the last step. Returns whether nothing of it can change any more.
-
-        Args:
-            is_past: environments were reset since, and can't be rendered as they were.
-            at_once: the step is amended as it is now, even if it goes on.
-        """
-        last = self._last
-        if last is None:
-            return True
-        found = last.settle(at_once) if self.episodes.has_seen(last.event) else None
-        if isinstance(found, Pending):
-            return False
-        if found is not None:
-            amended, moments, ends = self._settled(last, found, is_past=is_past)
-            try:
-                self._amend(last.event, amended, moments, ends)
-            except BaseException:  # Ctrl-C, for one: half of a frame would be in the blocks
-                self._amend(last.event, amended, moments, ends)
-                raise
-        self._last = None
-        return True
-
-    def _settled(self, last: _Last, found: Settled, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
-        """What is recorded of the last step instead."""
-        event = last.event
-        ends = None if found.ends is None else self._logged.ends(found.ends)
-        if ends is not None and event.rows is not None:
-            stepped = np.zeros(len(self.envs), np.bool_)
-            stepped[event.rows] = True
-            ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
-        observed = list(self._logged.values(found.observed) or ())
-        if last.render is not None and last.moments[0] is not None:
-            observed.append(last.moments[0][-1])
-        if ends is not None and not self.selection.takes_all and not (is_past and last.render is not None):
-            after = self.selection.end(event.rows, event.after, ends.either)
-            if after is not event.after:
-                event = event._replace(after=after)
-                if last.render is not None:
-                    observed = list(self._logged.with_pictures(observed, after, last.render))
-        return event, (observed, self._logged.values(found.stepped), last.moments[2]), ends
-
-    def _amend(self, event: Event, amended: Event, moments: Moments, ends: Ends | None) -> None:
-        for buffer in self._in_detail:
-            buffer.amend(event, amended, moments)
-        if ends is not None:
-            self._ledger.settle(event, ends)
-        self.episodes.amend(event, amended)
+    def switch(self, *, enabled: bool) -> None:
+        """Turn recording on or off. Steps and episodes are counted meanwhile."""
+        self._selection.switch(enabled=enabled)
 
     def resume(self, progress: Progress) -> None:
-        """Go on where another program was stopped."""
-        self.episodes.resume(progress)
-        self.account.begin_here()
+        """Go on at the position of another program."""
+        self._counters.resume(progress)
+        self.status.begin_here()
 
     def grow(self, envs: int) -> None:
-        """Make room for more environments; what was recorded so far is written first. A recording that is closed counts on.
+        """Make room for more environments. The frames so far are written first; a closed recording only counts on.
 
         Args:
-            envs: how many there are now, more than before.
+            envs: number of environments in the batch, more than before.
         """
         with self._copying:
             if self.alive:
                 self._flush()
-                if self._writer is not None:
-                    self._writer.flush()  # its thread works with what changes here
-            wanted = self._options.logged_envs
-            if wanted is None or isinstance(wanted, str):
-                wanted = "all"
-            elif not isinstance(wanted, slice):
-                wanted = self._logged.indices  # an index may count from the end, which was another one
-            recorded = {*self._logged.indices, *LoggedEnvs(wanted, envs).indices}
+                self._writer.flush()  # its thread works with what changes here
             self.source = dataclasses.replace(self.source, batch_size=(envs,))
-            self._logged = LoggedEnvs(sorted(recorded), envs)
-            self.envs[:] = [self.source.first_env + index for index in self._logged.indices]
-            count = len(self.envs)
-            for follower in (self.episodes, self.selection, self._sums):
-                follower.grow(count)
-            self._batch_sums.grow(envs)
+            self._state.grow(self.source)
             if not self.alive:
                 return
-            self._ledger.grow(self.envs)
+            if self._episode_log is not None:
+                self._episode_log.grow(self.envs)
             self._output.grow(self.source, self.envs)
-            for buffer in self._buffers:
-                buffer.grow(envs if buffer is self._batch else count)
-            described = [(stream, each) for each in Moment for stream in self._described[each]]
-            if self._writer is not None:
-                self._writer.put(self._output.describe(described, self.streams, self._statistics, self._ends))
+            self._buffers.grow(len(self.envs), envs)
+            self._put_description(self.streams)
 
     @property
     def is_on_writers_thread(self) -> bool:
         """Whether the caller is on the thread that writes."""
-        return self._writer is not None and self._writer.is_current
+        return self._writer.is_current
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
-        """Add to what is known of the episode that an environment is in.
+        """Add properties to the episode that an environment is in.
 
         Args:
             env: environment index; None: the only one.
-            values: what to add.
+            values: the properties by their names.
 
         Raises:
+            TypeError: ``env`` is no index.
             IndexError: the environment isn't recorded.
-            ValueError: there are several and none is named, or it is in no episode.
+            ValueError: there are several and none is named, it is in no episode, or episodes have no recordings of their own.
         """
-        if not isinstance(env, int | None) or isinstance(env, bool):
-            raise TypeError(
-                f"env={env!r} is no environment index; annotations are passed by name: annotate(success=True)"
-            )
-        if env is None and len(self.envs) > 1:
-            raise ValueError(f"env is missing: {len(self.envs)} environments are recorded")
-        if env is not None and env not in self.envs:
-            raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self.envs))}")
-        self._ledger.annotate([0 if env is None else self.envs.index(env)], values)
-        for name, value in values.items():
-            first = self._annotated.setdefault(name, type(value))
-            if not isinstance(value, first):
-                warn(
-                    f"{name} was of type {first.__name__} before and is now {value!r}: catalogs leave such episodes out"
-                )
-
-    @property
-    def all_begun(self) -> bool:
-        """Whether all environments that are recorded have been reset."""
-        return self.episodes.all_begun
-
-    def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
-        """Which of the environments of ``mask`` would be stepped without ever having been reset; None: none of them."""
-        fresh = self.episodes.never_begun(None if mask is None else self._logged.rows(mask))
-        if fresh is not None and not len(fresh):
-            return None
-        return self._logged.mask(fresh)
-
-    def _event(self, rows: Rows, ends: Ends | None = None, begun: Rows = None, *, is_step: bool) -> Event | None:
-        """What is about to happen to the environments ``rows``; None, a step at most, if that isn't recorded of any."""
-        picked = None
-        if rows is not None and not len(rows):
-            if self._batch is None:
-                self.episodes.steps += is_step
-                return None
-        elif not self.selection.takes_all:
-            picked = self._picked(rows, ends, begun, is_step=is_step)
-        return self.episodes.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
-
-    def _add(
-        self,
-        moments: Moments,
-        mask: npt.NDArray[np.bool_] | None,
-        *,
-        is_step: bool,
-        ends: Ends | None = None,
-        seeds: Sequence[int | None] = (),
-        begun: npt.NDArray[np.bool_] | None = None,
-        render: Render | None = None,
-        settle: Settle | None = None,
-    ) -> None:
-        self._settle(is_past=not is_step)
-        if ends is not None:
-            ends = self._logged.ends(ends)
-        rows = None if mask is None else self._logged.rows(mask)
-        event = self._event(rows, ends, None if begun is None else self._logged.rows(begun), is_step=is_step)
-        if event is None:
-            return
-        kept = True
-        try:
-            if self._batch is not None:
-                kept = self._batch.add(self._of_batch(event, mask), moments, _nowhere)
-            if rows is None or len(rows):
-                if not self._logged.are_all:
-                    values = self._logged.values
-                    moments = (values(moments[0]), values(moments[1]), values(moments[2]))
-                if render is not None and event.is_recorded:
-                    assert moments[0] is not None, "frames with pictures have observations"
-                    moments = (self._logged.with_pictures(moments[0], event.after, render), *moments[1:])
-                for arrays in moments:
-                    for array in arrays or ():
-                        if array is None:  # `in` would compare arrays
-                            self._split_where_keys_are_missing(moments)
-                for buffer in self._in_detail:
-                    kept = buffer.add(event, moments, self.episodes.positions, may_change=settle is not None) and kept
-            self._last = None if settle is None else _Last(event, moments, settle, render)
-            self.episodes.apply(event)
-            self._enter(event, moments[Moment.STEPPED], ends, seeds)
-        except BaseException:  # Ctrl-C, for one: the rest of the frame would be what happens to be in memory
-            if self.episodes.has_seen(event):
-                self._enter(event, moments[Moment.STEPPED], ends, seeds)
-            else:
-                for buffer in self._buffers:
-                    buffer.drop(event)
-            raise
-        if not kept or self._news:
-            self._news = False
-            self.account.tell()
-
-    def _picked(self, rows: Rows, ends: Ends | None, begun: Rows, *, is_step: bool) -> tuple[Rows, Rows]:
-        """Whose frames before and after what happens now are recorded, of the environments ``rows``."""
-        if is_step:
-            ended = None if ends is None else ends.either
-            return self.selection.step(rows, self.episodes.steps + 1, ended)
-        return NONE, self.selection.reset(rows, self.episodes.of(rows if begun is None else begun) + 1, begun)
-
-    def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
-        """Keep the ledger of the episodes, if they are what is recorded."""
-        if self._episode_files is None or (event.rows is not None and not len(event.rows)):
-            return
-        if event.is_step:
-            self._ledger.step(event, self.episodes.of(event.rows), self._rewards(stepped), ends)
-        else:
-            self._ledger.reset(event, self.episodes.of(event.begins), self._logged.seeds(seeds))
-
-    def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
-        """The first of the rewards, as numbers."""
-        if stepped is None or self._reward is None or (values := stepped[self._reward]) is None:
-            return None
-        stream = self._described[Moment.STEPPED][self._reward]
-        return stream.numbers(values.cpu().numpy() if stream.device else values)
-
-    def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
-        """What an event is for the statistics over all environments: they have rows where frames are recorded."""
-        everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-        if everyone is event.rows and event.after is event.rows:
-            return event  # nearly always
-        recorded = everyone if event.is_recorded else NONE
-        return event._replace(rows=everyone, before=recorded, after=recorded)
-
-    def _split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
-        """Keys that now come without the others of their track get a track of their own: each has its own rows then."""
-        for buffer in (self._small, self._bulky):
-            tracks: list[Track] = []
-            for track in buffer.tracks:
-                values = moments[track.moment]
-                there = [i for i in track.at if values is not None and values[i] is not None]
-                if there and len(there) < len(track.at):
-                    tracks += [track.part(there), track.part([i for i in track.at if i not in there])]
-                else:
-                    tracks.append(track)
-            if len(tracks) > len(buffer.tracks):
-                buffer.tracks = tuple(tracks)
+        if self._episode_log is None:
+            raise ValueError("annotations are properties of episodes: they need split='episode'")
+        self._episode_log.annotate(env, values)
 
     # --- out ---
 
-    def dump(self) -> None:
-        """Return when everything so far is with the sink.
+    def dump(self, suffix: str | None = None) -> None:
+        """Wait until all frames so far are kept. A recording of one dump is closed with it.
+
+        Args:
+            suffix: added to the name of a recording of one dump.
 
         Raises:
-            RecordingError: it isn't, and why.
+            RecordingError: something could not be written, and why.
         """
-        if self._is_done():
-            self.account.raise_again()
+        if self._options.split == "dump" and self.alive:
+            self.close()
+            if suffix is not None:
+                self.chunk_writer.rename(suffix)
             return
-        self.settle()
-        if self._episode_files is not None:
-            self._ledger.close_ended(self.episodes.frames)
+        if self.is_over:
+            self.status.raise_again()
+            return
+        self.revise_last_step()
+        if self._episode_log is not None:
+            self._episode_log.close_ended(self._counters.frames)
         self._flush()
-        if self._writer is not None:
-            self._writer.flush()
-        for outlet in self._outlets:
-            outlet.sync()
-        self.account.raise_failure()
+        self._writer.flush()
+        for live_sink in self._live_sinks:
+            live_sink.sync()
+        self.status.raise_failure()
 
     def close(self) -> None:
         """Dump, write the layout and end the recording. Closing again does nothing, unless Ctrl-C came in between.
@@ -674,234 +327,165 @@ class Recording:
         Raises:
             RecordingError: something could not be written, and why.
         """
-        if self._is_done():
-            self.account.raise_what_was_missed()
+        if self.is_over:
+            self.status.missed.raise_error_once()
             return
-        self.settle()
-        self.alive = False
-        self.account.is_closing = True
-        if self._episode_files is not None:
-            self._ledger.close(self.episodes.frames)
+        self.revise_last_step()
+        self.status.begin_to_close()
+        CLOCK.wake()
+        if self._episode_log is not None:
+            self._episode_log.close(self._counters.frames)
         self._flush()
-        if self._writer is None:  # nothing was written: an empty file would be in the way of the next try
+        if not self._writer.has_begun:  # no frame was written: an empty file would be in the way of the next try
             try:
-                self.account.raise_failure()
+                self.status.raise_failure()
             finally:
                 self.abandon()
             return
         self._writer.finish()
-        if self.account.keeper is not None:
-            self.account.keeper.sync()
+        if self.status.sole_sink is not None:
+            self.status.sole_sink.sync()
         self._conclude()
         try:
-            self.account.raise_end()
+            self.status.raise_end()
             self._embed_layout()
         finally:
-            self.is_over = True
-            self.sink.close()
-            for outlet in self._outlets:
-                outlet.close()
+            self.status.end()
+            self.chunk_writer.close()
+            for live_sink in self._live_sinks:
+                live_sink.close()
 
-    def _is_done(self) -> bool:
-        return self.is_over or self.process != os.getpid()
-
-    def keep(self) -> None:
-        """All keys are described: viewers can lay them out, and a file that this one replaces isn't needed any more.
+    def finish_describing(self) -> None:
+        """Finish the description: lay out viewers, prepare memory, and remove the file that this one replaces.
 
         Raises:
-            ValueError: the episodes' returns aren't known, and are asked for.
+            ValueError: the keep policy depends on returns, and no reward is recorded.
         """
-        if self._reward is None and self._options.keep is not None and self._options.keep.needs_return:
+        if self._description.reward is None and self._options.keep is not None and self._options.keep.needs_return:
             raise ValueError(
                 f"keep={self._options.keep!r} goes by the reward, which is not recorded: add it to in_keys"
             )
-        self.sink.keep()
-        if self._episode_files is not None and (made := self.layout()) is not None:
-            self._episode_files.lay_out(made)
-        if self._writer is not None:
-            for buffer in self._buffers:
-                self._writer.put(buffer.prepare())
-        self._warn_of_short_blocks()
-        for outlet in self._outlets:
+        self.chunk_writer.replace_earlier()
+        if self._is_by_episode and (made := self.layout()) is not None:
+            self._output.lay_out(made)
+        if self._writer.has_begun:
+            self._buffers.prepare()
+        self._buffers.warn_of_short_blocks(len(self.envs), self._options.buffer_bytes)
+        for live_sink in self._live_sinks:
             if (made := self.layout(live=True)) is not None:
                 try:
-                    outlet.show(made)
-                except Exception as error:  # it is a matter of those who watch, not of what is recorded
-                    warn(f"{outlet.label} gets no layout: {error}", RuntimeWarning)
-
-    def _warn_of_short_blocks(self) -> None:
-        """Thousands of environments in detail leave room for few rows of each: nearly all cost is in the chunks then."""
-        if len(self.envs) <= MAX_LOGGED_ENVS or not self._small.tracks or self._small.slots >= SHORT_BLOCK:
-            return
-        entities = sum(stream.lanes for track in self._small.tracks for stream in track.streams)
-        cost = entities * CHUNK_SECONDS / self._small.slots
-        needed = -(-SHORT_BLOCK * self._options.buffer_bytes // self._small.slots >> 20)
-        warn(
-            f"{len(self.envs)} environments are recorded in detail, and only {self._small.slots} frames of them fit into half "
-            f"of buffer_bytes: each environment's step takes the writer about {cost * 1e6:.0f} us, "
-            f"{cost * len(self.envs) * 1e3:.0f} ms for all. Record fewer with logged_envs=..., or more at once with "
-            f"buffer_bytes={needed} << 20"
-        )
+                    live_sink.show(made)
+                except Exception as error:  # the recording lacks nothing
+                    warn(f"{live_sink.label} gets no layout: {error}", RuntimeWarning)
 
     def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
-        """A frame came after :meth:`close`, and is lost: said once, and raised by :meth:`dump` and :meth:`close`.
+        """Count a frame after :meth:`close` as lost, with one warning. :meth:`dump` and :meth:`close` raise an error for it.
 
-        It is counted as if it had been recorded, so that what goes on later is where it would have been.
+        The frame is counted as if it had been recorded, so that a recording that goes on later has the right numbers.
 
         Args:
-            batch_size: of the environments, which may be others.
-            mask: which of them were reset or stepped; None: all.
-            is_step: whether it was a step.
+            batch_size: batch size of the environments, which may be others.
+            mask: mask of the environments that were reset or stepped, ``[envs]``; None: all.
+            is_step: whether they were stepped.
         """
-        frames, steps, begun = self.episodes.frames, self.episodes.steps, self.episodes.begun()
+        frames, steps, begun = self._counters.frames, self._counters.steps, self._counters.begun()
         if batch_size != self.source.batch_size:
-            self.episodes.frames += 1
-            self.episodes.steps += is_step
-        elif (event := self._event(None if mask is None else self._logged.rows(mask), is_step=is_step)) is not None:
-            self.episodes.apply(event)
-        now = self.episodes
-        if self.account.miss(now.frames - frames, now.steps - steps, now.begun() - begun):
+            self._counters.count(frames=1, steps=is_step)
+        elif (
+            event := self._event(None if mask is None else self._state.logged.rows(mask), is_step=is_step)
+        ) is not None:
+            self._counters.apply(event)
+        now = self._counters
+        if self.status.miss(now.frames - frames, now.steps - steps, now.begun() - begun):
             self._forget_returns()
 
     def _forget_returns(self) -> None:
-        """Rewards were lost. What goes on after this recording doesn't know the returns of the episodes in progress."""
-        self._sums.forget()
-        self._batch_sums.forget()
-        self._ledger.forget_returns()
+        """Make the returns of the episodes in progress unknown to the recording that continues this one: rewards were lost."""
+        self._state.forget_returns()
+        if self._episode_log is not None:
+            self._episode_log.forget_returns()
 
     def layout(self, *, live: bool = False) -> rrb.Blueprint | None:
-        """The layout of what is known by now; None: there is none.
+        """Return the layout of the streams so far; None if there is to be none.
 
         Args:
-            live: whether it is for those who watch.
+            live: whether the layout is for live viewers. Default: False.
         """
-        wanted = self._options.blueprint
-        if wanted is False or isinstance(wanted, rrb.Blueprint):
-            return wanted or None
-        shown = (
-            [None] if self._episode_files is not None else shown_envs(self.envs, self.source.envs, self.sink.family())
-        )
+        if self._is_by_episode:
+            shown: list[int | None] = [None]
+        else:
+            shown = [*shown_envs(self.envs, self.source.envs, self.chunk_writer.target.family())]
         recorded = Recorded(self.streams, shown, self.source.fps, self._statistics)
-        if callable(wanted):
-            try:
-                made: object = wanted(recorded)
-            except Exception as error:  # training goes on
-                made = error
-            if isinstance(made, rrb.Blueprint):
-                return made
-            warn(f"blueprint={wanted!r} gave {made!r} instead of a layout: there is one made from the streams instead")
-        return layout(recorded, live=live)
+        return layout_of(self._options.blueprint, recorded, live=live)
 
     def abandon(self) -> None:
-        """Stop, and remove the file: what was begun can't be recorded as the user asked."""
-        self.alive = False
-        if self._writer is not None:
-            self._writer.finish()
+        """Stop, and remove the file: the environment can't be recorded as the user asked."""
+        self.status.begin_to_close()
+        CLOCK.wake()
+        self._writer.finish()
         self._conclude(all_lost=True)
-        self.is_over = True
-        self.sink.discard()
-        for outlet in self._outlets:
-            outlet.close()
+        self.status.end()
+        self.chunk_writer.discard()
+        for live_sink in self._live_sinks:
+            live_sink.close()
 
     def fail(self, error: Exception) -> None:
-        """Stop recording because of an error of our own; it is raised by the next :meth:`dump` or :meth:`close`."""
-        self.account.fail(error)
+        """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""
+        self.status.fail(error)
+        self._buffers.stop()
+        self._tell()
 
     def _embed_layout(self) -> None:
         try:
             made = self.layout()
             if made is not None:
-                self.sink.embed(made, application_id=self.application_id)
+                self.chunk_writer.embed(made, application_id=self.application_id)
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _flush(self) -> None:
-        with self._copying:  # the writer, when it is idle, hands over what is old: two at once would come in any order
-            self._settle()
-            for buffer in self._buffers:
-                buffer.flush()
-        if self._writer is not None:
-            self._writer.put(self._output.rest(self.episodes.frames), frames=self._no_frames)
+        with self._copying:  # the clock's thread hands on old blocks: those of two threads would come in any order
+            self._revise()
+            self._buffers.hand_on()
+        if self._writer.has_begun:
+            self._writer.put_rest(self._counters.frames)
 
-    def _hand_over(self, buffer: Buffer, turn: Turn) -> None:
-        assert self._writer is not None, "blocks exist only once something was described"
-        self._writer.put(buffer.chunks(turn), functools.partial(buffer.give_back, turn), turn.frames)
-        self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
-
-    def _hand_over_what_is_old(self) -> None:
-        """No frame has come for a while: what waits is written all the same. Called on the writer's thread."""
-        if not self.alive or not self._copying.acquire(blocking=False):
-            return  # a frame is being copied, which hands over what is old
+    def look(self) -> None:
+        """Hand on old blocks, though no frame comes. Called on the clock's thread."""
+        if not self.alive or not self._writer.is_idle or not self._copying.acquire(blocking=False):
+            return  # a frame is being copied, which hands on old blocks
         try:
-            now = time.time_ns()
-            old = [buffer for buffer in self._buffers if buffer.is_old(now)]
-            if old and not self._settle(at_once=False):
-                return  # the environment is within a step, and hands over what is old itself
-            for buffer in old:
-                buffer.flush()
+            old = self._buffers.old(time.time_ns())
+            if old and not self._revise(at_once=False):
+                return  # the environment is within a step, and hands on old blocks itself
+            self._buffers.hand_on_old(old)
+        except Exception as error:
+            self.status.fail(error)
+            self._buffers.stop()
+            self._told = -1
         finally:
             self._copying.release()
-        if self._writer is not None and self._output.oldest_waiting is not None:
-            self._writer.put(self._output.settle(self._complete), frames=self._no_frames)
-
-    def _complete(self) -> int:
-        """Before which frame everything has been through the output."""
-        waiting = [buffer.oldest_waiting for buffer in self._buffers]
-        return min((frame for frame in waiting if frame is not None), default=sys.maxsize)
-
-    @property
-    def _no_frames(self) -> tuple[int, int]:
-        """What comes is of frames that were counted already."""
-        return self.episodes.frames, self.episodes.frames
+        if self._output.oldest_waiting is not None:
+            self._writer.put_due(self._counters.frames)
 
     def _conclude(self, *, all_lost: bool = False) -> None:
-        if self.account.conclude(all_lost=all_lost):
+        if self.status.conclude(all_lost=all_lost):
             self._forget_returns()
 
 
 def application_id(options: Options, source: Source) -> str:
-    """What groups recordings in the viewer: as asked for, or the environment's name."""
+    """Return the id by which the viewer groups recordings: the user's, or the environment's name."""
     return options.application_id or source.name or "torchrl_rerun"
-
-
-def _nowhere() -> Positions:
-    """What needs no positions has none."""
-    return np.empty((0, COLUMNS), np.int64)
-
-
-def _tracks(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[Track, bool]]:
-    """Streams as tracks: small ones, bulky ones and sums by themselves; and whether they are bulky.
-
-    Rewards are never among the bulky ones: a block must hold them and their sums.
-    """
-    places: dict[bool, list[int]] = {False: [], True: []}
-    for i, stream in enumerate(streams):
-        if not stream.sums:
-            places[stream.is_bulky and stream.key not in summed].append(i)
-    for is_bulky, at in places.items():
-        if at:
-            is_summed = any(streams[i].key in summed for i in at)
-            yield Track(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
-    sums = tuple(stream for stream in streams if stream.sums)
-    if sums:
-        yield Track(moment, sums), False
-
-
-def _without(tracks: Sequence[Track], stream: Stream) -> tuple[Track, ...]:
-    """Tracks without a stream."""
-    parts = [
-        (track, [i for i, each in zip(track.at, track.streams, strict=False) if each != stream]) for track in tracks
-    ]
-    return tuple(track if len(at) == len(track.at) else track.part(at) for track, at in parts if at or not track.at)
 
 
 _open: weakref.WeakSet[Recording] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
-    """A forked process has no writer's thread, and the files are its parent's."""
+    """Leave recordings to the parent of this forked process, which has the writer's threads and the files."""
     for recording in _open:
-        recording.alive = False
+        recording.status.leave()
+    CLOCK.forget_all()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""Resuming: where a run is, by what was recorded of it."""
+"""Resuming: where a run is, read from its recordings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import entity_path
 from torchrl_rerun.recording.counters import Progress
-from torchrl_rerun.rrd.files import why_unreadable
-from torchrl_rerun.rrd.index import FilePart, parts_in
 from torchrl_rerun.rrd.locks import is_locked
+from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,10 @@ class Reached:
     """Where a run is.
 
     Attributes:
-        steps: calls of ``env.step`` so far.
+        steps: number of calls of ``env.step``.
         episodes: the number of the last episode of each environment, by its index.
-        frames: frames of the recording that goes on.
-        recording_id: its id; None: what comes is another recording.
+        frames: number of frames of the recording that goes on.
+        recording_id: id of the recording that goes on; None if another one begins.
     """
 
     steps: int
@@ -35,26 +33,26 @@ class Reached:
     recording_id: str | None
 
     def progress(self, envs: Sequence[int]) -> Progress:
-        """Return where the environments are that are recorded.
+        """Return where the recorded environments are.
 
         Args:
-            envs: their indices.
+            envs: the indices of these environments.
         """
         return Progress(self.steps, np.array([self.episodes.get(env, -1) for env in envs], np.int64), self.frames)
 
 
 def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | None:
-    """Return where the run is that some files are of; None if they hold nothing of one.
+    """Return where a run is, from its files; None if they hold no frame.
 
-    The recording of a whole run goes on if it is of the same environments. A file that a killed process left counts up to
-    where it ends. A damaged one is left out, with a warning that names it.
+    The recording of a whole run goes on if its batch size is the same. The file of a killed process counts up to its last whole
+    chunk. A damaged file is left out, with a warning that names it.
 
     Args:
-        files: the files.
-        batch_size: the environments' batch size.
+        files: the files of the run.
+        batch_size: the batch size of the environments.
 
     Raises:
-        FileInUseError: another recorder is writing one of them.
+        FileInUseError: another recorder is writing one of the files.
     """
     found: list[tuple[FilePart, Schema]] = []
     for file in files:
@@ -63,7 +61,7 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
                 f"{file} is being written by another recorder: a run goes on when the one before has ended"
             )
         try:
-            found += [(part, schema) for part in parts_in(file) if (schema := part.contents.schema) is not None]
+            found += [(part, schema) for part in parts_in(file) if (schema := part.schema) is not None]
         except ValueError as error:
             warnings.warn(f"the run goes on without {why_unreadable(file) or error}", RuntimeWarning, stacklevel=2)
     if not any(part.steps for part, _ in found):
@@ -76,13 +74,14 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
     latest, schema = max(found, key=lambda each: each[0].began)
     if schema.split != "run" or schema.source.batch_size != batch_size:
         return Reached(steps, episodes, 0, None)
-    recording_id = latest.contents.recording_id
-    frames = 1 + max(part.last_frame for part, _ in found if part.contents.recording_id == recording_id)
+    recording_id = latest.recording_id
+    frames = 1 + max(part.last_frame for part, _ in found if part.recording_id == recording_id)
     return Reached(steps, episodes, frames, recording_id)
 
 
 def _last_episode(part: FilePart, schema: Schema, env: int) -> int:
     """Return the number of the last episode of an environment in a file; -1 if there is none."""
-    prefix = None if schema.split == "episode" else env
-    paths = [entity_path(stream, prefix, lane) for stream, _ in schema.described for lane in range(stream.lanes)]
-    return max((place.last >> 32 for path in paths for place in part.places.get(path, ())), default=-1)
+    paths = {schema.path_of(stream, env, lane) for stream, _ in schema.described for lane in range(stream.lanes)}
+    return max(
+        (part.index.span_of(path, "episode")[1] for path in part.index.recorded_paths if path in paths), default=-1
+    )

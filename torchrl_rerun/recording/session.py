@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
-import re
 import uuid
 import weakref
 from dataclasses import dataclass, field
@@ -22,12 +21,12 @@ from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording, application_id
 from torchrl_rerun.recording.resume import Reached, reached
 from torchrl_rerun.rrd.locks import is_locked
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.file import FileSink
-from torchrl_rerun.writing.folder import RunFolder
-from torchrl_rerun.writing.live import Outlet
-from torchrl_rerun.writing.rerun_streams import StreamOutlet, UsersStream, application_id_of
-from torchrl_rerun.writing.sink import NoFile, Sink
+from torchrl_rerun.writing.dumps import DumpTarget
+from torchrl_rerun.writing.episode_target import EpisodeTarget
+from torchrl_rerun.writing.file import FileTarget
+from torchrl_rerun.writing.live import LiveSink
+from torchrl_rerun.writing.rerun_streams import LiveStream, UsersStream, application_id_of
+from torchrl_rerun.writing.target import ChunkWriter, LiveTarget, Target
 from torchrl_rerun.writing.viewers import Endpoint, Viewer
 
 
@@ -37,7 +36,7 @@ class Session:
 
     Attributes:
         options: the options.
-        sink: the file or folder that is recorded to.
+        target: the file or folder that is recorded to.
         viewers: the live viewers.
         stream: the recording stream of the user. Default: none.
         process: the process that the recorder was made in.
@@ -45,7 +44,7 @@ class Session:
     """
 
     options: Options
-    sink: Sink
+    target: Target
     viewers: tuple[Endpoint, ...]
     stream: UsersStream | None
     process: int = field(default_factory=os.getpid)
@@ -72,18 +71,18 @@ class Session:
         return cls(options, kept, viewers, stream)
 
 
-_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.FileSink, rr.GrpcSink, rr.GrpcServerSink)
+_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.GrpcSink, rr.GrpcServerSink)
 
 
-def _sinks(sink: Any, options: Options) -> tuple[Sink, tuple[Endpoint, ...], UsersStream | None]:
-    """One sink or several: a file or a folder and a recording stream at the most, and viewers."""
+def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], UsersStream | None]:
+    """Return the target, the viewers and the recording stream that the user's ``sink`` names, which may be several in a list."""
     several = sink if isinstance(sink, list | tuple) else [sink]
     for each in several:
         if not isinstance(each, _SINKS):
             raise TypeError(
-                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd', a folder, the "
-                "URL of a viewer, an rr.RecordingStream, one of Rerun's sinks, or several of these in a list; or None, for "
-                "the active recording"
+                f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd' (that of an "
+                "rr.FileSink, too), a folder, the URL of a viewer, an rr.RecordingStream, an rr.GrpcSink or "
+                "rr.GrpcServerSink, or several of these in a list; or None, for the active recording"
             )
     paths = [path for each in several if (path := path_of(each)) is not None]
     streams = [UsersStream(each) for each in several if each is None or isinstance(each, rr.RecordingStream)]
@@ -107,50 +106,43 @@ def _sinks(sink: Any, options: Options) -> tuple[Sink, tuple[Endpoint, ...], Use
     if options.resume and not paths:
         raise ValueError(f"resume=True goes on with the run in a file or folder, and there is none in sink={sink!r}")
     if paths:
-        return _path_sink(absolute(paths[0]), options), viewers, stream
+        return _path_target(absolute(paths[0]), options), viewers, stream
     if stream is not None:
         return (
-            NoFile(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
+            LiveTarget(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
             viewers,
             stream,
         )
-    return NoFile(viewers[0].url), viewers, None
+    return LiveTarget(viewers[0].url), viewers, None
 
 
 def path_of(sink: Any) -> str | os.PathLike[str] | None:
-    """The path that a sink is, or stands for; None: it is no file.
+    """Return the path of a sink; None if it is no file.
 
-    ``rr.FileSink`` doesn't say where it writes, but prints it (rerun-sdk 0.41).
-
-    >>> path_of(rr.FileSink("run.rrd")), path_of("rerun+http://127.0.0.1:9876/proxy")
+    >>> path_of("run.rrd"), path_of("rerun+http://127.0.0.1:9876/proxy")
     ('run.rrd', None)
     """
-    if isinstance(sink, rr.FileSink):
-        said = re.fullmatch(r'FileSink\("(.*)", write_footer=(true|false)\)', repr(sink), re.DOTALL)
-        if said is not None and rr.FileSink(said[1], write_footer=said[2] == "true") == sink:
-            return said[1]
-        raise TypeError(f"{sink!r} doesn't say where it writes: pass its path")
     return sink if isinstance(sink, os.PathLike) or (isinstance(sink, str) and "://" not in sink) else None
 
 
-def _path_sink(path: Path, options: Options) -> FileSink | RunFolder:
-    """A file, or a folder of them."""
+def _path_target(path: Path, options: Options) -> Target:
+    """Return the target of a path: a file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
             raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
-        return FileSink(path, overwrite=options.overwrite)
+        return FileTarget(path, overwrite=options.overwrite)
     if options.split == "episode":
-        keeper = None if options.keep is None else options.keep.keeper
-        return RunFolder(path, keeper=keeper, overwrite=options.overwrite)
+        new_kept = None if options.keep is None else options.keep.new_kept
+        return EpisodeTarget(path, new_kept=new_kept, overwrite=options.overwrite)
     if path.suffix:
         raise ValueError(f"{shown(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
     if options.split == "dump":
-        return DumpFile(path, overwrite=options.overwrite)
-    return FileSink(path / "run.rrd", overwrite=options.overwrite)
+        return DumpTarget(path, overwrite=options.overwrite)
+    return FileTarget(path / "run.rrd", overwrite=options.overwrite)
 
 
 shared_paths: set[str] = set()
-"""Paths that recorders inside the environments of a batch write to, as far as TorchRL has told this process."""
+"""Paths that recorders inside the environments of a batch write to, as far as this process knows."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +165,17 @@ class Facts:
 
 
 def open_recording(session: Session, facts: Facts, ended: Recording | None = None) -> Recording:
-    """Begin a recording, or the next part of one that was closed.
+    """Open a recording, or the next part of one that was closed.
 
     Args:
         session: the options, and what the sink stands for.
         facts: the facts about the environments.
-        ended: the recording that was closed before. Its counters go on if it was of this batch size; else it is another
-            recording that begins.
+        ended: the recording that was closed before. If it was of this batch size its counters go on, else another recording
+            begins. Default: none was.
 
     Raises:
         FileExistsError: the file exists.
-        OSError: it can't be made.
+        OSError: the file can't be created.
         IndexError: ``logged_envs`` is out of range.
         ConnectionError: there is no viewer, or no recording stream.
     """
@@ -193,14 +185,12 @@ def open_recording(session: Session, facts: Facts, ended: Recording | None = Non
     batch_size = facts.batch_size
     count, before = int(np.prod(batch_size, dtype=np.int64)), None
     if ended is None:
-        sink, number = _claim(session, facts)
-        before = _reached(session, sink, batch_size)
+        chunk_writer, number = _claim(session, facts)
+        before = _reached(session, chunk_writer, batch_size)
         recording_id = _recording_id(session, number, before)
     else:
-        sink, number = (
-            _next_part(ended, is_announced=session.options.split != "dump"),
-            ended.source.first_env // ended.source.envs,
-        )
+        chunk_writer = _next_part(ended, is_announced=session.options.split != "dump")
+        number = ended.source.first_env // ended.source.envs
         recording_id = _id_after(ended, session, batch_size)
     source = Source(
         batch_size=batch_size,
@@ -215,20 +205,22 @@ def open_recording(session: Session, facts: Facts, ended: Recording | None = Non
             "statistics over all; append it to the batched environment instead"
         )
         options = dataclasses.replace(options, aggregate=False)
-    outlets: list[Outlet] = [Viewer(endpoint) for endpoint in session.viewers]
+    live_sinks: list[LiveSink] = [Viewer(endpoint) for endpoint in session.viewers]
     if stream is not None and session.stream is not None:
         envs = range(source.first_env, source.first_env + count)
-        outlets.append(StreamOutlet(stream, session.stream.label, envs, keeps=isinstance(sink, NoFile)))
+        live_sinks.append(LiveStream(stream, session.stream.label, envs, is_sole=chunk_writer.target.path is None))
     try:
-        for outlet in outlets:
-            outlet.open(application_id=application_id(session.options, source), recording_id=recording_id)
-        recording = Recording(sink, source, options, outlets=outlets, run_id=recording_id, continues=ended)
+        for live_sink in live_sinks:
+            live_sink.open(application_id=application_id(session.options, source), recording_id=recording_id)
+        recording = Recording(
+            chunk_writer, source, options, live_sinks=live_sinks, run_id=recording_id, continues=ended
+        )
         if before is not None:
             recording.resume(before.progress(recording.envs))
     except BaseException:
-        sink.discard()
-        for outlet in outlets:
-            outlet.close()
+        chunk_writer.discard()
+        for live_sink in live_sinks:
+            live_sink.close()
         raise
     if session.options.logged_envs is None and len(recording.envs) < count:
         first = f"of {count} environments the first {len(recording.envs)} are recorded"
@@ -239,85 +231,86 @@ def open_recording(session: Session, facts: Facts, ended: Recording | None = Non
 
 
 def _named_by(stream: rr.RecordingStream, options: Options) -> Options:
-    """How to record to a stream: it says itself what the recording is called."""
+    """Return options with the ids of a recording stream."""
     return dataclasses.replace(
         options, application_id=application_id_of(stream), recording_id=stream.get_recording_id()
     )
 
 
-def _next_part(ended: Recording, *, is_announced: bool) -> Sink:
-    """A finished file can't be written to: what comes after ``close()`` goes into another one."""
-    sink = ended.sink.continuation()
-    sink.open()
-    if is_announced and sink is not ended.sink:
-        warn(f"{ended.sink.label} was closed; what comes now is recorded in {sink.label}")
-    return sink
+def _next_part(ended: Recording, *, is_announced: bool) -> ChunkWriter:
+    """Open the target of the frames after ``close()``: a finished file can't be written to, so they go into another one."""
+    chunk_writer = ended.chunk_writer.continuation().open()
+    if is_announced and chunk_writer.location != ended.chunk_writer.location:
+        warn(f"{ended.chunk_writer.label} was closed; what comes now is recorded in {chunk_writer.label}")
+    return chunk_writer
 
 
-def _claim(session: Session, facts: Facts) -> tuple[Sink, int | None]:
-    """An open sink: the user's path, or one beside it where several recorders share the path, and their number."""
+def _claim(session: Session, facts: Facts) -> tuple[ChunkWriter, int | None]:
+    """Open the user's path, or one beside it if several recorders share the path. Return this recorder's number among them."""
     number = _number(session, facts)
     if number is None:
-        sink = session.sink.resumed() if session.options.resume else session.sink
-        if session.options.resume and not sink.earlier() and (there := sink.elsewhere()):
+        target = session.target.resumed() if session.options.resume else session.target
+        if session.options.resume and not target.earlier() and (there := target.elsewhere()):
             raise FileExistsError(
                 f"{there[0]} was recorded inside the environments of a batch: resume=True goes on with that run if the "
                 "recorders are there again; else choose another path"
             )
-        sink.open()
-        return sink, None
+        return target.open(), None
     while True:
-        sink = session.sink.sibling(f"worker_{number}")
+        target = session.target.sibling(f"worker_{number}")
         if session.options.resume:
-            sink = sink.resumed()
-            if not sink.earlier() and (there := sink.elsewhere()):
+            target = target.resumed()
+            if not target.earlier() and (there := target.elsewhere()):
                 raise FileExistsError(
                     f"{there[0]} was recorded outside of the environments of a batch: resume=True goes on with that run if "
                     "the recorder is there again; else choose another path"
                 )
-            if any(is_locked(file) and _is_claimed_here(file) for file in sink.earlier()):
+            if any(is_locked(file) and _is_claimed_here(file) for file in target.earlier()):
                 number += 1  # it goes on with the file of another one in this process
                 continue
         try:
-            sink.open()
+            chunk_writer = target.open()
         except FileExistsError as taken:
             # Nested workers count from 0 each, and copies within a process are not numbered at all.
             if facts.worker is not None and not isinstance(taken, FileInUseError):
                 raise
             number += 1
         else:
-            _claimed_here.add(sink)
-            return sink, number
+            _claimed_here.add(chunk_writer)
+            return chunk_writer, number
 
 
-_claimed_here: weakref.WeakSet[Sink] = weakref.WeakSet()
-"""Sinks of recorders in this process that share a path."""
+_claimed_here: weakref.WeakSet[ChunkWriter] = weakref.WeakSet()
+"""Chunk writers of recorders in this process that share a path."""
 
 
 def _is_claimed_here(file: Path) -> bool:
-    return any(file in sink.files() for sink in _claimed_here)
+    return any(file in chunk_writer.files() for chunk_writer in _claimed_here)
 
 
 def _number(session: Session, facts: Facts) -> int | None:
-    """This recorder's number among those that share its path; None where it has the path to itself."""
+    """Return this recorder's number among those that share its path; None if it has the path to itself."""
     if facts.is_worker or session.is_copy or session.process != os.getpid():
         return facts.worker or 0
-    return 0 if session.sink.identity in shared_paths else None
+    return 0 if session.target.identity in shared_paths else None
 
 
-def _reached(session: Session, sink: Sink, batch_size: tuple[int, ...]) -> Reached | None:
-    """Where the run is that goes on; None: it begins."""
+def _reached(session: Session, chunk_writer: ChunkWriter, batch_size: tuple[int, ...]) -> Reached | None:
+    """Return where the run is that goes on; None if a run begins."""
     if not session.options.resume:
         return None
     try:
-        return reached(sink.earlier(), batch_size)
+        return reached(chunk_writer.target.earlier(), batch_size)
     except BaseException:
-        sink.discard()
+        chunk_writer.discard()
         raise
 
 
 def _recording_id(session: Session, number: int | None, before: Reached | None) -> str:
-    """One id for all that share a path, though they can't talk to one another; else that of what goes on, or a new one."""
+    """Return the id of a recording: the user's, that of the run that goes on, or a new one.
+
+    Recorders that share a path derive one id, though they can't talk to one another.
+    """
     if session.options.recording_id is not None:
         return session.options.recording_id
     if before is not None and before.recording_id is not None:
@@ -325,13 +318,13 @@ def _recording_id(session: Session, number: int | None, before: Reached | None) 
     if number is None:
         return uuid.uuid4().hex
     family = os.getpid() if multiprocessing.parent_process() is None else os.getppid()
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"{session.sink.identity}#{family}").hex
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{session.target.identity}#{family}").hex
 
 
 def _id_after(ended: Recording, session: Session, batch_size: tuple[int, ...]) -> str:
-    """The id of what comes after a recording: its own, unless frames begin at 0 again and would lie on top of its own.
+    """Return the id of the part after a recording: the same, unless its frames begin at 0 again and would lie on top of it.
 
-    Workers that share an id come to the same new one.
+    Workers that share an id derive the same new one.
     """
     if session.options.recording_id is not None:
         return session.options.recording_id

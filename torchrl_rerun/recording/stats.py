@@ -1,4 +1,4 @@
-"""Stats: what a recorder tells of its life so far."""
+"""Stats: counts of what a recorder has recorded, written and lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stats:
-    """What was recorded, written, lost and is waiting, in all parts of a recording: see :meth:`RerunRecorder.stats`."""
+    """Counts of all parts of a recording.
+
+    Attributes:
+        frames, steps, episodes: how many there were.
+        frames_written: frames that are kept.
+        frames_waiting: frames that aren't written yet.
+        frames_lost: frames that could not be written.
+        frames_dropped: frames that a live viewer didn't get.
+        bytes_waiting: bytes in memory.
+        bytes_written: bytes of the files.
+        seconds_waited: seconds that the environment has waited for the writer.
+        frames_per_second: frames divided by the time since the first.
+        bytes_per_second: bytes divided by the time that the writer was at work.
+    """
 
     frames: int = 0
     steps: int = 0

@@ -1,36 +1,44 @@
-"""The account of a recording: what became of its frames, and what is said of those that could not be recorded."""
+"""The status of a recording: its state, counts of its frames, and errors and warnings about lost ones."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import enum
 import shlex
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.recording.buffer import Buffer
-from torchrl_rerun.recording.counters import Episodes
+from torchrl_rerun.recording.buffers import Buffers
+from torchrl_rerun.recording.counters import Counters
+from torchrl_rerun.recording.missed import Missed
 from torchrl_rerun.recording.stats import Stats
-from torchrl_rerun.writing.live import Outlet
-from torchrl_rerun.writing.sink import Sink
-from torchrl_rerun.writing.writer import Writer
+from torchrl_rerun.writing.live import LiveSink
+from torchrl_rerun.writing.output import Output
+from torchrl_rerun.writing.target import ChunkWriter
+from torchrl_rerun.writing.writer import WriterThread
 
 PATIENCE = 1.0
-"""Seconds that the environment waits for the writer before it is told so."""
-
-RETRY_SECONDS = 5.0
-"""Seconds between two tries to go on after a recording was closed, each of which makes the environment wait."""
+"""Seconds that the environment waits for the writer before the user is warned."""
 
 
-class Output(Protocol):
-    """What is between buffers and sink, as far as something waits there."""
+class State(enum.Enum):
+    """The stage of a recording's life."""
+
+    OPEN = "open"
+    """Frames are recorded. After an error they are counted, and lost."""
+    CLOSING = "closing"
+    """No frame is taken any more, and the rest is being written. After Ctrl-C another call of ``close()`` goes on with it."""
+    CLOSED = "closed"
+    """All frames are written."""
+    FAILED = "failed"
+    """Nothing more is written, and the recording isn't whole."""
 
     @property
-    def oldest_waiting(self) -> int | None: ...  # noqa: D102
-    @property
-    def waiting_bytes(self) -> int: ...  # noqa: D102
+    def is_over(self) -> bool:
+        """Whether nothing more is written."""
+        return self in (State.CLOSED, State.FAILED)
 
 
 class _Counts(NamedTuple):
@@ -39,46 +47,46 @@ class _Counts(NamedTuple):
     episodes: int
 
 
-class Account:
-    """Counts what was written, waits and is lost, and says what went wrong.
+class Status:
+    """The state of a recording; counts of the frames that were written, wait or are lost; errors and warnings.
 
     Args:
-        sink: where the recording goes.
-        outlets: who else gets it.
-        episodes: counts the frames; it may have counted those of earlier recordings.
-        buffers: where frames wait first; the list may grow.
-        output: where pictures and episodes wait then.
-        continues: the account of the recording that this one goes on for.
+        chunk_writer: takes the chunks of the recording.
+        live_sinks: get copies of the chunks.
+        counters: count the frames, and may have counted those of earlier recordings.
+        buffers: frames wait in them first.
+        output: encoded images and episodes wait in it then.
+        writer: the thread that writes.
+        continues: the status of the recording that this one continues; None if there is none.
 
     Attributes:
-        writer: who writes, once there is something to write.
-        error: an error of our own that ended the recording.
-        is_closing: whether nothing more is recorded.
+        state: the state of the recording.
+        error: the error of the package's own that ended the recording, or None.
+        missed: the frames that came after the end.
     """
 
     def __init__(
         self,
-        sink: Sink,
-        outlets: Sequence[Outlet],
-        episodes: Episodes,
-        buffers: Sequence[Buffer],
-        output: Output,
+        chunk_writer: ChunkWriter,
+        live_sinks: Sequence[LiveSink],
         *,
-        continues: Account | None,
+        counters: Counters,
+        buffers: Buffers,
+        output: Output,
+        writer: WriterThread,
+        continues: Status | None,
     ) -> None:
-        self.writer: Writer | None = None
+        self.state = State.OPEN
         self.error: Exception | None = None
-        self.is_closing = False
-        self._sink = sink
-        self._outlets = outlets
-        self._episodes = episodes
+        self._chunk_writer = chunk_writer
+        self._live_sinks = live_sinks
+        self._counters = counters
         self._buffers = buffers
         self._output = output
+        self._writer = writer
         self._failed_at: int | None = None
-        self._end: tuple[str, BaseException | None] | None = None  # what the recording failed by, and its cause
-        self._missed = 0  # frames that came after it, and that `close()` has not told of
-        self._hindrance: OSError | None = None  # why they could not be recorded
-        self._hindered_at = -math.inf
+        self._end: tuple[str, BaseException | None] | None = None  # message and cause of the error that it ended with
+        self.missed = Missed(chunk_writer)
         self._warned = False
         self._warned_of_waiting = False
         self._warned_of: set[str] = set()
@@ -89,47 +97,62 @@ class Account:
         self._at_first = self._counts
         self._at_last: Stats | None = None
 
+    # --- the life of the recording ---
+
+    def begin_to_close(self) -> None:
+        """Take no more frames."""
+        if not self.state.is_over:
+            self.state = State.CLOSING
+
+    def end(self) -> None:
+        """Write nothing more."""
+        self.state = State.CLOSED if self._end is None else State.FAILED
+
+    def leave(self) -> None:
+        """Leave the recording to the parent of this forked process."""
+        self.state = State.CLOSED
+
     # --- counts ---
 
     def begin_here(self) -> None:
-        """What has been counted so far is another program's."""
+        """Count from here: earlier frames are another program's."""
         self._at_first = self._counts
 
     @property
     def _counts(self) -> _Counts:
-        return _Counts(self._episodes.frames, self._episodes.steps, self._episodes.begun())
+        return _Counts(self._counters.frames, self._counters.steps, self._counters.begun())
 
     @property
     def _frames(self) -> int:
-        """How many frames there have been since the recording began, or went on in this file."""
-        return self._episodes.frames - self._at_first.frames
+        """Number of frames since the recording began, or went on in this file."""
+        return self._counters.frames - self._at_first.frames
 
     @property
     def _unwritten_frames(self) -> int:
-        """How many of them aren't with the sink in full."""
-        waiting = [self._failed_at, self._output.oldest_waiting, *(buffer.oldest_waiting for buffer in self._buffers)]
-        if self.keeper is not None:
-            waiting.append(self.keeper.oldest_waiting)
-        oldest = min((frame for frame in waiting if frame is not None), default=self._episodes.frames)
-        return self._episodes.frames - oldest
+        """Number of these frames that the chunk writer doesn't keep in full."""
+        waiting = [self._failed_at, self._output.oldest_waiting, self._buffers.oldest_waiting]
+        if self.sole_sink is not None:
+            waiting.append(self.sole_sink.oldest_waiting)
+        oldest = min((frame for frame in waiting if frame is not None), default=self._counters.frames)
+        return self._counters.frames - oldest
 
     @property
-    def keeper(self) -> Outlet | None:
-        """The recording stream that keeps what is recorded, where there is no file."""
-        return next((outlet for outlet in self._outlets if outlet.keeps), None)
+    def sole_sink(self) -> LiveSink | None:
+        """The recording stream that alone keeps the recording; None if there is a file, or only viewers."""
+        return next((live_sink for live_sink in self._live_sinks if live_sink.is_sole), None)
 
     @property
     def _lost_frames(self) -> int:
-        """How many of them could not be written, or were and are gone with their file."""
-        if self._sink.trouble() is not None:
+        """Number of these frames that could not be written, or are gone with their file."""
+        if self._chunk_writer.error() is not None:
             return self._frames
-        if self.keeper is not None and self.keeper.trouble() is not None:
-            return self.keeper.dropped_frames
-        has_failed = self.error is not None or (self.writer is not None and self.writer.error is not None)
+        if self.sole_sink is not None and self.sole_sink.error() is not None:
+            return self.sole_sink.dropped_frames
+        has_failed = self.error is not None or self._writer.error is not None
         return self._unwritten_frames if has_failed else 0
 
     def stats(self) -> Stats:
-        """What was recorded, written, lost and is waiting; see :meth:`RerunRecorder.stats`."""
+        """Return counts of the frames that were recorded, written and lost, and of those that wait."""
         if self._at_last is not None:
             return self._at_last
         lost = self._lost_frames
@@ -137,7 +160,7 @@ class Account:
 
     def _counted(self, lost: int, waiting: int) -> Stats:
         before, now, then = self._before, self._counts, self._at_first
-        frames, size = before.frames + self._frames, before.bytes_written + self._sink.size()
+        frames, size = before.frames + self._frames, before.bytes_written + self._chunk_writer.size()
         seconds, busy = time.monotonic() - self._began, self._busy_seconds
         return Stats(
             frames=frames,
@@ -146,97 +169,85 @@ class Account:
             frames_written=before.frames_written + self._frames - lost - waiting,
             frames_waiting=waiting,
             frames_lost=before.frames_lost + lost,
-            frames_dropped=before.frames_dropped + max((outlet.dropped_frames for outlet in self._outlets), default=0),
+            frames_dropped=before.frames_dropped
+            + max((live_sink.dropped_frames for live_sink in self._live_sinks), default=0),
             bytes_waiting=self._waiting_bytes if waiting else 0,
             bytes_written=size,
-            seconds_waited=before.seconds_waited + self._seconds_waited,
+            seconds_waited=before.seconds_waited + self._buffers.seconds_waited,
             frames_per_second=frames / seconds,
             bytes_per_second=size / busy if busy else 0.0,
         )
 
     @property
     def _busy_seconds(self) -> float:
-        return self._busy_before + (0.0 if self.writer is None else self.writer.busy_seconds)
+        return self._busy_before + self._writer.busy_seconds
 
     @property
     def _waiting_bytes(self) -> int:
-        return self._output.waiting_bytes + sum(buffer.waiting_bytes for buffer in self._buffers)
-
-    @property
-    def _seconds_waited(self) -> float:
-        return sum(buffer.seconds_waited for buffer in self._buffers)
+        return self._output.waiting_bytes + self._buffers.waiting_bytes
 
     # --- failures ---
 
-    def is_sound(self) -> bool:
-        """Whether what is buffered will be written."""
-        return self.error is None and self.writer is not None and self.writer.alive()
-
     def fail(self, error: Exception) -> None:
-        """An error of our own ends the recording."""
+        """Note an error of the package's own, by which frames from now on are lost."""
         if self.error is None:
-            self.error, self._failed_at = error, self._episodes.frames
-        self._warn_of_failure()
+            self.error, self._failed_at = error, self._counters.frames
 
     def _failure(self) -> RecordingError | None:
-        error: BaseException | None = self.error or (None if self.writer is None else self.writer.error)
+        error: BaseException | None = self.error or self._writer.error
         if error is None:
-            error = self._sink.trouble() or (None if self.keeper is None else self.keeper.trouble())
+            error = self._chunk_writer.error() or (None if self.sole_sink is None else self.sole_sink.error())
         if error is None:
             return None
         if self._lacks_its_end():
             message = (
-                f"all frames are in {self._sink.label}, but it has no footer and no layout: {error}. Once there is room "
-                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self._sink.location)}` adds them"
+                f"all frames are in {self._chunk_writer.label}, but it has no footer and no layout: {error}. Once there is room "
+                f"for a second copy of it, `torchrl-rerun repair {shlex.quote(self._chunk_writer.location)}` adds them"
             )
         else:
-            message = f"recording to {self._sink.label} failed, {self._lost_frames} frames were lost: {error}"
+            message = f"recording to {self._chunk_writer.label} failed, {self._lost_frames} frames were lost: {error}"
         failure = RecordingError(message)
         failure.__cause__ = error
         return failure
 
     def _lacks_its_end(self) -> bool:
-        """Whether all was written but what comes last."""
-        return self.is_closing and self.error is None and self._sink.trouble() is None and not self._lost_frames
+        """Whether all frames were written, and only the footer wasn't."""
+        return (
+            self.state is not State.OPEN
+            and self.error is None
+            and self._chunk_writer.error() is None
+            and not self._lost_frames
+        )
 
     def raise_failure(self) -> None:
-        """Raise what went wrong so far, if anything did."""
+        """Raise the error of the recording, if there was one."""
         failure = self._failure()
         if failure is not None:
             raise failure
 
     def conclude(self, *, all_lost: bool = False) -> bool:
-        """Nothing more is written: what is lost is so for good. Whether anything is.
+        """Make the counts final: nothing more is written. Return whether frames are lost.
 
         Args:
-            all_lost: the file is removed.
+            all_lost: whether the file is removed. Default: False.
         """
         lost = self._frames if all_lost else self._lost_frames
         self._at_last = self._counted(lost, waiting=0)
         return bool(lost) or self.error is not None
 
     def raise_end(self) -> None:
-        """Raise what the recording failed by, and remember it."""
+        """Raise the error of the recording, if there was one, and note it."""
         failure = self._failure()
         if failure is not None:
-            # Not the error itself: with its traceback it would keep all of this alive.
+            # Not the error itself: its traceback would keep the whole recording in memory.
             self._end = str(failure), failure.__cause__
             raise failure
 
-    # --- what comes after it was closed ---
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether it is time to try to go on in another file: at once, and every few seconds where that fails."""
-        return time.monotonic() - self._hindered_at >= RETRY_SECONDS
-
-    def fail_to_go_on(self, error: OSError) -> None:
-        """What comes now can't be recorded before the next try."""
-        self._hindrance, self._hindered_at = error, time.monotonic()
+    # --- frames after the end ---
 
     def miss(self, frames: int, steps: int, episodes: int) -> bool:
-        """What was counted after the end is lost: said once. Whether it is the first."""
-        assert self._at_last is not None, "it is over"
+        """Count frames after the end as lost, and warn of the first. Return whether it is the first."""
+        assert self._at_last is not None, "the recording is over"
         last = self._at_last
         self._at_last = dataclasses.replace(
             last,
@@ -245,70 +256,51 @@ class Account:
             episodes=last.episodes + episodes,
             frames_lost=last.frames_lost + frames,
         )
-        self._missed += frames
-        is_first = self._missed == frames == 1
-        if is_first:
-            warn(f"{self._aftermath()} (training goes on; dump() and close() will raise this)", RuntimeWarning)
-        return is_first
+        return self.missed.count(frames)
 
     def raise_again(self) -> None:
-        """Raise what was lost since the end, or else what the recording failed by."""
-        if self._missed:
-            raise self._aftermath()
+        """Raise an error for the frames after the end, or else the error of the recording."""
+        self.missed.raise_error()
         if self._end is not None:
             what, cause = self._end
             raise RecordingError(what) from cause
 
-    def raise_what_was_missed(self) -> None:
-        """Raise what was lost since the end, once."""
-        if self._missed:
-            aftermath, self._missed = self._aftermath(), 0
-            raise aftermath
-
-    def _aftermath(self) -> RecordingError:
-        failure = RecordingError(
-            f"what came after {self._sink.label} was closed is not recorded, {self._missed} frames were lost: "
-            f"{self._hindrance}"
-        )
-        failure.__cause__ = self._hindrance
-        return failure
-
     # --- warnings, once each ---
 
     def tell(self) -> None:
-        """Warn of what the environment's thread should know."""
+        """Warn of failures and of long waits. Called on the environment's thread."""
         self._warn_of_failure()
         self._warn_of_waiting()
-        self._warn_of_outlets()
+        self._warn_of_live_sinks()
 
     def _warn_of_failure(self) -> None:
         failure = None if self._warned else self._failure()
         if failure is not None:
             self._warned = True
-            where = ", in another file," if self.keeper is None else ""
+            where = ", in another file," if self.sole_sink is None else ""
             warn(
                 f"{failure} (training goes on, and is recorded again{where} after close(); dump() and close() will raise this)",
                 RuntimeWarning,
             )
 
     def _warn_of_waiting(self) -> None:
-        """The environment is held up: with what to do about it."""
-        if self._warned_of_waiting or self._seconds_waited < PATIENCE:
+        """Warn that the environment waits for the writer, and say what to do about it."""
+        if self._warned_of_waiting or self._buffers.seconds_waited < PATIENCE:
             return
         self._warned_of_waiting = True
         stats = self.stats()
         warn(
-            f"the environment waits for {self._sink.label} to be written, {self._seconds_waited:.1f} s so far: "
+            f"the environment waits for {self._chunk_writer.label} to be written, {self._buffers.seconds_waited:.1f} s so far: "
             f"{stats.frames_per_second:.0f} frames/s are recorded, and {stats.bytes_per_second / 1e6:.3g} MB/s can "
             "be encoded and written. Nothing is lost; to wait less record less: fewer logged_envs, fewer in_keys, a cheaper "
             "image_format (a larger buffer_bytes bridges short peaks)",
             RuntimeWarning,
         )
 
-    def _warn_of_outlets(self) -> None:
-        """A viewer that is gone costs frames that nobody would have seen."""
-        for outlet in self._outlets:
-            trouble = outlet.trouble()
-            if trouble is not None and not outlet.keeps and outlet.label not in self._warned_of:
-                self._warned_of.add(outlet.label)
-                warn(f"{trouble}; what comes now is not shown there (training goes on)", RuntimeWarning)
+    def _warn_of_live_sinks(self) -> None:
+        """Warn of viewers that are gone; the recording lacks nothing without them."""
+        for live_sink in self._live_sinks:
+            error = live_sink.error()
+            if error is not None and not live_sink.is_sole and live_sink.label not in self._warned_of:
+                self._warned_of.add(live_sink.label)
+                warn(f"{error}; what comes now is not shown there (training goes on)", RuntimeWarning)

@@ -1,11 +1,11 @@
-"""Selection: which frames of which environments are recorded, decided before they are."""
+"""Triggers: which frames of which environments are recorded, decided as they come."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import NONE, Rows
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices
 from torchrl_rerun.errors import warn
 from torchrl_rerun.recording.options import Options, Trigger
 
@@ -18,7 +18,7 @@ class Selection:
         options: the triggers, the length of a recording, and ``skip``.
 
     Attributes:
-        takes_all: whether all frames are recorded, now and just before; then it needn't be asked.
+        takes_all: whether all frames are recorded, now and just before; if so it needn't be called.
 
     >>> selection = Selection(2, Options(episode_trigger=lambda episode: episode % 2 == 0, recording_length=1))
     >>> selection.reset(None, np.array([0, 1]))  # the episodes that the environments are in now
@@ -33,10 +33,10 @@ class Selection:
         self._options = options
         self._everyone = np.arange(envs)
         self._is_enabled = True
-        self._was_recorded = np.ones(envs, np.bool_)  # each one's frame before
+        self._was_recorded = np.ones(envs, np.bool_)  # the last frame of each
         self._is_running = np.full(envs, not options.has_triggers)
-        self._length = np.zeros(envs, np.int64)  # frames since what is running was started
-        self._since = np.zeros(envs, np.int64)  # steps since the episode, or what is running, began
+        self._length = np.zeros(envs, np.int64)  # frames since the recording that runs was started
+        self._since = np.zeros(envs, np.int64)  # steps since the episode began, or a trigger started a recording
         self._has_warned = False
         self.takes_all = options.selects_all_frames
 
@@ -49,24 +49,19 @@ class Selection:
         self._length = np.append(self._length, np.zeros(more, np.int64))
         self._since = np.append(self._since, np.zeros(more, np.int64))
 
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is recorded; what is running waits meanwhile."""
-        return self._is_enabled
-
-    @enabled.setter
-    def enabled(self, enabled: bool) -> None:
+    def switch(self, *, enabled: bool) -> None:
+        """Record frames, or record none. A recording that a trigger has started waits meanwhile."""
         self._is_enabled = enabled
         self.takes_all = False
 
-    def reset(self, rows: Rows, episodes: npt.NDArray[np.int64], begun: Rows = None) -> Rows:
-        """Environments were reset: those whose frames are recorded.
+    def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
+        """Return the environments whose frame is recorded when they are reset.
 
         Args:
-            rows: which environments.
+            rows: the environments that are reset.
             episodes: the numbers of the episodes that begin.
-            begun: whose episodes these are; None: those of ``rows``. The others' go on: a reset of some of their groups is
-                recorded if the frame before it is.
+            begun: the environments whose episodes begin. Default: all of ``rows``. In the others some groups of agents are
+                reset, which is recorded if the frame before is.
         """
         begins = rows if begun is None else begun
         at = self._at(begins)
@@ -81,19 +76,19 @@ class Selection:
         if begun is None:
             return picked
         regrouped = np.setdiff1d(self._at(rows), at)
-        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NONE
+        taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NO_ENVS
         return self._all_or(np.union1d(self._at(picked), taken), rows)
 
-    def step(self, rows: Rows, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[Rows, Rows]:
-        """Environments were stepped: those whose frames before are recorded, and those whose frames now are.
+    def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
+        """Return the environments whose frame before, and whose frame after a step is recorded.
 
         Args:
-            rows: which environments.
-            step: calls of ``env.step`` so far, this one included.
-            ended: bool ``[envs]``, whose episodes end; None: nobody's.
+            rows: the environments that are stepped.
+            step: number of calls of ``env.step`` so far, this one included.
+            ended: mask of the environments whose episodes end, ``[envs]``; None: no episode does.
         """
         if not (self._is_enabled or self._was_recorded.any()):
-            return NONE, NONE
+            return NO_ENVS, NO_ENVS
         at = self._at(rows)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
@@ -102,23 +97,23 @@ class Selection:
             self._start(at)
         return self._all_or(before, rows), self._picked(rows, at, ended)
 
-    def end(self, rows: Rows, after: Rows, ended: npt.NDArray[np.bool_]) -> Rows:
-        """Return whose frames are recorded of the last step, now that more of their ends are known.
+    def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
+        """Return the environments whose frame after the last step is recorded, now that more of their ends are known.
 
         Args:
             rows: the environments that were stepped.
-            after: those whose frames are recorded so far.
-            ended: bool ``[envs]``, whose episodes end with it.
+            after: the environments whose frame is recorded so far.
+            ended: mask of the environments whose episodes end with it, ``[envs]``.
         """
         at = self._at(rows)
-        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NONE
+        late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
         if self._options.skip == 1 or not len(late):
             return after
         self._was_recorded[late] = True
         return self._all_or(np.union1d(self._at(after), late), rows)
 
     def _asked(self, trigger: Trigger, number: int) -> bool:
-        """What the user's function says. Where it fails it is recorded: what isn't can't be had back."""
+        """Call the user's function. If it fails the frames are recorded: those that aren't are lost for good."""
         try:
             return bool(trigger(number))
         except Exception as error:
@@ -127,14 +122,14 @@ class Selection:
                 warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
             return True
 
-    def _at(self, rows: Rows) -> npt.NDArray[np.intp]:
+    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
         return self._everyone if rows is None else rows
 
     def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
         self._is_running[at] = True
         self._length[at] = self._since[at] = 0
 
-    def _picked(self, rows: Rows, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> Rows:
+    def _picked(self, rows: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
         taken = self._is_running[at] & self._is_enabled
         if self._options.recording_length and self._options.has_triggers and self._is_enabled:
             self._length[at] += taken
@@ -146,8 +141,8 @@ class Selection:
         self.takes_all = self._is_enabled and self._options.selects_all_frames and bool(self._was_recorded.all())
         return self._all_or(at[taken], rows)
 
-    def _all_or(self, picked: npt.NDArray[np.intp], rows: Rows) -> Rows:
-        """The same, in the way that says at once that it is all environments, or none."""
+    def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
+        """Return ``picked``; as None if these are all environments."""
         if not len(picked):
-            return NONE
+            return NO_ENVS
         return None if rows is None and len(picked) == len(self._was_recorded) else picked

@@ -1,4 +1,4 @@
-"""Placing: a file or a folder gets its name when it is whole."""
+"""Files and folders that get their names when they are whole."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from torchrl_rerun.paths import shown, target_of
 
 
 @contextlib.contextmanager
-def placed(path: str | os.PathLike[str], *, overwrite: bool, sign: str | None = None) -> Iterator[Path]:
-    """A block that writes to a hidden place, which becomes ``path`` at its end, or goes if the block fails.
+def written_aside(path: str | os.PathLike[str], *, overwrite: bool, sign: str | None = None) -> Iterator[Path]:
+    """Yield a hidden path to write to. At the block's end it gets its name; if the block fails it is removed.
 
-    A link stays: what it leads to is written, or replaced. Devices, pipes and sockets are refused.
+    A link stays: the file or folder that it leads to is written, or replaced. Devices, pipes and sockets are refused.
 
     Args:
         path: the file or folder. Missing parent folders are made.
         overwrite: replace what is there.
-        sign: of a folder, the file in it by which it is known: others aren't replaced. None: it is a file.
+        sign: the file in a folder by which it is known for an export: other folders aren't replaced. None: a file is
+            written.
 
     Yields:
-        Where to write: a file that ends as ``path`` does, or a folder to make.
+        A path that ends as ``path`` does, for a file to write or a folder to make.
 
     Raises:
-        FileExistsError: it exists, and ``overwrite`` is false or it is something else.
-        ValueError: it is no regular file, or can't be written under this name.
+        FileExistsError: the path exists, and ``overwrite`` is false or something else is there.
+        ValueError: the path is no regular file, or can't be written under this name.
     """
     target = target_of(path)
     is_there = target.exists()
@@ -57,12 +58,12 @@ def placed(path: str | os.PathLike[str], *, overwrite: bool, sign: str | None = 
 
 
 def _ending(target: Path) -> str:
-    """The suffix of a file, unless that is what can't be written."""
+    """Return the suffix of a file; empty if that is what can't be written."""
     return target.suffix if target.suffix.isascii() else ""
 
 
 def _replace_folder(hidden: Path, target: Path, aside: Path) -> None:
-    """A folder can't take the place of another one: that one is moved away before, and removed afterwards."""
+    """Move a folder to its place. The earlier one is moved away before, since a folder can't be replaced, and removed later."""
     if not target.exists():
         hidden.replace(target)
         return

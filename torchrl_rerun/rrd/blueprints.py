@@ -1,4 +1,4 @@
-"""Embedding: a layout for the viewer, put into a finished ``.rrd`` file in place."""
+"""Embedding a layout for the viewer into a finished ``.rrd`` file, in place."""
 
 from __future__ import annotations
 
@@ -7,45 +7,34 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.rrd.framing import FOOTER, MESSAGE, TRAILER, Footer, fields_of, messages
+from torchrl_rerun.rrd.encoding import INDEX, STORE, Fields, encoded_field, fields_of, table_in, with_table
+from torchrl_rerun.rrd.framing import FOOTER, MESSAGE, TRAILER, Footer, messages
 
-# Fields of Rerun's protobuf messages (rerun-sdk 0.41). A footer holds the index of each store in the file: here one.
-_INDEX = 1
-_STORE, _TABLE = 1, 4  # of an index
-_BYTES, _BYTES_UNCOMPRESSED = 2, 4  # of its table
 _OFFSETS = "chunk_byte_offset"
 
 
 @dataclass(frozen=True)
 class EncodedLayout:
-    """A layout as it is put into files; see :func:`encode`.
+    """A layout as files hold it; see :func:`encode`.
 
     Attributes:
-        messages: what a file holds of it.
-        index: where its chunks lie, in a file's footer.
-        chunks: the table of that, with offsets from the beginning of ``messages``.
+        messages: its messages.
+        index: the fields of its index in a file's footer.
+        chunks: the table in the index, with offsets from the beginning of ``messages``.
     """
 
     messages: bytes
-    index: dict[int, Any]
+    index: Fields
     chunks: pa.Table
 
     def index_at(self, start: int) -> bytes:
-        """What a file's footer holds of it if the messages begin at byte ``start``."""
-        table = _moved(self.chunks, lambda offset: start + offset)
-        stream = io.BytesIO()
-        with pa.ipc.new_stream(stream, table.schema) as writer:
-            writer.write_table(table)
-        plain = stream.getvalue()
-        compressed = pa.Codec("lz4_raw").compress(plain, asbytes=True)
-        held = dict(fields_of(self.index[_TABLE])) | {_BYTES: compressed, _BYTES_UNCOMPRESSED: len(plain)}
-        return _field(_INDEX, _joined(self.index | {_TABLE: _joined(held)}))
+        """Return the field of a footer that holds the layout's index, if its messages begin at byte ``start``."""
+        return encoded_field(INDEX, with_table(self.index, _moved(self.chunks, lambda offset: start + offset)))
 
 
 def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
@@ -53,7 +42,7 @@ def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
 
     Args:
         layout: the layout.
-        application_id: of the recordings in the files.
+        application_id: name of the run that the files are of.
 
     Raises:
         LookupError, ValueError: this version of Rerun encodes layouts in another way.
@@ -71,17 +60,14 @@ def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
     kept, moved = b"", {}
     for start, kind, length in messages(io.BytesIO(encoded), footer.start):
         message = encoded[start : start + MESSAGE.size + length]
-        if kind != FOOTER and index[_STORE] in message:  # the others announce a recording, which stays empty
+        if kind != FOOTER and index[STORE] in message:  # other messages announce a recording, which stays empty
             moved[start + MESSAGE.size] = len(kept) + MESSAGE.size
             kept += message
-    table = dict(fields_of(index[_TABLE]))
-    plain = pa.Codec("lz4_raw").decompress(table[_BYTES], table[_BYTES_UNCOMPRESSED])
-    chunks = pa.ipc.open_stream(plain).read_all()
-    return EncodedLayout(kept, index, _moved(chunks, moved.__getitem__))
+    return EncodedLayout(kept, index, _moved(table_in(index), moved.__getitem__))
 
 
 def _moved(chunks: pa.Table, where: Callable[[int], int]) -> pa.Table:
-    """The same table with other offsets."""
+    """Return the table with other offsets."""
     column = chunks.schema.get_field_index(_OFFSETS)
     field = chunks.schema.field(column)
     offsets = [where(offset) for offset in chunks[_OFFSETS].to_pylist()]
@@ -91,16 +77,16 @@ def _moved(chunks: pa.Table, where: Callable[[int], int]) -> pa.Table:
 def add_layout(path: Path, layout: EncodedLayout, *, handle: int | None = None) -> None:
     """Put a layout into a finished file, so that the viewer opens with it.
 
-    What is recorded stays where it is in the file: the layout comes behind it, and then the footer, with both of them in
-    it. Whatever happens on the way, nothing recorded is lost; what a kill leaves can be repaired.
+    The recorded chunks stay where they are in the file. The layout is written behind them, and then a footer that
+    indexes both. Whatever happens meanwhile, no recorded chunk is lost: a file that a kill leaves can be repaired.
 
     Args:
         path: the file.
         layout: the layout.
-        handle: of the file, if it is open for reading and writing.
+        handle: descriptor of the file, if it is open for reading and writing.
 
     Raises:
-        OSError: it couldn't be done; the file is as it was.
+        OSError: the layout couldn't be added; the file is as it was.
     """
     try:
         with path.open("rb+", buffering=0) if handle is None else io.FileIO(handle, "rb+", closefd=False) as file:
@@ -112,17 +98,17 @@ def add_layout(path: Path, layout: EncodedLayout, *, handle: int | None = None) 
 def _add(file: io.FileIO, layout: EncodedLayout) -> None:
     footer = Footer.read(file)
     start, size = footer.start, file.seek(0, os.SEEK_END)
-    payload = footer.payload + layout.index_at(start)  # encoded lists can be joined like that
+    payload = footer.payload + layout.index_at(start)  # lists of protobuf are joined by joining their bytes
     end = layout.messages + Footer(start + len(layout.messages), payload).encoded()
     file.seek(start)
     before = file.read(size - start)
     try:
-        # First what takes room, beyond the old end: on a full disk nothing has been changed yet.
+        # The bytes beyond the old end come first: on a full disk nothing has been changed yet.
         _write(file, size, end[len(before) : -TRAILER.size] + bytes(TRAILER.size))
-        # Up to here a repair finds all that was recorded, and the head of the old footer, at which it ends.
+        # Until here a repair finds all recorded chunks, and ends at the head of the old footer.
         _write(file, start + MESSAGE.size, end[MESSAGE.size : len(before)])
         _write(file, start, end[: MESSAGE.size])
-        # Last what makes readers believe in the file.
+        # The trailer comes last: by it readers tell a finished file.
         _write(file, start + len(end) - TRAILER.size, end[-TRAILER.size :])
     except BaseException:
         file.truncate(size)
@@ -135,21 +121,3 @@ def _write(file: io.FileIO, at: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
-
-
-def _field(number: int, value: bytes | int) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*encoded, number])
-
-
-def _joined(fields: dict[int, Any]) -> bytes:
-    return b"".join(_field(number, value) for number, value in fields.items())

@@ -1,4 +1,4 @@
-"""Copies: recordings of which there is more than one file, which count once."""
+"""Copies: recordings of which there is more than one file, and which count once."""
 
 from __future__ import annotations
 
@@ -7,62 +7,69 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.schema import RECORDING_INFO
 from torchrl_rerun.paths import shown
-from torchrl_rerun.rrd.contents import Contents
-from torchrl_rerun.rrd.index import FilePart, parts_in
+from torchrl_rerun.rrd.parts import RecordingPart
+from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 Copies = Mapping[tuple[Path, str], Path]
-"""Files and ids of the recordings in them that count elsewhere, and in which file."""
+"""The file and the recording id of each copy, with the file that counts instead."""
+
+Claim = tuple[Path, str, int | None]
+"""A file, the id of a recording in it, and when that began: two files that agree in both may hold the same."""
 
 
-def copies_among(found: Iterable[Contents]) -> Copies:
-    """Which recordings are in another one of some files, too. Files are read only if they say that they hold the same.
+def copies_among(parts: Iterable[RecordingPart]) -> Copies:
+    """Return which parts of recordings are copies; see :func:`copies_claimed`."""
+    return copies_claimed((part.file, part.recording_id, part.start_time) for part in parts)
+
+
+def copies_claimed(claims: Iterable[Claim]) -> Copies:
+    """Return which recordings are copies. A file is read only if another one claims to hold the same recording.
 
     Args:
-        found: what files say of the recordings in them.
+        claims: what the files say of the recordings in them.
     """
-    said: dict[tuple[str, int | None], list[Contents]] = {}
-    for each in found:
-        began = each.properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
-        said.setdefault((each.recording_id, began), []).append(each)
-    several = {(each.file, each.recording_id) for of_one in said.values() if len(of_one) > 1 for each in of_one}
+    of_one: dict[tuple[str, int | None], list[Claim]] = {}
+    for claim in claims:
+        of_one.setdefault(claim[1:], []).append(claim)
+    several = {claim[:2] for claims in of_one.values() if len(claims) > 1 for claim in claims}
     parts = [part for file in dict.fromkeys(file for file, _ in several) for part in parts_in(file)]
-    return copies_in([part for part in parts if (part.contents.file, part.contents.recording_id) in several])
+    return copies_in([part for part in parts if (part.file, part.recording_id) in several])
 
 
 def copies_in(parts: Iterable[FilePart]) -> Copies:
-    """Which parts of recordings hold nothing but what others hold.
+    """Return which parts of recordings hold nothing but what others hold.
 
-    Chunks have ids: a copy has those of the other one, and one that was torn or is older has some of them. What was
-    written anew by another program is known by its first row's time and by the steps at each entity.
-    That one counts which holds most of the recording, in the folder that holds most of it; of equal ones a finished one,
-    and that whose name is the shortest.
+    - A copy has the chunk ids of the other file. A copy that was torn, or is older, has some of them.
+    - A copy that another program wrote anew has the time of the other file's first row, and its steps at each entity.
+    - The file counts that holds most of the recording, in the folder that holds most of it. Among equal ones a finished
+      file comes first, then the one with the shortest name.
 
     Args:
         parts: what files hold of recordings.
     """
     recordings: dict[str, list[FilePart]] = {}
     for part in parts:
-        recordings.setdefault(part.contents.recording_id, []).append(part)
+        recordings.setdefault(part.recording_id, []).append(part)
     copies = {}
     for recording_id, several in recordings.items():
         if len(several) > 1:
             for copy, other in _copies_of_one(several):
-                copies[copy.contents.file, recording_id] = other.contents.file
+                copies[copy.file, recording_id] = other.file
     return copies
 
 
 def _copies_of_one(several: Sequence[FilePart]) -> Iterable[tuple[FilePart, FilePart]]:
-    ids = [part.ids() for part in several]
+    """Yield the copies among the parts of one recording, each with the part that counts instead."""
+    ids = [part.chunk_ids() for part in several]
     in_folder: dict[Path, set[bytes]] = {}
     for part, own in zip(several, ids, strict=True):
-        in_folder.setdefault(part.contents.file.parent, set()).update(own)
+        in_folder.setdefault(part.file.parent, set()).update(own)
 
     def rank(at: int) -> tuple[Any, ...]:
-        contents, file = several[at].contents, several[at].contents.file
+        file = several[at].file
         of_folder = -len(in_folder[file.parent]), len(str(file.parent)), str(file.parent)
-        return *of_folder, -len(ids[at]), not contents.is_finished, len(file.name), file.name
+        return *of_folder, -len(ids[at]), not several[at].is_finished, len(file.name), file.name
 
     kept: list[int] = []
     for at in sorted(range(len(several)), key=rank):
@@ -74,7 +81,7 @@ def _copies_of_one(several: Sequence[FilePart]) -> Iterable[tuple[FilePart, File
 
 
 def _is_in(parts: Sequence[FilePart], ids: Sequence[frozenset[bytes]], at: int, other: int) -> bool:
-    """Whether one part holds nothing but what another one holds."""
+    """Return whether one part holds nothing but what another part holds."""
     if ids[at] <= ids[other]:
         return True
     one, two = parts[at], parts[other]
@@ -82,7 +89,7 @@ def _is_in(parts: Sequence[FilePart], ids: Sequence[frozenset[bytes]], at: int, 
 
 
 def told_copies(copies: Copies) -> str:
-    """What is said of files that hold the same recordings as others, once for all of them."""
+    """Return the one sentence that names the first copy and counts the others."""
     files = {copy: other for (copy, _), other in copies.items()}
     copy, other = next(iter(files.items()))
     others = f" (and {len(files) - 1} other copies)" if len(files) > 1 else ""

@@ -1,4 +1,4 @@
-"""Finding: which files a path stands for, and whether they can be read as they are."""
+"""The files that a path stands for: a recording with its parts, or all recordings in a folder."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torchrl_rerun.paths import absolute, check_name, is_file, shown
-from torchrl_rerun.rrd.framing import MAGIC, Footer
-from torchrl_rerun.rrd.locks import is_locked
+from torchrl_rerun.paths import absolute, is_file, shown
+from torchrl_rerun.rrd.reader import why_unreadable
 
 _MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.resumed_(?P<resumed>\d+))?(?:\.part_(?P<part>\d+))?\.rrd")
 
 
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The files of what was recorded to a path, as absolute paths.
+    """Return the files that a path stands for, as absolute paths.
 
-    Of a folder these are all in it and in the folders in it, but for what is hidden. With ``run.rrd`` come its parts,
-    what followed after a restart, and the files of its workers (``run.part_1.rrd``, ``run.resumed_1.rrd``,
-    ``run.worker_0.rrd``), which are one recording; it needn't be there itself. Links are followed: with one that leads to ``run.rrd`` come the parts of that. What is named otherwise
-    than ``.rrd`` is taken as it is.
+    - A folder stands for all ``.rrd`` files in it and in the folders in it, except hidden ones.
+    - ``run.rrd`` stands for itself and for the other files of its recording: its parts (``run.part_1.rrd``), the files of a
+      restart (``run.resumed_1.rrd``) and of its workers (``run.worker_0.rrd``). The file itself needn't exist.
+    - A link to ``run.rrd`` stands for that file and its parts, too.
+    - A file that isn't named ``.rrd`` stands for itself.
 
     Args:
-        path: a file, a folder, or what was given to the recorder; see :func:`~torchrl_rerun.paths.absolute`.
+        path: a file, a folder, or the path that was given to the recorder. A leading ``~`` is the user's home.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is a device, a pipe or a socket.
+        FileNotFoundError: nothing is there.
+        ValueError: a device, a pipe or a socket is there.
     """
     given = absolute(path)
     if given.is_dir():
@@ -48,12 +48,13 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def recordings_in(folder: Path) -> Iterator[Path]:
-    """The ``.rrd`` files in a folder and in the folders in it, but for what is hidden.
+    """Yield the ``.rrd`` files in a folder and in the folders in it, except hidden ones.
 
-    Links to folders are followed, after all else, and no folder is looked into twice.
+    Links to folders are followed, after all other folders, and no folder is looked into twice. Folders that can't be
+    read are left out.
 
     Raises:
-        OSError: the folder can't be read; a folder in it that can't be read is left out.
+        OSError: the folder itself can't be read.
     """
     seen: set[tuple[int, int]] = set()
     folders = [folder]
@@ -66,15 +67,15 @@ def recordings_in(folder: Path) -> Iterator[Path]:
 
 
 def _recordings_below(folder: Path, seen: set[tuple[int, int]], links: list[Path]) -> Iterator[Path]:
-    """The files in a folder and in those in it; links to other folders are added to ``links``."""
+    """Yield the files in a folder and in those in it; add links to other folders to ``links``."""
     at = folder.stat()
     if (at.st_dev, at.st_ino) in seen:
         return
     seen.add((at.st_dev, at.st_ino))
     with os.scandir(folder) as entries:
-        # In what is hidden a layout is added.
+        # Files are hidden while a layout is added to them.
         found = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
-    # A pipe may be called like a recording, and to open it takes for ever.
+    # A pipe may be called like a recording, and opening it blocks.
     yield from (Path(each) for each in found if each.name.endswith(".rrd") and _is(each.is_file))
     for each in found:
         if _is(each.is_dir):
@@ -86,7 +87,7 @@ def _recordings_below(folder: Path, seen: set[tuple[int, int]], links: list[Path
 
 
 def _is(what: Callable[[], bool]) -> bool:
-    """Whether an entry of a folder is something; a link that leads to itself is nothing."""
+    """Return what a test says of an entry of a folder; False for a link that leads to itself."""
     try:
         return what()
     except OSError:
@@ -94,7 +95,7 @@ def _is(what: Callable[[], bool]) -> bool:
 
 
 def _with_its_parts(file: Path) -> list[Path]:
-    """In the order in which they were begun: workers one after the other, each with its parts behind it."""
+    """Return the files of a recording, worker by worker, each with its parts in the order in which they were begun."""
     order = {}
     for other in file.parent.iterdir() if file.suffix == ".rrd" and file.parent.is_dir() else ():
         more = _MORE.fullmatch(other.name, len(file.stem)) if other.name.startswith(file.stem) else None
@@ -104,10 +105,10 @@ def _with_its_parts(file: Path) -> list[Path]:
 
 
 def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """The same, all of which can be read.
+    """Return the files that a path stands for, see :func:`files_of`, all of which Rerun can open.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: nothing is there.
         ValueError: a file can't be opened; says why, and what to do.
     """
     found = files_of(path)
@@ -119,38 +120,8 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def not_ours(path: str | os.PathLike[str]) -> str:
-    """What is to be said where others recorded, and what to do about it."""
+    """Return the message that another program made a recording, and what to do."""
     return (
         f"{shown(path)} is no recording of torchrl_rerun, but another one of Rerun's: "
         f"`torchrl-rerun view {shlex.quote(shown(path))}` opens it"
     )
-
-
-def why_unreadable(file: Path) -> str | None:
-    """Why a file can't be opened, and what to do about it; None: it can.
-
-    Raises:
-        OSError: it can't be looked at.
-    """
-    name = shown(file)
-    try:
-        check_name(file)
-        is_file(file)
-    except ValueError as error:
-        return str(error)
-    with file.open("rb") as opened:
-        begins = opened.read(len(MAGIC))
-        if begins and begins != MAGIC:
-            return f"{name} is not a recording: it doesn't begin as an .rrd file does"
-        if is_locked(file):
-            return f"{name} is still being recorded: it can be opened when its environment is closed"
-        if not begins:
-            return f"{name} is empty: nothing was recorded in it"
-        try:
-            Footer.read(opened)
-        except ValueError:
-            return (
-                f"{name} isn't finished: its program still runs, or was killed; then "
-                f"`torchrl-rerun repair {shlex.quote(name)}` makes it whole"
-            )
-    return None

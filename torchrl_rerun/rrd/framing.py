@@ -1,27 +1,33 @@
-"""Framing: what an ``.rrd`` file is made of besides Rerun's own encoding of chunks (rerun-sdk 0.41).
+"""The frame of an ``.rrd`` file: header, messages, footer and trailer (rerun-sdk 0.41).
 
-A header; messages, each with its kind and its length before it; a last message, the footer, which says where each chunk
-lies; and a trailer of fixed size, which says where the footer lies. What a killed process leaves has neither of the two.
+=========  =================================================================================================
+header     12 bytes: the magic number, the version, the options
+messages   each with its kind and its length in bytes before it; a chunk is one message
+footer     the last message: says for each store where its chunks lie
+trailer    36 bytes: says where the footer lies
+=========  =================================================================================================
+
+A process that is killed leaves a file without footer and trailer.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import xxhash
 
 MAGIC = b"RRF2"
 HEADER_BYTES = 12
 MESSAGE = struct.Struct("<QQ")
-FOOTER = 0  # or zeros: what some file systems leave of a growing file when the power goes
-MESSAGES = (1, 2, 3)
+FOOTER = 0  # or zeros, which some file systems leave at the end of a growing file when the power goes
+CHUNK = 2
+MESSAGES = (1, CHUNK, 3)
 TRAILER = struct.Struct("<QQI8sI")
 _TRAILER_MAGIC = MAGIC + b"FOOT"
-_FOOTERS = 1  # the format allows for more, its readers don't
+_FOOTERS = 1  # the format allows several, Rerun's readers don't
 _SEED = 7850921
 
 
@@ -30,8 +36,8 @@ class Footer:
     """The end of a finished file.
 
     Attributes:
-        start: where its message begins; before that are the messages of the recording.
-        payload: the encoded index.
+        start: offset in bytes of its message. The messages of the recording lie before it.
+        payload: the encoded indexes.
     """
 
     start: int
@@ -39,38 +45,49 @@ class Footer:
 
     @classmethod
     def read(cls, file: BinaryIO) -> Self:
-        """The footer of a finished file.
+        """Return the footer of a finished file.
 
         Raises:
-            ValueError: there is none at the file's end.
+            ValueError: the file doesn't end with a footer, or the footer is damaged.
         """
         size = file.seek(0, 2)
         if size < HEADER_BYTES + MESSAGE.size + TRAILER.size:
-            raise ValueError("it is too short to have a footer")
+            raise ValueError("the file is too short to have a footer")
         file.seek(size - TRAILER.size)
-        start, length, _, magic, footers = TRAILER.unpack(file.read(TRAILER.size))
+        start, length, checksum, magic, footers = TRAILER.unpack(file.read(TRAILER.size))
         if (magic, footers) != (_TRAILER_MAGIC, _FOOTERS):
-            raise ValueError("it doesn't end with a footer")
+            raise ValueError("the file doesn't end with a footer")
         if start + length + TRAILER.size != size or start < HEADER_BYTES + MESSAGE.size:
-            raise ValueError(f"its footer is said to be {length:,} bytes at {start:,}, and the file has {size:,}")
+            raise ValueError(f"the footer is said to be {length:,} bytes at {start:,}, and the file has {size:,}")
         file.seek(start - MESSAGE.size)
         tail = file.read(MESSAGE.size + length)
         if len(tail) != MESSAGE.size + length or MESSAGE.unpack_from(tail) != (FOOTER, length):
             raise ValueError(f"there is no footer at byte {start:,}, where it is said to be")
-        return cls(start - MESSAGE.size, tail[MESSAGE.size :])
+        payload = tail[MESSAGE.size :]
+        if _checksum(payload) != checksum:
+            raise ValueError("the footer is damaged")
+        return cls(start - MESSAGE.size, payload)
 
     def encoded(self) -> bytes:
-        """The bytes of the message, and of the trailer behind it."""
+        """Return the bytes of the message and of the trailer behind it."""
         length = len(self.payload)
-        checksum = xxhash.xxh32_intdigest(self.payload, seed=_SEED)
-        trailer = TRAILER.pack(self.start + MESSAGE.size, length, checksum, _TRAILER_MAGIC, _FOOTERS)
+        trailer = TRAILER.pack(self.start + MESSAGE.size, length, _checksum(self.payload), _TRAILER_MAGIC, _FOOTERS)
         return MESSAGE.pack(FOOTER, length) + self.payload + trailer
 
 
-def messages(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
-    """Where each message of a file of ``size`` bytes begins, its kind, and its length without these two numbers.
+def _checksum(payload: bytes) -> int:
+    return xxhash.xxh32_intdigest(payload, seed=_SEED)
 
-    Of the last one all the rest may be missing; and what follows the footer is no message.
+
+def messages(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the offset, the kind and the length in bytes of each message of a file.
+
+    The length doesn't count the 16 bytes of kind and length. The last message may end behind the file's end. Bytes
+    behind the footer are taken for messages, too: stop there.
+
+    Args:
+        file: the file.
+        size: its size in bytes.
     """
     start = HEADER_BYTES
     while start + MESSAGE.size <= size:
@@ -78,28 +95,3 @@ def messages(file: BinaryIO, size: int) -> Iterator[tuple[int, int, int]]:
         kind, length = MESSAGE.unpack(file.read(MESSAGE.size))
         yield start, kind, length
         start += MESSAGE.size + length
-
-
-def fields_of(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of an encoded protobuf message: numbers, and bytes of any meaning.
-
-    Raises:
-        ValueError: it is none, or has fields of other types.
-    """
-    stream = io.BytesIO(message)
-    while stream.tell() < len(message):
-        number, kind = divmod(_read_varint(stream), 8)
-        if kind not in (0, 2):
-            raise ValueError(f"field {number} has the unexpected type {kind}")
-        value = _read_varint(stream)
-        yield number, stream.read(value) if kind else value
-
-
-def _read_varint(stream: io.BytesIO) -> int:
-    value = shift = 0
-    while True:
-        (byte,) = stream.read(1)
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            return value

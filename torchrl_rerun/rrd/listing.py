@@ -1,4 +1,4 @@
-"""Listing: which episodes are recorded in a folder, and what they came to, without reading their rows."""
+"""Listing the episodes that have recordings of their own, and what they came to, without reading their rows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode
 from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO
-from torchrl_rerun.paths import absolute, is_file, shown
-from torchrl_rerun.rrd.contents import Contents, contents_of
-from torchrl_rerun.rrd.copies import Copies, copies_among
+from torchrl_rerun.paths import absolute, check_name, is_file, shown
+from torchrl_rerun.rrd.copies import Copies, copies_claimed
 from torchrl_rerun.rrd.files import recordings_in
+from torchrl_rerun.rrd.parts import Properties
+from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 _NEEDED = frozenset({"env", "episode", "episode_return", "length"})
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -25,10 +25,10 @@ class RecordedEpisode:
     """An episode that has a recording of its own.
 
     Attributes:
-        episode: what is known of it.
+        episode: its properties.
         recording_id: id of its recording.
-        paths: its files, one after the other; several if it was dumped before it was over. The last says what it came to.
-        size: bytes of them all.
+        paths: its files, one after the other; several if it was dumped before it was over.
+        size: bytes of all its files.
     """
 
     episode: Episode
@@ -38,19 +38,19 @@ class RecordedEpisode:
 
     @property
     def path(self) -> Path:
-        """The file that says what it came to, which is the only one if it ended."""
+        """The file that says what the episode came to: the last one, and the only one if the episode ended."""
         return self.paths[-1]
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What there is in a folder.
+    """The recordings in a folder.
 
     Attributes:
-        episodes: those that have recordings of their own, in the order in which they began.
+        episodes: the episodes that have recordings of their own, in the order in which they began.
         runs: files of ``torchrl_rerun`` that hold whole runs.
-        unreadable: files that hold nothing, or that Rerun can't read: torn, damaged, or still being written.
-        copies: recordings of episodes that another file holds, too: by their files and ids the file in which they count.
+        unreadable: files that hold nothing, are torn or damaged, or are still being written.
+        copies: recordings of episodes that count in another file: that file, by their own file and recording id.
     """
 
     episodes: list[RecordedEpisode]
@@ -60,17 +60,17 @@ class Listing:
 
 
 def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Path]], Iterable[Path]] = iter) -> Listing:
-    """What is recorded in the files of a folder and of the folders in it. Their properties alone are read.
+    """Return the recordings in a folder and in the folders in it. Only the properties of each file are read.
 
-    Files that somebody else made are left out, and so is what is hidden.
+    Recordings of other programs are left out, and so are hidden files and folders.
 
     Args:
         path: the folder, or an ``.rrd`` file. A leading ``~`` is the user's home. Links to folders are followed.
-        progress: is given the files, and gives them back one by one.
+        progress: called with the files; yields them one by one.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: it is a device, a pipe or a socket.
+        ValueError: the path is a device, a pipe or a socket.
 
     Examples:
         >>> import tempfile
@@ -89,65 +89,77 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
 
 
 def listing_of(files: Iterable[Path]) -> Listing:
-    """What is recorded in some files; see :func:`list_episodes`."""
-    parts: list[_Part] = []
+    """Return the recordings in some files; see :func:`list_episodes`."""
+    parts: list[_EpisodePart] = []
     runs: list[Path] = []
     unreadable: list[Path] = []
     for file in files:
         try:
-            size, found = file.stat().st_size, contents_of(file)
-            _check(found)
+            size, found = file.stat().st_size, complete_parts_in(file)
         except (OSError, ValueError):
             if file.exists():  # a recorder may have removed it meanwhile
                 unreadable.append(file)
             continue
-        for recording in found:
-            episode = episode_in(recording.properties)
+        for part in found:
+            episode = episode_in(part.properties)
             if episode is not None:
-                parts.append(_Part(episode, recording, size))
-            elif PROPERTY in recording.properties:
+                parts.append(_EpisodePart(episode, file, part.recording_id, part.start_time, size))
+            elif PROPERTY in part.properties:
                 runs.append(file)
-    copies = copies_among(part.contents for part in parts)
-    recordings: dict[tuple[Path, str], list[_Part]] = {}
-    for part in parts:
-        if (part.file, part.contents.recording_id) not in copies:
-            recordings.setdefault((part.file.parent, part.contents.recording_id), []).append(part)
+    copies = copies_claimed((each.file, each.recording_id, each.start_time) for each in parts)
+    recordings: dict[tuple[Path, str], list[_EpisodePart]] = {}
+    for each in parts:
+        if (each.file, each.recording_id) not in copies:
+            recordings.setdefault((each.file.parent, each.recording_id), []).append(each)
     episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in recordings.items()]
     episodes.sort(key=lambda each: beginning(each.episode))
     return Listing(episodes, runs, unreadable, copies)
 
 
-def _check(found: Sequence[Contents]) -> None:
-    """Refuse what doesn't say yet what an episode came to.
+def complete_parts_in(file: Path) -> list[FilePart]:
+    """Return what a file holds of each recording, if the viewer can open it and it says what its episode came to.
 
     Raises:
-        ValueError: it may come to more.
+        OSError: the file can't be read.
+        ValueError: the file is no recording, is empty, damaged or unfinished; says which.
     """
-    for recording in found:
-        if not recording.is_finished and EPISODE not in recording.properties:
-            raise ValueError(
-                f"{shown(recording.file)} is not finished: what there is of it is not all that there would be"
-            )
+    check_name(file)
+    found = parts_in(file)
+    if not found:
+        raise ValueError(f"there is nothing in {shown(file)}")
+    for part in found:
+        if part.is_torn or not (part.is_finished or EPISODE in part.properties):
+            raise ValueError(f"{shown(file)} is not finished: what there is of it is not all that there would be")
+    return found
 
 
 @dataclass(frozen=True)
-class _Part:
+class _EpisodePart:
+    """A file of an episode's recording. An episode that was dumped before it was over has several.
+
+    Attributes:
+        episode: what the file says of the episode.
+        file: the file.
+        recording_id: id of the recording.
+        start_time: when the recording began, in nanoseconds since the epoch.
+        size: bytes of the file.
+    """
+
     episode: Episode
-    contents: Contents
+    file: Path
+    recording_id: str
+    start_time: int | None
     size: int
 
     @property
-    def file(self) -> Path:
-        return self.contents.file
-
-    @property
     def is_partial(self) -> bool:
-        """Whether it was written before the episode was over."""
+        """Whether the file was written before the episode was over."""
         return ".part_" in self.file.name
 
 
-def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
-    # A kill may come before the parts of an episode are removed that was written as a whole.
+def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
+    """Return an episode, of which several files may be parts."""
+    # A kill may come after an episode was written as a whole, and before its parts are removed.
     whole = {part.episode.start_time for part in parts if not part.is_partial}
     parts = [part for part in parts if not (part.is_partial and part.episode.start_time in whole)]
     parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
@@ -156,12 +168,12 @@ def _joined(recording_id: str, parts: list[_Part]) -> RecordedEpisode:
 
 
 def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
-    """By which episodes are in the order in which they began."""
+    """Return the sort key that puts episodes into the order in which they began."""
     return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
 
 
-def episode_in(properties: dict[str, dict[str, Any]]) -> Episode | None:
-    """What a recording's properties say that its episode came to; None: it is none of ``torchrl_rerun``."""
+def episode_in(properties: Properties) -> Episode | None:
+    """Return the episode that a recording's properties describe; None: it isn't the recording of one episode."""
     fields = properties.get(EPISODE, {})
     if PROPERTY not in properties or not fields.keys() >= _NEEDED:
         return None

@@ -1,4 +1,4 @@
-"""Locks: a file that is being written is held, so that nobody else writes to it."""
+"""Locks on files that are being written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ except ImportError:  # Windows, where nobody else can write to a file that is op
 
 
 def lock(handle: int, path: Path) -> None:
-    """Hold an open file for as long as ``handle`` is open, so that nobody else writes to it.
+    """Lock a file for as long as ``handle`` is open, so that no other recorder and no repair writes to it.
 
     Raises:
-        FileInUseError: another recorder, or a repair, holds it.
+        FileInUseError: another recorder, or a repair, has locked the file.
     """
     if fcntl is not None:
         try:
@@ -26,7 +26,7 @@ def lock(handle: int, path: Path) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds a file, see :func:`lock`."""
+    """Return whether a recorder or a repair has locked a file."""
     if fcntl is None:
         return False
     try:

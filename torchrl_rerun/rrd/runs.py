@@ -1,4 +1,4 @@
-"""Runs: which files and folders belong together, by their names."""
+"""The files and folders of one run, which belong together by their names."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 FILE_OF_WORKER = re.compile(r"(?P<run>.+)\.worker_(?P<number>\d+)(?:\.resumed_\d+)?(?:\.part_\d+)?\.rrd")
-
-
 FOLDER_OF_WORKER = re.compile(r"worker_\d+")
 
 
@@ -26,10 +24,10 @@ def parts_of(file: Path) -> list[Path]:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that can't be recorded to, if only because it can't be made.
+    """Refuse a folder that can't be written, or can't be made.
 
     Raises:
-        PermissionError: it can't.
+        PermissionError: nothing can be recorded to the folder.
     """
     folder = next(parent for parent in (path, *path.parents) if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -37,10 +35,10 @@ def check_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those that it lies in.
+    """Make a folder and its parents.
 
     Raises:
-        OSError: it can't be made; says why.
+        OSError: the folder can't be made; says why.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -49,18 +47,25 @@ def make_folder(path: Path) -> None:
 
 
 def refuse_earlier_run(folder: Path, there: Path) -> NoReturn:
-    """Say that a folder holds the recordings of an earlier run, of which ``there`` is one."""
+    """Raise FileExistsError since a folder holds recordings of an earlier run.
+
+    Args:
+        folder: the folder.
+        there: one of the recordings.
+    """
     raise FileExistsError(
         f"{folder} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass overwrite=True"
     )
 
 
 def elsewhere(folder: Path, recordings_in: Callable[[Path], list[Path]]) -> list[Path]:
-    """Return the recordings in the folders of workers, or of a folder of a worker those in the one that it lies in.
+    """Return the recordings of a run beside those in a folder: in the folders of its workers.
+
+    If the folder is a worker's own, return the recordings in its parent.
 
     Args:
         folder: the folder that is recorded to.
-        recordings_in: finds recordings in a folder.
+        recordings_in: returns the recordings in a folder.
     """
     if FOLDER_OF_WORKER.fullmatch(folder.name):
         return recordings_in(folder.parent)
@@ -69,7 +74,7 @@ def elsewhere(folder: Path, recordings_in: Callable[[Path], list[Path]]) -> list
 
 
 def family(path: Path) -> list[int]:
-    """The numbers of the workers whose files lie beside one of theirs; empty if ``path`` isn't a worker's file."""
+    """Return the numbers of the workers whose files lie beside a worker's file; empty if ``path`` is none."""
     own = FILE_OF_WORKER.fullmatch(path.name)
     if own is None:
         return []

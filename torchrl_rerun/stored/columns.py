@@ -1,4 +1,4 @@
-"""Columns: arrays over time that may lie on a disk, what they can hold, and what can be wrong with them."""
+"""Columns: arrays over time, in memory or on disk, and checks that they can be read."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import numpy.typing as npt
 import torch
 from tensordict import NonTensorStack
 
-from torchrl_rerun.stored.pieces import filled_like, spans
+from torchrl_rerun.stored.segments import fill_unknown, split_time
 
 TEXT = np.dtype("U")
-"""The dtype of a column of strings."""
+"""Dtype of columns of strings."""
 
 _TEXT_BYTES = 64
-"""Bytes of a string, as long as it has not been read."""
+"""Assumed size of a string that has not been read, in bytes."""
 
 _MOST_UNPACKED = 1032
-"""Bytes that DEFLATE makes of one byte, at most."""
+"""Largest ratio of DEFLATE: bytes that one compressed byte can hold."""
 
 
 class Column(Protocol):
-    """An array over time, one row for each moment.
+    """Array over time, ``[rows, ...]``.
 
     Attributes:
-        shape: ``(rows, ...)``.
-        dtype: a NumPy dtype; :data:`TEXT` for strings.
-        fault: why its bytes are not what its description says. None: nothing is known against them.
+        shape: Shape as the file's header states it, ``(rows, ...)``.
+        dtype: NumPy dtype; :data:`TEXT` for strings.
+        fault: Reason why the file doesn't hold what its header states. None: no fault was found.
     """
 
     @property
@@ -40,18 +40,18 @@ class Column(Protocol):
     def fault(self) -> str | None: ...  # noqa: D102
 
     def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]:
-        """Read consecutive rows. Raise :class:`DamagedError` if they can't be read."""
+        """Read consecutive rows. Raise :class:`DamagedError` if these can't be read."""
 
 
 class DamagedError(ValueError):
-    """An array can't be read: its bytes are not what its description says. The message says why, without its name."""
+    """An array can't be read. The message gives the reason, without the array's name."""
 
 
-class Missing:
-    """A column that a file names and doesn't hold.
+class MissingColumn:
+    """Column that a file names and doesn't hold.
 
     Args:
-        fault: why.
+        fault: Reason.
     """
 
     shape: tuple[int, ...] = ()
@@ -64,11 +64,11 @@ class Missing:
         raise DamagedError(self.fault)
 
 
-class InMemory:
-    """A column of an array or a list of strings that has been read already.
+class ArrayColumn:
+    """Column in memory.
 
     Args:
-        values: ``[rows, ...]``.
+        values: Array ``[rows, ...]``, or a list of strings.
     """
 
     fault: str | None = None
@@ -83,53 +83,55 @@ class InMemory:
         return self._values[rows]
 
 
-def why_not_data(column: Column) -> str | None:
-    """Return why a column's type can't be recorded; None if it can.
+def explain_unsupported(column: Column) -> str | None:
+    """Return the reason why a column's dtype can't be recorded; None if it can.
 
-    >>> why_not_data(InMemory(np.zeros(3))), why_not_data(InMemory(["left", "right"]))
+    >>> explain_unsupported(ArrayColumn(np.zeros(3))), explain_unsupported(ArrayColumn(["left", "right"]))
     (None, None)
-    >>> why_not_data(InMemory(np.array([{}, []], object)))
+    >>> explain_unsupported(ArrayColumn(np.array([{}, []], object)))
     'Python objects, which are never loaded'
     """
     if column.dtype.kind in "biuf" or (column.dtype.kind == "U" and len(column.shape) == 1):
         return None
     if column.dtype.kind == "O":
         return "Python objects, which are never loaded"
-    return f"{'strings' if column.dtype.kind == 'U' else column.dtype} {column.shape}, no numbers and no text"
+    return (
+        f"{'strings' if column.dtype.kind == 'U' else column.dtype} {column.shape}, which are neither numbers nor texts"
+    )
 
 
-def row_bytes(column: Column) -> int:
-    """Return the bytes of one row."""
+def count_row_bytes(column: Column) -> int:
+    """Return the size of one row in bytes."""
     width = int(np.prod(column.shape[1:], dtype=np.float64))
     return width * (column.dtype.itemsize or _TEXT_BYTES)
 
 
-def too_much_for(claimed: int, packed: int, *, is_packed: bool) -> bool:
-    """Tell whether a header claims more bytes than the packed ones can hold.
+def exceeds_packed_size(stated: int, packed: int, *, is_packed: bool) -> bool:
+    """Return whether a header states more bytes than the packed ones can hold.
 
-    >>> too_much_for(1000, 10, is_packed=True), too_much_for(10**13, 10, is_packed=True)
+    >>> exceeds_packed_size(1000, 10, is_packed=True), exceeds_packed_size(10**13, 10, is_packed=True)
     (False, True)
     """
-    return claimed > (packed * _MOST_UNPACKED if is_packed else packed)
+    return stated > (packed * _MOST_UNPACKED if is_packed else packed)
 
 
-def damage_in(column: Column) -> str | None:
-    """Read all rows of a column once, and return why they can't be read; None if they can."""
+def find_column_damage(column: Column) -> str | None:
+    """Read all rows of a column once. Return the reason why they can't be read; None if they can."""
     try:
-        for begin, end in spans(0, column.shape[0], row_bytes(column)):
-            as_values(column[begin:end])
+        for begin, end in split_time(0, column.shape[0], count_row_bytes(column)):
+            convert_rows(column[begin:end])
     except DamagedError as error:
         return str(error)
     return None
 
 
-def as_values(rows: npt.NDArray[Any]) -> Any:
-    """Return rows as a tensordict takes them: a tensor ``[rows, ...]``, or a stack of strings ``[rows]``.
+def convert_rows(rows: npt.NDArray[Any]) -> Any:
+    """Return rows as a tensor ``[rows, ...]``, or as a stack of strings ``[rows]``.
 
-    PyTorch has no ``longdouble``: such numbers become float64.
+    PyTorch has no ``longdouble``; these numbers become float64.
 
     Raises:
-        DamagedError: a ``longdouble`` isn't exactly a float64.
+        DamagedError: A ``longdouble`` has no exact float64.
     """
     if rows.dtype.kind in "OU":
         return NonTensorStack(*map(str, rows))
@@ -142,13 +144,13 @@ def as_values(rows: npt.NDArray[Any]) -> Any:
     return torch.from_numpy(rows.astype(rows.dtype.newbyteorder("="), copy=not rows.flags.writeable))
 
 
-def joined(first: Any, *others: Any) -> Any:
-    """Return rows of :func:`as_values`, one after the other."""
+def concatenate_rows(first: Any, *others: Any) -> Any:
+    """Return several results of :func:`convert_rows` as one, ``[rows, ...]``."""
     if isinstance(first, torch.Tensor):
         return torch.cat([first, *others])
     return NonTensorStack(*(text for each in (first, *others) for text in each.tolist()))
 
 
-def unknown_like(values: Any) -> Any:
-    """Return what stands for rows that aren't stored: NaN; 0 or an empty string if there is no NaN."""
-    return filled_like(values) if isinstance(values, torch.Tensor) else NonTensorStack(*[""] * len(values))
+def make_unknown_rows(values: Any) -> Any:
+    """Return rows that stand for missing ones: NaN; 0 or an empty string if the dtype has no NaN."""
+    return fill_unknown(values) if isinstance(values, torch.Tensor) else NonTensorStack(*[""] * len(values))

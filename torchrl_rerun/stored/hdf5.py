@@ -1,4 +1,4 @@
-"""HDF5: arrays at the root of a file, or in a group for each episode."""
+"""HDF5 files: arrays over time at the root, or in one group for each episode."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.kinds.streams import Key
-from torchrl_rerun.stored.columns import TEXT, Column, DamagedError, Missing
-from torchrl_rerun.stored.layouts import ACTION, OBSERVATION, REWARD, ROLES
-from torchrl_rerun.stored.pieces import Stored, natural
-from torchrl_rerun.stored.trajectories import Trajectory, stored_arrays, warn_of_left_out
+from torchrl_rerun.stored.array_names import ACTION, OBSERVATION, REWARD, ROLES
+from torchrl_rerun.stored.columns import TEXT, Column, DamagedError, MissingColumn
+from torchrl_rerun.stored.segments import StoredTrajectories, split_numbers
+from torchrl_rerun.stored.trajectories import Trajectory, open_arrays, warn_of_left_out
 
 if TYPE_CHECKING:
     import h5py
 
 _UNREADABLE = (OSError, KeyError, RuntimeError, ValueError)
-"""What h5py raises if a link leads nowhere, or a chunk can't be read."""
+"""Exceptions of h5py for a broken link or a damaged chunk."""
 
 
-def hdf5(path: Path, keys: Mapping[Key, str]) -> Stored:
+def open_hdf5(path: Path, keys: Mapping[Key, str]) -> StoredTrajectories:
     """Return the trajectories in an HDF5 file.
 
     Args:
-        path: the file.
-        keys: names of arrays, by the keys that they are to be.
+        path: File.
+        keys: Names of arrays, by the keys that they become.
 
     Raises:
         ImportError: h5py isn't installed.
-        ValueError: it can't be read, or holds no trajectory.
+        ValueError: The file is damaged or holds no trajectory.
     """
     try:
         import h5py  # noqa: PLC0415 - an extra
@@ -40,51 +40,51 @@ def hdf5(path: Path, keys: Mapping[Key, str]) -> Stored:
         raise ImportError(f"{path} is HDF5, which needs h5py: pip install 'torchrl-rerun[hdf5]'") from error
     try:
         with h5py.File(path, "r") as file:
-            groups = [group.name for group in _episodes_in(file, keys)] or ["/"]
+            groups = [group.name for group in _find_episodes(file, keys)] or ["/"]
             if groups == ["/"]:
-                what, others = f"{path}: HDF5", {}
+                description, others = f"{path}: HDF5", {}
             else:
-                what = f"{path}: HDF5, {len(groups):,} group{'s' * (len(groups) > 1)}"
-                others = dict.fromkeys(_names_outside(file, groups), "in no episode")
+                description = f"{path}: HDF5, {len(groups):,} group{'s' * (len(groups) > 1)}"
+                others = dict.fromkeys(_find_names_outside(file, groups), "in no episode")
     except _UNREADABLE as error:
         raise ValueError(f"{path} can't be read as HDF5: {error}") from None
     warn_of_left_out(path, others, set())
 
-    def opened() -> Generator[Trajectory]:
+    def read() -> Generator[Trajectory]:
         with h5py.File(path, "r") as file:
             for name in groups:
                 where = str(path) if name == "/" else f"{path}{name}"
                 try:
-                    columns = dict(_columns(file[name]))
+                    columns = dict(_iterate_columns(file[name]))
                 except _UNREADABLE as error:
                     raise ValueError(f"{where} can't be read as HDF5: {error}") from None
                 yield Trajectory(where, columns, keys)
 
-    return stored_arrays(what, path, opened, are_episodes=groups != ["/"])
+    return open_arrays(description, path, read, are_episodes=groups != ["/"])
 
 
-def _episodes_in(file: h5py.File, keys: Mapping[Key, str]) -> list[Any]:
-    """Return the groups that hold an episode each, in the order of the numbers in their names."""
-    central = {alias for role in (OBSERVATION, ACTION, REWARD) for alias in ROLES[role]}
-    central |= {name.split("/")[0] for name in keys.values()}
-    return sorted(_groups_with(central, file, 2, set()), key=lambda group: natural(group.name))
+def _find_episodes(file: h5py.File, keys: Mapping[Key, str]) -> list[Any]:
+    """Return the groups of episodes, in the order of the numbers in their names."""
+    essential = {alias for role in (OBSERVATION, ACTION, REWARD) for alias in ROLES[role]}
+    essential |= {name.split("/")[0] for name in keys.values()}
+    return sorted(_iterate_groups(essential, file, 2, set()), key=lambda group: split_numbers(group.name))
 
 
-def _groups_with(names: set[str], group: Any, depth: int, seen: set[Any]) -> Iterator[Any]:
-    """Yield a group, or those in it, that hold one of some names; none of them twice, however it is linked."""
-    if _place(group) in seen:
+def _iterate_groups(names: set[str], group: Any, depth: int, seen: set[Any]) -> Iterator[Any]:
+    """Yield the outermost groups that hold an array of some name, each group once, however often it is linked."""
+    if _identify(group) in seen:
         return
-    seen.add(_place(group))
+    seen.add(_identify(group))
     if any(name.lower() in names or name in names for name in group):
         yield group
     elif depth:
-        for _, item in _items(group):
+        for _, item in _iterate_items(group):
             if _is_group(item):
-                yield from _groups_with(names, item, depth - 1, seen)
+                yield from _iterate_groups(names, item, depth - 1, seen)
 
 
-def _items(group: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what is in a group, what is in the file itself before links to it. What a link misses is a :class:`Missing`."""
+def _iterate_items(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of a group: hard links first, then others. A broken link is a :class:`MissingColumn`."""
     import h5py  # noqa: PLC0415 - an extra
 
     links = {name: group.get(name, getlink=True) for name in group}
@@ -95,49 +95,49 @@ def _items(group: Any) -> Iterator[tuple[str, Any]]:
             target = (
                 f"{link.filename}:{link.path}" if isinstance(link, h5py.ExternalLink) else getattr(link, "path", name)
             )
-            yield name, Missing(f"a link to {target}, which isn't there")
+            yield name, MissingColumn(f"a link to {target}, which doesn't exist")
 
 
 def _is_group(item: Any) -> bool:
     return hasattr(item, "keys")
 
 
-def _place(item: Any) -> tuple[Any, Any]:
-    """Return what two links to one object have in common."""
+def _identify(item: Any) -> tuple[Any, Any]:
+    """Return a value that is equal for all links to one object."""
     import h5py  # noqa: PLC0415 - an extra
 
     info = h5py.h5o.get_info(item.id)
     return info.fileno, info.addr
 
 
-def _columns(group: Any, prefix: Key = (), seen: set[Any] | None = None) -> Iterator[tuple[Key, Column]]:
-    """Yield the arrays in a group and in the groups in it, each group once."""
+def _iterate_columns(group: Any, prefix: Key = (), seen: set[Any] | None = None) -> Iterator[tuple[Key, Column]]:
+    """Yield the arrays of a group and of its groups, each group once."""
     seen = set() if seen is None else seen
-    seen.add(_place(group))
-    for name, item in _items(group):
+    seen.add(_identify(group))
+    for name, item in _iterate_items(group):
         key = (*prefix, name)
-        if isinstance(item, Missing):
+        if isinstance(item, MissingColumn):
             yield key, item
         elif not _is_group(item):
-            yield key, _Dataset(item) if hasattr(item, "chunks") else Missing("no array")
-        elif _place(item) in seen:
-            yield key, Missing("a link to a group that has another name")
+            yield key, _Dataset(item) if hasattr(item, "chunks") else MissingColumn("not an array")
+        elif _identify(item) in seen:
+            yield key, MissingColumn("a second link to a group")
         else:
-            yield from _columns(item, key, seen)
+            yield from _iterate_columns(item, key, seen)
 
 
-def _names_outside(file: h5py.File, groups: Sequence[str]) -> list[str]:
-    """Return the names of arrays that are in none of some groups."""
+def _find_names_outside(file: h5py.File, groups: Sequence[str]) -> list[str]:
+    """Return the names of arrays outside of some groups."""
     inside = tuple(f"{group}/" for group in groups)
-    names = ("/".join(key) for key, _ in _columns(file))
+    names = ("/".join(key) for key, _ in _iterate_columns(file))
     return [name for name in names if not f"/{name}".startswith(inside)]
 
 
 class _Dataset:
-    """An array in an HDF5 file.
+    """Column of an HDF5 file.
 
     Args:
-        dataset: a dataset of h5py.
+        dataset: Dataset of h5py.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -147,7 +147,7 @@ class _Dataset:
         self._rows = dataset.asstr(errors="surrogateescape") if is_text else dataset
         self.shape: tuple[int, ...] = dataset.shape or ()
         self.dtype: np.dtype[Any] = TEXT if is_text else dataset.dtype
-        self.fault = _fault(dataset)
+        self.fault = _find_fault(dataset)
 
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         try:
@@ -157,26 +157,26 @@ class _Dataset:
         return values
 
 
-def _fault(dataset: Any) -> str | None:
-    """Return why a dataset holds less than it says; HDF5 would read zeros instead."""
+def _find_fault(dataset: Any) -> str | None:
+    """Return the reason why a dataset lacks data that its header states. HDF5 reads zeros there, without an error."""
     if dataset.shape is None:
         return "it is empty"
     try:
         if dataset.is_virtual:
-            return _missing_sources(dataset)
+            return _find_missing_source(dataset)
         if dataset.external:
-            return _missing_files(dataset)
+            return _find_missing_file(dataset)
         if dataset.chunks is not None:
             chunks = math.prod(-(-rows // each) for rows, each in zip(dataset.shape, dataset.chunks, strict=True))
-            there = dataset.id.get_num_chunks()
-            return f"{chunks - there:,} of its {chunks:,} chunks were never written" if there < chunks else None
-        claimed, there = dataset.size * dataset.id.get_type().get_size(), dataset.id.get_storage_size()
+            written = dataset.id.get_num_chunks()
+            return f"{chunks - written:,} of its {chunks:,} chunks were never written" if written < chunks else None
+        stated, written = dataset.size * dataset.id.get_type().get_size(), dataset.id.get_storage_size()
     except _UNREADABLE as error:
         return str(error)
-    return f"it is to have {claimed:,} bytes, of which {there:,} were written" if there < claimed else None
+    return f"its header states {stated:,} bytes, of which {written:,} were written" if written < stated else None
 
 
-def _missing_sources(dataset: Any) -> str | None:
+def _find_missing_source(dataset: Any) -> str | None:
     import h5py  # noqa: PLC0415 - an extra
 
     folder = Path(dataset.file.filename).parent
@@ -184,23 +184,23 @@ def _missing_sources(dataset: Any) -> str | None:
         if source.file_name == ".":
             is_there = source.dset_name in dataset.file
         else:
-            # HDF5 looks for it beside this file, then from the working directory.
+            # HDF5 resolves the name beside this file, then from the working directory.
             paths = [path for path in (folder / source.file_name, Path(source.file_name)) if path.is_file()]
             is_there = bool(paths) and h5py.is_hdf5(paths[0])
             if is_there:
                 with h5py.File(paths[0], "r") as other:
                     is_there = source.dset_name in other
         if not is_there:
-            return f"{source.dset_name} of {source.file_name}, which is a part of it, isn't there"
+            return f"its part {source.dset_name} of {source.file_name} doesn't exist"
     return None
 
 
-def _missing_files(dataset: Any) -> str | None:
+def _find_missing_file(dataset: Any) -> str | None:
     missing = dataset.size * dataset.id.get_type().get_size()
     for name, offset, size in dataset.external:
-        path = Path(name)  # HDF5 looks for it from the working directory
+        path = Path(name)  # HDF5 resolves the name from the working directory
         there = path.stat().st_size - offset if path.is_file() else -1
         if there < min(size, missing):
-            return f"{name}, which holds a part of it, {'is cut off' if path.is_file() else 'is not there'}"
+            return f"its part {name} {'is cut off' if path.is_file() else 'does not exist'}"
         missing -= min(size, there)
     return None

@@ -1,4 +1,4 @@
-"""Memory-mapped tensordicts, and dumps of replay buffers: mapped read-only, and only if they are whole."""
+"""Memory-mapped tensordicts and dumps of replay buffers: mapped read-only, and refused unless they are complete."""
 
 from __future__ import annotations
 
@@ -13,73 +13,75 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from tensordict._utils_key_json import _encode_key_for_filesystem
 from torch.overrides import TorchFunctionMode
 
-from torchrl_rerun.stored.pieces import Stored
-from torchrl_rerun.stored.tensordicts import of_tensordict, of_trajectories
+from torchrl_rerun.stored.segments import StoredTrajectories
+from torchrl_rerun.stored.tensordicts import open_tensordict
 from torchrl_rerun.transform import tensordicts
 
 STORAGE = "storage_metadata.json"
-"""What a replay buffer's storage has beside its tensordict."""
+"""File with the metadata of a replay buffer's storage."""
 
 DESCRIPTION = "meta.json"
-"""What a memory-mapped tensordict says of its keys."""
+"""File with the description of a memory-mapped tensordict's keys."""
 
 
-def memory_mapped(path: Path) -> Stored:
-    """Return a memory-mapped tensordict: a folder, or an archive of one.
+def open_memory_mapped(path: Path) -> StoredTrajectories:
+    """Return the trajectories of a memory-mapped tensordict: a folder, or a zip archive of one.
 
     Raises:
-        ValueError: it isn't whole, or can't be loaded without executing what is in it.
+        ValueError: The tensordict is incomplete, or can't be loaded without executing code in it.
     """
-    return of_tensordict(_mapped(path), lambda: _mapped(path), f"{path}: a memory-mapped TensorDict", path)
+    return open_tensordict(
+        _map_tensordict(path), lambda: _map_tensordict(path), f"{path}: a memory-mapped TensorDict", path
+    )
 
 
-def replay_buffer(path: Path) -> Stored:
-    """Return what a replay buffer of TorchRL dumped: oldest first, and trajectory by trajectory if they are numbered.
+def open_replay_buffer(path: Path) -> StoredTrajectories:
+    """Return the trajectories of a dump of a TorchRL replay buffer: oldest rows first, grouped by trajectory id if stored.
 
     Args:
-        path: the folder that was dumped to, or the storage in it.
+        path: Folder of the dump, or the storage in it.
 
     Raises:
-        ValueError: it isn't whole, or doesn't hold a tensordict.
+        ValueError: The dump is incomplete, or doesn't hold a tensordict.
     """
     storage = path if (path / STORAGE).exists() else path / "storage"
-    described = _described(storage / STORAGE)
-    if described.get("is_pytree"):
-        raise ValueError(f"{path} is a replay buffer of other things than tensordicts, which are no trajectories")
-    stored = _mapped(storage)
+    metadata = _read_metadata(storage / STORAGE)
+    if metadata.get("is_pytree"):
+        raise ValueError(f"{path} is a replay buffer that doesn't hold tensordicts: only tensordicts can be replayed")
+    stored = _map_tensordict(storage)
     writer = storage.parent / "writer" / "metadata.json"
-    written = _described(writer) if writer.exists() else {}
-    rows, cursor = described.get("len"), written.get("cursor", 0)
+    written = _read_metadata(writer) if writer.exists() else {}
+    rows, cursor = metadata.get("len"), written.get("cursor", 0)
     count = written.get("write_count", cursor)
     is_known = isinstance(cursor, int) and isinstance(count, int) and stored.batch_size.numel()
     if not is_known or not isinstance(rows, int) or rows < 0:
-        raise ValueError(f"{storage / STORAGE} doesn't say how many rows there are, and can't be read")
+        raise ValueError(f"{storage / STORAGE} doesn't state the number of rows: the dump is damaged")
     size = stored.batch_size[1:].numel()
-    # A storage of several dimensions, time first, counts steps; one of a single dimension counts what it was extended by.
+    # A storage of several dimensions, time first, counts steps. One of a single dimension counts the rows added to it.
     counts_steps = size == 1 or rows == size * min(count, len(stored)) or rows > len(stored)
     rows //= size if counts_steps else 1
     if rows > len(stored):
-        raise ValueError(f"{path} is to hold {rows:,} rows, of which there are {len(stored):,}")
-    # A storage that is full is written to from its beginning again.
+        raise ValueError(f"{path} states {rows:,} rows, of which {len(stored):,} exist: the dump is damaged")
+    # A full storage overwrites its oldest rows, so that the oldest remaining row is at the cursor.
     order = np.arange(rows) if rows < len(stored) else np.roll(np.arange(rows), -(cursor % max(1, rows)))
-    what = f"{path}: a replay buffer"
-    if counts_steps:
-        return of_tensordict(stored, lambda: _mapped(storage), what, path, order)
-    return of_trajectories(stored, lambda: _mapped(storage), what, path, order)
+    description = f"{path}: a replay buffer"
+    return open_tensordict(
+        stored, lambda: _map_tensordict(storage), description, path, order, rows_are_trajectories=not counts_steps
+    )
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read: {error}") from None
     if not isinstance(described, dict):
-        raise ValueError(f"{path} can't be read: it describes nothing")  # noqa: TRY004 - the file is at fault
+        raise ValueError(f"{path} can't be read: it isn't a JSON object")  # noqa: TRY004 - the file is at fault
     return described
 
 
 class _ReadOnly(TorchFunctionMode):
-    """Maps files read-only. tensordict (0.14) maps files that can be written so that a short one grows to what is said."""
+    """Maps files read-only. tensordict 0.14 maps writable files shared, which enlarges a file that was cut off."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -87,11 +89,11 @@ class _ReadOnly(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _mapped(path: Path) -> TensorDictBase:
-    """Map a tensordict.
+def _map_tensordict(path: Path) -> TensorDictBase:
+    """Map a tensordict read-only.
 
     Raises:
-        ValueError: it isn't whole, or can't be loaded without executing what is in it.
+        ValueError: The tensordict is incomplete, or can't be loaded without executing code in it.
     """
     try:
         with _ReadOnly():
@@ -107,10 +109,10 @@ def _mapped(path: Path) -> TensorDictBase:
 
 
 def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
-    """Compare what was mapped with its description: tensordict (0.14) leaves out keys whose file is missing.
+    """Compare a mapped tensordict with its description. tensordict 0.14 leaves out keys whose file is missing.
 
     Raises:
-        ValueError: a key is missing, or has another shape than all.
+        ValueError: A key is missing, or its shape doesn't begin with the batch size.
     """
     if not tensordicts.is_group(mapped):
         return
@@ -118,7 +120,7 @@ def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
         numbers = [each.name for each in folder.iterdir() if each.name.isdecimal()]
         if len(numbers) != len(mapped.tensordicts):
             raise ValueError(
-                f"{folder} holds {len(numbers)} parts, of which {len(mapped.tensordicts)} follow one another"
+                f"{folder} holds {len(numbers)} parts, whose numbers are consecutive only up to {len(mapped.tensordicts)}"
             )
         for number, each in enumerate(mapped.tensordicts):
             _check_whole(each, folder / str(number))
@@ -130,7 +132,9 @@ def _check_whole(mapped: TensorDictBase, folder: Path | zipfile.Path) -> None:
         if value is None:
             raise ValueError(f"{key!r} is described in {folder / DESCRIPTION}, and its file is missing")
         if value.shape[: mapped.batch_dims] != mapped.batch_size:
-            raise ValueError(f"{key!r} is of {tuple(value.shape)}, in a TensorDict of {tuple(mapped.batch_size)}")
+            raise ValueError(
+                f"{key!r} has shape {tuple(value.shape)}, in a TensorDict of batch size {tuple(mapped.batch_size)}"
+            )
         if isinstance(value, TensorDictBase):
             inside = folder / _encode_key_for_filesystem(key)
             _check_whole(value, inside if inside.exists() else folder / key)

@@ -1,4 +1,4 @@
-"""Replaying: what was stored elsewhere, recorded as if it happened again."""
+"""Replay: record trajectories that other programs stored."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.streams import Key, as_key
 from torchrl_rerun.recording.session import path_of
-from torchrl_rerun.stored import Piece, Place, Stored, open_stored, told_together
-from torchrl_rerun.stored.aside import replaced
-from torchrl_rerun.stored.rerendering import MakeEnv, Parting, Rerendering
+from torchrl_rerun.stored.formats import Place, open_source
+from torchrl_rerun.stored.rerendering import Divergence, MakeEnv, Rerenderer
+from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names
+from torchrl_rerun.stored.staging import stage_recording
 from torchrl_rerun.transform import environments
 from torchrl_rerun.transform.recorder import RerunRecorder, Sinks
 
@@ -25,25 +26,25 @@ Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Replayed:
-    """What became of a replay.
+    """Result of :func:`replay`.
 
     Attributes:
-        what: what was stored.
-        path: the file or the folder that was recorded.
-        steps: how many, of all environments together.
-        episodes: how many, of all environments together.
-        envs: how many environments.
-        arrays: of named arrays: the keys that they became, by their names; those that were left out aren't there.
-        partings: where ``render`` found that its environment does otherwise than what is stored.
+        description: Path and format of the source.
+        path: File or folder that was recorded. None if the sink is not on disk.
+        steps: Number of steps, summed over the environments.
+        episodes: Number of episodes, summed over the environments.
+        envs: Number of environments.
+        array_keys: Key of each named array that was recorded, by the array's name.
+        divergences: Steps at which the environment of ``render`` and the stored data differ.
     """
 
-    what: str
+    description: str
     path: Path | None
     steps: int
     episodes: int
     envs: int
-    arrays: Mapping[str, Key]
-    partings: tuple[Parting, ...] = ()
+    array_keys: Mapping[str, Key]
+    divergences: tuple[Divergence, ...] = ()
 
 
 def replay(
@@ -53,40 +54,41 @@ def replay(
     keys: Mapping[NestedKey, str] | None = None,
     render: str | MakeEnv | None = None,
     seed: int | None = None,
-    progress: Progress = lambda moments, _: moments,
+    progress: Progress = lambda time_steps, _: time_steps,
     **options: Any,
 ) -> Replayed:
-    """Record trajectories that are stored elsewhere.
+    """Record trajectories that other programs stored.
 
-    Stored data is recorded as it is. Memory is bounded however much it is, except by an episode of a recording or of a
-    Minari data set, and by a trajectory of a padded batch. A source is never written to. A pickle that would execute
-    anything is refused.
+    Values are recorded as they are stored. Images are JPEG, which is lossy, unless ``image_format`` says otherwise.
+    Memory is bounded at any length, except by one episode of a recording or of a Minari data set, and by one trajectory
+    of a padded batch. Sources are never written to. Pickles that would execute code are refused.
 
-    A recording is written aside and put in place when it is whole: if anything fails, what was there before stays, and
-    nothing else does.
+    A recording is written to a hidden folder first and renamed when it is complete. If anything fails, an earlier
+    recording at ``sink`` stays, and no other file does.
 
     Args:
-        source: what ``torch.save`` made of a tensordict (``TensorDictRecorder`` does) or of a list of them; a
-            memory-mapped tensordict; what a replay buffer of TorchRL dumped; a Minari data set, by its path or, on this
-            machine, its id; arrays over time in an HDF5 or ``.npz`` file; recordings; or a folder of these. Its contents
-            say which, not its name. Several sources follow one another, each with new episodes.
-        sink: the sink of a :class:`RerunRecorder`.
-        keys: of arrays: names that aren't usual, by the keys that they are to be (``{"observation": "img"}``).
-        render: render each moment in this environment: the id of one that is registered with gymnasium, or a function
-            that makes one with ``render_mode="rgb_array"``. Its observations and rewards are compared with the stored
-            ones; where they part, the pictures are black for the rest of the episode.
-        seed: with ``render``: replay from this seed and the stored actions. It is what ``env.set_seed`` was given, of a
-            batch, too. Environments that can be set to what was observed need none.
-        progress: what the moments are passed through, with their number.
-        options: any other of :class:`RerunRecorder`.
+        source: Path, or several paths, each of which begins new episodes. The format is recognised by the contents: a
+            tensordict, or a list of tensordicts, of ``torch.save`` (``TensorDictRecorder`` writes these); a memory-mapped
+            tensordict; a dump of a TorchRL replay buffer; a Minari data set, by its path or, on this machine, its id;
+            an HDF5 or ``.npz`` file of arrays over time; recordings; or a folder of these.
+        sink: Sink of a :class:`RerunRecorder`.
+        keys: Names of arrays that are not recognised, by their keys (``{"observation": "img"}``).
+        render: Render each time step in this environment: a registered id of gymnasium, or a function that makes an
+            environment with ``render_mode="rgb_array"``. Its observations and rewards are compared with the stored ones.
+            From the first difference to the end of the episode, pictures are black.
+        seed: With ``render``: reset the environment with this seed and take the stored actions. Pass the seed that
+            ``env.set_seed`` was given, for a batch of environments too. Environments whose state follows from the
+            observation need no seed.
+        progress: Function that is given an iterable of time steps and their number, and returns an iterable.
+        options: Any other option of :class:`RerunRecorder`.
 
     Raises:
-        FileNotFoundError: there is no source.
-        FileExistsError: there is something at ``sink``, and no ``overwrite=True``.
-        ValueError: a source can't be read, or holds no steps; the message names the file and, if it is one of several, the
-            array. Or ``keys`` names an array that isn't there, ``render`` doesn't fit, or a ``seed`` comes without it.
-        ImportError: an extra is needed.
-        RecordingError: it can't be written.
+        FileNotFoundError: A source doesn't exist.
+        FileExistsError: A recording exists at ``sink``; pass ``overwrite=True``.
+        ValueError: A source can't be read or holds no steps; the message names the file and the array. Or ``keys`` names
+            an array that doesn't exist, ``render`` doesn't fit the data, or ``seed`` is given without ``render``.
+        ImportError: An extra is needed.
+        RecordingError: The recording can't be written.
 
     Examples:
         >>> import tempfile
@@ -101,88 +103,94 @@ def replay(
         [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
     """
     if seed is not None and render is None:
-        raise ValueError(f"seed={seed} is what an environment is reset with: it needs render=...")
+        raise ValueError(f"seed={seed} needs render=...: the seed resets the environment that renders")
     checked = RerunRecorder(sink, **options)
-    stored = open_stored(source, {as_key(key): name for key, name in (keys or {}).items()})
-    _warn_of_what_is_missing(stored)
-    options = _options(stored, render, options)
-    again = None if render is None else Rerendering(_maker(render), seed)
-    if checked.path is None or options.get("resume"):  # what is there stays as it is
-        return _replayed(stored, RerunRecorder(sink, **options), again, progress)
+    stored = open_source(source, {as_key(key): name for key, name in (keys or {}).items()})
+    _warn_of_missing_roles(stored)
+    options = _complete_options(stored, render, options)
+    rerenderer = None if render is None else Rerenderer(_find_maker(render), seed)
+    if checked.path is None or options.get("resume"):  # no earlier recording is replaced
+        return _record(stored, RerunRecorder(sink, **options), rerenderer, progress)
     split, overwrite = options.get("split", "run"), options.pop("overwrite", False)
     target = checked.path.parent if split == "dump" else checked.path
-    with replaced(target, split, overwrite=overwrite) as aside:
-        recorder = RerunRecorder(_with_path(sink, aside), **options)
-        replayed = _replayed(stored, recorder, again, progress)
+    with stage_recording(target, split, overwrite=overwrite) as staged:
+        recorder = RerunRecorder(_replace_path(sink, staged), **options)
+        replayed = _record(stored, recorder, rerenderer, progress)
     return dataclasses.replace(replayed, path=checked.path)
 
 
-def _with_path(sink: Sinks | Sequence[Sinks], path: Path) -> Sinks | list[Sinks]:
+def _replace_path(sink: Sinks | Sequence[Sinks], path: Path) -> Sinks | list[Sinks]:
     """Return a sink with another path."""
     if isinstance(sink, list | tuple):
         return [path if path_of(each) is not None else each for each in sink]
     return path
 
 
-def _warn_of_what_is_missing(stored: Stored) -> None:
-    if stored.arrays and not {key[0] for key in stored.arrays.values()} & {"action", "reward"}:
-        warn(f"{stored.what}: no array is known to be actions or rewards: say which is, as in --key action=NAME")
-    if stored.without_ends:
+def _warn_of_missing_roles(stored: StoredTrajectories) -> None:
+    if stored.array_keys and not {key[0] for key in stored.array_keys.values()} & {"action", "reward"}:
         warn(
-            f"{told_together(stored.without_ends)}: NOTHING SAYS WHERE EPISODES END, and all steps of a file are taken for "
-            "one episode. If that is wrong, steps are recorded that lead from one episode into the next. Known are "
-            "terminals, timeouts, dones, episode_starts, is_first, is_last, traj_ids; say which array it is, as in "
-            "--key done=NAME. A TensorDict needs ('next', 'done')"
+            f"{stored.description}: no array is recognised as actions or rewards: name them, for example with "
+            "--key action=NAME"
+        )
+    if stored.files_without_ends:
+        warn(
+            f"{join_names(stored.files_without_ends)}: NOTHING SAYS WHERE EPISODES END, so all steps of a file become one "
+            "episode. If a file holds several, the recording gets steps that lead from one episode into the next. "
+            "Recognised names are terminals, timeouts, dones, episode_starts, is_first, is_last, traj_ids; name another "
+            "array with, for example, --key done=NAME. A TensorDict needs ('next', 'done')"
         )
 
 
-def _replayed(stored: Stored, recorder: RerunRecorder, again: Rerendering | None, progress: Progress) -> Replayed:
-    """Record what is stored, with pictures of it if it is to be rendered again."""
-    pieces = stored.pieces() if again is None else again.rendered(stored.pieces())
+def _record(
+    stored: StoredTrajectories, recorder: RerunRecorder, rerenderer: Rerenderer | None, progress: Progress
+) -> Replayed:
+    """Record trajectories, with pictures of a rerenderer if there is one. Close the recorder."""
+    segments = stored.read() if rerenderer is None else rerenderer.render(stored.read())
     steps = 0
     try:
-        for piece in _counted(pieces, stored.moments, progress):
-            recorder.log_rollout(piece.tensordict, begins=list(piece.begins))
-            steps += piece.steps
+        for segment in _report_progress(segments, stored.num_time_steps, progress):
+            recorder.log_rollout(segment.tensordict, begins=list(segment.begins))
+            steps += segment.num_steps
     finally:
         recorder.close()
-        if again is not None:
-            again.close()
-    partings = () if again is None else tuple(again.partings)
-    if again is not None and partings and again.needs_no_seed:
-        warn("with this seed it parts from what is stored; leave the seed out: it can be set to what was observed")
+        if rerenderer is not None:
+            rerenderer.close()
+    divergences = () if rerenderer is None else tuple(rerenderer.divergences)
+    if rerenderer is not None and divergences and rerenderer.needs_no_seed:
+        warn(
+            "with this seed the environment and the stored data differ: leave the seed out, as the environment's state "
+            "follows from the observations"
+        )
     episodes = int(recorder.stats()["episodes"])
-    return Replayed(stored.what, recorder.path, steps, episodes, recorder.num_envs, stored.arrays, partings)
+    return Replayed(
+        stored.description, recorder.path, steps, episodes, recorder.num_envs, stored.array_keys, divergences
+    )
 
 
-def _counted(pieces: Iterator[Piece], moments: int, progress: Progress) -> Iterator[Piece]:
-    """Pieces, of which each counts for its moments."""
+def _report_progress(segments: Iterator[Segment], total: int, progress: Progress) -> Iterator[Segment]:
+    """Yield segments, and report each of their time steps to ``progress``."""
 
-    def one_by_one() -> Iterator[Piece | None]:
-        for piece in pieces:
-            yield piece
-            size = piece.tensordict.batch_size
-            for _ in range((size[-1] if piece.padding is None else size.numel()) - 1):
+    def iterate_time_steps() -> Iterator[Segment | None]:
+        for segment in segments:
+            yield segment
+            for _ in range(segment.num_time_steps - 1):
                 yield None
 
-    yield from (piece for piece in progress(one_by_one(), moments) if piece is not None)
+    yield from (segment for segment in progress(iterate_time_steps(), total) if segment is not None)
 
 
-def _options(stored: Stored, render: str | MakeEnv | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of what is stored, unless it is said otherwise."""
+def _complete_options(
+    stored: StoredTrajectories, render: str | MakeEnv | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the recorder's options: those given, and for the rest what is known of the stored data."""
     name = render if isinstance(render, str) else stored.env_name
     known: dict[str, Any] = {"application_id": name, "fps": stored.fps or environments.registered_fps(name)}
-    by_key = {"kinds": stored.kinds, "names": stored.names, "image_format": stored.image_format}
-    for option, values in by_key.items():
-        if isinstance(given.get(option, {}), Mapping) and values:
-            known[option] = {**values, **{as_key(key): value for key, value in given.get(option, {}).items()}}
-    return {
-        **known,
-        **{option: value for option, value in given.items() if option not in known or option not in by_key},
-    }
+    kinds = {key: kind.options(given.get("image_format")) for key, kind in stored.kinds.items()}
+    asked = {as_key(key): kind for key, kind in (given.get("kinds") or {}).items()}
+    return {**known, **given, "kinds": {**kinds, **asked}}
 
 
-def _maker(render: str | MakeEnv) -> MakeEnv:
+def _find_maker(render: str | MakeEnv) -> MakeEnv:
     if not isinstance(render, str):
         return render
     try:

@@ -1,4 +1,4 @@
-"""Rendering afterwards: trajectories that were stored without pictures, gone through again in their environment."""
+"""Rendering afterwards: replay trajectories without pictures in their environment, and add what it renders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tensordict import TensorDictBase
 from torchrl._utils import seed_generator
 
 from torchrl_rerun.kinds.streams import Key, name_of
-from torchrl_rerun.stored.pieces import Piece
+from torchrl_rerun.stored.segments import Segment
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.camera import PIXELS, NoPictureError, as_picture
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
@@ -24,126 +24,139 @@ from torchrl_rerun.transform.continuity import Continuity, stepped_in
 MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
 
 TOLERANCE = 1e-4
-"""How far a number may be from the stored one, as part of it (or of 1, if it is smaller): states are stored rounded."""
+"""Largest relative difference from a stored number (absolute below 1): stored states are rounded."""
 
 
 @dataclass(frozen=True)
-class Parting:
-    """Where an environment did otherwise than what is stored; from there on the episode has no pictures.
+class Divergence:
+    """Step at which an environment and the stored data differ. The rest of the episode has no pictures.
 
     Attributes:
-        env: environment index.
-        episode: number of the episode in its environment, from 0.
-        step: the step of it that led there; 0: its beginning.
-        key: what is different.
-        by: how much, at the most; infinite: it is of another shape.
+        env: Environment index.
+        episode: Number of the episode in its environment, from 0.
+        step: Step within the episode, from 1; 0 is the reset.
+        key: Key with the largest difference.
+        difference: Largest absolute difference; infinite if the shapes differ.
     """
 
     env: int
     episode: int
     step: int
     key: Key
-    by: float
+    difference: float
 
     def __str__(self) -> str:
-        return f"environment {self.env}, episode {self.episode}, step {self.step}: {name_of(self.key)} is off by {self.by:g}"
+        return f"environment {self.env}, episode {self.episode}, step {self.step}: {name_of(self.key)} differs by {self.difference:g}"
 
 
-class Rerendering:
+class Rerenderer:
     """Adds pictures to stored trajectories.
 
-    An environment that can be set to a state (gymnasium's classic control; MuJoCo where observations begin with positions
-    and velocities) is set to each stored observation, rendered, and stepped once from it, to compare. Any other is reset
-    with the seed, and takes the stored actions. Pictures that aren't to be had are black.
+    There are two ways to follow a trajectory:
+
+    - If the environment's state follows from the observation, the environment is set to each stored observation, rendered,
+      and stepped once with the stored action, to compare. These are gymnasium's classic control, and MuJoCo environments
+      whose observations begin with positions and velocities.
+    - Any other environment is reset with the seed and takes the stored actions.
+
+    Unknown pictures are black.
 
     Args:
-        make_env: makes an environment that renders arrays, one for each environment.
-        seed: what the environment, or the batch, was seeded with. The first episode of each environment begins with the
-            seed that TorchRL gives it then; episodes that follow go on without one. None: those that are stored, if the
-            environment can't be set to a state.
+        make_env: Function that makes an environment with ``render_mode="rgb_array"``; called once for each environment.
+        seed: Seed that the environment, or the batch, was given. The first episode of each environment begins with the
+            seed that TorchRL derives from it; later episodes have none. Default: None, for the seeds that are stored.
 
     Attributes:
-        partings: where environments did otherwise than what is stored.
+        divergences: Steps at which environments and the stored data differ.
 
     Raises:
-        ValueError: it gives no pictures.
+        ValueError: The environment renders no pictures.
     """
 
     def __init__(self, make_env: MakeEnv, seed: int | None = None) -> None:
         self._make_env = make_env
         self._seed = seed
-        self._actors: list[_Actor] = []
-        self.partings: list[Parting] = []
+        self._replicas: list[_Replica] = []
+        self.divergences: list[Divergence] = []
 
     @property
     def needs_no_seed(self) -> bool:
-        """Whether a seed was given though the environments can be set to what was observed."""
-        return self._seed is not None and any(state_setter(actor.env) is not None for actor in self._actors)
+        """Whether a seed was given although the environment's state follows from the observation."""
+        return self._seed is not None and any(find_state_setter(replica.env) is not None for replica in self._replicas)
 
     def close(self) -> None:
         """Close the environments."""
-        for actor in self._actors:
-            actor.env.close()
+        for replica in self._replicas:
+            replica.env.close()
 
-    def rendered(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """The same moments with pictures, one by one.
+    def render(self, segments: Iterator[Segment]) -> Iterator[Segment]:
+        """Yield each time step of the segments as a segment of its own, with pictures.
 
         Raises:
-            ValueError: what is stored doesn't fit the environment, or it can't be brought to the beginning of an episode.
+            ValueError: The stored data doesn't fit the environment, or no seed is known to begin an episode with.
         """
         continuity = Continuity()
-        for piece in itertools.chain.from_iterable(piece.unpadded() for piece in pieces):
-            stepped = stepped_in(piece.tensordict)
-            begun = continuity.begun(piece.tensordict, stepped).episodes
-            begun[:, 0] |= piece.begins
-            for i, moment in enumerate(piece.tensordict.unbind(-1)):
+        for segment in itertools.chain.from_iterable(segment.split_padded() for segment in segments):
+            stepped = stepped_in(segment.tensordict)
+            begun = continuity.begun(segment.tensordict, stepped).episodes
+            begun[:, 0] |= segment.begins
+            for i, moment in enumerate(segment.tensordict.unbind(-1)):
                 mask = np.ones(len(begun), bool) if stepped is None else stepped[:, i]
-                pictured = self._with_pictures(moment, mask, begun[:, i] & mask, piece.seeds)
-                yield Piece(pictured.unsqueeze(-1), begun[:, i])
+                rendered = self._add_pictures(moment, mask, begun[:, i] & mask, segment.seeds)
+                yield Segment(rendered.unsqueeze(-1), begun[:, i])
 
-    def _with_pictures(
+    def _add_pictures(
         self,
         moment: TensorDictBase,
         mask: npt.NDArray[np.bool_],
         begun: npt.NDArray[np.bool_],
         seeds: Sequence[int | None],
     ) -> TensorDictBase:
-        if not self._actors:
-            self._actors = [_Actor(self._make_env(), seeds) for seeds in first_seeds(self._seed, len(begun))]
+        if not self._replicas:
+            self._replicas = [_Replica(self._make_env(), seeds) for seeds in guess_first_seeds(self._seed, len(begun))]
         if tensordicts.value_of(moment, PIXELS) is not None:
-            raise ValueError(f"there are {name_of(PIXELS)} already: they needn't be rendered")
-        root, following = _arrays(moment), _arrays(moment.get("next"))
+            raise ValueError(f"the source holds {name_of(PIXELS)} already: leave render out")
+        root, following = _collect_arrays(moment), _collect_arrays(moment.get("next"))
         before, after = [], []
-        for i, actor in enumerate(self._actors):
+        for i, replica in enumerate(self._replicas):
             now = {key: values[i] for key, values in root.items()}
             if begun[i]:
-                self._note(i, actor, actor.begin(now, seeds[i] if seeds else None))
-            before.append(actor.picture)
+                self._note_divergence(i, replica, replica.begin(now, seeds[i] if seeds else None))
+            before.append(replica.picture)
             if mask[i]:
-                self._note(i, actor, actor.step(now, {key: values[i] for key, values in following.items()}))
-            after.append(actor.picture)
+                self._note_divergence(
+                    i, replica, replica.step(now, {key: values[i] for key, values in following.items()})
+                )
+            after.append(replica.picture)
         out = moment.clone(recurse=False)
-        out.set("next", moment.get("next").clone(recurse=False).set(PIXELS, _stacked(after, moment.batch_size)))
-        return out.set(PIXELS, _stacked(before, moment.batch_size))
+        out.set("next", moment.get("next").clone(recurse=False).set(PIXELS, _stack(after, moment.batch_size)))
+        return out.set(PIXELS, _stack(before, moment.batch_size))
 
-    def _note(self, env: int, actor: _Actor, parted: tuple[Key, float] | None) -> None:
-        if parted is not None:
-            self.partings.append(Parting(env, actor.episode, actor.at, *parted))
+    def _note_divergence(self, env: int, replica: _Replica, divergence: tuple[Key, float] | None) -> None:
+        if divergence is not None:
+            self.divergences.append(Divergence(env, replica.episode, replica.at, *divergence))
 
 
-class _Actor:
-    """An environment that goes through episodes again."""
+class _Replica:
+    """An environment that follows stored episodes.
+
+    Attributes:
+        env: Environment.
+        picture: Picture of its present state, ``[height, width, 3]`` uint8; black if unknown.
+        episode: Number of the present episode, from 0.
+        at: Number of steps taken in the episode.
+    """
 
     def __init__(self, env: gymnasium.Env[Any, Any], seeds: Sequence[int]) -> None:
         self.env = env
         self._seeds = seeds
-        self._set_state = None if seeds else state_setter(env)
+        self._set_state = None if seeds else find_state_setter(env)
         env.reset(seed=0)
         try:
             self._black = np.zeros_like(as_picture(env.render()))
         except NoPictureError as error:
             raise ValueError(f"{env} can't be rendered: {error}; make it with render_mode='rgb_array'") from None
-        except Exception as error:  # whatever its graphics library raises
+        except Exception as error:  # a graphics library can raise anything
             raise ValueError(
                 f"{env.spec.id if env.spec else env} can't be rendered here: {type(error).__name__}: {error}. Without a display "
                 "set the environment variables MUJOCO_GL=egl (MuJoCo) and SDL_VIDEODRIVER=dummy before Python starts"
@@ -151,52 +164,54 @@ class _Actor:
         self.picture = self._black
         self.episode = -1
         self.at = 0
-        self._has_parted = False
-        self._is_set = True  # whether its state is the one that led to what is stored
+        self._has_diverged = False
+        self._is_set = True  # its state is the stored one
 
     def begin(self, stored: Mapping[Key, Any], seed: int | None) -> tuple[Key, float] | None:
-        """Begin an episode; where it isn't what is stored."""
-        self.episode, self.at, self._has_parted = self.episode + 1, 0, False
+        """Begin an episode. Return the key that differs from the stored reset and by how much, or None."""
+        self.episode, self.at, self._has_diverged = self.episode + 1, 0, False
         if self._set_state is not None:
             self.env.reset()
-            return self._at(stored)
+            return self._set_to(stored)
         is_first = self.episode == 0
         seeds = self._seeds if is_first and self._seeds else [] if seed is None else [seed]
         if is_first and not seeds:
             raise ValueError(
-                f"{self.env.spec.id if self.env.spec else self.env} can't be set to what was observed, and must be "
-                "replayed from its beginning: say the seed (--seed)"
+                f"{self.env.spec.id if self.env.spec else self.env} can't be set to a stored observation, so that its "
+                "episodes are replayed from the reset: pass the seed (--seed)"
             )
-        # TorchRL resets once when it is given a seed, and then again.
+        # TorchRL resets once when a seed is set, and once more at the rollout's beginning.
         resets = [reset for each in seeds for reset in (each, None)] or [None]
-        partings = (_difference(_observation(self.env.reset(seed=each)[0]), stored) for each in resets)
-        first = next(partings)
-        return self._seen(None if first is None or None in partings else first)
+        divergences = (_find_difference(_key_observations(self.env.reset(seed=each)[0]), stored) for each in resets)
+        first = next(divergences)
+        return self._render(None if first is None or None in divergences else first)
 
     def step(self, before: Mapping[Key, Any], after: Mapping[Key, Any]) -> tuple[Key, float] | None:
-        """Take the step that is stored; where it doesn't lead to what is stored."""
+        """Take the stored action. Return the key that differs from the stored result and by how much, or None."""
         self.at += 1
-        if self._has_parted:
+        if self._has_diverged:
             return None
         if not self._is_set:
-            return self._at(after)
+            return self._set_to(after)
         if ("action",) not in before:
-            raise ValueError("no 'action' is stored: there is nothing that could be replayed")
-        observed, reward, *_ = self.env.step(as_action(before["action",], self.env.action_space))
-        came = _observation(observed) | {("reward",): np.asarray(reward)}
-        parted = _difference(came, after)
-        if parted is None and self._set_state is not None:
-            return self._at(after)
-        return self._seen(parted)
+            raise ValueError("the source holds no 'action', without which no step can be rendered")
+        observed, reward, *_ = self.env.step(convert_action(before["action",], self.env.action_space))
+        actual = _key_observations(observed) | {("reward",): np.asarray(reward)}
+        divergence = _find_difference(actual, after)
+        if divergence is None and self._set_state is not None:
+            return self._set_to(after)
+        return self._render(divergence)
 
-    def _at(self, stored: Mapping[Key, Any]) -> tuple[Key, float] | None:
-        """Set the environment to what is stored. What isn't known (NaN) has no picture, and nothing is compared with it."""
-        assert self._set_state is not None, "it can be"
+    def _set_to(self, stored: Mapping[Key, Any]) -> tuple[Key, float] | None:
+        """Set the environment to a stored observation and render it. An observation that is unknown (NaN) has no picture."""
+        assert self._set_state is not None, "the caller checked it"
         observation = stored.get(("observation",))
         size = self.env.observation_space.shape
         if observation is None or observation.shape != size:
             there = "nothing" if observation is None else f"of shape {observation.shape}"
-            raise ValueError(f"{self.env.spec.id if self.env.spec else self.env} observes {size}; stored is {there}")
+            raise ValueError(
+                f"{self.env.spec.id if self.env.spec else self.env} has observations of shape {size}; stored is {there}"
+            )
         self._is_set = bool(np.isfinite(observation.astype(np.float64)).all())
         if not self._is_set:
             self.picture = self._black
@@ -204,21 +219,21 @@ class _Actor:
         self._set_state(observation.astype(np.float64))
         simulator = self.env.unwrapped
         seen = simulator._get_obs() if hasattr(simulator, "_get_obs") else observation  # noqa: SLF001 - gymnasium's own name
-        return self._seen(_difference(_observation(seen), stored))
+        return self._render(_find_difference(_key_observations(seen), stored))
 
-    def _seen(self, parted: tuple[Key, float] | None) -> tuple[Key, float] | None:
-        self._has_parted = parted is not None
-        self.picture = self._black if self._has_parted else np.array(as_picture(self.env.render()))
-        return parted
+    def _render(self, divergence: tuple[Key, float] | None) -> tuple[Key, float] | None:
+        self._has_diverged = divergence is not None
+        self.picture = self._black if self._has_diverged else np.array(as_picture(self.env.render()))
+        return divergence
 
 
-def first_seeds(seed: int | None, envs: int) -> list[list[int]]:
-    """The seeds with which the environments of a batch may have begun, the likely one first; none of them without one.
+def guess_first_seeds(seed: int | None, envs: int) -> list[list[int]]:
+    """Return the seeds that the environments of a batch may have begun with, the likeliest first; empty without a seed.
 
-    ``SerialEnv`` and ``ParallelEnv`` draw a worker's seed from that of the one before, vectorized environments of
+    ``SerialEnv`` and ``ParallelEnv`` draw a worker's seed from the seed of the worker before. Vectorized environments of
     gymnasium (``GymEnv(..., num_envs=n)``) add 1.
 
-    >>> first_seeds(3, 2), first_seeds(None, 2)
+    >>> guess_first_seeds(3, 2), guess_first_seeds(None, 2)
     ([[3], [2346560485, 4]], [[], []])
     """
     if seed is None:
@@ -229,14 +244,14 @@ def first_seeds(seed: int | None, envs: int) -> list[list[int]]:
     return [list(dict.fromkeys((each, seed + i))) for i, each in enumerate(drawn)]
 
 
-def state_setter(env: gymnasium.Env[Any, Any]) -> Callable[[npt.NDArray[np.float64]], None] | None:
-    """Sets an environment to what was observed of it; None: an observation doesn't tell its state.
+def find_state_setter(env: gymnasium.Env[Any, Any]) -> Callable[[npt.NDArray[np.float64]], None] | None:
+    """Return a function that sets an environment to an observation, or None if its state doesn't follow from one.
 
     >>> env = gymnasium.make("Pendulum-v1")
-    >>> state_setter(env)(np.array([0.0, 1.0, 0.5]))
+    >>> find_state_setter(env)(np.array([0.0, 1.0, 0.5]))
     >>> env.unwrapped.state.round(3)
     array([1.571, 0.5  ])
-    >>> state_setter(gymnasium.make("FrozenLake-v1")) is None
+    >>> find_state_setter(gymnasium.make("FrozenLake-v1")) is None
     True
     """
     simulator: Any = env.unwrapped
@@ -245,30 +260,30 @@ def state_setter(env: gymnasium.Env[Any, Any]) -> Callable[[npt.NDArray[np.float
         state_of = _STATES.get(name)
         return None if state_of is None else lambda observation: setattr(simulator, "state", state_of(observation))
     if module.startswith("gymnasium.envs.mujoco.") and env.observation_space.shape == simulator.observation_space.shape:
-        untold = _untold_positions(simulator)
-        return None if untold is None else lambda observation: _set_mujoco(simulator, untold, observation)
+        unobserved = _count_unobserved_positions(simulator)
+        return None if unobserved is None else lambda observation: _set_mujoco(simulator, unobserved, observation)
     return None
 
 
-def _untold_positions(simulator: Any) -> int | None:
-    """How many positions an observation of MuJoCo leaves out before it tells the others, and all velocities; None: others."""
+def _count_unobserved_positions(simulator: Any) -> int | None:
+    """Return how many leading positions MuJoCo observations leave out, or None if they aren't positions and velocities."""
     structure = getattr(simulator, "observation_structure", None)
     if structure is not None:
         return int(structure.get("skipped_qpos", 0))
-    untold = simulator.model.nq + simulator.model.nv - simulator.observation_space.shape[0]
-    return untold if untold >= 0 else None
+    unobserved = simulator.model.nq + simulator.model.nv - simulator.observation_space.shape[0]
+    return unobserved if unobserved >= 0 else None
 
 
-def _set_mujoco(simulator: Any, untold: int, observation: npt.NDArray[np.float64]) -> None:
-    """Sets MuJoCo to what is observed of it; the first positions stay as they are, and speeds that observations clip."""
-    data, split = simulator.data, simulator.model.nq - untold
+def _set_mujoco(simulator: Any, unobserved: int, observation: npt.NDArray[np.float64]) -> None:
+    """Set MuJoCo to an observation. Unobserved positions and velocities that observations clip stay as they are."""
+    data, split = simulator.data, simulator.model.nq - unobserved
     speeds = slice(split, split + simulator.model.nv)
     seen = simulator._get_obs()[speeds]  # noqa: SLF001 - gymnasium's own name
-    positions = np.concatenate([data.qpos[:untold], observation[:split]])
+    positions = np.concatenate([data.qpos[:unobserved], observation[:split]])
     velocities = np.where(seen == data.qvel, observation[speeds], data.qvel)
     if data.time == 0.0:
         simulator.set_state(positions, velocities)
-    else:  # what a step left of forces and bodies is observed, and rewarded: nothing is computed anew
+    else:  # `set_state` would recompute forces of the last step, which observations and rewards contain
         data.qpos[:], data.qvel[:] = positions, velocities
 
 
@@ -279,16 +294,16 @@ _STATES: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]]
     "PendulumEnv": lambda seen: np.array([np.arctan2(seen[1], seen[0]), seen[2]]),
     "AcrobotEnv": lambda seen: np.array([np.arctan2(seen[1], seen[0]), np.arctan2(seen[3], seen[2]), seen[4], seen[5]]),
 }
-"""The states of gymnasium's classic control, by what is observed of them."""
+"""Functions from an observation to the state, by the class of gymnasium's classic control."""
 
 
-def as_action(stored: npt.NDArray[Any], space: spaces.Space[Any]) -> Any:
-    """A stored action as gymnasium takes it: one-hot ones become numbers.
+def convert_action(stored: npt.NDArray[Any], space: spaces.Space[Any]) -> Any:
+    """Return a stored action in the form that gymnasium takes. One-hot actions become numbers.
 
     Raises:
-        ValueError: it is none of this space.
+        ValueError: The action doesn't fit the space.
 
-    >>> as_action(np.array([0, 0, 1]), spaces.Discrete(3)), as_action(np.array([1]), spaces.Discrete(3))
+    >>> convert_action(np.array([0, 0, 1]), spaces.Discrete(3)), convert_action(np.array([1]), spaces.Discrete(3))
     (2, 1)
     """
     flat = stored.reshape(-1)
@@ -305,42 +320,44 @@ def as_action(stored: npt.NDArray[Any], space: spaces.Space[Any]) -> Any:
         case spaces.Box() | spaces.MultiBinary() if flat.size == np.prod(space.shape):
             action = flat.reshape(space.shape).astype(space.dtype)
         case _:
-            raise ValueError(f"a stored action of {stored.dtype} {stored.shape} is none of {space}")
+            raise ValueError(f"a stored action of {stored.dtype} {stored.shape} doesn't fit {space}")
     return action
 
 
-def _observation(observed: Any, key: Key = ("observation",)) -> dict[Key, npt.NDArray[Any]]:
-    """What an environment observes, by the keys under which TorchRL and Minari store it."""
+def _key_observations(observed: Any, key: Key = ("observation",)) -> dict[Key, npt.NDArray[Any]]:
+    """Return an observation by the keys under which TorchRL and Minari store it."""
     if not isinstance(observed, dict):
         return {key: np.asarray(observed)}
     return {
-        found: value for name, each in observed.items() for found, value in _observation(each, (*key, name)).items()
+        found: value
+        for name, each in observed.items()
+        for found, value in _key_observations(each, (*key, name)).items()
     }
 
 
-def _difference(came: Mapping[Key, npt.NDArray[Any]], stored: Mapping[Key, Any]) -> tuple[Key, float] | None:
-    """The key that is the furthest from what is stored, and by how much; None: none is too far."""
+def _find_difference(actual: Mapping[Key, npt.NDArray[Any]], stored: Mapping[Key, Any]) -> tuple[Key, float] | None:
+    """Return the key that differs most from the stored data and by how much; None if all are within the tolerance."""
     worst: tuple[Key, float] | None = None
-    for key, value in came.items():
+    for key, value in actual.items():
         known = stored.get(key, stored.get(key[1:]))
         if known is None:
             if key == ("reward",):
                 continue
-            raise ValueError(f"no {name_of(key)} is stored, by which pictures could be checked")
+            raise ValueError(f"the source holds no {name_of(key)}, with which rendered steps are compared")
         if value.size == 1 and known.size > 1 and known.sum() == known.max() == 1:  # one-hot
             known = known.argmax()
         if known.size != value.size:
             return key, float("inf")
         a, b = value.reshape(-1).astype(np.float64), known.reshape(-1).astype(np.float64)
         off = np.abs(a - b)
-        off[np.isnan(b)] = 0.0  # it wasn't stored, as what the last step of an episode led to
+        off[np.isnan(b)] = 0.0  # not stored, such as the last observation of an episode
         if (off > TOLERANCE * np.maximum(1.0, np.abs(b))).any() and (worst is None or off.max() > worst[1]):
             worst = key, float(off.max())
     return worst
 
 
-def _arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
-    """The numbers of a tensordict, ``[envs, ...]``."""
+def _collect_arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
+    """Return the tensors of a tensordict as arrays, ``[envs, ...]``."""
     found = {key: tensordicts.value_of(tensordict, key) for key in tensordicts.data_keys(tensordict)}
     return {
         key: tensordicts.as_array(value, tensordict.batch_size)
@@ -349,5 +366,5 @@ def _arrays(tensordict: TensorDictBase) -> dict[Key, npt.NDArray[Any]]:
     }
 
 
-def _stacked(pictures: Sequence[npt.NDArray[Any]], batch_size: torch.Size) -> torch.Tensor:
+def _stack(pictures: Sequence[npt.NDArray[Any]], batch_size: torch.Size) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures)).reshape(*batch_size, *pictures[0].shape)

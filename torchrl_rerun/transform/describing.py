@@ -10,8 +10,9 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.kinds.places import free_key
+from torchrl_rerun.kinds.entity_paths import free_key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, name_of
 from torchrl_rerun.recording.options import Options
@@ -82,7 +83,7 @@ class Describer:
             if self._options.in_keys is None or leaf.key in self._options.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
-                sums.append(Stream(key, "scalars", "float64", leaf.shape, leaf.agents, sums=leaf.key))
+                sums.append(running_sum(leaf, key))
         recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
         return Plan(
             _readers(recording, streams),
@@ -134,7 +135,7 @@ class Describer:
         self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | all_skipped)
         recording.describe(Moment.STEPPED, stepped, endings.keys)
         recording.describe(Moment.ACTED, policy)
-        recording.keep()
+        recording.finish_describing()
         return Plan(
             plan.observed,
             _readers(recording, stepped),
@@ -181,7 +182,7 @@ class Describer:
             stream = self._options.describe(leaf)
         except UnsupportedLeafError as reason:
             raise ValueError(f"render() gives no picture: {reason}") from reason
-        if stream.kind != "image" and not self._options.choose_kind_of(PIXELS):
+        if not stream.kind.is_camera and not self._options.choose_kind_of(PIXELS):
             raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
         return stream
 

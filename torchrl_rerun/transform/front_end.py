@@ -77,7 +77,7 @@ class FrontEnd:
     def enabled(self, enabled: bool) -> None:
         self._is_enabled = enabled
         if self.recording is not None:
-            self.recording.selection.enabled = enabled
+            self.recording.switch(enabled=enabled)
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
@@ -119,7 +119,7 @@ class FrontEnd:
         if recording is not None:
             self.recording, self.plan, self._present = recording, None, None
             if not self._is_enabled:
-                recording.selection.enabled = False
+                recording.switch(enabled=False)
         return recording
 
     # --- what TorchRL's hooks see ---
@@ -193,7 +193,7 @@ class FrontEnd:
             is_alone: whether the environment has no other transform.
         """
         self.catch_up()
-        self.revise()
+        self.revise_last_step()
         asked = tensordicts.value_at_root(root, "_step")
         call = None
         if asked is not None or not (is_alone and self._chain.is_outermost):
@@ -230,7 +230,7 @@ class FrontEnd:
         self.catch_up(following)
         if self._outcome is not None:
             self._outcome.following = following
-            self.revise()
+            self.revise_last_step()
 
     def catch_up(self, following: TensorDictBase | None = None) -> None:
         """Record the last step if no hook has told that it was made, see :class:`~torchrl_rerun.transform.calls.Call`.
@@ -252,11 +252,11 @@ class FrontEnd:
         mask = stepping.mask(following, nobody if given is None else given)
         self.step(stepping.env, stepping.root, stepping.acted, following, mask)
 
-    def revise(self) -> None:
+    def revise_last_step(self) -> None:
         """Read the flags of the last step again, before the data after it is gone."""
         self._outcome = None
         if self.recording is not None and self.recording.alive:
-            self.recording.settle()
+            self.recording.revise_last_step()
 
     @property
     def _unrecorded(self) -> Stepping | None:
@@ -328,14 +328,14 @@ class FrontEnd:
             if self._camera is not None:
                 observed.append(None)
                 render = self._camera.at(env, following)
-            settle = None
+            revise = None
             if may_change:
                 self._outcome = Outcome(
                     following, recording, plan, self._chain, self._stepping, values=values, arrays=arrays
                 )
-                settle = self._outcome.revise
+                revise = self._outcome.revise
             actions = self.reader.arrays(plan.acted, acted.of(plan.acted.keys))
-            recording.step(actions, observed, arrays[count:], mask, ends, render=render, settle=settle)
+            recording.step(actions, observed, arrays[count:], mask, ends, render=render, revise=revise)
             if plan.resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: the next `dump()` raises it

@@ -66,7 +66,7 @@ class Opening:
         if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
             self._close()
         batch_size = tuple(size)
-        if ended is not None and not ended.account.may_go_on:
+        if ended is not None and not ended.status.missed.may_go_on:
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         try:
@@ -78,7 +78,7 @@ class Opening:
         except OSError as error:
             if ended is None:
                 raise  # nothing was recorded yet, and the user can mend it
-            ended.account.fail_to_go_on(error)
+            ended.status.missed.fail_to_go_on(error)
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         if self._process != os.getpid():

@@ -20,10 +20,11 @@ from torchrl.envs import Compose, EnvBase, EnvCreator, Transform
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
-from torchrl_rerun.kinds.streams import JPEG_QUALITY, ImageFormat, Kind, Stacks
-from torchrl_rerun.layout.blueprint import Recorded
-from torchrl_rerun.recording.episodes import checked_annotations
+from torchrl_rerun.layout.recorded import Recorded
+from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.options import Options, Trigger
 from torchrl_rerun.recording.session import Session, shared_paths
@@ -37,10 +38,8 @@ from torchrl_rerun.transform.stepping import Stepping
 from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
-from torchrl_rerun.writing.dumps import DumpFile
-from torchrl_rerun.writing.sink import NoFile
 
-Sinks = str | os.PathLike[str] | rr.FileSink | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
+Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
 """A sink: the path of a file or folder, a viewer, or a recording stream; None: the active recording stream."""
 
 
@@ -65,7 +64,7 @@ class RerunRecorder(Transform):
     Args:
         sink: the sink, or a list of one path, one recording stream and any number of viewers.
 
-            - A path that ends in ``.rrd``, or an ``rr.FileSink``: a file. It gets every frame. A recording of days goes on in
+            - A path that ends in ``.rrd``: a file. It gets every frame. A recording of days goes on in
               ``name.part_1.rrd`` and so on. Recorders in the workers of a batched environment, and copies of a recorder,
               write ``name.worker_{n}.rrd`` beside it; all of these belong to one recording.
             - Any other path: a folder, for the files of ``split`` or for one file (``run.rrd``).
@@ -86,18 +85,16 @@ class RerunRecorder(Transform):
             the sum over all steps. Default: 1.
         fps: frames per second of simulated time. Default: the environment's (``render_fps``, ``dt``).
         image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
-            and much smaller than JPEG), for all images or per key. Float images, depth and segmentations are always raw,
+            and much smaller than JPEG), for all images whose kind says no other. Float images, depth and segmentations are always raw,
             and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
             H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
             costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
             aren't even, or are below 4, are filled up at the right and below with what is at the edge.
-        jpeg_quality: of JPEG files, 1 to 95.
-        stacks: what is recorded of images that are stacks of frames (``[4, 84, 84]``, of gymnasium's
-            ``FrameStackObservation`` or TorchRL's ``CatFrames``), of all or per key: ``"all"`` of them, side by side, or
-            only the ``"newest"``; ``"none"``: ``[4, H, W]`` is RGBA, and what has any other number of channels no image.
-        kinds: how to show a key where the guess is wrong: ``"image"``, ``"depth"`` and ``"segmentation"`` (one channel of
-            numbers, of classes), ``"scalars"`` (up to 64 numbers), ``"tensor"``, ``"state"`` (categories and flags) or
-            ``"text"``.
+        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, what of a stack of
+            frames), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
+            :class:`~torchrl_rerun.State`, :class:`~torchrl_rerun.Tensor`, :class:`~torchrl_rerun.Text`,
+            :class:`~torchrl_rerun.Points3D`, or a :class:`~torchrl_rerun.Kind` of your own. A kind with its default
+            options may be written by its name, as ``"tensor"``. Default: by the key, its spec and its first value.
         names: per key, the names of the numbers of a row, of the categories, or of the classes of a segmentation. Default:
             what well-known environments (gymnasium's own, Atari games) call their observations and actions.
         render: whether the environment's ``render()`` is called at the frames and for the environments that are recorded,
@@ -126,7 +123,7 @@ class RerunRecorder(Transform):
             removed. Default: all.
         blueprint: the layout that the viewer opens with: True: a layout made from the streams; False: none, or the one that a
             recording stream has already; a ``rerun.blueprint.Blueprint``; or a function that makes one, see
-            :mod:`torchrl_rerun.layout.blueprint`. Default: True.
+            :mod:`torchrl_rerun.layout`. Default: True.
         application_id: name that groups recordings in the viewer. Default: the environment's name, or the application id
             of the recording stream.
         recording_id: recordings of one id are shown as one. Default: a new id, or that of the recording stream.
@@ -146,11 +143,11 @@ class RerunRecorder(Transform):
             true; at the first reset, if another recorder writes there or something has appeared there meanwhile.
         OSError: the folder can't be written.
         TypeError: an argument is of the wrong type.
-        KeyError: at the first step, if the environment doesn't give a key that ``in_keys`` names, or ``kinds``, ``names``,
-            ``image_format`` or ``stacks`` names a key that isn't recorded.
+        KeyError: at the first step, if the environment doesn't give a key that ``in_keys`` names, or ``kinds`` or
+            ``names`` names a key that isn't recorded.
         ConnectionError: at the first reset, if there is no viewer at the address, or no active recording.
         IndexError: at the first reset, if ``logged_envs`` is out of range.
-        ValueError: an argument is out of its range, or ``kinds``, ``names`` or ``stacks`` don't fit the data; at the first
+        ValueError: an argument is out of its range, or ``kinds`` or ``names`` don't fit the data; at the first
             reset, if the environment can't give the pictures that ``render`` asks for, or gives ``"pixels"`` itself.
         ImportError: ``image_format`` asks for video, and PyAV isn't installed.
 
@@ -191,10 +188,8 @@ class RerunRecorder(Transform):
         aggregate: bool | None = None,
         skip: int = 1,
         fps: float | None = None,
-        image_format: ImageFormat | Mapping[NestedKey, ImageFormat] = "jpeg",
-        jpeg_quality: int = JPEG_QUALITY,
-        stacks: Stacks | Mapping[NestedKey, Stacks] = "all",
-        kinds: Mapping[NestedKey, Kind] | None = None,
+        image_format: ImageFormat = "jpeg",
+        kinds: Mapping[NestedKey, Kind | str] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
         render: bool = False,
         episode_trigger: Trigger | None = None,
@@ -322,7 +317,7 @@ class RerunRecorder(Transform):
                 front_end.finish(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
-        sink = self._session.sink
+        sink = self._session.target
         shared_paths.add(sink.identity)
         warn(
             f"a RerunRecorder is inside the environments of a batch: {sink.for_workers}. "
@@ -397,13 +392,7 @@ class RerunRecorder(Transform):
             recording = self._front_end.recording
             if recording is None:
                 return
-            if isinstance(recording.sink, DumpFile) and recording.alive:
-                recording.close()
-                name = suffix or (None if step is None else f"step_{step}")
-                if name is not None:
-                    recording.sink.call(name)
-            else:
-                recording.dump()
+            recording.dump(suffix or (None if step is None else f"step_{step}"))
 
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
@@ -488,7 +477,7 @@ class RerunRecorder(Transform):
     @property
     def path(self) -> Path | None:
         """The file or folder that is recorded to; None if there are only viewers or a recording stream."""
-        return None if isinstance(self._session.sink, NoFile) else Path(self._session.sink.location)
+        return self._session.target.path
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
         """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
@@ -510,13 +499,13 @@ class RerunRecorder(Transform):
         recording = None if self._front_end is None else self._front_end.recording
         if recording is None:
             raise ValueError("nothing has been recorded yet: reset the environment first")
-        if files := recording.sink.files():
+        if files := recording.chunk_writer.files():
             notebook.show_files(files, recording.layout(), width=width, height=height)
         elif self._session.viewers:
             notebook.show_url(self._session.viewers[0].url, width=width, height=height)
         else:
             raise ValueError(
-                f"there is nothing to show but {recording.sink.label}: rr.notebook_show() shows recording streams"
+                f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
             )
 
     def stats(self) -> dict[str, float]:
@@ -551,7 +540,7 @@ class RerunRecorder(Transform):
             >>> env.close()
         """
         recording = None if self._front_end is None else self._front_end.recording
-        return dataclasses.asdict(Stats() if recording is None else recording.account.stats())
+        return dataclasses.asdict(Stats() if recording is None else recording.stats())
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
@@ -616,7 +605,7 @@ class RerunRecorder(Transform):
     def __repr__(self) -> str:
         session = self._session
         outlets = [*(viewer.url for viewer in session.viewers), *([session.stream.label] if session.stream else [])]
-        kept = [] if isinstance(session.sink, NoFile) else [session.sink.identity]
+        kept = [] if session.target.path is None else [session.target.identity]
         return f"{type(self).__name__}({', '.join(map(repr, kept + outlets))})"
 
     # --- ours ---

@@ -1,4 +1,4 @@
-"""Revising: read the flags of the last step again, once the transforms behind the recorder have changed them."""
+"""Revisions of the last step: its flags are read again, once the transforms behind the recorder have changed them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import FLAGS, Ends
-from torchrl_rerun.recording.recording import PENDING, Pending, Recording, Settled
+from torchrl_rerun.recording.last_step import PENDING, Pending, Revision
+from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.plan import Plan
@@ -58,11 +59,11 @@ class Outcome:
         self._versions = _versions_of(values)
         self._arrays = arrays
 
-    def revise(self, at_once: bool) -> Settled | Pending | None:
+    def revise(self, at_once: bool) -> Revision | Pending | None:
         """Return the flags of the step as they are now; None if they haven't changed.
 
         Args:
-            at_once: whether the step is revised now, though transforms are still at work.
+            at_once: whether the flags are final now, though transforms are still at work.
         """
         if not at_once and self._is_under_way():
             return PENDING
@@ -78,7 +79,7 @@ class Outcome:
         count = len(self._plan.observed.each)
         nobody = np.zeros(following.batch_size.numel(), np.bool_)
         ends = (self._plan.ends(following) or Ends(nobody, nobody)) if self._recording.must_know_ends else None
-        return Settled(revised[:count], revised[count:], ends)
+        return Revision(revised[:count], revised[count:], ends)
 
     def _changed(self, now: Sequence[Any]) -> list[Any] | None:
         """Return the arrays with the flags that have changed; None if none has."""

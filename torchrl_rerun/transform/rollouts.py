@@ -82,7 +82,7 @@ class Rollouts:
         """
         front_end = self._front_end
         front_end.catch_up()
-        front_end.revise()
+        front_end.revise_last_step()
         recording = front_end.recording
         has_come_back = front_end.displaced is not self._displaced  # the environments were reset or stepped since
         if has_come_back or recording is None or recording.process != os.getpid():

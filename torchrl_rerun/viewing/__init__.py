@@ -1,1 +1,1 @@
-"""The viewer, started and looked at: windows, browsers, notebooks, pictures of it, comparisons in it."""
+"""The Rerun viewer: in windows, browsers and notebooks; screenshots of it, and comparisons of runs in it."""

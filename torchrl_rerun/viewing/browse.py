@@ -1,4 +1,4 @@
-"""Browsing: in a notebook, a list of recorded episodes, and the viewer, which shows the one that is chosen."""
+"""Browsing in a notebook: a list of recorded episodes, and a viewer that shows the selected one."""
 
 from __future__ import annotations
 
@@ -9,63 +9,76 @@ from typing import Any
 
 from torchrl_rerun.export.steps import told
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.layout.blueprint import Recorded, layout
-from torchrl_rerun.reading.load import LoadedEpisode, Recordings, load
-from torchrl_rerun.rrd.files import why_unreadable
-from torchrl_rerun.viewing.notebook import Size, Stage, is_here
+from torchrl_rerun.layout.blueprint import layout
+from torchrl_rerun.layout.recorded import Recorded
+from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+from torchrl_rerun.reading.load import load
+from torchrl_rerun.rrd.reader import why_unreadable
+from torchrl_rerun.viewing.notebook import NotebookViewer, Size, in_notebook
 
 _MOST_LINES = 8
 
 
 def browse(
-    recordings: str | os.PathLike[str] | Recordings, *, width: Size = "auto", height: Size = None
+    recordings: str | os.PathLike[str] | LoadedEpisodes, *, width: Size = "auto", height: Size = None
 ) -> Browser | None:
-    """Pick an episode from a list in a notebook, and watch it; outside of one, print the command that opens them all.
+    """Show a list of episodes and a viewer in a notebook. Elsewhere, print the command that opens the recordings.
 
     Args:
-        recordings: episodes, as of :func:`load`, or where they are.
-        width: of the viewer, in pixels; ``"auto"``: what there is room for.
-        height: likewise. Default: Rerun's.
+        recordings: Path of recordings, or episodes of :func:`load`.
+        width: Width of the viewer in pixels; ``"auto"`` for the width of the cell. Default: ``"auto"``.
+        height: Height of the viewer in pixels; ``"auto"`` for the height of the cell. Default: None, Rerun's own.
 
     Returns:
-        The list and the viewer, which a cell shows; ``chosen`` is the episode that is chosen.
+        Browser, which a cell displays; ``chosen`` is the selected episode. None outside a notebook.
 
     Raises:
         ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
-        FileNotFoundError: there is nothing.
-        ValueError: there is no episode; they are in a catalog, and not in files; or Rerun can't open a file.
+        FileNotFoundError: The path doesn't exist.
+        ValueError: There is no episode, the episodes are in a catalog, or Rerun can't open a file.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, browse
+        >>> folder = tempfile.mkdtemp()
+        >>> env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/run.rrd"))
+        >>> _ = env.rollout(10)
+        >>> env.close()
+        >>> browse(f"{folder}/run.rrd")  # doctest: +ELLIPSIS
+        to watch them: rerun /...run.rrd
     """
-    found = recordings if isinstance(recordings, Recordings) else load(recordings)
+    found = recordings if isinstance(recordings, LoadedEpisodes) else load(recordings)
     if not len(found):
-        raise ValueError("there is no episode to choose")
-    if not is_here():
-        files = dict.fromkeys(file for each in found for file in _files_of(each))
-        if trouble := next(filter(None, map(why_unreadable, files)), None):
-            raise ValueError(trouble)
-        print(f"to watch them: rerun {shlex.join(map(str, files))}")  # noqa: T201 - where a notebook would show it
+        raise ValueError("recordings holds no episode to browse")
+    if not in_notebook():
+        files = dict.fromkeys(file for each in found for file in _find_files(each))
+        if reason := next(filter(None, map(why_unreadable, files)), None):
+            raise ValueError(reason)
+        print(f"to watch them: rerun {shlex.join(map(str, files))}")  # noqa: T201 - in place of the viewer
         return None
-    return Browser(found, Stage(width=width, height=height))
+    return Browser(found, NotebookViewer(width=width, height=height))
 
 
 class Browser:
-    """A list of episodes, and the viewer. An episode is read when it is chosen.
+    """List of episodes beside a viewer, in the output of a notebook's cell. An episode is read when it is selected.
 
     Args:
-        recordings: the episodes.
-        stage: the viewer.
+        recordings: Episodes.
+        viewer: Viewer of the notebook.
 
     Attributes:
-        select: the widget to choose with: its ``value`` is the number of the episode in the list.
+        select: Widget of ``ipywidgets`` with the list; its ``value`` is the index of the selected episode.
     """
 
-    def __init__(self, recordings: Recordings, stage: Stage) -> None:
-        import ipywidgets  # noqa: PLC0415 - it comes with the viewer
+    def __init__(self, recordings: LoadedEpisodes, viewer: NotebookViewer) -> None:
+        import ipywidgets  # noqa: PLC0415 - an extra
 
         self._recordings = recordings
-        self._stage = stage
+        self._viewer = viewer
         self._sent: dict[tuple[Path, ...], list[str]] = {}
         self.select = ipywidgets.Select(
-            options=[(_line(each.properties), i) for i, each in enumerate(recordings)],
+            options=[(_describe(each.properties), i) for i, each in enumerate(recordings)],
             rows=min(len(recordings), _MOST_LINES),
             layout={"width": "auto"},
         )
@@ -74,41 +87,41 @@ class Browser:
 
     @property
     def chosen(self) -> LoadedEpisode:
-        """The episode that is chosen."""
+        """Selected episode."""
         index: int = self.select.value
         return self._recordings[index]
 
     def _show(self) -> None:
         episode = self.chosen
-        files, schema = _files_of(episode), episode.schema
+        files, schema = _find_files(episode), episode.schema
         if files not in self._sent:
-            sent = self._stage.send(files, layout(Recorded.of_schema(schema, schema.envs)))
+            sent = self._viewer.send(files, layout(Recorded.of_schema(schema, schema.envs)))
             if not sent:
                 raise ValueError(why_unreadable(files[-1]) or f"{files[-1]} is damaged")
             self._sent[files] = sent
-        self._stage.viewer.set_active_recording(recording_id=self._sent[files][-1])
-        if schema.split != "episode":  # it is in a recording of several
-            self._stage.viewer.set_time_ctrl(timeline="step", sequence=episode.properties.first_step)
+        self._viewer.widget.set_active_recording(recording_id=self._sent[files][-1])
+        if schema.split != "episode":  # the recording holds several episodes
+            self._viewer.widget.set_time_ctrl(timeline="step", sequence=episode.properties.first_step)
 
     def _ipython_display_(self, **_: Any) -> None:
-        from IPython.display import display  # noqa: PLC0415 - this is a notebook
+        from IPython.display import display  # noqa: PLC0415 - an extra
 
         display(self.select)
-        self._stage.viewer.display()
+        self._viewer.widget.display()
 
 
-def _files_of(episode: LoadedEpisode) -> tuple[Path, ...]:
+def _find_files(episode: LoadedEpisode) -> tuple[Path, ...]:
     if not episode.files:
         raise ValueError(f"{told(episode)} is in a catalog, and not in a file: open its dataset in the viewer")
     return episode.files
 
 
-def _line(episode: Episode) -> str:
-    """What is said of an episode in the list.
+def _describe(episode: Episode) -> str:
+    """Return the line of an episode in the list.
 
-    >>> _line(Episode(0, 7, 12.5, 100, terminated=True))
+    >>> _describe(Episode(0, 7, 12.5, 100, terminated=True))
     'environment 0, episode 7: return 12.5, 100 steps, terminated'
     """
     ends = [name for name in ("terminated", "truncated", "interrupted") if getattr(episode, name)]
-    seen = f"environment {episode.env}, episode {episode.episode}: return {episode.episode_return:.6g}"
-    return ", ".join([seen, f"{episode.length:,} steps", *ends])
+    summary = f"environment {episode.env}, episode {episode.episode}: return {episode.episode_return:.6g}"
+    return ", ".join([summary, f"{episode.length:,} steps", *ends])

@@ -1,4 +1,4 @@
-"""Comparing: what several runs came to, and a recording in which they are beside one another."""
+"""Comparison of runs: measures of their episodes, and one recording that shows the runs side by side."""
 
 from __future__ import annotations
 
@@ -15,51 +15,58 @@ import numpy as np
 import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk, LazyChunkStream, RrdReader
+from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
 from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path
-from torchrl_rerun.layout import blueprint
-from torchrl_rerun.layout.blueprint import Recorded
+from torchrl_rerun.layout.axes import whole
+from torchrl_rerun.layout.blueprint import MAX_DETAILS
+from torchrl_rerun.layout.parts import details
+from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import absolute, shown
-from torchrl_rerun.rrd.atomic import placed
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
-from torchrl_rerun.rrd.contents import contents_of, index_of
 from torchrl_rerun.rrd.copies import copies_among
 from torchrl_rerun.rrd.files import not_ours, whole_files_of
 from torchrl_rerun.rrd.listing import RecordedEpisode, list_episodes
+from torchrl_rerun.rrd.reader import parts_in
 
 APPLICATION = "comparison"
-MOST = len(string.ascii_uppercase)
-"""As many runs can be compared, and are called by a letter each."""
+MAX_RUNS = len(string.ascii_uppercase)
+"""Largest number of runs, each of which is named by a letter."""
 
 _PROPERTIES = "/__properties"
 _RETURNS = "/returns"
 
-Choice = Callable[[Sequence[RecordedEpisode]], RecordedEpisode]
+SelectEpisode = Callable[[Sequence[RecordedEpisode]], RecordedEpisode]
 Progress = Callable[[Iterable[Chunk], int], Iterable[Chunk]]
 Ranges = dict[Key, npt.NDArray[np.floating]]
-"""The smallest and the largest values ``[2, numbers of a row]`` of keys, in all that is compared."""
+"""Minimum and maximum of each component of a key over all runs, ``[2, components]``."""
 
 
 # --- the table ---
 
 
-def summary(episodes: Iterable[Episode]) -> dict[str, float | None]:
-    """What episodes came to, by the names of what is measured.
+def summarize_episodes(episodes: Iterable[Episode]) -> dict[str, float | None]:
+    """Return measures of episodes, by their names.
 
-    The return of an interrupted episode is that of a part. So returns, lengths and annotations are those of the episodes
-    that ended, and how many are left out is said beside them, with the mean return of all; if none ended they are those of
-    all. Of annotations those have a mean that are numbers or truth values: of ``success`` it is the rate.
+    Returns, lengths and annotations are those of the episodes that ended, since the return of an interrupted episode is
+    that of its recorded part. If no episode ended, the measures are of all. ``"left out (interrupted)"`` counts the
+    interrupted episodes, and ``"return of all"`` is the mean return with them. Annotations that are numbers or booleans
+    have a mean; that of ``success`` is the success rate.
 
     Args:
-        episodes: the episodes.
+        episodes: Episodes.
 
-    >>> came_to = summary([Episode(0, 0, 2.0, 10, terminated=True), Episode(0, 1, 4.0, 20, interrupted=True)])
-    >>> came_to["episodes"], came_to["left out (interrupted)"], came_to["return"], came_to["return of all"]
+    Returns:
+        Measures; None for a mean of unknown values.
+
+    >>> measures = summarize_episodes([Episode(0, 0, 2.0, 10, terminated=True), Episode(0, 1, 4.0, 20, interrupted=True)])
+    >>> measures["episodes"], measures["left out (interrupted)"], measures["return"], measures["return of all"]
     (2, 1, 2.0, 3.0)
     """
     found = list(episodes)
@@ -69,35 +76,42 @@ def summary(episodes: Iterable[Episode]) -> dict[str, float | None]:
         "episodes": len(found),
         "left out (interrupted)": len(found) - len(ended),
         "steps in all": sum(each.length for each in found),
-        "return": _of(np.mean, returns),
-        "return std": _of(np.std, returns),
-        "return min": _of(np.min, returns),
-        "return max": _of(np.max, returns),
-        "return of all": _of(np.mean, [each.episode_return for each in found]),
-        "length": _of(np.mean, lengths),
+        "return": _measure(np.mean, returns),
+        "return std": _measure(np.std, returns),
+        "return min": _measure(np.min, returns),
+        "return max": _measure(np.max, returns),
+        "return of all": _measure(np.mean, [each.episode_return for each in found]),
+        "length": _measure(np.mean, lengths),
     }
     for name in ("terminated", "truncated", "interrupted"):
-        measured[name] = _of(np.mean, [each[name] for each in found])
+        measured[name] = _measure(np.mean, [each[name] for each in found])
     for name in dict.fromkeys(name for each in ended for name in each.annotations):
         values = [value for each in ended if isinstance(value := each.annotations.get(name), bool | int | float)]
         if values:
-            measured[name] = _of(np.mean, values)
+            measured[name] = _measure(np.mean, values)
     return measured
 
 
-def differences(summaries: Sequence[dict[str, float | None]]) -> list[dict[str, float | None]]:
-    """How much more each but the first came to than the first one."""
+def subtract_measures(summaries: Sequence[dict[str, float | None]]) -> list[dict[str, float | None]]:
+    """Return the measures of all summaries but the first, minus those of the first.
+
+    Args:
+        summaries: Results of :func:`summarize_episodes`.
+
+    >>> subtract_measures([{"return": 2.0}, {"return": 5.0}])
+    [{'return': 3.0}]
+    """
     first = summaries[0]
     names = list(dict.fromkeys(name for each in summaries for name in each))
-    return [{name: _difference(first.get(name), each.get(name)) for name in names} for each in summaries[1:]]
+    return [{name: _subtract(first.get(name), each.get(name)) for name in names} for each in summaries[1:]]
 
 
-def _difference(before: float | None, after: float | None) -> float | None:
+def _subtract(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _of(measure: Callable[[Any], Any], values: Sequence[float]) -> float | None:
-    """None: of no values, and where one isn't known."""
+def _measure(measure: Callable[[Any], Any], values: Sequence[float]) -> float | None:
+    """Return a measure of values; None if there are none or one is unknown (NaN)."""
     return float(measure(values)) if values and not np.isnan(values).any() else None
 
 
@@ -105,15 +119,15 @@ def _of(measure: Callable[[Any], Any], values: Sequence[float]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the recordings that are compared.
+class ComparedRun:
+    """Recording of a run, or of an episode of a run, that is compared with others.
 
     Attributes:
-        name: a letter, below which its entities are.
-        label: what it is of.
-        files: its files.
-        schema: what it says of itself.
-        envs: indices of the environments; None: it is of one episode.
+        name: Letter below which its entities are, ``"A"`` for the first.
+        label: Path, and the episode if it is of one.
+        files: Files of the recording.
+        schema: Schema of the recording.
+        envs: Indices of the environments; ``(None,)`` if the recording is of one episode.
     """
 
     name: str
@@ -124,114 +138,131 @@ class Side:
 
     @property
     def recorded(self) -> Recorded:
-        """What there is to be laid out."""
+        """Streams of the recording, for the layout."""
         return dataclasses.replace(Recorded.of_schema(self.schema, self.envs), below=self.name)
 
     @property
     def is_episode(self) -> bool:
-        """Whether it is of one episode, else of a run."""
+        """Whether the recording is of one episode, and not of a run."""
         return self.envs == (None,)
 
     @property
     def sums(self) -> Stream | None:
-        """The return that the recorder worked out."""
+        """Stream of the return that the recorder computed, or None if there is none."""
         return next((stream for stream, _ in self.schema.described if stream.sums), None)
 
 
-def sides_of(runs: Sequence[str | os.PathLike[str]], choose: Choice = lambda episodes: episodes[-1]) -> list[Side]:
-    """What of some runs is shown beside one another: whole runs, and of folders of episodes one episode.
+def open_runs(
+    runs: Sequence[str | os.PathLike[str]], choose: SelectEpisode = lambda episodes: episodes[-1]
+) -> list[ComparedRun]:
+    """Return the recordings of runs to compare: a whole run as it is, and one episode of a folder of episodes.
 
     Args:
-        runs: files or folders.
-        choose: which episode; that which began last if nothing is said.
+        runs: Files or folders.
+        choose: Function that returns one of a folder's episodes. Default: the episode that began last.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: a file can't be read, or there are several recordings where one is meant.
+        FileNotFoundError: A path doesn't exist.
+        ValueError: A file can't be read, a path holds several recordings of whole runs, or there are more than 26 runs.
     """
-    if len(runs) > MOST:
-        raise ValueError(f"{len(runs)} runs are too many to be compared, {MOST} are not")
-    return [_side(name, absolute(run), choose) for name, run in zip(string.ascii_uppercase, runs, strict=False)]
+    if len(runs) > MAX_RUNS:
+        raise ValueError(f"{len(runs)} runs can't be compared: pass {MAX_RUNS} at most")
+    return [_open_run(name, absolute(run), choose) for name, run in zip(string.ascii_uppercase, runs, strict=False)]
 
 
-def _side(name: str, run: Path, choose: Choice) -> Side:
+def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
     episodes = list_episodes(run).episodes if run.exists() else []
     if episodes:
         episode = choose(episodes)
-        schema = contents_of(episode.path)[0].schema
-        assert schema is not None, "it is listed"
-        of = episode.episode
-        label = f"{shown(run)}, episode {of.episode} of env {of.env}, return {of.episode_return:g}"
-        return Side(name, label, episode.paths, schema, (None,))
+        schema = parts_in(episode.path)[0].schema
+        assert schema is not None, "listed episodes have one"
+        properties = episode.episode
+        label = (
+            f"{shown(run)}, episode {properties.episode} of env {properties.env}, return {properties.episode_return:g}"
+        )
+        return ComparedRun(name, label, episode.paths, schema, (None,))
     files = whole_files_of(run)
-    said = [each for file in files for each in contents_of(file)]
-    copies = copies_among(said)
-    found = [each for each in said if each.schema is not None and (each.file, each.recording_id) not in copies]
+    parts = [each for file in files for each in parts_in(file)]
+    copies = copies_among(parts)
+    found = [each for each in parts if each.schema is not None and (each.file, each.recording_id) not in copies]
     ids = {each.recording_id for each in found}
     if len(ids) != 1:
         raise ValueError(
-            f"{shown(run)} holds {len(ids)} recordings of torchrl_rerun, where one is compared: pass one of its files"
+            f"{shown(run)} holds {len(ids)} recordings of torchrl_rerun, of which one can be compared: pass one of the files"
             if ids
             else not_ours(run)
         )
     schemas = [each.schema for each in found if each.schema is not None]
     envs = sorted({env for schema in schemas for env in schema.envs})
-    return Side(name, shown(run), tuple(dict.fromkeys(each.file for each in found)), schemas[-1], tuple(envs))
+    return ComparedRun(name, shown(run), tuple(dict.fromkeys(each.file for each in found)), schemas[-1], tuple(envs))
 
 
 def write_comparison(
-    sides: Sequence[Side],
+    runs: Sequence[ComparedRun],
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
     progress: Progress = lambda chunks, _: chunks,
 ) -> None:
-    """Write one recording of several, chunk by chunk: the entities of the first are below ``/A``, of the second ``/B``.
+    """Write one recording of several runs: the entities of the first are below ``/A``, of the second below ``/B``.
 
     Args:
-        sides: what is compared.
-        path: the file. It gets its name when it is whole.
-        overwrite: replace a file that exists.
-        progress: is given the chunks, and how many they are, and gives them back one by one.
+        runs: Result of :func:`open_runs`.
+        path: File, which gets its name when it is complete.
+        overwrite: Replace a file that exists. Default: False.
+        progress: Function that is given the chunks and their number, and returns an iterable of them.
 
     Raises:
-        FileExistsError: the file exists, and ``overwrite`` is false.
-        OSError: it can't be written.
+        FileExistsError: The file exists, and ``overwrite`` is false.
+        OSError: The file can't be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl_rerun import RerunRecorder, open_runs, write_comparison
+        >>> folder = tempfile.mkdtemp()
+        >>> for name in ("before", "after"):
+        ...     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(f"{folder}/{name}.rrd"))
+        ...     _ = env.rollout(10)
+        ...     env.close()
+        >>> runs = open_runs([f"{folder}/before.rrd", f"{folder}/after.rrd"])
+        >>> [(run.name, run.envs) for run in runs]
+        [('A', (0,)), ('B', (0,))]
+        >>> write_comparison(runs, f"{folder}/both.rrd")
     """
-    total = sum(len(index) for side in sides for file in side.files if (index := index_of(file)) is not None)
-    with placed(path, overwrite=overwrite) as hidden:
-        label = " | ".join(f"{side.name}: {side.label}" for side in sides)
+    total = sum(len(part.index) for run in runs for file in run.files for part in parts_in(file))
+    with written_aside(path, overwrite=overwrite) as hidden:
+        label = " | ".join(f"{run.name}: {run.label}" for run in runs)
         ranges: Ranges = {}
-        stream = LazyChunkStream.from_iter(iter(progress(_chunks(sides, label, ranges), total)))
+        stream = LazyChunkStream.from_iter(iter(progress(_iterate_chunks(runs, label, ranges), total)))
         stream.write_rrd(hidden, application_id=APPLICATION, recording_id=label)
-        add_layout(hidden, encode(layout(sides, ranges), APPLICATION))
+        add_layout(hidden, encode(make_layout(runs, ranges), APPLICATION))
 
 
-def _chunks(sides: Sequence[Side], label: str, ranges: Ranges) -> Iterator[Chunk]:
-    """All that there is of them, and on the way the ranges of what is plotted."""
+def _iterate_chunks(runs: Sequence[ComparedRun], label: str, ranges: Ranges) -> Iterator[Chunk]:
+    """Yield the chunks of all runs, and collect the ranges of plotted values on the way."""
     yield Chunk.from_property("RecordingInfo", rr.archetypes.RecordingInfo(name=label))
-    for side in sides:
-        recorded, ends = side.recorded, _Ends(side)
+    for run in runs:
+        recorded, returns = run.recorded, _Returns(run)
         plotted = {
             entity_path(stream, env, lane): stream
-            for stream, _ in side.schema.described
-            for env in side.envs
-            for lane in range(stream.lanes if stream.kind == "scalars" else 0)
+            for stream, _ in run.schema.described
+            for env in run.envs
+            for lane in range(stream.lanes if stream.kind.plot is Plot.LINES else 0)
         }
-        for file in side.files:
-            reader = RrdReader(file)
-            for recording in reader.recordings():
-                for chunk in reader.stream(store=recording):
+        for file in run.files:
+            for part in parts_in(file):
+                for chunk in part.all_chunks():
                     if not chunk.entity_path.startswith(_PROPERTIES):
-                        ends.look_at(chunk)
+                        returns.collect(chunk)
                         if chunk.entity_path in plotted:
-                            _widen(ranges, plotted[chunk.entity_path], chunk)
+                            _extend_range(ranges, plotted[chunk.entity_path], chunk)
                         yield chunk.with_entity_path(recorded.under(chunk.entity_path))
-        yield from ends.chunks(recorded.under(_RETURNS))
+        yield from returns.make_chunks(recorded.under(_RETURNS))
 
 
-def _widen(ranges: Ranges, stream: Stream, chunk: Chunk) -> None:
-    """Let the range of a stream take in what is in a chunk; infinities and what isn't a number aren't plotted."""
+def _extend_range(ranges: Ranges, stream: Stream, chunk: Chunk) -> None:
+    """Extend the range of a stream by the values of a chunk. Infinities and NaN aren't plotted, and don't count."""
     batch = chunk.to_record_batch()
     if "Scalars:scalars" not in batch.schema.names:
         return
@@ -242,23 +273,23 @@ def _widen(ranges: Ranges, stream: Stream, chunk: Chunk) -> None:
     low, high = (np.where(np.isfinite(rows), rows, limit) for limit in (np.inf, -np.inf))
     found = np.stack([low.min(axis=0), high.max(axis=0)])
     known = ranges.setdefault(stream.key, found)
-    if known.shape == found.shape:  # of another run it may be another key
+    if known.shape == found.shape:  # the key may have another shape in another run
         ranges[stream.key] = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
 
 
-class _Ends:
-    """The return of each episode of a whole run, and when it ended, taken from the chunks that come by."""
+class _Returns:
+    """Return and end of each episode of a whole run, collected from its chunks."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, run: ComparedRun) -> None:
         self._lanes: dict[str, tuple[int, int]] = {}
         self._ends: dict[tuple[int, int], dict[int, tuple[int, int, float]]] = {}
-        if side.sums is not None:
-            for env in side.envs:
-                for lane in range(side.sums.lanes if env is not None else 0):
-                    self._lanes[entity_path(side.sums, env, lane)] = env or 0, lane
+        if run.sums is not None:
+            for env in run.envs:
+                for lane in range(run.sums.lanes if env is not None else 0):
+                    self._lanes[entity_path(run.sums, env, lane)] = env or 0, lane
 
-    def look_at(self, chunk: Chunk) -> None:
-        """Remember what an episode has come to."""
+    def collect(self, chunk: Chunk) -> None:
+        """Take the last return of each episode in a chunk."""
         if chunk.is_static or chunk.entity_path not in self._lanes:
             return
         env, lane = self._lanes[chunk.entity_path]
@@ -269,8 +300,8 @@ class _Ends:
         for row in last:
             self._ends.setdefault((env, int(episodes[row])), {})[lane] = int(frames[row]), int(steps[row]), values[row]
 
-    def chunks(self, path: str) -> Iterator[Chunk]:
-        """All of them, in the order in which they ended."""
+    def make_chunks(self, path: str) -> Iterator[Chunk]:
+        """Yield the returns at an entity path, in the order in which the episodes ended."""
         rows = sorted(
             (*max(lanes.values())[:2], float(np.mean([value for _, _, value in lanes.values()])))
             for lanes in self._ends.values()
@@ -280,20 +311,20 @@ class _Ends:
             yield from chunks_of({"frame": flat(frames), "step": flat(steps)}, [Entity(path, [number_lists(values)])])
 
 
-def layout(sides: Sequence[Side], ranges: Mapping[Key, npt.NDArray[np.floating]]) -> rrb.Blueprint:
-    """A column of each, on the same axes, and below them their returns on one plot.
+def make_layout(runs: Sequence[ComparedRun], ranges: Mapping[Key, npt.NDArray[np.floating]]) -> rrb.Blueprint:
+    """Return the blueprint of a comparison: a column for each run, on the same axes, and one plot of the returns.
 
     Args:
-        sides: what is compared.
-        ranges: the smallest and the largest values of keys, ``[2, numbers of a row]``, in all of them.
+        runs: Runs.
+        ranges: Minimum and maximum of each component of a key over all runs, ``[2, components]``.
     """
-    episodes = all(side.is_episode for side in sides)
-    shown = [dataclasses.replace(side.recorded, around=not episodes, ranges=ranges) for side in sides]
-    columns = rrb.Horizontal(*map(_column, shown))
+    episodes = all(run.is_episode for run in runs)
+    shown = [dataclasses.replace(run.recorded, around=not episodes, ranges=ranges) for run in runs]
+    columns = rrb.Horizontal(*map(_make_column, shown))
     lines: dict[rr.EntityPath | str, Any] = {
-        path: rr.SeriesLines(names=f"{side.name}: {side.label}", colors=color(at)).visualizer()
-        for at, side in enumerate(sides)
-        for path in _return_paths(side)
+        path: rr.SeriesLines(names=f"{run.name}: {run.label}", colors=color(at)).visualizer()
+        for at, run in enumerate(runs)
+        for path in _find_return_paths(run)
     }
     root: rrb.Container = columns
     if lines:
@@ -302,11 +333,11 @@ def layout(sides: Sequence[Side], ranges: Mapping[Key, npt.NDArray[np.floating]]
             contents=list(lines),
             overrides=lines,
             name="return" if episodes else "return, whole run",
-            axis_x=blueprint.whole(),
+            axis_x=whole(),
             plot_legend=rrb.Corner2D.LeftTop,
         )
         root = rrb.Vertical(columns, plot, row_shares=[5, 1])
-    fps = next((side.schema.source.fps for side in sides if side.schema.source.fps), None)
+    fps = next((run.schema.source.fps for run in runs if run.schema.source.fps), None)
     return rrb.Blueprint(
         root,
         rrb.TimePanel(timeline="frame", fps=fps, state="collapsed", play_state="playing"),
@@ -316,15 +347,15 @@ def layout(sides: Sequence[Side], ranges: Mapping[Key, npt.NDArray[np.floating]]
     )
 
 
-def _column(recorded: Recorded) -> rrb.Container:
-    of_each = [blueprint.details(recorded, env) for env in recorded.envs[: blueprint.MAX_DETAILS]]
-    return of_each[0] if len(of_each) == 1 else rrb.Tabs(*of_each, name=recorded.below)
+def _make_column(recorded: Recorded) -> rrb.Container:
+    columns = [details(recorded, env) for env in recorded.envs[:MAX_DETAILS]]
+    return columns[0] if len(columns) == 1 else rrb.Tabs(*columns, name=recorded.below)
 
 
-def _return_paths(side: Side) -> list[str]:
-    """The running return of an episode, or the line that the returns of all make."""
-    if side.sums is None:
+def _find_return_paths(run: ComparedRun) -> list[str]:
+    """Return the entity paths of a run's line in the plot of returns."""
+    if run.sums is None:
         return []
-    if side.is_episode:
-        return [side.recorded.path(side.sums, None, lane) for lane in range(side.sums.lanes)]
-    return [side.recorded.under(_RETURNS)]
+    if run.is_episode:
+        return [run.recorded.path(run.sums, None, lane) for lane in range(run.sums.lanes)]
+    return [run.recorded.under(_RETURNS)]

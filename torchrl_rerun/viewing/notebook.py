@@ -1,4 +1,4 @@
-"""Notebooks: recordings in the output of a cell, shown by Rerun's viewer for notebooks."""
+"""Recordings in the output of a notebook's cell, in Rerun's viewer for notebooks."""
 
 from __future__ import annotations
 
@@ -11,103 +11,108 @@ from typing import Any, Literal
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.rrd.contents import reader_of
+from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 Size = int | Literal["auto"] | None
-"""Pixels; ``"auto"``: what there is room for; None: Rerun's default."""
+"""Pixels; ``"auto"`` for the size of the cell; None for Rerun's default."""
 
 
-def is_here() -> bool:
-    """Whether this program is a notebook's kernel."""
+def in_notebook() -> bool:
+    """Return whether this program is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def show_files(paths: Sequence[Path], layout: rrb.Blueprint | None, *, width: Size, height: Size) -> None:
-    """Show what is in files, which may still be written. Outside a notebook, say how to watch them.
+    """Show recordings in a notebook. Elsewhere, print the command that opens them.
 
     Args:
-        paths: the files. Those of one recording id are shown as one.
-        layout: what the viewer arranges them by.
-        width: of the viewer.
-        height: of the viewer.
+        paths: Files, which a recorder may still write to. Files of one recording id are shown as one recording.
+        layout: Blueprint. Default: None, that of the files.
+        width: Width of the viewer.
+        height: Height of the viewer.
 
     Raises:
         ImportError: Rerun's viewer for notebooks isn't installed.
     """
-    if not is_here():
-        print(f"to watch it: rerun {shlex.join(map(str, paths))}")  # noqa: T201 - where a notebook would show it
+    if not in_notebook():
+        print(f"to watch it: rerun {shlex.join(map(str, paths))}")  # noqa: T201 - in place of the viewer
         return
-    stage = Stage(width=width, height=height)
-    stage.send(paths, layout)
-    stage.viewer.display()
+    viewer = NotebookViewer(width=width, height=height)
+    viewer.send(paths, layout)
+    viewer.widget.display()
 
 
-class Stage:
-    """A viewer in a notebook, to which files are sent.
+class NotebookViewer:
+    """Viewer in a notebook, which files are sent to.
 
     Args:
-        width: of the viewer.
-        height: of the viewer.
+        width: Width of the viewer.
+        height: Height of the viewer.
 
     Attributes:
-        viewer: the viewer.
+        widget: Widget of Rerun.
 
     Raises:
         ImportError: Rerun's viewer for notebooks isn't installed.
     """
 
     def __init__(self, *, width: Size, height: Size) -> None:
-        self.viewer = _viewer(width=width, height=height, use_global_recording=False)
+        self.widget = _make_viewer(width=width, height=height, use_global_recording=False)
 
     def send(self, paths: Sequence[Path], layout: rrb.Blueprint | None) -> list[str]:
-        """Send what is in files, which may still be written.
+        """Send recordings to the viewer.
 
         Args:
-            paths: the files. Those of one recording id are shown as one.
-            layout: what the viewer arranges them by.
+            paths: Files, which a recorder may still write to. Files of one recording id are shown as one recording.
+            layout: Blueprint. None: that of the files.
 
         Returns:
-            The ids of the recordings.
+            Ids of the recordings.
         """
         streams: dict[str, rr.RecordingStream] = {}
-        for reader in filter(None, map(reader_of, paths)):
-            (store,) = reader.recordings()
-            stream = streams.get(store.recording_id)
+        for part in (part for path in paths for part in _parts_in(path)):
+            stream = streams.get(part.recording_id)
             if stream is None:
-                stream = rr.RecordingStream(
-                    store.application_id, recording_id=store.recording_id, send_properties=False
-                )
-                streams[store.recording_id] = stream
-                self.viewer.add_recording(stream, blueprint=layout)
-            stream.send_chunks(reader.stream())
+                stream = rr.RecordingStream(part.application_id, recording_id=part.recording_id, send_properties=False)
+                streams[part.recording_id] = stream
+                self.widget.add_recording(stream, blueprint=layout)
+            stream.send_chunks(part.all_chunks())
         for stream in streams.values():
             stream.flush()
         return list(streams)
 
 
+def _parts_in(path: Path) -> list[FilePart]:
+    """Return what a file holds so far; nothing if it is damaged or just begun."""
+    try:
+        return parts_in(path)
+    except ValueError:
+        return []
+
+
 def show_url(url: str, *, width: Size, height: Size) -> None:
-    """Show what a viewer's server has. Outside a notebook, say how to watch it.
+    """Show the recordings of a viewer's server in a notebook. Elsewhere, print the command that opens them.
 
     Args:
-        url: where it is; the browser must be able to reach it.
-        width: of the viewer.
-        height: of the viewer.
+        url: Address of the server, which the browser must be able to reach.
+        width: Width of the viewer.
+        height: Height of the viewer.
 
     Raises:
         ImportError: Rerun's viewer for notebooks isn't installed.
     """
-    if not is_here():
-        print(f"to watch it: rerun {shlex.quote(url)}")  # noqa: T201 - where a notebook would show it
+    if not in_notebook():
+        print(f"to watch it: rerun {shlex.quote(url)}")  # noqa: T201 - in place of the viewer
         return
-    _viewer(width=width, height=height, url=url).display()
+    _make_viewer(width=width, height=height, url=url).display()
 
 
-def _viewer(**options: Any) -> rr.notebook.Viewer:
-    from rerun import notebook  # noqa: PLC0415 - it looks for what may not be installed
+def _make_viewer(**options: Any) -> rr.notebook.Viewer:
+    from rerun import notebook  # noqa: PLC0415 - an extra, which the import looks for
 
     if not notebook.HAS_NOTEBOOK:
         raise ImportError(
-            "this needs Rerun's viewer for notebooks: pip install 'torchrl-rerun[notebook]', and restart the kernel"
+            "Rerun's viewer for notebooks is not installed: pip install 'torchrl-rerun[notebook]', and restart the kernel"
         )
     return notebook.Viewer(**options)

@@ -1,4 +1,4 @@
-"""Screenshots: what the viewer shows of recordings at some moments, as pictures."""
+"""Screenshots: pictures of the viewer at some moments of a recording."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from typing import Any, NamedTuple
 import numpy as np
 from rerun.experimental import Recording, ViewerClient
 
-from torchrl_rerun.viewing.utc import shown_time, time_of
-from torchrl_rerun.viewing.viewer import LOOPBACK, Viewer, ViewerError, free_port, headless
+from torchrl_rerun.viewing.times import format_time, parse_time
+from torchrl_rerun.viewing.viewer import LOOPBACK, Viewer, ViewerError, find_free_port, start_headless
 
 _PAUSE = 0.2
 _MESSAGES_STAY = 5.0
-"""Seconds for which messages of the viewer's own lie over what it shows, after its start (rerun-sdk 0.41)."""
+"""rerun-sdk 0.41: seconds after its start for which the viewer's own messages cover its views."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A place on a timeline.
+    """Place on a timeline.
 
     Attributes:
-        timeline: its name.
-        value: where: a whole number, seconds, or a date and time, as the timeline has them.
+        timeline: Name of the timeline.
+        value: Whole number, seconds, or date and time, by the type of the timeline.
     """
 
     timeline: str
     value: str
 
     @classmethod
-    def parse(cls, said: str) -> Moment:
-        """A moment as it is said on the command line.
+    def parse(cls, text: str) -> Moment:
+        """Return the moment of a text of the command line.
 
         Raises:
-            ValueError: it isn't a timeline and a value.
+            ValueError: The text is not a timeline and a place on it.
 
         >>> Moment.parse("frame=60")
         Moment(timeline='frame', value='60')
         """
-        timeline, separator, value = said.partition("=")
+        timeline, separator, value = text.partition("=")
         if not (separator and timeline and value):
-            raise ValueError(f"{said!r} is not a timeline and a place on it, as frame=60")
+            raise ValueError(f"{text!r} is not a timeline and a place on it, such as frame=60")
         return cls(timeline, value)
 
 
 @dataclass(frozen=True)
 class Screenshot:
-    """What the viewer shows.
+    """Picture of the viewer.
 
     Attributes:
-        png: the picture, a PNG file.
-        is_settled: whether nothing changed any more when it was taken.
-        errors: what views report that can't show what they are to show; those behind tabs aren't drawn, and report nothing.
-        warnings: what views have to say besides.
+        png: Contents of a PNG file.
+        is_settled: The views had stopped changing when the picture was taken.
+        errors: Errors of visible views. Views behind tabs report none.
+        warnings: Warnings of visible views.
     """
 
     png: bytes
@@ -65,44 +65,44 @@ class Screenshot:
     warnings: tuple[str, ...]
 
 
-def screenshots(
+def take_screenshots(
     files: Sequence[Path], moments: Sequence[Moment | None], *, size: tuple[int, int], wait: float
 ) -> Iterator[Screenshot]:
-    """Open recordings in the viewer, without a window, and take pictures.
+    """Open recordings in a headless viewer, and yield a picture for each moment.
 
-    A picture is taken when all is loaded, and two pictures after one another are the same: decoding video takes its time.
+    A picture is taken when the recordings are loaded and two pictures in a row are equal, since decoding video takes time.
 
     Args:
-        files: absolute paths of the recordings; what is shown is the one that is opened last.
-        moments: when; None: at the beginning.
-        size: width and height.
-        wait: seconds after which a picture is taken anyway.
+        files: Absolute paths of recordings. The viewer shows the last one.
+        moments: Moments to show; None for the beginning.
+        size: Width and height in pixels.
+        wait: Seconds after which a picture is taken although the views still change.
 
     Raises:
-        ViewerError: the viewer doesn't start, or shows nothing.
-        ValueError: there is no such timeline, or nothing is recorded there.
+        ViewerError: The viewer doesn't start, or shows nothing.
+        ValueError: The timeline doesn't exist, or nothing is recorded at the moment.
     """
-    port = free_port(LOOPBACK)
-    with headless(port, size) as viewer:
-        client = _connected(viewer, port)
+    port = find_free_port(LOOPBACK)
+    with start_headless(port, size) as viewer:
+        client = _connect(viewer, port)
         client.open([str(file) for file in files])
         clear = time.monotonic() + _MESSAGES_STAY
-        recording = _loaded(client, viewer, wait)
+        recording = _wait_until_loaded(client, viewer, wait)
         for moment in moments:
             timeline = recording.current_timeline if moment is None else moment.timeline
             if timeline is not None:
-                client.set_time(timeline, play_state="paused", **_time(moment, recording))
-            yield _settled(client, wait, clear)
+                client.set_time(timeline, play_state="paused", **_make_time_argument(moment, recording))
+            yield _take_settled(client, wait, clear)
 
 
-def _connected(viewer: Viewer, port: int) -> ViewerClient:
-    viewer.wait_until_it_listens(LOOPBACK, port)
+def _connect(viewer: Viewer, port: int) -> ViewerClient:
+    viewer.wait_until_listening(LOOPBACK, port)
     deadline = time.monotonic() + 30.0
     while True:
         try:
             client = ViewerClient.connect(f"rerun+http://{LOOPBACK}:{port}/proxy")
             client.get_state()
-        except (ConnectionError, RuntimeError) as error:  # it listens before it can draw
+        except (ConnectionError, RuntimeError) as error:  # the viewer listens before it can draw
             viewer.check()
             if time.monotonic() > deadline:
                 raise ViewerError(f"the viewer doesn't answer: {error}") from None
@@ -111,7 +111,7 @@ def _connected(viewer: Viewer, port: int) -> ViewerClient:
             return client
 
 
-def _loaded(client: ViewerClient, viewer: Viewer, wait: float) -> Recording:
+def _wait_until_loaded(client: ViewerClient, viewer: Viewer, wait: float) -> Recording:
     deadline = time.monotonic() + wait
     while True:
         state = client.get_state()
@@ -120,13 +120,13 @@ def _loaded(client: ViewerClient, viewer: Viewer, wait: float) -> Recording:
             return shown[0]
         viewer.check()
         if time.monotonic() > deadline:
-            said = "; ".join(entry.message for entry in client.get_logs() if entry.level in {"WARN", "ERROR"})
+            logged = "; ".join(entry.message for entry in client.get_logs() if entry.level in {"WARN", "ERROR"})
             what = "is still loading" if state.loading else "shows nothing"
-            raise ViewerError(f"the viewer {what} after {wait:g} s{f': {said}' if said else ''}")
+            raise ViewerError(f"the viewer {what} after {wait:g} s{f': {logged}' if logged else ''}")
         time.sleep(_PAUSE)
 
 
-def _settled(client: ViewerClient, wait: float, clear: float) -> Screenshot:
+def _take_settled(client: ViewerClient, wait: float, clear: float) -> Screenshot:
     deadline = max(time.monotonic() + wait, clear)
     png, before = client.take_screenshot(), b""
     while (png != before or time.monotonic() < clear) and time.monotonic() < deadline:
@@ -136,29 +136,29 @@ def _settled(client: ViewerClient, wait: float, clear: float) -> Screenshot:
     warnings: list[str] = []
     for view in client.get_state().views:
         for report in view.reports:
-            said = f"{view.name or view.origin}: {report.summary}"
-            (errors if report.severity == "error" else warnings).append(said)
+            text = f"{view.name or view.origin}: {report.summary}"
+            (errors if report.severity == "error" else warnings).append(text)
     return Screenshot(png, png == before, tuple(errors), tuple(warnings))
 
 
-def _time(moment: Moment | None, recording: Recording) -> dict[str, Any]:
-    """The argument by which the viewer is told where to go; None: to the beginning of what it shows."""
+def _make_time_argument(moment: Moment | None, recording: Recording) -> dict[str, Any]:
+    """Return the argument of ``set_time`` for a moment; None stands for the beginning of the recording."""
     timelines = {timeline.name: timeline for timeline in recording.timelines}
     if moment is None:
         shown = timelines.get(recording.current_timeline or "")
         return (
             {}
             if shown is None or shown.start is None
-            else {shown.time_type: _KINDS[shown.time_type].argument(shown.start)}
+            else {shown.time_type: _TIMELINE_TYPES[shown.time_type].argument(shown.start)}
         )
     timeline = timelines.get(moment.timeline)
     if timeline is None:
-        raise ValueError(f"there is no timeline {moment.timeline!r}, but {', '.join(timelines)}")
-    kind = _KINDS[timeline.time_type]
+        raise ValueError(f"the timeline {moment.timeline!r} doesn't exist; recorded are {', '.join(timelines)}")
+    kind = _TIMELINE_TYPES[timeline.time_type]
     try:
         value = kind.value(moment.value)
-    except (OverflowError, ValueError):  # infinity is no number of seconds
-        raise ValueError(f"{moment.value!r} is no place on {moment.timeline}: give {kind.wanted}") from None
+    except (OverflowError, ValueError):  # infinity can't be rounded
+        raise ValueError(f"{moment.value!r} is not a place on {moment.timeline}: pass {kind.form}") from None
     if timeline.start is None or timeline.end is None or not timeline.start <= value <= timeline.end:
         ends = (
             "" if timeline.start is None else f", but from {kind.shown(timeline.start)} to {kind.shown(timeline.end)}"
@@ -167,27 +167,27 @@ def _time(moment: Moment | None, recording: Recording) -> dict[str, Any]:
     return {timeline.time_type: kind.argument(value)}
 
 
-class _Kind(NamedTuple):
-    """A kind of timeline: how its places are said, and what they are to the viewer."""
+class _TimelineType(NamedTuple):
+    """Type of timeline: form of its values on the command line, and conversion to those of the viewer."""
 
-    wanted: str
+    form: str
     value: Callable[[str], int]
     shown: Callable[[Any], str]
     argument: Callable[[int], Any]
 
 
-_KINDS = {
-    "sequence": _Kind("a whole number", int, str, int),
-    "duration": _Kind(
+_TIMELINE_TYPES = {
+    "sequence": _TimelineType("a whole number", int, str, int),
+    "duration": _TimelineType(
         "seconds",
-        lambda said: round(float(said) * 1e9),
+        lambda text: round(float(text) * 1e9),
         lambda value: f"{value / 1e9:g}",
         lambda value: np.timedelta64(value, "ns"),
     ),
-    "timestamp": _Kind(
-        "a date and time, as 2026-01-31T12:00:00Z",
-        lambda said: round(time_of(said).timestamp() * 1e9),
-        lambda value: shown_time(datetime.fromtimestamp(value / 1e9, UTC)),
+    "timestamp": _TimelineType(
+        "a date and time, such as 2026-01-31T12:00:00Z",
+        lambda text: round(parse_time(text).timestamp() * 1e9),
+        lambda value: format_time(datetime.fromtimestamp(value / 1e9, UTC)),
         lambda value: np.datetime64(value, "ns"),
     ),
 }

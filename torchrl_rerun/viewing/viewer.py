@@ -1,4 +1,4 @@
-"""Viewing: Rerun's own viewer as a process, in a window, in browsers or without either, which ends when this one does."""
+"""Rerun's viewer as a child process: in a window, for browsers, or headless."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 LOOPBACK = "127.0.0.1"
 GRPC_PORT, WEB_PORT = 9876, 9090
-"""Rerun's own, which are taken if they are free."""
+"""Default ports of Rerun, which are used if they are free."""
 
 _STARTS_WITHIN = 30.0
 _ENDS_WITHIN = 5.0
@@ -27,21 +27,21 @@ _NO_GRAPHICS = "No graphics adapter"
 
 
 class ViewerError(RuntimeError):
-    """The viewer didn't start, or ended by itself with an error."""
+    """The viewer didn't start, or ended with an error."""
 
 
 class Viewer:
-    """A viewer that runs until the block ends in which it is.
+    """Viewer process, which runs during a ``with`` block.
 
     Args:
-        arguments: of Rerun's program.
+        arguments: Arguments of Rerun's program.
 
     Raises:
-        ViewerError: there is no such program.
+        ViewerError: Rerun's program is missing.
     """
 
     def __init__(self, *arguments: object) -> None:
-        self._arguments = [str(_program()), *map(str, arguments)]
+        self._arguments = [str(_find_program()), *map(str, arguments)]
 
     def __enter__(self) -> Self:
         self._errors = tempfile.TemporaryFile()
@@ -63,11 +63,11 @@ class Viewer:
             self._process.wait()
         self._errors.close()
 
-    def wait_until_it_listens(self, address: str, port: int) -> None:
-        """Wait until it can be connected to.
+    def wait_until_listening(self, address: str, port: int) -> None:
+        """Wait until the viewer accepts connections.
 
         Raises:
-            ViewerError: it ended, or doesn't listen for too long.
+            ViewerError: The viewer ended, or didn't listen within 30 s.
         """
         deadline = time.monotonic() + _STARTS_WITHIN
         while not _accepts(address, port):
@@ -78,80 +78,91 @@ class Viewer:
         self.check()
 
     def wait(self) -> None:
-        """Wait until it is closed.
+        """Wait until the user closes the viewer.
 
         Raises:
-            ViewerError: it ended with an error.
+            ViewerError: The viewer ended with an error.
         """
         self._process.wait()
         if self._process.returncode:
             self._fail()
 
     def check(self) -> None:
-        """Look whether it still runs.
+        """Check that the viewer runs.
 
         Raises:
-            ViewerError: it doesn't.
+            ViewerError: The viewer ended.
         """
         if self._process.poll() is not None:
             self._fail()
 
     def _fail(self) -> NoReturn:
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip()
-        if _NO_DISPLAY in said:
+        output = self._errors.read().decode(errors="replace").strip()
+        if _NO_DISPLAY in output:
             raise ViewerError("there is no display to open a window on")
-        if _NO_GRAPHICS in said:
-            raise ViewerError("there is no graphics driver: install one (Debian: apt-get install mesa-vulkan-drivers)")
-        last = said.splitlines()[-1] if said else f"exit status {self._process.returncode}"
+        if _NO_GRAPHICS in output:
+            raise ViewerError(
+                "no graphics driver is installed: install one (Debian: apt-get install mesa-vulkan-drivers)"
+            )
+        last = output.splitlines()[-1] if output else f"exit status {self._process.returncode}"
         raise ViewerError(f"Rerun's viewer ended: {last}")
 
 
-def in_window(files: Sequence[Path]) -> Viewer:
-    """A viewer of some recordings in a window of its own.
+def open_window(files: Sequence[Path]) -> Viewer:
+    """Return a viewer that shows recordings in a window.
 
     Raises:
-        ViewerError: there is no display.
+        ViewerError: There is no display.
     """
     if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
         raise ViewerError("there is no display to open a window on")
-    # `auto`: another viewer on the usual port would be sent the recordings, and none would start.
-    return Viewer("--bind", LOOPBACK, "--port", "auto", *_absolute(files))
+    # rerun-sdk 0.41: on the default port, a running viewer would get the recordings, and no new one would start.
+    return Viewer("--bind", LOOPBACK, "--port", "auto", *_make_absolute(files))
 
 
-def in_browsers(files: Sequence[Path], *, bind: str, port: int, web_port: int) -> Viewer:
-    """A viewer of some recordings for browsers, on two ports: of its page, and of what is recorded.
+def serve_web(files: Sequence[Path], *, bind: str, port: int, web_port: int) -> Viewer:
+    """Return a viewer that serves recordings to browsers.
 
     Args:
-        files: the recordings.
-        bind: the address that it listens on.
-        port: the port of what is recorded.
-        web_port: the port of the page.
+        files: Recordings.
+        bind: Address to listen on.
+        port: Port of the recordings.
+        web_port: Port of the viewer's page.
     """
-    # A page of another name than localhost has to be allowed to ask for what is recorded.
+    # Browsers refuse data from another port unless the server allows the page's address; localhost is allowed already.
     others = () if ipaddress.ip_address(bind).is_loopback else ("--cors-allow-origin", f"http://*:{web_port}")
-    # What is beyond the limit would be dropped; 1 GiB unless it is said.
+    # The server drops data beyond its limit, which is 1 GiB by default.
     limit = ("--server-memory-limit", "75%")
     return Viewer(
-        "--serve-web", "--bind", bind, "--port", port, "--web-viewer-port", web_port, *limit, *others, *_absolute(files)
+        "--serve-web",
+        "--bind",
+        bind,
+        "--port",
+        port,
+        "--web-viewer-port",
+        web_port,
+        *limit,
+        *others,
+        *_make_absolute(files),
     )
 
 
-def headless(port: int, size: tuple[int, int]) -> Viewer:
-    """A viewer without a window, of a size.
+def start_headless(port: int, size: tuple[int, int]) -> Viewer:
+    """Return a viewer without a window.
 
     Args:
-        port: the port by which it is told what to do.
-        size: width and height.
+        port: Port of the client that controls it.
+        size: Width and height in pixels.
     """
     window = ("--window-size", "x".join(map(str, size)))
     return Viewer("--headless", "--hide-welcome-screen", "--bind", LOOPBACK, "--port", port, *window)
 
 
-def web_address(bind: str, port: int, web_port: int) -> str:
-    """What to open in a browser.
+def make_web_address(bind: str, port: int, web_port: int) -> str:
+    """Return the address to open in a browser.
 
-    >>> web_address("127.0.0.1", 9876, 9090)
+    >>> make_web_address("127.0.0.1", 9876, 9090)
     'http://127.0.0.1:9090/?url=rerun%2Bhttp%3A%2F%2F127.0.0.1%3A9876%2Fproxy'
     """
     address = ipaddress.ip_address(bind)
@@ -159,34 +170,34 @@ def web_address(bind: str, port: int, web_port: int) -> str:
     return f"http://{host}:{web_port}/?url={quote(f'rerun+http://{host}:{port}/proxy', safe='')}"
 
 
-def free_port(bind: str, preferred: int = 0) -> int:
-    """A port that nobody listens on: the preferred one, if it is free.
+def find_free_port(bind: str, preferred: int = 0) -> int:
+    """Return a port that no program listens on.
 
     Args:
-        bind: the address to listen on.
-        preferred: a port; 0: any.
+        bind: Address to listen on.
+        preferred: Port to return if it is free. Default: 0, any.
 
     Raises:
-        OSError: there is no such address on this machine.
+        OSError: The address is not one of this machine.
     """
     try:
-        return _bound(bind, preferred)
+        return _bind(bind, preferred)
     except OSError:
-        return _bound(bind, 0)
+        return _bind(bind, 0)
 
 
 def is_free(bind: str, port: int) -> bool:
-    """Whether nobody listens on a port."""
+    """Return whether no program listens on a port."""
     try:
-        _bound(bind, port)
+        _bind(bind, port)
     except OSError:
         return False
     return True
 
 
 @contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does, so that the viewer in it ends, too."""
+def end_on_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM during the block, so that the viewer in it ends, too."""
 
     def end(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
@@ -198,10 +209,10 @@ def ended_by_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _bound(bind: str, port: int) -> int:
+def _bind(bind: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     with socket.socket(family) as probe:
-        if sys.platform != "win32":  # what a server that has just ended left behind is free for servers
+        if sys.platform != "win32":  # connections of a server that has just ended still hold its port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((bind, port))
         return int(probe.getsockname()[1])
@@ -215,12 +226,12 @@ def _accepts(bind: str, port: int) -> bool:
     return False
 
 
-def _absolute(files: Sequence[Path]) -> list[Path]:
+def _make_absolute(files: Sequence[Path]) -> list[Path]:
     return [file.absolute() for file in files]
 
 
-def _program() -> Path:
-    """Rerun's program itself: the script of that name starts it as a process of its own, which would outlive it."""
+def _find_program() -> Path:
+    """Return Rerun's executable. The script ``rerun`` starts it as a child, which would outlive the script."""
     import rerun_cli  # noqa: PLC0415
 
     folder = Path(rerun_cli.__file__).parent
@@ -228,4 +239,4 @@ def _program() -> Path:
     for place in places:
         if (folder / place).exists():
             return folder / place
-    raise ViewerError(f"Rerun's program is not in {folder}: install rerun-sdk again")
+    raise ViewerError(f"Rerun's program is missing in {folder}: install rerun-sdk again")

@@ -1,63 +1,66 @@
-"""Episode files: the rows of each episode wait in memory until it is over, and are written if it stays."""
+"""Episode files: the output that gives each episode a recording, written when the episode is over and kept."""
 
 from __future__ import annotations
 
 import collections
 import functools
 import itertools
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import rerun.blueprint as rrb
-from rerun.chunk import Chunk, RrdReader
+from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.events import Over
-from torchrl_rerun.blocks.pieces import Piece, pieces
+from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
+from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
+from torchrl_rerun.blocks.events import EndedEpisode
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
-from torchrl_rerun.kinds.losses import Losses
-from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.schema import Described, Source, episode_chunk, info_chunk, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
-from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
+from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
-from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Pictures
-from torchrl_rerun.writing.folder import RunFolder
+from torchrl_rerun.rrd.reader import parts_in
+from torchrl_rerun.writing.chunks import static_chunks
+from torchrl_rerun.writing.episode_rows import EpisodeRows
+from torchrl_rerun.writing.folder import EpisodeFolder
+from torchrl_rerun.writing.losses import Losses
 
 
 class EpisodeFiles:
-    """Each episode that stays in a recording of its own, without ``/env_{i}``; its ``frame`` is the ``episode_step``.
+    """Makes a recording of each episode that is kept, without ``/env_{i}``; its ``frame`` is the ``episode_step``.
 
-    What doesn't stay is forgotten without having been encoded. Where memory doesn't suffice, the longest of the episodes
-    in progress goes to the disk in parts, which become one file or are removed when it is over.
+    Rows wait in memory until their episode is over. An episode that isn't kept is dropped without having been encoded. If
+    memory doesn't suffice, the largest of the episodes in progress goes to the disk in parts. These become one file, or are
+    removed, when the episode is over.
 
     Args:
-        folder: where the recordings go.
+        folder: the folder of the recordings.
         source: the environments.
         envs: the environment index of each row of the blocks.
-        sums: running sums of rewards so far.
-        over: the environment's thread adds the episodes that are over, in order.
-        application_id, recording_id: what the run is called.
+        sums: the running returns so far.
+        ended: the episodes that are over, in order; the environment's thread adds them.
+        buffers: the buffers that rows wait in before they come here.
+        application_id, recording_id: ids of the run.
         capacity: bytes that may wait in memory.
         max_age: seconds that an episode waits, when it is over, for others to take its place.
     """
 
     def __init__(
         self,
-        folder: RunFolder,
+        folder: EpisodeFolder,
         source: Source,
         envs: Sequence[int],
         sums: Sums,
-        over: collections.deque[Over],
         *,
+        ended: collections.deque[EndedEpisode],
+        buffers: Sequence[Buffer],
         application_id: str,
         recording_id: str,
         capacity: int,
@@ -74,8 +77,9 @@ class EpisodeFiles:
         self._described: tuple[Described, ...] = ()
         self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
-        self._over = over
-        self._in_progress: dict[tuple[int, int], _Rows] = {}
+        self._ended = ended
+        self._buffers = buffers
+        self._in_progress: dict[tuple[int, int], EpisodeRows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
         self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
@@ -83,13 +87,13 @@ class EpisodeFiles:
         self._losses = Losses()
 
     def lay_out(self, layout: rrb.Blueprint) -> None:
-        """Say how the viewer opens with an episode."""
+        """Note the layout that the viewer opens an episode with."""
         try:
             self._layout = encode(layout, self._application_id)
         except (LookupError, ValueError) as error:
             warnings.warn(f"the recordings are complete, but have no layout: {error}", RuntimeWarning, stacklevel=2)
 
-    # --- what an output is ---
+    # --- the interface of an output ---
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
         """Write more environments from now on; no block may be on its way.
@@ -103,67 +107,64 @@ class EpisodeFiles:
 
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
-    ) -> Iterator[Chunk]:
-        """Note what is recorded, for each file says it."""
+    ) -> Iterable[Chunk]:
+        """Note the description, which each file contains. Return no chunks."""
         del new, statistics
         self._described, self._ends = tuple(described), tuple(ends)
         self._schemas.clear()
         self.__dict__.pop("_static", None)
-        yield from ()
+        return ()
 
-    def chunks(self, block: Block) -> Iterator[Chunk]:
-        """Take the rows of a block."""
-        for piece in pieces(block, len(self._envs), self._sums):
+    def chunks(self, block: Block) -> Iterable[Chunk]:
+        """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
+        for piece in rows_by_env(block, len(self._envs), self._sums):
             episodes = piece.positions[:, EPISODE]
             bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
             for first, last in itertools.pairwise(bounds):
                 self._take(piece, int(episodes[first]), slice(first, last))
         self._relieve()
-        yield from ()
+        return ()
 
-    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
-        """Finish the episodes that are over, and write those that have waited long enough.
-
-        Args:
-            complete: says before which frame everything has come.
-        """
-        count = len(self._over)  # before it is asked: more may be over by then
-        self._finish(count, complete())
+    def due(self) -> Iterable[Chunk]:
+        """Finish the episodes that are over, and write those that have waited long enough. Return no chunks."""
+        count = len(self._ended)  # before the buffers are asked: more may be over by then
+        waiting = oldest_waiting(self._buffers)
+        self._finish(count, sys.maxsize if waiting is None else waiting)
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
-        yield from ()
+        return ()
 
-    def rest(self, complete: int) -> Iterator[Chunk]:
-        """Write everything, also parts of what is in progress.
+    def rest(self, complete: int) -> Iterable[Chunk]:
+        """Write all episodes, those in progress as parts. Return no chunks.
 
         Args:
-            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+            complete: the frame before which all rows have come. After Ctrl-C more may come until this is gone through.
         """
-        self._finish(len(self._over), complete)
+        self._finish(len(self._ended), complete)
         for finished in list(self._waiting.values()):
             self._write(finished)
         for rows in self._in_progress.values():
             self._write_part(rows)
-        yield from ()
+        return ()
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of what waits."""
+        """Bytes of the rows that wait."""
         return sum(rows.bytes for rows in self._all_rows())
 
     @property
     def oldest_waiting(self) -> int | None:
-        """Number of the first frame of which something waits; None: nothing does."""
+        """Number of the first frame of which a row waits; None if none does."""
         return min((rows.first for rows in self._all_rows() if rows.bytes), default=None)
 
-    def _all_rows(self) -> list[_Rows]:
-        """Also asked for on other threads."""
+    def _all_rows(self) -> list[EpisodeRows]:
+        """Return the rows in memory. Other threads call this, too."""
         return [*tuple(self._in_progress.values()), *(finished.rows for finished in tuple(self._waiting.values()))]
 
     # --- rows ---
 
-    def _take(self, piece: Piece, episode: int, part: slice) -> None:
+    def _take(self, piece: EnvRows, episode: int, part: slice) -> None:
         if episode <= self._last_over[piece.row]:
             if not self._has_warned:
                 self._has_warned = True
@@ -177,11 +178,11 @@ class EpisodeFiles:
         key = piece.row, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = _Rows(self._envs[piece.row], episode, self._source.fps, self._losses)
+            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.row], episode, self._source.fps, self._losses)
         rows.add(piece, part)
 
     def _relieve(self) -> None:
-        """Make room: what is over is written first."""
+        """Make room in memory: write the episodes that are over first."""
         for finished in list(self._waiting.values()):
             if self.waiting_bytes <= self._capacity:
                 return
@@ -192,22 +193,22 @@ class EpisodeFiles:
     # --- episodes ---
 
     def _finish(self, count: int, complete: int) -> None:
-        while count and self._over[0].before <= complete:
-            over = self._over.popleft()
+        while count and self._ended[0].before <= complete:
+            over = self._ended.popleft()
             count -= 1
             self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
             rows = self._in_progress.pop((over.row, over.episode.episode), None)
             if rows is None:
-                continue  # nothing of it was recorded, or it was over before: Ctrl-C came in between
+                continue  # no row of it was recorded, or it was over before: Ctrl-C came in between
             if not over.episode.length:  # it was reset, or the recording closed, before its first step
                 rows.remove_parts()
                 continue
             self._decide(_Finished(over.episode, rows, over.since, []))
 
     def _decide(self, finished: _Finished) -> None:
-        """Let an episode that is over wait to be written, or go, and let go those that it takes the place of.
+        """Decide whether an episode that is over is kept, and which others it takes the place of.
 
-        A file goes when what takes its place is on the disk: a kill in between would cost both.
+        The file of an episode that goes is removed when the new one is on the disk: a kill in between would cost both.
         """
         stays = True
         for gone in self._folder.decide(finished.episode):
@@ -224,7 +225,7 @@ class EpisodeFiles:
             self._remove(finished.replaces)
             return
         self._waiting[finished.episode.key] = finished
-        if self._folder.keeps_all:
+        if not self._folder.may_replace:
             self._write(finished)
 
     def _remove(self, episodes: Iterable[Episode]) -> None:
@@ -238,39 +239,42 @@ class EpisodeFiles:
         del self._waiting[episode.key]
         self._remove(finished.replaces)
 
-    def _write_part(self, rows: _Rows) -> None:
-        """Write what is there of an episode that isn't over; a reader who finds it knows that this isn't all."""
+    def _write_part(self, rows: EpisodeRows) -> None:
+        """Write the rows of an episode in progress to a file whose name says that it is a part."""
         if rows.bytes:
             stem = f"{self._stem(rows)}.part_{len(rows.parts)}"
             rows.parts.append(self._write_file(rows, rows.so_far(), stem))
             rows.clear()
 
-    def _write_file(self, rows: _Rows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
+    def _write_file(self, rows: EpisodeRows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
         return self._folder.write_file(
             stem,
             self._chunks(rows, episode, stem, [] if of is None else rows.parts),
             application_id=self._application_id,
-            # The viewer shows its first letters alone.
-            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{rows.added}_{self._recording_id}",
+            # The viewer shows the first letters of an id alone.
+            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{self._suffix(rows)}_{self._recording_id}",
             layout=self._layout,
             of=of,
         )
 
-    def _chunks(self, rows: _Rows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
+    def _chunks(self, rows: EpisodeRows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
         began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
         yield info_chunk(stem, began)
         yield self._schema_of(episode.env)
         yield episode_chunk(episode)
         yield from self._static
         for part in parts:
-            yield from (chunk for chunk in RrdReader(part).stream() if not chunk.is_static)
+            yield from (chunk for each in parts_in(part) for chunk in each.all_chunks() if not chunk.is_static)
         yield from rows.chunks()
 
-    def _stem(self, rows: _Rows) -> str:
-        stem = f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
-        if rows.added is None:
-            rows.added = self._folder.free_number(stem)
-        return f"{stem}{rows.added}"
+    def _stem(self, rows: EpisodeRows) -> str:
+        return f"{self._name(rows)}{self._suffix(rows)}"
+
+    def _name(self, rows: EpisodeRows) -> str:
+        return f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+
+    def _suffix(self, rows: EpisodeRows) -> str:
+        return rows.suffix(self._folder, self._name(rows))
 
     @property
     def _width(self) -> int:
@@ -287,115 +291,17 @@ class EpisodeFiles:
         return self._schemas[env]
 
 
-_Recorded = tuple[Key, bool]
-"""A key, and whether its values vary in shape, which it may begin to do within an episode."""
-
-
 class _Finished(NamedTuple):
-    """An episode that is over, and stays as it looks.
+    """An episode that is over and kept so far, but not written.
 
     Attributes:
-        episode: what it came to.
+        episode: its properties.
         rows: its rows.
-        since: when it was over, on the monotonic clock.
-        replaces: those whose files go when it has one.
+        since: when it was over, in seconds of the monotonic clock.
+        replaces: the episodes whose files are removed when it has one.
     """
 
     episode: Episode
-    rows: _Rows
+    rows: EpisodeRows
     since: float
     replaces: list[Episode]
-
-
-class _Rows:
-    """The rows of an episode that are in memory.
-
-    Attributes:
-        env: environment index.
-        episode: number of the episode.
-        first: frame, of the run, of the first of them.
-        bytes: their size.
-        parts: files that hold those before them.
-        added: what is added to the name, since another one has it; None: it has no name yet.
-    """
-
-    def __init__(self, env: int, episode: int, fps: float | None, losses: Losses) -> None:
-        self.env = env
-        self.episode = episode
-        self.parts: list[Path] = []
-        self.added: str | None = None
-        self._fps = fps
-        self._losses = losses
-        self._length = 0
-        self._began: tuple[int, int] | None = None
-        self._return = np.nan
-        self.clear()
-
-    def clear(self) -> None:
-        """They are written."""
-        self._pieces: dict[tuple[_Recorded, ...], list[Piece]] = {}
-        self.first = 0
-        self.bytes = 0
-
-    def add(self, piece: Piece, part: slice) -> None:
-        """Copy a part of the rows of a block."""
-        positions = piece.positions[part].copy(order="F")
-        if not self.bytes:
-            self.first = int(positions[0, FRAME])
-        if self._began is None:
-            self._began = int(positions[0, STEP] - positions[0, EPISODE_STEP]), int(positions[0, LOG_TIME])
-        self.first = min(self.first, int(positions[0, FRAME]))
-        self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
-        positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
-        values = [(stream, rows[part].copy()) for stream, rows in piece.values]
-        for stream, rows in values:
-            if stream.sums:
-                self._return = float(rows[-1].mean())
-        streams = tuple((stream.key, stream.varies) for stream, _ in values)
-        self._pieces.setdefault(streams, []).append(Piece(piece.row, positions, values))
-        self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
-
-    def so_far(self) -> Episode:
-        """What is known of the episode from its rows."""
-        first_step, began = self._began or (0, 0)
-        return Episode(
-            self.env,
-            self.episode,
-            self._return,
-            self._length,
-            interrupted=True,
-            first_step=first_step,
-            start_time=datetime.fromtimestamp(began / 1e9, UTC),
-        )
-
-    def chunks(self) -> Iterator[Chunk]:
-        """One chunk for each key and agent."""
-        pictures = Pictures(
-            self._fps, self._losses, max_age=float("inf")
-        )  # new: each part of a video has a keyframe first
-        factory = ChunkFactory(self._fps, pictures, self._losses)
-        for group in self._pieces.values():
-            yield from factory.chunks(_joined(group), None)
-        yield from pictures.rest()
-
-    def remove_parts(self) -> None:
-        """Remove the files that hold the rows before these."""
-        for part in self.parts:
-            part.unlink(missing_ok=True)
-        self.parts.clear()
-
-
-def _joined(group: Sequence[Piece]) -> Piece:
-    """The pieces of an episode that are of the same streams, as one."""
-    if len(group) == 1:
-        return group[0]
-    columns = zip(*(piece.values for piece in group), strict=True)
-    return Piece(
-        group[0].row,
-        np.asfortranarray(np.concatenate([piece.positions for piece in group])),
-        [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
-    )
-
-
-def _bytes(rows: npt.NDArray[Any]) -> int:
-    return sum(map(size_of, rows.reshape(-1))) if rows.dtype == object else rows.nbytes

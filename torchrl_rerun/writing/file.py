@@ -1,4 +1,4 @@
-"""Sinks: where chunks go. Here a file; a sink is used by the writer's thread alone, once it is open."""
+"""Files: the target of a recording of a whole run, and what takes its chunks there."""
 
 from __future__ import annotations
 
@@ -22,25 +22,21 @@ CHUNKS_PER_FILE = 1 << 16
 in a run of days it would be gigabytes, and nothing could open the file."""
 
 
-class FileSink:
+class FileTarget:
     """An ``.rrd`` file; of a long recording several, one after the other: ``run.rrd``, ``run.part_1.rrd`` and so on.
 
     Each of them can be opened by itself, and all together are shown as one recording. A finished one may be moved away.
 
-    It is written with :meth:`rerun.chunk.LazyChunkStream.write_rrd`, chunk by chunk without a buffer of its own, and not
-    with the file sink of ``rr.RecordingStream``: on a full disk that one never returns from ``disconnect()``, and the
-    process never exits (rerun-sdk 0.41).
-
     Args:
-        path: the file to write; missing parent folders are made when it is opened. Of a link that is written to which it
-            leads, and its parts and the files of workers lie beside that.
-        overwrite: replace an existing file; its parts go with it. What another live recorder writes stays.
-        base: the path that the user gave, of which this is a sibling; None: this is it.
-        first: the file of which this continues the recording; None: this is the first.
-        run: the file with which the run began that goes on; None: it begins.
+        path: the file to write; missing parent folders are made when it is opened. If it is a link, the file that the link
+            leads to is written, and its parts and the files of workers lie beside that.
+        overwrite: replace an existing file; its parts go with it. A file that another live recorder writes stays.
+        base: the path that the user gave, if this is a sibling of it.
+        first: the first file of the recording, if this continues it.
+        run: the first file of the run, if this goes on with it after a restart.
 
     Attributes:
-        path: the file that is written.
+        path: the file.
 
     Raises:
         OSError: the folder can't be written.
@@ -58,14 +54,9 @@ class FileSink:
     ) -> None:
         self.path = target_of(path)
         self.overwrite = overwrite
+        self.first = first or self.path
         self._base = base or self.path
-        self._first = first or self.path
         self._run = run
-        self._finished: list[tuple[Path, int]] = []  # the files before this one; their locks are held to the end
-        self._following: Chunk | None = None
-        self._handle: int | None = None
-        self._replaced: Path | None = None
-        self._begin_file()
         if base is not None:
             return  # a sibling of one that was checked
         if self.path.suffix != ".rrd" or self.path.is_dir():
@@ -75,87 +66,90 @@ class FileSink:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.path.name
 
     @property
-    def location(self) -> str:
-        """Where it is found."""
-        return str(self.path)
-
-    @property
     def identity(self) -> str:
-        """What recorders that share it have in common."""
-        return str(self._first)
+        """The path of the first file."""
+        return str(self.first)
 
     @property
     def for_workers(self) -> str:
-        """What becomes of it in several workers."""
+        """A sentence for messages: where several workers write."""
         return (
             f"each writes a file of its own beside {self.label} ({self.sibling('worker_0').label}, ...), whole when the "
             "batch is closed"
         )
 
-    def next_part(self) -> FileSink:
-        """The sink of what comes after this file: ``run.part_1.rrd``, or the next that isn't there."""
+    def next_part(self) -> FileTarget:
+        """Return the file after this one: ``run.part_1.rrd``, or the next that isn't there."""
         part = 1
-        while (path := self._first.with_name(f"{self._first.stem}.part_{part}.rrd")).exists():
+        while (path := self.first.with_name(f"{self.first.stem}.part_{part}.rrd")).exists():
             part += 1
-        return FileSink(path, base=self._base, first=self._first)
+        return FileTarget(path, base=self._base, first=self.first)
 
-    def continuation(self) -> FileSink:
-        """The sink of what comes after :meth:`close`."""
+    def continuation(self) -> FileTarget:
+        """Return the file of the frames that come after this one was closed."""
         return self.next_part()
 
-    def resumed(self) -> FileSink:
-        """The sink of a run that goes on after a restart: this one, or ``run.resumed_1.rrd`` and so on."""
-        path, number = self._first, 0
+    def resumed(self) -> FileTarget:
+        """Return the file of the run after a restart: this one, or ``run.resumed_1.rrd`` and so on."""
+        path, number = self.first, 0
         while path.exists():
             number += 1
-            path = self._first.with_name(f"{self._first.stem}.resumed_{number}.rrd")
-        return FileSink(path, base=self._base, run=self._first) if number else self
+            path = self.first.with_name(f"{self.first.stem}.resumed_{number}.rrd")
+        return FileTarget(path, base=self._base, run=self.first) if number else self
 
     def earlier(self) -> list[Path]:
-        """The files of the run that were there before this sink was opened."""
+        """Return the files of the run that were there before this one was opened."""
         if self._run is None:
             return []
         return [path for path in (self._run, *parts_of(self._run)) if path.exists() and path != self.path]
 
     def elsewhere(self) -> list[Path]:
         """Return the files of this run from recorders on the other side: inside the batch, or outside if this is a worker's."""
-        if self._base != self._first and FILE_OF_WORKER.fullmatch(self._first.name):
+        if self._base != self.first and FILE_OF_WORKER.fullmatch(self.first.name):
             return [self._base] if self._base.exists() else []
         folder = self._base.parent
         found = ((path, FILE_OF_WORKER.fullmatch(path.name)) for path in (folder.iterdir() if folder.is_dir() else ()))
         return sorted(path for path, worker in found if worker is not None and worker["run"] == self._base.stem)
 
-    def sibling(self, part: str) -> FileSink:
-        """The sink of a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
+    def sibling(self, part: str) -> FileTarget:
+        """Return a file beside this one: ``run.rrd`` and ``"worker_3"`` make ``run.worker_3.rrd``."""
         path = self._base.with_name(f"{self._base.stem}.{part}.rrd")
-        return FileSink(path, overwrite=self.overwrite, base=self._base)
+        return FileTarget(path, overwrite=self.overwrite, base=self._base)
 
     def family(self) -> list[int]:
-        """The numbers of the workers that write beside this one; empty if this isn't a worker's file."""
-        return family(self._first)
+        """Return the numbers of the workers that write beside this one; empty if this isn't a worker's file."""
+        return family(self.first)
 
     def check_free(self) -> None:
         """Raise FileExistsError if the file exists."""
         if self.path.exists():
             raise FileExistsError(f"{self.path} exists; choose another path or pass overwrite=True")
 
-    def open(self) -> None:
-        """Claim the path.
+    def open(self) -> FileWriter:
+        """Claim the path, and return what takes chunks there.
 
         Raises:
             FileInUseError: another live recorder writes to it.
             FileExistsError: the file exists and may not be replaced.
             OSError: it can't be created.
         """
+        return FileWriter(self, *self.claim())
+
+    def claim(self) -> tuple[int, Path | None]:
+        """Create and lock the file.
+
+        Returns:
+            Its handle, and the file that it replaces under another name: that is kept until there is something in its place.
+        """
         make_folder(self.path.parent)
+        replaced = None
         if self.overwrite and self.path.exists() and not is_locked(self.path):
-            # Kept until it is known that there is something to replace it.
-            self._replaced = self.path.with_name(f".{self.path.name}.replaced")
-            self.path.replace(self._replaced)
+            replaced = self.path.with_name(f".{self.path.name}.replaced")
+            self.path.replace(replaced)
         flags = os.O_RDWR | os.O_CREAT | (0 if self.overwrite else os.O_EXCL) | getattr(os, "O_BINARY", 0)
         try:
             handle = os.open(self.path, flags, 0o666)
@@ -168,14 +162,79 @@ class FileSink:
         except FileInUseError:
             os.close(handle)
             raise
-        self._handle = handle
+        return handle, replaced
+
+    def remove_earlier(self, replaced: Path | None) -> None:
+        """Remove further files of the recording that this one replaces.
+
+        Args:
+            replaced: the file that it replaced; None if there was none.
+        """
+        for part in () if replaced is None else parts_of(self.first):
+            if not is_locked(part):  # our own are locked, too
+                with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
+                    part.unlink()
+
+    def recorded(self, written: list[Path]) -> list[Path]:
+        """Return the files of the recording that are where they were written.
+
+        Args:
+            written: the files that were written.
+        """
+        return [path for path in written if path.exists()]
+
+
+class FileWriter:
+    """Writes chunks to a file, and goes on in another one when it is full.
+
+    The file is written with :meth:`rerun.chunk.LazyChunkStream.write_rrd`, chunk by chunk without a buffer of its own, and
+    not with the file sink of ``rr.RecordingStream``: on a full disk that one never returns from ``disconnect()``, and the
+    process never exits (rerun-sdk 0.41).
+
+    Args:
+        target: the file.
+        handle: the open file.
+        replaced: the file that it replaces, under another name; None if there is none.
+
+    Attributes:
+        target: the file that is written.
+    """
+
+    episodes = None
+
+    def __init__(self, target: FileTarget, handle: int, replaced: Path | None) -> None:
+        self.target = target
+        self._first = target
+        self._handle: int | None = handle
+        self._replaced = replaced
+        self._finished: list[tuple[Path, int]] = []  # the files before this one; their locks are held to the end
+        self._following: Chunk | None = None
         self._begin_file()
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        return self.target.path
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return self.target.label
+
+    @property
+    def location(self) -> str:
+        """The path of the file that is written."""
+        return str(self.path)
 
     def _begin_file(self) -> None:
         self._end: tuple[int, bytes] = 0, b""  # where the file ended when all in it was whole, and its last bytes
         self._is_damaged = False
         self._chunks = 0
         self._is_full = False
+
+    def continuation(self) -> FileTarget:
+        """Return the file of the frames that come after it was closed."""
+        return self._first.continuation()
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
         """Write chunks as they come, then the footer. Each chunk is with the operating system before the next is asked for."""
@@ -185,13 +244,13 @@ class FileSink:
         self._following = next(coming, None)
         while True:
             LazyChunkStream.from_iter(self._part(coming, static)).write_rrd(self.path, **names)
-            self.settle()
+            self.mark_whole()
             if self._following is None:
                 return
             self._go_on_in_another_file()
 
     def _part(self, coming: Iterator[Chunk], static: list[Chunk]) -> Iterator[Chunk]:
-        """The chunks of one file: what doesn't change, which each file has, and what comes until it is full."""
+        """Return the chunks of one file: static ones, which each file has, and those that come until it is full."""
         yield from tuple(static)
         chunk, self._following = self._following, None
         while chunk is not None:
@@ -205,15 +264,15 @@ class FileSink:
                 return
 
     def _go_on_in_another_file(self) -> None:
-        another = self.next_part()
-        another.open()
+        another = self.target.next_part()
+        handle, _ = another.claim()
         assert self._handle is not None, "it is open"
         self._finished.append((self.path, self._handle))
         self._begin_file()
-        self.path, self._handle = another.path, another._handle  # noqa: SLF001 - of the same class
+        self.target, self._handle = another, handle
 
-    def trouble(self) -> OSError | None:
-        """What became of the file, if what was written can't be found any more."""
+    def error(self) -> OSError | None:
+        """Return an error if the file was removed, replaced or overwritten, else None."""
         if self._handle is None:
             return None
         is_there = False
@@ -225,25 +284,19 @@ class FileSink:
         return OSError(f"{self.path} was overwritten while it was being recorded") if self._is_damaged else None
 
     def _look_for_damage(self, handle: int) -> None:
-        """Writing goes on where it was in a file that somebody else has cut off, and leaves a hole before it."""
+        """Compare the last bytes: if somebody else cuts the file off, writing goes on where it was, and leaves a hole."""
         size, last = self._end
         if _last_bytes(handle, size) != last:
             self._is_damaged = True
 
-    def check(self) -> None:
-        """Raise what became of the file, if what was written can't be found any more."""
-        trouble = self.trouble()
-        if trouble is not None:
-            raise trouble
-
     def size(self) -> int:
-        """Bytes that are with the operating system."""
+        """Return how many bytes are with the operating system."""
         if self._handle is not None:
             return sum(os.fstat(handle).st_size for _, handle in (*self._finished, (self.path, self._handle)))
-        return sum(path.stat().st_size for path in self.paths() if path.exists())
+        return sum(path.stat().st_size for path in self._paths if path.exists())
 
-    def settle(self) -> None:
-        """All that was written is whole."""
+    def mark_whole(self) -> None:
+        """Note that all that was written so far is whole."""
         if self._handle is not None:
             size = os.fstat(self._handle).st_size
             self._end = size, _last_bytes(self._handle, size)
@@ -261,24 +314,27 @@ class FileSink:
         for path, handle in (*self._finished, (self.path, self._handle)):
             add_layout(path, encoded, handle=handle)  # by its handle: it may have been moved away, or be read-only
 
-    def paths(self) -> list[Path]:
-        """The files of this recording."""
+    @property
+    def _paths(self) -> list[Path]:
         return [*(path for path, _ in self._finished), self.path]
 
     def files(self) -> list[Path]:
-        """The files of this recording that are where they were written."""
-        return [path for path in self.paths() if path.exists()]
+        """Return the files of the recording that there are so far."""
+        return self._first.recorded(self._paths)
 
-    def keep(self) -> None:
-        """There is something to keep: remove the file that this one replaces, and its parts."""
-        if self._replaced is None:
-            return
-        self._replaced.unlink(missing_ok=True)
+    def rename(self, suffix: str) -> None:
+        """Add a suffix to the names of the finished files: ``run.rrd`` and ``"a"`` make ``run_a.rrd``."""
+        stem = self._first.path.stem
+        for path in self._paths:
+            path.rename(path.with_name(path.name.replace(stem, f"{stem}_{suffix}", 1)))
+
+    def replace_earlier(self) -> None:
+        """Remove the file that this one replaces, and its parts."""
+        replaced = self._replaced
+        if replaced is not None:
+            replaced.unlink(missing_ok=True)
+        self._first.remove_earlier(replaced)
         self._replaced = None
-        for part in parts_of(self._first):
-            if not is_locked(part):  # our own are locked, too
-                with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
-                    part.unlink()
 
     def discard(self) -> None:
         """Let go of the path and remove the file; one that it replaced is back then."""
@@ -287,11 +343,14 @@ class FileSink:
         if self._replaced is not None:
             self._replaced.replace(self.path)
             self._replaced = None
-        self.close()
+        self._release()
 
     def close(self) -> None:
         """Let go of the path."""
-        self.keep()
+        self.replace_earlier()
+        self._release()
+
+    def _release(self) -> None:
         if self._handle is not None:
             for handle in (*(handle for _, handle in self._finished), self._handle):
                 os.close(handle)
@@ -299,7 +358,7 @@ class FileSink:
 
 
 def _last_bytes(handle: int, size: int) -> bytes:
-    """The last of the first ``size`` bytes of a file; nothing on Windows, where nobody can cut off an open file."""
+    """Return the last of the first ``size`` bytes of a file; none on Windows, where nobody can cut off an open file."""
     if sys.platform == "win32":
         return b""
     count = min(size, 64)

@@ -1,7 +1,7 @@
-"""Outlets: what takes chunks in its own time, beside a file or without one. A queue that is bounded, and emptied by a thread.
+"""Live sinks: viewers and recording streams, which take chunks at their own pace from a bounded queue.
 
-Rerun's client sends the memory that a chunk wraps, and blocks its caller for as long as it likes. So an outlet copies what
-it is offered, and only a thread of its own waits for Rerun.
+Rerun's client sends the memory that a chunk wraps, and blocks its caller without a limit. So a live sink copies the chunks that
+it is offered, and a thread of its own waits for Rerun.
 """
 
 from __future__ import annotations
@@ -18,48 +18,50 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 STALL_SECONDS = 10.0
-"""How long an outlet may take nothing before it is given up."""
+"""Seconds that a live sink may take no chunk before it is given up."""
 
 CLOSE_SECONDS = 5.0
-"""How long the end of the recording waits for an outlet to take the rest."""
+"""Seconds that the end of the recording waits for a live sink to take the rest."""
 
 QUEUE_BYTES = 32 << 20
-"""What may wait for an outlet, in bytes; for what comes then there is no room."""
+"""Bytes that may wait in the queue of a live sink. Chunks that come when it is full are dropped."""
 
 TICK = 0.25
-"""Seconds that are counted, where a clock would go on while the whole program is suspended."""
+"""Seconds of a tick. Ticks are counted, since a clock would go on while the whole program is suspended."""
 
 Frames = tuple[int, int]
 """The frames ``[first, last)``."""
 
 
-class Outlet(ABC):
-    """Something that takes chunks in its own time.
+class LiveSink(ABC):
+    """Takes chunks at its own pace.
 
     Args:
-        label: what messages call it.
-        keeps: nothing else keeps what is recorded. The writer waits until there is room then; else what there is no room for
-            is dropped.
+        label: its name in messages.
+        is_sole: whether no other sink keeps the recording. If so the writer waits for room in the queue, else chunks are dropped
+            when it is full. Default: False.
 
     Attributes:
-        dropped_frames: frames that it didn't get, in whole or in part.
+        label: its name in messages.
+        is_sole: whether no other sink keeps the recording.
+        dropped_frames: number of frames that it didn't get, in whole or in part.
     """
 
     FATE: ClassVar[str]
-    """What became of it, once it takes nothing any more."""
+    """Verb for messages about a sink that takes no more chunks."""
 
-    def __init__(self, label: str, *, keeps: bool = False) -> None:
+    def __init__(self, label: str, *, is_sole: bool = False) -> None:
         self.label = label
-        self.keeps = keeps
+        self.is_sole = is_sole
         self.dropped_frames = 0
         self._changed = threading.Condition()
         self._queue: collections.deque[tuple[Any, int]] = collections.deque()  # messages and their sizes
         self._queued_bytes = 0
-        self._sent = 0  # messages that were put into the queue, and that it has
+        self._sent = 0  # messages that were put into the queue, and that have arrived
         self._acknowledged = 0
-        # Frames that it may not have yet, and how many messages were sent before those of these frames.
+        # Frames that may not have arrived, and how many messages were sent before those of these frames.
         self._under_way: collections.deque[tuple[int, Frames]] = collections.deque()
-        self._frames: Frames | None = None  # those whose chunks come
+        self._frames: Frames | None = None  # the frames of the chunks that come
         self._counted = 0  # frames before this one have been counted as dropped, or arrived
         self._dropping = False
         self._is_over = False
@@ -76,14 +78,18 @@ class Outlet(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Pass on the rest, for 5 s at the most, and end. What is in the queue then is lost."""
+        """Pass on the rest, for 5 s at the most, and end. Chunks that are in the queue then are lost."""
 
     def begin(self, frames: Frames | None) -> None:
-        """Chunks come that belong together: of some frames, or of none. Whether there is room for them."""
+        """Expect chunks that belong together, and drop all of them if there is no room.
+
+        Args:
+            frames: the frames of the chunks; None: they are of no frames, and never dropped for lack of room.
+        """
         with self._changed:
             self._forget_what_arrived()
             self._frames = frames
-            is_full = frames is not None and not self.keeps and self._queued_bytes > QUEUE_BYTES
+            is_full = frames is not None and not self.is_sole and self._queued_bytes > QUEUE_BYTES
             self._dropping = self._is_over or is_full
             if frames is not None:
                 if self._dropping:
@@ -92,31 +98,31 @@ class Outlet(ABC):
                     self._under_way.append((self._sent, frames))
 
     def offer(self, chunk: Chunk) -> None:
-        """Take a copy of a chunk, if there is room for what it belongs to. Waits if nothing else keeps it, and never else."""
+        """Take a copy of a chunk, unless the chunks that it belongs to are dropped. Wait for room only if this is the sole sink."""
         if self._dropping:
             return
-        if self.keeps:
+        if self.is_sole:
             self._wait(lambda: self._queued_bytes <= QUEUE_BYTES)
         copy = _encoded(chunk.to_record_batch())
         self._put(self._message(copy), copy.size)
 
     @abstractmethod
     def _message(self, chunk: pa.Buffer) -> Any:
-        """What is queued of a chunk that is encoded."""
+        """Return the message for an encoded chunk."""
 
     def sync(self) -> None:
-        """Return when it has what it was offered, or is given up: after 10 s without progress at the latest."""
+        """Wait until all chunks have arrived, or the sink is given up, after 10 s without progress at the latest."""
         self._wait(lambda: self._acknowledged >= self._sent)
 
-    def trouble(self) -> ConnectionError | None:
-        """What became of it, if it takes nothing any more."""
+    def error(self) -> ConnectionError | None:
+        """Return an error if it takes nothing any more, else None."""
         if not self._is_over or self._is_closing:
             return None
         return ConnectionError(f"{self.label} {self.FATE} ({self._why})")
 
     @property
     def oldest_waiting(self) -> int | None:
-        """Number of the first frame that is under way; None: it has got all, or gets no more."""
+        """Number of the first frame that hasn't arrived; None if all have, or none arrives any more."""
         with self._changed:
             self._forget_what_arrived()
             if self._is_over or self._acknowledged >= self._sent or not self._under_way:
@@ -138,7 +144,7 @@ class Outlet(ABC):
 
     @abstractmethod
     def _stalled(self) -> None:
-        """Somebody has waited in vain, see :meth:`_wait`."""
+        """Give up: a caller of :meth:`_wait` has waited in vain."""
 
     def _put(self, message: Any, size: int) -> None:
         with self._changed:
@@ -151,13 +157,13 @@ class Outlet(ABC):
                 self._drop(self._frames)
 
     def _next(self) -> tuple[Any, int] | None:
-        """The next message and its size, waited for; None: it is over."""
+        """Wait for the next message. Return it and its size; None if the sink takes no more."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._queue) or self._is_over)
             return None if self._is_over else self._queue.popleft()
 
     def _taken(self, size: int) -> None:
-        """A message has left the queue for good."""
+        """Make room for the bytes of a message that has left the queue for good."""
         with self._changed:
             self._queued_bytes -= size
             self._changed.notify_all()
@@ -168,7 +174,7 @@ class Outlet(ABC):
             self._changed.notify_all()
 
     def _end(self, why: str = "") -> None:
-        """It takes nothing any more; what hasn't arrived never will."""
+        """Take no more chunks. Frames that haven't arrived are counted as dropped."""
         with self._changed:
             if self._is_over:
                 return
@@ -187,7 +193,7 @@ class Outlet(ABC):
 
     def _drop(self, frames: Frames) -> None:
         first, last = frames
-        if first == last:  # what belongs to frames that were counted already
+        if first == last:  # chunks of frames that were counted already
             return
         self.dropped_frames += max(0, last - max(first, self._counted))
         self._counted = max(self._counted, last)

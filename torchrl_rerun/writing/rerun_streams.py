@@ -1,8 +1,7 @@
-"""Recording streams of the user's own, in which what the user logs and what is recorded meet. Nothing here can hang.
+"""Recording streams of the user's own, to which both the user and the recorder log.
 
-Rerun's client can: where nobody takes what it sends, or the disk is full, a stream's queue fills up until ``send_chunks``
-blocks for ever, and so does the end of the program (rerun-sdk 0.41). So the queue is asked to be empty every few megabytes,
-and a stream that doesn't get there is given up.
+rerun-sdk 0.41: if no process takes what a stream sends, or the disk is full, its queue fills up until ``send_chunks`` blocks for
+ever, and so does the end of the program. So a stream is flushed every few megabytes, and given up if that fails.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.exact import EXACT, are_exact_floats
 from torchrl_rerun.kinds.schema import RECORDING_INFO
-from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, Outlet
+from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, LiveSink
 from torchrl_rerun.writing.sender import UNFLUSHED_BYTES
 
 FLUSH_SECONDS = 2.5
-"""How long a stream is waited for at a time, of all the time that it may take nothing."""
+"""Seconds of one flush. A stream that takes nothing is flushed again and again until it is given up."""
 
 _INSTEAD = "append the recorder to the batched environment, or give it a file or the URL of a viewer"
 
@@ -39,19 +38,19 @@ class NoStreamError(ConnectionError):
 
 
 class OutOfReachError(NoStreamError):
-    """There is one, or may be, in another process."""
+    """A recording stream exists, or may exist, in another process."""
 
 
 class UsersStream:
     """A recording stream that the user made, or made the active one.
 
-    It can be copied within its process. In another one, as in the workers of a batched environment, it can't be had.
+    It can be copied within its process. In other processes, such as the workers of a batched environment, it can't be found.
 
     Args:
         stream: the stream; None: the one that is active when a recording begins.
 
     Attributes:
-        label: what messages call it.
+        label: its name in messages.
     """
 
     def __init__(self, stream: rr.RecordingStream | None) -> None:
@@ -63,10 +62,10 @@ class UsersStream:
             _of_this_process[self._token] = stream
 
     def found(self) -> rr.RecordingStream:
-        """The stream.
+        """Return the stream.
 
         Raises:
-            OutOfReachError: it can't be had in this process.
+            OutOfReachError: it lives in another process.
             NoStreamError: there is no active recording.
         """
         is_active = self._token is None
@@ -81,7 +80,7 @@ class UsersStream:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}  # which can be neither pickled nor copied
+        return {**self.__dict__, "_stream": None}  # a stream can be neither pickled nor copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
@@ -93,36 +92,36 @@ _of_this_process: weakref.WeakValueDictionary[str, rr.RecordingStream] = weakref
 
 
 def application_id_of(stream: rr.RecordingStream) -> str:
-    """What groups a stream's recordings in the viewer."""
+    """Return the id by which the viewer groups the recordings of a stream."""
     return rr.get_application_id(stream) or ""
 
 
-class StreamOutlet(Outlet):
-    """A recording stream that takes part in a recording. It stays open when that ends.
+class LiveStream(LiveSink):
+    """A recording stream of the user's that gets the chunks of a recording. It stays open when the recording ends.
 
     Args:
         stream: the stream.
-        label: what messages call it.
-        envs: indices of the environments that are recorded.
-        keeps: nothing else keeps what is recorded.
+        label: its name in messages.
+        envs: the indices of the environments that are recorded.
+        is_sole: whether no other sink keeps the recording.
     """
 
     FATE = "was given up"
 
-    def __init__(self, stream: rr.RecordingStream, label: str, envs: range, *, keeps: bool) -> None:
-        super().__init__(label, keeps=keeps)
+    def __init__(self, stream: rr.RecordingStream, label: str, envs: range, *, is_sole: bool) -> None:
+        super().__init__(label, is_sole=is_sole)
         self._stream = stream
         self._part = _Part(os.getpid(), stream.get_recording_id(), envs)
         self._is_open = False
         self._thread: threading.Thread | None = None
 
     def open(self, *, application_id: str, recording_id: str) -> None:
-        """Begin to take chunks.
+        """Begin to take chunks, under the ids that the stream has itself.
 
         Raises:
-            OSError: another recorder has environments of these indices in it.
+            OSError: another recorder has environments of these indices in the stream.
         """
-        del application_id, recording_id  # it has its own
+        del application_id, recording_id
         for other in _taken:
             if self._part.is_in_the_way_of(other):
                 raise OSError(
@@ -138,7 +137,7 @@ class StreamOutlet(Outlet):
         self._thread.start()
 
     def offer(self, chunk: Chunk) -> None:
-        """Take a copy of a chunk. What the recording is called is the user's to say."""
+        """Take a copy of a chunk, unless it names the recording: the user names the stream."""
         if chunk.entity_path != f"/__properties/{RECORDING_INFO}":
             super().offer(chunk)
 
@@ -158,14 +157,14 @@ class StreamOutlet(Outlet):
         if not self._is_over:
             self._stalled()
         if self._thread is not None:
-            self._thread.join(2 * FLUSH_SECONDS)  # within Rerun's client it could not outlive the interpreter in peace
+            self._thread.join(2 * FLUSH_SECONDS)  # within Rerun's client it would crash when the interpreter ends
         _taken.remove(self._part)
 
     def _message(self, chunk: pa.Buffer) -> pa.Buffer:
         return chunk
 
     def _pump(self) -> None:
-        """Pass on what is queued. A stream that blocks this thread blocks no other."""
+        """Pass on the queue. A stream that blocks this thread blocks no other."""
         passed = unflushed = 0
         try:
             while True:
@@ -193,10 +192,10 @@ class StreamOutlet(Outlet):
             self._end(str(error))
 
     def _flush(self) -> None:
-        """Return when all that was passed on is where the stream sends it.
+        """Wait until all chunks that were passed on have arrived.
 
         Raises:
-            RuntimeError: it isn't, and won't be.
+            RuntimeError: they haven't, for so long that the stream is given up.
         """
         waited = 0.0
         while True:
@@ -221,9 +220,10 @@ class StreamOutlet(Outlet):
 
 
 def beside_the_users(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Numbers to plot as ``rr.Scalars`` has them: in one recording the viewer plots those that say what they are, or the others.
+    """Return a batch in which numbers to plot are Rerun's ``Scalar`` components.
 
-    Those are float64 (rerun-sdk 0.41). What that doesn't hold to the bit is there as it was, too.
+    rerun-sdk 0.41: in one recording the viewer plots either columns that claim to be ``Scalar``s, or those that don't. The
+    user's do. ``Scalar`` is float64; numbers that float64 doesn't hold to the bit are kept in a second column.
     """
     at = batch.schema.get_field_index("Scalars:scalars")
     if at < 0:
@@ -258,7 +258,7 @@ _taken: list[_Part] = []
 
 
 _recorded_to: list[rr.RecordingStream] = []
-"""All streams that were recorded to: none is collected as garbage before the end of the program, for which Rerun would wait."""
+"""All streams that were recorded to. Rerun may wait for ever when a stream is collected as garbage, so none is."""
 
 _given_up: list[rr.RecordingStream] = []
 
@@ -266,8 +266,8 @@ _given_up: list[rr.RecordingStream] = []
 def _end_rerun() -> None:
     """End Rerun's client at the end of the program, in 10 s at the most.
 
-    By itself it waits for ever for a viewer that has stopped reading, when a stream is collected as garbage and at the end of
-    the program, even if a flush has succeeded (rerun-sdk 0.41).
+    rerun-sdk 0.41: the client waits for ever for a viewer that has stopped reading, both when a stream is collected as garbage
+    and at the end of the program, even if a flush has succeeded.
     """
     if not _recorded_to:
         return
@@ -280,4 +280,4 @@ def _end_rerun() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
 
 
-atexit.register(_end_rerun)  # before there are recorders, which are closed before it
+atexit.register(_end_rerun)  # registered before any recorder, so that recorders are closed before it runs

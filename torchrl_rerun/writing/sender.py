@@ -1,8 +1,8 @@
-"""Sends chunks to a viewer, in a process of its own: it may hang or be killed without harm to the one that records.
+"""Sender: a process that sends chunks to a viewer. It may hang or be killed without harm to the process that records.
 
-It is run as a file, and knows Rerun and Arrow alone. On its standard input come messages, each a kind, a size and so many
-bytes: first the greeting, then chunks and layouts, at last the end. On its standard output it says, a line each, ``ack N``
-(so many of those after the greeting are with the viewer) and ``error TEXT`` (it is over, and why).
+The module is run as a file, and imports Rerun and Arrow alone. Messages come on its standard input, each a kind, a size and so
+many bytes: first the greeting, then chunks and layouts, at last the end. On its standard output it writes lines: ``ack N`` (the
+viewer has the first N messages after the greeting) and ``error TEXT`` (nothing more is sent, and why).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ HEADER = struct.Struct("<BQ")
 GREETING, CHUNK, LAYOUT, END = range(4)
 
 UNFLUSHED_BYTES = 8 << 20
-"""What is given to Rerun's client before it is asked whether the viewer has it."""
+"""Bytes that are given to Rerun's client before it is flushed."""
 
 SERVED_SECONDS = 0.5
-"""How long a server stays after the end, for the viewers that are connected to get the rest."""
+"""Seconds that a server stays after the end, so that connected viewers get the rest."""
 
 
 def _read_exactly(source: RawIOBase, size: int) -> bytearray | None:
@@ -41,7 +41,7 @@ def _read_exactly(source: RawIOBase, size: int) -> bytearray | None:
 
 
 def _read_message(source: RawIOBase) -> tuple[int, bytearray]:
-    """The next message; the end, if the other side is gone."""
+    """Return the kind and the bytes of the next message; that of the end if the other side is gone."""
     header = _read_exactly(source, HEADER.size)
     if header is None:
         return END, bytearray()
@@ -55,7 +55,7 @@ def _say(line: str) -> None:
 
 
 def _leave(error: str | None = None) -> NoReturn:
-    """End at once: what Rerun does at the end of a program may take for ever."""
+    """End at once: Rerun's clean-up at the end of a program may take for ever."""
     try:
         if error is not None:
             _say(f"error {error}")
@@ -64,10 +64,10 @@ def _leave(error: str | None = None) -> NoReturn:
 
 
 class _Watchdog:
-    """Ends the process when a call takes too long, or when its parent is gone and the rest takes too long.
+    """Ends the process if a call takes too long, or if its parent is gone and the rest takes too long.
 
-    A fork of the parent keeps the pipe open, so that its end is no sign that the parent is gone. Ticks are counted, not
-    seconds of the clock: while this process itself is suspended none passes.
+    A fork of the parent keeps the pipe open, so that an open pipe doesn't prove that the parent lives. Ticks are counted, not
+    seconds of the clock: none passes while this process is suspended.
     """
 
     TICK = 0.25
@@ -110,9 +110,9 @@ def _connected(rr: Any, greeting: dict[str, Any]) -> Any:
 
 
 def main() -> NoReturn:
-    """Send what comes until the end comes."""
+    """Send the messages that come until the end comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
-    # Imported before the first message comes: there is time now.
+    # Imported here, and before the first message comes: other modules import this one for its constants.
     import pyarrow as pa  # noqa: PLC0415
     import rerun as rr  # noqa: PLC0415
     from rerun.chunk import Chunk  # noqa: PLC0415
@@ -169,5 +169,5 @@ def main() -> NoReturn:
 if __name__ == "__main__":
     try:
         main()
-    except BaseException as error:  # whatever it is, the parent is told
+    except BaseException as error:  # the parent is told of any error
         _leave("it takes nothing" if "timed out" in str(error).lower() else str(error) or type(error).__name__)

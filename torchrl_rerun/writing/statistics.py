@@ -1,4 +1,4 @@
-"""Statistics over all environments of a batch, for batches too large to look at one by one."""
+"""Statistics over all environments of a batch, if there are too many to look at each."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.block import Block, Track
+from torchrl_rerun.blocks.block import Block, StreamGroup
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
+from torchrl_rerun.kinds.palette import series_style
 from torchrl_rerun.kinds.streams import batch_path
 from torchrl_rerun.kinds.timelines import FRAME, LOG_TIME, STEP, TIMELINES
-from torchrl_rerun.writing.chunks import series_style
 
 STATISTICS = ("mean", "minimum", "10 %", "median", "90 %", "maximum")
-"""What the numbers of a row of ``/batch/{key}`` are, in this order."""
+"""The numbers of a row of ``/batch/{key}``, in order."""
 
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
@@ -26,30 +26,29 @@ COLORS = (0xF2A33AFF, 0x4E9BE666, 0x4E9BE6AA, 0x4E9BE6FF, 0x4E9BE6AA, 0x4E9BE666
 
 
 class BatchStatistics:
-    """Turns blocks of rewards, and of their sums, into statistics over the environments and agents at each frame.
+    """Makes chunks of statistics over the environments and agents, of each reward and running return at each frame.
 
-    A reward's are over the environments that were stepped; a return's over all, each with what it has so far.
+    Statistics of a reward are over the environments that were stepped, those of a running return over all environments.
 
     Args:
-        fps: frames per second of simulated time; None: no ``sim_time``.
-        sums: running sums of rewards so far.
+        fps: frames per second of simulated time; None: there is no ``sim_time``.
+        sums: the running returns so far.
     """
 
     def __init__(self, fps: float | None, sums: Sums) -> None:
         self._fps = fps
         self._sums = sums
 
-    def static(self, tracks: Sequence[Track]) -> Iterator[Chunk]:
-        """What does not change over time: names and colours."""
-        for track in tracks:
-            for stream in track.streams:
-                yield Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS))
+    def static(self, groups: Sequence[StreamGroup]) -> list[Chunk]:
+        """Return the names and colours of the lines."""
+        streams = [stream for group in groups for stream in group.streams]
+        return [Chunk.from_columns(batch_path(stream.key), [], series_style(STATISTICS, COLORS)) for stream in streams]
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        """One chunk for each reward and each sum."""
+        """Return one chunk for each reward and each running return."""
         block.wait()
         sums = self._sums.of(block)
-        for number, track in enumerate(block.tracks):
+        for number, group in enumerate(block.groups):
             frames, present = np.array(block.frames[number], np.intp), block.presence(number)
             slots = np.arange(len(frames)) if present is None else np.flatnonzero(present.any(axis=1))
             frames = frames[slots]
@@ -59,7 +58,7 @@ class BatchStatistics:
                 values.stream.key: values.stream.numbers(values.by_frame[slots]) for values in block.values[number]
             }
             entities = []
-            for stream in track.streams:
+            for stream in group.streams:
                 values = sums[stream.key][slots] if stream.sums else stepped[stream.key]
                 among = None if stream.sums or present is None else present[slots]
                 rows = statistics(values.reshape(*values.shape[:2], -1), among)
@@ -72,13 +71,11 @@ class BatchStatistics:
 def statistics(
     values: npt.NDArray[np.generic], present: npt.NDArray[np.bool_] | None = None
 ) -> npt.NDArray[np.float64]:
-    """The :data:`STATISTICS` of each row, ``[rows, 6]``.
-
-    Quantiles are interpolated linearly, as NumPy does.
+    """Return the :data:`STATISTICS` of each row, ``[rows, 6]``. Quantiles are interpolated linearly.
 
     Args:
         values: ``[rows, envs, numbers]``.
-        present: whose values count, ``[rows, envs]``, at least one in each row; None: all.
+        present: mask of the environments that count, ``[rows, envs]``, at least one in each row. Default: all.
 
     >>> statistics(np.arange(11.0).reshape(1, 11, 1)).tolist()
     [[5.0, 0.0, 1.0, 5.0, 9.0, 10.0]]

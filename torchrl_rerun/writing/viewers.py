@@ -1,8 +1,8 @@
-"""Live viewers: chunks go to a process of their own, and from there over gRPC. Nothing here can hang.
+"""Live viewers: chunks go through a pipe to a process of their own, and from there over gRPC.
 
-Rerun's own client can: with a viewer that has stopped reading, ``send_chunks`` blocks for ever once its queue is full, and
-so does the end of the program (rerun-sdk 0.41). So it runs in a process that can be killed, :mod:`torchrl_rerun.writing.sender`,
-and what the viewer doesn't take in time is dropped and counted.
+rerun-sdk 0.41: if a viewer stops reading, ``send_chunks`` blocks for ever once its queue is full, and so does the end of the
+program. So Rerun's client runs in a process that can be killed, :mod:`torchrl_rerun.writing.sender`, and chunks that the viewer
+doesn't take in time are dropped and counted.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, Outlet
+from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, LiveSink
 from torchrl_rerun.writing.sender import CHUNK, END, GREETING, HEADER, LAYOUT
 
 CONNECT_SECONDS = 2.0
-"""How long a viewer may take to answer when the recording begins; half of it to accept, half to answer."""
+"""Seconds that a viewer may take when the recording begins, half of them to accept a connection, half to answer."""
 
 _PIPE_BYTES = 1 << 20  # Linux's limit for processes without privileges
 _SCHEMES = {"RerunHttp": "rerun+http", "RerunHttps": "rerun+https", "Rerun": "rerun"}
@@ -37,11 +37,12 @@ _SCHEMES = {"RerunHttp": "rerun+http", "RerunHttps": "rerun+https", "Rerun": "re
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a viewer is.
+    """The address of a viewer.
 
     Attributes:
-        url: its address.
-        how: what :mod:`torchrl_rerun.writing.sender` must know: ``{"connect": url}``, or ``{"serve": [ip, port], "options": ...}``.
+        url: its URL.
+        how: the part of the greeting of :mod:`torchrl_rerun.writing.sender` that names it: ``{"connect": url}``, or
+            ``{"serve": [ip, port], "options": ...}``.
     """
 
     url: str
@@ -49,13 +50,13 @@ class Endpoint:
 
     @classmethod
     def of(cls, target: object) -> Endpoint:
-        """The endpoint that a URL (``rerun+http://127.0.0.1:9876/proxy``) or one of Rerun's gRPC sinks stands for.
+        """Return the endpoint of a URL (``rerun+http://127.0.0.1:9876/proxy``) or of one of Rerun's gRPC sinks.
 
-        Rerun's sinks don't say where they go to, but print it (rerun-sdk 0.41).
+        rerun-sdk 0.41: the sinks have no attribute with their address, but their ``repr`` has it.
 
         Raises:
-            TypeError: it is none of these.
-            ValueError: it is no URL of a viewer.
+            TypeError: ``target`` is neither a URL nor a sink.
+            ValueError: ``target`` is no URL of a viewer.
 
         >>> Endpoint.of("rerun+http://127.0.0.1:9876/proxy") == Endpoint.of(rr.GrpcSink())
         True
@@ -84,11 +85,11 @@ class Endpoint:
         raise TypeError(f"{target!r} is no viewer; pass its URL, rerun+http://host:port/proxy")
 
 
-class Viewer(Outlet):
-    """A viewer that is watching now.
+class Viewer(LiveSink):
+    """A viewer that shows the recording while it is made.
 
     Args:
-        endpoint: where it is.
+        endpoint: its address.
     """
 
     FATE = "is gone"
@@ -105,7 +106,7 @@ class Viewer(Outlet):
 
         Raises:
             ConnectionError: there is no viewer, or it doesn't answer.
-            OSError: the process can't be started, or the port to serve at is taken.
+            OSError: the process can't be started, or the port to serve at is in use.
         """
         if "connect" in self._how:
             _probe(self._url)
@@ -115,7 +116,7 @@ class Viewer(Outlet):
                 port.bind(tuple(self._how["serve"]))
         hidden = ("RERUN", "_RERUN_TEST_FORCE_SAVE")  # they would send the data elsewhere
         self._process = subprocess.Popen(
-            # As a file: as a module of the package it would import torch first.
+            # Run as a file: as a module of the package it would import the package first.
             [sys.executable, "-P", str(Path(__file__).with_name("sender.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -139,7 +140,7 @@ class Viewer(Outlet):
         self._send(LAYOUT, pickle.dumps(layout))
 
     def close(self) -> None:
-        """Send the rest, for 5 s at the most, and end. What is in a queue then is lost."""
+        """Send the rest, for 5 s at the most, and end. Chunks that are in a queue then are lost."""
         process = self._process
         if process is None or self._owner != os.getpid():
             return
@@ -154,7 +155,7 @@ class Viewer(Outlet):
     # --- the threads ---
 
     def _pump(self) -> None:
-        """Write what is queued into the pipe: a viewer that doesn't read blocks this thread, and no other."""
+        """Write the queue into the pipe. A viewer that doesn't read blocks this thread, and no other."""
         with contextlib.suppress(OSError):
             while (message := self._next()) is not None:
                 (kind, data), size = message
@@ -167,7 +168,7 @@ class Viewer(Outlet):
                     break
 
     def _listen(self) -> None:
-        """Read what the process says until it ends."""
+        """Read the lines that the process writes until it ends."""
         process = self._process
         assert process is not None
         assert process.stdout is not None
@@ -189,26 +190,26 @@ class Viewer(Outlet):
         return CHUNK, memoryview(chunk)
 
     def _stalled(self) -> None:
-        """The process that sends to it sees to that."""
+        """Do nothing: the process that sends has a watchdog of its own."""
 
     def _send(self, kind: int, data: bytes) -> None:
         self._put((kind, memoryview(data)), len(data))
 
 
 def _probe(url: str) -> None:
-    """Ask whether a gRPC server answers: a TCP connection, then the settings that HTTP/2 begins with.
+    """Raise unless a gRPC server answers: open a TCP connection, and exchange the settings that HTTP/2 begins with.
 
-    A connection alone says nothing: the system accepts it for a process that is stopped.
+    A connection alone proves nothing: the system accepts it for a process that is stopped.
 
     Raises:
-        ConnectionError: nobody listens, or who listens doesn't answer in time or speaks something else.
+        ConnectionError: no process listens, or it doesn't answer in time, or is no gRPC server.
     """
     address = urlsplit(url)
     seconds = CONNECT_SECONDS / 2
     try:
         with socket.create_connection((address.hostname or "127.0.0.1", address.port or 9876), seconds) as connection:
             if address.scheme != "rerun+http":
-                return  # encrypted: leave it at that
+                return  # an encrypted connection: its handshake is left to Rerun
             connection.settimeout(seconds)
             connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
             answer = connection.recv(9)

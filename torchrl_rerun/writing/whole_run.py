@@ -1,32 +1,33 @@
-"""Output: what becomes of blocks, on the writer's thread. Here one recording of the whole run."""
+"""Whole runs: the output that puts all environments into one recording."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.pieces import pieces
+from torchrl_rerun.blocks.env_rows import rows_by_env
 from torchrl_rerun.blocks.returns import Sums
-from torchrl_rerun.kinds.losses import Losses
 from torchrl_rerun.kinds.schema import Described, Source, Split, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import FRAME
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoder import Pictures
+from torchrl_rerun.writing.encoding import Encoding
+from torchrl_rerun.writing.losses import Losses
 
 
 class WholeRun:
-    """All environments in one recording, each below ``/env_{i}``.
+    """Makes chunks of all environments for one recording, each environment below ``/env_{i}``.
 
     Args:
         source: the environments.
         envs: the environment index of each row of the blocks.
-        sums: running sums of rewards so far.
-        split: what the recording is of, a run or a part of it.
-        max_age: seconds after which a picture is due.
+        sums: the running returns so far.
+        split: whether the recording is of a run, or of one dump.
+        max_age: seconds after which an encoded image is due.
         first_frame: number of the frame that is 0 in the recording.
     """
 
@@ -46,8 +47,11 @@ class WholeRun:
         self._split = split
         self._first_frame = first_frame
         losses = Losses()
-        self._pictures = Pictures(source.fps, losses, max_age=max_age)
-        self._factory = ChunkFactory(source.fps, self._pictures, losses)
+        self._encoding = Encoding(source.fps, losses, max_age=max_age)
+        self._factory = ChunkFactory(source.fps, self._encoding, losses)
+
+    def lay_out(self, layout: rrb.Blueprint) -> None:
+        """Do nothing: the recording gets its layout when it is finished."""
 
     def grow(self, source: Source, envs: Sequence[int]) -> None:
         """Write more environments from now on; no block may be on its way.
@@ -61,11 +65,11 @@ class WholeRun:
     def describe(
         self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterator[Chunk]:
-        """What doesn't change over time.
+        """Return the schema, and the static chunks of new streams.
 
         Args:
-            described: all that is recorded, as far as it is known by now.
-            new: the streams that are new in it.
+            described: all streams that are recorded, as far as they are known by now.
+            new: the streams that are new among these.
             statistics: the keys of which there are statistics over all environments.
             ends: the flags that end episodes.
         """
@@ -73,37 +77,32 @@ class WholeRun:
         yield from static_chunks(new, self._envs)
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
-        """What is to be written of a block at once."""
-        for piece in pieces(block, len(self._envs), self._sums):
+        """Return the chunks of a block, those of encoded images excepted."""
+        for piece in rows_by_env(block, len(self._envs), self._sums):
             piece.positions[:, FRAME] -= self._first_frame
             yield from self._factory.chunks(piece, self._envs[piece.row])
-        self._pictures.settle()  # they are views of the block
+        self._encoding.finish()  # the images that are being encoded are views of the block
 
-    def settle(self, complete: Callable[[], int]) -> Iterator[Chunk]:
-        """What is to be written after a block.
-
-        Args:
-            complete: says before which frame everything has come.
-        """
-        del complete
-        yield from self._pictures.due(time.time_ns())
+    def due(self) -> Iterator[Chunk]:
+        """Return chunks of the images that have waited long enough, or are enough for a chunk."""
+        yield from self._encoding.due(time.time_ns())
 
     def rest(self, complete: int) -> Iterator[Chunk]:
-        """What is to be written so that all is.
+        """Return the chunks of all encoded images that wait.
 
         Args:
-            complete: before which frame everything has come. After Ctrl-C more may come before this is gone through.
+            complete: the frame before which all rows have come.
         """
         del complete
-        yield from self._pictures.rest()
+        yield from self._encoding.rest()
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of what waits."""
-        return self._pictures.waiting_bytes
+        """Bytes of the encoded images that wait."""
+        return self._encoding.waiting_bytes
 
     @property
     def oldest_waiting(self) -> int | None:
-        """Number of the first frame of which something waits; None: nothing does."""
-        oldest = self._pictures.oldest_waiting
+        """Number of the first frame of which an encoded image waits; None if none does."""
+        oldest = self._encoding.oldest_waiting
         return None if oldest is None else oldest + self._first_frame

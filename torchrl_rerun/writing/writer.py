@@ -1,8 +1,9 @@
-"""The writer: a thread that feeds the sink with chunks; errors come back to whoever asks."""
+"""The writer: a thread that makes chunks of blocks and passes them to a chunk writer and to live sinks."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 import time
@@ -11,69 +12,107 @@ from typing import NamedTuple
 
 from rerun.chunk import Chunk
 
-from torchrl_rerun.writing.live import Outlet
-from torchrl_rerun.writing.sink import Sink
+from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.kinds.schema import Described
+from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.writing.live import Frames, LiveSink
+from torchrl_rerun.writing.output import BlockOutput, Output
+from torchrl_rerun.writing.target import ChunkWriter
 
 
-class Writer:
-    """Writes what it is given, in order, in a thread of its own.
+class WriterThread:
+    """Writes blocks and chunks in the order in which they come, in a thread of its own.
+
+    Nothing is called back: an error stays in :attr:`error`, and other threads look at :attr:`failures`.
 
     Args:
-        sink: an open sink. It is waited for.
-        outlets: get copies, and are waited for only where nothing else keeps what is recorded.
-        noticed: called on the writer's thread when something has gone wrong.
-        idle: called on the writer's thread when there has been nothing to do for a while.
-        patience: how many seconds that is.
-        application_id, recording_id: what the recording is called.
+        chunk_writer: takes the chunks. It is waited for.
+        live_sinks: get copies of the chunks. A sink is waited for only if it is the sole one.
+        output: makes chunks of blocks, and after each block those that are due.
+        application_id, recording_id: ids of the recording.
 
     Attributes:
-        error: what went wrong; nothing is written any more then.
-        busy_seconds: how long it has been at work.
+        error: the error after which nothing more is written; None if there was none.
+        failures: number of failures so far: of the writer itself, and of live sinks.
+        busy_seconds: seconds that it has been at work.
     """
 
     def __init__(
         self,
-        sink: Sink,
-        outlets: Sequence[Outlet],
-        noticed: Callable[[], None],
-        idle: Callable[[], None],
+        chunk_writer: ChunkWriter,
+        live_sinks: Sequence[LiveSink],
+        output: Output,
         *,
-        patience: float,
         application_id: str,
         recording_id: str,
     ) -> None:
-        self._sink = sink
-        self._outlets = outlets
-        self._noticed = noticed
-        self._idle = idle
-        self._patience = patience
+        self._chunk_writer = chunk_writer
+        self._live_sinks = live_sinks
+        self._output = output
         self._application_id = application_id
         self._recording_id = recording_id
         self._jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
+        self._is_at_work = False
         self.error: BaseException | None = None
+        self.failures = 0
         self.busy_seconds = 0.0
         # A daemon: at interpreter exit Python would wait for any other thread before the recorder gets to close it.
         self._thread = threading.Thread(target=self._run, name="torchrl_rerun-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
         self._thread.start()
 
-    def put(
-        self,
-        chunks: Iterable[Chunk],
-        written: Callable[[], None] = lambda: None,
-        frames: tuple[int, int] | None = None,
+    @property
+    def has_begun(self) -> bool:
+        """Whether :meth:`start` was called."""
+        return self._thread.ident is not None
+
+    def put(self, chunks: Sequence[Chunk]) -> None:
+        """Write chunks that all frames need, after all that was put before."""
+        self._jobs.put(_Job(lambda: chunks, None))
+
+    def put_description(
+        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> None:
-        """Write chunks after all that was put before.
+        """Describe the recording, after all that was put before. The arguments are those of :meth:`Output.describe`."""
+        self._jobs.put(_Job(functools.partial(self._output.describe, described, new, statistics, ends), None))
+
+    def put_segment(self, segment: Segment, output: BlockOutput) -> None:
+        """Write a segment after all that was put before, and release its block. One that is released already is skipped.
 
         Args:
-            chunks: may be a generator: it is asked for them on the writer's thread.
-            written: called on the writer's thread when they are with the sink.
-            frames: the frames ``[first, last)`` that they are of; None: what all the others need.
+            segment: a sealed segment, or one without frames, of which the memory is touched.
+            output: makes chunks of it.
         """
-        self._jobs.put(_Job(chunks, written, frames))
+        self._jobs.put(_Job(functools.partial(_chunks_of, segment, output), segment.frames, segment))
+        if segment.frames is not None:
+            self.put_due(segment.frames[1])
 
-    def alive(self) -> bool:
-        """Whether what is put will be written."""
+    def put_due(self, frame: int) -> None:
+        """Write the chunks that are due when all that was put before is written.
+
+        Args:
+            frame: the number of the next frame.
+        """
+        self._jobs.put(_Job(self._output.due, (frame, frame)))  # of frames that were counted already
+
+    def put_rest(self, frame: int) -> None:
+        """Write the chunks of all rows that wait in the output.
+
+        Args:
+            frame: the number of the next frame, before which all rows were put.
+        """
+        self._jobs.put(_Job(functools.partial(self._output.rest, frame), (frame, frame)))
+
+    def is_taking(self) -> bool:
+        """Return whether chunks that are put will be written."""
         return self.error is None and self._thread.is_alive()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._jobs.empty() and not self._is_at_work
 
     @property
     def is_current(self) -> bool:
@@ -81,7 +120,9 @@ class Writer:
         return threading.current_thread() is self._thread
 
     def flush(self) -> None:
-        """Return when all that was put before is with the sink, or the writer has failed."""
+        """Wait until the chunk writer keeps all that was put before, or the writer has failed."""
+        if not self.has_begun:
+            return
         reached = threading.Event()
         self._jobs.put(reached)
         while not reached.wait(0.2):
@@ -89,53 +130,73 @@ class Writer:
                 return
 
     def finish(self) -> None:
-        """Write what is left, end the recording, and return when that is done or has failed."""
+        """Write the rest, end the recording, and return when that is done or has failed."""
+        if not self.has_begun:
+            return
         self._jobs.put(None)
         while self._thread.is_alive():
             self._thread.join(0.2)  # in slices: an untimed join can't be interrupted by Ctrl-C everywhere
 
     def _run(self) -> None:
         try:
-            self._sink.write(self._stream(), application_id=self._application_id, recording_id=self._recording_id)
+            self._chunk_writer.write(
+                self._stream(), application_id=self._application_id, recording_id=self._recording_id
+            )
         except BaseException as error:  # a panic of Rerun's, for one, isn't an Exception
             self.error = self.error or error
             with contextlib.suppress(OSError):
-                self._sink.truncate()
-            self._noticed()
+                self._chunk_writer.truncate()
+            self._count_failures()
 
     def _stream(self) -> Iterator[Chunk]:
-        """All chunks, one after the other. Being asked for the next one means that those before are with the sink."""
-        while (job := self._next()) is not None:
+        """Return all chunks, one after the other. To be asked for the next one means that the chunk writer keeps those before."""
+        while (job := self._jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()
                 continue
-            began = time.monotonic()
+            self._is_at_work, began = True, time.monotonic()
             try:
-                for outlet in self._outlets:
-                    outlet.begin(job.frames)
-                for chunk in job.chunks:
-                    for outlet in self._outlets:
-                        outlet.offer(chunk)
+                for live_sink in self._live_sinks:
+                    live_sink.begin(job.of_frames)
+                for chunk in job.make():
+                    for live_sink in self._live_sinks:
+                        live_sink.offer(chunk)
                     yield chunk
-                self._sink.check()
+                gone = self._chunk_writer.error()
+                if gone is not None:
+                    raise gone  # noqa: TRY301 - it ends the stream, as any other error does
             except Exception as error:
-                self.error = self._sink.trouble() or error  # the sink would wrap it beyond recognition
+                self.error = self._chunk_writer.error() or error  # Rerun would wrap it beyond recognition
                 raise
-            self._sink.settle()
-            job.written()
-            if any(outlet.trouble() is not None for outlet in self._outlets):
-                self._noticed()
-            self.busy_seconds += time.monotonic() - began
+            self._chunk_writer.mark_whole()
+            if job.segment is not None:
+                job.segment.release()
+            self._count_failures()
+            self._is_at_work, self.busy_seconds = False, self.busy_seconds + time.monotonic() - began
 
-    def _next(self) -> _Job | threading.Event | None:
-        while True:
-            try:
-                return self._jobs.get(timeout=self._patience)
-            except queue.Empty:
-                self._idle()
+    def _count_failures(self) -> None:
+        self.failures = (self.error is not None) + sum(live_sink.error() is not None for live_sink in self._live_sinks)
 
 
 class _Job(NamedTuple):
-    chunks: Iterable[Chunk]
-    written: Callable[[], None]
-    frames: tuple[int, int] | None
+    """Chunks to write.
+
+    Attributes:
+        make: returns the chunks; called on the writer's thread.
+        of_frames: the frames ``[first, last)`` of the chunks; None: they are of no frame, and all frames need them.
+        segment: the segment that is released when the chunks are kept.
+    """
+
+    make: Callable[[], Iterable[Chunk]]
+    of_frames: Frames | None
+    segment: Segment | None = None
+
+
+def _chunks_of(segment: Segment, output: BlockOutput) -> Iterable[Chunk]:
+    """Return the chunks of a segment; none if it is released already, or has no frames and only gets its memory."""
+    if segment.is_released:
+        return ()
+    if segment.frames is None:
+        segment.block.touch()
+        return ()
+    return output.chunks(segment.block)

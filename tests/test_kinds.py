@@ -1,0 +1,175 @@
+"""Kinds that were only added: points in space, and a kind that a user writes."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import rerun.blueprint as rrb
+import torch
+from rerun.chunk import RrdReader
+from tensordict import NonTensorData, TensorDict, lazy_stack
+
+from looking import headless_viewer, opened, rerun_views, trouble
+from torchrl_rerun import Kind, Points3D, RerunRecorder, View, load
+
+STEPS = 6
+
+
+def rollout_of(observed):
+    """One environment's rollout in which a key has these values, one more than there are steps."""
+    steps = len(observed) - 1
+    following = {"reward": torch.ones(1, steps, 1), "done": torch.zeros(1, steps, 1, dtype=torch.bool)}
+    moments = [
+        TensorDict(
+            {
+                "points": observed[t],
+                "action": torch.zeros(1),
+                "next": TensorDict({"points": observed[t + 1], **{key: each[0, t] for key, each in following.items()}}),
+            }
+        )
+        for t in range(steps)
+    ]
+    return lazy_stack([lazy_stack(moments, 0)], 0)
+
+
+def logged(path, observed, kind):
+    with RerunRecorder(path, kinds={"points": kind}) as recorder:
+        recorder.log_rollout(rollout_of(observed))
+
+
+def columns_of(path, entity, *, static=False):
+    """The columns of an entity, by their names, as Rerun's own reader has them."""
+    chunks = RrdReader(path).stream().filter(content=entity, is_static=static)
+    batches = [chunk.to_record_batch() for chunk in chunks]
+    names = {name for batch in batches for name in batch.schema.names}
+    return {
+        name: [v for batch in batches if name in batch.schema.names for v in batch.column(name).to_pylist()]
+        for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8]
+)
+@pytest.mark.parametrize("shape", [(5, 3), (3,), (0, 3)])
+def test_points_come_back_bit_for_bit(path, dtype, shape):
+    observed = [(torch.randn(shape, dtype=torch.float64) * 100 + t).to(dtype) for t in range(STEPS + 1)]
+    logged(path, observed, Points3D())
+    [episode] = load(path)
+    back = episode.tensordict()
+    assert back["points"].dtype is dtype
+    assert torch.equal(back["points"], torch.stack(observed[:-1]))
+    assert torch.equal(back["next", "points"], torch.stack(observed[1:]))
+
+
+def test_positions_are_what_the_viewer_shows(path):
+    observed = [torch.tensor([[t, 0.1, -2.0], [1.0, 2.0, 3.0]], dtype=torch.float64) for t in range(STEPS + 1)]
+    logged(path, observed, Points3D(radii=[0.1, 0.2], colors=(255, 0, 0)))
+    shown = columns_of(path, "/env_0/points")
+    assert [np.array(each).tolist() for each in shown["Points3D:positions"]] == [
+        each.to(torch.float32).tolist() for each in observed
+    ]
+    assert shown["torchrl_rerun:exact"][0] == observed[0].reshape(-1).tolist(), "float32 doesn't hold 0.1"
+    static = columns_of(path, "/env_0/points", static=True)
+    assert np.allclose(static["Points3D:radii"], [[0.1, 0.2]])
+    assert static["Points3D:colors"] == [[0xFF0000FF]]
+
+
+def test_the_number_of_points_may_vary(path):
+    observed = [torch.randn(n, 3) for n in (3, 0, 7, 7, 1, 3, 2)]
+    logged(path, observed, Points3D())
+    [episode] = load(path)
+    assert all(torch.equal(a, b) for a, b in zip(episode["points"], observed, strict=True))
+    shown = columns_of(path, "/env_0/points")["Points3D:positions"]
+    assert [len(each) for each in shown] == [3, 0, 7, 7, 1, 3, 2]
+
+
+def test_arrays_of_non_tensor_data_are_points_too(path):
+    observed = [np.random.default_rng(t).normal(size=(t + 1, 3)).astype(np.float32) for t in range(STEPS + 1)]
+    logged(path, [NonTensorData(each) for each in observed], Points3D())
+    [episode] = load(path)
+    assert all(np.array_equal(a, b) for a, b in zip(episode["points"], observed, strict=True))
+    assert "Points3D:positions" in columns_of(path, "/env_0/points")
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (torch.zeros(4, 2), r"shape \(4, 2\); points are \[n, 3\], or \[3\] of one"),
+        (torch.zeros(2, 4, 3), r"shape \(2, 4, 3\)"),
+        (torch.zeros(4, 3, dtype=torch.bool), "bool data; points are real numbers"),
+        (NonTensorData("text"), "object data; points are real numbers"),
+    ],
+)
+def test_other_values_are_no_points(path, value, why):
+    with pytest.raises(ValueError, match=rf"kinds\['points'\] = 'points3d' doesn't fit {why}"):
+        logged(path, [value] * 3, "points3d")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"radii": -1}, "radii=-1: pass a positive number, or one for each point"),
+        ({"radii": [0.1, float("nan")]}, "pass a positive number"),
+        ({"colors": (256, 0, 0)}, "from 0 to 255"),
+        ({"colors": [(1, 2)]}, "red, green, blue"),
+    ],
+)
+def test_options_of_points_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        Points3D(**options)
+
+
+def test_points_are_shown_in_a_3d_view(path, tmp_path):
+    logged(path, [torch.rand(200, 3) + 0.1 * t for t in range(STEPS + 1)], Points3D(radii=0.05, colors=(255, 255, 255)))
+    with headless_viewer() as viewer:
+        views = opened(viewer, path, 3)
+        assert trouble(views) == []
+        assert ("3D", "/env_0/points", "points") in rerun_views(views)
+
+
+@dataclass(frozen=True)
+class Doubled(Kind):
+    """A user's kind without anything to show: its numbers are what it was given, and come back so."""
+
+    name = "doubled"
+
+    def view(self, stream):
+        return View(rrb.Spatial3DView)
+
+
+@dataclass(frozen=True)
+class Clumsy(Kind):
+    """A kind that is stored as it should be, and fails at all else that it is asked."""
+
+    name = "clumsy"
+
+    def static(self, stream, agent):
+        raise ZeroDivisionError("static")
+
+    def view(self, stream):
+        raise ZeroDivisionError("view")
+
+
+def test_a_kind_that_fails_at_being_shown_is_recorded_all_the_same(path):
+    observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        logged(path, observed, Clumsy())
+    assert sorted(str(each.message) for each in warned) == [
+        "the names and colours of 'points' are not recorded: ZeroDivisionError('static')",
+        "the recording is complete, but has no layout: view",
+    ]
+    [episode] = load(path)
+    assert torch.equal(episode.tensordict()["points"], torch.stack(observed[:-1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.complex64, torch.bfloat16])
+def test_a_kind_of_ones_own_has_what_is_needed_to_come_back(path, dtype):
+    observed = [torch.full((2, 2), t, dtype=dtype) for t in range(STEPS + 1)]
+    logged(path, observed, Doubled())
+    [episode] = load(path)
+    assert torch.equal(episode.tensordict()["points"], torch.stack(observed[:-1]))

@@ -1,0 +1,221 @@
+"""Descriptions: the kind of each key, by the user's options or by its name, its spec and its first value."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy.typing as npt
+import pyarrow as pa
+
+from torchrl_rerun.kinds.depth import Depth
+from torchrl_rerun.kinds.image import Image
+from torchrl_rerun.kinds.kind import Kind, registered
+from torchrl_rerun.kinds.picture import ImageFormat
+from torchrl_rerun.kinds.points3d import Points3D
+from torchrl_rerun.kinds.scalars import Scalars, as_names
+from torchrl_rerun.kinds.segmentation import Segmentation
+from torchrl_rerun.kinds.state import State
+from torchrl_rerun.kinds.streams import (
+    STORAGE,
+    Key,
+    Leaf,
+    Stream,
+    UnsupportedLeafError,
+    as_key,
+    check_name,
+)
+from torchrl_rerun.kinds.tensor import Tensor
+from torchrl_rerun.kinds.text import Text
+
+RECOGNISED: tuple[type[Kind], ...] = (Text, State, Depth, Segmentation, Image, Scalars, Tensor)
+"""The kinds that keys have without being told, in the order in which they are asked."""
+
+KINDS: tuple[type[Kind], ...] = (*RECOGNISED, Points3D)
+"""The kinds of this package."""
+
+
+def describe(
+    leaf: Leaf,
+    kinds: Mapping[Key, Kind] | None = None,
+    names: Mapping[Key, Sequence[str]] | None = None,
+    image_format: ImageFormat = "jpeg",
+) -> Stream:
+    """Return how a key is recorded.
+
+    Args:
+        leaf: the key, its spec and its first value.
+        kinds: kinds that the user chose, by key. Default: each key has the kind that it is recognised as.
+        names: names that the user chose for the numbers of a row, for the categories or for the classes, by key.
+        image_format: format of images whose kind has none.
+
+    Raises:
+        UnsupportedLeafError: no kind can hold the data.
+        ValueError: the kind, the names or the format don't fit the data; the message names the key.
+
+    >>> describe(Leaf(("action",), "float32", (2,)), names={("action",): ("left", "right")}).kind
+    Scalars(names=('left', 'right'))
+    """
+    if leaf.dtype not in STORAGE:
+        raise UnsupportedLeafError(f"{leaf.dtype} data can't be recorded")
+    check_name(leaf.key)
+    kind = (kinds or {}).get(leaf.key) or recognised(leaf)
+    if isinstance(kind, Image) and kind.format is None:
+        kind = replace(kind, format=image_format)
+    kind = kind.fitted(leaf)
+    if leaf.key in (names or {}):
+        kind = kind.named(leaf, (names or {})[leaf.key])
+    return Stream(
+        leaf.key, kind, leaf.dtype, leaf.shape, leaf.agents, varies=leaf.varies, shared=leaf.shared, device=leaf.device
+    )
+
+
+def refused_format(stream: Stream, kinds: Mapping[Key, Kind], image_format: ImageFormat) -> str | None:
+    """Return the lossy format that a user asked for and that can't store a stream of pictures; None: there is none.
+
+    JPEG for all images is the default, and not asked for.
+    """
+    if not stream.is_picture:
+        return None
+    chosen = kinds.get(stream.key)
+    asked = None if chosen is None else chosen.format
+    if asked is None:
+        asked = None if image_format == "jpeg" else image_format
+    return None if asked in (None, "raw", "png", stream.kind.format) else asked
+
+
+def check_format(name: str, value: Any) -> ImageFormat:
+    """Return the format of all images.
+
+    Args:
+        name: the option's name, for messages.
+        value: its value.
+
+    Raises:
+        TypeError: the value is no string.
+        ValueError: there is no such format.
+        ImportError: the format is a video, and PyAV is missing.
+    """
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name}={value!r} is of type {type(value).__name__}; pass a format for all images; "
+            'kinds={"pixels": Image("png")} is about one key'
+        )
+    image_format = cast("ImageFormat", value)
+    Image(image_format).check()
+    return image_format
+
+
+def check_kinds(name: str, value: Any) -> dict[Key, Kind]:
+    """Return the kinds that a user chose, by key.
+
+    Args:
+        name: the option's name, for messages.
+        value: a mapping of keys to kinds, or to their names; None: empty.
+
+    Raises:
+        TypeError: the value is no mapping.
+        ValueError: there is no such kind.
+        ImportError: a package is missing that a kind needs.
+
+    >>> check_kinds("kinds", {"x": "tensor", ("next", "y"): Scalars(["a"])})
+    {('x',): Tensor(), ('y',): Scalars(names=('a',))}
+    """
+    if not isinstance(value, Mapping | None):
+        raise TypeError(
+            f"{name}={value!r} is of type {type(value).__name__}; pass a dictionary, like "
+            '{"observation": "scalars", "pixels": Image("png")}'
+        )
+    found = {as_key(key): _kind(f"{name}[{key!r}]", kind) for key, kind in (value or {}).items()}
+    for kind in found.values():
+        kind.check()
+    return found
+
+
+def check_names(name: str, value: Any) -> dict[Key, tuple[str, ...]]:
+    """Return the names that a user chose, by key.
+
+    Args:
+        name: the option's name, for messages.
+        value: a mapping of keys to lists of names; None: empty.
+
+    Raises:
+        TypeError: the value is no mapping, or has a string instead of a list.
+    """
+    if not isinstance(value, Mapping | None):
+        raise TypeError(
+            f'{name}={value!r} is of type {type(value).__name__}; pass a dictionary, like {{"action": ["left", "right"]}}'
+        )
+    for key, labels in (value or {}).items():
+        if isinstance(labels, str):
+            raise TypeError(f"{name}[{key!r}]={labels!r}: pass a list of names, even of one: [{labels!r}]")
+    return {as_key(key): as_names(labels) for key, labels in (value or {}).items()}
+
+
+def running_sum(reward: Leaf, key: Key) -> Stream:
+    """Return the stream of the return: the running sum of a reward in each episode, in float64.
+
+    Args:
+        reward: the reward.
+        key: the key of the return.
+    """
+    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, sums=reward.key)
+
+
+def recognised(leaf: Leaf) -> Kind:
+    """Return the kind that a key has without being told.
+
+    Args:
+        leaf: the key, its spec and its first value.
+
+    >>> recognised(Leaf(("done",), "bool", (1,))).name, recognised(Leaf(("map",), "float32", (8, 8))).name
+    ('state', 'tensor')
+    """
+    found = (each.recognised(leaf) for each in RECOGNISED)
+    return next(kind for kind in found if kind is not None)
+
+
+def kind_called(name: str) -> type[Kind]:
+    """Return the kind that recordings call by a name.
+
+    Args:
+        name: of a kind whose class exists. Nothing is imported because a file says so: a class of your own must be imported
+            before values of it can be read.
+
+    >>> kind_called("forces")().values(None, None)
+    Traceback (most recent call last):
+    ValueError: kind 'forces' is not known here: import the module that defines it before reading
+    """
+    return registered(name) or _unknown(name)
+
+
+@dataclass(frozen=True)
+class _Unknown(Kind):
+    """Stands for a kind whose class is not there: streams of it can be listed, and not read."""
+
+    components = ()
+
+    def values(self, stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        del stream, batch
+        raise ValueError(f"kind {self.name!r} is not known here: import the module that defines it before reading")
+
+
+@functools.lru_cache(maxsize=64)
+def _unknown(name: str) -> type[Kind]:
+    kind: type[Kind] = type("UnknownKind", (_Unknown,), {})
+    kind.name = name  # afterwards: else the class would be registered by it
+    return kind
+
+
+def _kind(name: str, kind: Any) -> Kind:
+    if isinstance(kind, Kind):
+        return kind
+    if isinstance(kind, type) and issubclass(kind, Kind):
+        return kind()
+    found = registered(kind) if isinstance(kind, str) else None
+    if found is None:
+        known = ", ".join(repr(each.name) for each in KINDS)
+        raise ValueError(f"{name}={kind!r}: choose one of {known}, or pass an object such as Image('png')")
+    return found()

@@ -1,0 +1,323 @@
+"""The interface of a kind of data: how it is recognised, stored, shown and read back.
+
+A kind is a class in a file of its own beside this one. The engine, the readers and the layout use this interface alone.
+A kind of your own is a subclass, and a value of ``RerunRecorder(..., kinds={...})``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import rerun.blueprint as rrb
+
+from torchrl_rerun.kinds.arrow import Column
+from torchrl_rerun.kinds.exact import EXACT, exact_column, flattened
+from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+
+Discrete = Literal["index", "one_hot"]
+"""How a discrete value is written: the number of its category, or one number for each category."""
+
+
+class Plot(Enum):
+    """Views that several streams share.
+
+    Attributes:
+        LINES: a line for each number, over time.
+        LANES: a lane for each stream, with a bar for each state.
+    """
+
+    LINES = "lines"
+    LANES = "lanes"
+
+
+@dataclass(frozen=True)
+class View:
+    """The view of one stream in the default layout.
+
+    Attributes:
+        make: the class of the view. Called with ``origin`` and ``name``.
+        options: further arguments.
+        rank: position among the views of an environment: lower numbers come first.
+        is_large: whether the view needs as much room as a picture, and is shown on the wall of many environments.
+    """
+
+    make: type[rrb.View]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rank: int = 1
+    is_large: bool = False
+
+
+class Encoded(NamedTuple):
+    """Encoded values.
+
+    Attributes:
+        files: one for each value that could be encoded.
+        keyframes: for each file of a video, whether decoding can begin with it. Empty for other files.
+        lost: positions of the values that no file can hold, and the reason for each.
+    """
+
+    files: list[bytes]
+    keyframes: list[bool]
+    lost: dict[int, str]
+
+
+class Encoder(Protocol):
+    """Encodes the values of one stream of an environment, on threads beside the writer's.
+
+    Attributes:
+        is_in_order: whether a value can be encoded only after the one before it.
+    """
+
+    @property
+    def is_in_order(self) -> bool: ...
+
+    def encode(self, rows: npt.NDArray[Any], episodes: npt.NDArray[np.int64]) -> Encoded:
+        """Encode ``[n, *stream.row_shape]`` values of the episodes ``[n]``."""
+
+    def columns(self, files: Sequence[bytes], keyframes: Sequence[bool]) -> list[Column]:
+        """Return the columns of ``n`` encoded values."""
+
+
+_KINDS: dict[str, type[Kind]] = {}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of data is recognised, stored, shown and read back.
+
+    A kind is a frozen dataclass: its fields are the options of the user, and all that the first value of a key tells. All
+    fields have defaults. :meth:`columns` and :meth:`values` are the two directions, and always defined together.
+
+    Attributes:
+        name: name of the kind in recordings and in ``kinds={...}``. Two kinds never share one.
+        components: names of Rerun's components, of which each row of a stream has one.
+        plot: the views that streams of this kind share. Default: None, each has a view of its own.
+        is_picture: whether values are pictures ``[height, width, channels]``, decoded one after the other.
+        is_camera: whether values are pictures in the colours of a camera, which video players show.
+        is_bulky: whether rows of arrays without a fixed shape are much larger than numbers.
+    """
+
+    name: ClassVar[str]
+    components: ClassVar[tuple[str, ...]] = (EXACT,)
+    plot: ClassVar[Plot | None] = None
+    is_picture: ClassVar[bool] = False
+    is_camera: ClassVar[bool] = False
+    is_bulky: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            return
+        known = _KINDS.get(cls.name)
+        if known is not None and _origin(known) != _origin(cls):
+            raise ValueError(
+                f"name = {cls.name!r} is that of {known.__module__}.{known.__qualname__}: choose another one for {cls.__qualname__}"
+            )
+        _KINDS[cls.name] = cls
+
+    # --- recognised ---
+
+    @classmethod
+    def recognised(cls, leaf: Leaf) -> Self | None:
+        """Return the kind with its default options if a key is of this kind without being told.
+
+        Args:
+            leaf: the key, its spec and its first value.
+        """
+        del leaf
+        return None
+
+    def fitted(self, leaf: Leaf) -> Self:
+        """Return the kind with everything that a key tells of its values filled in.
+
+        Args:
+            leaf: the key, its spec and its first value.
+
+        Raises:
+            ValueError: values of the key can't be of this kind; :meth:`misfit` makes the message.
+        """
+        del leaf
+        return self
+
+    def misfit(self, leaf: Leaf, why: str) -> ValueError:
+        """Return the error of a key that can't be of this kind.
+
+        Args:
+            leaf: the key.
+            why: the reason, as the end of a sentence.
+        """
+        return ValueError(f"kinds[{name_of(leaf.key)}] = {self.name!r} doesn't fit {why}")
+
+    def named(self, leaf: Leaf, names: Sequence[str]) -> Self:
+        """Return the kind with names of the numbers of a row, or of the categories.
+
+        Raises:
+            ValueError: there are too few or too many names, or values of this kind have no numbers to name.
+        """
+        del names
+        raise ValueError(f"names[{name_of(leaf.key)}]: a key of kind {self.name!r} has no numbers to name")
+
+    def check(self) -> None:
+        """Raise ImportError if a package is missing that recording this kind needs."""
+
+    # --- stored ---
+
+    def columns(self, stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+        """Return the columns of some rows, one list of component values for each row.
+
+        Default: the numbers as they are, which the viewer does not show.
+
+        Args:
+            stream: the stream.
+            rows: ``[n, *stream.row_shape]``; of :meth:`is_of_any_size` kinds also ``n`` arrays.
+        """
+        return [exact_column(stream.numbers(rows))]
+
+    def static(self, stream: Stream, agent: int) -> Iterable[Any]:
+        """Return columns that do not change over time, as Rerun's ``Archetype.columns()`` gives them. Default: none.
+
+        Args:
+            stream: the stream.
+            agent: number of the agent among those of all groups.
+        """
+        del stream, agent
+        return ()
+
+    def encoder(self, stream: Stream, fps: float | None) -> Encoder | None:
+        """Return a new encoder of one environment's values, or None if :meth:`columns` stores them. Default: None.
+
+        Args:
+            stream: the stream.
+            fps: frames per second of playback. None: unknown.
+        """
+        del stream, fps
+        return None
+
+    def is_of_any_size(self, stream: Stream) -> bool:
+        """Return whether rows whose shapes differ are stored by this kind. Default: False."""
+        del stream
+        return False
+
+    def holds(self, stream: Stream, value: Any) -> bool:
+        """Return whether this kind stores one of several values without a fixed shape. All others are stored as objects.
+
+        Default: True if the value is an array of the usual shape.
+        """
+        return isinstance(value, np.ndarray) and bool(value.shape == stream.row_shape)
+
+    # --- read back ---
+
+    def values(self, stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        """Return the rows ``[n, *stream.row_shape]`` that :meth:`columns` stored, bit for bit.
+
+        Default: the numbers that :func:`torchrl_rerun.kinds.exact.exact_column` holds.
+        """
+        return stream.narrowed(flattened(batch.column(EXACT))).reshape(len(batch), *stream.row_shape)
+
+    def recorded_shape(self, stream: Stream) -> tuple[int, ...]:
+        """Return the shape of one row as it is read back. Default: the shape of the values."""
+        return stream.row_shape
+
+    # --- shown ---
+
+    def view(self, stream: Stream) -> View | None:
+        """Return the view of a stream in the default layout, or None. Default: None."""
+        del stream
+        return None
+
+    # --- told ---
+
+    @property
+    def format(self) -> str | None:
+        """Format in which pictures are stored; None for all other data."""
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the numbers of a row, or of the categories; empty if none are known."""
+        return ()
+
+    @property
+    def discrete(self) -> Discrete | None:
+        """How discrete values are written; None for all other data."""
+        return None
+
+    @property
+    def categories(self) -> tuple[int, ...]:
+        """Numbers of categories of discrete values, one for each number or one-hot segment."""
+        return ()
+
+    def options(self, image_format: str | None = None) -> Self:
+        """Return the kind as a user would write it to record the same values again.
+
+        Args:
+            image_format: another format for images. Default: the same one.
+        """
+        del image_format
+        return self
+
+    def to_schema(self) -> dict[str, Any]:
+        """Return the fields of the kind in a recording's schema, as JSON has them. Default: all that differ from their defaults."""
+        told = {}
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if value != each.default:
+                told[each.name] = list(value) if isinstance(value, tuple) else value
+        return {"options": told} if told else {}
+
+    @classmethod
+    def from_schema(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the kind that :meth:`to_schema` described.
+
+        Args:
+            fields: the fields of a key in a recording's schema.
+        """
+        told = fields.get("options", {})
+        known = {each.name for each in dataclasses.fields(cls)}
+        return cls(**{name: _tuples(value) for name, value in told.items() if name in known})
+
+
+def _origin(kind: type[Kind]) -> tuple[str, str]:
+    """Return where a class was written: a module may be imported by two names, and a notebook's cell run again."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file or kind.__module__, kind.__qualname__
+
+
+def registered(name: str) -> type[Kind] | None:
+    """Return the kind of a name; None if there is no class of it in this process."""
+    return _KINDS.get(name)
+
+
+def archetype_columns(archetype: Iterable[Any], counts: Iterable[int]) -> Iterator[Column]:
+    """Return what Rerun's ``Archetype.columns()`` made as the columns of rows.
+
+    Args:
+        archetype: for example ``rr.Arrows3D.columns(vectors=...)``.
+        counts: number of values of each row.
+
+    >>> import rerun as rr
+    >>> [column] = archetype_columns(rr.Arrows3D.columns(vectors=np.zeros((6, 3), np.float32)), [3, 3])
+    >>> column.component, len(column.values)
+    ('Arrows3D:vectors', 2)
+    """
+    offsets = pa.array(np.cumsum([0, *counts]), pa.int32())
+    for each in archetype:
+        told = each.component_descriptor()
+        values = pa.ListArray.from_arrays(offsets, each.as_arrow_array().flatten())
+        yield Column(told.component, _last(told.archetype), _last(told.component_type), values)
+
+
+def _last(name: str | None) -> str | None:
+    return None if name is None else name.rpartition(".")[2]
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

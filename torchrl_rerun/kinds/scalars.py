@@ -1,0 +1,147 @@
+"""Scalars: numbers that are plotted over time, a line each.
+
+Plotted numbers are float32 or float64, whichever holds theirs exactly; integers of 64 bits that neither holds have a
+column of their own beside it. These columns claim no component type, since Rerun's ``Scalar`` stands for float64 alone:
+``rerun rrd verify`` would complain, and the viewer plots nothing that doesn't claim it beside something that does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import rerun as rr
+
+from torchrl_rerun.kinds.arrow import Column, number_lists
+from torchrl_rerun.kinds.exact import are_exact_floats, exact_column, flattened, restored
+from torchrl_rerun.kinds.kind import Kind, Plot
+from torchrl_rerun.kinds.palette import color, series_style
+from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+
+SCALARS = "Scalars:scalars"
+"""The component of plotted numbers."""
+
+MAX_SCALARS = 64
+"""The largest row that is plotted. Larger ones are tensors."""
+
+
+@dataclass(frozen=True)
+class Scalars(Kind):
+    """Numbers that are plotted over time, at most 64 in a row of at most one dimension.
+
+    Args:
+        names: name of each number. Default: the names that the environment is known to have, else ``key[0]``, ``key[1]``.
+
+    >>> Scalars(["x", "x vel"])
+    Scalars(names=('x', 'x vel'))
+    """
+
+    name = "scalars"
+    components = (SCALARS,)
+    plot: ClassVar[Plot | None] = Plot.LINES
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        object.__setattr__(self, "names", as_names(names))
+
+    @classmethod
+    def recognised(cls, leaf: Leaf) -> Self | None:
+        fits = leaf.dtype != "bool" and is_number(leaf) and leaf.size <= MAX_SCALARS and len(leaf.row_shape) <= 1
+        return cls() if fits else None
+
+    def fitted(self, leaf: Leaf) -> Self:
+        refuse_objects(self, leaf)
+        refuse_complex(self, leaf)
+        refuse_large(self, leaf, MAX_SCALARS)
+        if self.names:
+            return self.named(leaf, self.names)
+        return self if leaf.discrete is not None else replace(self, names=leaf.names)
+
+    def named(self, leaf: Leaf, names: Sequence[str]) -> Self:
+        if names and len(names) != leaf.size:
+            raise ValueError(f"names[{name_of(leaf.key)}] has {len(names)} names, but a row has {leaf.size} numbers")
+        return replace(self, names=tuple(names))
+
+    def columns(self, stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+        numbers = stream.numbers(rows)
+        if numbers.dtype.kind == "f":
+            return [number_lists(numbers)]
+        # The viewer plots no integers (rerun-sdk 0.41).
+        columns = [number_lists(numbers.astype(np.float64))]
+        return columns if are_exact_floats(numbers) else [*columns, exact_column(numbers)]
+
+    def static(self, stream: Stream, agent: int) -> Iterable[Any]:
+        """Return the names and colours of the lines. Rewards and returns differ in colour."""
+        size, key = math.prod(stream.row_shape), stream.key[-1]
+        is_reward = key.startswith("reward")
+        if size == 1 and stream.agents:  # the viewer names each by its path
+            return rr.SeriesLines.columns(colors=np.array([color(agent)], np.uint32))
+        names = self.names or ([key] if size == 1 else [f"{key}[{i}]" for i in range(size)])
+        things = list(dict.fromkeys(name.removesuffix(" vel") for name in names))  # each has the colour of its velocity
+        return series_style(names, [color(is_reward + things.index(name.removesuffix(" vel"))) for name in names])
+
+    def values(self, stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
+        return restored(stream, batch, flattened(batch.column(SCALARS)))
+
+    def to_schema(self) -> dict[str, Any]:
+        return {"names": list(self.names)} if self.names else {}
+
+    @classmethod
+    def from_schema(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(fields.get("names", ()))
+
+
+def as_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names as a tuple.
+
+    Raises:
+        TypeError: one string was passed instead of several names.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"names={names!r}: pass a list of names, even of one: [{names!r}]")
+    return tuple(map(str, names))
+
+
+def is_number(leaf: Leaf) -> bool:
+    """Return whether values are real numbers of one shape, in a tensor."""
+    return leaf.dtype != "object" and not leaf.varies and not leaf.dtype.startswith("complex")
+
+
+def refuse_objects(kind: Kind, leaf: Leaf) -> None:
+    """Refuse non-tensor data.
+
+    Raises:
+        ValueError: values of the key are no tensors.
+    """
+    if not leaf.is_array:
+        raise ValueError(
+            f"kinds[{name_of(leaf.key)}] = {kind.name!r} doesn't fit: non-tensor data that is no array can only be 'text'"
+        )
+    if leaf.dtype == "object":
+        raise kind.misfit(leaf, "non-tensor data; choose 'image' or 'tensor'")
+
+
+def refuse_complex(kind: Kind, leaf: Leaf) -> None:
+    """Refuse complex numbers.
+
+    Raises:
+        ValueError: values of the key are complex.
+    """
+    if leaf.row_dtype.startswith("complex"):
+        raise kind.misfit(leaf, f"{leaf.row_dtype}; complex numbers are tensors")
+
+
+def refuse_large(kind: Kind, leaf: Leaf, most: int) -> None:
+    """Refuse rows of several dimensions, or of too many numbers.
+
+    Raises:
+        ValueError: a row has another shape.
+    """
+    if len(leaf.row_shape) > 1 or leaf.size > most:
+        raise kind.misfit(leaf, f"shape {leaf.row_shape}; at most {most} numbers in one dimension")

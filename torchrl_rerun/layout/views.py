@@ -1,0 +1,31 @@
+"""Views of streams that have one of their own: pictures, scenes, bars, tensors and texts."""
+
+from __future__ import annotations
+
+import rerun.blueprint as rrb
+
+from torchrl_rerun.kinds.kind import View
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.layout.axes import title_of
+from torchrl_rerun.layout.recorded import Recorded
+
+
+def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
+    """Return a view of each stream of an environment that has one: pictures and scenes, then bars, tensors and texts.
+
+    Args:
+        recorded: contents of the recording.
+        env: environment index.
+    """
+    shown = [(stream, view) for stream in recorded.of(env) if (view := stream.kind.view(stream)) is not None]
+    return [
+        view.make(origin=recorded.path(stream, env, lane), name=title_of(recorded, env, stream, lane), **view.options)
+        for stream, view in sorted(shown, key=lambda each: each[1].rank)
+        for lane in range(stream.lanes)
+    ]
+
+
+def large_view(stream: Stream) -> View | None:
+    """Return the view of a stream that is shown on a wall: of pictures and scenes."""
+    view = stream.kind.view(stream)
+    return view if view is not None and view.is_large else None

@@ -1,0 +1,279 @@
+"""Episode log: return, length, ends and annotations of each environment's episode in progress.
+
+The log is kept on the environment's thread, on which the user can annotate an episode until it is over.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
+from torchrl_rerun.blocks.returns import with_rewards
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value
+
+
+class EpisodeLog:
+    """Follows the episodes of the recorded environments, on the environment's thread.
+
+    An episode is over when its environment is reset, so that annotations can be made after its last step.
+
+    Ctrl-C may come at any point of :meth:`reset` and :meth:`step`: called again with the same event they do the rest. An
+    episode may then be over twice, of which the first time counts.
+
+    Args:
+        envs: the environments' indices.
+
+    Attributes:
+        ended: the episodes that are over, in order. The writer's thread takes them.
+    """
+
+    def __init__(self, envs: Sequence[int]) -> None:
+        count = len(envs)
+        self._envs = list(envs)
+        self.ended: collections.deque[EndedEpisode] = collections.deque()
+        self._is_open = np.zeros(count, np.bool_)
+        self._all_open = False
+        self._terminated = np.zeros(count, np.bool_)
+        self._truncated = np.zeros(count, np.bool_)
+        self._number = np.full(count, -1, np.int64)
+        self._first_step = np.zeros(count, np.int64)
+        self._began = np.zeros(count, np.int64)
+        self._so_far = _SoFar(None, np.zeros(count, np.int64), None)
+        self._seeds: list[int | None] = [None] * count
+        self._annotations: list[dict[str, Value | list[Value]]] = [{} for _ in envs]
+        self._types: dict[str, type] = {}  # of annotations, by their names
+
+    def reset(self, event: Event, episodes: npt.NDArray[np.int64], seeds: Sequence[int | None]) -> None:
+        """End the episodes of environments that were reset, and begin others.
+
+        Args:
+            event: the reset.
+            episodes: the numbers of the episodes that begin, one for each of these environments.
+            seeds: the seed of each recorded environment; empty if none is known.
+        """
+        at = self._at(event.begins)
+        self._close(at[self._number[at] != episodes], event.frame)
+        self._terminated[at] = self._truncated[at] = False
+        for row in at:
+            self._seeds[row] = seeds[row] if seeds else None
+        self._begin(at, event, episodes)
+
+    def step(
+        self, event: Event, episodes: npt.NDArray[np.int64], rewards: npt.NDArray[Any] | None, ends: Ends | None
+    ) -> None:
+        """Count a step.
+
+        Args:
+            event: the step.
+            episodes: the numbers of the episodes that these environments are in.
+            rewards: rewards of all recorded environments, ``[envs, ...]``; None: there are none.
+            ends: which episodes ended with it; None: none did.
+        """
+        before = self._so_far
+        if before.event is event:
+            return
+        if not self._all_open:
+            self._go_on(self._at(event.rows), event, episodes)
+        if ends is not None:
+            self._end(slice(None) if event.rows is None else event.rows, ends)
+        if event.rows is None:
+            length = before.length + 1
+        else:
+            length = before.length.copy()
+            length[event.rows] += 1
+        returns = before.returns
+        if rewards is not None:
+            returns = with_rewards(np.zeros(rewards.shape) if returns is None else returns, event.rows, rewards)
+        self._so_far = _SoFar(event, length, returns)
+
+    def correct_ends(self, event: Event, ends: Ends) -> None:
+        """Replace the ends of a step: transforms behind the recorder have changed its flags.
+
+        Args:
+            event: the step.
+            ends: which episodes ended, of all recorded environments.
+        """
+        at = self._at(event.rows)
+        at = at[self._is_open[at]]
+        self._terminated[at], self._truncated[at] = ends.terminated[at], ends.truncated[at]
+
+    def grow(self, envs: Sequence[int]) -> None:
+        """Follow more environments, which haven't been reset.
+
+        Args:
+            envs: the indices of all environments.
+        """
+        more = len(envs) - len(self._envs)
+        nothing, zeros = np.zeros(more, np.bool_), np.zeros(more, np.int64)
+        self._envs = list(envs)
+        self._is_open, self._terminated, self._truncated = (
+            np.append(each, nothing) for each in (self._is_open, self._terminated, self._truncated)
+        )
+        self._number = np.append(self._number, np.full(more, -1))
+        self._first_step, self._began = np.append(self._first_step, zeros), np.append(self._began, zeros)
+        returns = self._so_far.returns
+        if returns is not None:
+            returns = np.concatenate([returns, np.zeros((more, *returns.shape[1:]))])
+        self._so_far = _SoFar(self._so_far.event, np.append(self._so_far.length, zeros), returns)
+        self._seeds += [None] * more
+        self._annotations += [{} for _ in range(more)]
+        self._all_open = False
+
+    def forget_returns(self) -> None:
+        """Make the returns of the episodes in progress NaN: rewards were lost."""
+        if self._so_far.returns is not None:
+            self._so_far.returns[:] = np.nan
+
+    def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
+        """Add properties to the episode that an environment is in.
+
+        Args:
+            env: environment index; None: the only one.
+            values: the properties by their names.
+
+        Raises:
+            TypeError: ``env`` is no index.
+            IndexError: the environment isn't recorded.
+            ValueError: there are several and none is named, or it is in no episode.
+        """
+        if not isinstance(env, int | None) or isinstance(env, bool):
+            raise TypeError(
+                f"env={env!r} is no environment index; annotations are passed by name: annotate(success=True)"
+            )
+        if env is None and len(self._envs) > 1:
+            raise ValueError(f"env is missing: {len(self._envs)} environments are recorded")
+        if env is not None and env not in self._envs:
+            raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self._envs))}")
+        row = 0 if env is None else self._envs.index(env)
+        if not self._is_open[row]:
+            raise ValueError(
+                f"environment {self._envs[row]} is in no episode: annotate after its reset, and before the dump() or "
+                "close() that follows the episode's end"
+            )
+        self._annotations[row].update(values)
+        for name, value in values.items():
+            first = self._types.setdefault(name, type(value))
+            if not isinstance(value, first):
+                warn(
+                    f"{name} was of type {first.__name__} before and is now {value!r}: catalogs leave such episodes out"
+                )
+
+    def close_ended(self, before: int) -> None:
+        """Close the episodes that have ended, though their environments haven't been reset.
+
+        Args:
+            before: the number of the next frame.
+        """
+        self._close(np.flatnonzero(self._terminated | self._truncated), before)
+
+    def close(self, before: int) -> None:
+        """Close all episodes in progress.
+
+        Args:
+            before: the number of the next frame.
+        """
+        self._close(np.arange(len(self._envs)), before)
+
+    def _begin(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
+        self._first_step[at], self._began[at] = event.step - event.is_step, event.log_time
+        self._so_far.length[at] = 0
+        if self._so_far.returns is not None:
+            self._so_far.returns[at] = 0.0
+        self._number[at] = episodes
+        self._is_open[at] = True
+        self._all_open = bool(self._is_open.all())
+
+    def _go_on(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
+        """Go on with episodes whose recording was closed, in another one. Steps after an episode's end belong to none."""
+        goes_on = ~(self._is_open | self._terminated | self._truncated)[at]
+        if goes_on.any():
+            self._begin(at[goes_on], event, episodes[goes_on])
+
+    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
+        return np.arange(len(self._envs)) if rows is None else rows
+
+    def _end(self, at: slice | npt.NDArray[np.intp], ends: Ends) -> None:
+        self._terminated[at] |= ends.terminated[at]
+        self._truncated[at] |= ends.truncated[at]
+
+    def _close(self, rows: npt.NDArray[np.intp], before: int) -> None:
+        since, lengths = time.monotonic(), self._so_far.length
+        for row in rows[self._is_open[rows]]:
+            has_ended = self._terminated[row] or self._truncated[row]
+            episode = Episode(
+                env=self._envs[row],
+                episode=int(self._number[row]),
+                episode_return=self._return_of(row) if lengths[row] else 0.0,
+                length=int(lengths[row]),
+                terminated=bool(self._terminated[row]),
+                truncated=bool(self._truncated[row]),
+                interrupted=not has_ended,
+                first_step=int(self._first_step[row]),
+                start_time=datetime.fromtimestamp(self._began[row] / 1e9, UTC),
+                seed=self._seeds[row],
+                annotations=self._annotations[row],
+            )
+            self.ended.append(EndedEpisode(int(row), episode, before, since))
+            self._all_open = False
+            self._is_open[row] = False
+            self._annotations[row] = {}
+
+    def _return_of(self, row: int) -> float:
+        returns = self._so_far.returns
+        return np.nan if returns is None else float(returns[row].mean())
+
+
+class _SoFar(NamedTuple):
+    """Length and return of the episodes in progress, replaced in one go: Ctrl-C comes before or after.
+
+    Attributes:
+        event: the last step; None: there was none.
+        length: their steps, ``[envs]``.
+        returns: the sums of their rewards, ``[envs, ...]``; None: there were none.
+    """
+
+    event: Event | None
+    length: npt.NDArray[np.int64]
+    returns: npt.NDArray[np.float64] | None
+
+
+def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Value]]:
+    """Return annotations as properties of a recording, with numbers as floats.
+
+    Raises:
+        ValueError: a name is that of a property which the recorder adds.
+        TypeError: a value is no number, truth value or string, nor a list of such, or can't be stored.
+
+    >>> checked_annotations({"success": np.bool_(True), "distances": np.array([0.5, 2.0])})
+    {'success': True, 'distances': [0.5, 2.0]}
+    """
+    out: dict[str, Value | list[Value]] = {}
+    for name, value in values.items():
+        if name in PROPERTIES:
+            raise ValueError(f"{name!r} is what the recorder itself says of an episode; choose another name")
+        if not name:
+            raise ValueError("an annotation must have a name")
+        plain = value.tolist() if hasattr(value, "tolist") else value  # of NumPy or torch
+        several = list(plain) if isinstance(plain, list | tuple) else [plain]
+        # All numbers are of one type: catalogs leave out episodes whose properties are of another one than the first's.
+        try:
+            several = [
+                float(each) if isinstance(each, int) and not isinstance(each, bool) else each for each in several
+            ]
+            pa.array([name]), pa.array(several if all(isinstance(each, str) for each in several) else [])
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise TypeError(f"{name}={value!r} can't be stored: {error}") from None
+        if not several or not isinstance(several[0], bool | float | str) or len(set(map(type, several))) > 1:
+            raise TypeError(f"{name}={value!r}: pass a number, a truth value, a string, or a list of such of one type")
+        out[name] = several if isinstance(plain, list | tuple) else several[0]
+    return out

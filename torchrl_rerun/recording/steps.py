@@ -1,0 +1,317 @@
+"""The path of a step: numbered, chosen, and copied into blocks, on the environment's thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.blocks.block import Arrays
+from torchrl_rerun.blocks.buffer import Buffer
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
+from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.kinds.schema import Moment
+from torchrl_rerun.kinds.timelines import COLUMNS, Positions
+from torchrl_rerun.recording.buffers import Buffers
+from torchrl_rerun.recording.description import Description
+from torchrl_rerun.recording.env_state import EnvState
+from torchrl_rerun.recording.episode_log import EpisodeLog
+from torchrl_rerun.recording.last_step import LastStep, Moments, Pending, Revise, Revision
+from torchrl_rerun.recording.logged_envs import Render
+from torchrl_rerun.recording.status import Status
+from torchrl_rerun.writing.writer import WriterThread
+
+
+class Steps:
+    """Takes resets and steps of all environments, and copies the frames that are recorded into blocks.
+
+    Args:
+        state: where the environments are.
+        description: the streams.
+        episode_log: follows the episodes; None unless each has a recording of its own.
+        buffers: take the frames.
+        writer: the thread that writes them.
+        status: warns of lost frames.
+
+    Attributes:
+        status: the state of the recording, and counts of its frames.
+    """
+
+    def __init__(
+        self,
+        state: EnvState,
+        description: Description,
+        episode_log: EpisodeLog | None,
+        buffers: Buffers,
+        *,
+        writer: WriterThread,
+        status: Status,
+    ) -> None:
+        self.status = status
+        self._state = state
+        self._counters, self._selection = state.counters, state.selection
+        self._description = description
+        self._episode_log = episode_log
+        self._buffers = buffers
+        self._writer = writer
+        self._last: LastStep | None = None
+        self._told = 0  # the number of the writer's failures that the user was told of
+        # Held while a frame is copied. The clock's thread hands on old blocks when no frame comes, and never waits for it. One
+        # that its owner can take again, for Ctrl-C may come before it is released.
+        self._copying = threading.RLock()
+
+    def reset(
+        self,
+        observed: Arrays,
+        mask: npt.NDArray[np.bool_] | None = None,
+        seeds: Sequence[int | None] = (),
+        *,
+        begun: npt.NDArray[np.bool_] | None = None,
+        render: Render | None = None,
+    ) -> None:
+        """Record a reset.
+
+        Args:
+            observed: the observations of all environments: an array ``[envs, *stream.shape]`` for each stream that was
+                described for this moment, running returns excepted; None for a key that is missing.
+            mask: mask of the environments that were reset, ``[envs]``. The values of the others are not looked at.
+                Default: all were.
+            seeds: the seed of each environment. Default: none is known.
+            begun: mask of the environments whose episodes begin, ``[envs]``. In the others that were reset, only some groups of
+                agents were. Default: all that were reset.
+            render: renders the last observation, which is None then; called for the environments alone of which this frame is
+                recorded. Default: all observations are given.
+        """
+        with self._copying:
+            self._add((observed, None, None), mask, is_step=False, seeds=seeds, begun=begun, render=render)
+
+    def step(
+        self,
+        acted: Arrays,
+        observed: Arrays,
+        stepped: Arrays,
+        mask: npt.NDArray[np.bool_] | None = None,
+        ends: Ends | None = None,
+        *,
+        render: Render | None = None,
+        revise: Revise | None = None,
+    ) -> None:
+        """Record a step.
+
+        Args:
+            acted: the values that the policy wrote, of all environments; they belong to the frames before this one.
+            observed: the observations after the step, of all environments.
+            stepped: the other values that came of the step, such as rewards, of all environments.
+            mask: mask of the environments that were stepped, ``[envs]``. The values of the others are not looked at.
+                Default: all were.
+            ends: which episodes ended with it. Default: none did, or :attr:`must_know_ends` is false.
+            render: renders the last observation, which is None then; called for the environments alone of which this frame is
+                recorded. Default: all observations are given.
+            revise: returns what has changed of the step since; called before the next frame, a dump, or a flush by age.
+                Default: nothing changes any more.
+        """
+        with self._copying:
+            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, revise=revise)
+
+    def revise_last_step(self) -> None:
+        """Look once more at the last step: transforms behind the recorder may have changed its flags."""
+        with self._copying:
+            self._revise()
+
+    def _revise(self, *, is_past: bool = False, at_once: bool = True) -> bool:
+        """Amend the last step if it has changed. Return whether it can't change any more.
+
+        Args:
+            is_past: whether environments were reset since, and can't be rendered as they were. Default: False.
+            at_once: whether the step is amended as it is now, even if it isn't over. Default: True.
+        """
+        last = self._last
+        if last is None:
+            return True
+        found = last.revise(at_once) if self._counters.has_seen(last.event) else None
+        if isinstance(found, Pending):
+            return False
+        if found is not None:
+            amended, moments, ends = self._revised(last, found, is_past=is_past)
+            try:
+                self._amend(last.event, amended, moments, ends)
+            except BaseException:  # Ctrl-C, for one: half of a frame would be in the blocks
+                self._amend(last.event, amended, moments, ends)
+                raise
+        self._last = None
+        return True
+
+    def _revised(self, last: LastStep, found: Revision, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
+        """Return event, values and ends of the last step, as they are recorded instead."""
+        event = last.event
+        ends = None if found.ends is None else self._state.logged.ends(found.ends)
+        if ends is not None and event.rows is not None:
+            stepped = np.zeros(len(self._state.logged), np.bool_)
+            stepped[event.rows] = True
+            ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
+        observed = list(self._state.logged.values(found.observed) or ())
+        if last.render is not None and last.moments[0] is not None:
+            observed.append(last.moments[0][-1])
+        if ends is not None and not self._selection.takes_all and not (is_past and last.render is not None):
+            after = self._selection.end(event.rows, event.after, ends.either)
+            if after is not event.after:
+                event = event._replace(after=after)
+                if last.render is not None:
+                    observed = list(self._state.logged.with_pictures(observed, after, last.render))
+        return event, (observed, self._state.logged.values(found.stepped), last.moments[2]), ends
+
+    def _amend(self, event: Event, amended: Event, moments: Moments, ends: Ends | None) -> None:
+        for buffer in self._buffers.in_use:
+            buffer.amend(event, amended, moments)
+        if ends is not None and self._episode_log is not None:
+            self._episode_log.correct_ends(event, ends)
+        self._counters.amend(event, amended)
+
+    @property
+    def all_begun(self) -> bool:
+        """Whether all environments that are recorded have been reset."""
+        return self._counters.all_begun
+
+    def never_reset(self, mask: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
+        """Return a mask of the environments that were never reset, ``[envs]``; None if all were.
+
+        Args:
+            mask: mask of the environments in question, ``[envs]``. Default: all.
+        """
+        fresh = self._counters.never_begun(None if mask is None else self._state.logged.rows(mask))
+        if fresh is not None and not len(fresh):
+            return None
+        return self._state.logged.mask(fresh)
+
+    def _event(
+        self, rows: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
+    ) -> Event | None:
+        """Return the next event; None if it concerns no recorded environment, in which case its step is counted.
+
+        Args:
+            rows: the recorded environments that are stepped or reset.
+            ends: which episodes end with it; None: none does.
+            begun: of a reset, the environments whose episodes begin; None: all of ``rows``.
+            is_step: whether they are stepped.
+        """
+        picked = None
+        if rows is not None and not len(rows):
+            if self._buffers.batch is None:
+                self._counters.count(steps=is_step)
+                return None
+        elif not self._selection.takes_all:
+            picked = self._picked(rows, ends, begun, is_step=is_step)
+        return self._counters.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
+
+    def _add(
+        self,
+        moments: Moments,
+        mask: npt.NDArray[np.bool_] | None,
+        *,
+        is_step: bool,
+        ends: Ends | None = None,
+        seeds: Sequence[int | None] = (),
+        begun: npt.NDArray[np.bool_] | None = None,
+        render: Render | None = None,
+        revise: Revise | None = None,
+    ) -> None:
+        self._revise(is_past=not is_step)
+        if ends is not None:
+            ends = self._state.logged.ends(ends)
+        rows = None if mask is None else self._state.logged.rows(mask)
+        event = self._event(rows, ends, None if begun is None else self._state.logged.rows(begun), is_step=is_step)
+        if event is None:
+            return
+        is_kept, buffers = True, self._buffers
+        try:
+            if (batch := buffers.batch) is not None:
+                of_batch = self._of_batch(event, mask)
+                while (in_the_way := batch.add(of_batch, moments, _nowhere)) is not None:
+                    if not (is_kept := self._make_way(batch, in_the_way)):
+                        break
+            if rows is None or len(rows):
+                if not self._state.logged.are_all:
+                    values = self._state.logged.values
+                    moments = (values(moments[0]), values(moments[1]), values(moments[2]))
+                if render is not None and event.is_recorded:
+                    assert moments[0] is not None, "frames with pictures have observations"
+                    moments = (self._state.logged.with_pictures(moments[0], event.after, render), *moments[1:])
+                for arrays in moments:
+                    for array in arrays or ():
+                        if array is None:  # `in` would compare arrays
+                            buffers.split_where_keys_are_missing(moments)
+                positions, may_change = self._counters.positions, revise is not None
+                for buffer in buffers.in_use:
+                    while (in_the_way := buffer.add(event, moments, positions, may_change=may_change)) is not None:
+                        if not self._make_way(buffer, in_the_way):
+                            is_kept = False
+                            break
+            self._last = None if revise is None else LastStep(event, moments, revise, render)
+            self._counters.apply(event)
+            self._enter(event, moments[Moment.STEPPED], ends, seeds)
+        except BaseException:  # Ctrl-C, for one: the rest of the frame would be arbitrary memory
+            if self._counters.has_seen(event):
+                self._enter(event, moments[Moment.STEPPED], ends, seeds)
+            else:
+                buffers.drop(event)
+            raise
+        if not is_kept or self._told != self._writer.failures:
+            self._tell()
+
+    def _make_way(self, buffer: Buffer, segment: Segment) -> bool:
+        """Hand on the segment that is in the way of a frame, or wait for it. Return whether the frame can be added then."""
+        waited = self._buffers.seconds_waited
+        try:
+            return self._buffers.make_way(buffer, segment)
+        finally:
+            if self._buffers.seconds_waited > waited:
+                self._told = -1  # the wait may be so long by now that the user is warned
+
+    def _tell(self) -> None:
+        self._told = self._writer.failures
+        self.status.tell()
+
+    def _picked(
+        self, rows: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
+    ) -> tuple[EnvIndices, EnvIndices]:
+        """Return the environments whose frame before, and whose frame after the next event is recorded."""
+        if is_step:
+            ended = None if ends is None else ends.either
+            return self._selection.step(rows, self._counters.steps + 1, ended)
+        return NO_ENVS, self._selection.reset(rows, self._counters.of(rows if begun is None else begun) + 1, begun)
+
+    def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
+        """Follow the episodes, if each has a recording of its own."""
+        log = self._episode_log
+        if log is None or (event.rows is not None and not len(event.rows)):
+            return
+        if event.is_step:
+            log.step(event, self._counters.of(event.rows), self._rewards(stepped), ends)
+        else:
+            log.reset(event, self._counters.of(event.begins), self._state.logged.seeds(seeds))
+
+    def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
+        """Return the first of the rewards as numbers; None if there is none."""
+        at = self._description.reward
+        if stepped is None or at is None or (values := stepped[at]) is None:
+            return None
+        stream = self._description.at(Moment.STEPPED)[at]
+        return stream.numbers(values.cpu().numpy() if stream.device else values)
+
+    def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
+        """Return an event for the statistics over all environments, which have rows at recorded frames."""
+        everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
+        if everyone is event.rows and event.after is event.rows:
+            return event  # nearly always
+        recorded = everyone if event.is_recorded else NO_ENVS
+        return event._replace(rows=everyone, before=recorded, after=recorded)
+
+
+def _nowhere() -> Positions:
+    """Return no positions: statistics over all environments need none."""
+    return np.empty((0, COLUMNS), np.int64)

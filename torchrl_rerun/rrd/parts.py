@@ -1,0 +1,94 @@
+"""A part of a recording, in a file or in a segment of a catalog: what it says of itself, and its chunks by entity."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO, NewerSchemaError, Schema, check_version
+from torchrl_rerun.paths import shown
+from torchrl_rerun.rrd.frame_codes import Span
+
+PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+"""The entity paths of the properties that are known here, with the names of these."""
+
+Properties = dict[str, dict[str, Any]]
+"""The fields of the properties of a recording, by the names of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingPart(ABC):
+    """The part of a recording in one file, or in one segment of a catalog.
+
+    Attributes:
+        file: the file; for a segment of a catalog the names of its dataset and of itself.
+        application_id: name of the run.
+        recording_id: id of the recording, of which several files may be parts.
+        properties: the fields of its properties.
+        is_finished: whether it is complete. A killed process leaves a file that isn't.
+        has_layout: whether there is a layout in the file.
+
+    Raises:
+        NewerSchemaError: it was made by a newer version of torchrl_rerun; names the file.
+    """
+
+    file: Path
+    application_id: str
+    recording_id: str
+    properties: Properties
+    is_finished: bool
+    has_layout: bool
+
+    def __post_init__(self) -> None:
+        try:
+            check_version(self.properties.get(PROPERTY, {}).get("schema", ""))
+        except NewerSchemaError as error:
+            raise NewerSchemaError(f"{self.file} was {error}") from error
+
+    @functools.cached_property
+    def schema(self) -> Schema | None:
+        """The recording's own description; None: it isn't one of ``torchrl_rerun``.
+
+        Raises:
+            ValueError: the description is damaged; names the file.
+        """
+        said = self.properties.get(PROPERTY, {}).get("schema")
+        try:
+            return None if said is None else Schema.from_json(said)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{shown(self.file)} is damaged: its schema can't be read ({error!r})") from error
+
+    @property
+    def start_time(self) -> int | None:
+        """When the recording began, in nanoseconds since the epoch; None: it doesn't say."""
+        began: int | None = self.properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
+        return began
+
+    @abstractmethod
+    def chunks(self, path: str, span: Span) -> Iterator[pa.RecordBatch]:
+        """Yield the chunks of an entity that may have rows in a span, in the order of their rows."""
+
+    @abstractmethod
+    def count(self, path: str) -> int | None:
+        """Return how many rows an entity has; None: only reading them tells."""
+
+
+def add_property(properties: Properties, path: str, batch: pa.RecordBatch) -> None:
+    """Add the fields of a property: single values as they are, several as lists. The last chunk of a field counts.
+
+    Other programs may have put the fields of a property into chunks of their own.
+
+    Args:
+        properties: the properties to add to.
+        path: entity path of the property.
+        batch: its chunk.
+    """
+    row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
+    fields = {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
+    properties.setdefault(PROPERTY_PATHS[path], {}).update(fields)

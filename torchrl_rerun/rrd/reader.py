@@ -1,0 +1,323 @@
+"""The reader of ``.rrd`` files: which recordings a file holds, their chunks one at a time, and what is wrong with it.
+
+Everything in the package that looks into a recorded file does so through this module. Rerun's own reader gives all chunks
+of an entity one after the other, refuses a file that a killed process left, and ends the process at some damages
+(rerun-sdk 0.41). An episode of a long recording is in a few chunks of each entity.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+from rerun.chunk import Chunk
+
+from torchrl_rerun.kinds.schema import NewerSchemaError
+from torchrl_rerun.paths import check_name, is_file, shown
+from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
+from torchrl_rerun.rrd.encoding import STORE, Fields, chunk_in, fields_of, is_recording, names_of, table_in
+from torchrl_rerun.rrd.frame_codes import ALL, Span
+from torchrl_rerun.rrd.framing import CHUNK, FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, Footer, messages
+from torchrl_rerun.rrd.locks import is_locked
+from torchrl_rerun.rrd.parts import PROPERTY_PATHS, Properties, RecordingPart, add_property
+
+CACHE_BYTES = 64 << 20
+"""Bytes of decompressed chunks that are kept in memory: the episodes that are read next are often in the same chunks."""
+
+
+class FileVersion(NamedTuple):
+    """The identity of a file and its contents, which differs if another one takes its path.
+
+    Attributes:
+        device: the device that holds it.
+        inode: its number there.
+        written: time of its last change, in nanoseconds.
+    """
+
+    device: int
+    inode: int
+    written: int
+
+    @classmethod
+    def of(cls, opened: BinaryIO) -> FileVersion:
+        """Return the version of an open file."""
+        found = os.fstat(opened.fileno())
+        return cls(found.st_dev, found.st_ino, found.st_mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePart(RecordingPart):
+    """The part of a recording in one file.
+
+    Attributes:
+        index: where the chunks lie.
+        store: how each chunk names the recording that it belongs to.
+        version: the file that was looked at.
+        torn_bytes: bytes behind the last whole message, in a file without a footer.
+        is_torn: whether these are of a recorded message; else the process was killed while it wrote the footer.
+    """
+
+    index: ChunkIndex
+    store: bytes
+    version: FileVersion
+    torn_bytes: int = 0
+    is_torn: bool = False
+
+    @functools.cached_property
+    def began(self) -> int:
+        """``log_time`` of the first row, in nanoseconds since the epoch; 0: there is none."""
+        return min((self.index.span_of(path, "log_time")[0] for path in self.index.recorded_paths), default=0)
+
+    @functools.cached_property
+    def last_frame(self) -> int:
+        """Number of the last frame; -1: there is none."""
+        return max((self.index.span_of(path, "frame")[1] for path in self.index.recorded_paths), default=-1)
+
+    @functools.cached_property
+    def steps(self) -> Mapping[str, Span]:
+        """The first and the last ``step`` of each entity."""
+        return {path: self.index.span_of(path, "step") for path in self.index.recorded_paths}
+
+    def chunk_ids(self) -> frozenset[bytes]:
+        """Return the ids of all chunks, which no other recording has."""
+        return frozenset(self.index.ids[at : at + 16] for at in range(0, len(self.index.ids), 16))
+
+    def chunks(self, path: str, span: Span = ALL) -> Iterator[pa.RecordBatch]:
+        """Yield the chunks of an entity that may have rows in a span, in the order of their rows.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
+        for at in self.index.within(path, span).tolist():
+            yield _CACHE.chunk(self, at)
+
+    def count(self, path: str) -> int:
+        """Return how many rows an entity has."""
+        return self.index.count(path)
+
+    def all_chunks(self) -> Iterator[Chunk]:
+        """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
+        for at in self.index.offsets.argsort().tolist():
+            try:
+                chunks = Chunk.from_record_batch(_read_chunk(self, at))
+            except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
+                raise ValueError(f"{shown(self.file)} is damaged: {error}") from error
+            yield from chunks
+
+
+def parts_in(file: Path) -> list[FilePart]:
+    """Return the parts of recordings in a file. Of a finished file only the footer and the properties are read.
+
+    A file without a footer, which a process writes or left when it was killed, is read as far as its messages are whole.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: the file is no recording, or is damaged.
+    """
+    with file.open("rb") as opened:
+        _check_magic(opened.read(len(MAGIC)), file)
+        footer = _footer_of(opened)
+        try:
+            return _scan(opened, file) if footer is None else _by_footer(opened, file, footer)
+        except (NewerSchemaError, _FileError):
+            raise
+        except _DAMAGES as error:
+            raise ValueError(f"{shown(file)} is damaged: {error}") from error
+
+
+def why_unreadable(file: Path) -> str | None:
+    """Return why Rerun can't open a file, and what to do about it; None: it can.
+
+    Raises:
+        OSError: the file can't be looked at.
+    """
+    name = shown(file)
+    try:
+        check_name(file)
+        is_file(file)
+        with file.open("rb") as opened:
+            begins = opened.read(len(MAGIC))
+            if begins in (b"", MAGIC) and is_locked(file):
+                return f"{name} is still being recorded: it can be opened when its environment is closed"
+            _check_magic(begins, file)
+            if _footer_of(opened) is None:
+                return (
+                    f"{name} isn't finished: its program still runs, or was killed; then "
+                    f"`torchrl-rerun repair {shlex.quote(name)}` makes it whole"
+                )
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _footer_of(opened: BinaryIO) -> Footer | None:
+    """Return the footer of a finished file; None: the file has none, or a damaged one."""
+    try:
+        return Footer.read(opened)
+    except ValueError:
+        return None
+
+
+class _FileError(ValueError):
+    """An error whose message names the file."""
+
+
+def _check_magic(begins: bytes, file: Path) -> None:
+    if not begins:
+        raise _FileError(f"{shown(file)} is empty: nothing was recorded in it")
+    if begins != MAGIC:
+        raise _FileError(f"{shown(file)} is not a recording: it doesn't begin as an .rrd file does")
+
+
+_DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException)
+"""The errors that decoding damaged bytes raises."""
+
+
+def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
+    indexes = [dict(fields_of(index)) for _, index in fields_of(footer.payload)]
+    recordings = [index for index in indexes if is_recording(index[STORE])]
+    found = []
+    for index in recordings:
+        chunks = ChunkIndex.of_table(table_in(index))
+        properties: Properties = {}
+        for path in PROPERTY_PATHS:
+            for at in chunks.at(path).tolist():
+                message = _read(opened, int(chunks.offsets[at]), int(chunks.sizes[at]))
+                add_property(properties, path, chunk_in(dict(fields_of(message))))
+        found.append(
+            _part(
+                file,
+                index[STORE],
+                properties=properties,
+                index=chunks,
+                is_finished=True,
+                has_layout=len(recordings) < len(indexes),
+                version=FileVersion.of(opened),
+            )
+        )
+    return found
+
+
+def _scan(opened: BinaryIO, file: Path) -> list[FilePart]:
+    """Return what a process left that was killed, or that still records."""
+    size, end, is_torn = opened.seek(0, 2), HEADER_BYTES, True
+    entries: dict[bytes, list[ChunkEntry]] = {}
+    properties: dict[bytes, Properties] = {}
+    for start, kind, length in messages(opened, size):
+        offset = start + MESSAGE.size
+        if kind not in (FOOTER, *MESSAGES):
+            raise _FileError(f"{shown(file)} is damaged at byte {start:,} of {size:,}: no message begins there")
+        if kind == FOOTER or offset + length > size:
+            is_torn = kind != FOOTER or not length  # zeros are what a file system may leave
+            break
+        end = offset + length
+        if kind == CHUNK:
+            fields = dict(fields_of(_read(opened, offset, length)))
+            entry = _entry(fields, offset, length, properties)
+            entries.setdefault(fields[STORE], []).append(entry)
+    recordings = [store for store in entries if is_recording(store)]
+    return [
+        _part(
+            file,
+            store,
+            properties=properties.get(store, {}),
+            index=ChunkIndex.of_entries(entries[store]),
+            is_finished=False,
+            has_layout=len(recordings) < len(entries),
+            version=FileVersion.of(opened),
+            torn_bytes=size - end,
+            is_torn=is_torn and end < size,
+        )
+        for store in recordings
+    ]
+
+
+def _entry(fields: Fields, offset: int, size: int, properties: dict[bytes, Properties]) -> ChunkEntry:
+    """Return what a chunk says of itself, and add it to the properties of its recording if it is of one."""
+    batch = chunk_in(fields)
+    said = batch.schema.metadata
+    path = said[b"rerun:entity_path"].decode()
+    if path in PROPERTY_PATHS:
+        add_property(properties.setdefault(fields[STORE], {}), path, batch)
+    timelines = {each.name for each in batch.schema if (each.metadata or {}).get(b"rerun:kind") == b"index"}
+    times: list[int] = []
+    for name in TIMELINES:
+        column = batch.column(name).cast(pa.int64()).to_numpy() if name in timelines and len(batch) else None
+        times += (-1, -1) if column is None else (int(column.min()), int(column.max()))
+    return ChunkEntry(
+        path,
+        bytes.fromhex(said[b"rerun:id"].decode().rpartition("_")[2]),
+        offset,
+        size,
+        len(batch),
+        not timelines,
+        tuple(times),
+    )
+
+
+def _part(file: Path, store: bytes, **known: Any) -> FilePart:
+    application_id, recording_id = names_of(store)
+    return FilePart(file=file, application_id=application_id, recording_id=recording_id, store=store, **known)
+
+
+def _read(opened: BinaryIO, offset: int, size: int) -> bytes:
+    opened.seek(offset)
+    return opened.read(size)
+
+
+def _read_chunk(part: FilePart, at: int) -> pa.RecordBatch:
+    """Return one of a part's chunks.
+
+    Raises:
+        OSError: the file can't be read, or is gone.
+        ValueError: another file is in its place, or it is damaged.
+    """
+    file = part.file
+    with file.open("rb") as opened:
+        version = FileVersion.of(opened)
+        message = _read(opened, int(part.index.offsets[at]), int(part.index.sizes[at]))
+    is_same = version[:2] == part.version[:2]
+    try:
+        fields = dict(fields_of(message)) if is_same else {}
+        if is_same and fields[STORE] == part.store:
+            return chunk_in(fields)
+    except _DAMAGES as error:
+        if version == part.version:
+            raise ValueError(f"{shown(file)} is damaged: {error}") from error
+    raise ValueError(f"{shown(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again")
+
+
+class _Cache:
+    """The chunks that were read last, decompressed."""
+
+    def __init__(self) -> None:
+        self._held: OrderedDict[tuple[Path, FileVersion, int], pa.RecordBatch] = OrderedDict()
+        self._bytes = 0
+
+    def chunk(self, part: FilePart, at: int) -> pa.RecordBatch:
+        """Return one of a part's chunks, from memory or from the file."""
+        key = part.file, part.version, int(part.index.offsets[at])  # another recording may be written to the same path
+        batch = self._held.pop(key, None)
+        if batch is None:
+            batch = _read_chunk(part, at)
+            self._bytes += batch.nbytes
+        self._held[key] = batch
+        while self._bytes > CACHE_BYTES and len(self._held) > 1:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        return batch
+
+
+_CACHE = _Cache()

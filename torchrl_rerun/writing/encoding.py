@@ -1,0 +1,171 @@
+"""Encoding: values that are encoded on several threads, and wait until there are enough of them for a chunk.
+
+A block holds few pictures of many environments: two, if 16 have images of 400x600. A chunk of so few would be larger by
+what a chunk costs than by what is in it, and the viewer would have to find its way among thousands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rerun.chunk import Chunk
+
+from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
+from torchrl_rerun.kinds.kind import Encoded, Encoder
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
+from torchrl_rerun.writing.encoding_threads import submit
+from torchrl_rerun.writing.losses import Losses
+
+FULL_BYTES = 1 << 19
+"""Bytes of a chunk that is worth what a chunk costs."""
+
+FULL_ROWS = 2048
+
+WAITING_BYTES = 8 << 20
+"""Bytes of all encoded values that may wait."""
+
+TOGETHER = 8
+"""Values of one environment that one task encodes, if each is a file by itself."""
+
+
+class Encoding:
+    """Has values encoded, those of several environments at the same time, and makes chunks of them.
+
+    Args:
+        fps: frames per second of simulated time; None: no ``sim_time``.
+        losses: told of values that no file can hold.
+        max_age: seconds after which a value is due.
+    """
+
+    def __init__(self, fps: float | None, losses: Losses, *, max_age: float) -> None:
+        self._fps = fps
+        self._losses = losses
+        self._max_age = max_age * 1e9
+        self._piles: dict[str, _Pile] = {}
+
+    def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> bool:
+        """Begin to encode values; False if values of this stream are not encoded.
+
+        Args:
+            path: the entity path.
+            stream: the stream.
+            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
+            positions: positions of the rows, ``[n, 6]``.
+        """
+        pile = self._piles.get(path)
+        if pile is None:
+            encoder = stream.kind.encoder(stream, self._fps)
+            if encoder is None:
+                return False
+            pile = self._piles[path] = _Pile(path, stream, encoder, self._fps, self._losses)
+        pile.add(rows, positions)
+        return True
+
+    def finish(self) -> None:
+        """Return when all that was added is encoded, or raise what went wrong with it."""
+        for pile in self._piles.values():
+            pile.finish()
+
+    def due(self, now: int) -> Iterator[Chunk]:
+        """Yield chunks of entities with enough values for one; of all entities if the oldest value is due or too many wait.
+
+        Args:
+            now: nanoseconds since the epoch.
+        """
+        oldest = min((first[LOG_TIME] for first in self._firsts()), default=now)
+        if now - oldest > self._max_age or self.waiting_bytes > WAITING_BYTES:
+            yield from self.rest()
+            return
+        for pile in self._piles.values():
+            if pile.is_full:
+                yield from pile.chunks()
+
+    def rest(self) -> Iterator[Chunk]:
+        """Yield chunks of all values that wait."""
+        self.finish()
+        for pile in self._piles.values():
+            if pile.first is not None:
+                yield from pile.chunks()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of the values that wait."""
+        return sum(pile.bytes for pile in tuple(self._piles.values()))
+
+    @property
+    def oldest_waiting(self) -> int | None:
+        """Number of the first frame of which a value waits. None: no value waits."""
+        return min((int(first[FRAME]) for first in self._firsts()), default=None)
+
+    def _firsts(self) -> list[Positions]:
+        """Return the position of the first value of each entity. Called on other threads, too."""
+        return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
+
+
+class _Pile:
+    """The values of one entity that wait.
+
+    Attributes:
+        bytes: size of the encoded values. Other threads read this and ``first``.
+    """
+
+    def __init__(self, path: str, stream: Stream, encoder: Encoder, fps: float | None, losses: Losses) -> None:
+        self._path = path
+        self._stream = stream
+        self._fps = fps
+        self._losses = losses
+        self._encoder = encoder
+        self._encoding: list[tuple[Future[Encoded], Positions]] = []
+        self._files: list[bytes] = []
+        self._keyframes: list[bool] = []
+        self._positions: list[Positions] = []  # a piece for each time that some were added
+        self.bytes = 0
+
+    @property
+    def first(self) -> Positions | None:
+        """Position of the first value, ``[6]``. None: no value waits."""
+        positions = self._positions
+        return positions[0][0] if positions else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the values are worth a chunk."""
+        return self.bytes >= FULL_BYTES or len(self._files) >= FULL_ROWS
+
+    def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
+        """Begin to encode rows."""
+        if self._encoder.is_in_order:
+            self.finish()  # each goes on where the one before it ended
+        together = len(rows) if self._encoder.is_in_order else TOGETHER
+        for at in range(0, len(rows), together):
+            part = slice(at, at + together)
+            task = functools.partial(self._encoder.encode, rows[part], positions[part, EPISODE])
+            self._encoding.append((submit(task), positions[part]))
+
+    def finish(self) -> None:
+        """Wait until all rows are encoded, and take them in order."""
+        for future, positions in self._encoding:
+            files, keyframes, lost = future.result()
+            for at, why in lost.items():
+                self._losses.add(self._stream.key, positions[at : at + 1, FRAME], why)
+            if not files:
+                continue
+            self._files += files
+            self._keyframes += keyframes
+            self._positions.append(np.delete(positions, list(lost), axis=0) if lost else positions)
+            self.bytes += sum(map(len, files))
+        self._encoding.clear()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield a chunk of all values. They are forgotten when the next chunk is asked for: this one is kept by then."""
+        columns = self._encoder.columns(self._files, self._keyframes)
+        times = times_of(np.concatenate(self._positions), self._fps)
+        yield from chunks_of(times, [Entity(self._path, columns)])
+        self._files, self._keyframes, self._positions = [], [], []
+        self.bytes = 0

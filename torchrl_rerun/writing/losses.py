@@ -1,0 +1,41 @@
+"""Losses: values that could not be stored, named once for each key."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.kinds.streams import Key, name_of
+
+
+class Losses:
+    """Warns of values that could not be stored, once for each key, on the writer's thread."""
+
+    def __init__(self) -> None:
+        self._named: set[Key] = set()
+
+    def add(self, key: Key, frames: Sequence[int] | npt.NDArray[np.int64], why: str) -> None:
+        """Note that the values of a key at some frames are not recorded.
+
+        Args:
+            key: the key.
+            frames: the frames, at least one.
+            why: what could not be stored, in words.
+        """
+        if key in self._named:
+            return
+        self._named.add(key)
+        first, last = int(min(frames)), int(max(frames))
+        at = f"frame {first}" if first == last else f"frames {first} to {last}"
+        # A program that turns warnings into errors would lose the whole recording: this is the writer's thread.
+        with contextlib.suppress(Warning):
+            warnings.warn(
+                f"{name_of(key)} is not recorded at {at}: {why} can't be stored so that it comes back as it was. All else of "
+                "the key is recorded; of further values that can't be stored nothing is said",
+                UserWarning,
+                stacklevel=2,
+            )
