@@ -39,7 +39,7 @@ from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
-from torchrl_rerun.paths import absolute
+from torchrl_rerun.paths import make_absolute
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
 from torchrl_rerun.reading.steps import steps as read_steps
@@ -155,7 +155,7 @@ def to_lerobot(
             raise dataset.left_out.nothing()
         dataset.describe()
     dataset.left_out.say()
-    return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+    return LeRobotDataset(make_absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
 
 def is_usual(stream: Stream) -> bool:

@@ -16,7 +16,7 @@ from torchrl_rerun.export.renaming import distinct, slashed
 from torchrl_rerun.export.steps import LeftOut, Progress, described, without_progress
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
-from torchrl_rerun.paths import shown, target_of
+from torchrl_rerun.paths import find_target, format_path
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.steps import step_values
 from torchrl_rerun.reading.transitions import transitions
@@ -88,11 +88,11 @@ def to_parquet(
         >>> to_parquet(load(f"{folder}/run.rrd"), f"{folder}/run.parquet") == len(rollout)
         True
     """
-    target = target_of(path)
+    target = find_target(path)
     if target.exists() and any(
         target.samefile(file) for episode in episodes for file in episode.files if file.exists()
     ):
-        raise ValueError(f"{shown(path)} holds the episodes that are exported: choose another file")
+        raise ValueError(f"{format_path(path)} holds the episodes that are exported: choose another file")
     forms, left_out = _forms(episodes, keys), LeftOut(_UNRECORDED)
     with written_aside(path, overwrite=overwrite) as hidden:
         with TableWriter(hidden) as writer:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torchrl_rerun.kinds.schema import Schema, Split
 from torchrl_rerun.kinds.streams import Key, Stream, batch_path
-from torchrl_rerun.paths import check_name, shown
+from torchrl_rerun.paths import check_name, format_path
 from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.frame_codes import Span
@@ -135,7 +135,7 @@ def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
     except ValueError as error:
         return FileSummary(path, size, trouble=trouble or str(error)), []
     if not found or any(part.is_torn for part in found):
-        return FileSummary(path, size, trouble=trouble or f"there is nothing in {shown(path)}"), []
+        return FileSummary(path, size, trouble=trouble or f"there is nothing in {format_path(path)}"), []
     if trouble is None and not is_ours:
         trouble = not_ours(path)
     return FileSummary(path, size, found[0].has_layout, trouble), found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.paths import shown
+from torchrl_rerun.paths import format_path
 from torchrl_rerun.rrd.parts import RecordingPart
 from torchrl_rerun.rrd.reader import FilePart, parts_in
 
@@ -93,7 +93,7 @@ def describe_copies(copies: Copies) -> str:
     files = {copy: other for (copy, _), other in copies.items()}
     copy, other = next(iter(files.items()))
     others = f" (and {len(files) - 1} other copies)" if len(files) > 1 else ""
-    return f"{shown(copy)} is a copy of {shown(other)}, and counts once{others}"
+    return f"{format_path(copy)} is a copy of {format_path(other)}, and counts once{others}"
 
 
 def warn_of_copies(copies: Copies) -> None:

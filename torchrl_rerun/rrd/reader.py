@@ -20,7 +20,7 @@ import pyarrow as pa
 from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.schema import NewerSchemaError
-from torchrl_rerun.paths import check_name, is_file, shown
+from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
 from torchrl_rerun.rrd.encoding import (
     STORE,
@@ -123,7 +123,7 @@ class FilePart(RecordingPart):
             try:
                 chunks = Chunk.from_record_batch(_read_chunk(self, at))
             except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
-                raise ValueError(f"{shown(self.file)} is damaged: {error}") from error
+                raise ValueError(f"{format_path(self.file)} is damaged: {error}") from error
             yield from chunks
 
 
@@ -144,7 +144,7 @@ def parts_in(file: Path) -> list[FilePart]:
         except (NewerSchemaError, _FileError):
             raise
         except _DAMAGES as error:
-            raise ValueError(f"{shown(file)} is damaged: {error}") from error
+            raise ValueError(f"{format_path(file)} is damaged: {error}") from error
 
 
 def why_unreadable(file: Path) -> str | None:
@@ -153,7 +153,7 @@ def why_unreadable(file: Path) -> str | None:
     Raises:
         OSError: the file can't be looked at.
     """
-    name = shown(file)
+    name = format_path(file)
     try:
         check_name(file)
         is_file(file)
@@ -186,9 +186,9 @@ class _FileError(ValueError):
 
 def _check_magic(begins: bytes, file: Path) -> None:
     if not begins:
-        raise _FileError(f"{shown(file)} is empty: nothing was recorded in it")
+        raise _FileError(f"{format_path(file)} is empty: nothing was recorded in it")
     if begins != MAGIC:
-        raise _FileError(f"{shown(file)} is not a recording: it doesn't begin as an .rrd file does")
+        raise _FileError(f"{format_path(file)} is not a recording: it doesn't begin as an .rrd file does")
 
 
 _DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException)
@@ -228,7 +228,7 @@ def _scan(opened: BinaryIO, file: Path) -> list[FilePart]:
     for start, kind, length in messages(opened, size):
         offset = start + MESSAGE.size
         if kind not in (FOOTER, *MESSAGES):
-            raise _FileError(f"{shown(file)} is damaged at byte {start:,} of {size:,}: no message begins there")
+            raise _FileError(f"{format_path(file)} is damaged at byte {start:,} of {size:,}: no message begins there")
         if kind == FOOTER or offset + length > size:
             is_torn = kind != FOOTER or not length  # zeros are what a file system may leave
             break
@@ -305,8 +305,10 @@ def _read_chunk(part: FilePart, at: int) -> pa.RecordBatch:
             return chunk_in(fields)
     except _DAMAGES as error:
         if version == part.version:
-            raise ValueError(f"{shown(file)} is damaged: {error}") from error
-    raise ValueError(f"{shown(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again")
+            raise ValueError(f"{format_path(file)} is damaged: {error}") from error
+    raise ValueError(
+        f"{format_path(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again"
+    )
 
 
 class _Cache:
