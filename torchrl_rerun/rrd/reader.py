@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -312,23 +313,35 @@ def _read_chunk(part: FilePart, at: int) -> pa.RecordBatch:
 
 
 class _Cache:
-    """The chunks that were read last, decompressed."""
+    """The chunks that were read last, decompressed. Threads share them; a forked process has a copy."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[tuple[Path, FileVersion, int], pa.RecordBatch] = OrderedDict()
         self._bytes = 0
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """Replace the lock, which another thread may have held when this process was forked."""
+        self._lock = threading.Lock()
 
     def chunk(self, part: FilePart, at: int) -> pa.RecordBatch:
         """Return one of a part's chunks, from memory or from the file."""
         key = part.file, part.version, int(part.index.offsets[at])  # another recording may be written to the same path
-        batch = self._held.pop(key, None)
-        if batch is None:
-            batch = _read_chunk(part, at)
-            self._bytes += batch.nbytes
-        self._held[key] = batch
-        while self._bytes > CACHE_BYTES and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        with self._lock:
+            batch = self._held.get(key)
+            if batch is not None:
+                self._held.move_to_end(key)
+                return batch
+        batch = _read_chunk(part, at)
+        with self._lock:
+            if key not in self._held:  # another thread may have read it meanwhile
+                self._held[key] = batch
+                self._bytes += batch.nbytes
+            while self._bytes > CACHE_BYTES and len(self._held) > 1:
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
         return batch
 
 
 _CACHE = _Cache()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_CACHE.renew_lock)
