@@ -12,7 +12,7 @@ from interrupts import interrupted
 from servers import PATIENCE
 from torchrl_rerun.blocks.block import Block, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
-from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
@@ -25,44 +25,44 @@ ENVS = 3
 
 
 class Driver:
-    """Fills a buffer with frames whose values are their numbers, and keeps the segments that it hands on."""
+    """Fills a buffer with frames whose values are their numbers, and keeps the leases that it hands on."""
 
     def __init__(self, capacity, *, stream=SMALL, is_writer_there=lambda: True, max_age=1e9, put=None):
         self.stream = stream
-        self.segments = []
+        self.leases = []
         self.episodes = Counters(ENVS)
         self.buffer = Buffer(ENVS, capacity, max_age=max_age)
         self.buffer.store((StreamGroup(Moment.OBSERVED, (stream,), (0,)),))
-        self._put = put or self.segments.append
+        self._put = put or self.leases.append
         self._is_writer_there = is_writer_there
 
     @property
     def handed(self):
-        return [segment.block for segment in self.segments]
+        return [lease.block for lease in self.leases]
 
     def add(self, value, rows=None, now=None):
-        """Add a frame. Returns how often a segment was waited for, None if the frame was given up."""
+        """Add a frame. Returns how often a lease was waited for, None if the frame was given up."""
         event = self.episodes.event(rows, time.time_ns() if now is None else now, is_step=value > 0)
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
         waited = 0
-        while (segment := self.buffer.add(event, ([values], None, None), self.episodes.positions)) is not None:
-            if not segment.is_handed_on:
-                self.hand_on(segment)
+        while (lease := self.buffer.add(event, ([values], None, None), self.episodes.positions)) is not None:
+            if not lease.is_handed_on:
+                self.hand_on(lease)
             elif not self._is_writer_there():
                 return None
             else:
                 waited += 1
-                segment.wait(5)
+                lease.wait(5)
         self.episodes.apply(event)
         return waited
 
     def flush(self):
-        for segment in self.buffer.seal():
-            self.hand_on(segment)
+        for lease in self.buffer.seal():
+            self.hand_on(lease)
 
-    def hand_on(self, segment):
-        self._put(segment)
-        segment.hand_on()
+    def hand_on(self, lease):
+        self._put(lease)
+        lease.hand_on()
 
 
 def values_of(block):
@@ -107,7 +107,7 @@ def test_a_block_says_where_the_environments_were_before_it():
     driver = Driver(1)
     driver.add(0, now=100)
     driver.add(1, np.array([1]), now=200)
-    driver.segments[0].release()
+    driver.leases[0].release()
     driver.add(2, now=300)
     driver.flush()
     assert driver.handed[1].start.tolist() == [[0, 0, 0, 0, 100, 0]] * 3
@@ -132,7 +132,7 @@ def test_the_environment_waits_for_a_writer_that_is_behind():
     third = threading.Thread(target=lambda: (driver.add(2), waited.set()), daemon=True)
     third.start()
     assert not waited.wait(0.3)
-    driver.segments[0].release()
+    driver.leases[0].release()
     assert waited.wait(PATIENCE)
     assert driver.buffer.oldest_waiting == 1
 
@@ -143,7 +143,7 @@ def test_a_frame_without_a_free_block_names_the_segment_to_wait_for():
     driver.add(1)
     assert driver.add(2) is None
     assert driver.buffer.oldest_waiting == 0  # nothing of it was written
-    driver.segments[0].release()
+    driver.leases[0].release()
     assert driver.add(2) == 0
 
 
@@ -155,7 +155,7 @@ def test_memory_that_is_being_touched_is_waited_for_and_no_frame():
     assert driver.buffer.oldest_waiting == 0
     threading.Timer(0.05, prepared.release).start()
     assert driver.add(1) == 1
-    assert [segment.frames for segment in driver.segments] == [None, (0, 1)]
+    assert [lease.frames for lease in driver.leases] == [None, (0, 1)]
 
 
 def test_an_old_block_is_handed_over_though_it_is_not_full():
@@ -192,19 +192,19 @@ def test_a_cleared_block_can_be_filled_again():
 def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_twice(call, is_writer_fast):
     written, jobs = [], []
 
-    def put(segment):
-        jobs.append(segment)
+    def put(lease):
+        jobs.append(lease)
         if is_writer_fast:
             write()
 
     def write(most=10):
-        for segment in jobs[:most]:
-            if not segment.is_released:
-                written.extend(values_of(segment.block))
-            segment.release()
+        for lease in jobs[:most]:
+            if not lease.is_released:
+                written.extend(values_of(lease.block))
+            lease.release()
         del jobs[:most]
 
-    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, Segment.seal, Driver.hand_on, Driver.flush)
+    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, BlockLease.seal, Driver.hand_on, Driver.flush)
     for count in range(1000):
         written.clear()
         driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, put=put)  # two frames a block

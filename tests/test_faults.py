@@ -25,7 +25,7 @@ from torchrl_rerun import Image, RecordingError, RerunRecorder
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import Events
-from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.writing.writer import WriterThread
@@ -547,7 +547,7 @@ def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
     env = Odd().append_transform(recorder)
     functions = [Recording._add, Block.add, Events.append]
     functions += [Buffer.add, Buffer.seal, Buffer._start_block, Buffers.make_way, Buffers._put]
-    functions += [Segment.seal, Segment.hand_on, WriterThread.put_segment]
+    functions += [BlockLease.seal, BlockLease.hand_on, WriterThread.put_lease]
     td = env.reset()
     td = env.step_mdp(env.step(env.rand_action(td)))  # all keys are described
     count, given = 0, 1

@@ -35,11 +35,14 @@ DTYPES = {
 
 
 @pytest.fixture(scope="module")
-def lerobot(runs):
+def lerobot(runs, tmp_path_factory):
     """CartPoles, from video that is copied and from pictures that are encoded."""
-    to_lerobot(load(runs / "run.rrd"), runs / "copied")
-    to_lerobot(load(runs / "ppo"), runs / "encoded", task="balance the pole", fps=29.97)
-    return runs
+    folder = tmp_path_factory.mktemp("lerobot")
+    for source in ("run.rrd", "ppo"):
+        (folder / source).symlink_to(runs / source)
+    to_lerobot(load(runs / "run.rrd"), folder / "copied")
+    to_lerobot(load(runs / "ppo"), folder / "encoded", task="balance the pole", fps=29.97)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ import pytest
 from interrupts import interrupted
 from torchrl_rerun import RecordingError
 from torchrl_rerun.kinds.schema import Moment, Source
-from torchrl_rerun.kinds.streams import Leaf, describe
-from torchrl_rerun.recording.recording import Options, Recording
+from torchrl_rerun.kinds.streams import Leaf
+from torchrl_rerun.recording.options import Options
+from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.status import State
 from torchrl_rerun.writing.file import FileTarget
 
-X = describe(Leaf(("x",), "float32", (3,)), kinds={}, names={}, image_format="raw")
+X = Options().describe(Leaf(("x",), "float32", (3,)))
 
 
 @pytest.fixture

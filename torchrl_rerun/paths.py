@@ -8,35 +8,35 @@ import sys
 from pathlib import Path
 
 
-def absolute(path: str | os.PathLike[str]) -> Path:
+def make_absolute(path: str | os.PathLike[str]) -> Path:
     """Return the absolute form of a path.
 
     - A leading ``~`` is the user's home, ``~name`` that of another user; a name of no user is a file name.
     - ``./~`` is a file called ``~``.
     - Links and ``..`` stay.
 
-    >>> absolute("~/run.rrd") == Path.home() / "run.rrd", absolute("./~").name
+    >>> make_absolute("~/run.rrd") == Path.home() / "run.rrd", make_absolute("./~").name
     (True, '~')
     """
     return Path(os.path.expanduser(os.fspath(path))).absolute()  # noqa: PTH111 - `Path("./~")` is `Path("~")`
 
 
-def target_of(path: str | os.PathLike[str]) -> Path:
+def find_target(path: str | os.PathLike[str]) -> Path:
     """Return the file that writing to a path writes: links are followed, also if their target doesn't exist yet.
 
     Raises:
         ValueError: The path is a device, a pipe, a socket, or the file of a standard stream of this program.
         OSError: Links form a circle, or the path can't be examined.
     """
-    given = absolute(path)
+    given = make_absolute(path)
     try:
         found = given.stat()
     except (FileNotFoundError, NotADirectoryError):
         return Path(os.path.realpath(given)) if given.is_symlink() else given
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise ValueError(f"{shown(path)} is {_describe_type(found.st_mode)}, and not a file: choose another path")
+        raise ValueError(f"{format_path(path)} is {_describe_type(found.st_mode)}, and not a file: choose another path")
     if any(os.path.samestat(found, own) for own in _stat_standard_streams()):
-        raise ValueError(f"{shown(path)} is a standard stream of this program: choose another path")
+        raise ValueError(f"{format_path(path)} is a standard stream of this program: choose another path")
     return Path(os.path.realpath(given)) if given.is_symlink() else given
 
 
@@ -50,33 +50,33 @@ def is_file(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{shown(path)} doesn't exist") from None
+        raise FileNotFoundError(f"{format_path(path)} doesn't exist") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise ValueError(f"{shown(path)} is {_describe_type(mode)}, and not a recording")
+        raise ValueError(f"{format_path(path)} is {_describe_type(mode)}, and not a recording")
     return stat.S_ISREG(mode)
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def format_path(path: str | os.PathLike[str]) -> str:
     r"""Return a path for messages: relative to the working directory if it is inside.
 
     Bytes that aren't UTF-8 are escaped, since terminals and JSON can't hold them.
 
-    >>> shown(Path.cwd() / "run.rrd"), shown("/runs/\udcff.rrd")
+    >>> format_path(Path.cwd() / "run.rrd"), format_path("/runs/\udcff.rrd")
     ('run.rrd', '/runs/\\xff.rrd')
     """
     found = Path(path)
     try:
         here = Path.cwd()
     except FileNotFoundError:  # the working directory was deleted
-        return printable(found)
-    text = printable(found.relative_to(here) if found.is_relative_to(here) else found)
+        return escape_path(found)
+    text = escape_path(found.relative_to(here) if found.is_relative_to(here) else found)
     return f"./{text}" if text.startswith(("~", "-")) else text
 
 
-def printable(path: str | os.PathLike[str]) -> str:
+def escape_path(path: str | os.PathLike[str]) -> str:
     r"""Return a path as valid Unicode. Bytes that aren't UTF-8 are escaped.
 
-    >>> printable("/runs/\udcff.rrd")
+    >>> escape_path("/runs/\udcff.rrd")
     '/runs/\\xff.rrd'
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -84,8 +84,8 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 def check_name(path: Path) -> None:
     """Raise ValueError if Rerun can't open a path: rerun-sdk 0.41 opens no path that isn't UTF-8."""
-    if printable(path) != str(path):
-        raise ValueError(f"{shown(path)} has a name that isn't UTF-8, which Rerun can't open: rename it")
+    if escape_path(path) != str(path):
+        raise ValueError(f"{format_path(path)} has a name that isn't UTF-8, which Rerun can't open: rename it")
 
 
 def _describe_type(mode: int) -> str:

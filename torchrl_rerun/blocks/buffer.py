@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Arrays, Block, StreamGroup
 from torchrl_rerun.blocks.devices import Transfers
 from torchrl_rerun.blocks.events import Event
-from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.timelines import Positions
 
 MAX_SLOTS = 2048
@@ -22,7 +22,7 @@ BLOCKS = 2
 class Buffer:
     """Two blocks that take turns, and the bound on the bytes that wait.
 
-    A buffer neither waits nor writes: :meth:`add` and :meth:`seal` return segments, which their caller hands on to the writer.
+    A buffer neither waits nor writes: :meth:`add` and :meth:`seal` return leases, which their caller hands on to the writer.
 
     Args:
         envs: number of recorded environments.
@@ -39,8 +39,8 @@ class Buffer:
         self._blocks: list[Block] = []
         self._block: Block | None = None
         self._expires = 0.0
-        # In order. Which blocks are free follows from the segments that aren't released: Ctrl-C can't lose one.
-        self._segments: deque[Segment] = deque()
+        # In order. Which blocks are free follows from the leases that aren't released: Ctrl-C can't lose one.
+        self._segments: deque[BlockLease] = deque()
 
     @property
     def groups(self) -> tuple[StreamGroup, ...]:
@@ -98,10 +98,10 @@ class Buffer:
         positions: Callable[[], Positions],
         *,
         may_change: bool = False,
-    ) -> Segment | None:
-        """Copy a frame into a block that has room for it, or return the segment that is in the way.
+    ) -> BlockLease | None:
+        """Copy a frame into a block that has room for it, or return the lease that is in the way.
 
-        If a segment is returned nothing was copied. Hand it on to the writer unless the writer has it, else wait for its
+        If a lease is returned nothing was copied. Hand it on to the writer unless the writer has it, else wait for its
         release; then add the frame again.
 
         Args:
@@ -144,32 +144,32 @@ class Buffer:
             self._block.drop(event)
             self._block.add(amended, moments)
 
-    def seal(self) -> Iterator[Segment]:
-        """Add no more to the block in use. Return the segments to hand on to the writer, oldest first.
+    def seal(self) -> Iterator[BlockLease]:
+        """Add no more to the block in use. Return the leases to hand on to the writer, oldest first.
 
-        Ctrl-C may come at any point: the next call returns what this one didn't. A segment may be handed on twice then,
+        Ctrl-C may come at any point: the next call returns what this one didn't. A lease may be handed on twice then,
         since nobody knows whether Ctrl-C came before or after; the second time nothing is written.
         """
         self._block = None
-        for segment in tuple(self._segments):
-            if not segment.is_handed_on and segment.first is not None:
-                if len(segment.block.events):
-                    segment.seal()
+        for lease in tuple(self._segments):
+            if not lease.is_handed_on and lease.first is not None:
+                if len(lease.block.events):
+                    lease.seal()
                 else:  # Ctrl-C came before its first frame
-                    self._segments.remove(segment)
-        return (segment for segment in tuple(self._segments) if not segment.is_handed_on)
+                    self._segments.remove(lease)
+        return (lease for lease in tuple(self._segments) if not lease.is_handed_on)
 
-    def prepare(self) -> Segment | None:
-        """Return a segment of a block that isn't in use, without frames, for the writer to touch its memory; None if all are.
+    def prepare(self) -> BlockLease | None:
+        """Return a lease of a block that isn't in use, without frames, for the writer to touch its memory; None if all are.
 
         The system may take a tenth of a second to find memory for a large block, when it is written to for the first time.
         """
         block = self._free_block()
         if block is None:
             return None
-        segment = Segment(block)
-        self._segments.appendleft(segment)  # the writer gets it before the block that is being filled
-        return segment
+        lease = BlockLease(block)
+        self._segments.appendleft(lease)  # the writer gets it before the block that is being filled
+        return lease
 
     def is_old(self, now: int) -> bool:
         """Return whether the first frame of the block in use is older than it may be.
@@ -182,19 +182,19 @@ class Buffer:
     @property
     def oldest_waiting(self) -> int | None:
         """Number of the first frame that isn't written; None if all are."""
-        firsts = (segment.first for segment in tuple(self._segments) if not segment.is_released)
+        firsts = (lease.first for lease in tuple(self._segments) if not lease.is_released)
         return next((first for first in firsts if first is not None), None)
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes in blocks that aren't written."""
-        return sum(segment.block.bytes for segment in tuple(self._segments) if not segment.is_released)
+        return sum(lease.block.bytes for lease in tuple(self._segments) if not lease.is_released)
 
-    def _start_block(self, event: Event, positions: Callable[[], Positions]) -> Segment | None:
+    def _start_block(self, event: Event, positions: Callable[[], Positions]) -> BlockLease | None:
         """Go on with another block if this one is full, or is old and the other one is free.
 
         Returns:
-            The segment that is in the way of another block.
+            The lease that is in the way of another block.
         """
         block = self._block
         if block is not None and block.has_room() and not block.is_heavy and self._free_block() is None:
@@ -202,18 +202,18 @@ class Buffer:
         unsent = next(self.seal(), None)
         if unsent is not None:
             return unsent
-        self._segments = deque(segment for segment in self._segments if not segment.is_released)
+        self._segments = deque(lease for lease in self._segments if not lease.is_released)
         block = self._free_block()
         if block is None:
             return self._segments[0]
         block.begin(positions())
         self._expires = event.log_time + self._max_age
-        self._segments.append(Segment(block, event.frame))
+        self._segments.append(BlockLease(block, event.frame))
         self._block = block
         return None
 
     def _free_block(self) -> Block | None:
-        taken = [segment.block for segment in tuple(self._segments) if not segment.is_released]
+        taken = [lease.block for lease in tuple(self._segments) if not lease.is_released]
         return next((block for block in self._blocks if block not in taken), None)
 
 

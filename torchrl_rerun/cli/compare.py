@@ -25,7 +25,7 @@ from torchrl_rerun.cli.console import (
     to_json,
 )
 from torchrl_rerun.cli.view import watch
-from torchrl_rerun.paths import absolute, printable, shown
+from torchrl_rerun.paths import escape_path, format_path, make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.rrd.listing import RecordedEpisode
@@ -38,7 +38,7 @@ def compare_runs(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            parser=absolute,
+            parser=make_absolute,
             metavar="A B...",
             help="Recordings, or folders of episodes; two or more.",
             show_default=False,
@@ -56,7 +56,7 @@ def compare_runs(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", parser=absolute, metavar="FILE", help="Keep the recording that is shown as this file."
+            "--out", "-o", parser=make_absolute, metavar="FILE", help="Keep the recording that is shown as this file."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
@@ -92,11 +92,11 @@ def compare_runs(
         fail(_WHAT, error)
     columns = dict(zip(string.ascii_uppercase, summaries, strict=False))
     for (name, measures), run in zip(columns.items(), runs, strict=True):
-        _print_interrupted(measures, f"{name} ({shown(run)})")
+        _print_interrupted(measures, f"{name} ({format_path(run)})")
     first, *others = columns
     columns |= {f"{name} - {first}": each for name, each in zip(others, subtract_measures(summaries), strict=True)}
     if as_json:
-        known = {name: {"run": printable(run)} | columns[name] for name, run in zip(columns, runs, strict=False)}
+        known = {name: {"run": escape_path(run)} | columns[name] for name, run in zip(columns, runs, strict=False)}
         typer.echo(json.dumps(to_json(columns | known), indent=2))
     else:
         _print_table(columns, runs)
@@ -116,7 +116,10 @@ def _choose_episode(episodes: Sequence[RecordedEpisode], *, best: bool, worst: b
 
     if not (best or worst):
         return episodes[-1]
-    ranking, folder = rank_episodes(episodes, KeepBest(1) if best else KeepWorst(1)), shown(episodes[0].path.parent)
+    ranking, folder = (
+        rank_episodes(episodes, KeepBest(1) if best else KeepWorst(1)),
+        format_path(episodes[0].path.parent),
+    )
     print_left_out(ranking, folder)
     if not ranking.episodes:
         raise ValueError(f"none of {format_count(len(episodes), 'episode')} in {folder} has a return")
@@ -150,7 +153,7 @@ def _print_table(columns: dict[str, dict[str, Any]], runs: Sequence[Path]) -> No
     from torchrl_rerun.cli.table import draw_rows
 
     for name, run in zip(columns, runs, strict=False):
-        output.print(f"{name}: {escape(shown(run))}")
+        output.print(f"{name}: {escape(format_path(run))}")
     names = dict.fromkeys(name for each in columns.values() for name in each)
     rows = [[name, *(each.get(name) for each in columns.values())] for name in names]
     Console(width=PIPE_WIDTH, highlight=False).print(draw_rows(["", *columns], rows))

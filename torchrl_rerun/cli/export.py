@@ -21,7 +21,7 @@ from torchrl_rerun.cli.console import (
     show_progress,
     show_status,
 )
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.export.mp4 import Exported, Video
@@ -33,7 +33,7 @@ def export_recording(
     recording: Annotated[
         Path,
         typer.Argument(
-            parser=absolute, metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False
+            parser=make_absolute, metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False
         ),
     ],
     *,
@@ -41,7 +41,7 @@ def export_recording(
     parquet: Annotated[
         Path | None,
         typer.Option(
-            "--parquet", parser=absolute, metavar="FILE", help="Write the steps as the rows of a Parquet file."
+            "--parquet", parser=make_absolute, metavar="FILE", help="Write the steps as the rows of a Parquet file."
         ),
     ] = None,
     minari: Annotated[
@@ -50,7 +50,10 @@ def export_recording(
     lerobot: Annotated[
         Path | None,
         typer.Option(
-            "--lerobot", parser=absolute, metavar="FOLDER", help="Write the episodes as a data set in LeRobot's format."
+            "--lerobot",
+            parser=make_absolute,
+            metavar="FOLDER",
+            help="Write the episodes as a data set in LeRobot's format.",
         ),
     ] = None,
     out: Annotated[
@@ -58,7 +61,7 @@ def export_recording(
         typer.Option(
             "--out",
             "-o",
-            parser=absolute,
+            parser=make_absolute,
             metavar="PATH",
             help="Folder of the videos, or file of a single one. Default: beside the recording.",
         ),
@@ -139,7 +142,10 @@ def _export_steps(
 
             rest = left_out(episodes, unheld)
             rows = to_parquet(episodes, parquet, **options)
-            name, what = shown(parquet), f"{format_count(rows, 'step')} of {format_count(len(episodes), 'episode')}"
+            name, what = (
+                format_path(parquet),
+                f"{format_count(rows, 'step')} of {format_count(len(episodes), 'episode')}",
+            )
         elif minari is not None:
             from torchrl_rerun.export.minari import SIGN, to_minari, unheld_in
 
@@ -154,7 +160,7 @@ def _export_steps(
             written = to_lerobot(episodes, lerobot, fps=fps, **options)
             videos = f", videos of {', '.join(written.cameras)}" if written.cameras else ""
             steps = f"{format_count(written.steps, 'step')} of {format_count(written.episodes, 'episode')}"
-            name, what = shown(lerobot), f"{steps}, {written.fps:g} frames per second{videos}"
+            name, what = format_path(lerobot), f"{steps}, {written.fps:g} frames per second{videos}"
     output.print(f"[green]{escape(name)}[/]: {escape(what)}")
     if not options["keys"]:
         can_be_named, others = rest
@@ -183,10 +189,10 @@ def _export_videos(recording: Path, out: Path | None, **options: Any) -> None:
             with show_status(video.path.name):
                 exported = write_video(video, functools.partial(show_progress, what=video.path.name))
         except (FFmpegError, OSError, RuntimeError, ValueError) as error:
-            messages.print("[red]not exported[/]:", escape(f"{shown(video.path)}: {error}"))
+            messages.print("[red]not exported[/]:", escape(f"{format_path(video.path)}: {error}"))
             failed = True
             continue
-        output.print(f"[green]{escape(shown(exported.path))}[/]:", ", ".join(_list_facts(exported, video)))
+        output.print(f"[green]{escape(format_path(exported.path))}[/]:", ", ".join(_list_facts(exported, video)))
     raise typer.Exit(failed)
 
 

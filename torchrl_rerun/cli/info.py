@@ -25,7 +25,7 @@ from torchrl_rerun.cli.console import (
     show_status,
     to_json,
 )
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.reading.describe import FileSummary, KeySummary, RecordingSummary
@@ -38,7 +38,7 @@ def show_info(
     recordings: Annotated[
         list[Path],
         typer.Argument(
-            parser=absolute, metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False
+            parser=make_absolute, metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False
         ),
     ],
     *,
@@ -102,7 +102,7 @@ def _print(description: RecordingSummary) -> None:
 
 
 def _format_name(files: Sequence[FileSummary]) -> str:
-    first = shown(files[0].path)
+    first = format_path(files[0].path)
     return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
 
 

@@ -24,7 +24,7 @@ from torchrl_rerun.cli.selection import (
     select_episodes,
     summarize,
 )
-from torchrl_rerun.paths import absolute
+from torchrl_rerun.paths import make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.cli.table import Column
@@ -37,7 +37,7 @@ def list_recorded(
     run: Annotated[
         Path,
         typer.Argument(
-            parser=absolute, metavar="RUN", help="A folder of episodes, or one episode.", show_default=False
+            parser=make_absolute, metavar="RUN", help="A folder of episodes, or one episode.", show_default=False
         ),
     ],
     *,
@@ -91,9 +91,9 @@ def list_recorded(
     if listing.unreadable:
         messages.print("[yellow]left out[/]:", escape(summarize(explain_unreadable(listing))))
     if listing.copies:
-        from torchrl_rerun.rrd.copies import told_copies
+        from torchrl_rerun.rrd.copies import describe_copies
 
-        messages.print("[yellow]left out[/]:", escape(told_copies(listing.copies)))
+        messages.print("[yellow]left out[/]:", escape(describe_copies(listing.copies)))
 
 
 def _print_table(episodes: Sequence[RecordedEpisode], columns: Sequence[Column], sort: Column | None) -> None:

@@ -19,7 +19,7 @@ from torchrl_rerun.cli.console import (
     show_status,
     to_json,
 )
-from torchrl_rerun.paths import absolute
+from torchrl_rerun.paths import make_absolute
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +69,7 @@ def query_episodes(
     elif as_json:
         typer.echo(json.dumps([to_json(row) for row in table.to_pylist()], indent=2))
     elif len(table):
-        _print_table(table, absolute(run))
+        _print_table(table, make_absolute(run))
     else:
         messages.print("none")
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import format_count, messages, output, show_status
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.rrd.repair import Repaired
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 def repair_files(
     files: Annotated[
         list[Path],
-        typer.Argument(parser=absolute, metavar="FILE...", help="Recordings to repair.", show_default=False),
+        typer.Argument(parser=make_absolute, metavar="FILE...", help="Recordings to repair.", show_default=False),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             "-o",
-            parser=absolute,
+            parser=make_absolute,
             metavar="PATH",
             help="Write the repaired recording to this path, and leave FILE unchanged.",
         ),
@@ -47,7 +47,7 @@ def repair_files(
     failed = False
     for file in files:
         try:
-            with show_status(f"repairing {shown(file)}"), warnings.catch_warnings(record=True) as warned:
+            with show_status(f"repairing {format_path(file)}"), warnings.catch_warnings(record=True) as warned:
                 from torchrl_rerun.rrd.repair import repair
 
                 repaired = repair(file, out)
@@ -56,8 +56,8 @@ def repair_files(
             failed = True
             continue
         for warning in warned:
-            messages.print(f"[yellow]{escape(shown(file))}[/]:", escape(str(warning.message)))
-        output.print(f"[green]{escape(shown(out or file))}[/]:", _summarize(repaired, copied=out is not None))
+            messages.print(f"[yellow]{escape(format_path(file))}[/]:", escape(str(warning.message)))
+        output.print(f"[green]{escape(format_path(out or file))}[/]:", _summarize(repaired, copied=out is not None))
     raise typer.Exit(failed)
 
 

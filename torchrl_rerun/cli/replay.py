@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import fail, format_count, messages, output, show_progress, show_status
-from torchrl_rerun.paths import shown
+from torchrl_rerun.paths import format_path
 
 if TYPE_CHECKING:
     from torchrl_rerun.stored.replay import Replayed
@@ -114,7 +114,7 @@ def _print_result(replayed: Replayed) -> None:
         assigned = ", ".join(f"{name} as {key}" for name, key in keys.items())
         messages.print(f"[dim]arrays: {escape(assigned)}[/]")
     steps = f"{format_count(replayed.steps, 'step')} of {format_count(replayed.envs, 'environment')}"
-    where = "" if replayed.path is None else shown(replayed.path)
+    where = "" if replayed.path is None else format_path(replayed.path)
     output.print(
         f"[green]{escape(where)}[/]: {format_count(replayed.episodes, 'episode')}, {steps}, {escape(replayed.description)}"
     )

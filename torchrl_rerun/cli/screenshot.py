@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import fail, messages, output, show_status
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.viewing.screenshots import Moment
@@ -29,11 +29,11 @@ def save_screenshots(
     recording: Annotated[
         Path,
         typer.Argument(
-            parser=absolute, metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False
+            parser=make_absolute, metavar="FILE_OR_RUN", help="A recording, or a folder of them.", show_default=False
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(parser=absolute, metavar="PICTURE", help="The PNG file to write.", show_default=False)
+        Path, typer.Argument(parser=make_absolute, metavar="PICTURE", help="The PNG file to write.", show_default=False)
     ],
     *,
     at: Annotated[
@@ -71,7 +71,7 @@ def save_screenshots(
         places = _make_paths(out, moments)
         existing = next((place for place in places if place.exists()), None)
         if existing is not None and not overwrite:
-            fail(_WHAT, f"{shown(existing)} exists already: choose another name, or pass --overwrite")
+            fail(_WHAT, f"{format_path(existing)} exists already: choose another name, or pass --overwrite")
         files = whole_files_of(recording)
         width, height = map(int, size.split("x"))
         shots = take_screenshots(files, moments or [None], size=(width, height), wait=wait)
@@ -82,7 +82,7 @@ def save_screenshots(
                 with written_aside(place, overwrite=overwrite) as hidden:
                     hidden.write_bytes(shot.png)
                 output.print(
-                    f"[green]{escape(shown(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)")
+                    f"[green]{escape(format_path(place))}[/]" + ("" if shot.is_settled else ": still changing (--wait)")
                 )
                 errors |= dict.fromkeys(shot.errors)
                 for warning in shot.warnings:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from torchrl_rerun.cli.console import format_count, messages, show_progress, show_status
-from torchrl_rerun.paths import shown
+from torchrl_rerun.paths import format_path
 
 if TYPE_CHECKING:
     from torchrl_rerun.cli.ranking import Ranking
@@ -55,9 +55,9 @@ def list_run(run: Path) -> Listing:
 def _explain_empty(listing: Listing, run: Path) -> str:
     from torchrl_rerun.rrd.files import not_ours
 
-    name = shown(run)
+    name = format_path(run)
     if listing.runs:
-        files = " ".join(shlex.quote(shown(file)) for file in listing.runs[:3])
+        files = " ".join(shlex.quote(format_path(file)) for file in listing.runs[:3])
         return (
             f"{name} holds recordings of whole runs, not of single episodes: open them with `torchrl-rerun view "
             f"{files}`, list their episodes with `torchrl-rerun query {shlex.quote(name)} true`"
@@ -85,7 +85,7 @@ def _explain_unreadable(file: Path) -> str:
             complete_parts_in(file)
     except (OSError, ValueError) as error:
         return str(error)
-    return found or f"{shown(file)} is damaged"
+    return found or f"{format_path(file)} is damaged"
 
 
 def summarize(reasons: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from torchrl_rerun.cli.selection import (
     select_episodes,
     summarize,
 )
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 
 if TYPE_CHECKING:
     from torchrl_rerun.viewing.viewer import Viewer
@@ -43,7 +43,7 @@ def view_recordings(
     recordings: Annotated[
         list[Path],
         typer.Argument(
-            parser=absolute, metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False
+            parser=make_absolute, metavar="FILE_OR_RUN...", help="Recordings, or folders of them.", show_default=False
         ),
     ],
     *,
@@ -140,7 +140,7 @@ def _select_files(given: Path, options: dict[str, Any]) -> list[Path]:
         ]
         if not files:
             raise ValueError(
-                f"{shown(given)} holds {format_count(len(listing.episodes), 'episode')}, none of which satisfies the options"
+                f"{format_path(given)} holds {format_count(len(listing.episodes), 'episode')}, none of which satisfies the options"
             )
     else:
         files = files_of(given)

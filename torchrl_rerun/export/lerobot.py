@@ -31,15 +31,15 @@ from torchrl_rerun.export.steps import (
     array_of,
     chosen,
     described,
-    told,
+    name_episode,
     unbroken_transitions,
-    unchanged,
+    without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
-from torchrl_rerun.paths import absolute
+from torchrl_rerun.paths import make_absolute
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
 from torchrl_rerun.reading.steps import steps as read_steps
@@ -89,7 +89,7 @@ def to_lerobot(
     fps: float | None = None,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Progress = unchanged,
+    progress: Progress = without_progress,
 ) -> LeRobotDataset:
     """Write episodes as a data set of LeRobot's format: numbers as Parquet, and a video of each episode and camera.
 
@@ -155,7 +155,7 @@ def to_lerobot(
             raise dataset.left_out.nothing()
         dataset.describe()
     dataset.left_out.say()
-    return LeRobotDataset(absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
+    return LeRobotDataset(make_absolute(path), len(dataset.episodes), dataset.steps, tuple(dataset.videos), rate)
 
 
 def is_usual(stream: Stream) -> bool:
@@ -282,7 +282,9 @@ class _Dataset:
             self.videos = videos
         if videos != self.videos:
             name = min(name for name in {*videos, *self.videos} if videos.get(name) != self.videos.get(name))
-            raise ValueError(f"the video {name} of {told(episode)} is not as the others are: take one run at a time")
+            raise ValueError(
+                f"the video {name} of {name_episode(episode)} is not as the others are: take one run at a time"
+            )
 
     def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: FrameCodes) -> None:
         held = episode.history.stored(stream, lane, episode_span(episode.properties.episode))
@@ -292,7 +294,7 @@ class _Dataset:
                 each = next(coming, None)
                 if each is None or each.episode << 32 | each.episode_step != code:
                     raise ValueError(
-                        f"{told(episode)} hasn't got a picture under {name_of(stream.key)} at each of its steps, and "
+                        f"{name_episode(episode)} hasn't got a picture under {name_of(stream.key)} at each of its steps, and "
                         "can't be a video of LeRobot's: leave that key out, or the episode"
                     )
                 yield each._replace(frame=at)
@@ -305,7 +307,9 @@ class _Dataset:
             try:
                 mux(container, coming, codec, self._fps)
             except SizesDifferError as error:
-                raise ValueError(f"{told(episode)}, {name_of(stream.key)}: {error}: leave that key out") from error
+                raise ValueError(
+                    f"{name_episode(episode)}, {name_of(stream.key)}: {error}: leave that key out"
+                ) from error
 
     def _seen_in(self, path: Path) -> tuple[dict[str, Any], Statistics]:
         """Return the feature of a video, and statistics of the colours of its first picture."""

@@ -23,7 +23,7 @@ from torchrl_rerun.export.steps import (
     array_of,
     described,
     unbroken_transitions,
-    unchanged,
+    without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.schema import Described, Moment
@@ -43,7 +43,7 @@ def to_minari(
     *,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Progress = unchanged,
+    progress: Progress = without_progress,
 ) -> Path:
     """Write episodes as a Minari data set, which ``minari.load_dataset(dataset_id)`` loads, and return its folder.
 

@@ -26,7 +26,7 @@ from PIL import Image
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
 from torchrl_rerun.kinds.streams import name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.pictures import (
     Picture,
     Stored,
@@ -126,11 +126,11 @@ def videos_of(
         ValueError: a file can't be read, there are no pictures, several videos would be one file, or ``fps`` isn't
             positive.
     """
-    root = absolute(path)
+    root = make_absolute(path)
     found = tracks_of(whole_files_of(root))
     check_fps(fps)
     if not found:
-        raise ValueError(f"{shown(root)} holds no pictures that RerunRecorder recorded")
+        raise ValueError(f"{format_path(root)} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)
     named = _named(found, root, grid=grid)
     videos = [
@@ -139,17 +139,19 @@ def videos_of(
         if (kept := tuple(track for track in tracks if track in chosen))
     ]
     if not videos:
-        raise ValueError(f"{shown(root)} holds no pictures of that environment under that key")
+        raise ValueError(f"{format_path(root)} holds no pictures of that environment under that key")
     if out is not None and Path(out).suffix == ".mp4":
         if len(videos) > 1:
             raise ValueError(
                 f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
             )
-        videos = [dataclasses.replace(videos[0], path=absolute(out))]
+        videos = [dataclasses.replace(videos[0], path=make_absolute(out))]
     there = [video.path for video in videos if video.path.exists()]
     if there and not overwrite:
         exist = f" and {len(there) - 1} more exist" if len(there) > 1 else " exists"
-        raise FileExistsError(f"{shown(there[0])}{exist} already: choose another place with --out, or pass --overwrite")
+        raise FileExistsError(
+            f"{format_path(there[0])}{exist} already: choose another place with --out, or pass --overwrite"
+        )
     return videos
 
 
@@ -198,7 +200,7 @@ def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | No
     """Return the path of a video: beside its recording, or at the same place below another folder."""
     folder = track.files[0].parent
     if out is not None:
-        folder = absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
+        folder = make_absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
     return folder / f"{name}.mp4"
 
 
@@ -233,7 +235,7 @@ def write_video(video: Video, progress: Progress[Any] = lambda items, _: items) 
         coming = encoded(_grid(video.tracks, lambda seen: progress(seen, total)), fps)
     begun = next(coming, None)
     if begun is None:
-        raise ValueError(f"{shown(first.files[0])} holds no pictures at {first.path}")
+        raise ValueError(f"{format_path(first.files[0])} holds no pictures at {first.path}")
     with (
         written_aside(video.path, overwrite=True) as hidden,  # `videos_of` has checked that it may be replaced
         av.open(hidden, "w", format="mp4", options={"movflags": "faststart"}) as container,

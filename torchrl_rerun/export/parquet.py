@@ -13,10 +13,10 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.export.parquet_columns import Form, Nature, column_of, form_of, natures_of
 from torchrl_rerun.export.renaming import distinct, slashed
-from torchrl_rerun.export.steps import LeftOut, Progress, described, unchanged
+from torchrl_rerun.export.steps import LeftOut, Progress, described, without_progress
 from torchrl_rerun.kinds.schema import Described, Moment
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
-from torchrl_rerun.paths import shown, target_of
+from torchrl_rerun.paths import find_target, format_path
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.steps import step_values
 from torchrl_rerun.reading.transitions import transitions
@@ -39,7 +39,7 @@ def to_parquet(
     *,
     keys: Sequence[NestedKey] | None = None,
     overwrite: bool = False,
-    progress: Progress = unchanged,
+    progress: Progress = without_progress,
 ) -> int:
     """Write the steps of episodes as one Parquet file, a row each, and return their number.
 
@@ -88,11 +88,11 @@ def to_parquet(
         >>> to_parquet(load(f"{folder}/run.rrd"), f"{folder}/run.parquet") == len(rollout)
         True
     """
-    target = target_of(path)
+    target = find_target(path)
     if target.exists() and any(
         target.samefile(file) for episode in episodes for file in episode.files if file.exists()
     ):
-        raise ValueError(f"{shown(path)} holds the episodes that are exported: choose another file")
+        raise ValueError(f"{format_path(path)} holds the episodes that are exported: choose another file")
     forms, left_out = _forms(episodes, keys), LeftOut(_UNRECORDED)
     with written_aside(path, overwrite=overwrite) as hidden:
         with TableWriter(hidden) as writer:
@@ -129,10 +129,12 @@ class TableWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:
-            self._write()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if error is None:
+                self._write()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
     def add(self, table: pa.Table) -> None:
         """Add the rows of a table."""

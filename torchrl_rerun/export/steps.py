@@ -22,12 +22,12 @@ Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Called with items and their number; yields the items one by one."""
 
 
-def unchanged(items: Iterable[Any], _: int) -> Iterable[Any]:
+def without_progress(items: Iterable[Any], _: int) -> Iterable[Any]:
     """Return the items: a progress bar that shows nothing."""
     return items
 
 
-def told(episode: LoadedEpisode) -> str:
+def name_episode(episode: LoadedEpisode) -> str:
     """Return how messages name an episode."""
     known, place = episode.properties, episode.history.recording.parts[-1].file
     return f"episode {known.episode} of environment {known.env} in {place}"
@@ -127,7 +127,7 @@ class LeftOut:
         """
         count = episode.properties.length - kept
         if count > 0:
-            self._first = self._first or told(episode)
+            self._first = self._first or name_episode(episode)
             self._steps += count
             self._episodes += 1
             self._lost += not kept
@@ -177,7 +177,7 @@ def described(
         for stream, _ in found:
             if stream.shared and episode.properties.env != episode.schema.envs[0]:
                 raise ValueError(
-                    f"{name_of(stream.key)} stands for all environments, and isn't recorded of {told(episode)}: leave "
+                    f"{name_of(stream.key)} stands for all environments, and isn't recorded of {name_episode(episode)}: leave "
                     "that key out, or the environment"
                 )
         yield episode, found
@@ -197,7 +197,7 @@ def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequen
     said, wanted = ({(each.key, each.dtype, each.shape, moment) for each, moment in all_} for all_ in (found, first))
     if said != wanted:
         key = name_of(min(each[0] for each in said ^ wanted))
-        raise ValueError(f"{key} is not recorded in the same way in {told(episode)}: take one run at a time")
+        raise ValueError(f"{key} is not recorded in the same way in {name_episode(episode)}: take one run at a time")
 
 
 def unbroken_transitions(episode: LoadedEpisode, found: Sequence[Described], left_out: LeftOut) -> Transitions:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torchrl_rerun.kinds.schema import Schema, Split
 from torchrl_rerun.kinds.streams import Key, Stream, batch_path
-from torchrl_rerun.paths import check_name, shown
-from torchrl_rerun.rrd.copies import copies_among, say_copies
+from torchrl_rerun.paths import check_name, format_path
+from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.frame_codes import Span
 from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
@@ -117,7 +117,7 @@ def describe_files(
             others.append(file)
         ours += described
     copies = copies_among(part for _, part, _ in ours)
-    say_copies(copies)
+    warn_of_copies(copies)
     for file, part, schema in ours:
         if (file.path, part.recording_id) not in copies:
             key = file.path.parent, "" if schema.split == "episode" else part.recording_id
@@ -135,7 +135,7 @@ def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
     except ValueError as error:
         return FileSummary(path, size, trouble=trouble or str(error)), []
     if not found or any(part.is_torn for part in found):
-        return FileSummary(path, size, trouble=trouble or f"there is nothing in {shown(path)}"), []
+        return FileSummary(path, size, trouble=trouble or f"there is nothing in {format_path(path)}"), []
     if trouble is None and not is_ours:
         trouble = not_ours(path)
     return FileSummary(path, size, found[0].has_layout, trouble), found

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.schema import told_lacking
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.recordings import EpisodeRecording, OpenedRecording, schema_of
-from torchrl_rerun.rrd.copies import copies_in, say_copies
+from torchrl_rerun.rrd.copies import copies_in, warn_of_copies
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.listing import episode_in, listing_of
 from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
@@ -75,7 +75,7 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> LoadedEpisodes:
 
 def _files(given: str) -> Iterator[Path]:
     """Yield the files that a path or a pattern stands for."""
-    if glob.has_magic(given) and not absolute(given).exists():
+    if glob.has_magic(given) and not make_absolute(given).exists():
         home, separator, below = given.partition("/") if given.startswith("~") else ("", "", given)
         pattern = glob.escape(os.path.expanduser(home)) + separator + below  # noqa: PTH111 - it is no path yet
         found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
@@ -103,9 +103,9 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
             if recording_id in whole:
                 copies[file, recording_id] = whole[recording_id]
             elif not is_all:
-                warn(f"left out: {why_unreadable(file) or f'{shown(file)} is damaged'}", RuntimeWarning)
+                warn(f"left out: {why_unreadable(file) or f'{format_path(file)} is damaged'}", RuntimeWarning)
     copies |= copies_in(parts)
-    say_copies(copies)
+    warn_of_copies(copies)
     for recording in _recordings(part for part in parts if (part.file, part.recording_id) not in copies):
         _say_lacking(recording)
         for env in recording.schema.envs:
@@ -122,7 +122,7 @@ def _say_lacking(recording: OpenedRecording[FilePart]) -> None:
     lacking = recording.schema.lacking(rows)
     if lacking:
         warn(
-            f"{shown(unfinished[-1])} isn't finished: it holds {told_lacking(lacking)}. Where they are missing, masks say so: "
+            f"{format_path(unfinished[-1])} isn't finished: it holds {told_lacking(lacking)}. Where they are missing, masks say so: "
             "('recorded', key)"
         )
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from torchrl_rerun.kinds.picture import Picture as PictureKind
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.rows import values_of, with_any
-from torchrl_rerun.rrd.copies import copies_among, say_copies
+from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 
@@ -114,7 +114,7 @@ def tracks_of(files: Sequence[Path]) -> list[Track]:
     found: dict[tuple[Path, str, str], Track] = {}
     said = [each for file in files for each in parts_in(file)]
     copies = copies_among(said)
-    say_copies(copies)
+    warn_of_copies(copies)
     for part in said:
         if (part.file, part.recording_id) in copies:
             continue

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pyarrow as pa
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Value
-from torchrl_rerun.paths import printable
+from torchrl_rerun.paths import escape_path
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.load import Place, load
 
@@ -112,7 +112,7 @@ def table_of(episodes: Iterable[LoadedEpisode]) -> pa.Table:
     for name in dict.fromkeys(name for each in known for name in each.annotations):
         heading = f"annotated {name}" if name == _FILES else name
         columns[heading] = _annotations([each.annotations.get(name) for each in known])
-    files = [[printable(file) for file in each.files] for each in found]
+    files = [[escape_path(file) for file in each.files] for each in found]
     return pa.table(columns | {_FILES: pa.array(files, pa.list_(pa.string()))})
 
 

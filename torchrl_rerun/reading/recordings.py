@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.paths import shown
+from torchrl_rerun.paths import format_path
 from torchrl_rerun.rrd.parts import RecordingPart
 from torchrl_rerun.rrd.reader import parts_in
 
@@ -69,7 +69,7 @@ class EpisodeRecording:
         found = [part for file in self._files for part in parts_in(file)]
         parts = [part for part in found if part.recording_id == self._recording_id]
         if not parts:
-            raise ValueError(f"{shown(self._files[-1])} was replaced since it was loaded: load it again")
+            raise ValueError(f"{format_path(self._files[-1])} was replaced since it was loaded: load it again")
         return parts
 
     @property

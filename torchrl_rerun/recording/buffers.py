@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from torchrl_rerun.blocks.block import Arrays, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Event
-from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Key, Stream
@@ -140,24 +140,24 @@ class Buffers:
 
     # --- blocks are handed on ---
 
-    def make_way(self, buffer: Buffer, segment: Segment) -> bool:
-        """Hand on the segment that is in the way of a frame, or wait until the writer releases it.
+    def make_way(self, buffer: Buffer, lease: BlockLease) -> bool:
+        """Hand on the lease that is in the way of a frame, or wait until the writer releases it.
 
         Args:
             buffer: the buffer that a frame was to be added to.
-            segment: the segment that :meth:`Buffer.add` returned.
+            lease: the lease that :meth:`Buffer.add` returned.
 
         Returns:
             Whether the frame can be added now; False if nothing is written any more.
         """
         if not self.is_open:
             return False
-        if not segment.is_handed_on:
-            self._put(buffer, segment)
+        if not lease.is_handed_on:
+            self._put(buffer, lease)
             return True
         began = time.monotonic()
         try:
-            while not segment.wait(0.1):
+            while not lease.wait(0.1):
                 if not self.is_open:
                     return False
         finally:
@@ -185,9 +185,9 @@ class Buffers:
     def prepare(self) -> None:
         """Have the writer touch the memory of blocks that aren't needed yet, while the others are filled."""
         for buffer in self._all:
-            segment = buffer.prepare()
-            if segment is not None:
-                self._put(buffer, segment)
+            lease = buffer.prepare()
+            if lease is not None:
+                self._put(buffer, lease)
 
     def warn_of_short_blocks(self, envs: int, buffer_bytes: int) -> None:
         """Warn if so many environments are recorded in detail that a block has few rows of each: chunks cost most then.
@@ -234,14 +234,14 @@ class Buffers:
         return sum(buffer.waiting_bytes for buffer in self._all)
 
     def _hand_on(self, buffer: Buffer) -> None:
-        segments = buffer.seal()
+        leases = buffer.seal()
         if self.is_open:
-            for segment in segments:
-                self._put(buffer, segment)
+            for lease in leases:
+                self._put(buffer, lease)
 
-    def _put(self, buffer: Buffer, segment: Segment) -> None:
-        self._writer.put_segment(segment, self._batch_output if buffer is self.batch else self._output)
-        segment.hand_on()
+    def _put(self, buffer: Buffer, lease: BlockLease) -> None:
+        self._writer.put_lease(lease, self._batch_output if buffer is self.batch else self._output)
+        lease.hand_on()
 
 
 def _grouped(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[StreamGroup, bool]]:

@@ -16,7 +16,7 @@ import rerun as rr
 
 from torchrl_rerun.errors import FileInUseError, warn
 from torchrl_rerun.kinds.schema import Source
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording, application_id
 from torchrl_rerun.recording.resume import Reached, reached
@@ -106,7 +106,7 @@ def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], U
     if options.resume and not paths:
         raise ValueError(f"resume=True goes on with the run in a file or folder, and there is none in sink={sink!r}")
     if paths:
-        return _path_target(absolute(paths[0]), options), viewers, stream
+        return _path_target(make_absolute(paths[0]), options), viewers, stream
     if stream is not None:
         return (
             LiveTarget(stream.label, for_workers=f"{stream.label} can't be had there, and nothing is recorded"),
@@ -129,13 +129,15 @@ def _path_target(path: Path, options: Options) -> Target:
     """Return the target of a path: a file, or a folder of them."""
     if path.suffix == ".rrd":
         if options.split != "run":
-            raise ValueError(f"split={options.split!r} makes several files: pass a folder instead of {shown(path)!r}")
+            raise ValueError(
+                f"split={options.split!r} makes several files: pass a folder instead of {format_path(path)!r}"
+            )
         return FileTarget(path, overwrite=options.overwrite)
     if options.split == "episode":
         new_kept = None if options.keep is None else options.keep.new_kept
         return EpisodeTarget(path, new_kept=new_kept, overwrite=options.overwrite)
     if path.suffix:
-        raise ValueError(f"{shown(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
+        raise ValueError(f"{format_path(path)!r} is neither a folder nor a file to record to, which ends in '.rrd'")
     if options.split == "dump":
         return DumpTarget(path, overwrite=options.overwrite)
     return FileTarget(path / "run.rrd", overwrite=options.overwrite)

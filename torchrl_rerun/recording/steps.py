@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torchrl_rerun.blocks.block import Arrays
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
-from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
@@ -263,11 +263,11 @@ class Steps:
         if not is_kept or self._told != self._writer.failures:
             self._tell()
 
-    def _make_way(self, buffer: Buffer, segment: Segment) -> bool:
-        """Hand on the segment that is in the way of a frame, or wait for it. Return whether the frame can be added then."""
+    def _make_way(self, buffer: Buffer, lease: BlockLease) -> bool:
+        """Hand on the lease that is in the way of a frame, or wait for it. Return whether the frame can be added then."""
         waited = self._buffers.seconds_waited
         try:
-            return self._buffers.make_way(buffer, segment)
+            return self._buffers.make_way(buffer, lease)
         finally:
             if self._buffers.seconds_waited > waited:
                 self._told = -1  # the wait may be so long by now that the user is warned

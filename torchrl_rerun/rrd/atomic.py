@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from torchrl_rerun.paths import shown, target_of
+from torchrl_rerun.paths import find_target, format_path
 
 
 @contextlib.contextmanager
@@ -31,14 +31,14 @@ def written_aside(path: str | os.PathLike[str], *, overwrite: bool, sign: str | 
         FileExistsError: the path exists, and ``overwrite`` is false or something else is there.
         ValueError: the path is no regular file, or can't be written under this name.
     """
-    target = target_of(path)
+    target = find_target(path)
     is_there = target.exists()
     if is_there and not overwrite:
-        raise FileExistsError(f"{shown(path)} exists already: choose another place, or pass overwrite=True")
+        raise FileExistsError(f"{format_path(path)} exists already: choose another place, or pass overwrite=True")
     if sign is None and target.is_dir():
-        raise FileExistsError(f"{shown(path)} is a folder: pass the name of a file")
+        raise FileExistsError(f"{format_path(path)} is a folder: pass the name of a file")
     if sign is not None and is_there and not (target / sign).exists():
-        raise FileExistsError(f"{shown(path)} isn't what an export wrote (it has no {sign}), and is not replaced")
+        raise FileExistsError(f"{format_path(path)} isn't what an export wrote (it has no {sign}), and is not replaced")
     target.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own: two programs may write to the same path, and libraries go by how a name ends.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".torchrl-rerun.", ignore_cleanup_errors=True) as folder:
@@ -46,7 +46,7 @@ def written_aside(path: str | os.PathLike[str], *, overwrite: bool, sign: str | 
         try:
             yield hidden
         except UnicodeEncodeError as error:
-            raise ValueError(f"{shown(path)} can't be written: the name of its folder isn't UTF-8") from error
+            raise ValueError(f"{format_path(path)} can't be written: the name of its folder isn't UTF-8") from error
         if hidden.is_dir():
             _replace_folder(hidden, target, Path(folder, "replaced"))
         else:

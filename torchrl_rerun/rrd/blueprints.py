@@ -12,7 +12,16 @@ import pyarrow as pa
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.rrd.encoding import INDEX, STORE, Fields, encoded_field, fields_of, table_in, with_table
+from torchrl_rerun.rrd.encoding import (
+    INDEX,
+    STORE,
+    Fields,
+    encoded_field,
+    fields_of,
+    repeated_fields_of,
+    table_in,
+    with_table,
+)
 from torchrl_rerun.rrd.framing import FOOTER, MESSAGE, TRAILER, Footer, messages
 
 _OFFSETS = "chunk_byte_offset"
@@ -53,10 +62,10 @@ def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
     encoded = storage.read(flush=True, flush_timeout_sec=10.0) or b""
 
     footer = Footer.read(io.BytesIO(encoded))
-    indexes = list(fields_of(footer.payload))
+    indexes = repeated_fields_of(footer.payload)
     if len(indexes) != 1:
         raise ValueError(f"Rerun encodes the layout as {len(indexes)} stores")
-    index = dict(fields_of(indexes[0][1]))
+    index = fields_of(indexes[0][1])
     kept, moved = b"", {}
     for start, kind, length in messages(io.BytesIO(encoded), footer.start):
         message = encoded[start : start + MESSAGE.size + length]

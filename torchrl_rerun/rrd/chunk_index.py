@@ -85,7 +85,7 @@ class ChunkIndex:
             sizes,
             rows,
             table.column("chunk_is_static").to_numpy(),
-            table.select([name for name in _BOUNDS if name in table.schema.names]),
+            table.select([name for name in table.schema.names if name in _BOUNDS]),
             b"".join(table.column("chunk_id").to_pylist()),
         )
 
@@ -111,8 +111,9 @@ class ChunkIndex:
     def times(self) -> Integers:
         """The first and the last value on each of :data:`TIMELINES`, int64 ``[n, 5, 2]``; -1: the chunk isn't on it."""
         columns = []
+        there = self.bounds.schema.names
         for name in _BOUNDS:
-            if name in self.bounds.schema.names:
+            if name in there:
                 columns.append(self.bounds.column(name).cast(pa.int64()).fill_null(-1).to_numpy())
             else:  # no chunk is on that timeline
                 columns.append(np.full(len(self), -1))

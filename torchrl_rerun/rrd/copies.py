@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.paths import shown
+from torchrl_rerun.paths import format_path
 from torchrl_rerun.rrd.parts import RecordingPart
 from torchrl_rerun.rrd.reader import FilePart, parts_in
 
@@ -88,15 +88,15 @@ def _is_in(parts: Sequence[FilePart], ids: Sequence[frozenset[bytes]], at: int, 
     return bool(one.steps) and (one.began, one.steps) == (two.began, two.steps)
 
 
-def told_copies(copies: Copies) -> str:
+def describe_copies(copies: Copies) -> str:
     """Return the one sentence that names the first copy and counts the others."""
     files = {copy: other for (copy, _), other in copies.items()}
     copy, other = next(iter(files.items()))
     others = f" (and {len(files) - 1} other copies)" if len(files) > 1 else ""
-    return f"{shown(copy)} is a copy of {shown(other)}, and counts once{others}"
+    return f"{format_path(copy)} is a copy of {format_path(other)}, and counts once{others}"
 
 
-def say_copies(copies: Copies) -> None:
+def warn_of_copies(copies: Copies) -> None:
     """Warn of copies, if there are any."""
     if copies:
-        warn(told_copies(copies))
+        warn(describe_copies(copies))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -21,28 +21,41 @@ _LZ4 = 2
 _CODEC = pa.Codec("lz4_raw")
 
 
-def fields_of(message: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield the numbers and values of the fields of a protobuf message: ints, and bytes of any meaning.
+def repeated_fields_of(message: bytes) -> list[tuple[int, Any]]:
+    """Return the numbers and values of the fields of a protobuf message: ints, and bytes of any meaning.
 
     Raises:
         ValueError: the bytes are no such message, or a field has another type.
     """
-    at = 0
-    while at < len(message):
+    found: list[tuple[int, Any]] = []
+    at, size = 0, len(message)
+    while at < size:
         tag, at = _read_varint(message, at)
         value, at = _read_varint(message, at)
-        if tag & 7 == 0:
-            yield tag >> 3, value
-        elif tag & 7 == 2:
-            if at + value > len(message):
+        if tag & 7 == 2:
+            if at + value > size:
                 raise ValueError(f"field {tag >> 3} ends behind the message's end")
-            yield tag >> 3, message[at : at + value]
+            found.append((tag >> 3, message[at : at + value]))
             at += value
+        elif tag & 7 == 0:
+            found.append((tag >> 3, value))
         else:
             raise ValueError(f"field {tag >> 3} has the unexpected type {tag & 7}")
+    return found
+
+
+def fields_of(message: bytes) -> dict[int, Any]:
+    """Return the fields of a protobuf message by their numbers. The last one of a repeated field counts.
+
+    Raises:
+        ValueError: the bytes are no such message, or a field has another type.
+    """
+    return dict(repeated_fields_of(message))
 
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    if at < len(message) and message[at] < 128:  # nearly all of them
+        return message[at], at + 1
     value = shift = 0
     for byte in message[at : at + 10]:
         value |= (byte & 127) << shift
@@ -75,21 +88,21 @@ def _varint(number: int) -> bytes:
 
 def is_recording(store: bytes) -> bool:
     """Return whether a store is a recording; else it is a layout."""
-    kind: int = dict(fields_of(store))[_STORE_KIND]
+    kind: int = fields_of(store)[_STORE_KIND]
     return kind == _RECORDING
 
 
 def names_of(store: bytes) -> tuple[str, str]:
     """Return the application id and the recording id of a store."""
-    fields = dict(fields_of(store))
-    application: bytes = dict(fields_of(fields[_STORE_APPLICATION]))[1]
+    fields = fields_of(store)
+    application: bytes = fields_of(fields[_STORE_APPLICATION])[1]
     recording: bytes = fields[_STORE_ID]
     return application.decode(), recording.decode()
 
 
 def table_in(index: Fields) -> pa.Table:
     """Return the table of a store's chunks that an index holds: ``chunk_entity_path``, ``chunk_byte_offset``, ..."""
-    fields = dict(fields_of(index[TABLE]))
+    fields = fields_of(index[TABLE])
     plain = _plain(fields[TABLE_PAYLOAD], fields.get(TABLE_COMPRESSION), fields.get(TABLE_SIZE))
     return pa.ipc.open_stream(plain).read_all()
 
@@ -105,7 +118,7 @@ def with_table(index: Fields, table: pa.Table) -> bytes:
         TABLE_COMPRESSION: _LZ4,
         TABLE_SIZE: plain.size,
     }
-    return message_of({**index, TABLE: message_of({**dict(fields_of(index[TABLE])), **packed})})
+    return message_of({**index, TABLE: message_of({**fields_of(index[TABLE]), **packed})})
 
 
 def chunk_in(fields: Fields) -> pa.RecordBatch:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from torchrl_rerun.paths import absolute, is_file, shown
+from torchrl_rerun.paths import format_path, is_file, make_absolute
 from torchrl_rerun.rrd.reader import why_unreadable
 
 _MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.resumed_(?P<resumed>\d+))?(?:\.part_(?P<part>\d+))?\.rrd")
@@ -31,11 +31,11 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError: nothing is there.
         ValueError: a device, a pipe or a socket is there.
     """
-    given = absolute(path)
+    given = make_absolute(path)
     if given.is_dir():
         found = list(recordings_in(given))
         if not found:
-            raise FileNotFoundError(f"{shown(given)} holds no recordings (.rrd files)")
+            raise FileNotFoundError(f"{format_path(given)} holds no recordings (.rrd files)")
         return found
     found = _with_its_parts(given)
     if given.is_symlink():
@@ -122,6 +122,6 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
 def not_ours(path: str | os.PathLike[str]) -> str:
     """Return the message that another program made a recording, and what to do."""
     return (
-        f"{shown(path)} is no recording of torchrl_rerun, but another one of Rerun's: "
-        f"`torchrl-rerun view {shlex.quote(shown(path))}` opens it"
+        f"{format_path(path)} is no recording of torchrl_rerun, but another one of Rerun's: "
+        f"`torchrl-rerun view {shlex.quote(format_path(path))}` opens it"
     )

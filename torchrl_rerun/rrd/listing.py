@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Episode
 from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO
-from torchrl_rerun.paths import absolute, check_name, is_file, shown
+from torchrl_rerun.paths import check_name, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.copies import Copies, copies_claimed
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.parts import Properties
@@ -84,7 +84,7 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
         >>> found.path.name, found.episode.length == len(rollout)
         ('env_0_episode_000000.rrd', True)
     """
-    root = absolute(path)
+    root = make_absolute(path)
     return listing_of(progress([root] if is_file(root) else [*recordings_in(root)]))
 
 
@@ -126,10 +126,10 @@ def complete_parts_in(file: Path) -> list[FilePart]:
     check_name(file)
     found = parts_in(file)
     if not found:
-        raise ValueError(f"there is nothing in {shown(file)}")
+        raise ValueError(f"there is nothing in {format_path(file)}")
     for part in found:
         if part.is_torn or not (part.is_finished or EPISODE in part.properties):
-            raise ValueError(f"{shown(file)} is not finished: what there is of it is not all that there would be")
+            raise ValueError(f"{format_path(file)} is not finished: what there is of it is not all that there would be")
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO, NewerSchemaError, Schema, check_version
-from torchrl_rerun.paths import shown
+from torchrl_rerun.paths import format_path
 from torchrl_rerun.rrd.frame_codes import Span
 
 PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
@@ -62,7 +62,7 @@ class RecordingPart(ABC):
         try:
             return None if said is None else Schema.from_json(said)
         except (LookupError, TypeError, ValueError) as error:
-            raise ValueError(f"{shown(self.file)} is damaged: its schema can't be read ({error!r})") from error
+            raise ValueError(f"{format_path(self.file)} is damaged: its schema can't be read ({error!r})") from error
 
     @property
     def start_time(self) -> int | None:
@@ -89,6 +89,7 @@ def add_property(properties: Properties, path: str, batch: pa.RecordBatch) -> No
         path: entity path of the property.
         batch: its chunk.
     """
-    row = {name: batch.column(name)[-1].as_py() for name in batch.schema.names if name != "rerun.controls.RowId"}
+    columns = zip(batch.schema.names, batch.columns, strict=True)
+    row = {name: column[-1].as_py() for name, column in columns if name != "rerun.controls.RowId"}
     fields = {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
     properties.setdefault(PROPERTY_PATHS[path], {}).update(fields)

@@ -20,9 +20,18 @@ import pyarrow as pa
 from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.schema import NewerSchemaError
-from torchrl_rerun.paths import check_name, is_file, shown
+from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
-from torchrl_rerun.rrd.encoding import STORE, Fields, chunk_in, fields_of, is_recording, names_of, table_in
+from torchrl_rerun.rrd.encoding import (
+    STORE,
+    Fields,
+    chunk_in,
+    fields_of,
+    is_recording,
+    names_of,
+    repeated_fields_of,
+    table_in,
+)
 from torchrl_rerun.rrd.frame_codes import ALL, Span
 from torchrl_rerun.rrd.framing import CHUNK, FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, Footer, messages
 from torchrl_rerun.rrd.locks import is_locked
@@ -114,7 +123,7 @@ class FilePart(RecordingPart):
             try:
                 chunks = Chunk.from_record_batch(_read_chunk(self, at))
             except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
-                raise ValueError(f"{shown(self.file)} is damaged: {error}") from error
+                raise ValueError(f"{format_path(self.file)} is damaged: {error}") from error
             yield from chunks
 
 
@@ -135,7 +144,7 @@ def parts_in(file: Path) -> list[FilePart]:
         except (NewerSchemaError, _FileError):
             raise
         except _DAMAGES as error:
-            raise ValueError(f"{shown(file)} is damaged: {error}") from error
+            raise ValueError(f"{format_path(file)} is damaged: {error}") from error
 
 
 def why_unreadable(file: Path) -> str | None:
@@ -144,7 +153,7 @@ def why_unreadable(file: Path) -> str | None:
     Raises:
         OSError: the file can't be looked at.
     """
-    name = shown(file)
+    name = format_path(file)
     try:
         check_name(file)
         is_file(file)
@@ -177,9 +186,9 @@ class _FileError(ValueError):
 
 def _check_magic(begins: bytes, file: Path) -> None:
     if not begins:
-        raise _FileError(f"{shown(file)} is empty: nothing was recorded in it")
+        raise _FileError(f"{format_path(file)} is empty: nothing was recorded in it")
     if begins != MAGIC:
-        raise _FileError(f"{shown(file)} is not a recording: it doesn't begin as an .rrd file does")
+        raise _FileError(f"{format_path(file)} is not a recording: it doesn't begin as an .rrd file does")
 
 
 _DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException)
@@ -187,7 +196,7 @@ _DAMAGES = (LookupError, OverflowError, TypeError, ValueError, pa.ArrowException
 
 
 def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
-    indexes = [dict(fields_of(index)) for _, index in fields_of(footer.payload)]
+    indexes = [fields_of(index) for _, index in repeated_fields_of(footer.payload)]
     recordings = [index for index in indexes if is_recording(index[STORE])]
     found = []
     for index in recordings:
@@ -196,7 +205,7 @@ def _by_footer(opened: BinaryIO, file: Path, footer: Footer) -> list[FilePart]:
         for path in PROPERTY_PATHS:
             for at in chunks.at(path).tolist():
                 message = _read(opened, int(chunks.offsets[at]), int(chunks.sizes[at]))
-                add_property(properties, path, chunk_in(dict(fields_of(message))))
+                add_property(properties, path, chunk_in(fields_of(message)))
         found.append(
             _part(
                 file,
@@ -219,13 +228,13 @@ def _scan(opened: BinaryIO, file: Path) -> list[FilePart]:
     for start, kind, length in messages(opened, size):
         offset = start + MESSAGE.size
         if kind not in (FOOTER, *MESSAGES):
-            raise _FileError(f"{shown(file)} is damaged at byte {start:,} of {size:,}: no message begins there")
+            raise _FileError(f"{format_path(file)} is damaged at byte {start:,} of {size:,}: no message begins there")
         if kind == FOOTER or offset + length > size:
             is_torn = kind != FOOTER or not length  # zeros are what a file system may leave
             break
         end = offset + length
         if kind == CHUNK:
-            fields = dict(fields_of(_read(opened, offset, length)))
+            fields = fields_of(_read(opened, offset, length))
             entry = _entry(fields, offset, length, properties)
             entries.setdefault(fields[STORE], []).append(entry)
     recordings = [store for store in entries if is_recording(store)]
@@ -291,13 +300,15 @@ def _read_chunk(part: FilePart, at: int) -> pa.RecordBatch:
         message = _read(opened, int(part.index.offsets[at]), int(part.index.sizes[at]))
     is_same = version[:2] == part.version[:2]
     try:
-        fields = dict(fields_of(message)) if is_same else {}
+        fields = fields_of(message) if is_same else {}
         if is_same and fields[STORE] == part.store:
             return chunk_in(fields)
     except _DAMAGES as error:
         if version == part.version:
-            raise ValueError(f"{shown(file)} is damaged: {error}") from error
-    raise ValueError(f"{shown(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again")
+            raise ValueError(f"{format_path(file)} is damaged: {error}") from error
+    raise ValueError(
+        f"{format_path(file)} was {'overwritten' if is_same else 'replaced'} since it was loaded: load it again"
+    )
 
 
 class _Cache:

@@ -15,7 +15,7 @@ from torchrl_rerun.kinds.schema import Schema, shown_envs
 from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.paths import absolute, check_name, is_file, shown, target_of
+from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.locks import lock
@@ -80,14 +80,14 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         >>> torchrl_rerun.repair(path) is None  # it was closed: it is whole
         True
     """
-    source = absolute(path).resolve()
-    target = source if out is None else target_of(out).resolve()
+    source = make_absolute(path).resolve()
+    target = source if out is None else find_target(out).resolve()
     if not is_file(source):
-        raise IsADirectoryError(f"{shown(source)} is a folder: pass the files in it that are to be repaired")
+        raise IsADirectoryError(f"{format_path(source)} is a folder: pass the files in it that are to be repaired")
     check_name(source)
     with source.open("rb") as file:
         if target != source and target.exists():
-            raise FileExistsError(f"{shown(target)} exists; choose another path")
+            raise FileExistsError(f"{format_path(target)} exists; choose another path")
         lock(file.fileno(), source)
         part = _part_to_repair(source)
         if part.is_finished and part.has_layout:
@@ -108,9 +108,11 @@ def _part_to_repair(source: Path) -> FilePart:
     # `rerun rrd route` leaves an empty recording beside each layout that it joins to a file (rerun-sdk 0.41).
     found = [part for part in parts_in(source) if len(part.index)]
     if len(found) > 1:
-        raise ValueError(f"{shown(source)} holds several recordings; a recorder writes one")
+        raise ValueError(f"{format_path(source)} holds several recordings; a recorder writes one")
     if not found or found[0].schema is None:
-        raise ValueError(f"{shown(source)} holds nothing to repair: no recording of torchrl_rerun has begun in it")
+        raise ValueError(
+            f"{format_path(source)} holds nothing to repair: no recording of torchrl_rerun has begun in it"
+        )
     return found[0]
 
 
@@ -123,7 +125,7 @@ def _repair(part: FilePart, target: Path, mended: Path) -> Repaired:
             mended, application_id=part.application_id, recording_id=part.recording_id
         )
     except RuntimeError as error:
-        raise OSError(f"{shown(source)} could not be repaired: {error}") from error
+        raise OSError(f"{format_path(source)} could not be repaired: {error}") from error
     try:
         envs = shown_envs(schema.envs, schema.source.envs, family(source))
         add_layout(mended, encode(layout(Recorded.of_schema(schema, envs)), part.application_id))

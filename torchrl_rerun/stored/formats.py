@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.streams import Key
-from torchrl_rerun.paths import absolute, is_file
+from torchrl_rerun.paths import is_file, make_absolute
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.framing import MAGIC
 from torchrl_rerun.stored import hdf5, memory_mapped, minari_datasets, npz, recordings, tensordicts
@@ -63,7 +63,7 @@ def open_source(source: Place | Sequence[Place], keys: Mapping[Key, str] | None 
 
 
 def _find_path(source: Place) -> Path:
-    path = absolute(source)
+    path = make_absolute(source)
     return path if path.exists() else minari_datasets.find_local(os.fspath(source)) or path
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 
-from torchrl_rerun.export.steps import check_same, told
+from torchrl_rerun.export.steps import check_same, name_episode
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.load import load
 from torchrl_rerun.reading.steps import uneven_steps
@@ -52,7 +52,7 @@ def _check_same(episode: LoadedEpisode, first: LoadedEpisode) -> None:
     name, name_of_first = (each.schema.source.name for each in (episode, first))
     if name != name_of_first:
         raise ValueError(
-            f"{told(episode)} is of {name}, and {told(first)} is of {name_of_first}: replay one run at a time"
+            f"{name_episode(episode)} is of {name}, and {name_episode(first)} is of {name_of_first}: replay one run at a time"
         )
     found, wanted = ([each for each in of.schema.described if not each[0].sums] for of in (episode, first))
     check_same(episode, found, wanted)

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from torchrl_rerun.export.steps import told
+from torchrl_rerun.export.steps import name_episode
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
@@ -112,7 +112,7 @@ class Browser:
 
 def _find_files(episode: LoadedEpisode) -> tuple[Path, ...]:
     if not episode.files:
-        raise ValueError(f"{told(episode)} is in a catalog, and not in a file: open its dataset in the viewer")
+        raise ValueError(f"{name_episode(episode)} is in a catalog, and not in a file: open its dataset in the viewer")
     return episode.files
 
 

@@ -27,7 +27,7 @@ from torchrl_rerun.layout.axes import whole
 from torchrl_rerun.layout.blueprint import MAX_DETAILS
 from torchrl_rerun.layout.parts import details
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.paths import absolute, shown
+from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
@@ -167,7 +167,9 @@ def open_runs(
     """
     if len(runs) > MAX_RUNS:
         raise ValueError(f"{len(runs)} runs can't be compared: pass {MAX_RUNS} at most")
-    return [_open_run(name, absolute(run), choose) for name, run in zip(string.ascii_uppercase, runs, strict=False)]
+    return [
+        _open_run(name, make_absolute(run), choose) for name, run in zip(string.ascii_uppercase, runs, strict=False)
+    ]
 
 
 def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
@@ -177,9 +179,7 @@ def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
         schema = parts_in(episode.path)[0].schema
         assert schema is not None, "listed episodes have one"
         properties = episode.episode
-        label = (
-            f"{shown(run)}, episode {properties.episode} of env {properties.env}, return {properties.episode_return:g}"
-        )
+        label = f"{format_path(run)}, episode {properties.episode} of env {properties.env}, return {properties.episode_return:g}"
         return ComparedRun(name, label, episode.paths, schema, (None,))
     files = whole_files_of(run)
     parts = [each for file in files for each in parts_in(file)]
@@ -188,13 +188,15 @@ def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
     ids = {each.recording_id for each in found}
     if len(ids) != 1:
         raise ValueError(
-            f"{shown(run)} holds {len(ids)} recordings of torchrl_rerun, of which one can be compared: pass one of the files"
+            f"{format_path(run)} holds {len(ids)} recordings of torchrl_rerun, of which one can be compared: pass one of the files"
             if ids
             else not_ours(run)
         )
     schemas = [each.schema for each in found if each.schema is not None]
     envs = sorted({env for schema in schemas for env in schema.envs})
-    return ComparedRun(name, shown(run), tuple(dict.fromkeys(each.file for each in found)), schemas[-1], tuple(envs))
+    return ComparedRun(
+        name, format_path(run), tuple(dict.fromkeys(each.file for each in found)), schemas[-1], tuple(envs)
+    )
 
 
 def write_comparison(

@@ -10,7 +10,7 @@ from pathlib import Path
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.paths import absolute, check_name
+from torchrl_rerun.paths import check_name, make_absolute
 from torchrl_rerun.rrd.listing import list_episodes
 from torchrl_rerun.rrd.locks import lock
 from torchrl_rerun.rrd.runs import check_folder, elsewhere, make_folder, refuse_earlier_run
@@ -42,7 +42,7 @@ class EpisodeTarget:
         overwrite: bool = False,
         run: EpisodeFolder | None = None,
     ) -> None:
-        self.path = absolute(path)
+        self.path = make_absolute(path)
         self.overwrite = overwrite
         self._new_kept = new_kept
         self._run = run

@@ -12,7 +12,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.errors import FileInUseError
-from torchrl_rerun.paths import check_name, target_of
+from torchrl_rerun.paths import check_name, find_target
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.locks import is_locked, lock
 from torchrl_rerun.rrd.runs import FILE_OF_WORKER, check_folder, family, make_folder, parts_of
@@ -52,7 +52,7 @@ class FileTarget:
         first: Path | None = None,
         run: Path | None = None,
     ) -> None:
-        self.path = target_of(path)
+        self.path = find_target(path)
         self.overwrite = overwrite
         self.first = first or self.path
         self._base = base or self.path

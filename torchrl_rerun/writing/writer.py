@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.segment import Segment
+from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.schema import Described
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.writing.live import Frames, LiveSink
@@ -78,16 +78,16 @@ class WriterThread:
         """Describe the recording, after all that was put before. The arguments are those of :meth:`Output.describe`."""
         self._jobs.put(_Job(functools.partial(self._output.describe, described, new, statistics, ends), None))
 
-    def put_segment(self, segment: Segment, output: BlockOutput) -> None:
-        """Write a segment after all that was put before, and release its block. One that is released already is skipped.
+    def put_lease(self, lease: BlockLease, output: BlockOutput) -> None:
+        """Write a lease after all that was put before, and release its block. One that is released already is skipped.
 
         Args:
-            segment: a sealed segment, or one without frames, of which the memory is touched.
+            lease: a sealed lease, or one without frames, of which the memory is touched.
             output: makes chunks of it.
         """
-        self._jobs.put(_Job(functools.partial(_chunks_of, segment, output), segment.frames, segment))
-        if segment.frames is not None:
-            self.put_due(segment.frames[1])
+        self._jobs.put(_Job(functools.partial(_chunks_of, lease, output), lease.frames, lease))
+        if lease.frames is not None:
+            self.put_due(lease.frames[1])
 
     def put_due(self, frame: int) -> None:
         """Write the chunks that are due when all that was put before is written.
@@ -169,8 +169,8 @@ class WriterThread:
                 self.error = self._chunk_writer.error() or error  # Rerun would wrap it beyond recognition
                 raise
             self._chunk_writer.mark_whole()
-            if job.segment is not None:
-                job.segment.release()
+            if job.lease is not None:
+                job.lease.release()
             self._count_failures()
             self._is_at_work, self.busy_seconds = False, self.busy_seconds + time.monotonic() - began
 
@@ -184,19 +184,19 @@ class _Job(NamedTuple):
     Attributes:
         make: returns the chunks; called on the writer's thread.
         of_frames: the frames ``[first, last)`` of the chunks; None: they are of no frame, and all frames need them.
-        segment: the segment that is released when the chunks are kept.
+        lease: the lease that is released when the chunks are kept.
     """
 
     make: Callable[[], Iterable[Chunk]]
     of_frames: Frames | None
-    segment: Segment | None = None
+    lease: BlockLease | None = None
 
 
-def _chunks_of(segment: Segment, output: BlockOutput) -> Iterable[Chunk]:
-    """Return the chunks of a segment; none if it is released already, or has no frames and only gets its memory."""
-    if segment.is_released:
+def _chunks_of(lease: BlockLease, output: BlockOutput) -> Iterable[Chunk]:
+    """Return the chunks of a lease; none if it is released already, or has no frames and only gets its memory."""
+    if lease.is_released:
         return ()
-    if segment.frames is None:
-        segment.block.touch()
+    if lease.frames is None:
+        lease.block.touch()
         return ()
-    return output.chunks(segment.block)
+    return output.chunks(lease.block)

@@ -1,4 +1,4 @@
-"""Segments: a block in use, from its first frame until its rows are written."""
+"""Leases: a block in use, from its first frame until its rows are written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 from torchrl_rerun.blocks.block import Block
 
 
-class Segment:
+class BlockLease:
     """A block in use, which passes from the environment's thread to the writer's and is released there.
 
-    The environment's thread fills, seals and hands on; the writer's thread alone releases. A segment that is handed on twice,
+    The environment's thread fills, seals and hands on; the writer's thread alone releases. A lease that is handed on twice,
     because Ctrl-C came before that was noted, is written once: the second time it is released already.
 
     Args:
@@ -20,11 +20,11 @@ class Segment:
     Attributes:
         block: the block.
         first: the number of its first frame, or None.
-        frames: its frames ``[first, last)``; None unless the segment is sealed and holds frames.
+        frames: its frames ``[first, last)``; None unless the lease is sealed and holds frames.
         is_handed_on: whether the writer has it.
 
-    >>> segment = Segment(Block((), 1, 1))
-    >>> segment.release(), segment.is_released
+    >>> lease = BlockLease(Block((), 1, 1))
+    >>> lease.release(), lease.is_released
     (None, True)
     """
 
