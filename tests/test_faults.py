@@ -79,6 +79,17 @@ def test_nothing_to_record(path):
         RerunRecorder(path, logged_envs=[])
 
 
+@pytest.mark.parametrize("in_keys", ["reward", ("reward",), [("next", "reward")]])
+def test_a_single_key(path, in_keys):
+    env = cartpole().append_transform(RerunRecorder(path, in_keys=in_keys))
+    env.rollout(3)
+    env.close()
+    assert {name for name in read(path).entities if name.startswith("/env_0/")} == {
+        "/env_0/reward",
+        "/env_0/episode_return",
+    }
+
+
 def test_a_group_in_in_keys_is_named_with_its_leaves(path):
     class Grouped(Odd):
         def _observe(self):

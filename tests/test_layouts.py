@@ -230,7 +230,7 @@ def test_no_statistics_where_they_are_not_wanted(path):
     recorded = read(path)
     assert recorded.schema["statistics"] == []
     assert len(recorded.schema["envs"]) == 16
-    with pytest.raises(ValueError, match="aggregate=True is about all environments"):
+    with pytest.raises(ValueError, match="aggregate=True needs split='run'"):
         RerunRecorder(path.with_suffix(""), aggregate=True, split="episode")
 
 

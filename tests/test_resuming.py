@@ -172,7 +172,7 @@ def test_a_damaged_file_is_named_and_left_out(folder):
 
 
 def test_it_excludes_overwrite_and_needs_a_file(folder):
-    with pytest.raises(ValueError, match="exclude one another"):
+    with pytest.raises(ValueError, match="contradict one another"):
         RerunRecorder(folder, overwrite=True, resume=True)
     with pytest.raises(ValueError, match="file or folder"):
         RerunRecorder("rerun+http://127.0.0.1:9/proxy", resume=True)

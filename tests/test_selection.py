@@ -248,7 +248,7 @@ def test_off_from_the_beginning(path):
     [
         ({"skip": 0}, ValueError, "skip=0: pass 1 or more"),
         ({"skip": 2.0}, TypeError, "skip=2.0 is of type float"),
-        ({"recording_length": 5}, ValueError, "recording_length is about what a trigger starts"),
+        ({"recording_length": 5}, ValueError, "needs a trigger"),
         ({"recording_length": -1}, ValueError, "recording_length=-1: pass 0 or more"),
         ({"episode_trigger": 100}, TypeError, "episode_trigger=100 can't be called"),
     ],

@@ -108,7 +108,8 @@ class Counters:
         """Count an event: a frame if it is recorded; a further step of an episode, or the beginning of another one."""
         rows = event.rows
         is_recorded = event.after is rows or event.is_recorded
-        touched, begins = (slice(None) if each is None else each for each in (rows, event.begins))
+        touched = slice(None) if rows is None else rows
+        begins = touched if event.begun is None else event.begun
         # No function is called from here on, so that Ctrl-C comes before all of it, or after.
         if event.is_step:
             self.steps = event.step

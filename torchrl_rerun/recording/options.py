@@ -75,7 +75,7 @@ def _one_of(choices: Iterable[str]) -> Check:
 def _keys(name: str, value: Any) -> tuple[Key, ...] | None:
     if value is not None and not value:
         raise ValueError(f"{name} is empty: name the keys to record, or leave it out to record all of the specs")
-    return None if value is None else tuple(map(as_key, value))
+    return None if value is None else tuple(map(as_key, [value] if isinstance(value, str) else value))
 
 
 def _envs(name: str, value: Any) -> Any:
@@ -119,9 +119,7 @@ class Options:
 
     in_keys: tuple[Key, ...] | None = _option(_keys)
     logged_envs: Any = _option(_envs)
-    aggregate: bool | None = _option(
-        _of_type(bool | None, "True, False, or None: where not all are recorded in detail")
-    )
+    aggregate: bool | None = _option(_of_type(bool | None, "True, False or None"))
     skip: int = _option(_count(1, "one frame in so many is recorded"), 1)
     fps: float | None = _option(_positive(int | float | None, "frames per second", is_finite=True))
     render: bool = _option(_of_type(bool, "True or False"), default=False)
@@ -155,17 +153,19 @@ class Options:
             object.__setattr__(self, "split", "run" if self.keep is None else "episode")
         if self.recording_length and not self.has_triggers:
             raise ValueError(
-                "recording_length is about what a trigger starts: pass episode_trigger or step_trigger, too"
+                f"recording_length={self.recording_length} needs a trigger: pass episode_trigger or step_trigger, too"
             )
         if self.keep is not None and self.split != "episode":
             raise ValueError(
                 f"keep={self.keep!r} needs split='episode', and split={self.split!r} was passed: leave out split"
             )
         if self.aggregate and self.split == "episode":
-            raise ValueError("aggregate=True is about all environments: it needs split='run' or 'dump'")
+            raise ValueError(
+                "aggregate=True needs split='run' or split='dump': statistics are of all environments together"
+            )
         if self.overwrite and self.resume:
             raise ValueError(
-                "overwrite=True and resume=True exclude one another: replace what is there, or go on with it"
+                "overwrite=True and resume=True contradict one another: replace the run that is there, or go on with it"
             )
 
     @property

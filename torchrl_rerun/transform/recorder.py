@@ -207,6 +207,8 @@ class RerunRecorder(Transform):
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "sink", "__class__")}
         super().__init__(in_keys=in_keys)
+        if in_keys is not None:
+            given["in_keys"] = self.in_keys  # a list of keys: TorchRL takes a single one, too
         self._session = Session.of(sink, Options(**given))
         self._begin()
 
