@@ -48,9 +48,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def viewer() -> Iterator[Any]:
-    """A viewer without a display, one for all tests."""
+    """A viewer without a display. It starts in half a second, and one that was used takes no recording of the same
+    application with other columns (rerun-sdk 0.41)."""
     from looking import headless_viewer
 
     with headless_viewer() as client:
