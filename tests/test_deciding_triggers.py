@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from torchrl_rerun.recording.triggers import Choice, Selection
 
 
@@ -109,7 +110,7 @@ def test_environments_that_come_later_are_followed_too():
     assert picks_of(picks.step(None, 1, None)[1], 3) == []
 
 
-@settings(deadline=None)
+@examples(100)
 @given(
     st.lists(st.integers(1, 6), max_size=6),
     st.none() | st.sets(st.integers(0, 5)),

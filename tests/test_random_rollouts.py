@@ -10,11 +10,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchrl.collectors.utils import split_trajectories
 from torchrl.envs import AsyncEnvPool, StepCounter, Transform
 
+from effort import examples
 from environments import Drawn, Missing, OneOf
 from readback import hold_the_same, same
 from torchrl_rerun import RerunRecorder, load
@@ -139,7 +140,7 @@ def is_the_same(found, wanted):
         return False
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(cases())
 def test_a_recording_holds_what_the_rollout_holds(case):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -163,7 +164,7 @@ def test_a_recording_holds_what_the_rollout_holds(case):
         assert hold_the_same(found.rollout(), rollout)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(
     st.integers(1, 6),
     st.sets(st.integers(1, 20)),
@@ -222,7 +223,7 @@ class Passes(Transform):
         return tensordict_reset
 
 
-@settings(max_examples=8, deadline=None)
+@examples(4)
 @given(st.permutations(range(3)), st.sampled_from(["run", "episode"]))
 def test_workers_may_begin_in_any_order(order, split):
     """Environments are numbered by where they stand in the batch."""
@@ -245,7 +246,7 @@ def test_workers_may_begin_in_any_order(order, split):
         assert same(load(path).rollout()["next", "observation"], rollout["next", "observation"].contiguous())
 
 
-@settings(max_examples=10, deadline=None)
+@examples(5)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_rollouts_of_several_threads_stay_whole(lengths):
     case = Case({"red": 3}, True, 1, 2, 0, (), 0, 4, (), "logged", "run", 3000)
