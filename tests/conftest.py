@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -27,6 +28,12 @@ multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_re
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _agreement() -> None:
+    """Each file that a test reads back is read by the library, too."""
+    importlib.import_module("agreement")
 
 
 @pytest.fixture
