@@ -18,6 +18,7 @@ from torchrl.envs import AsyncEnvPool, StepCounter, Transform
 from effort import examples
 from environments import Drawn, Missing, OneOf
 from readback import hold_the_same, same
+from rebuilt import rollout_in
 from torchrl_rerun import RerunRecorder, load
 
 ODD = ["a", "", "\ud83d", {"tool": 1}, ["a", 1], 5, 0.5, True, None, b"x", "\x00"]
@@ -243,7 +244,7 @@ def test_workers_may_begin_in_any_order(order, split):
         for env in pool.envs:
             env.close()
         pool.close(raise_if_closed=False)
-        assert same(load(path).rollout()["next", "observation"], rollout["next", "observation"].contiguous())
+        assert same(rollout_in(path)["next", "observation"], rollout["next", "observation"].contiguous())
 
 
 @examples(5)
@@ -259,7 +260,7 @@ def test_rollouts_of_several_threads_stay_whole(lengths):
         for thread in threads:
             thread.join()
         recorder.close()
-        clock = load(Path(folder, "run.rrd")).rollout()["clock"][0].flatten().tolist()
+        clock = rollout_in(Path(folder, "run.rrd"))["clock"][0].flatten().tolist()
         assert len(clock) == sum(lengths)
         whole, at = Counter(), 0
         while at < len(clock):
