@@ -18,7 +18,7 @@ from torchrl.envs import AsyncEnvPool, StepCounter, Transform
 from effort import examples
 from environments import Drawn, Missing, OneOf
 from readback import hold_the_same, same
-from rebuilt import rollout_in
+from rebuilt import episodes_in, rollout_in
 from torchrl_rerun import RerunRecorder, load
 
 ODD = ["a", "", "\ud83d", {"tool": 1}, ["a", 1], 5, 0.5, True, None, b"x", "\x00"]
@@ -162,7 +162,11 @@ def test_a_recording_holds_what_the_rollout_holds(case):
             assert hold_the_same_in_any_order(found, trajectories(rollout, wanted))
             return
         assert seen == wanted
-        assert hold_the_same(found.rollout(), rollout)
+        seen = {}
+        for each in episodes_in(Path(folder, "run")):
+            seen.setdefault(each.env, []).append((each.length, each.terminated or each.truncated))
+        assert seen == wanted
+        assert hold_the_same(rollout_in(Path(folder, "run")), rollout)
 
 
 @examples(15)
