@@ -2,13 +2,24 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint bench soak docs gallery clean
+.PHONY: demo test quick thorough lint bench soak docs gallery clean
+
+# What tells soonest that something broke: decisions, floors, and each kind of data through a file and back.
+QUICK := batch behind buffer deciding_endings deciding_environments deciding_paths deciding_triggers dumps \
+  embedding endings environments episodes files gaps house info keeping old_recordings places streams timelines values
 
 demo: .venv/.demo  ## record four CartPoles, and say how to watch them
 	$(BIN)/python examples/parallel_cartpole.py
 
 test: .venv/.test lint  ## the whole suite, file by file in three processes
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+quick: .venv/.test  ## what to run while editing; half a minute on two processors
+	$(BIN)/ruff check --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses 2 --dist loadfile $(QUICK:%=tests/test_%.py) $(ARGS)
+
+thorough: .venv/.test  ## the tests of random data, with twenty times as much of it
+	TEST_EFFORT=20 $(BIN)/python -m pytest --numprocesses 3 $$(grep -l '^@examples' tests/test_*.py) $(ARGS)
 
 lint: .venv/.test  ## style and types
 	$(BIN)/ruff check

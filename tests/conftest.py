@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -29,6 +30,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _agreement() -> None:
+    """Each file that a test reads back is read by the library, too."""
+    importlib.import_module("agreement")
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "run.rrd"
@@ -48,9 +55,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def viewer() -> Iterator[Any]:
-    """A viewer without a display, one for all tests."""
+    """A viewer without a display. It starts in half a second, and one that was used takes no recording of the same
+    application with other columns (rerun-sdk 0.41)."""
     from looking import headless_viewer
 
     with headless_viewer() as client:

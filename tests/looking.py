@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import rerun_cli
 
+from servers import wait_until
 from torchrl_rerun import RerunRecorder
 
 
@@ -48,16 +49,20 @@ def mujoco_draws():
 def opened(viewer, path, frame):
     """The views of a recording, at one of its frames, and what they report: those behind tabs, too, as none is any more."""
     viewer.open([str(path)])
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+
+    def is_loaded():
         state = viewer.get_state()
-        if not state.loading and state.views:
-            break
-        time.sleep(0.2)
+        return state.views and not state.loading
+
+    wait_until(is_loaded)
     viewer.set_time("frame", play_state="paused", sequence=frame)
     beside_one_another(viewer)
-    time.sleep(1.0)
-    return viewer.get_state().views
+    before, views = None, []
+    while views != before:  # until all is drawn, decoded and reported
+        viewer.take_screenshot()
+        time.sleep(0.4)
+        before, views = views, viewer.get_state().views
+    return views
 
 
 def beside_one_another(viewer):

@@ -26,6 +26,7 @@ from torchrl.envs import (
 
 from environments import Count
 from readback import hold_the_same, read
+from rebuilt import episodes_in, rollout_in
 from servers import wait_until
 from torchrl_rerun import KeepIf, RerunRecorder, load
 
@@ -41,7 +42,7 @@ FLAGS = ("done", "terminated", "truncated")
 
 
 def flags_are_those_of(path, rollout):
-    back = load(path).rollout()
+    back = rollout_in(path)
     for flag in FLAGS:
         assert torch.equal(back["next", flag], rollout["next", flag]), flag
         assert torch.equal(back[flag], rollout[flag]), flag
@@ -53,7 +54,7 @@ def test_frames_per_trajectory_of_a_collector(tmp_path, split):
     env = counting(tmp_path / "run", split=split)
     [batch] = list(Collector(env, None, frames_per_batch=12, total_frames=12, max_frames_per_traj=4))
     flags_are_those_of(tmp_path / "run", batch)
-    assert [(each.properties.length, each.properties.truncated) for each in load(tmp_path / "run")] == [(4, True)] * 3
+    assert [(each.length, each.truncated) for each in episodes_in(tmp_path / "run")] == [(4, True)] * 3
 
 
 @pytest.mark.parametrize("n", [3, 5, 100])
@@ -106,7 +107,7 @@ def test_another_thread_dumps_when_a_step_is_on_its_way_through_transforms_behin
     def another():
         assert entered.wait(30)
         getattr(recorder, how)()
-        written.append(load(path).rollout())
+        written.append(rollout_in(path))
         goes_on.set()
 
     written = []
@@ -161,7 +162,7 @@ def test_a_key_that_is_made_behind_is_said_to_be_half_seen(path):
         UserWarning, match=r"'step_count' is recorded as it goes into a step.*made by StepCounter behind"
     ):
         [batch] = list(Collector(env, None, frames_per_batch=6, total_frames=6, max_frames_per_traj=4))
-    assert torch.equal(load(path).rollout()["step_count"], batch["step_count"])
+    assert torch.equal(rollout_in(path)["step_count"], batch["step_count"])
 
 
 def test_an_outer_environment(path):
@@ -175,7 +176,7 @@ def test_the_last_step_is_looked_at_by_a_dump(path):
     env = counting(path, StepCounter(3))
     rollout = env.rollout(3)
     env.transform[0].dump()
-    assert load(path)[0].properties.truncated
+    assert episodes_in(path)[0].truncated
     flags_are_those_of(path, rollout)
     env.close()
 
@@ -199,7 +200,7 @@ def test_the_keep_policy_knows_how_an_episode_ended(tmp_path):
     env.base_env.n = 9
     env.rollout(10, break_when_any_done=False)
     env.close()
-    assert [(each.properties.length, each.properties.terminated) for each in load(tmp_path)] == [(4, False)] * 2
+    assert [(each.length, each.terminated) for each in episodes_in(tmp_path)] == [(4, False)] * 2
 
 
 @pytest.mark.parametrize("skip", [2, 3, 10])
@@ -281,9 +282,7 @@ def test_nothing_is_said_where_nothing_is_changed(path):
     rollout, told = told_of(env)
     env.close()
     assert not told
-    assert hold_the_same(
-        load(path).rollout()[:6].select("observation", "action"), rollout.select("observation", "action")
-    )
+    assert hold_the_same(rollout_in(path)[:6].select("observation", "action"), rollout.select("observation", "action"))
 
 
 def test_nothing_is_said_of_a_recorder_that_stands_last(path):
@@ -304,7 +303,7 @@ def test_set_truncated_marks_the_last_step_afterwards(tmp_path):
     assert rollout["next", "truncated"][-1].all()
     with RerunRecorder(tmp_path / "logged.rrd") as recorder:
         recorder.log_rollout(rollout)
-    assert [load(tmp_path / name)[0].properties.truncated for name in ("live.rrd", "logged.rrd")] == [False, True]
+    assert [episodes_in(tmp_path / name)[0].truncated for name in ("live.rrd", "logged.rrd")] == [False, True]
     flags_are_those_of(tmp_path / "logged.rrd", rollout)
 
 
@@ -355,7 +354,7 @@ def test_flags_may_be_raised_in_place(tmp_path, split):
     rollout = env.rollout(8, break_when_any_done=False)
     env.close()
     flags_are_those_of(tmp_path / "run", rollout)
-    ends = [(each.properties.length, each.properties.truncated) for each in load(tmp_path / "run")]
+    ends = [(each.length, each.truncated) for each in episodes_in(tmp_path / "run")]
     assert ends == [(3, True), (3, True), (2, False)]
 
 

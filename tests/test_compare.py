@@ -12,7 +12,7 @@ from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 from typer.testing import CliRunner
 
 from environments import LENGTHS, Lengths
-from looking import headless_viewer, opened, trouble
+from looking import opened, trouble
 from rrd_files import rows_of
 from torchrl_rerun import Episode, RerunRecorder, load
 from torchrl_rerun.cli import app
@@ -209,14 +209,13 @@ def test_of_folders_one_episode_is_chosen(runs, tmp_path):
             assert rows == choose(lengths)
 
 
-def test_the_viewer_shows_both(runs, tmp_path):
+def test_the_viewer_shows_both(runs, tmp_path, viewer):
     """Here one episode beside a whole run."""
     write_comparison(open_runs([runs / "before", runs / "after.rrd"]), tmp_path / "both.rrd")
-    with headless_viewer() as viewer:
-        views = opened(viewer, tmp_path / "both.rrd", 10)
-        names = {view.name for view in views}
-        assert {"A: reward", "A: return", "B env 0: pixels", "B env 1: reward", "return, whole run"} <= names
-        assert not trouble(views)
+    views = opened(viewer, tmp_path / "both.rrd", 10)
+    names = {view.name for view in views}
+    assert {"A: reward", "A: return", "B env 0: pixels", "B env 1: reward", "return, whole run"} <= names
+    assert not trouble(views)
 
 
 def test_what_cant_be_compared_is_said(runs, tmp_path):

@@ -10,6 +10,7 @@ from torchrl.envs import RewardSum, StepCounter, TransformedEnv
 
 from environments import Count
 from readback import hold_the_same
+from rebuilt import episodes_in, rollout_in
 from torchrl_rerun import RerunRecorder, load
 
 
@@ -52,7 +53,7 @@ def test_a_compiled_step(tmp_path):
     for _ in range(4):
         data = env.step_mdp(step(env.rand_action(data)))
     env.close()
-    assert load(tmp_path / "run.rrd").rollout()["next", "observation"].flatten().tolist() == [1, 2, 3, 4]
+    assert rollout_in(tmp_path / "run.rrd")["next", "observation"].flatten().tolist() == [1, 2, 3, 4]
 
 
 def test_flags_of_transforms_behind(tmp_path):
@@ -62,8 +63,8 @@ def test_flags_of_transforms_behind(tmp_path):
     env.compile(backend="eager", warmup=2)
     rollout = rollout_of(env)
     env.close()
-    assert [each.properties.truncated for each in load(tmp_path / "run.rrd")] == [True] * 3
-    assert torch.equal(load(tmp_path / "run.rrd").rollout()["next", "truncated"], rollout["next", "truncated"])
+    assert [each.truncated for each in episodes_in(tmp_path / "run.rrd")] == [True] * 3
+    assert torch.equal(rollout_in(tmp_path / "run.rrd")["next", "truncated"], rollout["next", "truncated"])
 
 
 ONE_GRAPH = {

@@ -10,7 +10,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import ParallelEnv, SerialEnv
 
 from environments import Groups
-from readback import hold_the_same, read
+from readback import hold_the_same, read, read_folder
+from rebuilt import episodes_in, rollout_in
 from torchrl_rerun import RerunRecorder, load, replay
 from torchrl_rerun.kinds.endings import Endings, deciding
 
@@ -53,7 +54,7 @@ BESIDE = {"red": 2, "blue": 4}
 
 
 def lengths(path):
-    return sorted((each.properties.env, each.properties.episode, each.properties.length) for each in load(path))
+    return sorted((each.env, each.episode, each.length) for each in episodes_in(path))
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
@@ -71,7 +72,7 @@ def test_stored_and_live_data_are_cut_alike(tmp_path, split):
     passed.close()
     of_each = [(env, episode, length) for env in range(2) for episode, length in enumerate((4, 4, 2))]
     assert lengths(tmp_path / "live") == lengths(tmp_path / "stored") == lengths(tmp_path / "passed") == of_each
-    assert hold_the_same(load(tmp_path / "live").rollout(), rollout)
+    assert hold_the_same(rollout_in(tmp_path / "live"), rollout)
 
 
 def test_what_ends_an_episode_is_known_without_being_recorded(path):
@@ -80,7 +81,7 @@ def test_what_ends_an_episode_is_known_without_being_recorded(path):
     )
     env.rollout(10, break_when_any_done=False)
     env.close()
-    assert [each.properties.length for each in load(path) if each.properties.env == 0] == [4, 4, 2]
+    assert [each.length for each in episodes_in(path) if each.env == 0] == [4, 4, 2]
 
 
 # --- groups that are reset apart ---
@@ -101,7 +102,7 @@ def test_groups_keep_what_they_observed_last(path, how, lengths):
     env = env.append_transform(RerunRecorder(path))
     rollout = rollout_of(env)
     env.close()
-    back = load(path).rollout()
+    back = rollout_in(path)
     for key in (
         ("red", "age"),
         ("blue", "age"),
@@ -119,17 +120,13 @@ def test_an_episode_ends_when_all_groups_are_done(tmp_path, split):
     env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(tmp_path / "run", split=split))
     rollout = rollout_of(env, 14)
     env.close()
-    episodes = [each for each in load(tmp_path / "run") if each.properties.env == 1]
-    assert [(each.properties.length, each.properties.terminated) for each in episodes] == [
-        (6, True),
-        (6, True),
-        (2, False),
-    ]
-    assert hold_the_same(load(tmp_path / "run").rollout(), rollout)
+    episodes = [each for each in episodes_in(tmp_path / "run") if each.env == 1]
+    assert [(each.length, each.terminated) for each in episodes] == [(6, True), (6, True), (2, False)]
+    assert hold_the_same(rollout_in(tmp_path / "run"), rollout)
     with RerunRecorder(tmp_path / "stored", split=split) as recorder:
         recorder.log_rollout(rollout)
     assert lengths(tmp_path / "stored") == lengths(tmp_path / "run")
-    assert hold_the_same(load(tmp_path / "stored").rollout(), rollout)
+    assert hold_the_same(rollout_in(tmp_path / "stored"), rollout)
 
 
 def test_a_reset_of_groups_is_a_frame_of_its_own(path):
@@ -162,15 +159,15 @@ def test_agents_of_a_group_are_reset_apart(path):
     rollout = rollout_of(env, 7)
     env.close()
     assert rollout["next", "red", "done"].any(2).sum() > rollout["next", "red", "done"].all(2).sum()
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 def test_returns_go_on_while_the_episode_does(tmp_path):
     env = Groups({"red": 2, "blue": 3}).append_transform(RerunRecorder(tmp_path, split="episode"))
     rollout = rollout_of(env, 6)
     env.close()
-    [episode] = [each for each in load(tmp_path) if each.properties.env == 0]
-    assert episode.properties.episode_return == pytest.approx(rollout["next", "blue", "reward"][0].sum(0).mean().item())
+    [episode] = [recorded.episode for (env, _), recorded in read_folder(tmp_path).items() if env == 0]
+    assert episode["episode_return"] == pytest.approx(rollout["next", "blue", "reward"][0].sum(0).mean().item())
 
 
 def test_skip_keeps_the_resets_of_groups_whose_frames_it_keeps(path):

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchrl.collectors import Collector
 from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
 
 from driving import drive, sequences
+from effort import examples
 from environments import Counter, Lengths, LongEpisode
 from keeping import of_lists, policies
 from readback import read, read_folder, same
@@ -73,7 +74,7 @@ class Episodes:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(sequences(), st.none() | policies)
 def test_what_is_on_disk_is_what_lists_keep(run, keep):
     envs, events, ends, buffer_bytes = run

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from pathlib import Path
 
@@ -31,8 +30,9 @@ from torchrl.record import PixelRenderTransform
 from commands import export
 from driving import record
 from environments import Scripted, Zoo
-from looking import headless_viewer, trouble
+from looking import trouble
 from rrd_files import index_of
+from servers import wait_until
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.export.lerobot import to_lerobot
 from torchrl_rerun.export.minari import to_minari
@@ -231,14 +231,12 @@ def test_videos_have_a_picture_for_each_step(lerobot):
             assert np.abs(np.stack(seen).astype(int) - pixels).mean() < 3
 
 
-def test_the_viewer_opens_a_lerobot_data_set(lerobot):
-    with headless_viewer() as viewer:
-        viewer.open([str(lerobot / "encoded")])
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and not (views := viewer.get_state().views):
-            time.sleep(0.2)
-        assert {"observation.images.pixels", "observation.state", "next.reward"} <= {view.name for view in views}
-        assert not trouble(views)
+def test_the_viewer_opens_a_lerobot_data_set(lerobot, viewer):
+    viewer.open([str(lerobot / "encoded")])
+    wait_until(lambda: viewer.get_state().views)
+    views = viewer.get_state().views
+    assert {"observation.images.pixels", "observation.state", "next.reward"} <= {view.name for view in views}
+    assert not trouble(views)
 
 
 def test_lerobot_replaces_no_folder_of_others(runs, tmp_path):

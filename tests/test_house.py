@@ -101,6 +101,13 @@ def test_no_test_file_imports_another():
     assert not wrong
 
 
+@pytest.mark.parametrize("name", ["readback", "reference"])
+def test_recordings_are_read_back_without_the_package(name):
+    """A mistake could hide in the recorder and in the reader alike."""
+    names = list(imports_in(Path(__file__).parent / f"{name}.py"))
+    assert not [each for each in names if inside(each) is not None]
+
+
 def test_nothing_is_put_in_the_place_of_a_module():
     """`programs.py` alone does, which runs programs: it puts the main module of each there."""
     puts = re.compile(r"sys\.modules(\[[^]]+\]\s*=[^=]|\.(setdefault|update|pop)\()|\w\(sys\.modules\b")

@@ -6,9 +6,10 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from keeping import is_odd, of_lists, policies
 from torchrl_rerun import Episode, KeepBest, KeepIf, KeepLast, KeepWorst
 
@@ -25,7 +26,7 @@ def histories(draw):
     return episodes
 
 
-@settings(max_examples=300, deadline=None)
+@examples(150)
 @given(policies, histories())
 def test_what_stays_is_what_lists_say(policy, episodes):
     kept, there = policy.new_kept(), {}

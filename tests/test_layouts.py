@@ -13,7 +13,7 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
 from environments import Walkers
-from looking import headless_viewer, mujoco_draws, opened, record, rerun_views, trouble
+from looking import mujoco_draws, opened, record, rerun_views, trouble
 from programs import python
 from readback import read
 from torchrl_rerun import RerunRecorder, layout
@@ -36,12 +36,6 @@ SCENES = (
     "cameras",
     "the_worst_episode",
 )
-
-
-@pytest.fixture
-def viewer():
-    with headless_viewer() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

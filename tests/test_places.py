@@ -8,6 +8,7 @@ from torchrl.envs import RewardSum, TransformedEnv
 
 from environments import Count, Groups, Says
 from readback import hold_the_same, read
+from rebuilt import rollout_in
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.kinds.entity_paths import EntityPaths, free_key
 from torchrl_rerun.kinds.scalars import Scalars
@@ -55,7 +56,7 @@ def test_agents_of_one_name_have_paths_of_their_own(path):
     env = env.append_transform(RerunRecorder(path))
     rollout = env.rollout(4, break_when_any_done=False)
     env.close()
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
     assert {"/env_0/red/age/fox", "/env_0/red/age/fox_2", "/env_0/red/age/fox_3"} <= read(path).entities.keys()
 
 
@@ -64,7 +65,7 @@ def test_a_stored_rollout_with_such_a_key(path):
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout.set("note", torch.arange(3)))
     assert load(path)[0].properties.episode_return == 36.0
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 def test_paths_are_unlike_whatever_the_order():

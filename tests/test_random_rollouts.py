@@ -10,13 +10,15 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchrl.collectors.utils import split_trajectories
 from torchrl.envs import AsyncEnvPool, StepCounter, Transform
 
+from effort import examples
 from environments import Drawn, Missing, OneOf
 from readback import hold_the_same, same
+from rebuilt import episodes_in, rollout_in
 from torchrl_rerun import RerunRecorder, load
 
 ODD = ["a", "", "\ud83d", {"tool": 1}, ["a", 1], 5, 0.5, True, None, b"x", "\x00"]
@@ -139,7 +141,7 @@ def is_the_same(found, wanted):
         return False
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(cases())
 def test_a_recording_holds_what_the_rollout_holds(case):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -160,10 +162,14 @@ def test_a_recording_holds_what_the_rollout_holds(case):
             assert hold_the_same_in_any_order(found, trajectories(rollout, wanted))
             return
         assert seen == wanted
-        assert hold_the_same(found.rollout(), rollout)
+        seen = {}
+        for each in episodes_in(Path(folder, "run")):
+            seen.setdefault(each.env, []).append((each.length, each.terminated or each.truncated))
+        assert seen == wanted
+        assert hold_the_same(rollout_in(Path(folder, "run")), rollout)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(
     st.integers(1, 6),
     st.sets(st.integers(1, 20)),
@@ -222,7 +228,7 @@ class Passes(Transform):
         return tensordict_reset
 
 
-@settings(max_examples=8, deadline=None)
+@examples(4)
 @given(st.permutations(range(3)), st.sampled_from(["run", "episode"]))
 def test_workers_may_begin_in_any_order(order, split):
     """Environments are numbered by where they stand in the batch."""
@@ -242,10 +248,10 @@ def test_workers_may_begin_in_any_order(order, split):
         for env in pool.envs:
             env.close()
         pool.close(raise_if_closed=False)
-        assert same(load(path).rollout()["next", "observation"], rollout["next", "observation"].contiguous())
+        assert same(rollout_in(path)["next", "observation"], rollout["next", "observation"].contiguous())
 
 
-@settings(max_examples=10, deadline=None)
+@examples(5)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_rollouts_of_several_threads_stay_whole(lengths):
     case = Case({"red": 3}, True, 1, 2, 0, (), 0, 4, (), "logged", "run", 3000)
@@ -258,7 +264,7 @@ def test_rollouts_of_several_threads_stay_whole(lengths):
         for thread in threads:
             thread.join()
         recorder.close()
-        clock = load(Path(folder, "run.rrd")).rollout()["clock"][0].flatten().tolist()
+        clock = rollout_in(Path(folder, "run.rrd"))["clock"][0].flatten().tolist()
         assert len(clock) == sum(lengths)
         whole, at = Counter(), 0
         while at < len(clock):

@@ -7,16 +7,17 @@ import tempfile
 from pathlib import Path
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from driving import KEYS, sequences
+from effort import examples
 from environments import Counter
 from readback import read
 from reference import Reference, per_env
 from torchrl_rerun import RerunRecorder
 
 
-@settings(max_examples=120, deadline=None)
+@examples(50)
 @given(sequences())
 def test_rows_are_those_of_the_reference(run):
     envs, events, ends, buffer_bytes = run

@@ -7,9 +7,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from environments import Anything
 from reference import assert_same, of_episodes
 from torchrl_rerun import RerunRecorder, load
@@ -43,7 +44,7 @@ def runs(draw):
     )
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(runs())
 def test_what_is_recorded_comes_back(run):
     batch, agents, leaves, ends, buffer_bytes, split = run

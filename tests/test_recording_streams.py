@@ -21,7 +21,7 @@ from tensordict import TensorDict
 from torchrl.envs import GymEnv
 
 from environments import LargePictures, Zoo, cartpole
-from looking import headless_viewer, opened
+from looking import opened
 from programs import python
 from readback import frames, frames_so_far, read, same
 from servers import PATIENCE, free_port, received, started_viewer, wait_until
@@ -99,7 +99,7 @@ def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
     assert len(RrdReader(saved).recordings()) == 1
 
 
-def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, saved, tmp_path):
+def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, saved, tmp_path, viewer):
     """In one recording it plots one type of numbers alone."""
 
     def mine(recorded):
@@ -114,9 +114,8 @@ def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, sav
     env.close()
     stream.disconnect()
     picture = tmp_path / "shown.png"
-    with headless_viewer() as viewer:
-        opened(viewer, saved, 10)
-        viewer.save_screenshot(str(picture))
+    opened(viewer, saved, 10)
+    viewer.save_screenshot(str(picture))
     shown = np.asarray(Image.open(picture).convert("HSV"))[80:-80]
     lines = (shown[..., 1] > 120) & (shown[..., 2] > 120)  # colours: all else is grey
     for half in np.array_split(lines, 2, axis=1):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import RecordVideo
 from gymnasium.wrappers.vector import RecordVideo as VectorRecordVideo
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchrl.envs import GymEnv, GymWrapper, SerialEnv
 
 from driving import STEPS, TRIGGERS, drive, sequences
+from effort import examples
 from environments import Counter, Lengths
 from readback import read
 from reference import Reference
@@ -153,7 +154,7 @@ def only_shown(reference, models):
 numbers = st.sets(st.integers(0, 12), max_size=6)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(40)
 @given(sequences(), st.none() | numbers, st.none() | numbers, st.integers(0, 5), st.integers(1, 4))
 def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, skip):
     envs, events, ends, buffer_bytes = run

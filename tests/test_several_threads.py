@@ -10,13 +10,14 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import SerialEnv
 
 from environments import Count
+from rebuilt import episodes_in, rollout_in
 from servers import wait_until
 from torchrl_rerun import RerunRecorder, load
 
 
 def wrong(path):
     """How many transitions never existed."""
-    steps = load(path).rollout()
+    steps = rollout_in(path)
     bad = (steps["next", "observation"] != steps["observation"] + 1) | (
         steps["next", "reward"] != steps["next", "observation"] + 10
     )
@@ -53,7 +54,7 @@ def test_a_rollout_that_is_logged_in_the_middle_of_an_episode(path, at, envs):
     recorder.log_rollout(logged)
     env.close()
     assert wrong_of_each(path) == (0, 22 * envs)
-    lengths = [each.properties.length for each in load(path) if each.properties.env == envs - 1]
+    lengths = [each.length for each in episodes_in(path) if each.env == envs - 1]
     assert lengths == [length for length in (at, 5, 5, 7 - at, 5) if length]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from effort import examples
 from torchrl_rerun.blocks.events import Events
 from torchrl_rerun.blocks.positions import Timelines
 from torchrl_rerun.blocks.returns import running_sums
@@ -21,7 +22,7 @@ def histories(draw):
 
 
 @given(histories())
-@settings(max_examples=300, deadline=None)
+@examples(120)
 def test_positions_are_those_of_counting(history):
     envs, happened, before_block = history
     episodes = Counters(envs)
@@ -43,7 +44,7 @@ def test_positions_are_those_of_counting(history):
 
 
 @given(histories(), st.integers(0, 2**32 - 1))
-@settings(max_examples=200, deadline=None)
+@examples(80)
 def test_sums_are_those_of_adding(history, seed):
     envs, happened, _ = history
     episodes, rng = Counters(envs), np.random.default_rng(seed)

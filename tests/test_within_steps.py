@@ -8,7 +8,8 @@ from torchrl.envs import ConditionalSkip, MultiAction, ParallelEnv, SerialEnv, T
 
 from environments import Count
 from readback import read
-from torchrl_rerun import RerunRecorder, load
+from rebuilt import episodes_in, rollout_in
+from torchrl_rerun import RerunRecorder
 
 
 def chunks(env, count):
@@ -16,7 +17,7 @@ def chunks(env, count):
 
 
 def agree(path, rollout, keys=("observation", "done", "terminated")):
-    back = load(path).rollout()
+    back = rollout_in(path)
     for key in keys:
         assert torch.equal(back["next", key], rollout["next", key]), key
         assert torch.equal(back[key], rollout[key]), key
@@ -29,7 +30,7 @@ def test_an_episode_may_end_in_the_middle_of_a_chunk(path, n, stack_rewards):
     rollout = env.rollout(6, chunks(env, 3), break_when_any_done=False)
     env.close()
     agree(path, rollout)
-    ends = [each.properties.terminated for each in load(path)]
+    ends = [each.terminated for each in episodes_in(path)]
     assert ends == [True] * int(rollout["next", "done"].sum()) + [False] * (not rollout["next", "done"][-1])
 
 
@@ -38,7 +39,7 @@ def test_the_last_step_of_all_is_recorded_though_no_hook_is_called(path):
     rollout = env.rollout(2, chunks(env, 3))
     env.transform[-1].dump()
     assert rollout["next", "done"][-1].all()
-    assert load(path)[0].properties.terminated
+    assert episodes_in(path)[0].terminated
     env.close()
 
 

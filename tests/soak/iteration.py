@@ -25,6 +25,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors.utils import split_trajectories
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, StepCounter, step_mdp
 
+import agreement  # noqa: F401 - what is read back is read by the library, too
 from readback import read
 from servers import FORGETFUL, free_port, started_viewer
 from soak.environments import Random

@@ -1,0 +1,46 @@
+"""Whatever the tests record is a test of the library's reader, too: it gives back what Rerun's own reader does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import rerun as rr
+
+import readback
+from readback import Recorded, Rows, same
+from torchrl_rerun.kinds.schema import Schema
+from torchrl_rerun.reading.history import History
+from torchrl_rerun.reading.padding import as_tensor
+from torchrl_rerun.reading.recordings import OpenedRecording
+from torchrl_rerun.rrd.reader import parts_in
+
+
+def the_library_agrees(path: Path, found: Recorded) -> None:
+    """Compare what is read with what the library's own reader gives back."""
+    schema = found.schema
+    if not schema:
+        return
+    recording = OpenedRecording(parts_in(path))
+    assert recording.schema == Schema.from_json(json.dumps(schema))
+    for env in schema["envs"]:
+        history = History(recording, env)
+        for stream, _ in recording.schema.described:
+            prefix = [] if schema["split"] == "episode" else [f"env_{env}"]
+            paths = [
+                rr.new_entity_path([*prefix, *stream.key, *([agent] if agent else [])])
+                for agent in stream.agents or [None]
+            ]
+            lanes = [found.entities.get(each, Rows()) for each in paths]
+            rows = history.rows(stream)
+            values = as_tensor(stream, rows.values)
+            assert len(values) == len(lanes[0].values), (path, stream.key)
+            for row, value in enumerate(values):
+                expected = [lane.values[row] for lane in lanes]
+                for lane, each in enumerate(expected):
+                    one = value[lane] if stream.agents else value
+                    is_frame = getattr(stream.kind, "takes_newest", False)
+                    assert same(one.reshape(each.shape) if is_frame else one, each), (path, stream.key, row)
+
+
+readback.checks.append(the_library_agrees)

@@ -1,0 +1,139 @@
+"""The rollout and the episodes that a recording holds, put together frame by frame from what Rerun's own reader gives."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import NonTensorData, TensorDict, lazy_stack
+
+from readback import Recorded, read
+
+Key = tuple[str, ...]
+At = tuple[int, int]
+"""The episode, where each has a file of its own in which frames are counted anew, else 0; and the frame."""
+
+
+class Ended(NamedTuple):
+    """An episode: whose, which, how many steps long, and how it ended, if it did."""
+
+    env: int
+    episode: int
+    length: int
+    terminated: bool
+    truncated: bool
+
+
+class Lane:
+    """What is recorded of one environment: the times of its frames, and the values of each key by frame."""
+
+    def __init__(self) -> None:
+        self.times: dict[At, dict[str, int]] = {}
+        self.values: dict[str, dict[Key, dict[At, Any]]] = {"observed": {}, "stepped": {}, "acted": {}}
+        self.ends: list[Key] = []
+
+    def at(self, frame: At, *moments: str) -> dict[Key, Any]:
+        return {key: rows[frame] for moment in moments for key, rows in self.values[moment].items() if frame in rows}
+
+    def steps(self) -> list[tuple[At, At]]:
+        """The frames before and after each step. A reset is a frame at which no step was made."""
+        frames = sorted(self.times)
+        pairs = itertools.pairwise(frames)
+        return [(a, b) for a, b in pairs if a[0] == b[0] and self.times[b]["step"] > self.times[a]["step"]]
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """A file and those beside it that are named after it, or all files of a folder."""
+    source = Path(source)
+    found = source.rglob("*.rrd") if source.is_dir() else source.parent.glob(f"{source.stem}*.rrd")
+    return sorted(path for path in found if path.stat().st_size)  # a part that was begun and got nothing is empty
+
+
+def lanes_of(source: str | Path) -> dict[int, Lane]:
+    """What is recorded of each environment."""
+    lanes: dict[int, Lane] = {}
+    for path in files_of(source):
+        recorded = read(path)
+        for env in recorded.schema["envs"]:
+            whole = recorded.schema["split"] != "episode"
+            number, file = (env, 0) if whole else (recorded.episode["env"], recorded.episode["episode"])
+            lane = lanes.setdefault(number, Lane())
+            lane.ends = [tuple(key) for key in recorded.schema["ends"]]
+            for entry in recorded.schema["keys"]:
+                if not entry.get("sums"):
+                    _add(lane, recorded, entry, f"/env_{env}" if whole else "", file)
+    return dict(sorted(lanes.items()))
+
+
+def _add(lane: Lane, recorded: Recorded, entry: dict[str, Any], prefix: str, file: int) -> None:
+    key = tuple(entry["key"])
+    path = "/".join([prefix, *key])
+    agents = [recorded.entities.get(f"{path}/{agent}") for agent in entry.get("agents", ())]
+    rows = agents[0] if agents else recorded.entities.get(path)
+    values = lane.values[entry["moment"]].setdefault(key, {})
+    for row, times in enumerate(rows.times if rows else ()):
+        at = (file, times["frame"])
+        lane.times[at] = {"episode": file} | times
+        values[at] = torch.stack([each.values[row] for each in agents]) if agents else rows.values[row]
+
+
+def rollout_in(source: str | Path) -> TensorDict:
+    """The rollout ``[*batch, time]`` that was recorded, by workers ``[envs, time]``."""
+    lanes = lanes_of(source)
+    batch = read(files_of(source)[0]).schema["batch_size"]
+    found = []
+    for lane in lanes.values():
+        steps = []
+        for before, after in lane.steps():
+            step = lane.at(before, "observed", "acted")
+            step |= {("next", *key): value for key, value in lane.at(after, "observed", "stepped").items()}
+            steps.append(TensorDict({key: _held(value) for key, value in step.items()}))
+        found.append(lazy_stack(steps) if _differ(steps) else torch.stack(steps))
+    if math.prod(batch) != len(found):
+        batch = [len(found)]
+    return torch.stack(found).reshape(*batch, -1) if batch else found[0]
+
+
+def _held(value: Any) -> Any:
+    return value if isinstance(value, torch.Tensor) else NonTensorData(value)
+
+
+def _differ(steps: list[TensorDict]) -> bool:
+    """Whether keys are missing in some, or of another shape."""
+    shapes = [
+        {key: value.shape for key, value in each.items(True, True) if isinstance(value, torch.Tensor)} for each in steps
+    ]
+    return any(each != shapes[0] for each in shapes)
+
+
+def episodes_in(source: str | Path) -> list[Ended]:
+    """The episodes that were recorded and have steps, those of one environment after the other."""
+    found = []
+    for env, lane in lanes_of(source).items():
+        last: dict[int, At] = {}
+        for frame in sorted(lane.times):
+            last[lane.times[frame]["episode"]] = frame
+        for episode, frame in last.items():
+            times = lane.times[frame]
+            if times["episode_step"]:
+                ended = _ended(lane.at(frame, "observed"), lane.ends)
+                found.append(Ended(env, episode, times["episode_step"], *ended))
+    return found
+
+
+def _ended(values: dict[Key, Any], ends: list[Key]) -> tuple[bool, bool]:
+    """Whether an episode terminated, and whether it was truncated, by the flags of its last frame."""
+    groups: dict[Key, torch.Tensor] = {}
+    for key in ends:
+        if key in values:
+            groups[key[:-1]] = groups.get(key[:-1], torch.tensor(False)) | values[key]
+    if not groups or not all(up.all() if group else up.any() for group, up in groups.items()):
+        return False, False
+    terminated, truncated = (
+        any(bool(values[key].any()) for key in ends if key in values and key[-1] == name)
+        for name in ("terminated", "truncated")
+    )
+    return terminated or not truncated, truncated

@@ -1,0 +1,70 @@
+"""When an episode ends: the outermost flags decide, and all agents of all groups unless there is a flag at the root."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from torchrl_rerun.kinds.endings import Endings, deciding
+
+UP, DOWN = [True], [False]
+
+
+def ends(count=1, **flags):
+    """Of each environment: ``"terminated"``, ``"truncated"``, both, or nothing. ``__`` in a name parts groups."""
+    given = {tuple(name.split("__")): np.array(values) for name, values in flags.items()}
+    found = Endings(given).of(given.get, count)
+    if found is None:
+        return [""] * count
+    names = zip(found.terminated, found.truncated, strict=True)
+    return [" ".join(name for name, up in zip(("terminated", "truncated"), each, strict=True) if up) for each in names]
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ([("done",), ("terminated",)], [("done",), ("terminated",)]),
+        ([("done",), ("agents", "done")], [("done",)]),
+        ([("truncated",), ("agents", "done")], [("truncated",)]),
+        ([("red", "done"), ("blue", "done")], [("red", "done"), ("blue", "done")]),
+        ([("red", "done"), ("red", "fox", "done")], [("red", "done")]),
+        ([("reward",), ("observation", "age")], []),
+        ([("done",), ("done",)], [("done",)]),
+    ],
+)
+def test_the_outermost_flags_decide(keys, wanted):
+    assert deciding(keys) == tuple(wanted)
+
+
+@pytest.mark.parametrize(
+    ("flags", "how"),
+    [
+        ({"done": [DOWN], "terminated": [DOWN]}, ""),
+        ({"done": [UP]}, "terminated"),
+        ({"done": [UP], "terminated": [UP], "truncated": [DOWN]}, "terminated"),
+        ({"done": [UP], "terminated": [DOWN], "truncated": [UP]}, "truncated"),
+        ({"done": [UP], "terminated": [UP], "truncated": [UP]}, "terminated truncated"),
+        ({"done": [DOWN], "truncated": [UP]}, "truncated"),
+        ({"done": [[False, True]]}, "terminated"),
+        ({"done": [DOWN], "agents__done": [[UP, UP]]}, ""),
+    ],
+)
+def test_a_flag_at_the_root_ends_the_episode_and_says_how(flags, how):
+    assert ends(**flags) == [how]
+
+
+def test_agents_that_are_done_apart_end_the_episode_together():
+    assert ends(2, agents__done=[[UP, UP], [UP, DOWN]]) == ["terminated", ""]
+
+
+def test_all_groups_must_be_done():
+    assert ends(2, red__done=[[UP], [UP]], blue__done=[[UP], [DOWN]]) == ["terminated", ""]
+
+
+def test_a_group_whose_flag_is_missing_is_not_done():
+    flags = {("red", "done"): np.array([[UP]])}
+    assert Endings([("red", "done"), ("blue", "done")]).of(flags.get, 1) is None
+
+
+def test_environments_end_each_by_its_own_flags():
+    assert ends(3, done=[UP, DOWN, UP], truncated=[DOWN, DOWN, UP]) == ["terminated", "", "truncated"]
