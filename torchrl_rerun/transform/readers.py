@@ -189,11 +189,9 @@ class ArrayReader:
             values: the values, in the order of the readers.
         """
         arrays: list[Any] = []
-        for reader, simple, value in zip(readers.each, readers.simple, values, strict=True):
-            if value is None:
-                arrays.append(None)
-                continue
-            if simple is not None:
+        for i, value in enumerate(values):
+            simple = readers.simple[i]
+            if simple is not None and value is not None:
                 dtype, given_shape, shape = simple
                 try:
                     array: npt.NDArray[Any] = value.numpy()
@@ -203,7 +201,7 @@ class ArrayReader:
                 if is_as_ever:
                     arrays.append(array if shape is None else array.reshape(shape))
                     continue
-            arrays.append(self._array(reader, value))
+            arrays.append(None if value is None else self._array(readers.each[i], value))
         return arrays
 
     def _array(self, reader: Reader, value: Any) -> Any:
