@@ -24,7 +24,7 @@ from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
 from torchrl_rerun import RerunRecorder, load
 from torchrl_rerun.kinds.picture import ImageFormat
-from torchrl_rerun.reading.pictures import stored, tracks_of
+from torchrl_rerun.reading.pictures import camera_tracks, stored
 
 TIMES_PARQUET, TIMES_CODEC = 5.0, 1.25
 
@@ -123,7 +123,7 @@ def _pictures(image_format: ImageFormat, path: Path, rounds: int) -> tuple[dict[
     env.close()
     with RerunRecorder(path, in_keys=["pixels"], image_format=image_format) as recorder:
         recorder.log_rollout(rollout)
-    [track] = tracks_of([path])
+    [track] = camera_tracks([path])
     files = [each.sample for each in stored(track)]
     shape = tuple(rollout["pixels"].shape[1:])
 

@@ -87,9 +87,9 @@ def test_the_action_that_led_to_the_last_recorded_frame_belongs_to_the_frame_bef
 def test_while_it_is_switched_off_nothing_is_recorded_and_triggers_are_not_asked():
     asked = []
     picks = selection(episode_trigger=lambda episode: asked.append(episode) or True)
-    picks.enabled = False
+    picks.switch(enabled=False)
     assert picks_of(picks.reset(None, np.array([0])), 1) == []
-    picks.enabled = True
+    picks.switch(enabled=True)
     assert picks_of(picks.reset(None, np.array([1])), 1) == [0]
     assert asked == [1]
 

@@ -23,7 +23,7 @@ from readback import read
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.mp4 import GRID_SIZE, videos_of, write_video
-from torchrl_rerun.reading.pictures import pictures, stored, tracks_of
+from torchrl_rerun.reading.pictures import camera_tracks, pictures, stored
 from torchrl_rerun.rrd.files import files_of
 from torchrl_rerun.rrd.framing import Footer
 from torchrl_rerun.writing import file as sinks
@@ -200,7 +200,7 @@ def test_a_part_that_begins_between_keyframes(path, monkeypatch):
     monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 40)
     scripted(path, steps=60, image_format="h264", fps=7, buffer_bytes=10_000, flush_seconds=0.001)
     of_each = {
-        part: [each.is_keyframe for (track,) in [tracks_of([part])] for each in stored(track)]
+        part: [each.is_keyframe for (track,) in [camera_tracks([part])] for each in stored(track)]
         for part in files_of(path)
     }
     part, keyframes = next((part, them) for part, them in of_each.items() if True in them and not them[0])
@@ -226,7 +226,7 @@ def test_an_unfinished_file_is_decoded_too(video, tmp_path):
     unfinished.write_bytes(path.read_bytes())
     with unfinished.open("rb+") as file:
         file.truncate(Footer.read(file).start)
-    for env, track in enumerate(tracks_of([unfinished])):
+    for env, track in enumerate(camera_tracks([unfinished])):
         rows = recorded[f"/env_{env}/pixels"]
         for seen, frame, value in zip(pictures(track), rows.along("frame"), rows.values, strict=True):
             assert seen.frame == frame

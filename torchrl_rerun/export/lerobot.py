@@ -36,7 +36,7 @@ from torchrl_rerun.export.steps import (
     without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
 from torchrl_rerun.paths import make_absolute
@@ -229,7 +229,7 @@ class _Dataset:
         """The file of the numbers."""
         return self._file(_DATA, chunk_index=0, file_index=0)
 
-    def add(self, episode: LoadedEpisode, found: Sequence[Described]) -> pa.Table | None:
+    def add(self, episode: LoadedEpisode, found: Sequence[TimedStream]) -> pa.Table | None:
         """Add an episode, write its videos, and return the table of its numbers; None: no step of it is exported.
 
         Args:
@@ -375,7 +375,7 @@ class _Dataset:
         return path
 
 
-def _names(found: Iterable[Described]) -> _Names:
+def _names(found: Iterable[TimedStream]) -> _Names:
     """Return the names of the features: one for each key, and for each camera and agent."""
     return distinct((wish for stream, moment in found for wish in _wishes(stream, moment)), "LeRobot", _OWN)
 

@@ -26,7 +26,7 @@ from torchrl_rerun.export.steps import (
     without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Stream, name_of
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.steps import steps as read_steps
@@ -124,7 +124,7 @@ def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:
     return unheld
 
 
-def _reward_in(recorded: Sequence[Described]) -> Stream | None:
+def _reward_in(recorded: Sequence[TimedStream]) -> Stream | None:
     """Return the reward of which the recorder worked out the return; None: there is none."""
     known = {stream.key: stream for stream, _ in recorded}
     return next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
@@ -165,7 +165,7 @@ class _Layout:
         recorded: all recorded keys.
     """
 
-    def __init__(self, wanted: Sequence[Described], recorded: Sequence[Described]) -> None:
+    def __init__(self, wanted: Sequence[TimedStream], recorded: Sequence[TimedStream]) -> None:
         observed = [stream for stream, moment in wanted if moment is Moment.OBSERVED and stream.key[-1] not in FLAGS]
         self.observations = _Part([stream for stream in observed if not stream.sums], "observed")
         self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done")

@@ -28,14 +28,14 @@ from torchrl_rerun.kinds.streams import name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
 from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.pictures import (
+    CameraTrack,
+    EncodedPicture,
     Picture,
-    Stored,
-    Track,
+    camera_tracks,
     from_keyframe,
     is_video,
     pictures,
     stored,
-    tracks_of,
 )
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.files import whole_files_of
@@ -63,7 +63,7 @@ class Video:
     """
 
     path: Path
-    tracks: tuple[Track, ...]
+    tracks: tuple[CameraTrack, ...]
     fps: float | None
 
 
@@ -127,7 +127,7 @@ def videos_of(
             positive.
     """
     root = make_absolute(path)
-    found = tracks_of(whole_files_of(root))
+    found = camera_tracks(whole_files_of(root))
     check_fps(fps)
     if not found:
         raise ValueError(f"{format_path(root)} holds no pictures that RerunRecorder recorded")
@@ -155,7 +155,7 @@ def videos_of(
     return videos
 
 
-def _chosen(found: Sequence[Track], envs: Sequence[int] | None, keys: Sequence[str] | None) -> set[Track]:
+def _chosen(found: Sequence[CameraTrack], envs: Sequence[int] | None, keys: Sequence[str] | None) -> set[CameraTrack]:
     known_envs = sorted({track.env for track in found})
     known_keys = list(dict.fromkeys("/".join(track.stream.key) for track in found))
     for env in envs or ():
@@ -169,13 +169,13 @@ def _chosen(found: Sequence[Track], envs: Sequence[int] | None, keys: Sequence[s
     }
 
 
-def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[str, list[Track]]]:
+def _named(found: Sequence[CameraTrack], root: Path, *, grid: bool) -> Iterator[tuple[str, list[CameraTrack]]]:
     """Return the names of the videos, each with its tracks: a name says the environment, the camera and the agent."""
-    recordings: dict[tuple[Path, str], list[Track]] = {}
+    recordings: dict[tuple[Path, str], list[CameraTrack]] = {}
     for track in found:
         recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
         recordings.setdefault((track.files[0].parent, recording), []).append(track)
-    videos: dict[tuple[Path, Any], list[Track]] = {}
+    videos: dict[tuple[Path, Any], list[CameraTrack]] = {}
     wishes: dict[Path, dict[Any, Wish]] = {}
     for (folder, recording), tracks in recordings.items():
         one_env = len({track.env for track in tracks}) == 1
@@ -196,7 +196,7 @@ def _named(found: Sequence[Track], root: Path, *, grid: bool) -> Iterator[tuple[
     return ((names[folder][owner], tracks) for (folder, owner), tracks in videos.items())
 
 
-def _place(root: Path, track: Track, name: str, out: str | os.PathLike[str] | None) -> Path:
+def _place(root: Path, track: CameraTrack, name: str, out: str | os.PathLike[str] | None) -> Path:
     """Return the path of a video: beside its recording, or at the same place below another folder."""
     folder = track.files[0].parent
     if out is not None:
@@ -257,7 +257,7 @@ class _Counted:
             yield item
 
 
-def _rows(track: Track) -> int:
+def _rows(track: CameraTrack) -> int:
     """Return how many pictures a track has."""
     return sum(part.count(track.path) for file in track.files for part in parts_in(file))
 
@@ -266,7 +266,7 @@ class SizesDifferError(ValueError):
     """Pictures are of several sizes, and a video has one."""
 
 
-def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
+def encoded(seen: Iterable[Picture], fps: float) -> Iterator[EncodedPicture]:
     """Yield pictures as the samples of an H.264 video, one by one.
 
     Raises:
@@ -279,7 +279,7 @@ def encoded(seen: Iterable[Picture], fps: float) -> Iterator[Stored]:
         if pixels.shape != shape:
             raise SizesDifferError(f"pictures of {shape} and {pixels.shape} can't be one video")
         (sample,) = encoder.encode(pixels[None], [picture.episode])
-        yield Stored(*picture[:3], *sample)
+        yield EncodedPicture(*picture[:3], *sample)
 
 
 def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -289,7 +289,9 @@ def _bytes(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return pixels[..., :3]
 
 
-def mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: float) -> tuple[tuple[int, int], int]:
+def mux(
+    container: OutputContainer, coming: Iterable[EncodedPicture], codec: str, fps: float
+) -> tuple[tuple[int, int], int]:
     """Write samples into a container, and return their width and height, and their number."""
     rate = Fraction(fps).limit_denominator(1001)
     first, size, count = None, (0, 0), 0
@@ -306,9 +308,9 @@ def mux(container: OutputContainer, coming: Iterable[Stored], codec: str, fps: f
     return size, count
 
 
-def _pairs(coming: Iterable[Stored]) -> Iterator[tuple[Stored, Stored | None]]:
+def _pairs(coming: Iterable[EncodedPicture]) -> Iterator[tuple[EncodedPicture, EncodedPicture | None]]:
     """Yield each picture with the one that follows it; the last one with None."""
-    before: Stored | None = None
+    before: EncodedPicture | None = None
     for each in coming:
         if before is not None:
             yield before, each
@@ -317,7 +319,7 @@ def _pairs(coming: Iterable[Stored]) -> Iterator[tuple[Stored, Stored | None]]:
         yield before, None
 
 
-def _coded_size(codec: str, sample: Stored) -> tuple[int, int]:
+def _coded_size(codec: str, sample: EncodedPicture) -> tuple[int, int]:
     decoder = decoder_of(codec)
     for frame in (*decoder.decode(av.Packet(sample.sample)), *decoder.decode(None)):
         return frame.width, frame.height
@@ -330,7 +332,9 @@ _InCell = tuple[int, Picture]
 """The number of a cell, and a picture in it."""
 
 
-def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_InCell]], Iterable[_InCell]]) -> Iterator[Picture]:
+def _grid(
+    tracks: Sequence[CameraTrack], through: Callable[[Iterable[_InCell]], Iterable[_InCell]]
+) -> Iterator[Picture]:
     """Yield pictures of all tracks side by side, one for each frame at which any track has a picture.
 
     Args:
@@ -356,7 +360,7 @@ def _grid(tracks: Sequence[Track], through: Callable[[Iterable[_InCell]], Iterab
         yield Picture(frame, 0, 0, canvas)
 
 
-def _in_cell(cell: int, track: Track) -> Iterator[_InCell]:
+def _in_cell(cell: int, track: CameraTrack) -> Iterator[_InCell]:
     return ((cell, picture) for picture in pictures(track))
 
 

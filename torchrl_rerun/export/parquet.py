@@ -14,7 +14,7 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.export.parquet_columns import Form, Nature, column_of, form_of, natures_of
 from torchrl_rerun.export.renaming import distinct, slashed
 from torchrl_rerun.export.steps import LeftOut, Progress, described, without_progress
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
 from torchrl_rerun.paths import find_target, format_path
 from torchrl_rerun.reading.episodes import LoadedEpisode
@@ -195,7 +195,7 @@ def _forms(episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None) 
     return {key: form_of(stream, natures[key]) for key, stream in objects.items()}
 
 
-def _names(found: Sequence[Described]) -> dict[Key, str]:
+def _names(found: Sequence[TimedStream]) -> dict[Key, str]:
     """Return the names of the columns of keys."""
     wishes = (slashed(stream.key, name_of(stream.key), stream.key, _PREFIXES[moment]) for stream, moment in found)
     return distinct(wishes, "Parquet", _OWN)

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Stream, as_key, name_of
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.transitions import Transitions, transitions
@@ -37,7 +37,7 @@ Unheld = Callable[[Stream, Moment], str]
 """Returns why a format can't hold a key, in words that follow the key's name; empty if the format can."""
 
 
-def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unheld) -> list[Described]:
+def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unheld) -> list[TimedStream]:
     """Return how the exported keys of an episode are recorded.
 
     Args:
@@ -154,7 +154,7 @@ class LeftOut:
 
 def described(
     episodes: Iterable[LoadedEpisode], keys: Sequence[NestedKey] | None, unheld: Unheld
-) -> Iterator[tuple[LoadedEpisode, list[Described]]]:
+) -> Iterator[tuple[LoadedEpisode, list[TimedStream]]]:
     """Yield each episode with how its exported keys are recorded, in one order.
 
     Args:
@@ -183,7 +183,7 @@ def described(
         yield episode, found
 
 
-def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequence[Described]) -> None:
+def check_same(episode: LoadedEpisode, found: Sequence[TimedStream], first: Sequence[TimedStream]) -> None:
     """Refuse an episode whose keys are recorded in another way than those of the first one.
 
     Args:
@@ -200,7 +200,7 @@ def check_same(episode: LoadedEpisode, found: Sequence[Described], first: Sequen
         raise ValueError(f"{key} is not recorded in the same way in {name_episode(episode)}: take one run at a time")
 
 
-def unbroken_transitions(episode: LoadedEpisode, found: Sequence[Described], left_out: LeftOut) -> Transitions:
+def unbroken_transitions(episode: LoadedEpisode, found: Sequence[TimedStream], left_out: LeftOut) -> Transitions:
     """Return the first steps of an episode that follow one another, and at which no key is missing.
 
     Formats need that which have one row for the observation that a step led to and that the next one leads from.

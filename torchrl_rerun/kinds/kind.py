@@ -91,7 +91,7 @@ _KINDS: dict[str, type[Kind]] = {}
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of data is recognised, stored, shown and read back.
+    """One kind of data: how it is recognised, stored, shown and read back.
 
     A kind is a frozen dataclass: its fields are the options of the user, and all that the first value of a key tells. All
     fields have defaults. :meth:`columns` and :meth:`values` are the two directions, and always defined together.
@@ -247,7 +247,7 @@ class Kind:
 
     @property
     def discrete(self) -> Discrete | None:
-        """How discrete values are written; None for all other data."""
+        """Notation of discrete values; None for all other data."""
         return None
 
     @property

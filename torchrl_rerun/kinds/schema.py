@@ -76,8 +76,8 @@ class NewerSchemaError(ValueError):
     """A recording has a schema of a later version than this library knows."""
 
 
-Described = tuple[Stream, Moment]
-"""What is recorded, and when."""
+TimedStream = tuple[Stream, Moment]
+"""A stream, and the moment at which it is seen."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Schema:
 
     source: Source
     envs: tuple[int, ...]
-    described: tuple[Described, ...]
+    described: tuple[TimedStream, ...]
     statistics: tuple[Key, ...]
     split: Split
     versions: dict[str, str]
@@ -217,7 +217,7 @@ def told_lacking(lacking: Mapping[Key, tuple[int, int]]) -> str:
 def property_chunk(
     source: Source,
     envs: Sequence[int],
-    described: Sequence[Described],
+    described: Sequence[TimedStream],
     statistics: Sequence[Key] = (),
     ends: Sequence[Key] = (),
     *,

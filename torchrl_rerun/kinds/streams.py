@@ -103,13 +103,13 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """How many numbers a row has."""
+        """Number of numbers in a row."""
         return math.prod(self.row_shape)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """How one key is recorded, in every environment.
+    """The data of one key in every environment, and its kind.
 
     Attributes:
         key: the key, without ``"next"``.

@@ -39,7 +39,7 @@ def check_fps(fps: float | None) -> None:
 
 @dataclass(frozen=True)
 class Codec:
-    """How a video format is encoded.
+    """The encoder and the decoder of a video format.
 
     Attributes:
         encoder: FFmpeg's name of the encoder.

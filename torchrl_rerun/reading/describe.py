@@ -98,7 +98,7 @@ def describe_files(
 ) -> tuple[list[RecordingSummary], list[FileSummary]]:
     """Return what is recorded at a path, and the files that hold no recording of ``torchrl_rerun`` that can be read.
 
-    Copies of a recording are left out, and a warning names them. Rows aren't read.
+    Copies of a recording are left out, and a warning names them. DecodedRows aren't read.
 
     Args:
         path: a recording, or a folder of them.

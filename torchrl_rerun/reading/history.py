@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.schema import Described
+from torchrl_rerun.kinds.schema import TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream, name_of
-from torchrl_rerun.reading.pictures import Stored, is_video, stored_in
+from torchrl_rerun.reading.pictures import EncodedPicture, encoded_in, is_video
 from torchrl_rerun.reading.recordings import StoredRecording
 from torchrl_rerun.reading.rows import (
-    Held,
-    Places,
-    Rows,
-    held_of,
+    DecodedRows,
+    RawRows,
+    RowFrames,
     in_order,
     is_of_kind,
     joined,
     places_in,
+    raw_rows_of,
     rows_in,
 )
 from torchrl_rerun.reading.undecoded import UndecodedPictures, decoded_at, undecoded_in
@@ -43,7 +43,7 @@ class History:
         self.env = env
         self._has_warned = False
 
-    def described(self, keys: Sequence[Key] | None) -> list[Described]:
+    def described(self, keys: Sequence[Key] | None) -> list[TimedStream]:
         """Return how keys are recorded.
 
         Args:
@@ -63,15 +63,15 @@ class History:
         is_elsewhere = self.env != schema.envs[0]
         return [by_key[key] for key in keys if not (by_key[key][0].shared and is_elsewhere)]
 
-    def rows(self, stream: Stream, span: Span = ALL) -> Rows:
+    def rows(self, stream: Stream, span: Span = ALL) -> DecodedRows:
         """Return the rows of a key, of all agents together, decoded."""
         lanes = [self._rows_of(stream, lane, span) for lane in range(stream.lanes)]
         if not stream.agents:
             return lanes[0]
         common = _common([lane.places for lane in lanes])  # a kill comes between one agent's rows and the next one's
-        return Rows(common, np.stack([lane.values[lane.places.find(common)] for lane in lanes], axis=1))
+        return DecodedRows(common, np.stack([lane.values[lane.places.find(common)] for lane in lanes], axis=1))
 
-    def places(self, stream: Stream, span: Span = ALL) -> Places:
+    def places(self, stream: Stream, span: Span = ALL) -> RowFrames:
         """Return the frames at which a key has rows, for all agents."""
         return _common([places_in(self.held(stream, lane, span)) for lane in range(stream.lanes)])
 
@@ -80,9 +80,9 @@ class History:
         counts = [part.count(self.recording.schema.path_of(stream, self.env)) for part in self.recording.parts]
         return None if None in counts else sum(count for count in counts if count is not None)
 
-    def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[Stored]:
+    def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[EncodedPicture]:
         """Yield the pictures of a key and an agent as they are stored, with one chunk at a time in memory."""
-        return (each for _, batch in self.held(stream, lane, span) for each in stored_in(stream, batch))
+        return (each for _, batch in self.held(stream, lane, span) for each in encoded_in(stream, batch))
 
     def undecoded(self, stream: Stream, lane: int, span: Span) -> UndecodedPictures:
         """Return the pictures of a key and an agent, encoded. Of a video those are left out that can't be decoded."""
@@ -92,7 +92,7 @@ class History:
         held = [each for each in self.held(stream, lane, since) if is_of_kind(stream, each)]
         return undecoded_in(stream, held, span, since)
 
-    def warn_of_gaps(self, places: Places, steps: int) -> None:
+    def warn_of_gaps(self, places: RowFrames, steps: int) -> None:
         """Warn, once, if frames were left out, so that recorded ones are no neighbours.
 
         Args:
@@ -109,25 +109,25 @@ class History:
                 "episode[key] gives all rows of a key"
             )
 
-    def _rows_of(self, stream: Stream, lane: int, span: Span) -> Rows:
+    def _rows_of(self, stream: Stream, lane: int, span: Span) -> DecodedRows:
         if not stream.is_picture:
             return rows_in(self.held(stream, lane, span), stream)
         encoded = self.undecoded(stream, lane, span)
         [values] = decoded_at(stream, encoded, [np.arange(len(encoded.places))])
         if not stream.is_object:
-            return Rows(encoded.places, values)
+            return DecodedRows(encoded.places, values)
         no_pictures = (held for held in self.held(stream, lane, span) if not is_of_kind(stream, held))
         others = rows_in(no_pictures, stream)
         both = joined([encoded.places, others.places]), np.concatenate([values, others.values])
-        return in_order(Rows(*both))
+        return in_order(DecodedRows(*both))
 
-    def held(self, stream: Stream, lane: int = 0, span: Span = ALL) -> Iterator[Held]:
+    def held(self, stream: Stream, lane: int = 0, span: Span = ALL) -> Iterator[RawRows]:
         """Yield the rows of a key and an agent, chunk by chunk, not decoded."""
         path = self.recording.schema.path_of(stream, self.env, lane)
-        return held_of(self.recording.parts, stream, path, span)
+        return raw_rows_of(self.recording.parts, stream, path, span)
 
 
-def _common(several: Sequence[Places]) -> Places:
+def _common(several: Sequence[RowFrames]) -> RowFrames:
     """Return the frames at which all agents have rows."""
     first, *others = several
     for places in others:

@@ -12,7 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch.utils.data import Dataset
 from torchrl.data import LazyTensorStorage, RandomSampler, SliceSampler, Storage, TensorDictReplayBuffer
 
-from torchrl_rerun.kinds.schema import Described
+from torchrl_rerun.kinds.schema import TimedStream
 from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.history import History
@@ -105,7 +105,7 @@ class _Steps:
     """
 
     history: History
-    wanted: Sequence[Described]
+    wanted: Sequence[TimedStream]
     steps: Transitions
     form: Form
     number: int

@@ -31,7 +31,7 @@ Place = str | os.PathLike[str]
 def load(source: Place | Iterable[Place] | DatasetEntry) -> LoadedEpisodes:
     """Return the episodes of recordings, to read them back as they were recorded.
 
-    Only the descriptions in the files are read. Rows are read when they are asked for.
+    Only the descriptions in the files are read. DecodedRows are read when they are asked for.
 
     - The file of a run that was killed, or that goes on, is read as far as it is written. A warning says if fewer pictures
       than steps are in it.

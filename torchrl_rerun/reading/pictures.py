@@ -1,4 +1,4 @@
-"""Pictures: out of the files of a recording, one after the other."""
+"""Pictures: read from the files of a recording, one after the other."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torchrl_rerun.rrd.reader import FilePart, parts_in
 
 
 @dataclass(frozen=True)
-class Track:
-    """The pictures of one camera of one environment (and agent), wherever they are stored.
+class CameraTrack:
+    """The pictures of one camera of one environment (and agent), in all files of a recording.
 
     Attributes:
-        files: the recording's files that may hold some, in their order.
+        files: files of the recording that may hold pictures, in their order.
         path: the entity path.
-        stream: how they were recorded.
-        env: the environment's index.
+        stream: the stream.
+        env: environment index.
         lane: position of the agent.
         fps: frames per second of simulated time; None: unknown.
     """
@@ -64,13 +64,13 @@ def row_of(stream: Stream, picture: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 class Picture(NamedTuple):
-    """A picture as it was seen.
+    """A picture.
 
     Attributes:
-        frame: when.
-        episode: the number of its environment's episode.
-        episode_step: steps of the episode before it.
-        pixels: ``[height, width, depth]``, channels last however they were recorded, and of the recorded size.
+        frame: number of the frame.
+        episode: number of the environment's episode.
+        episode_step: number of steps of the episode before the frame.
+        pixels: ``[height, width, depth]`` of the recorded size. Channels come last, wherever they were recorded.
     """
 
     frame: int
@@ -79,15 +79,15 @@ class Picture(NamedTuple):
     pixels: npt.NDArray[Any]
 
 
-class Stored(NamedTuple):
-    """A picture as it is stored: encoded, but for raw ones, which are decoded with no more work.
+class EncodedPicture(NamedTuple):
+    """A picture as it is stored.
 
     Attributes:
-        frame: when it was seen.
-        episode: the number of its environment's episode.
-        episode_step: steps of the episode before it.
-        data: a sample of a video, a file, or pixels.
-        is_keyframe: whether it can be decoded without those before it.
+        frame: number of the frame.
+        episode: number of the environment's episode.
+        episode_step: number of steps of the episode before the frame.
+        data: sample of a video, file, or pixels of a raw picture.
+        is_keyframe: whether the picture can be decoded without those before it.
     """
 
     frame: int
@@ -102,16 +102,16 @@ class Stored(NamedTuple):
         return cast("bytes", self.data)
 
 
-def tracks_of(files: Sequence[Path]) -> list[Track]:
-    """All pictures in some files. What is of one recording and at one path is one track; copies count once.
+def camera_tracks(files: Sequence[Path]) -> list[CameraTrack]:
+    """Return the cameras in some files. One recording and one entity path make one track; copies count once.
 
     Args:
-        files: the files, those of one recording in the order in which they were begun.
+        files: the files. Those of one recording are in the order in which they were begun.
 
     Raises:
-        ValueError: a file can't be read, or there is nothing in it.
+        ValueError: a file can't be read, or is empty.
     """
-    found: dict[tuple[Path, str, str], Track] = {}
+    found: dict[tuple[Path, str, str], CameraTrack] = {}
     said = [each for file in files for each in parts_in(file)]
     copies = copies_among(said)
     warn_of_copies(copies)
@@ -125,7 +125,7 @@ def tracks_of(files: Sequence[Path]) -> list[Track]:
     return list(found.values())
 
 
-def _tracks(part: FilePart) -> Iterator[Track]:
+def _tracks(part: FilePart) -> Iterator[CameraTrack]:
     schema = part.schema
     if schema is None:
         return
@@ -134,17 +134,17 @@ def _tracks(part: FilePart) -> Iterator[Track]:
             for env in schema.envs[:1] if stream.shared else schema.envs:
                 for lane in range(stream.lanes):
                     path = schema.path_of(stream, env, lane)
-                    yield Track((part.file,), path, stream, env, lane, schema.source.fps)
+                    yield CameraTrack((part.file,), path, stream, env, lane, schema.source.fps)
 
 
-def stored(track: Track) -> Iterator[Stored]:
-    """What is stored of a track, without decoding it, a chunk at a time in memory."""
+def stored(track: CameraTrack) -> Iterator[EncodedPicture]:
+    """Yield the pictures of a track as they are stored, with one chunk at a time in memory."""
     for part in (part for file in track.files for part in parts_in(file)):
         for batch in part.chunks(track.path):
-            yield from stored_in(track.stream, batch)
+            yield from encoded_in(track.stream, batch)
 
 
-def stored_in(stream: Stream, batch: pa.RecordBatch) -> Iterator[Stored]:
+def encoded_in(stream: Stream, batch: pa.RecordBatch) -> Iterator[EncodedPicture]:
     """Return the pictures in some rows as they are stored, without values of the key that are no pictures.
 
     Raises:
@@ -158,22 +158,22 @@ def stored_in(stream: Stream, batch: pa.RecordBatch) -> Iterator[Stored]:
     batch = with_any(batch, kind.components)
     times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
     for (frame, episode, step), (data, is_keyframe) in zip(times, kind.stored(batch), strict=True):
-        yield Stored(frame, episode, step, data, is_keyframe)
+        yield EncodedPicture(frame, episode, step, data, is_keyframe)
 
 
-def pictures(track: Track) -> Iterator[Picture]:
-    """The pictures of a track, decoded."""
+def pictures(track: CameraTrack) -> Iterator[Picture]:
+    """Yield the pictures of a track."""
     return decoded(track.stream, stored(track))
 
 
-def decoded(stream: Stream, coming: Iterable[Stored]) -> Iterator[Picture]:
-    """Pictures, decoded.
+def decoded(stream: Stream, coming: Iterable[EncodedPicture]) -> Iterator[Picture]:
+    """Yield decoded pictures.
 
     A video whose first sample isn't a keyframe, as in a part of a recording by itself, begins with the next one.
 
     Args:
-        stream: how they were recorded.
-        coming: what is stored of them.
+        stream: the stream.
+        coming: the pictures as they are stored.
     """
     kind = kind_of(stream)
     size = kind.size(stream)
@@ -182,6 +182,6 @@ def decoded(stream: Stream, coming: Iterable[Stored]) -> Iterator[Picture]:
         yield Picture(*each[:3], pixels if size is None else pixels[: size[0], : size[1]])
 
 
-def from_keyframe(coming: Iterable[Stored]) -> Iterator[Stored]:
+def from_keyframe(coming: Iterable[EncodedPicture]) -> Iterator[EncodedPicture]:
     """Return pictures from the first keyframe on: nothing before it can be decoded."""
     return itertools.dropwhile(lambda each: not each.is_keyframe, coming)

@@ -1,4 +1,4 @@
-"""Rows: the values of a key as arrays again, bit for bit: the way back of ``writing/chunks.py``."""
+"""DecodedRows: the values of a key as arrays again, bit for bit: the way back of ``writing/chunks.py``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torchrl_rerun.rrd.parts import RecordingPart
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where rows of one environment are, in order.
+class RowFrames:
+    """The frames of the rows of one environment, in order.
 
-    An environment of which a group of agents is reset by itself has two rows with one code: where the step arrived, and
-    from where the next one leads. They differ in their times.
+    If a group of agents is reset by itself two rows have one code: the frame that the step led to, and the frame from which
+    the next step leads. Their times differ.
 
     Attributes:
-        codes: episode and step, ``[n]``.
-        times: ``log_time`` of each, ``[n]``.
+        codes: episode and step in one number, ``[n]``.
+        times: ``log_time``, ``[n]``.
     """
 
     codes: FrameCodes
@@ -34,12 +34,12 @@ class Places:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, at: slice | npt.NDArray[Any]) -> Places:
-        return Places(self.codes[at], self.times[at])
+    def __getitem__(self, at: slice | npt.NDArray[Any]) -> RowFrames:
+        return RowFrames(self.codes[at], self.times[at])
 
     @property
     def order(self) -> npt.NDArray[np.intp] | None:
-        """What sorts them; None: they are sorted."""
+        """Indices that sort the frames; None if they are sorted."""
         codes, times = self.codes, self.times
         if (codes[1:] > codes[:-1]).all():
             return None
@@ -49,11 +49,11 @@ class Places:
 
     @property
     def are_apart(self) -> bool:
-        """Whether no two of them have one code."""
+        """Whether no two frames have one code."""
         return bool((self.codes[1:] > self.codes[:-1]).all())
 
-    def find(self, others: Places) -> npt.NDArray[np.intp]:
-        """At which of these each of some others is; -1: at none."""
+    def find(self, others: RowFrames) -> npt.NDArray[np.intp]:
+        """Return the index of each of some frames among these; -1 if it is not among them."""
         if np.array_equal(self.codes, others.codes) and (self.are_apart or np.array_equal(self.times, others.times)):
             return np.arange(len(self))
         if not len(self):
@@ -67,9 +67,9 @@ class Places:
         return at
 
     def _find_by_time(
-        self, at: npt.NDArray[np.intp], others: Places
+        self, at: npt.NDArray[np.intp], others: RowFrames
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-        """Of several rows with one code those at the same time; and where there is none."""
+        """Return the indices of frames with one code by their times, and the mask of those at no such time."""
         most = int(np.unique(self.codes, return_counts=True)[1].max())
         for _ in range(most - 1):
             following = np.minimum(at + 1, len(self) - 1)
@@ -81,16 +81,16 @@ class Places:
         return at, np.isin(others.codes, np.concatenate(several)) & (self.times[here] != others.times)
 
 
-def joined(several: Iterable[Places]) -> Places:
-    """Places, one after the other."""
+def joined(several: Iterable[RowFrames]) -> RowFrames:
+    """RowFrames, one after the other."""
     found = list(several)
     codes, times = ([np.zeros(0, np.int64), *column] for column in ([p.codes for p in found], [p.times for p in found]))
-    return Places(np.concatenate(codes), np.concatenate(times))
+    return RowFrames(np.concatenate(codes), np.concatenate(times))
 
 
-def together(several: Iterable[Places]) -> Places:
-    """Where any of several keys has a row."""
-    found: list[Places] = []
+def together(several: Iterable[RowFrames]) -> RowFrames:
+    """Return the frames at which any of several keys has a row."""
+    found: list[RowFrames] = []
     for places in several:
         if len(places) and not any(np.array_equal(places.codes, other.codes) for other in found if other.are_apart):
             found.append(places)
@@ -104,38 +104,38 @@ def together(several: Iterable[Places]) -> Places:
     return found_in_order[is_new]
 
 
-class Rows(NamedTuple):
-    """Some rows of one entity, in the order in which they were recorded.
+class DecodedRows(NamedTuple):
+    """Rows of one entity, in the order in which they were recorded.
 
     Attributes:
-        places: where they are, ``[n]``.
+        places: frames of the rows, ``[n]``.
         values: ``[n, *stream.row_shape]`` of the dtype ``stream.storage``; of Python objects ``[n]``.
     """
 
-    places: Places
+    places: RowFrames
     values: npt.NDArray[Any]
 
 
-class Held(NamedTuple):
-    """Some rows of one entity, not decoded.
+class RawRows(NamedTuple):
+    """Rows of one entity, not decoded.
 
     Attributes:
-        places: where they are, ``[n]``.
-        batch: their columns.
+        places: frames of the rows, ``[n]``.
+        batch: columns of the rows.
     """
 
-    places: Places
+    places: RowFrames
     batch: pa.RecordBatch
 
 
-def held_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span: Span) -> Iterator[Held]:
+def raw_rows_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span: Span) -> Iterator[RawRows]:
     """Return the rows of an entity in a span, not decoded.
 
     Args:
         parts: the parts of the recording.
         stream: the stream.
         path: the entity path.
-        span: where the rows are.
+        span: first and last code of the frames.
     """
     for part in parts:
         for batch in part.chunks(path, span):
@@ -144,7 +144,7 @@ def held_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span: Spa
             if end > first:
                 held = with_any(batch.slice(first, end - first), values_of(stream))
                 if len(held):
-                    yield Held(Places(codes_of(held), times_of(held)), held)
+                    yield RawRows(RowFrames(codes_of(held), times_of(held)), held)
 
 
 def values_of(stream: Stream) -> tuple[str, ...]:
@@ -152,13 +152,13 @@ def values_of(stream: Stream) -> tuple[str, ...]:
     return (*stream.kind.components, *OBJECTS) if stream.is_object else stream.kind.components
 
 
-def is_of_kind(stream: Stream, held: Held) -> bool:
+def is_of_kind(stream: Stream, held: RawRows) -> bool:
     """Return whether rows are stored by the kind of their stream. Others may be objects, stored one by one."""
     return any(name in stream.kind.components for name in held.batch.schema.names)
 
 
 def with_any(batch: pa.RecordBatch, components: Iterable[str]) -> pa.RecordBatch:
-    """The rows that have any of some components: others may have put chunks together."""
+    """Return the rows that have any of some components. Other programs may have joined chunks."""
     columns = [batch.column(name) for name in batch.schema.names if name in components]
     if not columns:
         return batch
@@ -168,18 +168,18 @@ def with_any(batch: pa.RecordBatch, components: Iterable[str]) -> pa.RecordBatch
     return batch if is_there.all() else batch.filter(pa.array(is_there))
 
 
-def places_in(held: Iterable[Held]) -> Places:
-    """Where all rows are."""
+def places_in(held: Iterable[RawRows]) -> RowFrames:
+    """Return the frames of rows, in order."""
     places = joined(each.places for each in held)
     return places if (order := places.order) is None else places[order]
 
 
-def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
-    """The rows of an entity that isn't a picture.
+def rows_in(held: Iterable[RawRows], stream: Stream) -> DecodedRows:
+    """Return the decoded rows of an entity whose values are no pictures.
 
     Args:
-        held: what is recorded of it.
-        stream: how it was recorded.
+        held: the rows, not decoded.
+        stream: the stream.
     """
     decode = objects_in if stream.is_object else stream.kind.values
     shape = () if stream.is_object else stream.row_shape
@@ -187,10 +187,10 @@ def rows_in(held: Iterable[Held], stream: Stream) -> Rows:
     for at, batch in held:
         places.append(at)
         values.append(decode(stream, batch))
-    return in_order(Rows(joined(places), np.concatenate(values)))
+    return in_order(DecodedRows(joined(places), np.concatenate(values)))
 
 
-def in_order(rows: Rows) -> Rows:
-    """Rows, sorted: others may have put chunks into another order."""
+def in_order(rows: DecodedRows) -> DecodedRows:
+    """DecodedRows, sorted: others may have put chunks into another order."""
     order = rows.places.order
-    return rows if order is None else Rows(rows.places[order], rows.values[order])
+    return rows if order is None else DecodedRows(rows.places[order], rows.values[order])

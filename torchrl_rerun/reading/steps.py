@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from tensordict import NonTensorData, TensorDict, TensorDictBase, lazy_stack
 
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import (
@@ -24,7 +24,7 @@ from torchrl_rerun.reading.padding import (
     shapes_of,
     taken,
 )
-from torchrl_rerun.reading.rows import Rows
+from torchrl_rerun.reading.rows import DecodedRows
 from torchrl_rerun.reading.transitions import Transitions, transitions_at
 from torchrl_rerun.reading.undecoded import UndecodedPictures, decoded_at
 from torchrl_rerun.rrd.frame_codes import ALL, Span
@@ -46,7 +46,7 @@ class Values(NamedTuple):
 
 def steps(
     history: History,
-    wanted: Sequence[Described],
+    wanted: Sequence[TimedStream],
     span: Span = ALL,
     at: Transitions | None = None,
     form: Form | None = None,
@@ -83,7 +83,7 @@ def steps(
 
 
 def step_values(
-    history: History, wanted: Sequence[Described], span: Span, at: Transitions
+    history: History, wanted: Sequence[TimedStream], span: Span, at: Transitions
 ) -> Iterator[tuple[Stream, list[Values]]]:
     """Yield the values of each key at some steps, as arrays: before them, after them, or both, as the key is seen.
 
@@ -98,7 +98,7 @@ def step_values(
     return _read(history, wanted, span, at)[1]
 
 
-def uneven_steps(history: History, wanted: Sequence[Described], span: Span = ALL) -> TensorDictBase:
+def uneven_steps(history: History, wanted: Sequence[TimedStream], span: Span = ALL) -> TensorDictBase:
     """Return steps as the environment gave them, ``[n]``: without a key that is missing, each value in its own shape.
 
     If a key is missing at a step, or varies in shape, the steps are a lazy stack.
@@ -137,7 +137,7 @@ def uneven_steps(history: History, wanted: Sequence[Described], span: Span = ALL
 
 
 def _read(
-    history: History, wanted: Sequence[Described], span: Span, at: Transitions | None
+    history: History, wanted: Sequence[TimedStream], span: Span, at: Transitions | None
 ) -> tuple[Transitions, Iterator[tuple[Stream, list[Values]]]]:
     """Return steps, and the values of each key before and after them."""
     read = {
@@ -154,7 +154,7 @@ def _read(
 
 
 def _sides(
-    wanted: Sequence[Described], read: dict[Key, Rows | UndecodedPictures], at: Transitions
+    wanted: Sequence[TimedStream], read: dict[Key, DecodedRows | UndecodedPictures], at: Transitions
 ) -> Iterator[tuple[Stream, list[Values]]]:
     for stream, moment in wanted:
         rows = read.pop(stream.key)
@@ -174,7 +174,7 @@ def _sides(
 
 
 def _taken(
-    stream: Stream, rows: Rows | UndecodedPictures, wanted: Sequence[npt.NDArray[np.intp]]
+    stream: Stream, rows: DecodedRows | UndecodedPictures, wanted: Sequence[npt.NDArray[np.intp]]
 ) -> list[npt.NDArray[Any]]:
     """Return the values at some rows, -1 for none, for each of several lists of rows. The arrays share no memory."""
     if isinstance(rows, UndecodedPictures):

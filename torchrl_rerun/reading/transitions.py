@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import Form, largest, shapes_of
-from torchrl_rerun.reading.rows import Places, together
+from torchrl_rerun.reading.rows import RowFrames, together
 from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, episode_span
 
 
@@ -26,7 +26,7 @@ class Transitions:
         at: int64 ``[n]``: the row in ``frames`` that each step leads from. It leads to the row behind.
     """
 
-    frames: Places
+    frames: RowFrames
     at: npt.NDArray[np.intp]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Transitions:
 
 
 def transitions(
-    history: History, wanted: Sequence[Described], span: Span = ALL, *, is_whole: bool = False
+    history: History, wanted: Sequence[TimedStream], span: Span = ALL, *, is_whole: bool = False
 ) -> Transitions:
     """Return the steps of an environment.
 
@@ -86,7 +86,7 @@ def transitions(
 
 
 def episode_transitions(
-    history: History, wanted: Sequence[Described], episodes: Sequence[int]
+    history: History, wanted: Sequence[TimedStream], episodes: Sequence[int]
 ) -> tuple[list[Transitions], Form]:
     """Return the steps of each of some episodes, and what all their values need to fit together.
 
@@ -124,7 +124,7 @@ def frames_of(moment: Moment, at: Transitions) -> list[npt.NDArray[np.intp]]:
 
 
 def transitions_at(
-    history: History, wanted: Sequence[Described], places: Mapping[Key, Places], span: Span
+    history: History, wanted: Sequence[TimedStream], places: Mapping[Key, RowFrames], span: Span
 ) -> Transitions:
     """Return the steps of an environment.
 
@@ -143,8 +143,8 @@ def transitions_at(
 
 
 def _frames(
-    history: History, of: Mapping[Moment, Sequence[Places]], places: Mapping[Key, Places], span: Span
-) -> Places:
+    history: History, of: Mapping[Moment, Sequence[RowFrames]], places: Mapping[Key, RowFrames], span: Span
+) -> RowFrames:
     """Return the recorded frames, by the keys that are read, and by others if those may lack some.
 
     Raises:
@@ -162,7 +162,7 @@ def _frames(
         raise KeyError("neither observations nor rewards nor flags are recorded: there are no steps to give back")
     after = together(of[Moment.STEPPED] or [history.places(min(stepped, key=cost), span)])
     codes = np.unique(np.concatenate([after.codes - 1, after.codes]))
-    return Places(codes, np.zeros_like(codes))
+    return RowFrames(codes, np.zeros_like(codes))
 
 
 def _completers(history: History, rest: Sequence[Stream], known: Sequence[Stream]) -> list[Stream]:

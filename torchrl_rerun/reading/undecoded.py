@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.padding import filling
-from torchrl_rerun.reading.pictures import Stored, decoded, from_keyframe, row_of, stored_in
-from torchrl_rerun.reading.rows import Held, Places, joined
+from torchrl_rerun.reading.pictures import EncodedPicture, decoded, encoded_in, from_keyframe, row_of
+from torchrl_rerun.reading.rows import RawRows, RowFrames, joined
 from torchrl_rerun.rrd.frame_codes import Span
 
 
@@ -24,11 +24,11 @@ class UndecodedPictures(NamedTuple):
             its row in ``places``; -1: it isn't wanted.
     """
 
-    places: Places
-    stored: Sequence[Stored]
+    places: RowFrames
+    stored: Sequence[EncodedPicture]
 
 
-def undecoded_in(stream: Stream, held: Sequence[Held], span: Span, since: Span) -> UndecodedPictures:
+def undecoded_in(stream: Stream, held: Sequence[RawRows], span: Span, since: Span) -> UndecodedPictures:
     """Return the pictures in a span.
 
     Args:
@@ -38,7 +38,7 @@ def undecoded_in(stream: Stream, held: Sequence[Held], span: Span, since: Span) 
         since: the frames that were read, which for a video begin at or before the last keyframe before ``span``.
     """
     stored, places = (
-        [each for _, batch in held for each in stored_in(stream, batch)],
+        [each for _, batch in held for each in encoded_in(stream, batch)],
         joined(each.places for each in held),
     )
     wanted = np.flatnonzero(places.codes >= span[0])
@@ -53,7 +53,7 @@ def undecoded_in(stream: Stream, held: Sequence[Held], span: Span, since: Span) 
     return _decodable(places[wanted], list(from_keyframe(stored)))
 
 
-def _decodable(places: Places, stored: list[Stored]) -> UndecodedPictures:
+def _decodable(places: RowFrames, stored: list[EncodedPicture]) -> UndecodedPictures:
     """Return the pictures that can be decoded: the first ones of a video may lack their keyframe."""
     rows = sorted({each.frame for each in stored} - {-1})
     if len(rows) == len(places):
@@ -96,5 +96,5 @@ def decoded_at(
     return arrays
 
 
-def _code(each: Stored) -> int:
+def _code(each: EncodedPicture) -> int:
     return each.episode << 32 | each.episode_step

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torchrl_rerun.kinds.entity_paths import EntityPaths
-from torchrl_rerun.kinds.schema import Described, Moment
+from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream
 
 
@@ -65,7 +65,7 @@ class Description:
         return [stream for streams in self._streams for stream in streams]
 
     @property
-    def described(self) -> list[Described]:
+    def described(self) -> list[TimedStream]:
         """All streams, and when they have rows."""
         return [(stream, moment) for moment in Moment for stream in self._streams[moment]]
 

@@ -22,7 +22,7 @@ from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.events import EndedEpisode
 from torchrl_rerun.blocks.returns import Sums
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
-from torchrl_rerun.kinds.schema import Described, Source, episode_chunk, info_chunk, property_chunk
+from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
@@ -74,7 +74,7 @@ class EpisodeFiles:
         self._recording_id = recording_id
         self._capacity = capacity
         self._max_age = max_age
-        self._described: tuple[Described, ...] = ()
+        self._described: tuple[TimedStream, ...] = ()
         self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
         self._ended = ended
@@ -106,7 +106,7 @@ class EpisodeFiles:
         self._source, self._envs = source, list(envs)
 
     def describe(
-        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+        self, described: Sequence[TimedStream], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterable[Chunk]:
         """Note the description, which each file contains. Return no chunks."""
         del new, statistics

@@ -9,7 +9,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.kinds.schema import Described, Source
+from torchrl_rerun.kinds.schema import Source, TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream
 
 
@@ -24,7 +24,7 @@ class Output(BlockOutput, Protocol):
     """Makes chunks of blocks and descriptions. Rows may wait in it until they are enough for a chunk."""
 
     def describe(
-        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+        self, described: Sequence[TimedStream], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterable[Chunk]:
         """Return the chunks of what doesn't change over time.
 

@@ -11,7 +11,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import rows_by_env
 from torchrl_rerun.blocks.returns import Sums
-from torchrl_rerun.kinds.schema import Described, Source, Split, property_chunk
+from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.kinds.timelines import FRAME
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
@@ -63,7 +63,7 @@ class WholeRun:
         self._source, self._envs = source, list(envs)
 
     def describe(
-        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+        self, described: Sequence[TimedStream], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterator[Chunk]:
         """Return the schema, and the static chunks of new streams.
 

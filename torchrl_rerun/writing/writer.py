@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.lease import BlockLease
-from torchrl_rerun.kinds.schema import Described
+from torchrl_rerun.kinds.schema import TimedStream
 from torchrl_rerun.kinds.streams import Key, Stream
 from torchrl_rerun.writing.live import Frames, LiveSink
 from torchrl_rerun.writing.output import BlockOutput, Output
@@ -73,7 +73,7 @@ class WriterThread:
         self._jobs.put(_Job(lambda: chunks, None))
 
     def put_description(
-        self, described: Sequence[Described], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
+        self, described: Sequence[TimedStream], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> None:
         """Describe the recording, after all that was put before. The arguments are those of :meth:`Output.describe`."""
         self._jobs.put(_Job(functools.partial(self._output.describe, described, new, statistics, ends), None))
