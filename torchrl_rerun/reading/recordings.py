@@ -1,4 +1,4 @@
-"""EncodedPicture recordings: the parts that make up one, in files or in a catalog, and the schema in them."""
+"""Stored recordings: the parts that make up one, in files or in a catalog, and the schema in them."""
 
 from __future__ import annotations
 

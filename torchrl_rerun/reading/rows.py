@@ -1,4 +1,4 @@
-"""DecodedRows: the values of a key as arrays again, bit for bit: the way back of ``writing/chunks.py``."""
+"""Rows: the values of a key as arrays, bit for bit, which is the way back of ``writing/chunks.py``."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RowFrames:
 
 
 def joined(several: Iterable[RowFrames]) -> RowFrames:
-    """RowFrames, one after the other."""
+    """Return several lists of frames as one, one after the other."""
     found = list(several)
     codes, times = ([np.zeros(0, np.int64), *column] for column in ([p.codes for p in found], [p.times for p in found]))
     return RowFrames(np.concatenate(codes), np.concatenate(times))
@@ -191,6 +191,6 @@ def rows_in(held: Iterable[RawRows], stream: Stream) -> DecodedRows:
 
 
 def in_order(rows: DecodedRows) -> DecodedRows:
-    """DecodedRows, sorted: others may have put chunks into another order."""
+    """Return rows in the order of their frames. Other programs may have reordered chunks."""
     order = rows.places.order
     return rows if order is None else DecodedRows(rows.places[order], rows.values[order])

@@ -38,7 +38,7 @@ class RecordedEpisode:
 
     @property
     def path(self) -> Path:
-        """The file that says what the episode came to: the last one, and the only one if the episode ended."""
+        """The file with the properties of the episode, which is the last one, and the only one if the episode ended."""
         return self.paths[-1]
 
 
