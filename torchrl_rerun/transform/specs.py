@@ -81,16 +81,16 @@ def flag_keys(env: EnvBase | None, following: TensorDictBase) -> list[Key]:
 
 
 def leaf_of(key: Key, value: Any, tensordict: TensorDictBase, env: EnvBase | None) -> Leaf:
-    """What is known of a key from its first value.
+    """Return the description of a key from its first value and its spec.
 
     Args:
         key: the key.
-        value: its value.
-        tensordict: where the value came from; its batch dimensions are the environments'.
-        env: the environment, for its specs.
+        value: the value of all environments.
+        tensordict: the tensordict with the value. Its batch dimensions are those of the environments.
+        env: the environment, for its specs. None: there is none.
 
     Raises:
-        UnsupportedLeafError: its values are of no kind that can be recorded.
+        UnsupportedLeafError: no kind can record values like this one.
     """
     if isinstance(value, Uneven):
         return _uneven_leaf(key, value, tensordict, env)
@@ -139,12 +139,12 @@ def _uneven_leaf(key: Key, value: Uneven, tensordict: TensorDictBase, env: EnvBa
 
 
 def spec_of(env: EnvBase | None, key: Key) -> TensorSpec | None:
-    """The spec of a key, without the environment's batch dimensions; None if there is none."""
+    """Return the spec of a key without the environment's batch dimensions; None if there is none."""
     if env is None:
         return None
     for specs in (env.full_observation_spec, env.full_action_spec, env.full_reward_spec, env.full_done_spec):
-        # KeyError: it is another one's. Specs of different shapes can't be stacked, nor be asked for an empty name
-        # (torchrl 0.14): they say nothing then.
+        # KeyError: another spec has the key. torchrl 0.14: stacked specs of different shapes raise, and so does an empty
+        # name; nothing is known of such keys.
         with contextlib.suppress(Exception):
             spec = specs[key]
             for _ in range(env.batch_dims):
@@ -170,7 +170,7 @@ def _discrete(spec: TensorSpec | None) -> tuple[Literal["index", "one_hot"] | No
 
 
 def _agents(key: Key, shape: tuple[int, ...], tensordict: TensorDictBase, env: EnvBase | None) -> tuple[str, ...]:
-    """Names of the agents of a grouped key: its tensordict has one batch dimension more than the environments."""
+    """Return the names of the agents of a key; empty unless its tensordict has one batch dimension more than the environments."""
     if len(key) < 2 or not shape:
         return ()
     group = tensordict.get(key[:-1], None)
@@ -185,7 +185,7 @@ def _agents(key: Key, shape: tuple[int, ...], tensordict: TensorDictBase, env: E
 
 
 def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
-    """Whether non-tensor data is one picture of a whole batch, as ``PixelRenderTransform`` makes where it can't split."""
+    """Return whether non-tensor data is one picture of a whole batch, as of a ``PixelRenderTransform`` that can't split it."""
     return isinstance(value, NonTensorData) and any(
         isinstance(transform, PixelRenderTransform) and key in map(as_key, transform.out_keys)
         for transform in transforms_of(env)
@@ -193,7 +193,7 @@ def _is_rendered_whole(env: EnvBase | None, key: Key, value: Any) -> bool:
 
 
 def _frames_along_channels(env: EnvBase | None, key: Key, dims: int) -> int:
-    """How many frames ``CatFrames`` puts along the first or the last dimension of a key; 0: none, as far as is known."""
+    """Return how many frames ``CatFrames`` puts along the first or the last dimension of a key; 0 if none is known."""
     for transform in reversed(transforms_of(env)):
         if isinstance(transform, CatFrames) and key in map(as_key, transform.out_keys):
             return int(transform.N) if transform.dim in (-dims, -1) else 0
@@ -201,5 +201,5 @@ def _frames_along_channels(env: EnvBase | None, key: Key, dims: int) -> int:
 
 
 def device_of(value: torch.Tensor) -> str:
-    """The device to copy a tensor from in this way; empty for those that are copied by other means."""
+    """Return the accelerator that a tensor is on, if copies from it run beside the environment; else an empty string."""
     return str(value.device) if value.is_cuda else ""

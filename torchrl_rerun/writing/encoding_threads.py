@@ -95,7 +95,7 @@ _threads = _Threads(min(MOST, _processors()))
 
 
 def _begin_anew() -> None:
-    """A forked process has none of its parent's threads."""
+    """Start without threads in a forked process, which has none of its parent's."""
     global _threads  # noqa: PLW0603
     _threads = _Threads(min(MOST, _processors()))
 
