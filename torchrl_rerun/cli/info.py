@@ -71,8 +71,8 @@ def show_info(
                 output.print()
             _print(description)
     for part in [*others, *(part for each in descriptions for part in each.files)]:
-        if part.problem is not None:
-            messages.print(f"[yellow]{'not finished' if part not in others else 'not read'}[/]:", escape(part.problem))
+        if part.trouble is not None:
+            messages.print(f"[yellow]{'not finished' if part not in others else 'not read'}[/]:", escape(part.trouble))
     raise typer.Exit(not descriptions)
 
 
@@ -108,7 +108,7 @@ def _format_name(files: Sequence[FileSummary]) -> str:
 
 def _list_facts(files: Sequence[FileSummary]) -> Iterator[str]:
     yield decimal(sum(part.bytes for part in files))
-    unfinished = sum(part.problem is not None for part in files)
+    unfinished = sum(part.trouble is not None for part in files)
     yield f"{unfinished} unfinished" if unfinished and len(files) > 1 else "unfinished" if unfinished else "finished"
     without = sum(not part.has_layout for part in files)
     yield (

@@ -27,13 +27,13 @@ class FileSummary:
         path: the file.
         bytes: its size.
         has_layout: whether the viewer finds a layout in it.
-        problem: why the viewer can't open it, and what to do; None: it can.
+        trouble: why the viewer can't open it, and what to do; None: it can.
     """
 
     path: Path
     bytes: int
     has_layout: bool = False
-    problem: str | None = None
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,18 @@ def describe_files(
 
 def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
     """Return a file, and what it holds unless it ends within a message."""
-    size, problem = path.stat().st_size, why_unreadable(path)
+    size, trouble = path.stat().st_size, why_unreadable(path)
     try:
         check_name(path)
         found = parts_in(path)
         is_ours = any(part.schema is not None for part in found)
     except ValueError as error:
-        return FileSummary(path, size, problem=problem or str(error)), []
+        return FileSummary(path, size, trouble=trouble or str(error)), []
     if not found or any(part.is_torn for part in found):
-        return FileSummary(path, size, problem=problem or f"there is nothing in {format_path(path)}"), []
-    if problem is None and not is_ours:
-        problem = not_ours(path)
-    return FileSummary(path, size, found[0].has_layout, problem), found
+        return FileSummary(path, size, trouble=trouble or f"there is nothing in {format_path(path)}"), []
+    if trouble is None and not is_ours:
+        trouble = not_ours(path)
+    return FileSummary(path, size, found[0].has_layout, trouble), found
 
 
 class _Sum:
