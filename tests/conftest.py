@@ -65,7 +65,7 @@ def viewer() -> Iterator[Any]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two CartPoles with pictures, whole and by their episodes: the first as video, the others as files."""
     from torchrl.envs import SerialEnv
