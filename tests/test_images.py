@@ -189,7 +189,7 @@ def test_jpeg_quality(path, tmp_path):
         ({"quality": 100}, ValueError, "pass 1 to 95"),
         ({"quality": 90.0}, TypeError, "a whole number"),
         ({"stack": "latest"}, ValueError, "stack='latest': choose one of 'all', 'newest', 'none'"),
-        ({"format": "gif"}, ValueError, "image_format='gif': choose one of 'raw'"),
+        ({"format": "gif"}, ValueError, "format='gif': choose one of 'raw'"),
     ],
 )
 def test_options_of_images_are_checked(options, error, message):

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import rerun as rr
 import rerun.blueprint as rrb
 import torch
 from rerun.chunk import RrdReader
 from tensordict import NonTensorData, TensorDict, lazy_stack
 
 from looking import headless_viewer, opened, rerun_views, trouble
-from torchrl_rerun import Kind, Points3D, RerunRecorder, View, load
+from torchrl_rerun import Kind, Points3D, RerunRecorder, View, archetype_columns, exact_column, load
+from torchrl_rerun.kinds import kind as kind_module
 
 STEPS = 6
 
@@ -116,6 +118,9 @@ def test_other_values_are_no_points(path, value, why):
         ({"radii": [0.1, float("nan")]}, "pass a positive number"),
         ({"colors": (256, 0, 0)}, "from 0 to 255"),
         ({"colors": [(1, 2)]}, "red, green, blue"),
+        ({"colors": (1.0, 0.5, 0.2)}, "whole numbers from 0 to 255"),
+        ({"colors": 0xFF0000FF}, "red, green, blue"),
+        ({"radii": "big"}, "radii='big': pass a positive number"),
     ],
 )
 def test_options_of_points_are_checked(options, message):
@@ -154,17 +159,116 @@ class Clumsy(Kind):
         raise ZeroDivisionError("view")
 
 
-def test_a_kind_that_fails_at_being_shown_is_recorded_all_the_same(path):
-    observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
+def warnings_of(path, observed, kind):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        logged(path, observed, Clumsy())
-    assert sorted(str(each.message) for each in warned) == [
+        logged(path, observed, kind)
+    return list(dict.fromkeys(str(each.message) for each in warned))
+
+
+def test_a_kind_that_fails_at_being_shown_is_recorded_all_the_same(path):
+    observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
+    assert sorted(warnings_of(path, observed, Clumsy())) == [
+        "'points' has no view in the layout: Clumsy.view failed (ZeroDivisionError: view)",
         "the names and colours of 'points' are not recorded: ZeroDivisionError('static')",
-        "the recording is complete, but has no layout: view",
     ]
     [episode] = load(path)
     assert torch.equal(episode.tensordict()["points"], torch.stack(observed[:-1]))
+    assert RrdReader(path).blueprints()
+
+
+@dataclass(frozen=True)
+class Picky(Kind):
+    """A kind that refuses one value in some way."""
+
+    name = "picky"
+    refused: float = 3.0
+    how: str = "raises"
+
+    def columns(self, stream, rows):
+        if (rows == self.refused).any():
+            if self.how == "raises":
+                raise RuntimeError("not this one")
+            if self.how == "forgets":
+                return archetype_columns(rr.Arrows3D.columns(vectors=np.zeros((len(rows), 3))), [1] * len(rows))
+            return [exact_column(stream.numbers(np.repeat(rows, 2, axis=0)))]
+        return [exact_column(stream.numbers(rows))]
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("raises", "Picky.columns failed for float32 (2, 2) (RuntimeError: not this one)"),
+        ("forgets", "Picky.columns returned none of torchrl_rerun:exact, by which it could be read: add exact_column("),
+        ("is long", "Picky.columns made 2 rows of torchrl_rerun:exact of 1 values"),
+    ],
+)
+def test_a_value_that_a_kind_fails_at_costs_that_value(path, how, why):
+    observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
+    (warned,) = warnings_of(path, observed, Picky(how=how))
+    assert warned.startswith(f"'points' is not recorded at frame 3: {why}")
+    [episode] = load(path)
+    assert [float(value[0, 0]) for value in episode["points"]] == [0, 1, 2, 4, 5, 6]
+
+
+def test_a_kind_whose_class_is_gone_is_an_error_that_names_the_key_and_never_nan(path, monkeypatch):
+    observed = [torch.randn(n, 3) for n in (3, 1, 3)]
+    logged(path, observed, Points3D())
+    monkeypatch.delitem(kind_module._KINDS, "points3d")  # as in a process that hasn't imported it
+    [episode] = load(path)
+    for read in (episode.tensordict, lambda: episode["points"], load(path).rollout):
+        with pytest.raises(
+            ValueError, match=r"'points' is of kind 'points3d', which is not known here: import the module"
+        ):
+            read()
+    assert episode.tensordict(["action"]).batch_size == (2,)
+
+
+class Nameless(Kind):
+    """A kind without a name."""
+
+
+@dataclass(frozen=True)
+class Optioned(Kind):
+    name = "optioned"
+    option: object = None
+
+    def fitted(self, leaf):
+        return None if self.option == "forgets" else self
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Nameless(), r"kinds\['points'\]: Nameless has no name"),
+        (Optioned({}), "options of a kind are hashable"),
+        (Optioned(np.float32(1)), "options of a kind are hashable and have a form in JSON"),
+        (Optioned("forgets"), r"kinds\['points'\]: Optioned.fitted returned None; return self"),
+        ("Points3D", r"kinds\['points'\]='Points3D' \(did you mean 'points3d'\?\): choose one of"),
+        (rr.Points3D, "an archetype of Rerun's is no kind"),
+        (5, "choose one of .*'text'"),
+    ],
+)
+def test_kinds_that_cant_be_are_refused_before_anything_is_recorded(path, kind, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        logged(path, [torch.zeros(2, 3)] * 3, kind)
+    assert not path.exists()
+
+
+def test_counts_of_an_archetype_fit_its_values():
+    with pytest.raises(ValueError, match="counts add up to 2, and there are 6 values of Arrows3D:vectors"):
+        list(archetype_columns(rr.Arrows3D.columns(vectors=np.zeros((6, 3))), [1, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int16, np.int64])
+def test_points_of_numpys_dtypes_are_drawn_and_come_back_in_their_dtype(path, dtype):
+    observed = [(10 * np.random.default_rng(t).normal(size=(t + 1, 3))).astype(dtype) for t in range(STEPS + 1)]
+    logged(path, [NonTensorData(each) for each in observed], Points3D())
+    [episode] = load(path)
+    for value, expected in zip(episode["points"], observed, strict=True):
+        assert value.dtype == dtype
+        assert np.array_equal(value, expected)
+    assert len(columns_of(path, "/env_0/points")["Points3D:positions"]) == STEPS + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.complex64, torch.bfloat16])

@@ -120,7 +120,7 @@ def test_an_earlier_run_is_refused_when_the_recorder_is_made(tmp_path, name, spl
     env.rollout(2)
     env.close()
     before = {path: path.read_bytes() for path in sink.parent.rglob("*.rrd")}
-    with pytest.raises(FileExistsError, match=r"pass overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"overwrite=True"):
         RerunRecorder(sink, split=split)
     RerunRecorder(sink, split=split, overwrite=True)
     RerunRecorder(sink, split=split, resume=True)

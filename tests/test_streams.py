@@ -220,7 +220,10 @@ def test_every_kind_and_every_option_has_been_in_that_test():
 
 
 def test_two_kinds_never_share_a_name():
-    with pytest.raises(ValueError, match=r"name = 'image' is that of torchrl_rerun\.kinds\.image\.Image"):
+    with pytest.raises(
+        ValueError,
+        match=r"Photo has the name of torchrl_rerun\.kinds\.image\.Image, 'image': two kinds never share one",
+    ):
 
         class Photo(Kind):
             name = "image"
@@ -230,5 +233,5 @@ def test_a_kind_whose_class_is_not_there_can_be_listed_and_not_read():
     told = {"key": ["x"], "dtype": "float32", "shape": [3], "kind": "wind", "options": {"scale": 2}}
     stream = stream_from_schema(told)
     assert (stream.kind.name, stream.kind.format, stream.kind.view(stream)) == ("wind", None, None)
-    with pytest.raises(ValueError, match="kind 'wind' is not known here: import the module that defines it"):
-        stream.kind.values(stream, None)
+    with pytest.raises(ValueError, match="'x' is of kind 'wind', which is not known here: import the module"):
+        stream.kind.check_readable(stream)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy.typing as npt
-import pyarrow as pa
-
 from torchrl_rerun.kinds.depth import Depth
-from torchrl_rerun.kinds.image import Image
-from torchrl_rerun.kinds.kind import Kind, registered
+from torchrl_rerun.kinds.image import IMAGE_FORMATS, Image
+from torchrl_rerun.kinds.kind import Kind, names_of_kinds, registered
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.points3d import Points3D
 from torchrl_rerun.kinds.scalars import Scalars, as_names
@@ -26,6 +25,7 @@ from torchrl_rerun.kinds.streams import (
     UnsupportedLeafError,
     as_key,
     check_name,
+    name_of,
 )
 from torchrl_rerun.kinds.tensor import Tensor
 from torchrl_rerun.kinds.text import Text
@@ -64,7 +64,7 @@ def describe(
     kind = (kinds or {}).get(leaf.key) or recognised(leaf)
     if isinstance(kind, Image) and kind.format is None:
         kind = replace(kind, format=image_format)
-    kind = kind.fitted(leaf)
+    kind = _checked(f"kinds[{name_of(leaf.key)}]", kind.fitted(leaf), type(kind))
     if leaf.key in (names or {}):
         kind = kind.named(leaf, (names or {})[leaf.key])
     return Stream(
@@ -75,7 +75,7 @@ def describe(
 def refused_format(stream: Stream, kinds: Mapping[Key, Kind], image_format: ImageFormat) -> str | None:
     """Return the lossy format that a user asked for and that can't store a stream of pictures; None: there is none.
 
-    JPEG for all images is the default, and not asked for.
+    ``image_format="jpeg"`` is the default, and counts as not asked for. Raw and PNG lose nothing, nor do formats in their place.
     """
     if not stream.is_picture:
         return None
@@ -103,6 +103,8 @@ def check_format(name: str, value: Any) -> ImageFormat:
             f"{name}={value!r} is of type {type(value).__name__}; pass a format for all images; "
             'kinds={"pixels": Image("png")} is about one key'
         )
+    if value not in IMAGE_FORMATS:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
     image_format = cast("ImageFormat", value)
     Image(image_format).check()
     return image_format
@@ -129,7 +131,8 @@ def check_kinds(name: str, value: Any) -> dict[Key, Kind]:
             '{"observation": "scalars", "pixels": Image("png")}'
         )
     found = {as_key(key): _kind(f"{name}[{key!r}]", kind) for key, kind in (value or {}).items()}
-    for kind in found.values():
+    for key, kind in found.items():
+        _checked(f"{name}[{name_of(key)}]", kind, type(kind))
         kind.check()
     return found
 
@@ -184,9 +187,8 @@ def kind_called(name: str) -> type[Kind]:
         name: of a kind whose class exists. Nothing is imported because a file says so: a class of your own must be imported
             before values of it can be read.
 
-    >>> kind_called("forces")().values(None, None)
-    Traceback (most recent call last):
-    ValueError: kind 'forces' is not known here: import the module that defines it before reading
+    >>> kind_called("image"), kind_called("forces").name
+    (<class 'torchrl_rerun.kinds.image.Image'>, 'forces')
     """
     return registered(name) or _unknown(name)
 
@@ -197,15 +199,17 @@ class _Unknown(Kind):
 
     components = ()
 
-    def values(self, stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
-        del stream, batch
-        raise ValueError(f"kind {self.name!r} is not known here: import the module that defines it before reading")
+    def check_readable(self, stream: Stream) -> None:
+        raise ValueError(
+            f"{name_of(stream.key)} is of kind {self.name!r}, which is not known here: import the module that defines it "
+            "before reading, or read the other keys by their names"
+        )
 
 
 @functools.lru_cache(maxsize=64)
 def _unknown(name: str) -> type[Kind]:
     kind: type[Kind] = type("UnknownKind", (_Unknown,), {})
-    kind.name = name  # afterwards: else the class would be registered by it
+    kind.name = name  # after the class is made: __init_subclass__ would register it
     return kind
 
 
@@ -216,6 +220,33 @@ def _kind(name: str, kind: Any) -> Kind:
         return kind()
     found = registered(kind) if isinstance(kind, str) else None
     if found is None:
-        known = ", ".join(repr(each.name) for each in KINDS)
-        raise ValueError(f"{name}={kind!r}: choose one of {known}, or pass an object such as Image('png')")
+        close = difflib.get_close_matches(str(kind).lower(), names_of_kinds(), 1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        if isinstance(kind, type) and kind.__module__.startswith("rerun"):
+            hint = " (an archetype of Rerun's is no kind: docs/kinds.md shows how to write one)"
+        known = ", ".join(map(repr, names_of_kinds()))
+        raise ValueError(f"{name}={kind!r}{hint}: choose one of {known}, or pass an object such as Image('png')")
     return found()
+
+
+def _checked(name: str, kind: Any, of: type[Kind]) -> Kind:
+    """Return a kind that can be recorded.
+
+    Raises:
+        ValueError: the kind has no name, its options can't be compared or written to the schema, or ``fitted`` returned no kind.
+    """
+    if not isinstance(kind, Kind):
+        raise ValueError(  # noqa: TRY004 - the user's `fitted` is wrong, and no argument
+            f"{name}: {of.__qualname__}.fitted returned {kind!r}; return self, or a kind with more filled in"
+        )
+    if not isinstance(getattr(of, "name", None), str):
+        raise ValueError(f'{name}: {of.__qualname__} has no name; set name = "..." in the class')  # noqa: TRY004
+    try:
+        hash(kind)
+        json.dumps(kind.to_schema())
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}={kind!r}: options of a kind are hashable and have a form in JSON, like numbers, strings and tuples of "
+            f"these ({error})"
+        ) from error
+    return kind

@@ -80,7 +80,7 @@ class Image(Picture):
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in IMAGE_FORMATS:
-            raise ValueError(f"image_format={self.format!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
+            raise ValueError(f"format={self.format!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
         if not isinstance(self.quality, int) or isinstance(self.quality, bool):
             raise TypeError(f"quality={self.quality!r} is of type {type(self.quality).__name__}; pass a whole number")
         if not 1 <= self.quality <= stills.MAX_QUALITY:
@@ -333,7 +333,7 @@ class _AsStills:
             try:
                 files.append(stills.encode(self._kind.as_pictures(self._stream, rows[i : i + 1])[0], self._quality))
             except Exception as error:  # a side of more than 65,535 pixels, for one
-                lost[i] = f"a picture of shape {rows[i].shape} ({error})"
+                lost[i] = f"a picture of shape {rows[i].shape} can't be encoded ({error})"
         return Encoded(files, [], lost)
 
     def columns(self, files: Sequence[bytes], keyframes: Sequence[bool]) -> list[Column]:
@@ -375,8 +375,8 @@ def shown(pictures: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     with np.errstate(over="ignore"):  # numbers that float32 can't hold are as infinite
         numbers = np.nan_to_num(pictures.astype(np.float32), posinf=0, neginf=0)
     largest = np.maximum(np.abs(numbers).max(axis=(1, 2, 3), keepdims=True), 1)
-    eighth_bits: npt.NDArray[np.uint8] = np.rint((numbers / largest + 1) * 127.5).astype(np.uint8)
-    return eighth_bits
+    eight_bit: npt.NDArray[np.uint8] = np.rint((numbers / largest + 1) * 127.5).astype(np.uint8)
+    return eight_bit
 
 
 def _is_looked_at(dtype: str, shape: tuple[int, ...]) -> bool:

@@ -43,7 +43,7 @@ class View:
     """The view of one stream in the default layout.
 
     Attributes:
-        make: the class of the view. Called with ``origin`` and ``name``.
+        make: the class of the view. Called with ``origin``, ``name``, the options, and on a wall ``titlebar``.
         options: further arguments.
         rank: position among the views of an environment: lower numbers come first.
         is_large: whether the view needs as much room as a picture, and is shown on the wall of many environments.
@@ -80,7 +80,7 @@ class Encoder(Protocol):
     def is_in_order(self) -> bool: ...
 
     def encode(self, rows: npt.NDArray[Any], episodes: npt.NDArray[np.int64]) -> Encoded:
-        """Encode ``[n, *stream.row_shape]`` values of the episodes ``[n]``."""
+        """Encode rows ``[n, *stream.row_shape]``. Row ``i`` belongs to the episode ``episodes[i]``."""
 
     def columns(self, files: Sequence[bytes], keyframes: Sequence[bool]) -> list[Column]:
         """Return the columns of ``n`` encoded values."""
@@ -93,16 +93,21 @@ _KINDS: dict[str, type[Kind]] = {}
 class Kind:
     """One kind of data: how it is recognised, stored, shown and read back.
 
-    A kind is a frozen dataclass: its fields are the options of the user, and all that the first value of a key tells. All
-    fields have defaults. :meth:`columns` and :meth:`values` are the two directions, and always defined together.
+    A kind is a frozen dataclass. Its fields are the options of the user, and facts that :meth:`fitted` found out from the
+    first value of a key. All fields have defaults, are hashable, and can be written as JSON. The name of a kind is in
+    recordings, and stays the same for ever.
+
+    :meth:`columns` and :meth:`values` are the two directions. If ``columns`` leaves out
+    :func:`~torchrl_rerun.exact_column`, override ``components`` and ``values`` too.
 
     Attributes:
         name: name of the kind in recordings and in ``kinds={...}``. Two kinds never share one.
-        components: names of Rerun's components, of which each row of a stream has one.
+        components: names of Rerun's components. Each row has at least one of them. Default: that of
+            :func:`~torchrl_rerun.exact_column`.
         plot: the views that streams of this kind share. Default: None, each has a view of its own.
         is_picture: whether values are pictures ``[height, width, channels]``, decoded one after the other.
         is_camera: whether values are pictures in the colours of a camera, which video players show.
-        is_bulky: whether rows of arrays without a fixed shape are much larger than numbers.
+        is_bulky: whether arrays without a fixed shape are as large as pictures, so that they wait in blocks of their own.
     """
 
     name: ClassVar[str]
@@ -119,7 +124,8 @@ class Kind:
         known = _KINDS.get(cls.name)
         if known is not None and _origin(known) != _origin(cls):
             raise ValueError(
-                f"name = {cls.name!r} is that of {known.__module__}.{known.__qualname__}: choose another one for {cls.__qualname__}"
+                f"{cls.__module__}.{cls.__qualname__} has the name of {known.__module__}.{known.__qualname__}, {cls.name!r}: "
+                "two kinds never share one"
             )
         _KINDS[cls.name] = cls
 
@@ -177,7 +183,7 @@ class Kind:
 
         Args:
             stream: the stream.
-            rows: ``[n, *stream.row_shape]``; of :meth:`is_of_any_size` kinds also ``n`` arrays.
+            rows: ``[n, *stream.row_shape]``; if :meth:`is_of_any_size`, an object array ``[n]`` of arrays.
         """
         return [exact_column(stream.numbers(rows))]
 
@@ -207,13 +213,18 @@ class Kind:
         return False
 
     def holds(self, stream: Stream, value: Any) -> bool:
-        """Return whether this kind stores one of several values without a fixed shape. All others are stored as objects.
+        """Return whether this kind stores one value of a key whose values vary in shape or are Python objects.
 
-        Default: True if the value is an array of the usual shape.
+        Other values are stored as tensors or texts, which come back and are not drawn. A kind that holds arrays of other
+        shapes than the usual one overrides :meth:`is_of_any_size`, :meth:`columns`, :meth:`values` and ``components`` with
+        it. Default: True if the value is an array of the usual shape.
         """
         return isinstance(value, np.ndarray) and bool(value.shape == stream.row_shape)
 
     # --- read back ---
+
+    def check_readable(self, stream: Stream) -> None:
+        """Raise ValueError if values of this kind can't be read here. Default: they can."""
 
     def values(self, stream: Stream, batch: pa.RecordBatch) -> npt.NDArray[Any]:
         """Return the rows ``[n, *stream.row_shape]`` that :meth:`columns` stored, bit for bit.
@@ -291,6 +302,11 @@ def _origin(kind: type[Kind]) -> tuple[str, str]:
     return file or kind.__module__, kind.__qualname__
 
 
+def names_of_kinds() -> list[str]:
+    """Return the names of all kinds that there are in this process, with those of the user."""
+    return list(_KINDS)
+
+
 def registered(name: str) -> type[Kind] | None:
     """Return the kind of a name; None if there is no class of it in this process."""
     return _KINDS.get(name)
@@ -303,6 +319,9 @@ def archetype_columns(archetype: Iterable[Any], counts: Iterable[int]) -> Iterat
         archetype: for example ``rr.Arrows3D.columns(vectors=...)``.
         counts: number of values of each row.
 
+    Raises:
+        ValueError: a component has another number of values than ``counts`` add up to.
+
     >>> import rerun as rr
     >>> [column] = archetype_columns(rr.Arrows3D.columns(vectors=np.zeros((6, 3), np.float32)), [3, 3])
     >>> column.component, len(column.values)
@@ -310,9 +329,13 @@ def archetype_columns(archetype: Iterable[Any], counts: Iterable[int]) -> Iterat
     """
     offsets = pa.array(np.cumsum([0, *counts]), pa.int32())
     for each in archetype:
-        told = each.component_descriptor()
-        values = pa.ListArray.from_arrays(offsets, each.as_arrow_array().flatten())
-        yield Column(told.component, _last(told.archetype), _last(told.component_type), values)
+        descriptor, values = each.component_descriptor(), each.as_arrow_array().flatten()
+        if len(values) != offsets[-1].as_py():
+            raise ValueError(
+                f"counts add up to {offsets[-1].as_py()}, and there are {len(values)} values of {descriptor.component}"
+            )
+        column = pa.ListArray.from_arrays(offsets, values)
+        yield Column(descriptor.component, _last(descriptor.archetype), _last(descriptor.component_type), column)
 
 
 def _last(name: str | None) -> str | None:

@@ -49,14 +49,8 @@ class Points3D(Kind):
     def __init__(
         self, radii: float | Sequence[float] = (), colors: Sequence[int] | Sequence[Sequence[int]] = ()
     ) -> None:
-        several = np.atleast_1d(np.asarray(radii, np.float64))
-        if several.ndim != 1 or not (np.isfinite(several) & (several > 0)).all():
-            raise ValueError(f"radii={radii!r}: pass a positive number, or one for each point")
-        shades = np.atleast_2d(np.asarray(colors)) if len(colors) else np.zeros((0, 3), np.int64)
-        if shades.ndim != 2 or shades.shape[1] not in (3, 4) or not ((shades >= 0) & (shades <= 255)).all():
-            raise ValueError(f"colors={colors!r}: pass (red, green, blue) from 0 to 255, or one for each point")
-        object.__setattr__(self, "radii", tuple(several.tolist()))
-        object.__setattr__(self, "colors", tuple(tuple(map(int, shade)) for shade in shades))
+        object.__setattr__(self, "radii", _as_radii(radii))
+        object.__setattr__(self, "colors", _as_colors(colors))
 
     def fitted(self, leaf: Leaf) -> Self:
         shape = leaf.row_shape
@@ -64,28 +58,36 @@ class Points3D(Kind):
             raise self.misfit(leaf, f"{leaf.row_dtype} data; points are real numbers")
         if shape[-1:] != (3,) or len(shape) > 2:
             raise self.misfit(leaf, f"shape {shape}; points are [n, 3], or [3] of one")
+        count = 1 if len(shape) == 1 else shape[0]
+        for option, several in (("radii", self.radii), ("colors", self.colors)):
+            if len(several) not in (0, 1, count) and not (leaf.varies or leaf.dtype == "object"):
+                raise self.misfit(leaf, f"shape {shape} with {len(several)} {option}; pass one, or one for each point")
         return self
 
     def is_of_any_size(self, stream: Stream) -> bool:
         return stream.is_object
 
     def holds(self, stream: Stream, value: Any) -> bool:
-        """Return whether a value is an array ``[n, 3]`` of the dtype of the stream, however many points there are."""
+        """Return whether a value is an array ``[n, 3]`` of real numbers, however many points there are."""
         if not isinstance(value, np.ndarray) or value.ndim != 2 or value.shape[1] != 3:
             return False
-        return stream.varies or value.dtype.name == "float32"
+        return stream.varies or value.dtype.name in (*FLOATS, *INTEGERS)
 
     def columns(self, stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-        each = [_numbers(stream, row).reshape(-1, 3) for row in rows]
-        numbers = np.concatenate(each)
-        offsets = pa.array(np.cumsum([0, *map(len, each)]), pa.int32())
+        clouds = [_numbers(stream, row).reshape(-1, 3) for row in rows]
+        if len({cloud.dtype for cloud in clouds}) > 1:
+            raise ValueError("arrays of several dtypes")  # they are stored one by one then
+        numbers = np.concatenate(clouds)
+        offsets = pa.array(np.cumsum([0, *map(len, clouds)]), pa.int32())
         with np.errstate(over="ignore"):  # numbers that float32 can't hold are as infinite
             positions = numbers.astype(np.float32)
         points = pa.FixedSizeListArray.from_arrays(flat(positions), type=_POSITION)
         columns = [
             Column(POSITIONS, "Points3D", "Position3D", pa.ListArray.from_arrays(offsets, points)),
         ]
-        if numbers.dtype.itemsize > 2 and numbers.dtype != np.float32 and (positions != numbers).any():
+        # float32 holds all numbers of two bytes. NumPy's arrays also keep their dtype.
+        is_exact = numbers.dtype == np.float32 or (numbers.dtype.itemsize <= 2 and stream.dtype != "object")
+        if not is_exact and (stream.dtype == "object" or (positions != numbers).any()):
             exact = pa.ListArray.from_arrays(pa.array(3 * np.asarray(offsets), pa.int32()), flat(numbers))
             columns.append(Column(EXACT, None, None, exact))
         return columns
@@ -93,17 +95,12 @@ class Points3D(Kind):
     def static(self, stream: Stream, agent: int) -> Iterable[Any]:
         """Return the radii and the colours, if there are any."""
         del stream, agent
-        if not (self.radii or self.colors):
-            return ()
-        told: dict[str, Any] = {}
-        if self.radii:
-            told["radii"] = list(self.radii)
-        if self.colors:
-            told["colors"] = [list(shade) for shade in self.colors]
-        # One row of as many values as there are of each.
+        components: dict[str, Any] = {"radii": list(self.radii), "colors": [list(color) for color in self.colors]}
+        # One row with all radii, and one with all colours.
         return [
             column
-            for name, values in told.items()
+            for name, values in components.items()
+            if values
             for column in rr.Points3D.columns(**{name: values}).partition([len(values)])
         ]
 
@@ -132,6 +129,35 @@ class Points3D(Kind):
     def from_schema(cls, fields: Mapping[str, Any]) -> Self:
         told = fields.get("options", {})
         return cls(told.get("radii", ()), told.get("colors", ()))
+
+
+def _as_radii(radii: Any) -> tuple[float, ...]:
+    try:
+        several = np.atleast_1d(np.asarray(radii, np.float64))
+    except (TypeError, ValueError):
+        several = np.zeros((1, 1))
+    if several.ndim != 1 or not (np.isfinite(several) & (several > 0)).all():
+        raise ValueError(f"radii={radii!r}: pass a positive number, or one for each point")
+    return tuple(several.tolist())
+
+
+def _as_colors(colors: Any) -> tuple[Color, ...]:
+    try:
+        several = np.atleast_2d(np.asarray(colors)) if len(colors) else np.zeros((0, 3), np.int64)
+    except (TypeError, ValueError):
+        several = np.zeros(1)
+    is_whole = several.dtype.kind in "iu"
+    if (
+        several.ndim != 2
+        or several.shape[1] not in (3, 4)
+        or not is_whole
+        or (several < 0).any()
+        or (several > 255).any()
+    ):
+        raise ValueError(
+            f"colors={colors!r}: pass (red, green, blue) as whole numbers from 0 to 255, or such a colour for each point"
+        )
+    return tuple(tuple(map(int, color)) for color in several)
 
 
 _POSITION = pa.list_(pa.field("item", pa.float32(), nullable=False), 3)

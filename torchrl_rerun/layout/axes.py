@@ -21,7 +21,7 @@ def legend(lines: int, room: int) -> rrb.PlotLegend:
     return rrb.PlotLegend(rrb.Corner2D.LeftTop, visible=1 < lines <= room)
 
 
-def room(recorded: Recorded) -> int:
+def legend_limit(recorded: Recorded) -> int:
     """Return how many lines a legend may name: half as many beside the views of other environments."""
     return MAX_LEGEND if len(recorded.envs) == 1 else MAX_LEGEND // 2
 
@@ -67,10 +67,10 @@ def value_axis(
 def title_of(recorded: Recorded, env: int | None, stream: Stream, lane: int) -> str:
     """Return the title of the view of a key, or of one agent's part of it."""
     key = " / ".join(stream.key)
-    return titled(recorded, env, f"{stream.agents[lane]}: {stream.key[-1]}" if stream.agents else key)
+    return with_env(recorded, env, f"{stream.agents[lane]}: {stream.key[-1]}" if stream.agents else key)
 
 
-def titled(recorded: Recorded, env: int | None, what: str) -> str:
+def with_env(recorded: Recorded, env: int | None, what: str) -> str:
     """Return a title with the environment in front, unless there is only one."""
     whose = " ".join(
         part for part in (recorded.below, "" if env is None or len(recorded.envs) == 1 else f"env {env}") if part

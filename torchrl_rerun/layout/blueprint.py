@@ -12,7 +12,7 @@ from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.layout.views import large_view
 
 MAX_CELLS = 4
-MAX_SEEN_CELLS = 2
+MAX_CELLS_WITH_PICTURES = 2
 """Environments that have a cell each, without pictures and with. More have a wall, and details of a few."""
 
 MAX_DETAILS = 8
@@ -38,12 +38,12 @@ def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
         live: whether the recording is watched while it grows.
     """
     envs = recorded.envs
-    are_seen = any(large_view(stream) for stream in recorded.streams)
-    if len(envs) > (MAX_SEEN_CELLS if are_seen else MAX_CELLS) or recorded.statistics:
+    has_pictures = any(large_view(stream) for stream in recorded.streams)
+    if len(envs) > (MAX_CELLS_WITH_PICTURES if has_pictures else MAX_CELLS) or recorded.statistics:
         root: rrb.Container | rrb.View = _overview(recorded)
     else:
         # Two pictures side by side would be slivers: below one another each has its plots beside it.
-        root = _cells(recorded, columns=1 if are_seen else 2)
+        root = _cells(recorded, columns=1 if has_pictures else 2)
     return rrb.Blueprint(root, *panels(recorded, live=live), auto_views=False)
 
 
@@ -55,7 +55,7 @@ def panels(recorded: Recorded, *, live: bool = False) -> list[rrb.BlueprintPart]
         live: whether the viewer shows the newest frame. Default: False, it plays from the first frame, an episode again
             and again.
     """
-    is_episode = recorded.envs[0] is None
+    is_episode = recorded.is_episode
     return [
         rrb.TimePanel(
             timeline="frame",
@@ -73,7 +73,7 @@ def _cells(recorded: Recorded, columns: int) -> rrb.Container | rrb.View:
     """Return a cell for each environment, and below them the returns of the whole run."""
     cells = [cell(recorded, env) for env in recorded.envs]
     each = cells[0] if len(cells) == 1 else rrb.Grid(*cells, grid_columns=columns, name="environments")
-    if recorded.envs[0] is None or not any(stream.sums for stream in recorded.streams):
+    if recorded.is_episode or not any(stream.sums for stream in recorded.streams):
         return each
     return rrb.Vertical(each, returns(recorded), row_shares=[5, 1])
 

@@ -11,7 +11,7 @@ import rerun.blueprint as rrb
 from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.layout.axes import legend, room, time_axis, title_of, titled, value_axis
+from torchrl_rerun.layout.axes import legend, legend_limit, time_axis, title_of, value_axis, with_env
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.layout.views import large_view
 
@@ -53,9 +53,9 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     of_each = " of each agent" if any(stream.agents for stream in gains) else ""
     rewards, sums = ([stream for stream in gains if bool(stream.sums) is summed] for summed in (False, True))
     if rewards:
-        yield series(recorded, rewards, env, titled(recorded, env, f"reward{of_each}"))
+        yield series(recorded, rewards, env, with_env(recorded, env, f"reward{of_each}"))
     if sums and not _is_in_returns(recorded, env):
-        yield series(recorded, sums, env, titled(recorded, env, f"return{of_each}"))
+        yield series(recorded, sums, env, with_env(recorded, env, f"return{of_each}"))
     if states and second:
         yield _state_lanes(recorded, states, env)
     for stream in sorted(others, key=_rank):
@@ -89,18 +89,18 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
                 *(
                     rrb.TimeSeriesView(
                         origin=path,
-                        name=titled(recorded, env, f"{what} of {title}"),
+                        name=with_env(recorded, env, f"{what} of {title}"),
                         axis_x=axis,
                         overrides={path: rr.SeriesLines(visible_series=shown).visualizer()},
                         axis_y=value_axis(recorded, [stream], shown),
                         # The colours are the same.
-                        plot_legend=legend(sum(shown) if what == "positions" else 0, room(recorded)),
+                        plot_legend=legend(sum(shown) if what == "positions" else 0, legend_limit(recorded)),
                     )
                     for what, shown in (("positions", [not each for each in speeds]), ("velocities", speeds))
                 ),
-                name=titled(recorded, env, title),
+                name=with_env(recorded, env, title),
             )
-        return series(recorded, [stream], env, titled(recorded, env, title))
+        return series(recorded, [stream], env, with_env(recorded, env, title))
     beside = stream.lanes <= MAX_BESIDE
     views = [
         rrb.TimeSeriesView(
@@ -108,12 +108,14 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
             name=title_of(recorded, env, stream, lane),
             axis_x=axis,
             axis_y=value_axis(recorded, [stream]),
-            plot_legend=legend(numbers if lane == 0 else 0, room(recorded) // 2 if beside else room(recorded)),
+            plot_legend=legend(
+                numbers if lane == 0 else 0, legend_limit(recorded) // 2 if beside else legend_limit(recorded)
+            ),
         )
         for lane in range(stream.lanes)
     ]
     side = rrb.Horizontal if beside else rrb.Tabs
-    return side(*views, name=titled(recorded, env, title))
+    return side(*views, name=with_env(recorded, env, title))
 
 
 def _state_lanes(recorded: Recorded, states: Sequence[Stream], env: int | None) -> rrb.View:
@@ -122,7 +124,7 @@ def _state_lanes(recorded: Recorded, states: Sequence[Stream], env: int | None) 
     return rrb.StateTimelineView(
         origin=recorded.origin(env),
         contents=paths,
-        name=titled(recorded, env, title),
+        name=with_env(recorded, env, title),
         time_view=time_axis(recorded, env),
     )
 
@@ -143,7 +145,7 @@ def series(
         name=name,
         axis_x=axis or time_axis(recorded, env),
         axis_y=value_axis(recorded, streams),
-        plot_legend=legend(lines, room(recorded)),
+        plot_legend=legend(lines, legend_limit(recorded)),
     )
 
 

@@ -47,6 +47,11 @@ class Recorded:
         streams = [stream for stream, _ in schema.described]
         return cls(streams, [None] if schema.split == "episode" else envs, schema.source.fps, schema.statistics)
 
+    @property
+    def is_episode(self) -> bool:
+        """Whether the recording is of one episode of one environment."""
+        return self.envs[0] is None
+
     def of(self, env: int | None) -> list[Stream]:
         """Return the streams of an environment. Streams that all environments share are with the first one."""
         return [stream for stream in self.streams if env == self.envs[0] or not stream.shared]

@@ -180,7 +180,11 @@ def rows_in(held: Iterable[RawRows], stream: Stream) -> DecodedRows:
     Args:
         held: the rows, not decoded.
         stream: the stream.
+
+    Raises:
+        ValueError: the kind of the stream is not known here; the message names the key.
     """
+    stream.kind.check_readable(stream)
     decode = objects_in if stream.is_object else stream.kind.values
     shape = () if stream.is_object else stream.row_shape
     places, values = [], [np.zeros((0, *shape), stream.storage)]

@@ -54,7 +54,7 @@ def refuse_earlier_run(folder: Path, there: Path) -> NoReturn:
         there: one of the recordings.
     """
     raise FileExistsError(
-        f"{folder} holds recordings of an earlier run ({there.name}, ...); choose another folder or pass overwrite=True"
+        f"{folder} holds recordings of an earlier run ({there.name}, ...); choose another folder, or pass resume=True to go on with that run, or overwrite=True to replace it"
     )
 
 

@@ -20,6 +20,9 @@ from torchrl_rerun.kinds.timelines import FRAME, Positions
 from torchrl_rerun.writing.encoding import Encoding
 from torchrl_rerun.writing.losses import Losses
 
+MOST_FAILURES = 32
+"""Rows of a block that a kind may fail to store one by one. The rest of them is given up together."""
+
 
 class ChunkFactory:
     """Turns the rows of environments into chunks. A value that can't be stored costs that value.
@@ -50,17 +53,38 @@ class ChunkFactory:
                     yield from self._of_objects(stream, path, rows, rows_of_env.positions, together)
                 elif self._encoding.add(path, stream, rows, rows_of_env.positions):
                     continue
-                elif (columns := self._columns(stream, rows, rows_of_env.positions)) is not None:
+                elif isinstance(columns := _columns(stream, rows), list):
                     together.append(_Made(stream, Entity(path, columns)))
+                else:
+                    yield from self._one_by_one(stream, path, rows, rows_of_env.positions, columns)
         yield from self._chunks(rows_of_env.positions, together)
 
-    def _columns(self, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> list[Column] | None:
-        """Return the columns of some rows; None if they can't be stored, which costs these rows alone."""
-        try:
-            return list(stream.kind.columns(stream, rows))
-        except Exception as error:
-            self._losses.add(stream.key, positions[:, FRAME], f"{stream.dtype} {stream.shape} ({error})")
-            return None
+    def _one_by_one(
+        self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, why: str
+    ) -> Iterator[Chunk]:
+        """Yield chunks of the rows that can be stored, though together they can't: a value that can't be costs that value.
+
+        Args:
+            stream: the stream.
+            path: the entity path.
+            rows: the rows.
+            positions: positions of the rows.
+            why: the reason for which they can't be stored together.
+        """
+        parts, failures = [(0, len(rows), why)], 0
+        while parts:
+            first, last, why = parts.pop()
+            if last - first == 1 or failures >= MOST_FAILURES:
+                self._losses.add(stream.key, positions[first:last, FRAME], why)
+                failures += 1
+                continue
+            middle = (first + last) // 2
+            for part in (slice(middle, last), slice(first, middle)):
+                columns = _columns(stream, rows[part])
+                if isinstance(columns, list):
+                    yield from self._chunks(positions[part], [_Made(stream, Entity(path, columns))])
+                else:
+                    parts.append((part.start, part.stop, columns))
 
     def _chunks(self, positions: Positions, made: Sequence[_Made]) -> Iterator[Chunk]:
         """Yield the chunks of entities that share their times. If that fails, try each entity by itself."""
@@ -71,7 +95,7 @@ class ChunkFactory:
             chunks = list(chunks_of(times, [each.entity for each in made]))
         except Exception as error:
             if len(made) == 1:
-                self._losses.add(made[0].stream.key, positions[:, FRAME], str(error))
+                self._losses.add(made[0].stream.key, positions[:, FRAME], f"its columns make no chunk ({error})")
                 return
             chunks = [chunk for each in made for chunk in self._chunks(positions, [each])]
         yield from chunks
@@ -101,17 +125,38 @@ class ChunkFactory:
                 values.append(_written(stream, value))
                 others.append(row)
             except NotStorableError as error:
-                self._losses.add(stream.key, positions[row : row + 1, FRAME], str(error))
+                why = f"{error} can't be stored so that it comes back as it was"
+                self._losses.add(stream.key, positions[row : row + 1, FRAME], why)
         if usual and not self._encoding.add(path, stream, rows[usual], positions[usual]):
             held = rows[usual] if stream.kind.is_of_any_size(stream) else np.stack(list(rows[usual]))
-            if (columns := self._columns(stream, held, positions[usual])) is not None:
+            if isinstance(columns := _columns(stream, held), list):
                 yield from self._chunks(positions[usual], [_Made(stream, Entity(path, columns))])
+            else:
+                yield from self._one_by_one(stream, path, held, positions[usual], columns)
         if others:
             made = _Made(stream, Entity(path, columns_of_objects(values)))
             if len(others) == len(rows):
                 together.append(made)
             else:
                 yield from self._chunks(positions[others], [made])
+
+
+def _columns(stream: Stream, rows: npt.NDArray[Any]) -> list[Column] | str:
+    """Return the columns of some rows, or the reason for which they can't be stored."""
+    kind = stream.kind
+    try:
+        columns = list(kind.columns(stream, rows))
+        wrong = next((column for column in columns if len(column.values) != len(rows)), None)
+        if wrong is not None:
+            return f"{type(kind).__name__}.columns made {len(wrong.values)} rows of {wrong.component} of {len(rows)} values"
+        if any(column.component in kind.components for column in columns):
+            return columns
+    except Exception as error:
+        return f"{type(kind).__name__}.columns failed for {stream.dtype} {rows.shape[1:]} ({type(error).__name__}: {error})"
+    return (
+        f"{type(kind).__name__}.columns returned none of {', '.join(kind.components)}, by which it could be read: add "
+        "exact_column(stream.numbers(rows)), or override components and values"
+    )
 
 
 class _Made(NamedTuple):

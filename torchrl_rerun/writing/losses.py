@@ -24,7 +24,7 @@ class Losses:
         Args:
             key: the key.
             frames: the frames, at least one.
-            why: what could not be stored, in words.
+            why: the reason, as a clause.
         """
         if key in self._named:
             return
@@ -34,8 +34,8 @@ class Losses:
         # A program that turns warnings into errors would lose the whole recording: this is the writer's thread.
         with contextlib.suppress(Warning):
             warnings.warn(
-                f"{name_of(key)} is not recorded at {at}: {why} can't be stored so that it comes back as it was. All else of "
-                "the key is recorded; of further values that can't be stored nothing is said",
+                f"{name_of(key)} is not recorded at {at}: {why}. All other values of the key are recorded; further ones that "
+                "can't be are not reported",
                 UserWarning,
                 stacklevel=2,
             )
