@@ -376,8 +376,8 @@ def test_a_key_where_recordings_keep_their_properties(folder):
 
 TRAIN = """
     import shutil
-    from torchrl_rerun.recording import status
-    status.RETRY_SECONDS = 1e6  # what was lost once is not tried again while the test looks
+    from torchrl_rerun.recording import missed
+    missed.RETRY_SECONDS = 1e6  # what was lost once is not tried again while the test looks
     for split in ("dump", "episode"):
         folder = os.path.join(path, split)
         recorder = RerunRecorder(folder, split=split, flush_seconds=0.05, buffer_bytes=100_000)
@@ -435,8 +435,13 @@ def test_a_full_disk(small_disk):
 
 
 def test_the_folder_is_deleted(tmp_path):
-    # Once all is written, files are opened anew.
-    said = train(tmp_path, "while recorder.stats()['frames_waiting']: time.sleep(0.01)\n        shutil.rmtree(folder)")
+    # Once all is written, files are opened anew. Episodes in progress are written by a dump.
+    fault = """if split == "episode":
+            recorder.dump()
+        while recorder.stats()["frames_waiting"]:
+            time.sleep(0.01)
+        shutil.rmtree(folder)"""
+    said = train(tmp_path, fault)
     assert [line for line in said if "warnings" in line] == ["dump warnings 1", "episode warnings 1"]
     errors = [line for line in said if " error " in line]
     assert [line.split()[0] for line in errors] == ["dump", "episode", "episode"]
