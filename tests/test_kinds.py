@@ -14,7 +14,19 @@ from rerun.chunk import RrdReader
 from tensordict import NonTensorData, TensorDict, lazy_stack
 
 from looking import headless_viewer, opened, rerun_views, trouble
-from torchrl_rerun import Kind, Points3D, RerunRecorder, View, archetype_columns, exact_column, load
+from torchrl_rerun import (
+    Depth,
+    Encoded,
+    Image,
+    Kind,
+    Points3D,
+    RerunRecorder,
+    State,
+    View,
+    archetype_columns,
+    exact_column,
+    load,
+)
 from torchrl_rerun.kinds import kind as kind_module
 
 STEPS = 6
@@ -222,6 +234,139 @@ def test_a_kind_whose_class_is_gone_is_an_error_that_names_the_key_and_never_nan
         ):
             read()
     assert episode.tensordict(["action"]).batch_size == (2,)
+
+
+@dataclass(frozen=True)
+class Failing(Kind):
+    """A kind that fails in one of its methods."""
+
+    name = "failing"
+    where: str = ""
+
+    def _fail(self, where):
+        if self.where == where:
+            raise ZeroDivisionError(where)
+
+    def holds(self, stream, value):
+        self._fail("holds")
+        return super().holds(stream, value)
+
+    def is_of_any_size(self, stream):
+        self._fail("is_of_any_size")
+        return False
+
+    def static(self, stream, agent):
+        return ["junk"] if self.where == "static" else ()
+
+    def encoder(self, stream, fps):
+        self._fail("encoder")
+        return FailingEncoder(self) if self.where.startswith("encode.") else None
+
+    @classmethod
+    def from_schema(cls, fields):
+        if fields["options"]["where"] == "from_schema":
+            raise KeyError("option")
+        return super().from_schema(fields)
+
+
+class FailingEncoder:
+    is_in_order = False
+
+    def __init__(self, kind):
+        self._where = kind.where
+
+    def encode(self, rows, episodes):
+        if self._where == "encode.raises":
+            raise ZeroDivisionError("encode")
+        return None if self._where == "encode.returns" else Encoded([b""] * len(rows), [], {})
+
+    def columns(self, files, keyframes):
+        raise ZeroDivisionError("columns")
+
+
+@pytest.mark.parametrize("varies", [False, True], ids=["one shape", "any shape"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("holds", "is_of_any_size", "static", "encoder", "encode.raises", "encode.returns", "encode.columns"),
+        "from_schema",
+    ],
+)
+def test_a_kind_that_fails_anywhere_costs_its_key_at_most(path, where, varies):
+    observed = [torch.full((1 + varies * t % 3, 2), float(t)) for t in range(STEPS + 1)]
+    said = warnings_of(path, observed, Failing(where=where))
+    assert len(said) <= 2
+    assert all("points" in each for each in said)
+    [episode] = load(path)
+    assert episode.tensordict(["action"]).batch_size == (STEPS,)
+    assert episode.properties.episode_return == STEPS
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_a_view_that_fails_costs_no_recording(tmp_path, split):
+    sink = tmp_path / ("run" if split == "episode" else "run.rrd")
+
+    def record():
+        recorder = RerunRecorder(sink, split=split, kinds={"points": Clumsy()})
+        recorder.log_rollout(rollout_of([torch.zeros(2, 2)] * 4))
+        recorder.close()
+
+    with pytest.warns(UserWarning, match="'points' has no view in the layout: Clumsy.view failed"):
+        record()
+    assert len(load(sink)) == 1
+
+
+def test_values_that_are_not_those_that_were_recorded_are_an_error_that_names_the_key(path, monkeypatch):
+    logged(path, [torch.zeros(2, 2)] * 4, Doubled())
+    monkeypatch.setattr(Doubled, "values", lambda self, stream, batch: np.zeros((1, 2, 2)), raising=False)
+    with pytest.raises(ValueError, match=r"Doubled.values gave float64 \(1, 2, 2\) for [14] rows of 'points'"):
+        load(path)[0]["points"]
+
+
+@pytest.mark.parametrize("number", [2**24 + 1, 2**53 + 1, 2**63 - 1, -(2**63) + 1])
+def test_whole_numbers_that_float32_does_not_hold_come_back(path, number):
+    observed = [torch.tensor([[number, t, -t]]) for t in range(STEPS + 1)]
+    logged(path, observed, Points3D())
+    assert torch.equal(load(path)[0].tensordict()["points"], torch.stack(observed[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        (Image(channels="HW"), (3, 9, 8), r"shape \(3, 9, 8\) with channels='HW'"),
+        (Image(channels="CHW"), (9, 8, 3), r"shape \(9, 8, 3\) with channels='CHW'"),
+        (Image(frames=3), (4, 40, 40), "as a stack of 3 frames"),
+        (Image(frames=5), (4, 40, 40, 3), "as a stack of 5 frames"),
+        (Depth(channels="CHW"), (9, 8), "with channels='CHW'"),
+        (State(discrete="one_hot", categories=[3]), (2,), "not one number for each of"),
+        (State(discrete="index"), (2,), "and no categories"),
+        (Points3D(radii=[0.1, 0.2]), (3, 3), "with 2 radii; pass one, or one for each point"),
+    ],
+)
+def test_options_that_do_not_fit_the_values_are_refused_at_the_first_reset(path, kind, shape, message):
+    with pytest.raises(ValueError, match=rf"kinds\['points'\] = .* doesn't fit .*{message}"):
+        logged(path, [torch.zeros(shape, dtype=torch.uint8)] * 3, kind)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Image(channels="foo"), "channels='foo': choose one of"),
+        (lambda: Image(frames=-1), "frames=-1: pass the number of frames"),
+        (lambda: Depth(meter=-1), "meter=-1: pass a positive number"),
+        (lambda: Depth(meter="x"), "meter='x': pass a positive number"),
+        (lambda: State(discrete="foo"), "discrete='foo': choose one of 'index', 'one_hot'"),
+    ],
+)
+def test_options_out_of_their_range_are_refused_at_once(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_number_of_numpys_is_an_option_like_any_other(path):
+    logged(path, [torch.zeros(8, 8)] * 3, Depth(meter=np.float32(1000)))
+    assert columns_of(path, "/env_0/points", static=True)["DepthImage:meter"] == [[1000.0]]
 
 
 class Nameless(Kind):

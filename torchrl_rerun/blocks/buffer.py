@@ -40,7 +40,7 @@ class Buffer:
         self._block: Block | None = None
         self._expires = 0.0
         # In order. Which blocks are free follows from the leases that aren't released: Ctrl-C can't lose one.
-        self._segments: deque[BlockLease] = deque()
+        self._leases: deque[BlockLease] = deque()
 
     @property
     def groups(self) -> tuple[StreamGroup, ...]:
@@ -151,13 +151,13 @@ class Buffer:
         since nobody knows whether Ctrl-C came before or after; the second time nothing is written.
         """
         self._block = None
-        for lease in tuple(self._segments):
+        for lease in tuple(self._leases):
             if not lease.is_handed_on and lease.first is not None:
                 if len(lease.block.events):
                     lease.seal()
                 else:  # Ctrl-C came before its first frame
-                    self._segments.remove(lease)
-        return (lease for lease in tuple(self._segments) if not lease.is_handed_on)
+                    self._leases.remove(lease)
+        return (lease for lease in tuple(self._leases) if not lease.is_handed_on)
 
     def prepare(self) -> BlockLease | None:
         """Return a lease of a block that isn't in use, without frames, for the writer to touch its memory; None if all are.
@@ -168,7 +168,7 @@ class Buffer:
         if block is None:
             return None
         lease = BlockLease(block)
-        self._segments.appendleft(lease)  # the writer gets it before the block that is being filled
+        self._leases.appendleft(lease)  # the writer gets it before the block that is being filled
         return lease
 
     def is_old(self, now: int) -> bool:
@@ -182,13 +182,13 @@ class Buffer:
     @property
     def oldest_waiting(self) -> int | None:
         """Number of the first frame that isn't written; None if all are."""
-        firsts = (lease.first for lease in tuple(self._segments) if not lease.is_released)
+        firsts = (lease.first for lease in tuple(self._leases) if not lease.is_released)
         return next((first for first in firsts if first is not None), None)
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes in blocks that aren't written."""
-        return sum(lease.block.bytes for lease in tuple(self._segments) if not lease.is_released)
+        return sum(lease.block.bytes for lease in tuple(self._leases) if not lease.is_released)
 
     def _start_block(self, event: Event, positions: Callable[[], Positions]) -> BlockLease | None:
         """Go on with another block if this one is full, or is old and the other one is free.
@@ -202,18 +202,18 @@ class Buffer:
         unsent = next(self.seal(), None)
         if unsent is not None:
             return unsent
-        self._segments = deque(lease for lease in self._segments if not lease.is_released)
+        self._leases = deque(lease for lease in self._leases if not lease.is_released)
         block = self._free_block()
         if block is None:
-            return self._segments[0]
+            return self._leases[0]
         block.begin(positions())
         self._expires = event.log_time + self._max_age
-        self._segments.append(BlockLease(block, event.frame))
+        self._leases.append(BlockLease(block, event.frame))
         self._block = block
         return None
 
     def _free_block(self) -> Block | None:
-        taken = [lease.block for lease in tuple(self._segments) if not lease.is_released]
+        taken = [lease.block for lease in tuple(self._leases) if not lease.is_released]
         return next((block for block in self._blocks if block not in taken), None)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 import rerun as rr
 
-from torchrl_rerun.kinds.picture import FLOATS, INTEGERS, Picture, channels_of, plane_of
+from torchrl_rerun.kinds.picture import FLOATS, INTEGERS, Picture, plane_of
 from torchrl_rerun.kinds.scalars import is_number, refuse_objects
 from torchrl_rerun.kinds.streams import Leaf, Stream
 
@@ -32,6 +34,13 @@ class Depth(Picture):
 
     meter: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.meter is not None:
+            if not isinstance(self.meter, int | float | np.number) or not 0 < self.meter < math.inf:
+                raise ValueError(f"meter={self.meter!r}: pass a positive number, the units of depth in a meter")
+            object.__setattr__(self, "meter", float(self.meter))
+        super().__post_init__()
+
     @classmethod
     def recognised(cls, leaf: Leaf) -> Self | None:
         is_depth = leaf.dtype in (*FLOATS, "uint8", "uint16", "uint32") and _NAME.fullmatch(leaf.key[-1])
@@ -41,7 +50,7 @@ class Depth(Picture):
         refuse_objects(self, leaf)
         if plane_of(leaf.row_shape) is None or leaf.dtype not in (*FLOATS, *INTEGERS):
             raise self.misfit(leaf, f"{leaf.dtype} of shape {leaf.row_shape}; depth is one channel of numbers")
-        return replace(self, channels=self.channels or channels_of(leaf.row_shape) or "HW")
+        return replace(self, channels=self.channels_in(leaf))
 
     def static(self, stream: Stream, agent: int) -> Iterable[Any]:
         del stream, agent

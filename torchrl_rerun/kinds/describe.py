@@ -64,7 +64,7 @@ def describe(
     kind = (kinds or {}).get(leaf.key) or recognised(leaf)
     if isinstance(kind, Image) and kind.format is None:
         kind = replace(kind, format=image_format)
-    kind = _checked(f"kinds[{name_of(leaf.key)}]", kind.fitted(leaf), type(kind))
+    kind = _fitted(kind, leaf)
     if leaf.key in (names or {}):
         kind = kind.named(leaf, (names or {})[leaf.key])
     return Stream(
@@ -180,6 +180,18 @@ def recognised(leaf: Leaf) -> Kind:
     return next(kind for kind in found if kind is not None)
 
 
+def kind_from_schema(fields: Mapping[str, Any]) -> Kind:
+    """Return the kind of a key by its fields in the schema.
+
+    A class that can't be made of them, as its options have changed since, is as unknown as one that is not there.
+    """
+    kind = kind_called(fields["kind"])
+    try:
+        return kind.from_schema(fields)
+    except Exception:
+        return _unknown(fields["kind"])()
+
+
 def kind_called(name: str) -> type[Kind]:
     """Return the kind that recordings call by a name.
 
@@ -229,6 +241,18 @@ def _kind(name: str, kind: Any) -> Kind:
     return found()
 
 
+def _fitted(kind: Kind, leaf: Leaf) -> Kind:
+    """Return a kind fitted to a key. An error of its own is a ValueError that names the key."""
+    name = f"kinds[{name_of(leaf.key)}]"
+    try:
+        found = kind.fitted(leaf)
+    except (ValueError, UnsupportedLeafError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{name}: {type(kind).__name__}.fitted failed ({type(error).__name__}: {error})") from error
+    return _checked(name, found, type(kind))
+
+
 def _checked(name: str, kind: Any, of: type[Kind]) -> Kind:
     """Return a kind that can be recorded.
 
@@ -244,7 +268,7 @@ def _checked(name: str, kind: Any, of: type[Kind]) -> Kind:
     try:
         hash(kind)
         json.dumps(kind.to_schema())
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise ValueError(
             f"{name}={kind!r}: options of a kind are hashable and have a form in JSON, like numbers, strings and tuples of "
             f"these ({error})"

@@ -79,6 +79,9 @@ class Image(Picture):
     frames: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.frames, bool) or not isinstance(self.frames, int) or self.frames < 0:
+            raise ValueError(f"frames={self.frames!r}: pass the number of frames in a stack, a whole number")
         if self.format is not None and self.format not in IMAGE_FORMATS:
             raise ValueError(f"format={self.format!r}: choose one of {', '.join(map(repr, IMAGE_FORMATS))}")
         if not isinstance(self.quality, int) or isinstance(self.quality, bool):
@@ -112,7 +115,7 @@ class Image(Picture):
                 f"{leaf.dtype} of shape {shape} with stack='newest': stacks of frames are images [frames, H, W] or "
                 "[frames, H, W, C], or frames along the channels",
             )
-        channels = self.channels or (stacks.axes_of(shape) if frames else channels_of(shape)) or ""
+        channels = self._stacked_channels(leaf, frames) if frames else self.channels_in(leaf)
         if (not channels and not frames) or leaf.row_dtype not in ("uint8", *FLOATS):
             raise self.misfit(
                 leaf,
@@ -128,6 +131,25 @@ class Image(Picture):
             channels=channels,
             frames=frames,
         )
+
+    def _stacked_channels(self, leaf: Leaf, frames: int) -> Channels:
+        """Return where a stack of frames keeps its channels.
+
+        Raises:
+            ValueError: the shape has no such stack.
+        """
+        shape = leaf.row_shape
+        channels = self.channels or stacks.axes_of(shape) or ""
+        if len(shape) == 4 and channels:
+            depth, fits = shape[1] if channels == "CHW" else shape[-1], shape[0] == frames
+        elif len(shape) == 3 and channels in ("CHW", "HWC"):
+            depth, rest = divmod(shape[0] if channels == "CHW" else shape[-1], frames)
+            fits = rest == 0
+        else:
+            depth, fits = 0, False
+        if not fits or depth not in COLOR_MODELS:
+            raise self.misfit(leaf, f"shape {shape} as a stack of {frames} frames with 1, 3 or 4 channels")
+        return channels
 
     def _possible_format(self, leaf: Leaf, channels: Channels, frames: int) -> ImageFormat:
         """Return the format that is asked for, or one that can hold the images.

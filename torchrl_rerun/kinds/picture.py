@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import rerun.blueprint as rrb
 from torchrl_rerun.kinds.arrow import Column, blobs, flat, lists
 from torchrl_rerun.kinds.exact import EXACT
 from torchrl_rerun.kinds.kind import Kind, View
-from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.kinds.streams import Leaf, Stream
 
 Channels = Literal["HWC", "CHW", "HW", ""]
 """Where a picture keeps its channels; empty: not known yet."""
@@ -49,6 +49,24 @@ class Picture(Kind):
     is_picture: ClassVar[bool] = True
 
     channels: Channels = field(default="", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.channels not in get_args(Channels):
+            raise ValueError(f"channels={self.channels!r}: choose one of 'HWC', 'CHW', 'HW'")
+
+    def channels_in(self, leaf: Leaf) -> Channels:
+        """Return where the pictures of a key keep their channels.
+
+        Raises:
+            ValueError: the option ``channels`` doesn't fit the shape.
+        """
+        shape, found = leaf.row_shape, channels_of(leaf.row_shape)
+        if not self.channels or self.channels == found:
+            return found or ""
+        depth = shape[0 if self.channels == "CHW" else -1] if len(shape) == 3 else 0
+        if self.channels == "HW" or depth not in COLOR_MODELS:
+            raise self.misfit(leaf, f"shape {shape} with channels={self.channels!r}")
+        return self.channels
 
     @property
     def is_video(self) -> bool:

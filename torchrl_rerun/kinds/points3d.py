@@ -20,6 +20,9 @@ from torchrl_rerun.kinds.streams import Leaf, Stream
 
 POSITIONS = "Points3D:positions"
 
+MAX_WHOLE = 2**24
+"""The largest integer up to which float32 holds each one."""
+
 Color = tuple[int, ...]
 """Red, green and blue, and maybe alpha, from 0 to 255."""
 
@@ -87,7 +90,7 @@ class Points3D(Kind):
         ]
         # float32 holds all numbers of two bytes. NumPy's arrays also keep their dtype.
         is_exact = numbers.dtype == np.float32 or (numbers.dtype.itemsize <= 2 and stream.dtype != "object")
-        if not is_exact and (stream.dtype == "object" or (positions != numbers).any()):
+        if not is_exact and (stream.dtype == "object" or not _float32_holds(numbers)):
             exact = pa.ListArray.from_arrays(pa.array(3 * np.asarray(offsets), pa.int32()), flat(numbers))
             columns.append(Column(EXACT, None, None, exact))
         return columns
@@ -129,6 +132,14 @@ class Points3D(Kind):
     def from_schema(cls, fields: Mapping[str, Any]) -> Self:
         told = fields.get("options", {})
         return cls(told.get("radii", ()), told.get("colors", ()))
+
+
+def _float32_holds(numbers: npt.NDArray[Any]) -> bool:
+    """Return whether float32 holds each number. To compare it with 64-bit integers would be to compare float64."""
+    if numbers.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return bool((numbers.astype(np.float32) == numbers).all())
+    return not ((numbers > MAX_WHOLE) | (numbers < -MAX_WHOLE)).any()
 
 
 def _as_radii(radii: Any) -> tuple[float, ...]:

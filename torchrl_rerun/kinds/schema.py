@@ -17,7 +17,7 @@ import pyarrow as pa
 import rerun as rr
 from rerun.chunk import Chunk
 
-from torchrl_rerun.kinds.describe import kind_called
+from torchrl_rerun.kinds.describe import kind_from_schema
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
@@ -179,7 +179,7 @@ def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
         fields: the fields of a key in the schema.
     """
     told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    kind = kind_called(fields["kind"]).from_schema(fields)
+    kind = kind_from_schema(fields)
     return Stream(
         told["key"], kind, told["dtype"], told["shape"], **{name: told[name] for name in _IF_NOT_EMPTY if name in told}
     )

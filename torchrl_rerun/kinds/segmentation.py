@@ -10,7 +10,7 @@ from typing import Any, Self
 import rerun as rr
 
 from torchrl_rerun.kinds.depth import is_wide
-from torchrl_rerun.kinds.picture import INTEGERS, Channels, Picture, channels_of, plane_of
+from torchrl_rerun.kinds.picture import INTEGERS, Channels, Picture, plane_of
 from torchrl_rerun.kinds.scalars import as_names, is_number, refuse_objects
 from torchrl_rerun.kinds.streams import Leaf, Stream
 
@@ -41,6 +41,7 @@ class Segmentation(Picture):
     def __init__(self, classes: Sequence[str] = (), *, channels: Channels = "") -> None:
         object.__setattr__(self, "classes", as_names(classes))
         object.__setattr__(self, "channels", channels)
+        self.__post_init__()
 
     @classmethod
     def recognised(cls, leaf: Leaf) -> Self | None:
@@ -53,7 +54,7 @@ class Segmentation(Picture):
             raise self.misfit(
                 leaf, f"{leaf.dtype} of shape {leaf.row_shape}; a segmentation is one channel of whole numbers"
             )
-        return replace(self, channels=self.channels or channels_of(leaf.row_shape) or "HW")
+        return replace(self, channels=self.channels_in(leaf))
 
     def named(self, leaf: Leaf, names: Sequence[str]) -> Self:
         del leaf

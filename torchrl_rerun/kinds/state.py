@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,8 @@ class State(Kind):
     def __init__(
         self, names: Sequence[str] = (), discrete: Discrete | None = None, categories: Sequence[int] = ()
     ) -> None:
+        if discrete not in (None, *get_args(Discrete)):
+            raise ValueError(f"discrete={discrete!r}: choose one of {', '.join(map(repr, get_args(Discrete)))}")
         object.__setattr__(self, "names", as_names(names))
         object.__setattr__(self, "discrete", discrete)
         object.__setattr__(self, "categories", tuple(map(int, categories)))
@@ -76,6 +78,14 @@ class State(Kind):
         if "float" in leaf.dtype:
             raise self.misfit(leaf, f"{leaf.dtype}; states are whole numbers or booleans")
         found = replace(self, discrete=discrete, categories=self.categories or leaf.categories)
+        if discrete is not None and not found.categories:
+            raise self.misfit(
+                leaf, f"{leaf.dtype} of shape {leaf.row_shape} with discrete={discrete!r} and no categories"
+            )
+        if discrete == "one_hot" and sum(found.categories) != leaf.size:
+            raise self.misfit(
+                leaf, f"shape {leaf.row_shape}, which is not one number for each of {found.categories} categories"
+            )
         if self.names:
             return found.named(leaf, self.names)
         return replace(found, names=() if leaf.discrete is None else leaf.names)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrl_rerun.kinds.objects import OBJECTS, objects_in
-from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.kinds.streams import Stream, name_of
 from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, codes_of, times_of
 from torchrl_rerun.rrd.parts import RecordingPart
 
@@ -182,15 +182,22 @@ def rows_in(held: Iterable[RawRows], stream: Stream) -> DecodedRows:
         stream: the stream.
 
     Raises:
-        ValueError: the kind of the stream is not known here; the message names the key.
+        ValueError: the kind of the stream is not known here, or gives other values than were recorded; the message names
+            the key.
     """
     stream.kind.check_readable(stream)
     decode = objects_in if stream.is_object else stream.kind.values
     shape = () if stream.is_object else stream.row_shape
     places, values = [], [np.zeros((0, *shape), stream.storage)]
     for at, batch in held:
+        found = decode(stream, batch)
+        if found.dtype != stream.storage or found.shape[1:] != shape or len(found) != len(batch):
+            raise ValueError(
+                f"{type(stream.kind).__name__}.values gave {found.dtype} {found.shape} for {len(batch)} rows of "
+                f"{name_of(stream.key)}, which are {stream.storage} {shape}"
+            )
         places.append(at)
-        values.append(decode(stream, batch))
+        values.append(found)
     return in_order(DecodedRows(joined(places), np.concatenate(values)))
 
 

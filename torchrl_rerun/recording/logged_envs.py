@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -134,15 +134,17 @@ def check_envs(logged_envs: object) -> None:
         TypeError: ``logged_envs`` is neither an index, indices, a slice, ``"all"`` nor None.
         ValueError: ``logged_envs`` is empty, or another string than ``"all"``.
     """
-    if logged_envs is None or isinstance(logged_envs, int | slice):
+    if logged_envs is None or (isinstance(logged_envs, int | slice) and not isinstance(logged_envs, bool)):
         return
     if isinstance(logged_envs, str):
         if logged_envs != "all":
             raise ValueError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
-    elif not isinstance(logged_envs, Iterable):
+    elif not isinstance(logged_envs, Sized) or not isinstance(logged_envs, Iterable):
         raise TypeError(f"logged_envs={logged_envs!r}: pass indices, a slice, 'all' or None")
-    elif not list(logged_envs):
+    elif not len(logged_envs):
         raise ValueError("logged_envs is empty: name the environments to record, or leave it out")
+    elif np.asarray(logged_envs).dtype == bool:
+        raise TypeError(f"logged_envs={logged_envs!r} is a mask: pass the indices of the environments to record")
 
 
 def resolve_envs(logged_envs: EnvChoice, envs: int) -> list[int]:

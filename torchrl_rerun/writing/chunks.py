@@ -118,17 +118,18 @@ class ChunkFactory:
         for row, value in enumerate(rows):
             if value is MISSING:
                 continue
-            if stream.kind.holds(stream, value):
-                usual.append(row)
-                continue
             try:
+                if stream.kind.holds(stream, value):
+                    usual.append(row)
+                    continue
                 values.append(_written(stream, value))
                 others.append(row)
-            except NotStorableError as error:
-                why = f"{error} can't be stored so that it comes back as it was"
+            except Exception as error:
+                is_odd = isinstance(error, NotStorableError)
+                why = f"{error} can't be stored so that it comes back as it was" if is_odd else _failure(stream, error)
                 self._losses.add(stream.key, positions[row : row + 1, FRAME], why)
         if usual and not self._encoding.add(path, stream, rows[usual], positions[usual]):
-            held = rows[usual] if stream.kind.is_of_any_size(stream) else np.stack(list(rows[usual]))
+            held = _together(stream, rows[usual])
             if isinstance(columns := _columns(stream, held), list):
                 yield from self._chunks(positions[usual], [_Made(stream, Entity(path, columns))])
             else:
@@ -159,6 +160,20 @@ def _columns(stream: Stream, rows: npt.NDArray[Any]) -> list[Column] | str:
     )
 
 
+def _together(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return values that a kind holds as it takes them: one by one if their shapes may differ."""
+    try:
+        is_of_any_size = stream.kind.is_of_any_size(stream)
+    except Exception:  # `columns` is asked with values of the usual shape, and its failure is told
+        is_of_any_size = False
+    return rows if is_of_any_size else np.stack(list(rows))
+
+
+def _failure(stream: Stream, error: Exception) -> str:
+    """Return the reason of a loss, as a clause."""
+    return f"{type(stream.kind).__name__} failed ({type(error).__name__}: {error})"
+
+
 class _Made(NamedTuple):
     """The columns of an entity, and their stream."""
 
@@ -186,15 +201,15 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
     before = _agents_before(streams)
     for stream in streams:
         for lane in range(stream.lanes):
-            columns = _static(stream, before.get(stream.key[0], 0) + lane)
-            for env in envs[: 1 if stream.shared else None] if columns else ():
-                yield Chunk.from_columns(entity_path(stream, env, lane), [], columns)
+            paths = [entity_path(stream, env, lane) for env in envs[: 1 if stream.shared else None]]
+            yield from _static(stream, before.get(stream.key[0], 0) + lane, paths)
 
 
-def _static(stream: Stream, agent: int) -> list[Any]:
-    """Return what a kind tells of a stream once. A kind that fails at it costs that alone."""
+def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
+    """Return the chunks of what a kind tells of a stream once. A kind that fails at it costs that alone."""
     try:
-        return list(stream.kind.static(stream, agent))
+        columns = list(stream.kind.static(stream, agent))
+        return [Chunk.from_columns(path, [], columns) for path in paths if columns]
     except Exception as error:
         with contextlib.suppress(Warning):  # as an error it would end the recording: this is the writer's thread
             warnings.warn(f"the names and colours of {name_of(stream.key)} are not recorded: {error!r}", stacklevel=2)

@@ -60,7 +60,11 @@ class Encoding:
         """
         pile = self._piles.get(path)
         if pile is None:
-            encoder = stream.kind.encoder(stream, self._fps)
+            try:
+                encoder = stream.kind.encoder(stream, self._fps)
+            except Exception as error:
+                self._losses.add(stream.key, positions[:, FRAME], _failure(stream, "encoder", error))
+                return True
             if encoder is None:
                 return False
             pile = self._piles[path] = _Pile(path, stream, encoder, self._fps, self._losses)
@@ -151,7 +155,13 @@ class _Pile:
     def finish(self) -> None:
         """Wait until all rows are encoded, and take them in order."""
         for future, positions in self._encoding:
-            files, keyframes, lost = future.result()
+            try:
+                files, keyframes, lost = _whole(future.result(), len(positions))
+            except Exception as error:
+                if self._encoder.is_in_order:
+                    raise  # what follows can't be encoded without it
+                self._losses.add(self._stream.key, positions[:, FRAME], _failure(self._stream, "encode", error))
+                continue
             for at, why in lost.items():
                 self._losses.add(self._stream.key, positions[at : at + 1, FRAME], why)
             if not files:
@@ -164,8 +174,25 @@ class _Pile:
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield a chunk of all values. They are forgotten when the next chunk is asked for: this one is kept by then."""
-        columns = self._encoder.columns(self._files, self._keyframes)
-        times = times_of(np.concatenate(self._positions), self._fps)
-        yield from chunks_of(times, [Entity(self._path, columns)])
+        positions = np.concatenate(self._positions)
+        try:
+            columns = self._encoder.columns(self._files, self._keyframes)
+            chunks = list(chunks_of(times_of(positions, self._fps), [Entity(self._path, columns)]))
+        except Exception as error:
+            self._losses.add(self._stream.key, positions[:, FRAME], _failure(self._stream, "columns", error))
+            chunks = []
+        yield from chunks
         self._files, self._keyframes, self._positions = [], [], []
         self.bytes = 0
+
+
+def _whole(encoded: Encoded, count: int) -> Encoded:
+    """Return encoded values, or raise if there is not a file or a reason for each."""
+    if len(encoded.files) + len(encoded.lost) != count:
+        raise ValueError(f"{len(encoded.files)} files of {count} values")
+    return encoded
+
+
+def _failure(stream: Stream, what: str, error: Exception) -> str:
+    """Return the reason of a loss, as a clause."""
+    return f"{what} of {type(stream.kind).__name__} failed ({type(error).__name__}: {error})"
