@@ -45,13 +45,13 @@ class Format(NamedTuple):
 
     Attributes:
         name: Name in the table.
-        image_format, jpeg_quality: Arguments of the recorder.
+        image_format, quality: Options of the images' kind.
         decoder: Name of FFmpeg's decoder of a video.
     """
 
     name: str
     image_format: ImageFormat
-    jpeg_quality: int = 90
+    quality: int = 90
     decoder: str = ""
 
 
@@ -83,8 +83,8 @@ def measure(effort: Effort) -> Report:
 def _measured(figure: str, each: Format, pictures: Stack) -> Detail:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.rrd")
-        options: dict[str, Any] = {"image_format": each.image_format, "jpeg_quality": each.jpeg_quality}
-        with RerunRecorder(path, in_keys=["pixels"], blueprint=False, **options) as recorder:
+        kinds = {"pixels": image.Image(each.image_format, each.quality)}
+        with RerunRecorder(path, in_keys=["pixels"], blueprint=False, kinds=kinds) as recorder:
             recorder.log_rollout(_rollout(pictures))
         size = path.stat().st_size
         back = np.stack([*_read(path, each, pictures.shape[1:])])
@@ -107,7 +107,7 @@ def _rollout(pictures: Stack) -> TensorDict:
 
 def _seconds(each: Format, pictures: Stack) -> float:
     """Return the processor time of all threads from pictures in memory to chunks. Other programs influence it."""
-    kind = image.Image(each.image_format, each.jpeg_quality)
+    kind = image.Image(each.image_format, each.quality)
     stream = describe(Leaf(("pixels",), "uint8", pictures.shape[1:]), {("pixels",): kind})
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
