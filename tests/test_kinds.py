@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rerun as rr
 import rerun.blueprint as rrb
@@ -26,6 +27,7 @@ from torchrl_rerun import (
     archetype_columns,
     exact_column,
     load,
+    to_parquet,
 )
 from torchrl_rerun.kinds import kind as kind_module
 
@@ -367,6 +369,18 @@ def test_options_out_of_their_range_are_refused_at_once(make, message):
 def test_a_number_of_numpys_is_an_option_like_any_other(path):
     logged(path, [torch.zeros(8, 8)] * 3, Depth(meter=np.float32(1000)))
     assert columns_of(path, "/env_0/points", static=True)["DepthImage:meter"] == [[1000.0]]
+
+
+def test_an_export_leaves_out_a_key_whose_kind_is_not_known(path, tmp_path, monkeypatch):
+    logged(path, [torch.zeros(2, 2)] * 4, Doubled())
+    monkeypatch.delitem(kind_module._KINDS, "doubled")
+    to_parquet(load(path), tmp_path / "steps.parquet")
+    assert "points" not in pq.read_schema(tmp_path / "steps.parquet").names
+    assert pq.read_metadata(tmp_path / "steps.parquet").num_rows == 3
+    with pytest.raises(
+        ValueError, match="'points' is of kind 'doubled', whose class is not imported here: leave it out"
+    ):
+        to_parquet(load(path), tmp_path / "other.parquet", keys=["points"])
 
 
 class Nameless(Kind):

@@ -64,14 +64,23 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unh
         if not meant:
             raise KeyError(f"{key!r} is not recorded, but {', '.join(map(name_of, known))}")
         for each in meant:
-            if why := unheld(*known[each]):
+            if why := _unreadable(known[each][0]) or unheld(*known[each]):
                 raise ValueError(f"{name_of(each)} {why}: leave it out")
         found.update({each: known[each] for each in meant})
     return list(found.values())
 
 
 def _is_usual(stream: Stream) -> bool:
-    return stream.is_plain and not (stream.is_picture or stream.sums)
+    return stream.is_plain and not (stream.is_picture or stream.sums or _unreadable(stream))
+
+
+def _unreadable(stream: Stream) -> str | None:
+    """Return why a key can't be read here, as the end of a sentence; None if it can."""
+    try:
+        stream.kind.check_readable(stream)
+    except ValueError:
+        return f"is of kind {stream.kind.name!r}, whose class is not imported here"
+    return None
 
 
 def left_out(
@@ -93,7 +102,7 @@ def left_out(
     for stream, moment in schema.described:
         if stream.sums:
             continue
-        if why := unheld(stream, moment):
+        if why := _unreadable(stream) or unheld(stream, moment):
             others.append(f"{name_of(stream.key)} {why}")
         elif stream.shared and is_elsewhere and not is_usual(stream):
             others.append(
