@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import pytest
 import rerun as rr
@@ -130,3 +131,12 @@ def test_a_folder_goes_on_with_the_decisions_so_far_and_counts_its_bytes_anew(tm
         writer.close()
         target = writer.continuation()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["env_0_episode_000002.rrd"]
+
+
+def test_the_files_of_a_place_that_was_removed_are_none(target, tmp_path):
+    """Recorders that share a path in one process ask for them, those that are about another folder, too."""
+    writer = target.open()
+    for each in tmp_path.iterdir():
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    assert not [path for path in writer.files() if path.exists()]
+    writer.close()

@@ -185,8 +185,11 @@ class EpisodeWriter:
         return self.episodes.bytes - self._bytes_before
 
     def files(self) -> list[Path]:
-        """Return the recordings that are in the folder."""
-        return [found.path for found in list_episodes(self.target.path).episodes]
+        """Return the recordings that are in the folder; none if it was removed."""
+        try:
+            return [found.path for found in list_episodes(self.target.path).episodes]
+        except FileNotFoundError:
+            return []
 
     def replace_earlier(self) -> None:
         """Remove the recordings that an earlier run left."""
