@@ -91,9 +91,11 @@ def test_nothing_is_written_before_it_has_arrived(path, monkeypatch):
         monkeypatch.setattr(module, "Transfers", LateTransfers)
     monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
     LateTransfers.begun = LateTransfers.waited = 0
-    env = Simulator(4, "cpu").append_transform(RerunRecorder(path, image_format="raw"))
+    recorder = RerunRecorder(path, image_format="raw", flush_seconds=1000.0)
+    env = Simulator(4, "cpu").append_transform(recorder)
     env.rollout(10, break_when_any_done=False)
-    waited = LateTransfers.waited  # for what came before all keys were known
+    recorder.dump()
+    waited = LateTransfers.waited  # for what is written by now
     assert LateTransfers.begun > 50
     env.rollout(10, break_when_any_done=False)
     assert LateTransfers.waited == waited
