@@ -112,6 +112,24 @@ def test_the_cache_is_bounded(recorded, monkeypatch):
         assert sum(batch.nbytes for batch in cache._held.values()) <= 5_000 or len(cache._held) == 1
 
 
+def test_the_cache_holds_no_more_of_chunks_of_a_row(tmp_path, monkeypatch):
+    """A chunk of a row of 84 bytes takes 13 KB of memory."""
+    path = tmp_path / "run.rrd"
+    recorder = RerunRecorder(path)
+    env = GymEnv("CartPole-v1").append_transform(recorder)
+    for _ in range(30):
+        env.reset()
+        recorder.dump()
+    env.close()
+    monkeypatch.setattr(reader, "CACHE_BYTES", 1 << 20)
+    cache = reader._Cache()
+    [part] = parts_in(path)
+    assert len(part.index) > 100
+    for at in range(len(part.index)):
+        cache.chunk(part, at)
+    assert len(cache._held) < 70
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_damages_are_errors_and_never_end_the_process(recorded, tmp_path, seed):
     draw = random.Random(seed)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import pickle
+import uuid
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import rerun as rr
@@ -46,16 +51,61 @@ class EncodedLayout:
         return encoded_field(INDEX, with_table(self.index, _moved(self.chunks, lambda offset: start + offset)))
 
 
-def encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
-    """Encode a layout once, for as many files as there are.
+class _Structure(pickle.Pickler):
+    """Pickles layouts so that those are equal that differ in the random ids of their views alone."""
+
+    def __init__(self, into: io.BytesIO) -> None:
+        super().__init__(into)
+        self.fast = True  # equal texts are written as equal texts, whether or not they are one object
+        self._ids: dict[uuid.UUID, int] = {}
+
+    def persistent_id(self, found: Any) -> Any:
+        """Return the number of an id in the order of their coming; None for anything else."""
+        return self._ids.setdefault(found, len(self._ids)) if isinstance(found, uuid.UUID) else None
+
+
+class EncodedLayouts:
+    """The layouts that were encoded last: the recorders of a program mostly have one and the same.
+
+    rerun-sdk 0.41: a layout that was encoded leaves four threads and 2 MB behind for as long as the process lives, and so a
+    program that makes recorders for days would run out of both.
 
     Args:
-        layout: the layout.
-        application_id: name of the run that the files are of.
-
-    Raises:
-        LookupError, ValueError: this version of Rerun encodes layouts in another way.
+        size: how many are kept. Default: 8.
     """
+
+    def __init__(self, size: int = 8) -> None:
+        self._size = size
+        self._known: OrderedDict[tuple[str, bytes], EncodedLayout] = OrderedDict()
+
+    def encode(self, layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
+        """Encode a layout once, for as many files as there are.
+
+        Args:
+            layout: the layout.
+            application_id: name of the run that the files are of.
+
+        Raises:
+            LookupError, ValueError: this version of Rerun encodes layouts in another way.
+        """
+        structure = io.BytesIO()
+        try:
+            _Structure(structure).dump(layout)
+        except Exception:  # of a user's own object in it, whatever it is
+            return _encode(layout, application_id)
+        key = application_id, structure.getvalue()
+        encoded = self._known.pop(key, None) or _encode(layout, application_id)
+        self._known[key] = encoded  # several threads may do this at once: each call is atomic, and what is lost is time
+        while len(self._known) > self._size:
+            with contextlib.suppress(KeyError):
+                self._known.popitem(last=False)
+        return encoded
+
+
+encode = EncodedLayouts().encode
+
+
+def _encode(layout: rrb.Blueprint, application_id: str) -> EncodedLayout:
     stream = rr.RecordingStream(application_id, send_properties=False)
     storage = rr.binary_stream(recording=stream)  # not `Blueprint.save`: that writes with the SDK's file sink
     stream.send_blueprint(layout)

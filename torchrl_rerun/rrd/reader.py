@@ -41,6 +41,9 @@ from torchrl_rerun.rrd.parts import PROPERTY_PATHS, Properties, RecordingPart, a
 CACHE_BYTES = 64 << 20
 """Bytes of decompressed chunks that are kept in memory: the episodes that are read next are often in the same chunks."""
 
+CHUNK_BYTES = 16 << 10
+"""Bytes of memory that a chunk takes beside its rows: its schema, and pyarrow's least allocations (13 KB measured)."""
+
 
 class FileVersion(NamedTuple):
     """The identity of a file and its contents, which differs if another one takes its path.
@@ -336,9 +339,9 @@ class _Cache:
         with self._lock:
             if key not in self._held:  # another thread may have read it meanwhile
                 self._held[key] = batch
-                self._bytes += batch.nbytes
+                self._bytes += batch.nbytes + CHUNK_BYTES
             while self._bytes > CACHE_BYTES and len(self._held) > 1:
-                self._bytes -= self._held.popitem(last=False)[1].nbytes
+                self._bytes -= self._held.popitem(last=False)[1].nbytes + CHUNK_BYTES
         return batch
 
 
