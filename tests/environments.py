@@ -719,3 +719,14 @@ def noting(values, **also):
 
     specs = {"x": Unbounded((2,)), "note": NonTensor(())}
     return Scripted(observe, specs=specs | {key: Unbounded(value.shape) for key, value in also.items()})
+
+
+class TwoRewards(Count):
+    """Gives 7 for its ``"cost"``, besides a reward."""
+
+    def __init__(self):
+        super().__init__(6)
+        self.reward_spec = Composite(reward=Unbounded((1,)), cost=Unbounded((1,)))
+
+    def _step(self, tensordict):
+        return super()._step(tensordict).set("cost", torch.full((1,), 7.0))

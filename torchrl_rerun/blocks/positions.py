@@ -97,4 +97,5 @@ class Timelines:
             env: index of the environment among the recorded ones.
             frames: the numbers of the events in the block.
         """
-        return self._positions[env].take(frames, axis=1).T
+        positions: Positions = self._positions[env].take(frames, axis=1).T
+        return positions
