@@ -543,7 +543,7 @@ class _Leftovers:
             with contextlib.suppress(OSError):
                 file = os.readlink(f"/proc/self/fd/{number}").split(":")[0]
                 files[file] += not file.startswith("/dev/shm/")  # what ParallelEnv shares with its workers
-        children = [child for task in Path("/proc/self/task").iterdir() for child in _text(task / "children").split()]
+        children = [child for task in Path("/proc/self/task").iterdir() for child in text_of(task / "children").split()]
         return {
             "threads": sorted(each.name for each in threading.enumerate() if each.name != ENCODER),  # they stay
             "processes": sorted(children),
@@ -565,7 +565,8 @@ class _Leftovers:
             time.sleep(0.02)
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file of ``/proc``; none if it is gone."""
     with contextlib.suppress(OSError):
         return path.read_text()
     return ""

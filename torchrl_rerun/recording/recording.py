@@ -354,6 +354,7 @@ class Recording(Steps):
             self.chunk_writer.close()
             for live_sink in self._live_sinks:
                 live_sink.close()
+            self._buffers.free()
 
     def finish_describing(self) -> None:
         """Finish the description: lay out viewers, prepare memory, and remove the file that this one replaces.
