@@ -496,6 +496,10 @@ class Iteration:
                 continue
             self.tally["bytes"] += (folder / name).stat().st_size
             least = self._kept.get(part, self.dumped) if self.plan.fault == "disk" else None
+            if self.plan.fault == "disk" and not (folder / name).stat().st_size:  # there was no room for a chunk
+                needed = {key for key, length in least.items() if length > self.witness.ended[part].get(key, 0)}
+                assert not needed, f"{name} is empty"
+                continue
             self._compare(folder / name, part, least)
             if self.plan.fault not in ("disk", "folder"):
                 layouts = len(RrdReader(folder / name).blueprints())
