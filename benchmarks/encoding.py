@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
 from torchrl_rerun.kinds.describe import describe
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
-from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoding
 from torchrl_rerun.writing import encoding_threads as threads

@@ -29,8 +29,8 @@ from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds import image
 from torchrl_rerun.kinds.describe import describe
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
-from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoding
 from torchrl_rerun.writing.chunks import ChunkFactory

@@ -8,8 +8,9 @@ import pytest
 
 from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.entity_paths import EntityPaths, free_key, unlike
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.scalars import Scalars
-from torchrl_rerun.kinds.streams import Leaf, Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.rrd.runs import FOLDER_OF_WORKER, elsewhere, family, parts_of
 
 

@@ -182,7 +182,7 @@ WITHOUT_FRAMEWORKS = """
     import numpy as np
     from torchrl_rerun.kinds.schema import Moment
     from torchrl_rerun.kinds.describe import running_sum
-    from torchrl_rerun.kinds.streams import Leaf
+    from torchrl_rerun.kinds.leaf import Leaf
     from torchrl_rerun.recording.options import Options
     from torchrl_rerun.recording.session import Facts, Session, open_recording
 

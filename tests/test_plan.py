@@ -12,7 +12,7 @@ from torchrl.envs import GymEnv
 
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.kinds.streams import Leaf
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader, Reader, Readers

@@ -13,8 +13,8 @@ import pytest
 from interrupts import interrupted
 from torchrl_rerun import RecordingError
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.schema import Moment, Source
-from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.status import State

@@ -10,8 +10,9 @@ import pytest
 
 from torchrl_rerun import Depth, Image, Kind, Points3D, Scalars, Segmentation, State, Tensor, Text
 from torchrl_rerun.kinds.describe import KINDS
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import stream_from_schema, stream_to_schema
-from torchrl_rerun.kinds.streams import Leaf, Stream, UnsupportedLeafError
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.options import Options
 
 

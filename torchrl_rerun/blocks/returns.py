@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.events import EnvIndices, Events
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 
 
 class Sums:

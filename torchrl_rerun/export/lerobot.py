@@ -36,11 +36,12 @@ from torchrl_rerun.export.steps import (
     without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
 from torchrl_rerun.paths import make_absolute
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
 from torchrl_rerun.reading.steps import steps as read_steps
 from torchrl_rerun.rrd.atomic import written_aside

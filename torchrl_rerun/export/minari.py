@@ -26,9 +26,10 @@ from torchrl_rerun.export.steps import (
     without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Stream, name_of
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import steps as read_steps
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import episode_span

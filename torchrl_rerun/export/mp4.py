@@ -24,7 +24,7 @@ from av.container import OutputContainer
 from PIL import Image
 
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
-from torchrl_rerun.kinds.streams import name_of
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
 from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.pictures import (

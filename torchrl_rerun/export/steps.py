@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import as_key, name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Stream, as_key, name_of
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.transitions import Transitions, transitions
 from torchrl_rerun.rrd.frame_codes import episode_span
 

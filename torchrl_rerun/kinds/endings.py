@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 
 FLAGS = ("done", "terminated", "truncated")
 """Names of the flags, in any group."""

@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 
 class EntityPaths:

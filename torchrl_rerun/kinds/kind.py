@@ -20,7 +20,9 @@ import rerun.blueprint as rrb
 
 from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.exact import EXACT, exact_column, flattened
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.keys import name_of
+from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.streams import Stream
 
 Discrete = Literal["index", "one_hot"]
 """How a discrete value is written: the number of its category, or one number for each category."""

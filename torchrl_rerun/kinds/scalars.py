@@ -19,9 +19,11 @@ import rerun as rr
 
 from torchrl_rerun.kinds.arrow import Column, number_lists
 from torchrl_rerun.kinds.exact import are_exact_floats, exact_column, flattened, restored
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import Kind, Plot
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.palette import color, series_style
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 
 SCALARS = "Scalars:scalars"
 """The component of plotted numbers."""

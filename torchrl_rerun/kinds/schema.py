@@ -20,7 +20,8 @@ from rerun.chunk import Chunk
 from torchrl_rerun.kinds.describe import kind_from_schema
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 PROPERTIES = "__properties"
 """Entity below which a recording has its properties."""

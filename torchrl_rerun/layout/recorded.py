@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 
 @dataclass(frozen=True)

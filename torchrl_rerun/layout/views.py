@@ -5,8 +5,9 @@ from __future__ import annotations
 import rerun.blueprint as rrb
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import View
-from torchrl_rerun.kinds.streams import Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.axes import title_of
 from torchrl_rerun.layout.recorded import Recorded
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.schema import TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.pictures import EncodedPicture, encoded_in, is_video
 from torchrl_rerun.reading.recordings import StoredRecording
 from torchrl_rerun.reading.rows import (

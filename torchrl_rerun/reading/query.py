@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from torchrl_rerun.kinds.episode import PROPERTIES, Value
 from torchrl_rerun.paths import escape_path
-from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.load import Place, load
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 
 TABLE = "episodes"
 """The name of the table in queries."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import Form, largest, shapes_of
 from torchrl_rerun.reading.rows import RowFrames, together

@@ -10,8 +10,9 @@ from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS
 from torchrl_rerun.writing.output import BlockOutput, Output
 from torchrl_rerun.writing.writer import WriterThread

@@ -17,8 +17,9 @@ from torchrl_rerun.blocks.block import StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Value
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, info_chunk, shown_envs
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.clock import CLOCK

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rerun.chunk import LazyChunkStream
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema, shown_envs
-from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute

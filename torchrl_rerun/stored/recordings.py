@@ -10,8 +10,8 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 
 from torchrl_rerun.export.steps import check_same, name_episode
-from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.load import load
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import uneven_steps
 from torchrl_rerun.rrd.frame_codes import episode_span
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names, split_time

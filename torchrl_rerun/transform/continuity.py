@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import FLAGS, Endings
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.transform import tensordicts
 
 Mask = npt.NDArray[np.bool_]

@@ -13,8 +13,10 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.entity_paths import free_key
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts

@@ -15,7 +15,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import Transform
 
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import Endings, Ends
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.readers import Reader, Readers
 

@@ -13,7 +13,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, Stream, UnsupportedLeafError, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.leaf import UnsupportedLeafError
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.transform import tensordicts
 
 

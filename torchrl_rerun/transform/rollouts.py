@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 from torchrl_rerun.transform.front_end import FrontEnd

@@ -12,8 +12,9 @@ from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, Mul
 from torchrl.envs import CatFrames, EnvBase, ParallelEnv
 from torchrl.record import PixelRenderTransform
 
+from torchrl_rerun.kinds.keys import Key, as_key
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.objects import MISSING
-from torchrl_rerun.kinds.streams import Key, Leaf, UnsupportedLeafError, as_key
 from torchrl_rerun.transform.environments import innermost, transforms_of
 from torchrl_rerun.transform.known_names import known_names
 from torchrl_rerun.transform.tensordicts import (

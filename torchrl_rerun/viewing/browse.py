@@ -11,8 +11,9 @@ from torchrl_rerun.export.steps import name_episode
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.load import load
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.rrd.reader import why_unreadable
 from torchrl_rerun.viewing.notebook import NotebookViewer, Size, in_notebook
 

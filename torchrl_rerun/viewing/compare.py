@@ -19,10 +19,11 @@ from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
 from torchrl_rerun.kinds.episode import Episode, returns_of
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.layout.axes import whole
 from torchrl_rerun.layout.blueprint import MAX_DETAILS
 from torchrl_rerun.layout.parts import details

@@ -14,8 +14,9 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
-from torchrl_rerun.kinds.streams import Stream, entity_path, name_of
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import FRAME, Positions
 from torchrl_rerun.writing.encoding import Encoding
 from torchrl_rerun.writing.losses import Losses

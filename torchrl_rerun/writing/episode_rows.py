@@ -13,8 +13,8 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.episode import Episode, returns_of
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.objects import size_of
-from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.writing.chunks import ChunkFactory
 from torchrl_rerun.writing.encoding import Encoding

@@ -11,8 +11,9 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import rows_by_env
 from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import FRAME
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
 from torchrl_rerun.writing.encoding import Encoding
