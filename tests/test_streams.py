@@ -140,7 +140,7 @@ def test_a_matrix_that_is_a_picture_after_all():
 
 def test_an_agent_dimension_is_not_part_of_the_row():
     stream = described("float32", (2, 18), agents=("fox", "hare"))
-    assert (stream.kind, stream.row_shape, stream.lanes) == (Scalars(), (18,), 2)
+    assert (stream.kind, stream.row_shape, stream.agent_count) == (Scalars(), (18,), 2)
 
 
 def test_the_spec_decides_before_the_data():

@@ -34,7 +34,7 @@ class EntityPaths:
             stream = dataclasses.replace(stream, agents=unlike(stream.agents))
         for place in self._candidates(stream.key):
             found = dataclasses.replace(stream, place=() if place == stream.key else place)
-            paths = {entity_path(found, None, lane) for lane in range(found.lanes)}
+            paths = {entity_path(found, None, agent) for agent in range(found.agent_count)}
             if place[0] not in self._reserved and not paths & self._taken:
                 self._taken |= paths
                 return found

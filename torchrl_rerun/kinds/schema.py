@@ -106,18 +106,18 @@ class Schema:
     def paths_of(self, stream: Stream) -> Iterator[str]:
         """Yield the entity paths at which a key is recorded."""
         for env in self.envs[:1] if stream.shared else self.envs:
-            for lane in range(stream.lanes):
-                yield self.path_of(stream, env, lane)
+            for agent in range(stream.agent_count):
+                yield self.path_of(stream, env, agent)
 
-    def path_of(self, stream: Stream, env: int, lane: int = 0) -> str:
+    def path_of(self, stream: Stream, env: int, agent: int = 0) -> str:
         """Return the entity path of a key: below ``/env_{env}``, unless the recording is of one episode.
 
         Args:
             stream: the key.
             env: index of the environment.
-            lane: position of the agent.
+            agent: position of the agent.
         """
-        return entity_path(stream, None if self.split == "episode" else env, lane)
+        return entity_path(stream, None if self.split == "episode" else env, agent)
 
     def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
         """Return how many rows keys have, and how many they lack, if others that are seen at the same moments have more.
@@ -131,10 +131,10 @@ class Schema:
         found = {stream.key: [rows.get(path, 0) for path in self.paths_of(stream)] for stream, _ in self.described}
         for stream, moment in self.described:
             for at, count in enumerate(found[stream.key]):
-                which = moment, at // stream.lanes
+                which = moment, at // stream.agent_count
                 most[which] = max(most.get(which, 0), count)
         wanted = {
-            stream.key: sum(most[moment, at // stream.lanes] for at in range(len(found[stream.key])))
+            stream.key: sum(most[moment, at // stream.agent_count] for at in range(len(found[stream.key])))
             for stream, moment in self.described
         }
         return {key: (sum(counts), wanted[key]) for key, counts in found.items() if sum(counts) < wanted[key]}

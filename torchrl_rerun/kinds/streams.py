@@ -122,8 +122,8 @@ class Stream:
         return not (self.is_object or self.is_complex)
 
     @property
-    def lanes(self) -> int:
-        """Number of entities that an environment has of this key."""
+    def agent_count(self) -> int:
+        """Number of agents, each of which has an entity; 1 without an agent dimension."""
         return max(1, len(self.agents))
 
     @property
@@ -161,30 +161,30 @@ class Stream:
         with np.errstate(invalid="ignore"):  # integers of 64 bits beyond the range, which come from the exact column
             return numbers.astype(self.number_type, copy=False)
 
-    def path(self, env: int | None, lane: int = 0) -> list[str]:
+    def path(self, env: int | None, agent: int = 0) -> list[str]:
         """Return the parts of the entity path of an environment, for one agent.
 
         Args:
             env: environment index; None: the recording is of one environment.
-            lane: position of the agent.
+            agent: position of the agent.
 
         >>> from torchrl_rerun.kinds.scalars import Scalars
         >>> Stream(("agents", "reward"), Scalars(), "float32", (2, 1), agents=("fox", "hare")).path(3, 1)
         ['env_3', 'agents', 'reward', 'hare']
         """
-        return [*([] if env is None else [f"env_{env}"]), *(self.place or self.key), *self.agents[lane : lane + 1]]
+        return [*([] if env is None else [f"env_{env}"]), *(self.place or self.key), *self.agents[agent : agent + 1]]
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def entity_path(stream: Stream, env: int | None, lane: int = 0) -> str:
+def entity_path(stream: Stream, env: int | None, agent: int = 0) -> str:
     """Return the entity path at which a stream of an environment is recorded, escaped by Rerun's own rules.
 
     Args:
         stream: the stream.
         env: environment index; None: the recording is of one environment.
-        lane: position of the agent.
+        agent: position of the agent.
     """
-    return rr.new_entity_path(stream.path(env, lane))
+    return rr.new_entity_path(stream.path(env, agent))
 
 
 def batch_path(key: Key) -> str:

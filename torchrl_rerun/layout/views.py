@@ -21,9 +21,9 @@ def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
     """
     shown = [(stream, view) for stream in recorded.of(env) if (view := view_of(stream)) is not None]
     return [
-        view.make(origin=recorded.path(stream, env, lane), name=title_of(recorded, env, stream, lane), **view.options)
+        view.make(origin=recorded.path(stream, env, agent), name=title_of(recorded, env, stream, agent), **view.options)
         for stream, view in sorted(shown, key=lambda each: each[1].rank)
-        for lane in range(stream.lanes)
+        for agent in range(stream.agent_count)
     ]
 
 

@@ -200,7 +200,7 @@ class Buffers:
         small = self.small
         if envs <= MAX_LOGGED_ENVS or not small.groups or small.slots >= SHORT_BLOCK:
             return
-        entities = sum(stream.lanes for group in small.groups for stream in group.streams)
+        entities = sum(stream.agent_count for group in small.groups for stream in group.streams)
         cost = entities * CHUNK_SECONDS / small.slots
         needed = -(-SHORT_BLOCK * buffer_bytes // small.slots >> 20)
         warn(

@@ -48,8 +48,8 @@ class ChunkFactory:
         """
         together: list[_Made] = []
         for stream, values in rows_of_env.values:
-            for lane in range(stream.lanes):
-                path, rows = entity_path(stream, env, lane), values[:, lane] if stream.agents else values
+            for agent in range(stream.agent_count):
+                path, rows = entity_path(stream, env, agent), values[:, agent] if stream.agents else values
                 if stream.is_object:
                     yield from self._of_objects(stream, path, rows, rows_of_env.positions, together)
                 elif self._encoding.add(path, stream, rows, rows_of_env.positions):
@@ -201,9 +201,9 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
     streams = list(streams)
     before = _agents_before(streams)
     for stream in streams:
-        for lane in range(stream.lanes):
-            paths = [entity_path(stream, env, lane) for env in envs[: 1 if stream.shared else None]]
-            yield from _static(stream, before.get(stream.key[0], 0) + lane, paths)
+        for agent in range(stream.agent_count):
+            paths = [entity_path(stream, env, agent) for env in envs[: 1 if stream.shared else None]]
+            yield from _static(stream, before.get(stream.key[0], 0) + agent, paths)
 
 
 def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
@@ -219,6 +219,6 @@ def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
 
 def _agents_before(streams: Sequence[Stream]) -> dict[str, int]:
     """Return how many agents come before those of each group, in the order of the groups' names."""
-    groups = {stream.key[0]: stream.lanes for stream in streams if stream.agents}
+    groups = {stream.key[0]: stream.agent_count for stream in streams if stream.agents}
     counts = itertools.accumulate((groups[name] for name in sorted(groups)), initial=0)
     return dict(zip(sorted(groups), counts, strict=False))
