@@ -127,16 +127,16 @@ def soak(seconds: float, seed: int, console: Console | None = None, told=lambda 
                 console.print(
                     f"--only {plan.seed} failed: {outcome.failure.strip().splitlines()[-1][:300]}", markup=False
                 )
-        done.growth = growth_of(runners.resident)
+        done.growth = growth_of(runners.used)
     if done.growth > MAX_GROWTH:
         done.failures.append(Outcome(seed, failure=f"memory grew by {done.growth / 1e6:.0f} MB"))
     return done
 
 
-def growth_of(resident: list[list[int]]) -> int:
+def growth_of(used: list[list[int]]) -> int:
     """How much the processes grew after their first iterations, the worst of them: medians, for it goes up and down."""
     grown = [0]
-    for process in resident:
+    for process in used:
         later = process[WARM_UP:]
         if len(later) >= 10:
             part = max(3, len(later) // 5)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.devices import Arrival, Transfers
+from torchrl_rerun.blocks.devices import Arrival, Transfers, host_bits
 from torchrl_rerun.blocks.events import Event, Events
 from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import PAGE, Stream
 from torchrl_rerun.kinds.timelines import Positions
+
+if TYPE_CHECKING:
+    import torch
 
 ACTED = Moment.ACTED
 
@@ -82,6 +85,7 @@ class Values:
         is_objects: whether the values are Python objects.
         lies_by_env: whether the rows of an environment lie side by side.
         array: ``[slots, envs, *stream.slot_shape]``, or ``[envs, slots, *stream.slot_shape]`` if it lies by environment.
+        slots: for each slot its part of the array, if the values come from an accelerator; else empty.
     """
 
     def __init__(self, stream: Stream, envs: int, slots: int) -> None:
@@ -91,8 +95,14 @@ class Values:
         self.lies_by_env = stream.is_large and not stream.device
         envs = 1 if stream.shared else envs
         sizes = (envs, slots) if self.lies_by_env else (slots, envs)
-        allocate = Transfers.allocate if stream.device else np.empty  # which takes no memory until it is written to
-        self.array: npt.NDArray[Any] = allocate((*sizes, *stream.slot_shape), stream.storage)
+        shape = *sizes, *stream.slot_shape
+        self.slots: Sequence[torch.Tensor] = ()
+        self.array: npt.NDArray[Any]
+        if stream.device:
+            pinned = Transfers.allocate(shape, stream.dtype)
+            self.array, self.slots = host_bits(pinned), pinned.unbind()
+        else:
+            self.array = np.empty(shape, stream.storage)  # which takes no memory until it is written to
 
     @property
     def by_frame(self) -> npt.NDArray[Any]:
@@ -156,11 +166,15 @@ class Block:
         for group, frames, values in zip(self.groups, self.frames, self.values, strict=True):
             pairs = list(zip(values, group.at, strict=True))
             near = [(v, i) for v, i in pairs if not v.stream.device]
-            far = [(v, i) for v, i in pairs if v.stream.device]
+            far = [
+                (each, [(v.slots, i) for v, i in pairs if v.stream.device == device])
+                for device, each in self._transfers.items()
+            ]
             by_frame = [(v.array, i) for v, i in near if not v.lies_by_env]
             by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
             objects = [i for v, i in pairs if v.is_objects]
             first = group.at[0] if group.at else None
+            far = [(each, of_device) for each, of_device in far if of_device]
             self._plan.append((group.moment, group.is_summed, first, frames, by_frame, by_env, objects, far))
 
     def begin(self, start: Positions) -> None:
@@ -241,8 +255,8 @@ class Block:
                     array[rows, slot] = arrays[i][rows]
             if objects:
                 self._weigh(arrays[i] for i in objects)
-            if far:
-                self._transfer(far, slot, arrays)
+            for transfers, of_device in far:  # whole frames: `presence` tells which of their rows count
+                transfers.copy([slots[slot] for slots, _ in of_device], [arrays[i] for _, i in of_device])
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of its frame was copied."""
@@ -255,14 +269,9 @@ class Block:
         self.object_bytes += sum(size_of(value) for values in objects for value in values.flat)
         self.is_heavy = self.object_bytes > self._object_capacity
 
-    def _transfer(self, far: Sequence[tuple[Values, int]], slot: int, arrays: Arrays) -> None:
-        """Begin to copy a slot from accelerators: whole, since `presence` tells which of its rows count."""
-        for device, transfers in self._transfers.items():
-            transfers.copy([(values.array[slot], arrays[i]) for values, i in far if values.stream.device == device])
-
     def seal(self) -> None:
         """Take no more frames, and note the copies that are on their way from accelerators."""
-        self._arrivals = [transfers.arrival() for transfers in self._transfers.values()]
+        self._arrivals = [arrival for transfers in self._transfers.values() for arrival in transfers.arrivals()]
 
     def wait(self) -> None:
         """Wait until all values have arrived. Called on the writer's thread."""

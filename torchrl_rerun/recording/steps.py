@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Arrays
 from torchrl_rerun.blocks.buffer import Buffer
+from torchrl_rerun.blocks.devices import fetched
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.endings import Ends
@@ -301,7 +302,7 @@ class Steps:
         if stepped is None or at is None or (values := stepped[at]) is None:
             return None
         stream = self._description.at(Moment.STEPPED)[at]
-        return stream.numbers(values.cpu().numpy() if stream.device else values)
+        return stream.numbers(fetched(values) if stream.device else values)
 
     def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
         """Return an event for the statistics over all environments, which have rows at recorded frames."""

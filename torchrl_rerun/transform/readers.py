@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tensordict import TensorDict, TensorDictBase
 
@@ -42,9 +41,10 @@ class Reader:
         stream: how the key is recorded.
         batch_size: the batch size of the tensordicts.
         name: the key's name at the root; empty if it is nested, for no name is empty.
-        is_simple: whether ``value.numpy()`` is the array, if its dtype and shape are as ever.
+        is_simple: whether ``value.numpy()`` is the array, if its dtype and shape are as ever. Of values on an accelerator: whether
+            the value itself is what is copied.
         is_flat: whether values are ``[envs, ...]`` already.
-        dtype: the dtype of the arrays.
+        dtype: the dtype of the arrays; of values on an accelerator, that of the values.
         given_shape: the shape of the values, ``[*batch, *stream.shape]``.
         shape: the shape of the arrays, ``[envs, *stream.shape]``.
     """
@@ -54,7 +54,7 @@ class Reader:
     name: str
     is_simple: bool
     is_flat: bool
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any] | torch.dtype
     given_shape: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -71,9 +71,9 @@ class Reader:
             stream,
             size,
             name=stream.key[0] if len(stream.key) == 1 else "",
-            is_simple=not (stream.is_object or stream.device or stream.dtype == "bfloat16"),
+            is_simple=not stream.is_object and (bool(stream.device) or stream.dtype != "bfloat16"),
             is_flat=len(size) == 1,
-            dtype=stream.storage,
+            dtype=getattr(torch, stream.dtype) if stream.device else stream.storage,
             given_shape=(*size, *stream.shape),
             shape=(size.numel(), *stream.shape),
         )
@@ -125,16 +125,17 @@ class Readers:
     Attributes:
         each: as given.
         keys: their keys.
-        simple: for each key whose values ``value.numpy()`` turns into arrays, their dtype and shape, and the shape of the
-            arrays; None for other keys.
+        simple: for each simple key the dtype and the shape of its values, the shape of its arrays if it is another one, and
+            whether its values are on an accelerator; None for other keys.
     """
 
     def __init__(self, readers: Iterable[Reader] = ()) -> None:
         self.each = tuple(readers)
         self.keys = tuple(reader.key for reader in self.each)
-        # For each simple key its dtype, the shape of its values, and that of its arrays if it is another one.
         self.simple = tuple(
-            (each.dtype, each.given_shape, None if each.is_flat else each.shape) if each.is_simple else None
+            (each.dtype, each.given_shape, None if each.is_flat else each.shape, bool(each.stream.device))
+            if each.is_simple
+            else None
             for each in self.each
         )
         names = [reader.name for reader in self.each]
@@ -194,9 +195,9 @@ class ArrayReader:
         for i, value in enumerate(values):
             simple = readers.simple[i]
             if simple is not None and value is not None:
-                dtype, given_shape, shape = simple
+                dtype, given_shape, shape, is_on_device = simple
                 try:
-                    array: npt.NDArray[Any] = value.numpy()
+                    array: Any = value if is_on_device else value.numpy()
                     is_as_ever = array.dtype is dtype and array.shape == given_shape
                 except Exception:  # it requires a gradient, is on another device, or no tensor at all
                     is_as_ever = False
