@@ -77,7 +77,7 @@ def test_a_value_of_another_dtype_costs_that_value_with_one_warning(value):
     reader, some = ArrayReader(never), readers(stream("x", shape=(3,)), stream("y"))
     other = torch.rand(2)
     with pytest.warns(
-        UserWarning, match=r"'x' is not recorded where it is .*: the recording began with float32"
+        UserWarning, match=r"'x' is not recorded while it is .*: the recording began with float32"
     ) as warned:
         read = [reader.arrays(some, [value, other]) for _ in range(2)]
     for first, second in read:

@@ -298,7 +298,7 @@ def test_a_value_that_is_suddenly_of_another_class(path, batch_size):
 
     specs = {"x": Unbounded((*batch_size, 2))}
     env = Scripted(observe, batch_size, specs).append_transform(RerunRecorder(path, in_keys=["a", "b", "x"]))
-    with pytest.warns(UserWarning, match="'a' is not recorded where it is of type NonTensorData"):
+    with pytest.warns(UserWarning, match="'a' is not recorded while it is of type NonTensorData"):
         walk(env)
     for episode in load(path):
         assert episode["a"][:, 0].tolist() == [0, 1, 3, 4]

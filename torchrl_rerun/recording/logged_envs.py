@@ -1,4 +1,4 @@
-"""Logged environments: which environments of a batch are recorded in detail, and their part of values of all."""
+"""Logged environments: resolve ``logged_envs``, and select their rows from arrays of the whole batch."""
 
 from __future__ import annotations
 

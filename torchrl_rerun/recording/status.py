@@ -303,4 +303,4 @@ class Status:
             error = live_sink.error()
             if error is not None and not live_sink.is_sole and live_sink.label not in self._warned_of:
                 self._warned_of.add(live_sink.label)
-                warn(f"{error}; what comes now is not shown there (training goes on)", RuntimeWarning)
+                warn(f"{error}; later frames are not shown there (training goes on)", RuntimeWarning)

@@ -1,4 +1,4 @@
-"""StoredTrajectories tensordicts, saved with PyTorch or mapped from elsewhere, as trajectories. They are data, and never code."""
+"""Stored tensordicts: files of ``torch.save`` and memory maps, read as trajectories without running code."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class ArrayReader:
             change = f"{type(value).__name__} ({error})"
         advice = f". {error.advice}" if isinstance(error, ChangedError) and error.advice else ""
         warn(
-            f"{name_of(reader.key)} is not recorded where it is {change}: the recording began with "
+            f"{name_of(reader.key)} is not recorded while it is {change}: the recording began with "
             f"{reader.stream.dtype} {reader.stream.shape}{advice}"
         )
 

@@ -80,17 +80,20 @@ class RerunRecorder(Transform):
         aggregate: whether the mean, the minimum, the maximum and quantiles of the rewards and returns over all environments
             are recorded at each frame, below ``/batch``. Not with ``split="episode"``. Default: True if ``logged_envs`` is
             None and some environments are not recorded.
-        skip: record one frame in so many, and always the first and the last one of each episode. ``episode_return`` is
+        skip: record every ``skip``-th frame, and always the first and the last one of each episode. ``episode_return`` is
             the sum over all steps. Default: 1.
         fps: frames per second of simulated time. Default: the environment's (``render_fps``, ``dt``).
-        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
-            and much smaller than JPEG), for all images whose kind says no other. Float images, depth and segmentations are always raw,
-            and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
-            H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
-            costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
-            aren't even, or are below 4, are filled up at the right and below with what is at the edge.
-        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, what of a stack of
-            frames), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
+        image_format: format of all images unless their kind sets another one: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"``
+            (both exact), or ``"h264"`` or ``"av1"`` (video: lossy, and much smaller than JPEG).
+
+            - Float images, depth and segmentations are always raw. Images with an alpha channel are PNG instead of JPEG or
+              video.
+            - Video needs the extra ``torchrl-rerun[video]``. H.264 costs little, and the native viewer plays it if an
+              ``ffmpeg`` is installed. AV1 plays everywhere, and costs several times as much.
+            - Video has a keyframe at each episode's first frame and once a second. Sizes that are odd or below 4 are padded at
+              the right and at the bottom, by repeating the edge.
+        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, frames of a stack to
+            store), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
             :class:`~torchrl_rerun.State`, :class:`~torchrl_rerun.Tensor`, :class:`~torchrl_rerun.Text`,
             :class:`~torchrl_rerun.Points3D`, or a :class:`~torchrl_rerun.Kind` of your own. A kind with its default
             options may be written by its name, as ``"tensor"``. Default: by the key, its spec and its first value.
@@ -510,7 +513,7 @@ class RerunRecorder(Transform):
             )
 
     def stats(self) -> dict[str, float]:
-        """Return counts of the recording for a training log, in microseconds.
+        """Return counts of the recording for a training log. The call takes microseconds.
 
         The counts are of the recorder's whole life. Frames after :meth:`close`, in the next file, are added.
 

@@ -1,7 +1,7 @@
 """Encoding: values that are encoded on several threads, and wait until there are enough of them for a chunk.
 
-A block holds few pictures of many environments: two, if 16 have images of 400x600. A chunk of so few would be larger by
-what a chunk costs than by what is in it, and the viewer would have to find its way among thousands.
+A block may hold two images of each environment: 16 environments with images of 400x600 fill it. Chunks of two images
+would be mostly overhead, and the viewer would have to search thousands. So encoded images outlive their block.
 """
 
 from __future__ import annotations
