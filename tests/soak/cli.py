@@ -23,7 +23,7 @@ from soak.runners import Outcome, Runners
 WARM_UP = 20
 """After so many iterations a process has allocated what it keeps; its growth is counted from there."""
 
-MAX_GROWTH = 150 << 20
+MAX_GROWTH = 64 << 20
 """Bytes that a process may grow by after that."""
 
 
