@@ -40,9 +40,9 @@ class Driver:
     def handed(self):
         return [lease.block for lease in self.leases]
 
-    def add(self, value, rows=None, now=None):
+    def add(self, value, envs=None, now=None):
         """Add a frame. Returns how often a lease was waited for, None if the frame was given up."""
-        event = self.episodes.event(rows, time.time_ns() if now is None else now, is_step=value > 0)
+        event = self.episodes.event(envs, time.time_ns() if now is None else now, is_step=value > 0)
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
         waited = 0
         while (lease := self.buffer.add(event, ([values], None, None), self.episodes.positions)) is not None:
@@ -94,8 +94,8 @@ def test_a_block_holds_at_least_one_frame():
 @pytest.mark.parametrize("stream", [SMALL, LARGE])
 def test_rows_are_those_that_were_added(stream):
     driver = Driver(1_000_000, stream=stream)
-    for value, rows in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
-        driver.add(value, rows)
+    for value, envs in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
+        driver.add(value, envs)
     driver.flush()
     (block,) = driver.handed
     present = block.presence(0)

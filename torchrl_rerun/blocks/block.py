@@ -227,32 +227,32 @@ class Block:
             moments: per moment, the values of all environments; None for a moment that had none. A group without values gets
                 no rows.
         """
-        number, after = len(self.events), event.after
+        number, after = len(self.events), event.envs_after
         self.events.append(event)
         self.room -= 1
         for moment, is_summed, first, frames, by_frame, by_env, objects, far in self._plan:
             arrays = moments[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
-            rows = event.rows if is_summed else event.before if moment is ACTED else after
-            if rows is not None and not len(rows):
+            envs = event.envs if is_summed else event.envs_before if moment is ACTED else after
+            if envs is not None and not len(envs):
                 continue
             slot = len(frames)
             frames.append(number)
-            if rows is None or len(rows) >= self._many:
+            if envs is None or len(envs) >= self._many:
                 for array, i in by_frame:  # `presence` leaves out the environments without a row
                     array[slot] = arrays[i]
             else:
                 for array, i in by_frame:
                     if array.shape[1] == self._envs:
-                        array[slot, rows] = arrays[i][rows]
-                    elif rows[0] == 0:  # values that all environments share are stored with the first one
+                        array[slot, envs] = arrays[i][envs]
+                    elif envs[0] == 0:  # values that all environments share are stored with the first one
                         array[slot] = arrays[i]
             for array, i in by_env:
-                if rows is None:
+                if envs is None:
                     array[:, slot] = arrays[i]
                 else:
-                    array[rows, slot] = arrays[i][rows]
+                    array[envs, slot] = arrays[i][envs]
             if objects:
                 self._weigh(arrays[i] for i in objects)
             for transfers, of_device in far:  # whole frames: `presence` tells which of their rows count
@@ -283,11 +283,11 @@ class Block:
         """Return in which slots of a group each environment has a row, ``[slots, envs]``; None if in all of them."""
         frames = np.array(self.frames[group], np.intp)
         present = None
-        for position, rows in self.events.partial(before=self.groups[group].moment is ACTED):
+        for position, envs in self.events.partial(before=self.groups[group].moment is ACTED):
             slot = int(np.searchsorted(frames, position))
             if slot < len(frames) and frames[slot] == position:
                 if present is None:
                     present = np.ones((len(frames), self._envs), np.bool_)
                 present[slot] = False
-                present[slot, rows] = True
+                present[slot, envs] = True
         return present

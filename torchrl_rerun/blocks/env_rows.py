@@ -20,12 +20,12 @@ class EnvRows(NamedTuple):
     """Rows of one environment that share their times.
 
     Attributes:
-        row: index of the environment among the recorded ones.
+        env: index of the environment among the recorded ones.
         positions: where it was, ``[n, 6]``.
         values: per stream its rows, ``[n, *stream.shape]``: views of the block's memory if possible.
     """
 
-    row: int
+    env: int
     positions: Positions
     values: list[tuple[Stream, npt.NDArray[Any]]]
 
@@ -44,26 +44,26 @@ def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
     frames = [np.array(each, np.intp) for each in block.frames]
     present = [block.presence(group) for group in range(len(block.groups))]
     together = _groups_with_the_same_times(block)
-    for row in range(envs):
+    for env in range(envs):
         for groups in together:
             first = groups[0]
             mask = present[first]
-            slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, row])
+            slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, env])
             at = frames[first][slots]
             if not len(at):
                 continue
             is_before = block.groups[first].moment is Moment.ACTED
-            positions = timelines.before(row, at) if is_before else timelines.at(row, at)
+            positions = timelines.before(env, at) if is_before else timelines.at(env, at)
             values = [
-                (stored.stream, stored.of(row, slots))
+                (stored.stream, stored.of(env, slots))
                 for group in groups
                 for stored in block.values[group]
-                if not (stored.stream.shared and row)
+                if not (stored.stream.shared and env)
             ]
             sums_here = (stream for group in groups for stream in block.groups[group].streams if stream.sums)
-            values += [(stream, summed[stream.key][slots, row]) for stream in sums_here]
+            values += [(stream, summed[stream.key][slots, env]) for stream in sums_here]
             if values:
-                yield EnvRows(row, positions, values)
+                yield EnvRows(env, positions, values)
 
 
 def _groups_with_the_same_times(block: Block) -> list[list[int]]:

@@ -19,7 +19,7 @@ def advance(positions: Positions, event: Event) -> Positions:
         event: the event.
     """
     after = positions.copy()
-    touched = slice(None) if event.rows is None else event.rows
+    touched = slice(None) if event.envs is None else event.envs
     moved = after[touched]
     moved[:, FRAME], moved[:, STEP], moved[:, LOG_TIME] = event[:3]
     if event.is_step:
@@ -28,11 +28,11 @@ def advance(positions: Positions, event: Event) -> Positions:
         moved[:, REGROUPED] += 1
     after[touched] = moved
     if not event.is_step:
-        begins = slice(None) if event.begins is None else event.begins
-        begun = after[begins]
-        begun[:, EPISODE] += 1
-        begun[:, EPISODE_STEP] = begun[:, REGROUPED] = 0
-        after[begins] = begun
+        begun = slice(None) if event.envs_begun is None else event.envs_begun
+        first = after[begun]
+        first[:, EPISODE] += 1
+        first[:, EPISODE_STEP] = first[:, REGROUPED] = 0
+        after[begun] = first
     return after
 
 

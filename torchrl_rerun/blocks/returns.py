@@ -96,24 +96,24 @@ def running_sums(
             np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
             continue
         if event.is_step:
-            sums[last] = with_rewards(sums[first], event.rows, sums[last])
+            sums[last] = with_rewards(sums[first], event.envs, sums[last])
         else:
             sums[last] = sums[first]
-            sums[last, slice(None) if event.begins is None else event.begins] = 0.0
+            sums[last, slice(None) if event.envs_begun is None else event.envs_begun] = 0.0
     return sums
 
 
-def with_rewards(sums: npt.NDArray[np.float64], rows: EnvIndices, rewards: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def with_rewards(sums: npt.NDArray[np.float64], envs: EnvIndices, rewards: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return running sums after a step.
 
     Args:
         sums: the sums before the step, ``[envs, ...]``.
-        rows: the environments that were stepped; None: all.
+        envs: the environments that were stepped; None: all.
         rewards: ``[envs, ...]``; those of the others are not looked at.
 
     >>> with_rewards(np.array([1.0, 2.0]), np.array([1]), np.array([np.nan, 0.5])).tolist()
     [1.0, 2.5]
     """
     after = sums.copy()
-    after[... if rows is None else rows] += rewards[... if rows is None else rows]
+    after[... if envs is None else envs] += rewards[... if envs is None else envs]
     return after

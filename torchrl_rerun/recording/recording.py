@@ -389,8 +389,8 @@ class Recording(Steps):
         """
         if mask is None or batch_size != self.source.batch_size or self.has_statistics:
             return False
-        rows = self._state.logged.rows(mask)
-        return rows is not None and not len(rows)
+        envs = self._state.logged.in_mask(mask)
+        return envs is not None and not len(envs)
 
     def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
         """Count a frame after :meth:`close` as lost, with one warning. :meth:`dump` and :meth:`close` raise an error for it.
@@ -406,7 +406,7 @@ class Recording(Steps):
         if batch_size != self.source.batch_size:
             self._counters.count(frames=1, steps=is_step)
         elif (
-            event := self._event(None if mask is None else self._state.logged.rows(mask), is_step=is_step)
+            event := self._event(None if mask is None else self._state.logged.in_mask(mask), is_step=is_step)
         ) is not None:
             self._counters.apply(event)
         now = self._counters

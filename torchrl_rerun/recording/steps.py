@@ -151,17 +151,17 @@ class Steps:
         """Return event, values and ends of the last step, as they are recorded instead."""
         event = last.event
         ends = None if found.ends is None else self._state.logged.ends(found.ends)
-        if ends is not None and event.rows is not None:
+        if ends is not None and event.envs is not None:
             stepped = np.zeros(len(self._state.logged), np.bool_)
-            stepped[event.rows] = True
+            stepped[event.envs] = True
             ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
         observed = list(self._state.logged.values(found.observed) or ())
         if last.render is not None and last.moments[0] is not None:
             observed.append(last.moments[0][-1])
         if ends is not None and not self._selection.takes_all and not (is_past and last.render is not None):
-            after = self._selection.end(event.rows, event.after, ends.either)
-            if after is not event.after:
-                event = event._replace(after=after)
+            after = self._selection.end(event.envs, event.envs_after, ends.either)
+            if after is not event.envs_after:
+                event = event._replace(envs_after=after)
                 if last.render is not None:
                     observed = list(self._state.logged.with_pictures(observed, after, last.render))
         return event, (observed, self._state.logged.values(found.stepped), last.moments[2]), ends
@@ -184,30 +184,30 @@ class Steps:
         Args:
             mask: mask of the environments in question, ``[envs]``. Default: all.
         """
-        fresh = self._counters.never_begun(None if mask is None else self._state.logged.rows(mask))
+        fresh = self._counters.never_begun(None if mask is None else self._state.logged.in_mask(mask))
         if fresh is not None and not len(fresh):
             return None
         return self._state.logged.mask(fresh)
 
     def _event(
-        self, rows: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
+        self, envs: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
     ) -> Event | None:
         """Return the next event; None if it concerns no recorded environment, in which case its step is counted.
 
         Args:
-            rows: the recorded environments that are stepped or reset.
+            envs: the recorded environments that are stepped or reset.
             ends: which episodes end with it; None: none does.
-            begun: of a reset, the environments whose episodes begin; None: all of ``rows``.
+            begun: of a reset, the environments whose episodes begin; None: all of ``envs``.
             is_step: whether they are stepped.
         """
         picked = None
-        if rows is not None and not len(rows):
+        if envs is not None and not len(envs):
             if self._buffers.batch is None:
                 self._counters.count(steps=is_step)
                 return None
         elif not self._selection.takes_all:
-            picked = self._picked(rows, ends, begun, is_step=is_step)
-        return self._counters.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
+            picked = self._picked(envs, ends, begun, is_step=is_step)
+        return self._counters.event(envs, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
 
     def _add(
         self,
@@ -224,8 +224,8 @@ class Steps:
         self._revise(is_past=not is_step)
         if ends is not None:
             ends = self._state.logged.ends(ends)
-        rows = None if mask is None else self._state.logged.rows(mask)
-        event = self._event(rows, ends, None if begun is None else self._state.logged.rows(begun), is_step=is_step)
+        envs = None if mask is None else self._state.logged.in_mask(mask)
+        event = self._event(envs, ends, None if begun is None else self._state.logged.in_mask(begun), is_step=is_step)
         if event is None:
             return
         is_kept, buffers = True, self._buffers
@@ -235,13 +235,13 @@ class Steps:
                 while (in_the_way := batch.add(of_batch, moments, _nowhere)) is not None:
                     if not (is_kept := self._make_way(batch, in_the_way)):
                         break
-            if rows is None or len(rows):
+            if envs is None or len(envs):
                 if not self._state.logged.are_all:
                     values = self._state.logged.values
                     moments = (values(moments[0]), values(moments[1]), values(moments[2]))
                 if render is not None and event.is_recorded:
                     assert moments[0] is not None, "frames with pictures have observations"
-                    moments = (self._state.logged.with_pictures(moments[0], event.after, render), *moments[1:])
+                    moments = (self._state.logged.with_pictures(moments[0], event.envs_after, render), *moments[1:])
                 for arrays in moments:
                     for array in arrays or ():
                         if array is None:  # `in` would compare arrays
@@ -278,23 +278,23 @@ class Steps:
         self.status.tell()
 
     def _picked(
-        self, rows: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
+        self, envs: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
     ) -> tuple[EnvIndices, EnvIndices]:
         """Return the environments whose frame before, and whose frame after the next event is recorded."""
         if is_step:
             ended = None if ends is None else ends.either
-            return self._selection.step(rows, self._counters.steps + 1, ended)
-        return NO_ENVS, self._selection.reset(rows, self._counters.of(rows if begun is None else begun) + 1, begun)
+            return self._selection.step(envs, self._counters.steps + 1, ended)
+        return NO_ENVS, self._selection.reset(envs, self._counters.of(envs if begun is None else begun) + 1, begun)
 
     def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
         """Follow the episodes, if each has a recording of its own."""
         log = self._episode_log
-        if log is None or (event.rows is not None and not len(event.rows)):
+        if log is None or (event.envs is not None and not len(event.envs)):
             return
         if event.is_step:
-            log.step(event, self._counters.of(event.rows), self._rewards(stepped), ends)
+            log.step(event, self._counters.of(event.envs), self._rewards(stepped), ends)
         else:
-            log.reset(event, self._counters.of(event.begins), self._state.logged.seeds(seeds))
+            log.reset(event, self._counters.of(event.envs_begun), self._state.logged.seeds(seeds))
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """Return the first of the rewards as numbers; None if there is none."""
@@ -307,10 +307,10 @@ class Steps:
     def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
         """Return an event for the statistics over all environments, which have rows at recorded frames."""
         everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-        if everyone is event.rows and event.after is event.rows:
+        if everyone is event.envs and event.envs_after is event.envs:
             return event  # nearly always
         recorded = everyone if event.is_recorded else NO_ENVS
-        return event._replace(rows=everyone, before=recorded, after=recorded)
+        return event._replace(envs=everyone, envs_before=recorded, envs_after=recorded)
 
 
 def _nowhere() -> Positions:

@@ -44,7 +44,7 @@ class EpisodeFiles:
     Args:
         folder: the folder of the recordings.
         source: the environments.
-        envs: the environment index of each row of the blocks.
+        envs: the environment index of each recorded environment.
         sums: the running returns so far.
         ended: the episodes that are over, in order; the environment's thread adds them.
         buffers: the buffers that rows wait in before they come here.
@@ -101,7 +101,7 @@ class EpisodeFiles:
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
         self._last_over = np.append(self._last_over, np.full(len(envs) - len(self._envs), -1))
         self._source, self._envs = source, list(envs)
@@ -166,20 +166,20 @@ class EpisodeFiles:
     # --- rows ---
 
     def _take(self, piece: EnvRows, episode: int, part: slice) -> None:
-        if episode <= self._last_over[piece.row]:
+        if episode <= self._last_over[piece.env]:
             if not self._has_warned:
                 self._has_warned = True
                 warnings.warn(
-                    f"environment {self._envs[piece.row]} was stepped after its episode was over, without a reset: what came "
+                    f"environment {self._envs[piece.env]} was stepped after its episode was over, without a reset: what came "
                     "of that belongs to no episode, and is not recorded",
                     RuntimeWarning,
                     stacklevel=2,
                 )
             return
-        key = piece.row, episode
+        key = piece.env, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.row], episode, self._source.fps, self._losses)
+            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.env], episode, self._source.fps, self._losses)
         rows.add(piece, part)
 
     def _relieve(self) -> None:
@@ -197,8 +197,8 @@ class EpisodeFiles:
         while count and self._ended[0].before <= complete:
             over = self._ended.popleft()
             count -= 1
-            self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
-            rows = self._in_progress.pop((over.row, over.episode.episode), None)
+            self._last_over[over.env] = max(self._last_over[over.env], over.episode.episode)
+            rows = self._in_progress.pop((over.env, over.episode.episode), None)
             if rows is None:
                 continue  # no row of it was recorded, or it was over before: Ctrl-C came in between
             if not over.episode.length:  # it was reset, or the recording closed, before its first step

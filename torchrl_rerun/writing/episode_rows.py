@@ -81,7 +81,7 @@ class EpisodeRows:
             if stream.sums and self._summed in (None, stream.key):  # the first of several rewards
                 self._summed, self._return = stream.key, float(returns_of(rows[-1:])[0])
         streams = tuple((stream.key, stream.varies) for stream, _ in values)
-        self._pieces.setdefault(streams, []).append(EnvRows(piece.row, positions, values))
+        self._pieces.setdefault(streams, []).append(EnvRows(piece.env, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
     def so_far(self) -> Episode:
@@ -119,7 +119,7 @@ def _joined(group: Sequence[EnvRows]) -> EnvRows:
         return group[0]
     columns = zip(*(piece.values for piece in group), strict=True)
     return EnvRows(
-        group[0].row,
+        group[0].env,
         np.asfortranarray(np.concatenate([piece.positions for piece in group])),
         [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
     )

@@ -44,7 +44,7 @@ class Output(BlockOutput, Protocol):
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
 
     def due(self) -> Iterable[Chunk]:

@@ -25,7 +25,7 @@ class WholeRun:
 
     Args:
         source: the environments.
-        envs: the environment index of each row of the blocks.
+        envs: the environment index of each recorded environment.
         sums: the running returns so far.
         split: whether the recording is of a run, or of one dump.
         max_age: seconds after which an encoded image is due.
@@ -59,7 +59,7 @@ class WholeRun:
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
         self._source, self._envs = source, list(envs)
 
@@ -81,7 +81,7 @@ class WholeRun:
         """Return the chunks of a block, those of encoded images excepted."""
         for piece in rows_by_env(block, len(self._envs), self._sums):
             piece.positions[:, FRAME] -= self._first_frame
-            yield from self._factory.chunks(piece, self._envs[piece.row])
+            yield from self._factory.chunks(piece, self._envs[piece.env])
         self._encoding.finish()  # the images that are being encoded are views of the block
 
     def due(self) -> Iterator[Chunk]:
