@@ -121,7 +121,7 @@ def test_a_track_without_values_gets_no_rows():
     driver.add(0)
     driver.add(1)
     driver.flush()
-    assert driver.handed[-1].frames == [[0, 1], []]
+    assert driver.handed[-1].event_of_slot == [[0, 1], []]
 
 
 def test_the_environment_waits_for_a_writer_that_is_behind():

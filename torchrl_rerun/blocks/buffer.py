@@ -35,7 +35,7 @@ class Buffer:
         self._envs = envs
         self._max_age = max_age * 1e9
         self._groups: tuple[StreamGroup, ...] = ()
-        self._is_summed = False
+        self._has_rewards = False
         self._blocks: list[Block] = []
         self._block: Block | None = None
         self._expires = 0.0
@@ -51,7 +51,7 @@ class Buffer:
         """Store other groups of streams: seal the block in use, and start blocks of the new form."""
         self.seal()
         self._groups = tuple(groups)
-        self._is_summed = any(group.is_summed for group in groups)
+        self._has_rewards = any(group.has_rewards for group in groups)
         devices = sorted({stream.device for group in groups for stream in group.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
         self._blocks = [
@@ -111,7 +111,7 @@ class Buffer:
             may_change: whether :meth:`amend` may follow.
         """
         block = self._block
-        if block is None and event.leaves_no_row and not self._is_summed and not may_change:
+        if block is None and event.leaves_no_row and not self._has_rewards and not may_change:
             return None  # the next block begins after it
         if (
             block is None

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.positions import Timelines
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import Positions
@@ -30,26 +30,26 @@ class EnvRows(NamedTuple):
     values: list[tuple[Stream, npt.NDArray[Any]]]
 
 
-def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
+def rows_by_env(block: Block, envs: int, returns: RunningReturns) -> Iterator[EnvRows]:
     """Return the rows of a block, environment by environment.
 
     Args:
         block: the block.
         envs: number of recorded environments.
-        sums: the running returns so far.
+        returns: the running returns so far.
     """
     block.wait()
     timelines = Timelines(block.start, block.events)
-    summed = sums.of(block)
-    frames = [np.array(each, np.intp) for each in block.frames]
+    running = returns.advance(block)
+    event_of_slot = [np.array(each, np.intp) for each in block.event_of_slot]
     present = [block.presence(group) for group in range(len(block.groups))]
     together = _groups_with_the_same_times(block)
     for env in range(envs):
         for groups in together:
             first = groups[0]
             mask = present[first]
-            slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, env])
-            at = frames[first][slots]
+            slots = slice(0, len(event_of_slot[first])) if mask is None else np.flatnonzero(mask[:, env])
+            at = event_of_slot[first][slots]
             if not len(at):
                 continue
             is_before = block.groups[first].moment is Moment.ACTED
@@ -60,8 +60,8 @@ def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
                 for stored in block.values[group]
                 if not (stored.stream.shared and env)
             ]
-            sums_here = (stream for group in groups for stream in block.groups[group].streams if stream.sums)
-            values += [(stream, summed[stream.key][slots, env]) for stream in sums_here]
+            returns_here = (stream for group in groups for stream in block.groups[group].streams if stream.reward_key)
+            values += [(stream, running[stream.key][slots, env]) for stream in returns_here]
             if values:
                 yield EnvRows(env, positions, values)
 
@@ -69,14 +69,17 @@ def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
 def _groups_with_the_same_times(block: Block) -> list[list[int]]:
     """Return the numbers of the groups that have any rows, together those whose rows have the same times."""
     sets: list[list[int]] = []
-    for group, frames in enumerate(block.frames):
+    for group, event_of_slot in enumerate(block.event_of_slot):
         is_before = block.groups[group].moment is Moment.ACTED
         for together in sets:
             first = together[0]
-            if block.frames[first] == frames and (block.groups[first].moment is Moment.ACTED) is is_before:
+            if (
+                block.event_of_slot[first] == event_of_slot
+                and (block.groups[first].moment is Moment.ACTED) is is_before
+            ):
                 together.append(group)
                 break
         else:
-            if frames:
+            if event_of_slot:
                 sets.append([group])
     return sets

@@ -81,21 +81,21 @@ class Timelines:
             else:
                 self._positions[..., last] = advance(before, event)
 
-    def at(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
+    def at(self, env: int, events: npt.NDArray[np.intp]) -> Positions:
         """Return the positions of an environment after some events, ``[n, 6]``, each column contiguous.
 
         Args:
             env: index of the environment among the recorded ones.
-            frames: the numbers of the events in the block, in which it took part.
+            events: the numbers of the events in the block, in which it took part.
         """
-        return self.before(env, frames + 1)
+        return self.before(env, events + 1)
 
-    def before(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
+    def before(self, env: int, events: npt.NDArray[np.intp]) -> Positions:
         """Return the positions of an environment before some events, ``[n, 6]``: where the policy saw it.
 
         Args:
             env: index of the environment among the recorded ones.
-            frames: the numbers of the events in the block.
+            events: the numbers of the events in the block.
         """
-        positions: Positions = self._positions[env].take(frames, axis=1).T
+        positions: Positions = self._positions[env].take(events, axis=1).T
         return positions

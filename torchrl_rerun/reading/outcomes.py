@@ -26,7 +26,7 @@ def outcomes(history: History) -> list[Episode]:
     """
     schema = history.recording.schema
     streams = [stream for stream, _ in schema.described if not stream.shared]
-    sums = next((stream for stream in streams if stream.sums), None)
+    sums = next((stream for stream in streams if stream.reward_key), None)
     endings = Endings(schema.ends)
     flags = [stream for stream in streams if stream.key in endings.keys]
     if not streams:

@@ -61,15 +61,16 @@ class Buffers:
 
     # --- which streams they store ---
 
-    def store(self, moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> None:
+    def store(self, moment: Moment, streams: Sequence[Stream], reward_keys: Collection[Key]) -> None:
         """Store the streams of a moment, too.
 
         Args:
             moment: when they have rows.
-            streams: the streams; sums come last.
-            summed: the keys of which running sums are recorded. They are never bulky: a block must hold them and their sums.
+            streams: the streams; running returns come last.
+            reward_keys: the rewards of which running returns are recorded. They are never bulky: a block must hold them and
+                their returns.
         """
-        groups = [*_grouped(moment, streams, summed)]
+        groups = [*_grouped(moment, streams, reward_keys)]
         for buffer, bulk in ((self.small, False), (self.bulky, True)):
             added = [group for group, is_bulky in groups if is_bulky is bulk]
             if added:
@@ -82,7 +83,7 @@ class Buffers:
         Args:
             buffer: the buffer for them.
             output: makes chunks of them.
-            groups: the rewards, and their sums.
+            groups: the rewards, and their returns.
         """
         self.batch, self._batch_output = buffer, output
         self._store(buffer, groups)
@@ -250,19 +251,21 @@ class Buffers:
         lease.hand_on()
 
 
-def _grouped(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[StreamGroup, bool]]:
-    """Return groups of streams, and whether they are bulky: small ones, bulky ones and sums by themselves."""
+def _grouped(
+    moment: Moment, streams: Sequence[Stream], reward_keys: Collection[Key]
+) -> Iterator[tuple[StreamGroup, bool]]:
+    """Return groups of streams, and whether they are bulky: small ones, bulky ones and returns by themselves."""
     places: dict[bool, list[int]] = {False: [], True: []}
     for i, stream in enumerate(streams):
-        if not stream.sums:
-            places[stream.is_bulky and stream.key not in summed].append(i)
+        if not stream.reward_key:
+            places[stream.is_bulky and stream.key not in reward_keys].append(i)
     for is_bulky, at in places.items():
         if at:
-            is_summed = any(streams[i].key in summed for i in at)
-            yield StreamGroup(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
-    sums = tuple(stream for stream in streams if stream.sums)
-    if sums:
-        yield StreamGroup(moment, sums), False
+            has_rewards = any(streams[i].key in reward_keys for i in at)
+            yield StreamGroup(moment, tuple(streams[i] for i in at), tuple(at), has_rewards), is_bulky
+    returns = tuple(stream for stream in streams if stream.reward_key)
+    if returns:
+        yield StreamGroup(moment, returns), False
 
 
 def _without(groups: Sequence[StreamGroup], stream: Stream) -> tuple[StreamGroup, ...]:

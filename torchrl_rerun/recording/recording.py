@@ -112,7 +112,7 @@ class Recording(Steps):
         if folder is None:
             first_frame = state.counters.frames if is_dump else 0
             self._output = WholeRun(
-                source, state.envs, state.sums, split=options.split, max_age=self._max_age, first_frame=first_frame
+                source, state.envs, state.returns, split=options.split, max_age=self._max_age, first_frame=first_frame
             )
         else:
             log = EpisodeLog(state.envs)
@@ -120,7 +120,7 @@ class Recording(Steps):
                 folder,
                 source,
                 state.envs,
-                state.sums,
+                state.returns,
                 ended=log.ended,
                 buffers=(small, bulky),
                 application_id=self.application_id,
@@ -143,7 +143,7 @@ class Recording(Steps):
         # A recording of one episode has no `/env_{i}` before its keys.
         description = Description(reserved=(PROPERTIES,) if self._is_by_episode else ())
         super().__init__(state, description, log, buffers, writer=writer, status=status)
-        self._batch_statistics = BatchStatistics(source.fps, state.batch_sums)
+        self._batch_statistics = BatchStatistics(source.fps, state.batch_returns)
         self.process = os.getpid()
         _open.add(self)
         CLOCK.watch(self)
@@ -184,7 +184,7 @@ class Recording(Steps):
             placed = self._description.add(moment, streams, ends)
             if not placed:
                 return
-            self._buffers.store(moment, placed, self._description.summed)
+            self._buffers.store(moment, placed, self._description.reward_keys)
             is_of_batch = moment is Moment.STEPPED and self.has_statistics
             statistics = self._store_batch() if is_of_batch else ()
             if not self._writer.has_begun:
@@ -202,7 +202,7 @@ class Recording(Steps):
         Returns:
             How it is recorded from now on; None if returns are derived from it: those have one shape.
         """
-        if stream.key in self._description.summed:
+        if stream.key in self._description.reward_keys:
             return None
         with self._copying:
             self._revise()
@@ -224,14 +224,14 @@ class Recording(Steps):
 
     def _store_batch(self) -> Sequence[StreamGroup]:
         """Store the rewards of all environments, too. Return them and their returns, of which there are statistics."""
-        stepped, summed = self._description.at(Moment.STEPPED), self._description.summed
-        at = [i for i, stream in enumerate(stepped) if stream.key in summed]
+        stepped, reward_keys = self._description.at(Moment.STEPPED), self._description.reward_keys
+        at = [i for i, stream in enumerate(stepped) if stream.key in reward_keys]
         if not at:
             return ()
         groups = (
-            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), is_summed=True),
+            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), has_rewards=True),
             # Returns at steps alone: a row at each reset would show the mean fall and rise again.
-            StreamGroup(Moment.STEPPED, tuple(self._description.sums)),
+            StreamGroup(Moment.STEPPED, tuple(self._description.returns)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
         buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)

@@ -80,13 +80,13 @@ class Describer:
             *tensordicts.data_keys(observed),
             *(() if outcome is None else tensordicts.data_keys(outcome)),
         }
-        sums = []
+        returns = []
         for leaf in specs.reward_leaves(env, observed, outcome):
             if self._options.in_keys is None or leaf.key in self._options.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
-                sums.append(running_sum(leaf, key))
-        recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
+                returns.append(running_sum(leaf, key))
+        recording.describe(Moment.OBSERVED, [*streams, *pictures, *returns])
         return Plan(
             _readers(recording, streams),
             skipped=frozenset(skipped),

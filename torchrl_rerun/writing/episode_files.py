@@ -20,7 +20,7 @@ from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.events import EndedEpisode
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
@@ -45,7 +45,7 @@ class EpisodeFiles:
         folder: the folder of the recordings.
         source: the environments.
         envs: the environment index of each recorded environment.
-        sums: the running returns so far.
+        returns: the running returns so far.
         ended: the episodes that are over, in order; the environment's thread adds them.
         buffers: the buffers that rows wait in before they come here.
         application_id, recording_id: ids of the run.
@@ -58,7 +58,7 @@ class EpisodeFiles:
         folder: EpisodeFolder,
         source: Source,
         envs: Sequence[int],
-        sums: Sums,
+        returns: RunningReturns,
         *,
         ended: collections.deque[EndedEpisode],
         buffers: Sequence[Buffer],
@@ -70,7 +70,7 @@ class EpisodeFiles:
         self._folder = folder
         self._source = source
         self._envs = list(envs)
-        self._sums = sums
+        self._returns = returns
         self._application_id = application_id
         self._recording_id = recording_id
         self._capacity = capacity
@@ -118,7 +118,7 @@ class EpisodeFiles:
 
     def chunks(self, block: Block) -> Iterable[Chunk]:
         """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
-        for piece in rows_by_env(block, len(self._envs), self._sums):
+        for piece in rows_by_env(block, len(self._envs), self._returns):
             episodes = piece.positions[:, EPISODE]
             bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
             for first, last in itertools.pairwise(bounds):

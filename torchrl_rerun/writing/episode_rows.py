@@ -45,7 +45,7 @@ class EpisodeRows:
         self._losses = losses
         self._length = 0
         self._began: tuple[int, int] | None = None
-        self._summed: Key | None = None
+        self._return_key: Key | None = None
         self._return = np.nan
         self.clear()
 
@@ -78,8 +78,8 @@ class EpisodeRows:
         positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
         values = [(stream, rows[part].copy()) for stream, rows in piece.values]
         for stream, rows in values:
-            if stream.sums and self._summed in (None, stream.key):  # the first of several rewards
-                self._summed, self._return = stream.key, float(returns_of(rows[-1:])[0])
+            if stream.reward_key and self._return_key in (None, stream.key):  # the first of several rewards
+                self._return_key, self._return = stream.key, float(returns_of(rows[-1:])[0])
         streams = tuple((stream.key, stream.varies) for stream, _ in values)
         self._pieces.setdefault(streams, []).append(EnvRows(piece.env, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
