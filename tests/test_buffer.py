@@ -10,7 +10,7 @@ import pytest
 
 from interrupts import interrupted
 from servers import PATIENCE
-from torchrl_rerun.blocks.block import Block, StreamGroup
+from torchrl_rerun.blocks.block import Block, FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.scalars import Scalars
@@ -45,7 +45,7 @@ class Driver:
         event = self.episodes.event(envs, time.time_ns() if now is None else now, is_step=value > 0)
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
         waited = 0
-        while (lease := self.buffer.add(event, ([values], None, None), self.episodes.positions)) is not None:
+        while (lease := self.buffer.add(event, FrameValues([values]), self.episodes.positions)) is not None:
             if not lease.is_handed_on:
                 self.hand_on(lease)
             elif not self._is_writer_there():
@@ -99,7 +99,7 @@ def test_rows_are_those_that_were_added(stream):
     driver.flush()
     (block,) = driver.handed
     present = block.presence(0)
-    kept = [block.values[0][0].of(env, np.flatnonzero(present[:, env]))[:, 0].tolist() for env in range(ENVS)]
+    kept = [block.values[0][0].rows(env, np.flatnonzero(present[:, env]))[:, 0].tolist() for env in range(ENVS)]
     assert kept == [[0, 1, 2, 4], [0, 2, 3, 4], [0, 1, 2, 4]]
 
 
@@ -180,7 +180,7 @@ def test_a_cleared_block_can_be_filled_again():
     for _ in range(2):
         while block.has_room():
             event = episodes.event(None, 0, is_step=False)
-            block.add(event, ([np.zeros((ENVS, 10), np.float32)], None, None))
+            block.add(event, FrameValues([np.zeros((ENVS, 10), np.float32)]))
         assert len(block.events) == 2
         assert block.bytes == 2 * ENVS * SMALL.row_bytes
         block.clear()

@@ -42,6 +42,20 @@ Arrays = Sequence[Any]
 """One array ``[envs, *stream.slot_shape]`` for each stream of a moment, in their order; None for a missing key."""
 
 
+class FrameValues(NamedTuple):
+    """The values of a frame, indexed by :class:`~torchrl_rerun.kinds.schema.Moment`; None for a moment that has none.
+
+    Attributes:
+        observed: the observations after the reset or step.
+        stepped: the other values after a step, such as rewards.
+        acted: the values that the policy wrote before a step. They belong to the frame before this one.
+    """
+
+    observed: Arrays | None = None
+    stepped: Arrays | None = None
+    acted: Arrays | None = None
+
+
 @dataclass(frozen=True)
 class StreamGroup:
     """Streams that always get their rows together.
@@ -109,10 +123,10 @@ class Values:
         """The values, ``[slots, envs, *stream.slot_shape]``."""
         return self.array.swapaxes(0, 1) if self.lies_by_env else self.array
 
-    def of(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    def rows(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         """Return the rows of an environment in some slots, ``[n, *stream.slot_shape]``."""
-        rows: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
-        return rows
+        of_env: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
+        return of_env
 
 
 class _GroupCopy(NamedTuple):
@@ -250,19 +264,18 @@ class Block:
             self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
         return self.room > 0
 
-    def add(self, event: Event, moments: Sequence[Arrays | None]) -> None:
+    def add(self, event: Event, values: FrameValues) -> None:
         """Copy a frame into the block.
 
         Args:
             event: the reset or step.
-            moments: per moment, the values of all environments; None for a moment that had none. A group without values gets
-                no rows.
+            values: the values of all environments. A group without values gets no rows.
         """
         number, after = len(self.events), event.envs_after
         self.events.append(event)
         self.room -= 1
         for moment, has_rewards, first, event_of_slot, by_frame, by_env, objects, on_device in self._copies:
-            arrays = moments[moment]
+            arrays = values[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
             envs = event.envs if has_rewards else event.envs_before if moment is ACTED else after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Arrays, Block, StreamGroup
+from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, FrameValues, StreamGroup
 from torchrl_rerun.blocks.devices import Transfers
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
@@ -94,19 +94,19 @@ class Buffer:
     def add(
         self,
         event: Event,
-        moments: Sequence[Arrays | None],
+        values: FrameValues,
         positions: Callable[[], Positions],
         *,
         may_change: bool = False,
     ) -> BlockLease | None:
-        """Copy a frame into a block that has room for it, or return the lease that is in the way.
+        """Copy a frame into a block that has room for it, or return the lease that blocks it.
 
         If a lease is returned nothing was copied. Hand it on to the writer unless the writer has it, else wait for its
         release; then add the frame again.
 
         Args:
             event: what happens in the frame.
-            moments: per moment, the values of all environments; None for a moment that had none.
+            values: the values of all environments.
             positions: returns where the environments are before the frame; called at the start of a block.
             may_change: whether :meth:`amend` may follow.
         """
@@ -119,12 +119,12 @@ class Buffer:
             or (block.room <= 0 and not block.has_room())
             or block.is_heavy
         ):
-            in_the_way = self._start_block(event, positions)
-            if in_the_way is not None:
-                return in_the_way
+            blocking_lease = self._start_block(event, positions)
+            if blocking_lease is not None:
+                return blocking_lease
             block = self._block
             assert block is not None, "it was just begun"
-        block.add(event, moments)
+        block.add(event, values)
         return None
 
     def drop(self, event: Event) -> None:
@@ -132,17 +132,17 @@ class Buffer:
         if self._block is not None:
             self._block.drop(event)
 
-    def amend(self, event: Event, amended: Event, moments: Sequence[Arrays | None]) -> None:
+    def amend(self, event: Event, amended: Event, values: FrameValues) -> None:
         """Put another event, with other values, in the place of the last one. Called again it does the same.
 
         Args:
             event: the last one that was added, with ``may_change``; nothing was sealed since.
             amended: the same step; more of it may be recorded.
-            moments: per moment, the values of all environments; None for a moment that had none.
+            values: the values of all environments.
         """
         if self._block is not None:
             self._block.drop(event)
-            self._block.add(amended, moments)
+            self._block.add(amended, values)
 
     def seal(self) -> Iterator[BlockLease]:
         """Add no more to the block in use. Return the leases to hand on to the writer, oldest first.
@@ -198,7 +198,7 @@ class Buffer:
         """Go on with another block if this one is full, or is old and the other one is free.
 
         Returns:
-            The lease that is in the way of another block.
+            The lease that must be enqueued or released first; None if a block is ready.
         """
         block = self._block
         if block is not None and block.has_room() and not block.is_heavy and self._free_block() is None:

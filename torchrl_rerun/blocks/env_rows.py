@@ -55,7 +55,7 @@ def rows_by_env(block: Block, envs: int, returns: RunningReturns) -> Iterator[En
             is_before = block.groups[first].moment is Moment.ACTED
             positions = timelines.before(env, at) if is_before else timelines.at(env, at)
             values = [
-                (stored.stream, stored.of(env, slots))
+                (stored.stream, stored.rows(env, slots))
                 for group in groups
                 for stored in block.values[group]
                 if not (stored.stream.shared and env)

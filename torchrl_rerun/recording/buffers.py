@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import Arrays, StreamGroup
+from torchrl_rerun.blocks.block import FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
@@ -102,13 +102,13 @@ class Buffers:
         self._store(self.bulky, (*self.bulky.groups, StreamGroup(moment, (stream,), (at,))))
         self._share_out()
 
-    def split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
+    def split_where_keys_are_missing(self, values: FrameValues) -> None:
         """Give keys that come without the others of their group a group of their own: each has its own rows then."""
         for buffer in (self.small, self.bulky):
             groups: list[StreamGroup] = []
             for group in buffer.groups:
-                values = moments[group.moment]
-                there = [i for i in group.at if values is not None and values[i] is not None]
+                arrays = values[group.moment]
+                there = [i for i in group.at if arrays is not None and arrays[i] is not None]
                 if there and len(there) < len(group.at):
                     groups += [group.part(there), group.part([i for i in group.at if i not in there])]
                 else:
@@ -142,24 +142,24 @@ class Buffers:
 
     # --- blocks are handed on ---
 
-    def make_way(self, buffer: Buffer, lease: BlockLease) -> bool:
-        """Hand on the lease that is in the way of a frame, or wait until the writer releases it.
+    def free_block_for(self, buffer: Buffer, blocking_lease: BlockLease) -> bool:
+        """Enqueue the lease that blocks a frame, or wait until the writer releases it.
 
         Args:
             buffer: the buffer that a frame was to be added to.
-            lease: the lease that :meth:`Buffer.add` returned.
+            blocking_lease: the lease that :meth:`Buffer.add` returned.
 
         Returns:
             Whether the frame can be added now; False if nothing is written any more.
         """
         if not self.is_open:
             return False
-        if not lease.is_handed_on:
-            self._put(buffer, lease)
+        if not blocking_lease.is_handed_on:
+            self._put(buffer, blocking_lease)
             return True
         began = time.monotonic()
         try:
-            while not lease.wait(0.1):
+            while not blocking_lease.wait(0.1):
                 if not self.is_open:
                     return False
         finally:

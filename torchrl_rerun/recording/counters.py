@@ -142,7 +142,7 @@ class Counters:
         """Return whether an event was the last one that was counted."""
         return self._seen is event
 
-    def of(self, envs: EnvIndices) -> npt.NDArray[np.int64]:
+    def episode_numbers(self, envs: EnvIndices) -> npt.NDArray[np.int64]:
         """Return the numbers of the episodes that environments are in."""
         episodes = self._settled[:, EPISODE]
         return episodes if envs is None else episodes[envs]

@@ -32,6 +32,7 @@ class LoggedEnvs:
 
     Attributes:
         indices: their environment indices, sorted.
+        are_all: whether all environments of the batch are recorded.
 
     Raises:
         IndexError: an index is out of range.
@@ -47,14 +48,10 @@ class LoggedEnvs:
         self.indices = resolve_envs(logged_envs, envs)
         self._envs = envs
         self._select = _selection(self.indices, envs)
+        self.are_all = self._select is None
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    @property
-    def are_all(self) -> bool:
-        """Whether all environments of the batch are recorded."""
-        return self._select is None
 
     def grown(self, logged_envs: EnvChoice, envs: int) -> LoggedEnvs:
         """Return the environments that are recorded if there are more: these, and the new ones that the user chose.

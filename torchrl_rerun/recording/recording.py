@@ -447,7 +447,7 @@ class Recording(Steps):
         """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""
         self.status.fail(error)
         self._buffers.stop()
-        self._tell()
+        self._warn_user()
 
     def _embed_layout(self) -> None:
         try:
@@ -476,7 +476,7 @@ class Recording(Steps):
         except Exception as error:
             self.status.fail(error)
             self._buffers.stop()
-            self._told = -1
+            self._must_check_warnings = True
         finally:
             self._copying.release()
         if self._output.oldest_waiting is not None:

@@ -122,7 +122,7 @@ class Describer:
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted.keys]) if key not in known]
         values = {key: tensordicts.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}
-        written = dict(zip(wanted, acted.of(wanted), strict=True))
+        written = dict(zip(wanted, acted.select(wanted), strict=True))
         actions = {key: value for key, value in written.items() if value is not None and key not in outcomes}
         missing = [key for key in wanted if key not in outcomes and key not in actions]
         if missing:

@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Transform
 
+from torchrl_rerun.blocks.block import FrameValues
 from torchrl_rerun.errors import RecordingError, warn
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
@@ -335,8 +336,8 @@ class FrontEnd:
                     following, recording, plan, self._chain, self._stepping, values=values, arrays=arrays
                 )
                 revise = self._outcome.revise
-            actions = self.reader.arrays(plan.acted, acted.of(plan.acted.keys))
-            recording.step(actions, observed, arrays[count:], mask, ends, render=render, revise=revise)
+            actions = self.reader.arrays(plan.acted, acted.select(plan.acted.keys))
+            recording.step(FrameValues(observed, arrays[count:], actions), mask, ends, render=render, revise=revise)
             if plan.resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: the next `dump()` raises it
