@@ -25,7 +25,7 @@ ENVS = 3
 
 
 class Driver:
-    """Fills a buffer with frames whose values are their numbers, and keeps the leases that it hands on."""
+    """Fills a buffer with frames whose values are their numbers, and keeps the leases that it enqueues."""
 
     def __init__(self, capacity, *, stream=SMALL, is_writer_there=lambda: True, max_age=1e9, put=None):
         self.stream = stream
@@ -46,8 +46,8 @@ class Driver:
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
         waited = 0
         while (lease := self.buffer.add(event, FrameValues([values]), self.episodes.positions)) is not None:
-            if not lease.is_handed_on:
-                self.hand_on(lease)
+            if not lease.is_enqueued:
+                self.enqueue(lease)
             elif not self._is_writer_there():
                 return None
             else:
@@ -58,11 +58,11 @@ class Driver:
 
     def flush(self):
         for lease in self.buffer.seal():
-            self.hand_on(lease)
+            self.enqueue(lease)
 
-    def hand_on(self, lease):
+    def enqueue(self, lease):
         self._put(lease)
-        lease.hand_on()
+        lease.mark_enqueued()
 
 
 def values_of(block):
@@ -204,7 +204,7 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
             lease.release()
         del jobs[:most]
 
-    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, BlockLease.seal, Driver.hand_on, Driver.flush)
+    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, BlockLease.seal, Driver.enqueue, Driver.flush)
     for count in range(1000):
         written.clear()
         driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, put=put)  # two frames a block

@@ -1,4 +1,4 @@
-"""Blocks: bounded, preallocated memory that frames are copied into, and that is handed on whole.
+"""Blocks: bounded, preallocated memory that frames are copied into, and that the writer gets whole.
 
 Small rows lie frame by frame, so that a step of thousands of environments is one copy. Rows of a page of memory and more lie
 environment by environment, so that the writer can wrap them as they are.

@@ -22,7 +22,7 @@ BLOCKS = 2
 class Buffer:
     """Two blocks that take turns, and the bound on the bytes that wait.
 
-    A buffer neither waits nor writes: :meth:`add` and :meth:`seal` return leases, which their caller hands on to the writer.
+    A buffer neither waits nor writes: :meth:`add` and :meth:`seal` return leases, which their caller enqueues for the writer.
 
     Args:
         envs: number of recorded environments.
@@ -101,8 +101,8 @@ class Buffer:
     ) -> BlockLease | None:
         """Copy a frame into a block that has room for it, or return the lease that blocks it.
 
-        If a lease is returned nothing was copied. Hand it on to the writer unless the writer has it, else wait for its
-        release; then add the frame again.
+        If a lease is returned nothing was copied. Enqueue it unless it is enqueued already, else wait for its release; then
+        add the frame again.
 
         Args:
             event: what happens in the frame.
@@ -145,19 +145,19 @@ class Buffer:
             self._block.add(amended, values)
 
     def seal(self) -> Iterator[BlockLease]:
-        """Add no more to the block in use. Return the leases to hand on to the writer, oldest first.
+        """Add no more to the block in use. Return the leases to enqueue, oldest first.
 
-        Ctrl-C may come at any point: the next call returns what this one didn't. A lease may be handed on twice then,
+        Ctrl-C may come at any point: the next call returns what this one didn't. A lease may be enqueued twice then,
         since nobody knows whether Ctrl-C came before or after; the second time nothing is written.
         """
         self._block = None
         for lease in tuple(self._leases):
-            if not lease.is_handed_on and lease.first is not None:
+            if not lease.is_enqueued and lease.first is not None:
                 if len(lease.block.events):
                     lease.seal()
                 else:  # Ctrl-C came before its first frame
                     self._leases.remove(lease)
-        return (lease for lease in tuple(self._leases) if not lease.is_handed_on)
+        return (lease for lease in tuple(self._leases) if not lease.is_enqueued)
 
     def prepare(self) -> BlockLease | None:
         """Return a lease of a block that isn't in use, without frames, for the writer to touch its memory; None if all are.
@@ -175,7 +175,7 @@ class Buffer:
         """Let go of the memory: nothing is added any more."""
         self._blocks, self._block, self._leases = [], None, deque()
 
-    def is_old(self, now: int) -> bool:
+    def is_stale(self, now: int) -> bool:
         """Return whether the first frame of the block in use is older than it may be.
 
         Args:

@@ -1,4 +1,4 @@
-"""The buffers of a recording: which of them a stream goes to, and how full blocks are handed on to the writer."""
+"""The buffers of a recording: which of them a stream goes to, and how full blocks come to the writer's queue."""
 
 from __future__ import annotations
 
@@ -124,11 +124,11 @@ class Buffers:
             batch: how many there are.
         """
         for buffer in self._all:
-            self._hand_on(buffer)
+            self._flush(buffer)
             buffer.grow(batch if buffer is self.batch else envs)
 
     def _store(self, buffer: Buffer, groups: Sequence[StreamGroup]) -> None:
-        self._hand_on(buffer)
+        self._flush(buffer)
         buffer.store(groups)
 
     def _share_out(self) -> None:
@@ -137,10 +137,10 @@ class Buffers:
         if len(self.in_use) > 1:
             small = min(self._capacity // 2, self.small.bytes_at_most)
             for buffer, capacity in ((self.small, small), (self.bulky, self._capacity - small)):
-                self._hand_on(buffer)
+                self._flush(buffer)
                 buffer.resize(capacity)
 
-    # --- blocks are handed on ---
+    # --- blocks are enqueued ---
 
     def free_block_for(self, buffer: Buffer, blocking_lease: BlockLease) -> bool:
         """Enqueue the lease that blocks a frame, or wait until the writer releases it.
@@ -154,8 +154,8 @@ class Buffers:
         """
         if not self.is_open:
             return False
-        if not blocking_lease.is_handed_on:
-            self._put(buffer, blocking_lease)
+        if not blocking_lease.is_enqueued:
+            self._enqueue(buffer, blocking_lease)
             return True
         began = time.monotonic()
         try:
@@ -166,30 +166,25 @@ class Buffers:
             self.seconds_waited += time.monotonic() - began
         return True
 
-    def hand_on(self) -> None:
-        """Hand on all that waits."""
-        for buffer in self._all:
-            self._hand_on(buffer)
+    def flush(self, buffers: Sequence[Buffer] | None = None) -> None:
+        """Enqueue all that waits in some buffers. Default: in all."""
+        for buffer in self._all if buffers is None else buffers:
+            self._flush(buffer)
 
-    def old(self, now: int) -> list[Buffer]:
+    def stale(self, now: int) -> list[Buffer]:
         """Return the buffers whose first frame is older than it may be.
 
         Args:
             now: nanoseconds since the epoch.
         """
-        return [buffer for buffer in self._all if buffer.is_old(now)]
-
-    def hand_on_old(self, buffers: Sequence[Buffer]) -> None:
-        """Hand on what waits in some of the buffers."""
-        for buffer in buffers:
-            self._hand_on(buffer)
+        return [buffer for buffer in self._all if buffer.is_stale(now)]
 
     def prepare(self) -> None:
         """Have the writer touch the memory of blocks that aren't needed yet, while the others are filled."""
         for buffer in self._all:
             lease = buffer.prepare()
             if lease is not None:
-                self._put(buffer, lease)
+                self._enqueue(buffer, lease)
 
     def warn_of_short_blocks(self, envs: int, buffer_bytes: int) -> None:
         """Warn if so many environments are recorded in detail that a block has few rows of each: chunks cost most then.
@@ -217,7 +212,7 @@ class Buffers:
             buffer.drop(event)
 
     def stop(self) -> None:
-        """Hand on nothing more."""
+        """Enqueue nothing more."""
         self._is_stopped = True
 
     def free(self) -> None:
@@ -240,15 +235,15 @@ class Buffers:
         """Bytes in blocks that aren't written."""
         return sum(buffer.waiting_bytes for buffer in self._all)
 
-    def _hand_on(self, buffer: Buffer) -> None:
+    def _flush(self, buffer: Buffer) -> None:
         leases = buffer.seal()
         if self.is_open:
             for lease in leases:
-                self._put(buffer, lease)
+                self._enqueue(buffer, lease)
 
-    def _put(self, buffer: Buffer, lease: BlockLease) -> None:
+    def _enqueue(self, buffer: Buffer, lease: BlockLease) -> None:
         self._writer.put_lease(lease, self._batch_output if buffer is self.batch else self._output)
-        lease.hand_on()
+        lease.mark_enqueued()
 
 
 def _grouped(

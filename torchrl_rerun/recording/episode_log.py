@@ -48,7 +48,7 @@ class EpisodeLog:
         self._number = np.full(count, -1, np.int64)
         self._first_step = np.zeros(count, np.int64)
         self._began = np.zeros(count, np.int64)
-        self._so_far = _SoFar(None, np.zeros(count, np.int64), None)
+        self._totals = _EpisodeTotals(None, np.zeros(count, np.int64), None)
         self._seeds: list[int | None] = [None] * count
         self._annotations: list[dict[str, Value | list[Value]]] = [{} for _ in envs]
         self._types: dict[str, type] = {}  # of annotations, by their names
@@ -79,7 +79,7 @@ class EpisodeLog:
             rewards: rewards of all recorded environments, ``[envs, ...]``; None: there are none.
             ends: which episodes ended with it; None: none did.
         """
-        before = self._so_far
+        before = self._totals
         if before.event is event:
             return
         if not self._all_open:
@@ -94,7 +94,7 @@ class EpisodeLog:
         returns = before.returns
         if rewards is not None:
             returns = with_rewards(np.zeros(rewards.shape) if returns is None else returns, event.envs, rewards)
-        self._so_far = _SoFar(event, length, returns)
+        self._totals = _EpisodeTotals(event, length, returns)
 
     def correct_ends(self, event: Event, ends: Ends) -> None:
         """Replace the ends of a step: transforms behind the recorder have changed its flags.
@@ -121,18 +121,18 @@ class EpisodeLog:
         )
         self._number = np.append(self._number, np.full(more, -1))
         self._first_step, self._began = np.append(self._first_step, zeros), np.append(self._began, zeros)
-        returns = self._so_far.returns
+        returns = self._totals.returns
         if returns is not None:
             returns = np.concatenate([returns, np.zeros((more, *returns.shape[1:]))])
-        self._so_far = _SoFar(self._so_far.event, np.append(self._so_far.length, zeros), returns)
+        self._totals = _EpisodeTotals(self._totals.event, np.append(self._totals.length, zeros), returns)
         self._seeds += [None] * more
         self._annotations += [{} for _ in range(more)]
         self._all_open = False
 
     def forget_returns(self) -> None:
         """Make the returns of the episodes in progress NaN: rewards were lost."""
-        if self._so_far.returns is not None:
-            self._so_far.returns[:] = np.nan
+        if self._totals.returns is not None:
+            self._totals.returns[:] = np.nan
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add properties to the episode that an environment is in.
@@ -186,9 +186,9 @@ class EpisodeLog:
 
     def _begin(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
         self._first_step[at], self._began[at] = event.step - event.is_step, event.log_time
-        self._so_far.length[at] = 0
-        if self._so_far.returns is not None:
-            self._so_far.returns[at] = 0.0
+        self._totals.length[at] = 0
+        if self._totals.returns is not None:
+            self._totals.returns[at] = 0.0
         self._number[at] = episodes
         self._is_open[at] = True
         self._all_open = bool(self._is_open.all())
@@ -207,7 +207,7 @@ class EpisodeLog:
         self._truncated[at] |= ends.truncated[at]
 
     def _close(self, envs: npt.NDArray[np.intp], before: int) -> None:
-        since, lengths = time.monotonic(), self._so_far.length
+        since, lengths = time.monotonic(), self._totals.length
         for env in envs[self._is_open[envs]]:
             has_ended = self._terminated[env] or self._truncated[env]
             episode = Episode(
@@ -229,11 +229,11 @@ class EpisodeLog:
             self._annotations[env] = {}
 
     def _return_of(self, env: int) -> float:
-        returns = self._so_far.returns
+        returns = self._totals.returns
         return np.nan if returns is None else float(returns_of(returns[env, None])[0])
 
 
-class _SoFar(NamedTuple):
+class _EpisodeTotals(NamedTuple):
     """Length and return of the episodes in progress, replaced in one go: Ctrl-C comes before or after.
 
     Attributes:

@@ -41,10 +41,10 @@ from torchrl_rerun.writing.whole_run import WholeRun
 from torchrl_rerun.writing.writer import WriterThread
 
 LIVE_SECONDS = 0.5
-"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`LOOKS`."""
+"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`STALE_CHECKS`."""
 
-LOOKS = 4
-"""Number of looks at the waiting frames within the time that a frame may wait."""
+STALE_CHECKS = 4
+"""Number of checks for stale blocks within the time that a frame may wait."""
 
 BATCH_SHARE = 16
 """The rewards of all environments have one in so many of ``buffer_bytes``, in addition to these."""
@@ -70,7 +70,7 @@ class Recording(Steps):
         envs: the indices of the environments that are recorded in detail.
         status: the state of the recording, and what became of its frames.
         must_know_ends: whether :meth:`step` must be told which episodes end.
-        look_seconds: seconds from one look of the clock to the next, see :meth:`look`.
+        stale_check_seconds: seconds between two calls of :meth:`flush_if_stale` by the clock.
         process: the process that records.
 
     Raises:
@@ -101,7 +101,7 @@ class Recording(Steps):
             state = EnvState(source, options)
         self.envs = state.envs
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
-        self.look_seconds = self._max_age / LOOKS
+        self.stale_check_seconds = self._max_age / STALE_CHECKS
         folder = chunk_writer.episodes
         self._is_by_episode = folder is not None
         self.must_know_ends = options.skip > 1 or self._is_by_episode
@@ -458,21 +458,21 @@ class Recording(Steps):
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _flush(self) -> None:
-        with self._copying:  # the clock's thread hands on old blocks: those of two threads would come in any order
+        with self._copying:  # the clock's thread enqueues stale blocks: those of two threads would come in any order
             self._revise()
-            self._buffers.hand_on()
+            self._buffers.flush()
         if self._writer.has_begun:
-            self._writer.put_rest(self._counters.frames)
+            self._writer.put_flush(self._counters.frames)
 
-    def look(self) -> None:
-        """Hand on old blocks, though no frame comes. Called on the clock's thread."""
+    def flush_if_stale(self) -> None:
+        """Enqueue stale blocks, though no frame comes. Called on the clock's thread."""
         if not self.alive or not self._writer.is_idle or not self._copying.acquire(blocking=False):
-            return  # a frame is being copied, which hands on old blocks
+            return  # a frame is being copied, which enqueues stale blocks
         try:
-            old = self._buffers.old(time.time_ns())
-            if old and not self._revise(at_once=False):
-                return  # the environment is within a step, and hands on old blocks itself
-            self._buffers.hand_on_old(old)
+            stale = self._buffers.stale(time.time_ns())
+            if stale and not self._revise(at_once=False):
+                return  # the environment is within a step, and enqueues stale blocks itself
+            self._buffers.flush(stale)
         except Exception as error:
             self.status.fail(error)
             self._buffers.stop()

@@ -238,7 +238,7 @@ class RerunRecorder(Transform):
         if self._now.is_rehearsal:
             return
         with front_end.lock:
-            front_end.catch_up()
+            front_end.record_unseen_step()
             if env is None or not resets:
                 front_end.reset(self._environment, tensordict_reset)
                 return
@@ -287,7 +287,7 @@ class RerunRecorder(Transform):
             with front_end.lock:
                 container = self.__dict__.get("_container")
                 is_alone = container is not None and not isinstance(container(), Compose)
-                self._now.stepping = front_end.enter(self._environment, tensordict, is_alone=is_alone)
+                self._now.stepping = front_end.before_step(self._environment, tensordict, is_alone=is_alone)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if is_compiling():
@@ -300,7 +300,7 @@ class RerunRecorder(Transform):
         front_end = self._listening()
         if front_end is not None and not self._now.is_rehearsal:
             with front_end.lock:
-                front_end.leave(self._environment, tensordict, next_tensordict)
+                front_end.after_step(self._environment, tensordict, next_tensordict)
 
     def _post_step_mdp_hooks(
         self, tensordict: TensorDictBase, tensordict_: TensorDictBase
@@ -315,7 +315,7 @@ class RerunRecorder(Transform):
         front_end = self._front_end
         if front_end is not None and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
             with front_end.lock:
-                front_end.finish(tensordict.get("next"))
+                front_end.revise_step(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
         sink = self._session.target
@@ -389,7 +389,7 @@ class RerunRecorder(Transform):
         if self._front_end is None:
             return
         with self._front_end.at_rest():
-            self._front_end.catch_up()
+            self._front_end.record_unseen_step()
             recording = self._front_end.recording
             if recording is None:
                 return
@@ -409,7 +409,7 @@ class RerunRecorder(Transform):
             self._front_end.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
         with self._front_end.at_rest():
-            self._front_end.catch_up()
+            self._front_end.record_unseen_step()
             if self._front_end.recording is not None:
                 self._front_end.recording.close()
 
@@ -566,7 +566,7 @@ class RerunRecorder(Transform):
         self._must_not_render()
         if "next" in tensordict.keys():
             with self._front_end.lock:
-                self._rollouts.record_moment(env, tensordict)
+                self._rollouts.record_frame(env, tensordict)
             return
         # A rollout that stops passes the root of the next transition, and completes this very object in the next step.
         self._release_held()
@@ -639,7 +639,7 @@ class RerunRecorder(Transform):
             self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
                 with self._front_end.lock:
-                    self._rollouts.record_moment(env, tensordict)
+                    self._rollouts.record_frame(env, tensordict)
 
 
 @dataclasses.dataclass(slots=True)

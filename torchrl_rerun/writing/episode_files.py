@@ -136,7 +136,7 @@ class EpisodeFiles:
             self._write(finished)
         return ()
 
-    def rest(self, complete: int) -> Iterable[Chunk]:
+    def flush(self, complete: int) -> Iterable[Chunk]:
         """Write all episodes, those in progress as parts. Return no chunks.
 
         Args:

@@ -104,7 +104,7 @@ class EpisodeRows:
         factory = ChunkFactory(self._fps, pictures, self._losses)
         for group in self._pieces.values():
             yield from factory.chunks(_joined(group), None)
-        yield from pictures.rest()
+        yield from pictures.flush()
 
     def remove_parts(self) -> None:
         """Remove the files that hold the rows before these."""

@@ -50,7 +50,7 @@ class Output(BlockOutput, Protocol):
     def due(self) -> Iterable[Chunk]:
         """Return chunks of the rows that have waited long enough, or are enough for a chunk."""
 
-    def rest(self, complete: int) -> Iterable[Chunk]:
+    def flush(self, complete: int) -> Iterable[Chunk]:
         """Return chunks of all rows that wait.
 
         Args:

@@ -88,14 +88,14 @@ class WholeRun:
         """Return chunks of the images that have waited long enough, or are enough for a chunk."""
         yield from self._encoding.due(time.time_ns())
 
-    def rest(self, complete: int) -> Iterator[Chunk]:
+    def flush(self, complete: int) -> Iterator[Chunk]:
         """Return the chunks of all encoded images that wait.
 
         Args:
             complete: the frame before which all rows have come.
         """
         del complete
-        yield from self._encoding.rest()
+        yield from self._encoding.flush()
 
     @property
     def waiting_bytes(self) -> int:
