@@ -115,7 +115,7 @@ def _seconds(each: Format, pictures: Stack) -> float:
         encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
-        chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
+        chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.flush()]
         times.append(time.process_time() - start)
         assert chunks, "there are pictures"
     return min(times)

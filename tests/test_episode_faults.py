@@ -221,7 +221,14 @@ def test_ctrl_c_loses_no_episode_and_makes_none_twice(folder):
     """Wherever it comes in a reset, a step or a dump, each frame that was recorded is in the file of its episode."""
     recorder = RerunRecorder(folder, split="episode", blueprint=False)
     env = GymWrapper(Lengths()).append_transform(recorder)
-    functions = [Recording._add, Recording._enter, Recording._event, Recording.dump, Buffer.add, Block.add]
+    functions = [
+        Recording._add,
+        Recording._log_episodes,
+        Recording._event,
+        Recording.dump,
+        Buffer.add,
+        Block.add,
+    ]
     functions += [
         EpisodeLog.reset,
         EpisodeLog.step,

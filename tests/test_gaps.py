@@ -235,7 +235,7 @@ def test_an_environment_of_which_a_group_of_agents_is_reset_by_itself(path):
     """What the step led to, and what the next one leads from, are two rows at one step of the episode, at two frames."""
     obs = Stream(("obs",), Scalars(), "float32", (1,))
     reward, action = Stream(("reward",), Scalars(), "float32", (1,)), Stream(("action",), Scalars(), "float32", (1,))
-    sums = Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",))
+    sums = Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("reward",))
     described = [(obs, Moment.OBSERVED), (sums, Moment.OBSERVED), (reward, Moment.STEPPED), (action, Moment.ACTED)]
     #        reset, step, step, group reset twice, step, group reset, step, reset, step
     steps = [0, 1, 2, 2, 2, 3, 3, 4, 0, 1]

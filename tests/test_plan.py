@@ -131,7 +131,7 @@ def test_the_flags_of_the_plan_end_episodes():
 
 def test_what_the_policy_wrote_is_found_by_key():
     acted = Acted([("action",), ("logits",)], [1, 2])
-    assert list(acted.of([("logits",), ("value",)])) == [2, None]
+    assert list(acted.select([("logits",), ("value",)])) == [2, None]
 
 
 def test_the_plan_is_made_at_the_first_step_and_stays(tmp_path):

@@ -196,7 +196,7 @@ def test_overrides_that_do_not_fit(leaf, message):
         Stream(("depth",), Depth(1000.0, channels="HW"), "uint16", (8, 8)),
         Stream(("classes",), Segmentation(["floor"], channels="HW"), "uint8", (8, 8)),
         Stream(("note",), Text(), "object", ()),
-        Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",)),
+        Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("reward",)),
         Stream(("__properties", "x"), Scalars(), "float32", (1,), place=("__properties_2", "x")),
     ],
 )

@@ -1,4 +1,4 @@
-"""Blocks: bounded, preallocated memory that frames are copied into, and that is handed on whole.
+"""Blocks: bounded, preallocated memory that frames are copied into, and that the writer gets whole.
 
 Small rows lie frame by frame, so that a step of thousands of environments is one copy. Rows of a page of memory and more lie
 environment by environment, so that the writer can wrap them as they are.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,20 @@ Arrays = Sequence[Any]
 """One array ``[envs, *stream.slot_shape]`` for each stream of a moment, in their order; None for a missing key."""
 
 
+class FrameValues(NamedTuple):
+    """The values of a frame, indexed by :class:`~torchrl_rerun.kinds.schema.Moment`; None for a moment that has none.
+
+    Attributes:
+        observed: the observations after the reset or step.
+        stepped: the other values after a step, such as rewards.
+        acted: the values that the policy wrote before a step. They belong to the frame before this one.
+    """
+
+    observed: Arrays | None = None
+    stepped: Arrays | None = None
+    acted: Arrays | None = None
+
+
 @dataclass(frozen=True)
 class StreamGroup:
     """Streams that always get their rows together.
@@ -50,13 +64,13 @@ class StreamGroup:
         moment: when they get rows.
         streams: the streams. Running returns take no room: they are derived from the rewards.
         at: where the values of each stream are among those of the moment.
-        is_summed: whether rewards are among them. Running returns need the rewards of all steps, recorded or not.
+        has_rewards: whether rewards are among them. Running returns need the rewards of all steps, recorded or not.
     """
 
     moment: Moment
     streams: tuple[Stream, ...]
     at: tuple[int, ...] = ()
-    is_summed: bool = False
+    has_rewards: bool = False
 
     def part(self, at: Sequence[int]) -> StreamGroup:
         """Return a group of some of the streams.
@@ -69,7 +83,7 @@ class StreamGroup:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of one environment."""
-        return sum(stream.row_bytes for stream in self.streams if not stream.sums)
+        return sum(stream.row_bytes for stream in self.streams if not stream.reward_key)
 
 
 class Values:
@@ -109,10 +123,34 @@ class Values:
         """The values, ``[slots, envs, *stream.slot_shape]``."""
         return self.array.swapaxes(0, 1) if self.lies_by_env else self.array
 
-    def of(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+    def rows(self, env: int, slots: slice | npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         """Return the rows of an environment in some slots, ``[n, *stream.slot_shape]``."""
-        rows: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
-        return rows
+        of_env: npt.NDArray[Any] = self.array[env, slots] if self.lies_by_env else self.array[slots, env]
+        return of_env
+
+
+class _GroupCopy(NamedTuple):
+    """How :meth:`Block.add` copies the values of a group. A number says where a value is among those of its moment.
+
+    Attributes:
+        moment: when the group gets rows.
+        has_rewards: whether it gets rows of all environments that are stepped, recorded or not.
+        first: the number of its first value; None: it has none.
+        event_of_slot: the number of the event of each slot.
+        by_frame: arrays ``[slots, envs, ...]`` in main memory, and the numbers of their values.
+        by_env: arrays ``[envs, slots, ...]`` in main memory, and the numbers of their values.
+        objects: the numbers of the values that are Python objects.
+        on_device: for each accelerator that copies values: the slots of each array, and the number of its values.
+    """
+
+    moment: Moment
+    has_rewards: bool
+    first: int | None
+    event_of_slot: list[int]
+    by_frame: list[tuple[npt.NDArray[Any], int]]
+    by_env: list[tuple[npt.NDArray[Any], int]]
+    objects: list[int]
+    on_device: list[tuple[Transfers, list[tuple[Sequence[torch.Tensor], int]]]]
 
 
 class Block:
@@ -129,7 +167,7 @@ class Block:
         groups: the groups of streams.
         start: where the environments were before its first frame, ``[envs, 6]``.
         events: the resets and steps, one for each frame.
-        frames: per group, the numbers of the events in which it has rows.
+        event_of_slot: per group, the number of the event of each of its slots.
         values: per group, the values of each stream; running returns have none.
         object_bytes: bytes of the Python objects in it.
         room: lower bound on the number of further frames that there is room for.
@@ -148,8 +186,10 @@ class Block:
         self.groups = tuple(groups)
         self.start: Positions = np.empty((0, 0), np.int64)
         self.events = Events()
-        self.frames: list[list[int]] = [[] for _ in self.groups]
-        self.values = [[Values(stream, envs, slots) for stream in t.streams if not stream.sums] for t in self.groups]
+        self.event_of_slot: list[list[int]] = [[] for _ in self.groups]
+        self.values = [
+            [Values(stream, envs, slots) for stream in group.streams if not stream.reward_key] for group in self.groups
+        ]
         self.object_bytes = 0
         self.is_heavy = False
         self._object_capacity = object_capacity
@@ -159,23 +199,28 @@ class Block:
         self.room = slots
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
-        # `add` goes through this list, which has for each group: its moment, whether it is summed, where its first value is,
-        # and its frames; then arrays and where their values are, of the streams that lie by frame, that lie by environment, that
-        # are Python objects, and that are on an accelerator.
-        self._plan = []
-        for group, frames, values in zip(self.groups, self.frames, self.values, strict=True):
-            pairs = list(zip(values, group.at, strict=True))
-            near = [(v, i) for v, i in pairs if not v.stream.device]
-            far = [
-                (each, [(v.slots, i) for v, i in pairs if v.stream.device == device])
-                for device, each in self._transfers.items()
-            ]
-            by_frame = [(v.array, i) for v, i in near if not v.lies_by_env]
-            by_env = [(v.array, i) for v, i in pairs if v.lies_by_env]
-            objects = [i for v, i in pairs if v.is_objects]
-            first = group.at[0] if group.at else None
-            far = [(each, of_device) for each, of_device in far if of_device]
-            self._plan.append((group.moment, group.is_summed, first, frames, by_frame, by_env, objects, far))
+        self._copies = [
+            self._copy_of(*parts) for parts in zip(self.groups, self.event_of_slot, self.values, strict=True)
+        ]
+
+    def _copy_of(self, group: StreamGroup, event_of_slot: list[int], stored: Sequence[Values]) -> _GroupCopy:
+        """Return how the values of a group are copied."""
+        pairs = list(zip(stored, group.at, strict=True))
+        on_host = [(values, i) for values, i in pairs if not values.stream.device]
+        on_device = [
+            (transfers, [(values.slots, i) for values, i in pairs if values.stream.device == device])
+            for device, transfers in self._transfers.items()
+        ]
+        return _GroupCopy(
+            group.moment,
+            group.has_rewards,
+            group.at[0] if group.at else None,
+            event_of_slot,
+            by_frame=[(values.array, i) for values, i in on_host if not values.lies_by_env],
+            by_env=[(values.array, i) for values, i in on_host if values.lies_by_env],
+            objects=[i for values, i in pairs if values.is_objects],
+            on_device=[(transfers, arrays) for transfers, arrays in on_device if arrays],
+        )
 
     def begin(self, start: Positions) -> None:
         """Begin at a position.
@@ -188,8 +233,8 @@ class Block:
     def clear(self) -> None:
         """Empty the block."""
         self.events.clear()
-        for frames in self.frames:
-            frames.clear()
+        for event_of_slot in self.event_of_slot:
+            event_of_slot.clear()
         for group in self.values:
             for values in group:
                 if values.is_objects:
@@ -208,62 +253,61 @@ class Block:
     @property
     def bytes(self) -> int:
         """Bytes of the frames in the block."""
-        slots = [len(frames) for frames in self.frames]
+        slots = [*map(len, self.event_of_slot)]
         rows = sum(group.row_bytes * n for group, n in zip(self.groups, slots, strict=True))
         return self._envs * rows + self.object_bytes
 
     def has_room(self) -> bool:
         """Return whether there is room for one more frame."""
         if self.room <= 0:  # so many frames have come, but perhaps no group had rows in all of them
-            most = max(map(len, self.frames), default=0)
+            most = max(map(len, self.event_of_slot), default=0)
             self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
         return self.room > 0
 
-    def add(self, event: Event, moments: Sequence[Arrays | None]) -> None:
+    def add(self, event: Event, values: FrameValues) -> None:
         """Copy a frame into the block.
 
         Args:
             event: the reset or step.
-            moments: per moment, the values of all environments; None for a moment that had none. A group without values gets
-                no rows.
+            values: the values of all environments. A group without values gets no rows.
         """
-        number, after = len(self.events), event.after
+        number, after = len(self.events), event.envs_after
         self.events.append(event)
         self.room -= 1
-        for moment, is_summed, first, frames, by_frame, by_env, objects, far in self._plan:
-            arrays = moments[moment]
+        for moment, has_rewards, first, event_of_slot, by_frame, by_env, objects, on_device in self._copies:
+            arrays = values[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
-            rows = event.rows if is_summed else event.before if moment is ACTED else after
-            if rows is not None and not len(rows):
+            envs = event.envs if has_rewards else event.envs_before if moment is ACTED else after
+            if envs is not None and not len(envs):
                 continue
-            slot = len(frames)
-            frames.append(number)
-            if rows is None or len(rows) >= self._many:
+            slot = len(event_of_slot)
+            event_of_slot.append(number)
+            if envs is None or len(envs) >= self._many:
                 for array, i in by_frame:  # `presence` leaves out the environments without a row
                     array[slot] = arrays[i]
             else:
                 for array, i in by_frame:
                     if array.shape[1] == self._envs:
-                        array[slot, rows] = arrays[i][rows]
-                    elif rows[0] == 0:  # values that all environments share are stored with the first one
+                        array[slot, envs] = arrays[i][envs]
+                    elif envs[0] == 0:  # values that all environments share are stored with the first one
                         array[slot] = arrays[i]
             for array, i in by_env:
-                if rows is None:
+                if envs is None:
                     array[:, slot] = arrays[i]
                 else:
-                    array[rows, slot] = arrays[i][rows]
+                    array[envs, slot] = arrays[i][envs]
             if objects:
                 self._weigh(arrays[i] for i in objects)
-            for transfers, of_device in far:  # whole frames: `presence` tells which of their rows count
-                transfers.copy([slots[slot] for slots, _ in of_device], [arrays[i] for _, i in of_device])
+            for transfers, arrays_there in on_device:  # whole frames: `presence` tells which of their rows count
+                transfers.copy([slots[slot] for slots, _ in arrays_there], [arrays[i] for _, i in arrays_there])
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of its frame was copied."""
         self.events.drop(event)
-        for frames in self.frames:
-            while frames and frames[-1] >= len(self.events):
-                frames.pop()
+        for event_of_slot in self.event_of_slot:
+            while event_of_slot and event_of_slot[-1] >= len(self.events):
+                event_of_slot.pop()
 
     def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
         self.object_bytes += sum(size_of(value) for values in objects for value in values.flat)
@@ -281,13 +325,13 @@ class Block:
 
     def presence(self, group: int) -> npt.NDArray[np.bool_] | None:
         """Return in which slots of a group each environment has a row, ``[slots, envs]``; None if in all of them."""
-        frames = np.array(self.frames[group], np.intp)
+        events = np.array(self.event_of_slot[group], np.intp)
         present = None
-        for position, rows in self.events.partial(before=self.groups[group].moment is ACTED):
-            slot = int(np.searchsorted(frames, position))
-            if slot < len(frames) and frames[slot] == position:
+        for event, envs in self.events.partial(before=self.groups[group].moment is ACTED):
+            slot = int(np.searchsorted(events, event))
+            if slot < len(events) and events[slot] == event:
                 if present is None:
-                    present = np.ones((len(frames), self._envs), np.bool_)
+                    present = np.ones((len(events), self._envs), np.bool_)
                 present[slot] = False
-                present[slot, rows] = True
+                present[slot, envs] = True
         return present

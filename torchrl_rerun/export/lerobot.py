@@ -161,7 +161,7 @@ def to_lerobot(
 
 def is_usual(stream: Stream) -> bool:
     """Return whether a key that the format holds is exported by default: all but the returns that the recorder worked out."""
-    return not stream.sums
+    return not stream.reward_key
 
 
 def unheld(stream: Stream, _: Moment) -> str:

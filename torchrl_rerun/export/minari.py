@@ -128,7 +128,7 @@ def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:
 def _reward_in(recorded: Sequence[TimedStream]) -> Stream | None:
     """Return the reward of which the recorder worked out the return; None: there is none."""
     known = {stream.key: stream for stream, _ in recorded}
-    return next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
+    return next((known[stream.reward_key] for stream, _ in recorded if stream.reward_key in known), None)
 
 
 class _Part:
@@ -168,7 +168,7 @@ class _Layout:
 
     def __init__(self, wanted: Sequence[TimedStream], recorded: Sequence[TimedStream]) -> None:
         observed = [stream for stream, moment in wanted if moment is Moment.OBSERVED and stream.key[-1] not in FLAGS]
-        self.observations = _Part([stream for stream in observed if not stream.sums], "observed")
+        self.observations = _Part([stream for stream in observed if not stream.reward_key], "observed")
         self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done")
         known = {stream.key: stream for stream, _ in recorded}
         reward = _reward_in(recorded)

@@ -158,7 +158,7 @@ def running_sum(reward: Leaf, key: Key) -> Stream:
         reward: the reward.
         key: the key of the return.
     """
-    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, sums=reward.key)
+    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, reward_key=reward.key)
 
 
 def recognised(leaf: Leaf) -> Kind:

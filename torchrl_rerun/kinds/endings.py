@@ -62,7 +62,7 @@ class Endings:
         keys: the flags that decide, see :func:`deciding`.
 
     >>> flags = {("red", "done"): np.array([[True], [True]]), ("blue", "done"): np.array([[True], [False]])}
-    >>> Endings(flags).of(flags.get, 2)
+    >>> Endings(flags).ended(flags.get, 2)
     Ends(terminated=array([ True, False]), truncated=array([False, False]))
     """
 
@@ -72,7 +72,7 @@ class Endings:
         for key in self.keys:
             self._groups.setdefault(key[:-1], []).append(key)
 
-    def of(self, flags: Callable[[Key], npt.NDArray[Any] | None], count: int) -> Ends | None:
+    def ended(self, flags: Callable[[Key], npt.NDArray[Any] | None], count: int) -> Ends | None:
         """Return the environments whose episodes end; None if no episode ends.
 
         Args:
@@ -82,7 +82,7 @@ class Endings:
         found = {key: values.reshape(count, -1) for key in self.keys if (values := flags(key)) is not None}
         if not any(values.any() for values in found.values()):
             return None
-        ended = self._ended(found, count)
+        ended = self._ended_in(found, count)
         if not ended.any():
             return None
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
@@ -94,7 +94,7 @@ class Endings:
         terminated |= ~truncated
         return Ends(terminated & ended, truncated & ended)
 
-    def _ended(self, found: dict[Key, npt.NDArray[Any]], count: int) -> Raised:
+    def _ended_in(self, found: dict[Key, npt.NDArray[Any]], count: int) -> Raised:
         ended = np.ones(count, bool)
         for group, keys in self._groups.items():
             done = None

@@ -167,7 +167,7 @@ def stream_to_schema(stream: Stream) -> dict[str, Any]:
     {'key': ['action'], 'dtype': 'int64', 'shape': [1], 'kind': 'state', 'names': ['left', 'right']}
     """
     told = {"key": list(stream.key), "dtype": stream.dtype, "shape": list(stream.shape), "kind": stream.kind.name}
-    told |= {name: value for name in _IF_NOT_EMPTY if (value := getattr(stream, name))}
+    told |= {name: value for attribute, name in _IF_NOT_EMPTY.items() if (value := getattr(stream, attribute))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()} | (
         stream.kind.to_schema()
     )
@@ -181,12 +181,12 @@ def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
     """
     told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     kind = kind_from_schema(fields)
-    return Stream(
-        told["key"], kind, told["dtype"], told["shape"], **{name: told[name] for name in _IF_NOT_EMPTY if name in told}
-    )
+    more = {attribute: told[name] for attribute, name in _IF_NOT_EMPTY.items() if name in told}
+    return Stream(told["key"], kind, told["dtype"], told["shape"], **more)
 
 
-_IF_NOT_EMPTY = ("agents", "varies", "shared", "sums", "place")
+_IF_NOT_EMPTY = {"agents": "agents", "varies": "varies", "shared": "shared", "reward_key": "sums", "place": "place"}
+"""Attributes of a stream that the schema has unless they are empty, and the names that they have there."""
 
 
 _VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d+)')

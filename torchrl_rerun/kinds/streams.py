@@ -55,7 +55,7 @@ class Stream:
         agents: names of the agents; each has an entity of its own. Empty without an agent dimension.
         varies: whether values of other shapes than ``shape`` are recorded too.
         shared: whether one value stands for all environments, and is recorded for the first one logged.
-        sums: the key of the reward whose running sum this is; empty for all that the environment gives itself.
+        reward_key: the key of the reward that this return sums; empty for all other streams.
         device: the accelerator that the values come from; empty: none.
         place: the parts of the entity path instead of those of the key, if another stream has its path; else empty.
     """
@@ -67,7 +67,7 @@ class Stream:
     agents: tuple[str, ...] = ()
     varies: bool = False
     shared: bool = False
-    sums: Key = ()
+    reward_key: Key = ()
     device: str = ""
     place: Key = ()
 

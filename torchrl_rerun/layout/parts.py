@@ -121,11 +121,11 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
         for agent in range(stream.agent_count)
     ]
     if not walls:
-        returns = [stream for stream in recorded.streams if stream.sums][:1]
+        of_returns = [stream for stream in recorded.streams if stream.reward_key][:1]
         walls = [
             rrb.Grid(
                 *(
-                    series(recorded, returns, env, f"env {env}", whole()) if returns else cell(recorded, env)
+                    series(recorded, of_returns, env, f"env {env}", whole()) if of_returns else cell(recorded, env)
                     for env in shown
                 ),
                 grid_columns=columns,
@@ -143,14 +143,14 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
         envs: environment indices. Default: the first 16.
     """
     shown = (recorded.envs if envs is None else envs)[:MAX_LINES]
-    sums = [stream for stream in recorded.streams if stream.sums]
+    of_returns = [stream for stream in recorded.streams if stream.reward_key]
     several = len(shown) > 1
     lines: dict[rr.EntityPath | str, Any] = {
         recorded.path(stream, env, agent): _line(
             " / ".join([*[f"env {env}"] * (several or not stream.agents), *stream.agents[agent : agent + 1]]),
             color(row if several else agent),
         )
-        for stream in sums[:1]
+        for stream in of_returns[:1]
         for row, env in enumerate(shown)
         for agent in range(stream.agent_count)
     }

@@ -45,17 +45,21 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     """
     streams = recorded.of(env)
     of_rewards = [
-        stream for stream in streams if stream.kind.plot is Plot.LINES and (stream.sums or "reward" in stream.key[-1])
+        stream
+        for stream in streams
+        if stream.kind.plot is Plot.LINES and (stream.reward_key or "reward" in stream.key[-1])
     ]
     others = [stream for stream in _numbers(streams) if stream not in of_rewards]
     states = _lanes(streams)
     second = any(stream.key[-1] not in FLAGS for stream in states)
     of_each = " of each agent" if any(stream.agents for stream in of_rewards) else ""
-    rewards, sums = ([stream for stream in of_rewards if bool(stream.sums) is summed] for summed in (False, True))
+    rewards, returns = (
+        [stream for stream in of_rewards if bool(stream.reward_key) is is_return] for is_return in (False, True)
+    )
     if rewards:
         yield series(recorded, rewards, env, with_env(recorded, env, f"reward{of_each}"))
-    if sums and not _is_in_returns(recorded, env):
-        yield series(recorded, sums, env, with_env(recorded, env, f"return{of_each}"))
+    if returns and not _is_in_returns(recorded, env):
+        yield series(recorded, returns, env, with_env(recorded, env, f"return{of_each}"))
     if states and second:
         yield _state_lanes(recorded, states, env)
     for stream in sorted(others, key=_rank):

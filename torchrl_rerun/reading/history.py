@@ -57,7 +57,7 @@ class History:
         schema = self.recording.schema
         by_key = {stream.key: (stream, moment) for stream, moment in schema.described}
         if keys is None:
-            keys = [key for key, (stream, _) in by_key.items() if not stream.sums]
+            keys = [key for key, (stream, _) in by_key.items() if not stream.reward_key]
         for key in keys:
             if key not in by_key:
                 raise KeyError(f"{name_of(key)} is not recorded, but {', '.join(map(name_of, by_key))}")

@@ -41,10 +41,10 @@ from torchrl_rerun.writing.whole_run import WholeRun
 from torchrl_rerun.writing.writer import WriterThread
 
 LIVE_SECONDS = 0.5
-"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`LOOKS`."""
+"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`STALE_CHECKS`."""
 
-LOOKS = 4
-"""Number of looks at the waiting frames within the time that a frame may wait."""
+STALE_CHECKS = 4
+"""Number of checks for stale blocks within the time that a frame may wait."""
 
 BATCH_SHARE = 16
 """The rewards of all environments have one in so many of ``buffer_bytes``, in addition to these."""
@@ -70,7 +70,7 @@ class Recording(Steps):
         envs: the indices of the environments that are recorded in detail.
         status: the state of the recording, and what became of its frames.
         must_know_ends: whether :meth:`step` must be told which episodes end.
-        look_seconds: seconds from one look of the clock to the next, see :meth:`look`.
+        stale_check_seconds: seconds between two calls of :meth:`flush_if_stale` by the clock.
         process: the process that records.
 
     Raises:
@@ -101,7 +101,7 @@ class Recording(Steps):
             state = EnvState(source, options)
         self.envs = state.envs
         self._max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
-        self.look_seconds = self._max_age / LOOKS
+        self.stale_check_seconds = self._max_age / STALE_CHECKS
         folder = chunk_writer.episodes
         self._is_by_episode = folder is not None
         self.must_know_ends = options.skip > 1 or self._is_by_episode
@@ -112,7 +112,7 @@ class Recording(Steps):
         if folder is None:
             first_frame = state.counters.frames if is_dump else 0
             self._output = WholeRun(
-                source, state.envs, state.sums, split=options.split, max_age=self._max_age, first_frame=first_frame
+                source, state.envs, state.returns, split=options.split, max_age=self._max_age, first_frame=first_frame
             )
         else:
             log = EpisodeLog(state.envs)
@@ -120,7 +120,7 @@ class Recording(Steps):
                 folder,
                 source,
                 state.envs,
-                state.sums,
+                state.returns,
                 ended=log.ended,
                 buffers=(small, bulky),
                 application_id=self.application_id,
@@ -143,7 +143,7 @@ class Recording(Steps):
         # A recording of one episode has no `/env_{i}` before its keys.
         description = Description(reserved=(PROPERTIES,) if self._is_by_episode else ())
         super().__init__(state, description, log, buffers, writer=writer, status=status)
-        self._batch_statistics = BatchStatistics(source.fps, state.batch_sums)
+        self._batch_statistics = BatchStatistics(source.fps, state.batch_returns)
         self.process = os.getpid()
         _open.add(self)
         CLOCK.watch(self)
@@ -184,7 +184,7 @@ class Recording(Steps):
             placed = self._description.add(moment, streams, ends)
             if not placed:
                 return
-            self._buffers.store(moment, placed, self._description.summed)
+            self._buffers.store(moment, placed, self._description.reward_keys)
             is_of_batch = moment is Moment.STEPPED and self.has_statistics
             statistics = self._store_batch() if is_of_batch else ()
             if not self._writer.has_begun:
@@ -202,7 +202,7 @@ class Recording(Steps):
         Returns:
             How it is recorded from now on; None if returns are derived from it: those have one shape.
         """
-        if stream.key in self._description.summed:
+        if stream.key in self._description.reward_keys:
             return None
         with self._copying:
             self._revise()
@@ -224,14 +224,14 @@ class Recording(Steps):
 
     def _store_batch(self) -> Sequence[StreamGroup]:
         """Store the rewards of all environments, too. Return them and their returns, of which there are statistics."""
-        stepped, summed = self._description.at(Moment.STEPPED), self._description.summed
-        at = [i for i, stream in enumerate(stepped) if stream.key in summed]
+        stepped, reward_keys = self._description.at(Moment.STEPPED), self._description.reward_keys
+        at = [i for i, stream in enumerate(stepped) if stream.key in reward_keys]
         if not at:
             return ()
         groups = (
-            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), is_summed=True),
+            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), has_rewards=True),
             # Returns at steps alone: a row at each reset would show the mean fall and rise again.
-            StreamGroup(Moment.STEPPED, tuple(self._description.sums)),
+            StreamGroup(Moment.STEPPED, tuple(self._description.returns)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
         buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
@@ -389,8 +389,8 @@ class Recording(Steps):
         """
         if mask is None or batch_size != self.source.batch_size or self.has_statistics:
             return False
-        rows = self._state.logged.rows(mask)
-        return rows is not None and not len(rows)
+        envs = self._state.logged.in_mask(mask)
+        return envs is not None and not len(envs)
 
     def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
         """Count a frame after :meth:`close` as lost, with one warning. :meth:`dump` and :meth:`close` raise an error for it.
@@ -406,7 +406,7 @@ class Recording(Steps):
         if batch_size != self.source.batch_size:
             self._counters.count(frames=1, steps=is_step)
         elif (
-            event := self._event(None if mask is None else self._state.logged.rows(mask), is_step=is_step)
+            event := self._event(None if mask is None else self._state.logged.in_mask(mask), is_step=is_step)
         ) is not None:
             self._counters.apply(event)
         now = self._counters
@@ -447,7 +447,7 @@ class Recording(Steps):
         """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""
         self.status.fail(error)
         self._buffers.stop()
-        self._tell()
+        self._warn_user()
 
     def _embed_layout(self) -> None:
         try:
@@ -458,25 +458,25 @@ class Recording(Steps):
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _flush(self) -> None:
-        with self._copying:  # the clock's thread hands on old blocks: those of two threads would come in any order
+        with self._copying:  # the clock's thread enqueues stale blocks: those of two threads would come in any order
             self._revise()
-            self._buffers.hand_on()
+            self._buffers.flush()
         if self._writer.has_begun:
-            self._writer.put_rest(self._counters.frames)
+            self._writer.put_flush(self._counters.frames)
 
-    def look(self) -> None:
-        """Hand on old blocks, though no frame comes. Called on the clock's thread."""
+    def flush_if_stale(self) -> None:
+        """Enqueue stale blocks, though no frame comes. Called on the clock's thread."""
         if not self.alive or not self._writer.is_idle or not self._copying.acquire(blocking=False):
-            return  # a frame is being copied, which hands on old blocks
+            return  # a frame is being copied, which enqueues stale blocks
         try:
-            old = self._buffers.old(time.time_ns())
-            if old and not self._revise(at_once=False):
-                return  # the environment is within a step, and hands on old blocks itself
-            self._buffers.hand_on_old(old)
+            stale = self._buffers.stale(time.time_ns())
+            if stale and not self._revise(at_once=False):
+                return  # the environment is within a step, and enqueues stale blocks itself
+            self._buffers.flush(stale)
         except Exception as error:
             self.status.fail(error)
             self._buffers.stop()
-            self._told = -1
+            self._must_check_warnings = True
         finally:
             self._copying.release()
         if self._output.oldest_waiting is not None:

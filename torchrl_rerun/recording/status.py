@@ -267,7 +267,7 @@ class Status:
 
     # --- warnings, once each ---
 
-    def tell(self) -> None:
+    def warn_user(self) -> None:
         """Warn of failures and of long waits. Called on the environment's thread."""
         self._warn_of_failure()
         self._warn_of_waiting()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.block import Arrays
+from torchrl_rerun.blocks.block import Arrays, FrameValues
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.devices import fetched
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
@@ -22,7 +22,7 @@ from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.description import Description
 from torchrl_rerun.recording.env_state import EnvState
 from torchrl_rerun.recording.episode_log import EpisodeLog
-from torchrl_rerun.recording.last_step import LastStep, Moments, Pending, Revise, Revision
+from torchrl_rerun.recording.last_step import LastStep, Pending, Revise, Revision
 from torchrl_rerun.recording.logged_envs import Render
 from torchrl_rerun.recording.status import Status
 from torchrl_rerun.writing.writer import WriterThread
@@ -61,9 +61,10 @@ class Steps:
         self._buffers = buffers
         self._writer = writer
         self._last: LastStep | None = None
-        self._told = 0  # the number of the writer's failures that the user was told of
-        # Held while a frame is copied. The clock's thread hands on old blocks when no frame comes, and never waits for it. One
-        # that its owner can take again, for Ctrl-C may come before it is released.
+        self._failures_seen = 0  # the writer's failures when the user was last warned
+        self._must_check_warnings = False
+        # Held while a frame is copied. The clock's thread flushes stale blocks when no frame comes, and never waits for this
+        # lock. One that its owner can take again, for Ctrl-C may come before it is released.
         self._copying = threading.RLock()
 
     def reset(
@@ -89,13 +90,11 @@ class Steps:
                 recorded. Default: all observations are given.
         """
         with self._copying:
-            self._add((observed, None, None), mask, is_step=False, seeds=seeds, begun=begun, render=render)
+            self._add(FrameValues(observed), mask, is_step=False, seeds=seeds, begun=begun, render=render)
 
     def step(
         self,
-        acted: Arrays,
-        observed: Arrays,
-        stepped: Arrays,
+        values: FrameValues,
         mask: npt.NDArray[np.bool_] | None = None,
         ends: Ends | None = None,
         *,
@@ -105,9 +104,8 @@ class Steps:
         """Record a step.
 
         Args:
-            acted: the values that the policy wrote, of all environments; they belong to the frames before this one.
-            observed: the observations after the step, of all environments.
-            stepped: the other values that came of the step, such as rewards, of all environments.
+            values: the values of all environments, an array ``[envs, *stream.shape]`` for each stream that was described,
+                running returns excepted; None for a key that is missing.
             mask: mask of the environments that were stepped, ``[envs]``. The values of the others are not looked at.
                 Default: all were.
             ends: which episodes ended with it. Default: none did, or :attr:`must_know_ends` is false.
@@ -117,7 +115,7 @@ class Steps:
                 Default: nothing changes any more.
         """
         with self._copying:
-            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, revise=revise)
+            self._add(values, mask, is_step=True, ends=ends, render=render, revise=revise)
 
     def revise_last_step(self) -> None:
         """Look once more at the last step: transforms behind the recorder may have changed its flags."""
@@ -138,37 +136,37 @@ class Steps:
         if isinstance(found, Pending):
             return False
         if found is not None:
-            amended, moments, ends = self._revised(last, found, is_past=is_past)
+            amended, values, ends = self._revised(last, found, is_past=is_past)
             try:
-                self._amend(last.event, amended, moments, ends)
+                self._amend(last.event, amended, values, ends)
             except BaseException:  # Ctrl-C, for one: half of a frame would be in the blocks
-                self._amend(last.event, amended, moments, ends)
+                self._amend(last.event, amended, values, ends)
                 raise
         self._last = None
         return True
 
-    def _revised(self, last: LastStep, found: Revision, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
+    def _revised(self, last: LastStep, found: Revision, *, is_past: bool) -> tuple[Event, FrameValues, Ends | None]:
         """Return event, values and ends of the last step, as they are recorded instead."""
-        event = last.event
-        ends = None if found.ends is None else self._state.logged.ends(found.ends)
-        if ends is not None and event.rows is not None:
-            stepped = np.zeros(len(self._state.logged), np.bool_)
-            stepped[event.rows] = True
+        event, recorded, logged = last.event, last.values, self._state.logged
+        ends = None if found.ends is None else logged.ends(found.ends)
+        if ends is not None and event.envs is not None:
+            stepped = np.zeros(len(logged), np.bool_)
+            stepped[event.envs] = True
             ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
-        observed = list(self._state.logged.values(found.observed) or ())
-        if last.render is not None and last.moments[0] is not None:
-            observed.append(last.moments[0][-1])
+        observed = list(logged.values(found.observed) or ())
+        if last.render is not None and recorded.observed is not None:
+            observed.append(recorded.observed[-1])
         if ends is not None and not self._selection.takes_all and not (is_past and last.render is not None):
-            after = self._selection.end(event.rows, event.after, ends.either)
-            if after is not event.after:
-                event = event._replace(after=after)
+            after = self._selection.end(event.envs, event.envs_after, ends.either)
+            if after is not event.envs_after:
+                event = event._replace(envs_after=after)
                 if last.render is not None:
-                    observed = list(self._state.logged.with_pictures(observed, after, last.render))
-        return event, (observed, self._state.logged.values(found.stepped), last.moments[2]), ends
+                    observed = list(logged.with_pictures(observed, after, last.render))
+        return event, FrameValues(observed, logged.values(found.stepped), recorded.acted), ends
 
-    def _amend(self, event: Event, amended: Event, moments: Moments, ends: Ends | None) -> None:
+    def _amend(self, event: Event, amended: Event, values: FrameValues, ends: Ends | None) -> None:
         for buffer in self._buffers.in_use:
-            buffer.amend(event, amended, moments)
+            buffer.amend(event, amended, values)
         if ends is not None and self._episode_log is not None:
             self._episode_log.correct_ends(event, ends)
         self._counters.amend(event, amended)
@@ -184,34 +182,34 @@ class Steps:
         Args:
             mask: mask of the environments in question, ``[envs]``. Default: all.
         """
-        fresh = self._counters.never_begun(None if mask is None else self._state.logged.rows(mask))
+        fresh = self._counters.never_begun(None if mask is None else self._state.logged.in_mask(mask))
         if fresh is not None and not len(fresh):
             return None
         return self._state.logged.mask(fresh)
 
     def _event(
-        self, rows: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
+        self, envs: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
     ) -> Event | None:
         """Return the next event; None if it concerns no recorded environment, in which case its step is counted.
 
         Args:
-            rows: the recorded environments that are stepped or reset.
+            envs: the recorded environments that are stepped or reset.
             ends: which episodes end with it; None: none does.
-            begun: of a reset, the environments whose episodes begin; None: all of ``rows``.
+            begun: of a reset, the environments whose episodes begin; None: all of ``envs``.
             is_step: whether they are stepped.
         """
         picked = None
-        if rows is not None and not len(rows):
+        if envs is not None and not len(envs):
             if self._buffers.batch is None:
                 self._counters.count(steps=is_step)
                 return None
         elif not self._selection.takes_all:
-            picked = self._picked(rows, ends, begun, is_step=is_step)
-        return self._counters.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
+            picked = self._picked(envs, ends, begun, is_step=is_step)
+        return self._counters.event(envs, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
 
     def _add(
         self,
-        moments: Moments,
+        values: FrameValues,
         mask: npt.NDArray[np.bool_] | None,
         *,
         is_step: bool,
@@ -221,80 +219,96 @@ class Steps:
         render: Render | None = None,
         revise: Revise | None = None,
     ) -> None:
-        self._revise(is_past=not is_step)
+        if self._last is not None:
+            self._revise(is_past=not is_step)
+        logged, buffers = self._state.logged, self._buffers
         if ends is not None:
-            ends = self._state.logged.ends(ends)
-        rows = None if mask is None else self._state.logged.rows(mask)
-        event = self._event(rows, ends, None if begun is None else self._state.logged.rows(begun), is_step=is_step)
+            ends = logged.ends(ends)
+        envs = None if mask is None else logged.in_mask(mask)
+        event = self._event(envs, ends, None if begun is None else logged.in_mask(begun), is_step=is_step)
         if event is None:
             return
-        is_kept, buffers = True, self._buffers
+        is_kept = True
         try:
-            if (batch := buffers.batch) is not None:
-                of_batch = self._of_batch(event, mask)
-                while (in_the_way := batch.add(of_batch, moments, _nowhere)) is not None:
-                    if not (is_kept := self._make_way(batch, in_the_way)):
-                        break
-            if rows is None or len(rows):
-                if not self._state.logged.are_all:
-                    values = self._state.logged.values
-                    moments = (values(moments[0]), values(moments[1]), values(moments[2]))
-                if render is not None and event.is_recorded:
-                    assert moments[0] is not None, "frames with pictures have observations"
-                    moments = (self._state.logged.with_pictures(moments[0], event.after, render), *moments[1:])
-                for arrays in moments:
-                    for array in arrays or ():
-                        if array is None:  # `in` would compare arrays
-                            buffers.split_where_keys_are_missing(moments)
+            if buffers.batch is not None:
+                is_kept = self._add_to_batch(buffers.batch, self._of_batch(event, mask), values)
+            if envs is None or len(envs):
+                if render is not None or not logged.are_all:
+                    values = self._logged_values(event, values, render)
+                if _lacks_a_key(values):
+                    buffers.split_where_keys_are_missing(values)
                 positions, may_change = self._counters.positions, revise is not None
                 for buffer in buffers.in_use:
-                    while (in_the_way := buffer.add(event, moments, positions, may_change=may_change)) is not None:
-                        if not self._make_way(buffer, in_the_way):
+                    while (lease := buffer.add(event, values, positions, may_change=may_change)) is not None:
+                        if not self._free_block_for(buffer, lease):
                             is_kept = False
                             break
-            self._last = None if revise is None else LastStep(event, moments, revise, render)
+            self._last = None if revise is None else LastStep(event, values, revise, render)
             self._counters.apply(event)
-            self._enter(event, moments[Moment.STEPPED], ends, seeds)
+            if self._episode_log is not None:
+                self._log_episodes(event, values.stepped, ends, seeds)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be arbitrary memory
             if self._counters.has_seen(event):
-                self._enter(event, moments[Moment.STEPPED], ends, seeds)
+                self._log_episodes(event, values.stepped, ends, seeds)
             else:
                 buffers.drop(event)
             raise
-        if not is_kept or self._told != self._writer.failures:
-            self._tell()
+        if not is_kept or self._must_check_warnings or self._failures_seen != self._writer.failures:
+            self._warn_user()
 
-    def _make_way(self, buffer: Buffer, lease: BlockLease) -> bool:
-        """Hand on the lease that is in the way of a frame, or wait for it. Return whether the frame can be added then."""
+    def _logged_values(self, event: Event, values: FrameValues, render: Render | None) -> FrameValues:
+        """Return the values of the environments that are recorded in detail, rendered pictures included."""
+        logged = self._state.logged
+        if not logged.are_all:
+            values = FrameValues(*map(logged.values, values))
+        if render is not None and event.is_recorded:
+            assert values.observed is not None, "frames with pictures have observations"
+            observed = logged.with_pictures(values.observed, event.envs_after, render)
+            values = FrameValues(observed, values.stepped, values.acted)
+        return values
+
+    def _add_to_batch(self, batch: Buffer, event: Event, values: FrameValues) -> bool:
+        """Copy a frame of all environments, for statistics. Return False if nothing is written any more."""
+        while (lease := batch.add(event, values, _nowhere)) is not None:
+            if not self._free_block_for(batch, lease):
+                return False
+        return True
+
+    def _free_block_for(self, buffer: Buffer, blocking_lease: BlockLease) -> bool:
+        """Enqueue the lease that blocks a frame, or wait for its release. Return whether the frame can be added then."""
         waited = self._buffers.seconds_waited
         try:
-            return self._buffers.make_way(buffer, lease)
+            return self._buffers.free_block_for(buffer, blocking_lease)
         finally:
             if self._buffers.seconds_waited > waited:
-                self._told = -1  # the wait may be so long by now that the user is warned
+                self._must_check_warnings = True  # the wait may be so long by now that the user is warned
 
-    def _tell(self) -> None:
-        self._told = self._writer.failures
-        self.status.tell()
+    def _warn_user(self) -> None:
+        self._failures_seen, self._must_check_warnings = self._writer.failures, False
+        self.status.warn_user()
 
     def _picked(
-        self, rows: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
+        self, envs: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
     ) -> tuple[EnvIndices, EnvIndices]:
         """Return the environments whose frame before, and whose frame after the next event is recorded."""
         if is_step:
             ended = None if ends is None else ends.either
-            return self._selection.step(rows, self._counters.steps + 1, ended)
-        return NO_ENVS, self._selection.reset(rows, self._counters.of(rows if begun is None else begun) + 1, begun)
+            return self._selection.step(envs, self._counters.steps + 1, ended)
+        return NO_ENVS, self._selection.reset(
+            envs, self._counters.episode_numbers(envs if begun is None else begun) + 1, begun
+        )
 
-    def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
-        """Follow the episodes, if each has a recording of its own."""
+    def _log_episodes(
+        self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]
+    ) -> None:
+        """Note an event in the episode log, if each episode has a recording of its own."""
         log = self._episode_log
-        if log is None or (event.rows is not None and not len(event.rows)):
+        if log is None or (event.envs is not None and not len(event.envs)):
             return
         if event.is_step:
-            log.step(event, self._counters.of(event.rows), self._rewards(stepped), ends)
+            log.step(event, self._counters.episode_numbers(event.envs), self._rewards(stepped), ends)
         else:
-            log.reset(event, self._counters.of(event.begins), self._state.logged.seeds(seeds))
+            log.reset(event, self._counters.episode_numbers(event.envs_begun), self._state.logged.seeds(seeds))
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """Return the first of the rewards as numbers; None if there is none."""
@@ -307,10 +321,19 @@ class Steps:
     def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
         """Return an event for the statistics over all environments, which have rows at recorded frames."""
         everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-        if everyone is event.rows and event.after is event.rows:
+        if everyone is event.envs and event.envs_after is event.envs:
             return event  # nearly always
         recorded = everyone if event.is_recorded else NO_ENVS
-        return event._replace(rows=everyone, before=recorded, after=recorded)
+        return event._replace(envs=everyone, envs_before=recorded, envs_after=recorded)
+
+
+def _lacks_a_key(values: FrameValues) -> bool:
+    """Return whether a key is missing at a moment that has values."""
+    for arrays in values:
+        for array in arrays or ():
+            if array is None:  # `in` would compare arrays
+                return True
+    return False
 
 
 def _nowhere() -> Positions:

@@ -276,5 +276,5 @@ def _read_moments(stored: TensorDictBase, remap: Callable[[], TensorDictBase]) -
 def _find_ended(moment: TensorDictBase) -> torch.Tensor:
     """Return the mask of environments whose episode ends at a moment, bool ``[*batch]``."""
     size = moment.batch_size
-    ends = Endings(tensordicts.data_keys(moment)).of(functools.partial(tensordicts.flags_of, moment), size.numel())
+    ends = Endings(tensordicts.data_keys(moment)).ended(functools.partial(tensordicts.flags_of, moment), size.numel())
     return torch.zeros(size, dtype=torch.bool) if ends is None else torch.from_numpy(ends.either).reshape(size)

@@ -123,7 +123,7 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
         return tensordicts.as_array(_along(value, len(size), begin) if time else value, size).reshape(*shape, -1)
 
     count = int(np.prod(shape))
-    ends = endings.of(functools.partial(flags, led_to, 0), count)
+    ends = endings.ended(functools.partial(flags, led_to, 0), count)
     begun = np.zeros(shape, bool) if ends is None else ends.either.reshape(shape)
     again: dict[Key, npt.NDArray[np.bool_]] = {}  # groups that were reset
     for key in endings.keys:

@@ -80,13 +80,13 @@ class Describer:
             *tensordicts.data_keys(observed),
             *(() if outcome is None else tensordicts.data_keys(outcome)),
         }
-        sums = []
+        returns = []
         for leaf in specs.reward_leaves(env, observed, outcome):
             if self._options.in_keys is None or leaf.key in self._options.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
-                sums.append(running_sum(leaf, key))
-        recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
+                returns.append(running_sum(leaf, key))
+        recording.describe(Moment.OBSERVED, [*streams, *pictures, *returns])
         return Plan(
             _readers(recording, streams),
             skipped=frozenset(skipped),
@@ -122,7 +122,7 @@ class Describer:
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted.keys]) if key not in known]
         values = {key: tensordicts.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}
-        written = dict(zip(wanted, acted.of(wanted), strict=True))
+        written = dict(zip(wanted, acted.select(wanted), strict=True))
         actions = {key: value for key, value in written.items() if value is not None and key not in outcomes}
         missing = [key for key in wanted if key not in outcomes and key not in actions]
         if missing:

@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Transform
 
+from torchrl_rerun.blocks.block import FrameValues
 from torchrl_rerun.errors import RecordingError, warn
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
@@ -104,7 +105,7 @@ class FrontEnd:
             # Garbage was collected there. To close a recording is to wait for its writer.
             threading.Thread(target=self.close_quietly, name="torchrl_rerun-closing").start()
             return
-        self.catch_up()
+        self.record_unseen_step()
         if self.recording is not None:
             try:
                 self.recording.close()
@@ -185,28 +186,35 @@ class FrontEnd:
             observed = partial_resets.regrouped(observed, self._present, resets)
         self.reset(env, observed, mask, begun=begun)
 
-    def enter(self, env: EnvOf, root: TensorDictBase, *, is_alone: bool = False) -> Stepping:
-        """Note that environments are about to be stepped. Return what the caller must keep until the next step.
+    def before_step(self, env: EnvOf, root: TensorDictBase, *, is_alone: bool = False) -> Stepping:
+        """Note that environments are about to be stepped.
+
+        The caller must keep the returned object until the next step. This front end has only a weak reference to it, because
+        the object leads to the environment: a strong one would keep the environment in memory as long as the recorder.
 
         Args:
             env: returns the environment, for its specs.
             root: the data that goes into the step, before transforms in front of the recorder change it.
             is_alone: whether the environment has no other transform.
         """
-        self.catch_up()
+        self.record_unseen_step()
         self.revise_last_step()
         asked = tensordicts.value_at_root(root, "_step")
         call = None
         if asked is not None or not (is_alone and self._chain.is_outermost):
-            # To look into the call takes a tenth of the hooks' time. Without other transforms all steps reach `leave`.
+            # To look into the call takes a tenth of the hooks' time. Without other transforms all steps reach `after_step`.
             call = Call()
             self._chain.look_around(call)
         stepping = Stepping(env, root, asked, self.acted(env, root), call)
         self._stepping = weakref.ref(stepping)
         return stepping
 
-    def leave(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
+    def after_step(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
         """Record that environments were stepped. Transforms behind the recorder have yet to see the data after the step.
+
+        A step of another batch size than the data before it is left to :meth:`record_unseen_step`, which records all
+        environments when the step has returned. torchrl 0.14.1: a partial step (``_step``) of an environment whose batch size
+        isn't locked passes the data of the stepped environments alone.
 
         Args:
             env: returns the environment, for its specs.
@@ -222,18 +230,18 @@ class FrontEnd:
             mask = None if given is None else stepping.mask(following, given)
             self.step(env, root, stepping.acted, following, mask, may_change=True)
 
-    def finish(self, following: TensorDictBase) -> None:
+    def revise_step(self, following: TensorDictBase) -> None:
         """Revise the last step: all transforms have seen the data after it.
 
         Args:
             following: the data after the step.
         """
-        self.catch_up(following)
+        self.record_unseen_step(following)
         if self._outcome is not None:
             self._outcome.following = following
             self.revise_last_step()
 
-    def catch_up(self, following: TensorDictBase | None = None) -> None:
+    def record_unseen_step(self, following: TensorDictBase | None = None) -> None:
         """Record the last step if no hook has told that it was made, see :class:`~torchrl_rerun.transform.calls.Call`.
 
         Args:
@@ -335,8 +343,8 @@ class FrontEnd:
                     following, recording, plan, self._chain, self._stepping, values=values, arrays=arrays
                 )
                 revise = self._outcome.revise
-            actions = self.reader.arrays(plan.acted, acted.of(plan.acted.keys))
-            recording.step(actions, observed, arrays[count:], mask, ends, render=render, revise=revise)
+            actions = self.reader.arrays(plan.acted, acted.select(plan.acted.keys))
+            recording.step(FrameValues(observed, arrays[count:], actions), mask, ends, render=render, revise=revise)
             if plan.resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: the next `dump()` raises it

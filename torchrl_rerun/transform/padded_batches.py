@@ -128,7 +128,7 @@ def _ids(rows: TensorDictBase) -> npt.NDArray[np.int64] | None:
 def _ended(rows: TensorDictBase) -> npt.NDArray[np.bool_]:
     """Return which steps end an episode, ``[trajectories, time]``."""
     following = rows.get("next")
-    ends = Endings(tensordicts.data_keys(following)).of(
+    ends = Endings(tensordicts.data_keys(following)).ended(
         functools.partial(tensordicts.flags_of, following), rows.numel()
     )
     return (np.zeros(rows.numel(), bool) if ends is None else ends.either).reshape(rows.batch_size)

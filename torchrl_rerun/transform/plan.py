@@ -28,7 +28,7 @@ class Acted(NamedTuple):
     keys: Sequence[Key]
     values: Sequence[Any]
 
-    def of(self, keys: Sequence[Key]) -> Sequence[Any]:
+    def select(self, keys: Sequence[Key]) -> Sequence[Any]:
         """Return the values of some keys; None for those that are not there."""
         if keys is self.keys:
             return self.values
@@ -71,7 +71,7 @@ class Plan:
         Args:
             following: the data after the step.
         """
-        return self.endings.of(functools.partial(tensordicts.flags_of, following), following.batch_size.numel())
+        return self.endings.ended(functools.partial(tensordicts.flags_of, following), following.batch_size.numel())
 
     def varied(self, stream: Stream) -> Plan:
         """Return the plan by which a key is recorded with values of any shape.

@@ -241,7 +241,7 @@ class RerunRecorder(Transform):
         if self._now.is_rehearsal:
             return
         with front_end.lock:
-            front_end.catch_up()
+            front_end.record_unseen_step()
             if env is None or not resets:
                 front_end.reset(self._environment, tensordict_reset)
                 return
@@ -290,7 +290,7 @@ class RerunRecorder(Transform):
             with front_end.lock:
                 container = self.__dict__.get("_container")
                 is_alone = container is not None and not isinstance(container(), Compose)
-                self._now.stepping = front_end.enter(self._environment, tensordict, is_alone=is_alone)
+                self._now.stepping = front_end.before_step(self._environment, tensordict, is_alone=is_alone)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if is_compiling():
@@ -303,7 +303,7 @@ class RerunRecorder(Transform):
         front_end = self._listening()
         if front_end is not None and not self._now.is_rehearsal:
             with front_end.lock:
-                front_end.leave(self._environment, tensordict, next_tensordict)
+                front_end.after_step(self._environment, tensordict, next_tensordict)
 
     def _post_step_mdp_hooks(
         self, tensordict: TensorDictBase, tensordict_: TensorDictBase
@@ -318,7 +318,7 @@ class RerunRecorder(Transform):
         front_end = self._front_end
         if front_end is not None and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
             with front_end.lock:
-                front_end.finish(tensordict.get("next"))
+                front_end.revise_step(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
         sink = self._session.target
@@ -392,7 +392,7 @@ class RerunRecorder(Transform):
         if self._front_end is None:
             return
         with self._front_end.at_rest():
-            self._front_end.catch_up()
+            self._front_end.record_unseen_step()
             recording = self._front_end.recording
             if recording is None:
                 return
@@ -412,7 +412,7 @@ class RerunRecorder(Transform):
             self._front_end.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
         with self._front_end.at_rest():
-            self._front_end.catch_up()
+            self._front_end.record_unseen_step()
             if self._front_end.recording is not None:
                 self._front_end.recording.close()
 
@@ -569,7 +569,7 @@ class RerunRecorder(Transform):
         self._must_not_render()
         if "next" in tensordict.keys():
             with self._front_end.lock:
-                self._rollouts.record_moment(env, tensordict)
+                self._rollouts.record_frame(env, tensordict)
             return
         # A rollout that stops passes the root of the next transition, and completes this very object in the next step.
         self._release_held()
@@ -642,7 +642,7 @@ class RerunRecorder(Transform):
             self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
                 with self._front_end.lock:
-                    self._rollouts.record_moment(env, tensordict)
+                    self._rollouts.record_frame(env, tensordict)
 
 
 @dataclasses.dataclass(slots=True)

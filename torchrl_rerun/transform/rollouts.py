@@ -1,4 +1,4 @@
-"""Rollouts: stored data of many moments, recorded as the resets and steps that it came from."""
+"""Rollouts: stored data of many frames, recorded as the resets and steps that it came from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.stepping import Mask
 
-_SOME_MOMENTS = 64
-"""Moments of a rollout that are compared at once."""
+_FRAMES_AT_ONCE = 64
+"""Frames of a rollout that are compared at once."""
 
 
 class Rollouts:
@@ -55,14 +55,14 @@ class Rollouts:
         first[:, :1] = np.asarray(begins, bool).reshape(-1, 1)
         self._record(env, rollout, first, stepped_in(rollout))
 
-    def record_moment(self, env: EnvBase | None, moment: TensorDictBase) -> None:
-        """Record one moment of a rollout.
+    def record_frame(self, env: EnvBase | None, frame: TensorDictBase) -> None:
+        """Record one frame of a rollout.
 
         Args:
             env: the environment, for its specs.
-            moment: ``[*batch]``: root keys at t, ``("next", ...)`` keys at t + 1.
+            frame: ``[*batch]``: root keys at t, ``("next", ...)`` keys at t + 1.
         """
-        rollout = moment.unsqueeze(-1)
+        rollout = frame.unsqueeze(-1)
         self._record(env, rollout, None, stepped_in(rollout))
 
     def _record(
@@ -81,7 +81,7 @@ class Rollouts:
             stepped: bool ``[envs, time]``, which environments were stepped. Default: all at all times.
         """
         front_end = self._front_end
-        front_end.catch_up()
+        front_end.record_unseen_step()
         front_end.revise_last_step()
         recording = front_end.recording
         has_come_back = front_end.displaced is not self._displaced  # the environments were reset or stepped since
@@ -89,15 +89,15 @@ class Rollouts:
             self._continuity.forget()
         front_end.displaced = None
         led_to = tensordicts.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
-        for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
-            some = slice(at, at + _SOME_MOMENTS)
+        for at in range(0, rollout.batch_size[-1], _FRAMES_AT_ONCE):
+            some = slice(at, at + _FRAMES_AT_ONCE)
             part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]
             found = self._continuity.begun(part, of_part)
             begun = found.episodes if begins is None else found.episodes | begins[:, some]
-            for i, moment in enumerate(part.unbind(-1)):
+            for i, frame in enumerate(part.unbind(-1)):
                 mask = None if of_part is None else of_part[:, i]
                 regrouped = found.groups[:, i] & ~begun[:, i]
-                self._transition(env, moment, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
+                self._transition(env, frame, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
         self._warn_of_late_outcomes(led_to)
         recording = front_end.recording
         if recording is not None and rollout.batch_size[:-1] == recording.source.batch_size:
@@ -107,14 +107,14 @@ class Rollouts:
     def _transition(
         self,
         env: EnvBase | None,
-        moment: TensorDictBase,
+        frame: TensorDictBase,
         led_to: Sequence[Key],
         *,
         begun: npt.NDArray[np.bool_],
         regrouped: npt.NDArray[np.bool_],
         mask: Mask,
     ) -> None:
-        following = moment.get("next")
+        following = frame.get("next")
 
         def env_of() -> EnvBase | None:
             return env
@@ -123,7 +123,7 @@ class Rollouts:
             begun, regrouped = begun & mask, regrouped & mask
         reset = begun | regrouped
         if reset.any():
-            observed = moment.select(*led_to, strict=False)
+            observed = frame.select(*led_to, strict=False)
             self._front_end.reset(
                 env_of,
                 observed,
@@ -132,8 +132,8 @@ class Rollouts:
                 outcome=following,
             )
         if mask is None or mask.any():
-            acted = self._front_end.acted(lambda: None, moment)
-            self._front_end.step(env_of, moment, acted, following, mask)
+            acted = self._front_end.acted(lambda: None, frame)
+            self._front_end.step(env_of, frame, acted, following, mask)
 
     def _make_room(self, envs: int) -> None:
         """Make room for more environments than were known: trajectories that don't end.

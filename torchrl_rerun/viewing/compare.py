@@ -150,7 +150,7 @@ class ComparedRun:
     @property
     def sums(self) -> Stream | None:
         """Stream of the return that the recorder computed, or None if there is none."""
-        return next((stream for stream, _ in self.schema.described if stream.sums), None)
+        return next((stream for stream, _ in self.schema.described if stream.reward_key), None)
 
 
 def open_runs(

@@ -47,7 +47,7 @@ class Encoding:
         self._fps = fps
         self._losses = losses
         self._max_age = max_age * 1e9
-        self._piles: dict[str, _Pile] = {}
+        self._queues: dict[str, _EncodedQueue] = {}
 
     def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> bool:
         """Begin to encode values; False if values of this stream are not encoded.
@@ -58,8 +58,8 @@ class Encoding:
             rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
             positions: positions of the rows, ``[n, 6]``.
         """
-        pile = self._piles.get(path)
-        if pile is None:
+        queue = self._queues.get(path)
+        if queue is None:
             try:
                 encoder = stream.kind.encoder(stream, self._fps)
             except Exception as error:
@@ -67,14 +67,14 @@ class Encoding:
                 return True
             if encoder is None:
                 return False
-            pile = self._piles[path] = _Pile(path, stream, encoder, self._fps, self._losses)
-        pile.add(rows, positions)
+            queue = self._queues[path] = _EncodedQueue(path, stream, encoder, self._fps, self._losses)
+        queue.add(rows, positions)
         return True
 
     def finish(self) -> None:
         """Return when all that was added is encoded, or raise what went wrong with it."""
-        for pile in self._piles.values():
-            pile.finish()
+        for queue in self._queues.values():
+            queue.finish()
 
     def due(self, now: int) -> Iterator[Chunk]:
         """Yield chunks of entities with enough values for one; of all entities if the oldest value is due or too many wait.
@@ -84,23 +84,23 @@ class Encoding:
         """
         oldest = min((first[LOG_TIME] for first in self._firsts()), default=now)
         if now - oldest > self._max_age or self.waiting_bytes > WAITING_BYTES:
-            yield from self.rest()
+            yield from self.flush()
             return
-        for pile in self._piles.values():
-            if pile.is_full:
-                yield from pile.chunks()
+        for queue in self._queues.values():
+            if queue.is_full:
+                yield from queue.chunks()
 
-    def rest(self) -> Iterator[Chunk]:
+    def flush(self) -> Iterator[Chunk]:
         """Yield chunks of all values that wait."""
         self.finish()
-        for pile in self._piles.values():
-            if pile.first is not None:
-                yield from pile.chunks()
+        for queue in self._queues.values():
+            if queue.first is not None:
+                yield from queue.chunks()
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the values that wait."""
-        return sum(pile.bytes for pile in tuple(self._piles.values()))
+        return sum(queue.bytes for queue in tuple(self._queues.values()))
 
     @property
     def oldest_waiting(self) -> int | None:
@@ -109,11 +109,11 @@ class Encoding:
 
     def _firsts(self) -> list[Positions]:
         """Return the position of the first value of each entity. Called on other threads, too."""
-        return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
+        return [first for queue in tuple(self._queues.values()) if (first := queue.first) is not None]
 
 
-class _Pile:
-    """The values of one entity that wait.
+class _EncodedQueue:
+    """The values of one entity that are being encoded, or wait for a chunk.
 
     Attributes:
         bytes: size of the encoded values. Other threads read this and ``first``.

@@ -44,13 +44,13 @@ class Output(BlockOutput, Protocol):
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
 
     def due(self) -> Iterable[Chunk]:
         """Return chunks of the rows that have waited long enough, or are enough for a chunk."""
 
-    def rest(self, complete: int) -> Iterable[Chunk]:
+    def flush(self, complete: int) -> Iterable[Chunk]:
         """Return chunks of all rows that wait.
 
         Args:

@@ -98,13 +98,13 @@ class WriterThread:
         """
         self._jobs.put(_Job(self._output.due, (frame, frame)))  # of frames that were counted already
 
-    def put_rest(self, frame: int) -> None:
-        """Write the chunks of all rows that wait in the output.
+    def put_flush(self, frame: int) -> None:
+        """Have the output flush: write the chunks of all rows that wait in it.
 
         Args:
             frame: the number of the next frame, before which all rows were put.
         """
-        self._jobs.put(_Job(functools.partial(self._output.rest, frame), (frame, frame)))
+        self._jobs.put(_Job(functools.partial(self._output.flush, frame), (frame, frame)))
 
     def is_taking(self) -> bool:
         """Return whether chunks that are put will be written."""
