@@ -6,7 +6,7 @@ environment by environment, so that the writer can wrap them as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,6 +54,36 @@ class FrameValues(NamedTuple):
     observed: Arrays | None = None
     stepped: Arrays | None = None
     acted: Arrays | None = None
+
+
+class Frames(NamedTuple):
+    """Consecutive frames, to be copied at once.
+
+    Attributes:
+        events: the resets and steps, one for each frame.
+        times: where the values of each frame are along the time dimension, ``[frames]``.
+        is_step: whether each is a step, bool ``[frames]``.
+    """
+
+    events: Sequence[Event]
+    times: npt.NDArray[np.intp]
+    is_step: npt.NDArray[np.bool_]
+
+
+class RolloutValues(NamedTuple):
+    """The values of many steps, as arrays ``[envs, time, *stream.slot_shape]`` in main memory.
+
+    Attributes:
+        after: the values of the frame after each step, and what the policy wrote before it.
+        before: the observations before each step, for the frames of resets.
+    """
+
+    after: FrameValues
+    before: Arrays
+
+    def map(self, select: Callable[[Arrays | None], Arrays | None]) -> RolloutValues:
+        """Return these values with a function applied to those of each moment."""
+        return RolloutValues(FrameValues(*map(select, self.after)), select(self.before) or ())
 
 
 @dataclass(frozen=True)
@@ -151,6 +181,27 @@ class _GroupCopy(NamedTuple):
     by_env: list[tuple[npt.NDArray[Any], int]]
     objects: list[int]
     on_device: list[tuple[Transfers, list[tuple[Sequence[torch.Tensor], int]]]]
+
+    def having_rows(self, frames: Frames) -> npt.NDArray[np.intp]:
+        """Return the numbers of the frames in which the group has rows."""
+        is_of_steps = self.moment is not Moment.OBSERVED
+        found = [
+            number
+            for number, event in enumerate(frames.events)
+            if (event.is_step or not is_of_steps)
+            and (
+                (
+                    envs := event.envs
+                    if self.has_rewards
+                    else event.envs_before
+                    if self.moment is ACTED
+                    else event.envs_after
+                )
+                is None
+                or len(envs)
+            )
+        ]
+        return np.array(found, np.intp)
 
 
 class Block:
@@ -302,6 +353,54 @@ class Block:
             for transfers, arrays_there in on_device:  # whole frames: `presence` tells which of their rows count
                 transfers.copy([slots[slot] for slots, _ in arrays_there], [arrays[i] for _, i in arrays_there])
 
+    def add_many(self, frames: Frames, values: RolloutValues) -> None:
+        """Copy frames into the block, which must have room for them. No stream may be of Python objects, or on a device.
+
+        Args:
+            frames: the frames.
+            values: the values of all environments.
+        """
+        number = len(self.events)
+        self.events.extend(frames.events)
+        self.room -= len(frames.events)
+        for each in self._copies:
+            after = values.after[each.moment]
+            if after is None:
+                continue
+            chosen = each.having_rows(frames)
+            if not len(chosen):
+                continue
+            first = len(each.event_of_slot)
+            each.event_of_slot.extend((chosen + number).tolist())
+            is_step, times = frames.is_step[chosen], frames.times[chosen]
+            parts = [(after, np.flatnonzero(is_step))]
+            if each.moment is Moment.OBSERVED:
+                parts.append((values.before, np.flatnonzero(~is_step)))
+            for arrays, at in parts:
+                if len(at):
+                    slots, where = as_slice(at + first), as_slice(times[at])
+                    for array, i in each.by_frame:
+                        array[slots] = arrays[i][:, where].swapaxes(0, 1)
+                    for array, i in each.by_env:
+                        array[:, slots] = arrays[i][:, where]
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`add_many` can be used: all values are arrays in main memory."""
+        return not any(each.objects or each.on_device for each in self._copies)
+
+    def drop_after(self, count: int) -> None:
+        """Forget all events but the first ones, however much of their frames was copied.
+
+        Args:
+            count: number of the events that stay.
+        """
+        self.events.drop_after(count)
+        for event_of_slot in self.event_of_slot:
+            while event_of_slot and event_of_slot[-1] >= count:
+                event_of_slot.pop()
+        self.room = 0  # to be counted anew
+
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of its frame was copied."""
         self.events.drop(event)
@@ -335,3 +434,13 @@ class Block:
                 present[slot] = False
                 present[slot, envs] = True
         return present
+
+
+def as_slice(numbers: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:
+    """Return ascending numbers as a slice if they follow one another: NumPy copies a slice faster.
+
+    >>> as_slice(np.array([3, 4, 5])), as_slice(np.array([3, 5]))
+    (slice(3, 6, None), array([3, 5]))
+    """
+    first, last = int(numbers[0]), int(numbers[-1])
+    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers

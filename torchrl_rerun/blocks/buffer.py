@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, FrameValues, StreamGroup
+from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, Frames, FrameValues, RolloutValues, StreamGroup
 from torchrl_rerun.blocks.devices import Transfers
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
@@ -126,6 +126,48 @@ class Buffer:
             assert block is not None, "it was just begun"
         block.add(event, values)
         return None
+
+    def make_room(self, event: Event, positions: Callable[[], Positions]) -> BlockLease | None:
+        """Begin a block unless the one in use has room, or return the lease that blocks it, as :meth:`add` does.
+
+        Args:
+            event: what happens in the next frame.
+            positions: returns where the environments are before the frame.
+        """
+        block = self._block
+        if block is not None and event.log_time <= self._expires and block.has_room() and not block.is_heavy:
+            return None
+        return self._start_block(event, positions)
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`add_many` can be used: all values are arrays in main memory."""
+        return all(block.takes_many for block in self._blocks)
+
+    @property
+    def room(self) -> int:
+        """Number of frames that :meth:`add_many` can add at once, after :meth:`make_room`."""
+        return 0 if self._block is None else self._block.room
+
+    def add_many(self, frames: Frames, values: RolloutValues) -> None:
+        """Copy frames into the block in use.
+
+        Args:
+            frames: at most :attr:`room` frames.
+            values: the values of all environments.
+        """
+        assert self._block is not None, "there is room for the frames"
+        self._block.add_many(frames, values)
+
+    @property
+    def count(self) -> int:
+        """Number of events in the block in use."""
+        return 0 if self._block is None else len(self._block.events)
+
+    def drop_after(self, count: int) -> None:
+        """Forget all events of the block in use but the first ones, however much of their frames was copied."""
+        if self._block is not None:
+            self._block.drop_after(count)
 
     def drop(self, event: Event) -> None:
         """Forget the frame that is being added, however much of it was copied."""

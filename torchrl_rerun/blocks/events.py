@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,19 @@ class Events:
         elif before is not None or after is not None:
             self._picked[self._count] = event
         self._count += 1
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Note several events."""
+        for event in events:
+            self.append(event)
+
+    def drop_after(self, count: int) -> None:
+        """Forget all events but the first ones, however much of the others was noted."""
+        del self._numbers[3 * count :]
+        self._count = len(self._numbers) // 3
+        for noted in (self._others, self._picked):
+            for number in [number for number in noted if number >= count]:
+                del noted[number]
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of it was noted."""

@@ -59,6 +59,11 @@ class Buffers:
     def _all(self) -> tuple[Buffer, ...]:
         return (self.small, self.bulky) if self.batch is None else (self.small, self.bulky, self.batch)
 
+    @property
+    def targets(self) -> tuple[Buffer, ...]:
+        """The buffers that get frames."""
+        return self.in_use if self.batch is None else (self.batch, *self.in_use)
+
     # --- which streams they store ---
 
     def store(self, moment: Moment, streams: Sequence[Stream], reward_keys: Collection[Key]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.block import Arrays, FrameValues
+from torchrl_rerun.blocks.block import Arrays, Frames, FrameValues, RolloutValues
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.devices import fetched
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
@@ -19,6 +19,7 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
 from torchrl_rerun.recording.buffers import Buffers
+from torchrl_rerun.recording.coming import Coming, at_time, ends_at
 from torchrl_rerun.recording.description import Description
 from torchrl_rerun.recording.env_state import EnvState
 from torchrl_rerun.recording.episode_log import EpisodeLog
@@ -116,6 +117,113 @@ class Steps:
         """
         with self._copying:
             self._add(values, mask, is_step=True, ends=ends, render=render, revise=revise)
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`steps` can be called: all streams are arrays in main memory."""
+        return all(buffer.takes_many for buffer in self._buffers.targets)
+
+    def steps(
+        self,
+        values: RolloutValues,
+        begun: npt.NDArray[np.bool_],
+        stepped: npt.NDArray[np.bool_] | None = None,
+        ends: Ends | None = None,
+        seeds: Sequence[int | None] = (),
+    ) -> None:
+        """Record many steps, and the resets before them, at once: the same rows as by :meth:`reset` and :meth:`step`.
+
+        Args:
+            values: the values of all environments, an array ``[envs, time, *stream.shape]`` for each stream that was
+                described, running returns excepted.
+            begun: the environments that are reset before each step, ``[envs, time]``.
+            stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
+            ends: which episodes end with each step, ``[envs, time]``. Default: none does, or :attr:`must_know_ends` is false.
+            seeds: the seed of each environment. Default: none is known.
+        """
+        with self._copying:
+            if self._last is not None:
+                self._revise(is_past=True)
+            logged = self._state.logged
+            of_logged = values if logged.are_all else values.map(logged.values)
+            coming = Coming.of(begun, stepped)
+            while coming.left:
+                coming = self._add_some(coming, values, of_logged, ends, seeds)
+            if self._must_check_warnings or self._failures_seen != self._writer.failures:
+                self._warn_user()
+
+    def _add_some(
+        self,
+        coming: Coming,
+        values: RolloutValues,
+        of_logged: RolloutValues,
+        ends: Ends | None,
+        seeds: Sequence[int | None],
+    ) -> Coming:
+        """Record as many frames as there is room for in all blocks. Return the frames that are left.
+
+        Args:
+            coming: the frames.
+            values: the values of all environments.
+            of_logged: the values of those that are recorded in detail.
+            ends: which episodes end with each step.
+            seeds: the seed of each environment.
+        """
+        logged, batch = self._state.logged, self._buffers.batch
+        first = self._next_event(coming, 0, ends)
+        if first is None:
+            return coming.after(1)
+        room, targets = coming.left, []
+        for buffer in self._buffers.targets:
+            if self._make_room(buffer, self._of_batch(first, coming.mask(0)) if buffer is batch else first):
+                targets.append(buffer)
+                room = min(room, buffer.room)
+        counts = [buffer.count for buffer in targets]
+        events: list[Event] = []
+        numbers: list[int] = []
+        try:
+            for number in range(room):
+                event = self._next_event(coming, number, ends) if number else first
+                if event is None:
+                    continue
+                events.append(event)
+                numbers.append(number)
+                self._counters.apply(event)
+                if self._episode_log is not None:
+                    at = int(coming.times[number])
+                    self._log_episodes(event, at_time(of_logged.after.stepped, at), ends_at(ends, at, logged), seeds)
+        except BaseException:  # Ctrl-C, for one: blocks get the frames that were counted
+            if events and not self._counters.has_seen(events[-1]):
+                events.pop(), numbers.pop()
+            raise
+        finally:
+            frames = Frames(events, coming.times[numbers], coming.is_step[numbers])
+            masks = [coming.mask(number) for number in numbers] if batch in targets else []
+            of_batch = frames._replace(events=[*map(self._of_batch, events, masks)]) if masks else frames
+            parts = [(of_batch, values) if buffer is batch else (frames, of_logged) for buffer in targets]
+            try:
+                for buffer, part in zip(targets, parts, strict=True):
+                    buffer.add_many(*part)
+            except BaseException:  # Ctrl-C, for one: the counters have counted these frames
+                for buffer, count, part in zip(targets, counts, parts, strict=True):
+                    buffer.drop_after(count)
+                    buffer.add_many(*part)
+                raise
+        return coming.after(room)
+
+    def _next_event(self, coming: Coming, number: int, ends: Ends | None) -> Event | None:
+        """Return the event of a coming frame; None if it concerns no recorded environment."""
+        logged, mask, is_step = self._state.logged, coming.mask(number), bool(coming.is_step[number])
+        ends = ends_at(ends, int(coming.times[number]), logged) if is_step else None
+        return self._event(None if mask is None else logged.in_mask(mask), ends, is_step=is_step)
+
+    def _make_room(self, buffer: Buffer, event: Event) -> bool:
+        """Return whether there is room for a frame in a buffer, after a wait if need be."""
+        positions = _nowhere if buffer is self._buffers.batch else self._counters.positions
+        while (lease := buffer.make_room(event, positions)) is not None:
+            if not self._free_block_for(buffer, lease):
+                return False
+        return True
 
     def revise_last_step(self) -> None:
         """Look once more at the last step: transforms behind the recorder may have changed its flags."""

@@ -14,8 +14,9 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Transform
 
-from torchrl_rerun.blocks.block import FrameValues
+from torchrl_rerun.blocks.block import FrameValues, RolloutValues
 from torchrl_rerun.errors import RecordingError, warn
+from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.recording import Recording
@@ -349,6 +350,54 @@ class FrontEnd:
                 self._present = following
         except Exception as error:  # training goes on: the next `dump()` raises it
             recording.fail(error)
+
+    def takes_many(self) -> bool:
+        """Return whether :meth:`steps` may be called: the recording goes on, and nothing of it needs one step after the other."""
+        recording, plan = self.recording, self.plan
+        return (
+            recording is not None
+            and recording.alive
+            and recording.takes_many
+            and recording.all_begun
+            and plan is not None
+            and plan.is_complete
+            and not (plan.resets_itself or plan.resets_by_group)
+            and self._camera is None
+            and self.displaced is None
+        )
+
+    def steps(
+        self, env: EnvOf, rollout: TensorDictBase, begun: npt.NDArray[np.bool_], stepped: npt.NDArray[np.bool_] | None
+    ) -> bool:
+        """Record many steps at once, and the resets before them. Return False if nothing was: a key must be read step by step.
+
+        Args:
+            env: returns the environment, for its seeds.
+            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1.
+            begun: the environments that are reset before each step, ``[envs, time]``.
+            stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
+        """
+        recording, plan = self.recording, self.plan
+        assert recording is not None, "it goes on"
+        assert plan is not None, "the recording has begun"
+        following = rollout.get("next")
+        after, before, acted = (
+            readers.arrays_over_time(data)
+            for readers, data in ((plan.following, following), (plan.observed, rollout), (plan.acted, rollout))
+        )
+        if rollout.batch_size[:-1] != recording.source.batch_size or after is None or before is None or acted is None:
+            return False
+        try:
+            count = len(plan.observed.each)
+            ends = plan.ends(following) if recording.must_know_ends else None
+            if ends is not None:
+                ends = Ends(*(each.reshape(begun.shape) for each in ends))
+            seeds = environments.seeds(env()) if recording.must_know_ends else ()
+            values = RolloutValues(FrameValues(after[:count], after[count:], acted), before)
+            recording.steps(values, begun, stepped, ends, seeds)
+        except Exception as error:  # training goes on: the next `dump()` raises it
+            recording.fail(error)
+        return True
 
     def _begun_stepping(
         self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask

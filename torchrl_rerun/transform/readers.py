@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tensordict import TensorDict, TensorDictBase
 
@@ -163,6 +164,27 @@ class Readers:
         return [
             items[each.name] if each.name in items else tensordicts.value_of(tensordict, each.key) for each in self.each
         ]
+
+    def arrays_over_time(self, rollout: TensorDictBase) -> list[npt.NDArray[Any]] | None:
+        """Return the values of a rollout ``[*batch, time]`` as arrays ``[envs, time, ...]`` that share their memory if possible.
+
+        None: a key is missing, or must be read step by step.
+        """
+        arrays = []
+        time = rollout.batch_size[-1]
+        for simple, value in zip(self.simple, self.values(rollout), strict=True):
+            if simple is None or type(value) is not torch.Tensor or value.requires_grad or value.device.type != "cpu":
+                return None
+            dtype, given_shape, shape, is_on_device = simple
+            if is_on_device or value.layout is not torch.strided or value.is_nested:
+                return None
+            array: npt.NDArray[Any] = value.numpy()
+            dims = len(rollout.batch_size) - 1
+            if array.dtype is not dtype or (*array.shape[:dims], *array.shape[dims + 1 :]) != given_shape:
+                return None
+            shape = given_shape if shape is None else shape
+            arrays.append(array.reshape(shape[0], time, *shape[1:]))
+        return arrays
 
     def varied(self, stream: Stream) -> Readers:
         """Return readers of which the one of a key reads it as another stream.

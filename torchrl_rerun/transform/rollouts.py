@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
@@ -18,8 +19,11 @@ from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.stepping import Mask
 
-_FRAMES_AT_ONCE = 64
-"""Frames of a rollout that are compared at once."""
+_LEAST_AT_ONCE, _MOST_AT_ONCE = 64, 4096
+"""Bounds on the steps of a rollout that are compared and recorded at once."""
+
+_BYTES_AT_ONCE = 32 << 20
+"""Bytes of these steps, about."""
 
 
 class Rollouts:
@@ -89,20 +93,57 @@ class Rollouts:
             self._continuity.forget()
         front_end.displaced = None
         led_to = tensordicts.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
-        for at in range(0, rollout.batch_size[-1], _FRAMES_AT_ONCE):
-            some = slice(at, at + _FRAMES_AT_ONCE)
+        at_once = _steps_at_once(rollout)
+        for at in range(0, rollout.batch_size[-1], at_once):
+            some = slice(at, at + at_once)
             part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]
             found = self._continuity.begun(part, of_part)
             begun = found.episodes if begins is None else found.episodes | begins[:, some]
-            for i, frame in enumerate(part.unbind(-1)):
-                mask = None if of_part is None else of_part[:, i]
-                regrouped = found.groups[:, i] & ~begun[:, i]
-                self._transition(env, frame, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
+            if of_part is not None:
+                begun = begun & of_part
+            self._record_part(env, part, led_to, begun, regrouped=found.groups & ~begun, stepped=of_part)
         self._warn_of_late_outcomes(led_to)
         recording = front_end.recording
         if recording is not None and rollout.batch_size[:-1] == recording.source.batch_size:
             front_end.displaced = np.ones(recording.source.envs, np.bool_)
         self._displaced = front_end.displaced
+
+    def _record_part(
+        self,
+        env: EnvBase | None,
+        part: TensorDictBase,
+        led_to: Sequence[Key],
+        begun: npt.NDArray[np.bool_],
+        *,
+        regrouped: npt.NDArray[np.bool_],
+        stepped: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Record some steps of a rollout: at once if nothing of them needs one step after the other.
+
+        Args:
+            env: the environment, for its specs.
+            part: ``[*batch, time]``.
+            led_to: the keys that steps lead to.
+            begun: the environments whose episodes begin before each step, ``[envs, time]``.
+            regrouped: those of which only some groups of agents are reset, ``[envs, time]``.
+            stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
+        """
+        front_end, can_be_many = self._front_end, not regrouped.any()
+        for at in range(part.batch_size[-1]):
+            if can_be_many and front_end.takes_many():
+                some = slice(at, None)
+                of_some = None if stepped is None else stepped[:, some]
+                if front_end.steps(lambda: env, part[..., some], begun[:, some], of_some):
+                    return
+                can_be_many = False
+            self._transition(
+                env,
+                part[..., at],
+                led_to,
+                begun=begun[:, at],
+                regrouped=regrouped[:, at],
+                mask=None if stepped is None else stepped[:, at],
+            )
 
     def _transition(
         self,
@@ -120,7 +161,7 @@ class Rollouts:
             return env
 
         if mask is not None:
-            begun, regrouped = begun & mask, regrouped & mask
+            regrouped = regrouped & mask
         reset = begun | regrouped
         if reset.any():
             observed = frame.select(*led_to, strict=False)
@@ -163,3 +204,14 @@ class Rollouts:
                 f"{', '.join(map(name_of, late))} is recorded as it goes into a step, and what steps lead to is not: the "
                 "first ones that were recorded had it before them alone. Record a rollout first in which a step leads to it"
             )
+
+
+def _steps_at_once(rollout: TensorDictBase) -> int:
+    """Return the number of steps of a rollout that are compared and recorded at once."""
+    values = [
+        value
+        for value in rollout.values(include_nested=True, leaves_only=True)
+        if isinstance(value, torch.Tensor) and not value.is_nested
+    ]
+    step_bytes: int = sum(value.numel() * value.element_size() for value in values) // max(1, rollout.batch_size[-1])
+    return min(max(_BYTES_AT_ONCE // max(1, step_bytes), _LEAST_AT_ONCE), _MOST_AT_ONCE)
