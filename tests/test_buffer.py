@@ -12,6 +12,7 @@ from interrupts import interrupted
 from servers import PATIENCE
 from torchrl_rerun.blocks.block import Block, FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
+from torchrl_rerun.blocks.events import NO_ENVS
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment
@@ -227,3 +228,15 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
         if not came:
             break
     assert count > 10
+
+
+def test_the_action_of_a_step_without_a_frame_waits_as_a_row_of_the_frame_before_it():
+    buffer = Buffer(ENVS, 1 << 20, max_age=1e9)
+    buffer.store((StreamGroup(Moment.ACTED, (SMALL,), (0,)),))
+    counters = Counters(ENVS)
+    values = FrameValues([np.zeros((ENVS, 10), np.float32)], [], [np.zeros((ENVS, 10), np.float32)])
+    counters.apply(counters.event(None, 0, is_step=False))
+    event = counters.event(None, 1, is_step=True, picked=(None, NO_ENVS))
+    assert buffer.add(event, values, counters.positions) is None
+    assert event.frame == 1
+    assert buffer.oldest_waiting == 0

@@ -254,7 +254,8 @@ class Buffer:
             return self._leases[0]
         block.begin(positions())
         self._expires = event.log_time + self._max_age
-        self._leases.append(BlockLease(block, event.frame))
+        # The action of a step that makes no frame itself is a row of the frame before it.
+        self._leases.append(BlockLease(block, event.frame if event.is_recorded else event.frame - 1))
         self._block = block
         return None
 

@@ -208,10 +208,8 @@ class Rollouts:
 
 def _steps_at_once(rollout: TensorDictBase) -> int:
     """Return the number of steps of a rollout that are compared and recorded at once."""
-    values = [
-        value
-        for value in rollout.values(include_nested=True, leaves_only=True)
-        if isinstance(value, torch.Tensor) and not value.is_nested
-    ]
+    both = rollout, rollout.get("next")
+    found = [tensordicts.value_of(data, key) for data in both for key in tensordicts.data_keys(data)]
+    values = [value for value in found if isinstance(value, torch.Tensor) and not value.is_nested]
     step_bytes: int = sum(value.numel() * value.element_size() for value in values) // max(1, rollout.batch_size[-1])
     return min(max(_BYTES_AT_ONCE // max(1, step_bytes), _LEAST_AT_ONCE), _MOST_AT_ONCE)
