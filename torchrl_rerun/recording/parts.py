@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchrl_rerun.blocks.buffer import Buffer
-from torchrl_rerun.kinds.schema import PROPERTIES, Source
+from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Source
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.description import Description
 from torchrl_rerun.recording.env_state import EnvState
@@ -131,7 +131,7 @@ def parts_for_episodes(
     )
     writer = _writer(chunk_writer, live_sinks, output, ids)
     # A recording of one episode has no `/env_{i}` before its keys.
-    description = Description(reserved=(PROPERTIES,))
+    description = Description(reserved=(PROPERTIES_ENTITY,))
     return Parts(state, description, log, Buffers(small, bulky, capacity, writer, output), output, writer)
 
 
