@@ -52,7 +52,9 @@ class Encoding:
         """Encode all pictures."""
         encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         for env, rows in enumerate(self._pixels):
-            encoded.add(f"/env_{env}", self._stream, rows, self._positions)
+            queue = encoded.queue_for(f"/env_{env}", self._stream)
+            assert queue is not None, "pictures of this format are encoded"
+            queue.add(rows, self._positions)
         encoded.finish()
 
     def busiest(self) -> float:

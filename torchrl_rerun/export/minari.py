@@ -25,7 +25,7 @@ from torchrl_rerun.export.steps import (
     unbroken_transitions,
     without_progress,
 )
-from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.endings import FLAGS, TERMINATED, TRUNCATED
 from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Stream
@@ -217,7 +217,7 @@ def _ends(
     layout: _Layout, episode: LoadedEpisode, steps: TensorDict
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return at which steps an episode is terminated, and at which truncated, bool ``[steps]`` each."""
-    terminated, truncated = (_raised(layout, episode, steps, name) for name in ("terminated", "truncated"))
+    terminated, truncated = (_raised(layout, episode, steps, name) for name in (TERMINATED, TRUNCATED))
     truncated[-1] |= not terminated[-1]
     return terminated, truncated
 

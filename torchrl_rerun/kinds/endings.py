@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.kinds.keys import Key
 
-FLAGS = ("done", "terminated", "truncated")
+DONE, TERMINATED, TRUNCATED = FLAGS = ("done", "terminated", "truncated")
 """Names of the flags, in any group."""
 
 Raised = npt.NDArray[np.bool_]
@@ -87,9 +87,9 @@ class Endings:
             return None
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for key, values in found.items():
-            if key[-1] == "terminated":
+            if key[-1] == TERMINATED:
                 terminated |= values.any(axis=1)
-            elif key[-1] == "truncated":
+            elif key[-1] == TRUNCATED:
                 truncated |= values.any(axis=1)
         terminated |= ~truncated
         return Ends(terminated & ended, truncated & ended)

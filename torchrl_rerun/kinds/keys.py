@@ -11,6 +11,19 @@ AnyKey = str | tuple[Any, ...]
 """A key as users write it: a string, or a tuple of strings, maybe nested."""
 
 
+REWARD = "reward"
+"""Name of rewards in TorchRL, in any group. An environment may have further ones, such as ``reward_forward``."""
+
+
+def is_reward(key: Key) -> bool:
+    """Return whether a key names a reward. Specs of an environment, if there is one, may name others.
+
+    >>> is_reward(("agents", "reward")), is_reward(("reward_forward",))
+    (True, False)
+    """
+    return key[-1] == REWARD
+
+
 def name_of(key: Key) -> str:
     """Return a key as the user would write it in a message.
 

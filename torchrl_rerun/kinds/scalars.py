@@ -20,7 +20,7 @@ import rerun as rr
 from torchrl_rerun.kinds.arrow import Column, number_lists
 from torchrl_rerun.kinds.exact import are_exact_floats, exact_column, flattened, restored
 from torchrl_rerun.kinds.fits import as_names, is_number, refuse_complex, refuse_large, refuse_objects
-from torchrl_rerun.kinds.keys import name_of
+from torchrl_rerun.kinds.keys import REWARD, name_of
 from torchrl_rerun.kinds.kind import Kind, Plot
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.palette import color, series_style
@@ -82,7 +82,7 @@ class Scalars(Kind):
     def static(self, stream: Stream, agent: int) -> Iterable[Any]:
         """Return the names and colours of the lines. Rewards and returns differ in colour."""
         size, key = math.prod(stream.row_shape), stream.key[-1]
-        is_reward = key.startswith("reward")
+        is_reward = key.startswith(REWARD)
         if size == 1 and stream.agents:  # the viewer names each by its path
             return rr.SeriesLines.columns(colors=np.array([color(agent)], np.uint32))
         names = self.names or ([key] if size == 1 else [f"{key}[{i}]" for i in range(size)])

@@ -23,11 +23,11 @@ from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.streams import Stream, entity_path
 
-PROPERTIES = "__properties"
+PROPERTIES_ENTITY = "__properties"
 """Entity below which a recording has its properties."""
 
 PROPERTY = "torchrl_rerun"
-EPISODE = "episode"
+EPISODE_PROPERTY = "episode"
 RECORDING_INFO = "RecordingInfo"
 SCHEMA_VERSION = 2
 """Version of the schema that is written. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` has some.
@@ -259,7 +259,7 @@ def episode_chunk(episode: Episode) -> Chunk:
     for name, value in said.items():
         if value is not None and name != "start_time":  # one by one: a name may be that of an argument
             values = values.with_component_from_data(name, pa.array(value if isinstance(value, list) else [value]))
-    return Chunk.from_property(EPISODE, values)
+    return Chunk.from_property(EPISODE_PROPERTY, values)
 
 
 def info_chunk(name: str, start_time: int) -> Chunk:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.endings import DONE, FLAGS, TERMINATED, TRUNCATED
+from torchrl_rerun.kinds.keys import REWARD
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.axes import legend, legend_limit, time_axis, title_of, value_axis, with_env
@@ -47,7 +48,7 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     of_rewards = [
         stream
         for stream in streams
-        if stream.kind.plot is Plot.LINES and (stream.reward_key or "reward" in stream.key[-1])
+        if stream.kind.plot is Plot.LINES and (stream.reward_key or REWARD in stream.key[-1])
     ]
     others = [stream for stream in _numbers(streams) if stream not in of_rewards]
     states = _lanes(streams)
@@ -161,5 +162,5 @@ def _lanes(streams: Sequence[Stream]) -> list[Stream]:
     """Return all states, actions first. ``done`` is left out if ``terminated`` or ``truncated`` says why."""
     states = [stream for stream in streams if stream.kind.plot is Plot.LANES]
     names = {stream.key[-1] for stream in states}
-    shown = [stream for stream in states if stream.key[-1] != "done" or not names & {"terminated", "truncated"}]
+    shown = [stream for stream in states if stream.key[-1] != DONE or not names & {TERMINATED, TRUNCATED}]
     return sorted(shown, key=lambda stream: stream.key[-1] in FLAGS)

@@ -19,7 +19,7 @@ from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
 from torchrl_rerun.blocks.returns import with_rewards
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
-from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value, returns_of
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode, Value, returns_of
 
 
 class EpisodeLog:
@@ -259,7 +259,7 @@ def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Val
     """
     out: dict[str, Value | list[Value]] = {}
     for name, value in values.items():
-        if name in PROPERTIES:
+        if name in EPISODE_PROPERTIES:
             raise ValueError(f"{name!r} is what the recorder itself says of an episode; choose another name")
         if not name:
             raise ValueError("an annotation must have a name")

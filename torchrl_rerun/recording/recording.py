@@ -18,27 +18,22 @@ from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Value
 from torchrl_rerun.kinds.keys import Key
-from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, info_chunk, shown_envs
+from torchrl_rerun.kinds.schema import Moment, Source, info_chunk, shown_envs
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.clock import CLOCK
 from torchrl_rerun.recording.counters import Progress
-from torchrl_rerun.recording.description import Description, varying
+from torchrl_rerun.recording.description import varying
 from torchrl_rerun.recording.env_state import EnvState
-from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.layouts import layout_of
 from torchrl_rerun.recording.options import Options
+from torchrl_rerun.recording.parts import Ids, parts_for_episodes, parts_for_run
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.steps import Steps
-from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.statistics import BatchStatistics
 from torchrl_rerun.writing.target import ChunkWriter
-from torchrl_rerun.writing.whole_run import WholeRun
-from torchrl_rerun.writing.writer import WriterThread
 
 LIVE_SECONDS = 0.5
 """Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`STALE_CHECKS`."""
@@ -48,9 +43,6 @@ STALE_CHECKS = 4
 
 BATCH_SHARE = 16
 """The rewards of all environments have one in so many of ``buffer_bytes``, in addition to these."""
-
-BLOCKS_SHARE = 4
-"""Blocks have one in so many of ``buffer_bytes`` if episodes wait in memory until they are over, and these the rest."""
 
 
 class Recording(Steps):
@@ -87,64 +79,30 @@ class Recording(Steps):
         run_id: str,
         continues: Recording | None = None,
     ) -> None:
+        live_sinks = tuple(live_sinks)
+        is_by_episode = chunk_writer.episodes is not None
+        max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
+        recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if options.split == "dump" else run_id
+        ids = Ids(application_id(options, source), recording_id, run_id)
+        state = _state_for(source, options, continues)
+        make_parts = parts_for_episodes if is_by_episode else parts_for_run
+        parts = make_parts(chunk_writer, source, options, state, ids=ids, live_sinks=live_sinks, max_age=max_age)
+        status = Status(chunk_writer, live_sinks, parts, None if continues is None else continues.status)
+        super().__init__(parts, status)
         self.source = source
         self.chunk_writer = chunk_writer
-        self._live_sinks = tuple(live_sinks)
-        self._options = options
         self.run_id = run_id
-        is_dump = options.split == "dump"
-        self.application_id = application_id(options, source)
-        self.recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if is_dump else run_id
-        if continues is not None and continues.source.batch_size == source.batch_size:
-            state = continues._state  # noqa: SLF001 - of the same class
-        else:
-            state = EnvState(source, options)
         self.envs = state.envs
-        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
-        self.stale_check_seconds = self._max_age / STALE_CHECKS
-        folder = chunk_writer.episodes
-        self._is_by_episode = folder is not None
-        self.must_know_ends = options.skip > 1 or self._is_by_episode
-        capacity = options.buffer_bytes // (BLOCKS_SHARE if self._is_by_episode else 1)
-        small, bulky = (Buffer(len(state.envs), capacity, max_age=self._max_age) for _ in range(2))
-        log: EpisodeLog | None = None
-        self._output: Output
-        if folder is None:
-            first_frame = state.counters.frames if is_dump else 0
-            self._output = WholeRun(
-                source, state.envs, state.returns, split=options.split, max_age=self._max_age, first_frame=first_frame
-            )
-        else:
-            log = EpisodeLog(state.envs)
-            self._output = EpisodeFiles(
-                folder,
-                source,
-                state.envs,
-                state.returns,
-                ended=log.ended,
-                buffers=(small, bulky),
-                application_id=self.application_id,
-                recording_id=run_id,
-                capacity=options.buffer_bytes - capacity,
-                max_age=options.flush_seconds,
-            )
-        names = {"application_id": self.application_id, "recording_id": self.recording_id}
-        writer = WriterThread(chunk_writer, self._live_sinks, self._output, **names)
-        buffers = Buffers(small, bulky, capacity, writer, self._output)
-        status = Status(
-            chunk_writer,
-            self._live_sinks,
-            counters=state.counters,
-            buffers=buffers,
-            output=self._output,
-            writer=writer,
-            continues=None if continues is None else continues.status,
-        )
-        # A recording of one episode has no `/env_{i}` before its keys.
-        description = Description(reserved=(PROPERTIES,) if self._is_by_episode else ())
-        super().__init__(state, description, log, buffers, writer=writer, status=status)
-        self._batch_statistics = BatchStatistics(source.fps, state.batch_returns)
+        self.must_know_ends = options.skip > 1 or is_by_episode
+        self.stale_check_seconds = max_age / STALE_CHECKS
         self.process = os.getpid()
+        self._options = options
+        self._application_id = ids.application_id
+        self._live_sinks = live_sinks
+        self._max_age = max_age
+        self._is_by_episode = is_by_episode
+        self._output = parts.output
+        self._batch_statistics = BatchStatistics(source.fps, state.batch_returns)
         _open.add(self)
         CLOCK.watch(self)
 
@@ -453,7 +411,7 @@ class Recording(Steps):
         try:
             made = self.layout()
             if made is not None:
-                self.chunk_writer.embed(made, application_id=self.application_id)
+                self.chunk_writer.embed(made, application_id=self._application_id)
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
@@ -485,6 +443,13 @@ class Recording(Steps):
     def _conclude(self, *, all_lost: bool = False) -> None:
         if self.status.conclude(all_lost=all_lost):
             self._forget_returns()
+
+
+def _state_for(source: Source, options: Options, continues: Recording | None) -> EnvState:
+    """Return the state of the environments: that of the recording that is continued if it was of the same batch size."""
+    if continues is not None and continues.source.batch_size == source.batch_size:
+        return continues._state  # noqa: SLF001 - of the same class
+    return EnvState(source, options)
 
 
 def application_id(options: Options, source: Source) -> str:

@@ -18,49 +18,32 @@ from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
-from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.coming import Coming, at_time, ends_at
-from torchrl_rerun.recording.description import Description
-from torchrl_rerun.recording.env_state import EnvState
-from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.last_step import LastStep, Pending, Revise, Revision
 from torchrl_rerun.recording.logged_envs import Render
+from torchrl_rerun.recording.parts import Parts
 from torchrl_rerun.recording.status import Status
-from torchrl_rerun.writing.writer import WriterThread
 
 
 class Steps:
     """Takes resets and steps of all environments, and copies the frames that are recorded into blocks.
 
     Args:
-        state: where the environments are.
-        description: the streams.
-        episode_log: follows the episodes; None unless each has a recording of its own.
-        buffers: take the frames.
-        writer: the thread that writes them.
+        parts: the parts of the recording.
         status: warns of lost frames.
 
     Attributes:
         status: the state of the recording, and counts of its frames.
     """
 
-    def __init__(
-        self,
-        state: EnvState,
-        description: Description,
-        episode_log: EpisodeLog | None,
-        buffers: Buffers,
-        *,
-        writer: WriterThread,
-        status: Status,
-    ) -> None:
+    def __init__(self, parts: Parts, status: Status) -> None:
         self.status = status
-        self._state = state
-        self._counters, self._selection = state.counters, state.selection
-        self._description = description
-        self._episode_log = episode_log
-        self._buffers = buffers
-        self._writer = writer
+        self._state = parts.state
+        self._counters, self._selection = parts.state.counters, parts.state.selection
+        self._description = parts.description
+        self._episode_log = parts.episode_log
+        self._buffers = parts.buffers
+        self._writer = parts.writer
         self._last: LastStep | None = None
         self._failures_seen = 0  # the writer's failures when the user was last warned
         self._must_check_warnings = False

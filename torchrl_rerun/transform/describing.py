@@ -13,7 +13,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.entity_paths import free_key
-from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.keys import REWARD, Key, name_of
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
@@ -236,7 +236,7 @@ def return_key(reward: Key) -> Key:
     (('agents', 'episode_return'), ('episode_return_forward',))
     """
     name = reward[-1]
-    return (*reward[:-1], "episode_return" + (name.removeprefix("reward") if name.startswith("reward") else f"_{name}"))
+    return (*reward[:-1], "episode_return" + (name.removeprefix(REWARD) if name.startswith(REWARD) else f"_{name}"))
 
 
 def _readers(recording: Recording, streams: Sequence[Stream]) -> Readers:

@@ -18,11 +18,11 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
-from torchrl_rerun.kinds.episode import Episode, returns_of
+from torchrl_rerun.kinds.episode import END_PROPERTIES, Episode, returns_of
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
-from torchrl_rerun.kinds.schema import Schema
+from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Schema
 from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.layout.axes import whole
 from torchrl_rerun.layout.blueprint import MAX_DETAILS
@@ -40,7 +40,7 @@ APPLICATION = "comparison"
 MAX_RUNS = len(string.ascii_uppercase)
 """Largest number of runs, each of which is named by a letter."""
 
-_PROPERTIES = "/__properties"
+_PROPERTIES = f"/{PROPERTIES_ENTITY}"
 _RETURNS = "/returns"
 
 SelectEpisode = Callable[[Sequence[RecordedEpisode]], RecordedEpisode]
@@ -84,7 +84,7 @@ def summarize_episodes(episodes: Iterable[Episode]) -> dict[str, float | None]:
         "return of all": _measure(np.mean, [each.episode_return for each in found]),
         "length": _measure(np.mean, lengths),
     }
-    for name in ("terminated", "truncated", "interrupted"):
+    for name in END_PROPERTIES:
         measured[name] = _measure(np.mean, [each[name] for each in found])
     for name in dict.fromkeys(name for each in ended for name in each.annotations):
         values = [value for each in ended if isinstance(value := each.annotations.get(name), bool | int | float)]

@@ -20,7 +20,7 @@ from torchrl_rerun.kinds.kind import Encoded, Encoder
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
 from torchrl_rerun.writing.encoding_threads import submit
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.writing.losses import LossError, Losses, reason_of
 
 FULL_BYTES = 1 << 19
 """Bytes of a chunk that is worth what a chunk costs."""
@@ -47,29 +47,27 @@ class Encoding:
         self._fps = fps
         self._losses = losses
         self._max_age = max_age * 1e9
-        self._queues: dict[str, _EncodedQueue] = {}
+        self._queues: dict[str, EncodedQueue] = {}
 
-    def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> bool:
-        """Begin to encode values; False if values of this stream are not encoded.
+    def queue_for(self, path: str, stream: Stream) -> EncodedQueue | None:
+        """Return the queue that encodes values of a stream at an entity; None if values of this stream are not encoded.
 
         Args:
             path: the entity path.
             stream: the stream.
-            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
-            positions: positions of the rows, ``[n, 6]``.
+
+        Raises:
+            LossError: the kind failed to make an encoder.
         """
         queue = self._queues.get(path)
         if queue is None:
             try:
                 encoder = stream.kind.encoder(stream, self._fps)
             except Exception as error:
-                self._losses.add(stream.key, positions[:, FRAME], _failure(stream, "encoder", error))
-                return True
-            if encoder is None:
-                return False
-            queue = self._queues[path] = _EncodedQueue(path, stream, encoder, self._fps, self._losses)
-        queue.add(rows, positions)
-        return True
+                raise LossError(reason_of(stream, error, "encoder")) from error
+            if encoder is not None:
+                queue = self._queues[path] = EncodedQueue(path, stream, encoder, self._fps, self._losses)
+        return queue
 
     def finish(self) -> None:
         """Return when all that was added is encoded, or raise what went wrong with it."""
@@ -112,7 +110,7 @@ class Encoding:
         return [first for queue in tuple(self._queues.values()) if (first := queue.first) is not None]
 
 
-class _EncodedQueue:
+class EncodedQueue:
     """The values of one entity that are being encoded, or wait for a chunk.
 
     Attributes:
@@ -143,7 +141,12 @@ class _EncodedQueue:
         return self.bytes >= FULL_BYTES or len(self._files) >= FULL_ROWS
 
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
-        """Begin to encode rows."""
+        """Begin to encode rows.
+
+        Args:
+            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
+            positions: positions of the rows, ``[n, 6]``.
+        """
         if self._encoder.is_in_order:
             self.finish()  # each goes on where the one before it ended
         together = len(rows) if self._encoder.is_in_order else TOGETHER
@@ -160,7 +163,7 @@ class _EncodedQueue:
             except Exception as error:
                 if self._encoder.is_in_order:
                     raise  # what follows can't be encoded without it
-                self._losses.add(self._stream.key, positions[:, FRAME], _failure(self._stream, "encode", error))
+                self._losses.add(self._stream.key, positions[:, FRAME], reason_of(self._stream, error, "encode"))
                 continue
             for at, why in lost.items():
                 self._losses.add(self._stream.key, positions[at : at + 1, FRAME], why)
@@ -179,7 +182,7 @@ class _EncodedQueue:
             columns = self._encoder.columns(self._files, self._keyframes)
             chunks = list(chunks_of(times_of(positions, self._fps), [Entity(self._path, columns)]))
         except Exception as error:
-            self._losses.add(self._stream.key, positions[:, FRAME], _failure(self._stream, "columns", error))
+            self._losses.add(self._stream.key, positions[:, FRAME], reason_of(self._stream, error, "columns"))
             chunks = []
         yield from chunks
         self._files, self._keyframes, self._positions = [], [], []
@@ -191,8 +194,3 @@ def _whole(encoded: Encoded, count: int) -> Encoded:
     if len(encoded.files) + len(encoded.lost) != count:
         raise ValueError(f"{len(encoded.files)} files of {count} values")
     return encoded
-
-
-def _failure(stream: Stream, what: str, error: Exception) -> str:
-    """Return the reason of a loss, as a clause."""
-    return f"{what} of {type(stream.kind).__name__} failed ({type(error).__name__}: {error})"

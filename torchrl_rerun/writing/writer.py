@@ -150,7 +150,11 @@ class WriterThread:
             self._count_failures()
 
     def _stream(self) -> Iterator[Chunk]:
-        """Return all chunks, one after the other. To be asked for the next one means that the chunk writer keeps those before."""
+        """Yield all chunks, one after the other.
+
+        Rerun pulls them from this generator in ``write_rrd``. When it asks for the next chunk, the operating system has the one
+        before. For that reason leases are released here, after the last chunk of their block.
+        """
         while (job := self._jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()
