@@ -33,6 +33,7 @@ MEASUREMENTS = {
     "scalar_files": "benchmarks.files:measure_scalars",
     "end_to_end": "benchmarks.files:measure_end_to_end",
     "memory": "benchmarks.memory:measure",
+    "bulk": "benchmarks.bulk:measure",
     "episodes": "benchmarks.episodes:measure",
     "video_files": "benchmarks.files:measure_video",
     "reading": "benchmarks.reading:measure",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import platform
 import re
@@ -286,7 +287,9 @@ def shown_envs(envs: Sequence[int], each: int, workers: Sequence[int]) -> list[i
     return [number * each + env % each for number in workers for env in envs] or list(envs)
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
+    """Return the versions of the packages. To look them up takes milliseconds."""
     packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
     found = {"python": platform.python_version()}
     for package in packages:
