@@ -39,10 +39,13 @@ class Lane:
         return {key: rows[frame] for moment in moments for key, rows in self.values[moment].items() if frame in rows}
 
     def steps(self) -> list[tuple[At, At]]:
-        """The frames before and after each step. A reset is a frame at which no step was made."""
-        frames = sorted(self.times)
-        pairs = itertools.pairwise(frames)
-        return [(a, b) for a, b in pairs if a[0] == b[0] and self.times[b]["step"] > self.times[a]["step"]]
+        """Return the frames before and after each step: of one episode, the second one step later than the first."""
+        return [(a, b) for a, b in itertools.pairwise(sorted(self.times)) if self.position(b) == self.position(a, 1)]
+
+    def position(self, frame: At, later: int = 0) -> tuple[int, int]:
+        """Return the episode of a frame, and so many steps later than it."""
+        times = self.times[frame]
+        return times["episode"], times["episode_step"] + later
 
 
 def files_of(source: str | Path) -> list[Path]:
@@ -84,17 +87,30 @@ def rollout_in(source: str | Path) -> TensorDict:
     """The rollout ``[*batch, time]`` that was recorded, by workers ``[envs, time]``."""
     lanes = lanes_of(source)
     batch = read(files_of(source)[0]).schema["batch_size"]
-    found = []
-    for lane in lanes.values():
-        steps = []
-        for before, after in lane.steps():
-            step = lane.at(before, "observed", "acted")
-            step |= {("next", *key): value for key, value in lane.at(after, "observed", "stepped").items()}
-            steps.append(TensorDict({key: _held(value) for key, value in step.items()}))
-        found.append(lazy_stack(steps) if _differ(steps) else torch.stack(steps))
+    found = [_stacked([_step(lane, *frames) for frames in lane.steps()]) for lane in lanes.values()]
     if math.prod(batch) != len(found):
         batch = [len(found)]
     return torch.stack(found).reshape(*batch, -1) if batch else found[0]
+
+
+def steps_in(source: str | Path) -> dict[tuple[int, int], TensorDict]:
+    """The steps ``[time]`` of each episode that has any, by environment and episode."""
+    found: dict[tuple[int, int], list[TensorDict]] = {}
+    for env, lane in lanes_of(source).items():
+        for before, after in lane.steps():
+            found.setdefault((env, lane.times[after]["episode"]), []).append(_step(lane, before, after))
+    return {episode: _stacked(steps) for episode, steps in found.items()}
+
+
+def _step(lane: Lane, before: At, after: At) -> TensorDict:
+    """One step: the values at the frame before it, and under "next" those at the frame after it."""
+    step = lane.at(before, "observed", "acted")
+    step |= {("next", *key): value for key, value in lane.at(after, "observed", "stepped").items()}
+    return TensorDict({key: _held(value) for key, value in step.items()})
+
+
+def _stacked(steps: list[TensorDict]) -> TensorDict:
+    return lazy_stack(steps) if _differ(steps) else torch.stack(steps)
 
 
 def _held(value: Any) -> Any:

@@ -20,7 +20,8 @@ from torchrl.envs.gym_like import default_info_dict_reader
 
 from environments import Board, Count, Masked
 from readback import hold_the_same
-from torchrl_rerun import RerunRecorder, load, replay
+from rebuilt import episodes_in, rollout_in, steps_in
+from torchrl_rerun import RerunRecorder, replay
 
 
 def collected(lengths, frames, total=None, **arguments):
@@ -30,12 +31,11 @@ def collected(lengths, frames, total=None, **arguments):
     )
 
 
-def steps_of(path):
-    """What each environment was rewarded, one episode after the other."""
+def rewards_of(path):
+    """Return the rewards of each environment's episodes, one episode after the other."""
     found = {}
-    for episode in load(path):
-        rewards = episode.tensordict()["next", "reward"].flatten().tolist()
-        found.setdefault(episode.properties.env, []).append(rewards)
+    for (env, _), steps in sorted(steps_in(path).items()):
+        found.setdefault(env, []).append(steps["next", "reward"].flatten().tolist())
     return found
 
 
@@ -43,7 +43,7 @@ def logged(path, batches, **arguments):
     with RerunRecorder(path, **arguments) as recorder:
         for batch in batches:
             recorder.log_rollout(batch)
-    return steps_of(path)
+    return rewards_of(path)
 
 
 def test_padding_is_not_recorded(path):
@@ -69,7 +69,7 @@ def test_a_buffer_of_padded_batches_is_replayed(path, tmp_path, storage, lengths
     buffer.extend(batch)
     buffer.dumps(tmp_path / "buffer")
     replayed = replay(tmp_path / "buffer", path)
-    found = steps_of(path)
+    found = rewards_of(path)
     assert replayed.steps == batch["collector", "mask"].sum() == frames
     assert found == logged(tmp_path / "logged.rrd", [batch])
 
@@ -84,7 +84,7 @@ def test_a_buffer_of_slices_is_replayed(path, tmp_path, capacity):
     buffer.dumps(tmp_path / "buffer")
     replay(tmp_path / "buffer", path)
     rewards = [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0][9 - 3 * capacity // 2 :]
-    assert steps_of(path) == {0: [rewards], 1: [rewards]}
+    assert rewards_of(path) == {0: [rewards], 1: [rewards]}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
@@ -96,11 +96,8 @@ def test_texts_of_trajectories_stay_with_their_steps(path, steps):
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(batch)
     found = {}
-    for episode in load(path):
-        for note, reward in zip(
-            episode["note"], episode.tensordict()["next", "reward"].flatten().tolist(), strict=True
-        ):
-            found[note] = reward
+    for each in steps_in(path).values():
+        found |= dict(zip(each.get("note").tolist(), each["next", "reward"].flatten().tolist(), strict=True))
     wanted = {f"{env}: {t}": rollout["next", "reward"][env, t].item() for env in range(2) for t in range(steps)}
     assert found == wanted
 
@@ -112,7 +109,7 @@ def test_trajectories_go_on_in_the_next_batch(path):
     found = [each for episodes in logged(path, batches).values() for each in episodes]
     assert sorted(map(len, found)) == sorted([3] * 13 + [1] + [7] * 5 + [5] + [5] * 8)
     assert all(each == [11.0 + t for t in range(len(each))] for each in found)
-    assert len(steps_of(path)) == 3
+    assert len(rewards_of(path)) == 3
 
 
 def padded(*trajectories):
@@ -143,17 +140,17 @@ def test_trajectories_go_on_after_a_close(path, more):
     recorder.close()
     recorder.log_rollout(padded((1, 1, False), *more))
     recorder.close()
-    found = sorted((each.properties.env, each.properties.episode, each.properties.length) for each in load(path))
+    found = sorted((each.env, each.episode, each.length) for each in episodes_in(path))
     assert found == [(0, 0, 2), (0, 1, 3), (1, 0, 1)][: 2 + len(more)]
 
 
 def indices_of(path):
     """Of each environment index, the ids and lengths of its trajectories, in their order."""
     found = {}
-    for each in sorted(load(path), key=lambda each: (each.properties.env, each.properties.episode)):
-        ids = each.tensordict()["observation"].flatten().tolist()
+    for (env, _), steps in sorted(steps_in(path).items()):
+        ids = steps["observation"].flatten().tolist()
         assert len(set(ids)) == 1
-        found.setdefault(each.properties.env, []).append((int(ids[0]), len(ids)))
+        found.setdefault(env, []).append((int(ids[0]), len(ids)))
     return found
 
 
@@ -236,9 +233,7 @@ def test_there_may_be_more_trajectories_than_before(tmp_path, split):
 def test_what_is_recorded_of_an_episode_says_how_it_ended(tmp_path, split):
     [batch] = collected([3, 7], 20)
     logged(tmp_path / "run", [batch], split=split)
-    ends = {
-        (each.properties.env, each.properties.length, each.properties.terminated) for each in load(tmp_path / "run")
-    }
+    ends = {(each.env, each.length, each.terminated) for each in episodes_in(tmp_path / "run")}
     assert ends == {(0, 3, True), (0, 1, False), (1, 7, True), (1, 3, False)}
 
 
@@ -263,7 +258,7 @@ def test_a_buffer_of_padded_batches(path):
     recorder = RerunRecorder(path)
     assert (recorder(batch) == batch).all()
     recorder.close()
-    assert sorted(len(each) for episodes in steps_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
+    assert sorted(len(each) for episodes in rewards_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
 
 
 def test_a_saved_batch_is_replayed(tmp_path, path):
@@ -271,7 +266,7 @@ def test_a_saved_batch_is_replayed(tmp_path, path):
     torch.save(batch, tmp_path / "batch.pt")
     replayed = replay(tmp_path / "batch.pt", path)
     assert (replayed.steps, replayed.episodes, replayed.envs) == (20, 6, 2)
-    assert sorted(len(each) for episodes in steps_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
+    assert sorted(len(each) for episodes in rewards_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
 
 
 # --- masks of the environment's own ---
@@ -283,7 +278,7 @@ def test_a_mask_of_the_environment_is_data(path, actions, envs):
     env = Masked(actions) if envs == 1 else SerialEnv(envs, lambda: Masked(actions))
     rollout = env.rollout(14, break_when_any_done=False)
     logged(path, [rollout])
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 def rollout_recorded(path, make, how, steps=14):
@@ -324,7 +319,7 @@ def test_a_mask_of_the_shape_of_the_batch_is_data_if_the_next_steps_have_one(pat
     rollout = rollout_recorded(path, OneFlag if envs == 1 else lambda: SerialEnv(envs, OneFlag), how)
     assert rollout["mask"].shape == rollout["next", "mask"].shape == rollout.shape
     assert not rollout["mask"].all()
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -340,7 +335,7 @@ def test_the_mask_of_a_board_game_is_data(path, envs, single_player, how):
     rollout = rollout_recorded(path, make if envs == 1 else lambda: SerialEnv(envs, make), how, 25)
     assert rollout["next", "done"].sum() > 1
     assert torch.equal(rollout["mask"], (rollout["board"] == -1).flatten(-2))
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -356,7 +351,7 @@ def test_the_mask_of_a_taxi_is_data(path, how):
     rollout = rollout_recorded(path, make, how, 20)
     assert rollout["action_mask"].any()
     assert not rollout["action_mask"].all()
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 @pytest.mark.parametrize("how", ["appended", "callback", "buffer"])
@@ -371,7 +366,7 @@ def test_so_it_is_by_every_way_in(path, how):
         buffer.extend(env.rollout(6))
         buffer.sample()
     recorder.close()
-    masks = torch.cat([episode.tensordict()["mask"] for episode in load(path)])
+    masks = torch.cat([steps["mask"] for steps in steps_in(path).values()])
     assert len(masks) == 6
     assert masks.shape[1:] == (5,)
 
@@ -380,14 +375,14 @@ def test_a_mask_for_actions_is_data(path):
     env = SerialEnv(2, lambda: TransformedEnv(Board(), ActionMask()))
     rollout = env.rollout(5, break_when_any_done=False)
     logged(path, [rollout])
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 def test_a_mask_of_another_dtype_is_data(path):
     rollout = Count(5).rollout(5).set("mask", torch.ones(5))
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout)
-    assert steps_of(path) == {0: [[11.0, 12.0, 13.0, 14.0, 15.0]]}
+    assert rewards_of(path) == {0: [[11.0, 12.0, 13.0, 14.0, 15.0]]}
 
 
 def test_empty_trajectories_are_none(path):
@@ -405,5 +400,5 @@ def test_there_may_be_many_more_trajectories_than_before(path, logged_envs):
     with RerunRecorder(path, logged_envs=logged_envs) as recorder:
         for batch in batches:
             recorder.log_rollout(batch)
-    found = steps_of(path)
+    found = rewards_of(path)
     assert sum(len(each) for episodes in found.values() for each in episodes) == 3 + 70 * 4
