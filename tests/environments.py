@@ -719,3 +719,91 @@ def noting(values, **also):
 
     specs = {"x": Unbounded((2,)), "note": NonTensor(())}
     return Scripted(observe, specs=specs | {key: Unbounded(value.shape) for key, value in also.items()})
+
+
+ABSENT = {
+    "a row in the middle": [3],
+    "several rows": [2, 3, 6],
+    "every second row": [1, 3, 5, 7],
+    "all but the first": [1, 2, 3, 4, 5, 6, 7, 8],
+    "the last row": [8],
+}
+"""Times at which a key is missing, of 9."""
+
+UNITS = {
+    "scalars": torch.full((2,), 1.0),
+    "whole numbers": torch.full((2,), 1, dtype=torch.int64),
+    "flags": torch.full((2,), True),
+    "half": torch.full((2,), 1.0, dtype=torch.bfloat16),
+    "complex": torch.full((2,), 1.0, dtype=torch.complex64),
+    "tensor": torch.full((200,), 1.0),
+    "large": torch.full((2000,), 1.0),
+    "picture": torch.full((40, 40, 3), 1, dtype=torch.uint8),
+}
+"""Values at time 1 of keys of several kinds."""
+
+
+def with_gaps(name: str, absent: str) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Return what is observed at each time: ``x``, the time; and ``y``, of one of the ``UNITS``, unless it is ``ABSENT``."""
+
+    def observe(t):
+        unit = UNITS[name]
+        seen = {"x": torch.full((3,), float(t)), "y": unit if unit.dtype == torch.bool else unit * t}
+        return seen if t not in ABSENT[absent] else {"x": seen["x"]}
+
+    return observe
+
+
+class OfOwnSizes(EnvBase):
+    """A group of two agents, ``"small"`` and ``"large"``, that observe the time 2 and 5 times."""
+
+    def __init__(self):
+        super().__init__()
+        self.group_map = {"agents": ["small", "large"]}
+        self.t = 0
+        specs = [Composite(obs=Unbounded((size,))) for size in (2, 5)]
+        self.observation_spec = Composite(agents=torch.stack(specs, 0))
+        self.action_spec = Unbounded((1,))
+        self.reward_spec = Unbounded((1,))
+
+    def _seen(self):
+        agents = lazy_stack([TensorDict(obs=torch.full((size,), float(self.t))) for size in (2, 5)])
+        return TensorDict(agents=agents)
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._seen()
+
+    def _step(self, tensordict):
+        self.t += 1
+        return self._seen().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+
+    def _set_seed(self, seed):
+        pass
+
+
+def rollout_that_lacks_keys() -> TensorDict:
+    """Return 5 steps of two environments, lazily stacked; the second has neither ``y`` nor ``note`` at times 2 and 3."""
+
+    def moment(t):
+        envs = []
+        for env in range(2):
+            values = {
+                "x": torch.full((1,), float(t)),
+                "note": NonTensorData(f"{env} at {t}"),
+                "y": torch.full((2,), -float(t)),
+            }
+            if env == 1 and t in (2, 3):
+                del values["y"], values["note"]
+            envs.append(TensorDict(values))
+        return envs
+
+    steps = []
+    for t in range(5):
+        of_envs = []
+        for before, after in zip(moment(t), moment(t + 1), strict=True):
+            after = after.update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+            of_envs.append(
+                before.update({"action": torch.zeros(1), "next": after, "done": torch.zeros(1, dtype=torch.bool)})
+            )
+        steps.append(lazy_stack(of_envs, 0))
+    return lazy_stack(steps, 1)
