@@ -101,6 +101,8 @@ def read(path: str | Path) -> Recorded:
             if "RowId" not in name:
                 column = batch.column(name)
                 columns[name] = (column.cast("int64") if name in ("log_time", "sim_time") else column).to_pylist()
+                if name == "Tensor:data":
+                    columns["Tensor:dtype"] = [_dtype(row) for row in column]
         timelines = [name for name in columns if ":" not in name]
         for i in range(batch.num_rows):
             rows.times.append({name: columns[name][i] for name in timelines})
@@ -145,7 +147,7 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
             *(row.get(name) for name in ("TextDocument:text", "TextDocument:media_type", "torchrl_rerun:type"))
         )
     if entry["dtype"] == "object" and row.get("Tensor:data") is not None:
-        return _array(row["Tensor:data"][0], (row.get("torchrl_rerun:type") or [None])[0])
+        return _array(row["Tensor:data"][0], (row.get("torchrl_rerun:type") or [row["Tensor:dtype"]])[0])
     if "VideoStream:sample" in row:
         return None  # until all samples are there
     if kind in ("image", "depth", "segmentation") and row.get("Tensor:data") is None:
@@ -198,12 +200,19 @@ def _told(text: list[str], media_type: list[str] | None, type_name: list[str] | 
     return value if type_name is None else getattr(np, type_name[0])(value)
 
 
-def _array(data: dict[str, Any], type_name: str | None) -> Any:
-    if type_name is not None and type_name.startswith("complex"):
+def _dtype(row: Any) -> str | None:
+    """Return NumPy's name of the dtype in which one row of a column of tensors holds its numbers."""
+    if not row.is_valid:
+        return None
+    buffer = row[0]["buffer"]
+    return np.dtype(buffer.type.field(buffer.type_code).type.value_type.to_pandas_dtype()).name
+
+
+def _array(data: dict[str, Any], type_name: str) -> Any:
+    if type_name.startswith("complex"):
         pairs = np.array(data["buffer"]).reshape(-1, 2)
         return (pairs[:, 0] + 1j * pairs[:, 1]).astype(type_name).reshape(data["shape"][:-1])
-    values = np.array(data["buffer"]).reshape(data["shape"])
-    return values if type_name is None else values.astype(type_name)
+    return np.array(data["buffer"]).reshape(data["shape"]).astype(type_name)
 
 
 def _picture(entry: dict[str, Any], picture: Any) -> torch.Tensor:
@@ -235,7 +244,7 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.shape(a) == np.shape(b) and np.array_equal(a, b)
+        return is_equal(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
@@ -285,6 +294,14 @@ def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=
         for t, value in zip(times, rows.values, strict=True):
             wanted = observe(t)[key] if envs is None else observe(t)[key][env]
             assert same(value, wanted), (key, t, value, wanted)
+
+
+def assert_rows(rows: Rows, wanted: dict[int, Any]) -> None:
+    """An entity has a row for each frame of ``wanted``, of equal type, dtype, shape and bits, and no other row."""
+    assert rows.along("frame") == list(wanted)
+    for frame, found in zip(wanted, rows.values, strict=True):
+        is_tensor = isinstance(wanted[frame], torch.Tensor)
+        assert (same if is_tensor else is_equal)(found, wanted[frame]), (frame, found, wanted[frame])
 
 
 def frames(path, entity="/env_0/x"):

@@ -11,14 +11,8 @@ from torchrl.data import Unbounded
 
 from driving import record, walk
 from environments import ABSENT, UNITS, OfOwnSizes, Scripted, Uneven, rollout_that_lacks_keys, with_gaps
-from readback import Rows, read, read_folder, same
+from readback import assert_rows, read, read_folder, same
 from torchrl_rerun import RerunRecorder, replay
-
-
-def assert_rows(rows: Rows, wanted: dict) -> None:
-    """An entity has a row for each frame of ``wanted``, of equal type, dtype, shape and bits, and no other."""
-    assert rows.along("frame") == list(wanted)
-    assert all(map(same, rows.values, wanted.values())), (rows.values, wanted)
 
 
 @pytest.mark.parametrize("absent", ABSENT)
