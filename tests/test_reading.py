@@ -350,6 +350,17 @@ def test_a_run_that_was_resumed(tmp_path):
     assert_same(torch.cat([each.tensordict() for each in found]), torch.cat([before, after]))
 
 
+def test_a_run_that_was_resumed_twice_is_one_rollout(tmp_path):
+    """The path that was given to the recorder is enough to read all its files."""
+    rollouts = []
+    for _ in range(3):
+        env = SerialEnv(2, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(2)])
+        env = env.append_transform(RerunRecorder(tmp_path / "run.rrd", resume=True))
+        rollouts.append(env.rollout(5, break_when_any_done=False))
+        env.close()
+    assert_same(load(tmp_path / "run.rrd").rollout(), torch.cat(rollouts, -1))
+
+
 KILLED = """
     import os, sys, torch
     from torchrl.envs import GymEnv, SerialEnv

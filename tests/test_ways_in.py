@@ -27,8 +27,9 @@ from torchrl.envs import (
 from torchrl.envs.utils import RandomPolicy
 
 from readback import read, same
+from rebuilt import steps_in
 from reference import Reference, assert_same, of_rollout, per_env
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]
 OBSERVED = ["observation", *DONE]
@@ -318,8 +319,8 @@ def test_multi_process_collectors(path, collector_class):
     recordings = [read(file) for file in files]
     assert len({recorded.recording_id for recorded in recordings}) == 1
     assert [recorded.schema["envs"] for recorded in recordings] == [[0], [1]]
-    episodes = load(path)
-    left = [torch.cat([each.tensordict() for each in episodes if each.properties.env == env]) for env in range(2)]
+    episodes = steps_in(path)
+    left = [torch.cat([steps for (of_env, _), steps in episodes.items() if of_env == env]) for env in range(2)]
     assert sum(batch.numel() for batch in batches) == 120
     for piece in [piece for batch in batches for piece in batch.split(20, -1)]:
         for delivered in piece.reshape(-1, 20):  # of one worker; more may have been collected than was delivered
