@@ -28,7 +28,7 @@ def the_library_agrees(path: Path, found: Recorded) -> None:
         for stream, _ in recording.schema.described:
             prefix = [] if schema["split"] == "episode" else [f"env_{env}"]
             paths = [
-                rr.new_entity_path([*prefix, *stream.key, *([agent] if agent else [])])
+                rr.new_entity_path([*prefix, *(stream.place or stream.key), *([agent] if agent else [])])
                 for agent in stream.agents or [None]
             ]
             lanes = [found.entities.get(each, Rows()) for each in paths]

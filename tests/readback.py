@@ -91,7 +91,7 @@ def read(path: str | Path) -> Recorded:
         for env in schema["envs"]:
             for agent in entry.get("agents") or [None]:
                 where = [] if schema["split"] == "episode" else [f"env_{env}"]
-                parts = [*where, *entry["key"], *([agent] if agent else [])]
+                parts = [*where, *(entry.get("place") or entry["key"]), *([agent] if agent else [])]
                 paths[rr.new_entity_path(parts)] = entry
     entities: dict[str, Rows] = {}
     for path_, batch in batches:
@@ -101,6 +101,8 @@ def read(path: str | Path) -> Recorded:
             if "RowId" not in name:
                 column = batch.column(name)
                 columns[name] = (column.cast("int64") if name in ("log_time", "sim_time") else column).to_pylist()
+                if name == "torchrl_rerun:exact":  # not as Python's floats, which quiet a NaN that signals
+                    columns[name] = [row.values.to_numpy() if row.is_valid else None for row in column]
                 if name == "Tensor:data":
                     columns["Tensor:dtype"] = [_dtype(row) for row in column]
         timelines = [name for name in columns if ":" not in name]
@@ -179,7 +181,8 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
         if is_complex:
             flat = [complex(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
     else:
-        flat = row.get("torchrl_rerun:exact") or row["Scalars:scalars"]
+        flat = row.get("torchrl_rerun:exact")
+        flat = row["Scalars:scalars"] if flat is None else flat
     dtype = getattr(torch, entry["dtype"])
     if dtype == torch.bfloat16:  # the upper half of a float32; a conversion would change the bits of NaN
         return (

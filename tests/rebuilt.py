@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import rerun as rr
 import torch
 from tensordict import NonTensorData, TensorDict, lazy_stack
 
@@ -67,15 +68,29 @@ def lanes_of(source: str | Path) -> dict[int, Lane]:
             lane.ends = [tuple(key) for key in recorded.schema["ends"]]
             for entry in recorded.schema["keys"]:
                 if not entry.get("sums"):
-                    _add(lane, recorded, entry, f"/env_{env}" if whole else "", file)
+                    _add(lane, recorded, entry, [f"env_{env}"] if whole else [], file)
     return dict(sorted(lanes.items()))
 
 
-def _add(lane: Lane, recorded: Recorded, entry: dict[str, Any], prefix: str, file: int) -> None:
+def returns_in(source: str | Path) -> dict[tuple[int, int], float]:
+    """The running return at the last recorded frame of each episode, by environment and episode; of one reward alone."""
+    found = {}
+    for path in files_of(source):
+        recorded = read(path)
+        [entry] = [each for each in recorded.schema["keys"] if each.get("sums")]
+        by_episode = recorded.schema["split"] == "episode"
+        for env in recorded.schema["envs"]:
+            rows = recorded[rr.new_entity_path([*([] if by_episode else [f"env_{env}"]), *entry["key"]])]
+            for times, value in zip(rows.times, rows.values, strict=True):
+                found[env, times["episode"]] = value.item()
+    return found
+
+
+def _add(lane: Lane, recorded: Recorded, entry: dict[str, Any], prefix: list[str], file: int) -> None:
     key = tuple(entry["key"])
-    path = "/".join([prefix, *key])
-    agents = [recorded.entities.get(f"{path}/{agent}") for agent in entry.get("agents", ())]
-    rows = agents[0] if agents else recorded.entities.get(path)
+    parts = [*prefix, *(entry.get("place") or key)]
+    agents = [recorded.entities.get(rr.new_entity_path([*parts, agent])) for agent in entry.get("agents", ())]
+    rows = agents[0] if agents else recorded.entities.get(rr.new_entity_path(parts))
     values = lane.values[entry["moment"]].setdefault(key, {})
     for row, times in enumerate(rows.times if rows else ()):
         at = (file, times["frame"])

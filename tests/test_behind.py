@@ -28,7 +28,7 @@ from environments import Count
 from readback import hold_the_same, read
 from rebuilt import episodes_in, rollout_in
 from servers import wait_until
-from torchrl_rerun import KeepIf, RerunRecorder, load
+from torchrl_rerun import KeepIf, RerunRecorder
 
 
 def counting(path, *behind, n=100, **arguments):
@@ -190,7 +190,7 @@ def test_the_last_step_is_looked_at_by_age(path):
         tensordict = env.step_mdp(tensordict)
     assert flags.all()
     wait_until(lambda: not env.transform[0].stats()["frames_waiting"])
-    assert load(path)[0]["truncated"].flatten().tolist() == [False, False, False, True]
+    assert torch.cat(read(path)["/env_0/truncated"].values).tolist() == [False, False, False, True]
     env.close()
 
 
@@ -364,8 +364,7 @@ def test_flags_may_be_lowered(tmp_path, split):
     rollout = env.rollout(8)
     env.close()
     flags_are_those_of(tmp_path / "run", rollout)
-    [episode] = load(tmp_path / "run")
-    assert (episode.properties.length, episode.properties.terminated) == (8, False)
+    assert episodes_in(tmp_path / "run") == [(0, 0, 8, False, False)]
 
 
 def test_a_step_under_way_is_not_handed_over_for_its_age(path):

@@ -14,7 +14,9 @@ from torchrl.envs import GymEnv
 from typer.testing import CliRunner
 
 from interrupts import interrupted
-from torchrl_rerun import RecordingError, RerunRecorder, load, replay
+from readback import read
+from rebuilt import episodes_in, rollout_in, steps_in
+from torchrl_rerun import RecordingError, RerunRecorder, replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.stored.trajectories import Trajectory
 
@@ -84,8 +86,8 @@ def test_another_damaged_array_is_left_out_by_name(source, path):
     with pytest.warns(UserWarning, match=rf"{source.name}: left out infos/level \("):
         replayed = replay(source, path)
     assert "infos/level" not in replayed.array_keys
-    assert ("infos", "level") not in load(path).keys()
-    assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
+    assert ("infos", "level") not in read(path).keys()
+    assert rollout_in(path)["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
 
 
 def with_header(path, name, shape, payload=b"", **others):
@@ -103,7 +105,7 @@ def test_a_header_that_claims_more_than_there_is_allocates_nothing(shape, path, 
     with_header(tmp_path / "other.npz", "values", shape, **arrays())
     with pytest.warns(UserWarning, match=r"other\.npz: left out values \("):
         replay(tmp_path / "other.npz", path)
-    assert len(load(path)) == 4
+    assert [each.length for each in episodes_in(path)] == [100] * 4
 
 
 def test_a_directory_that_claims_more_than_could_be_packed_is_refused(path, tmp_path):
@@ -152,7 +154,7 @@ def test_links_that_lead_nowhere_or_back_are_named(path, tmp_path, monkeypatch):
     said = " ".join(str(each.message) for each in warned)
     for name in "dangling", "elsewhere", "outside", "missing", "virtual", "infos/up":
         assert f"{name} (" in said
-    assert [each["observation", "eef"][0, 0].item() for each in load(path)] == [0, 1], "each once"
+    assert [each["observation", "eef"][0, 0].item() for each in steps_in(path).values()] == [0, 1], "each once"
 
 
 def test_an_observation_behind_a_dangling_link_refuses_the_file(path, tmp_path):
@@ -234,7 +236,7 @@ def test_a_whole_source_replaces_all_that_an_earlier_run_recorded(split, source,
     with pytest.raises(FileExistsError):
         replay(tmp_path / "short.pt", out, split=split)
     replayed = replay(tmp_path / "short.pt", out, split=split, overwrite=True)
-    assert [each.properties.length for each in load(out)] == [3]
+    assert [each.length for each in episodes_in(out)] == [3]
     assert sorted(os.listdir(tmp_path / "out")) == names, "nothing is left aside"
     assert replayed.path == (out / "dump_000000.rrd" if split == "dump" else out)
     assert replayed.path.exists()
@@ -251,7 +253,7 @@ def test_parts_of_an_earlier_recording_go_with_it(source, path):
 def test_a_recording_is_replaced_by_what_was_made_of_it(source, path):
     replay(source, path)
     replay(path, path, overwrite=True)
-    assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
+    assert rollout_in(path)["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
 
 
 def test_what_another_recorder_writes_is_not_replaced(source, path, tmp_path):
@@ -264,7 +266,7 @@ def test_what_another_recorder_writes_is_not_replaced(source, path, tmp_path):
     with pytest.raises(FileExistsError, match="is being written by another recorder"):
         replay(source, tmp_path / "runs", split="episode", overwrite=True)
     env.close()
-    assert [each.properties.length for each in load(path)] == [3]
+    assert [each.length for each in episodes_in(path)] == [3]
 
 
 def refused_to_overwrite(source, out):

@@ -12,7 +12,7 @@ from torchrl.envs import ParallelEnv, SerialEnv
 from environments import Groups
 from readback import hold_the_same, read, read_folder
 from rebuilt import episodes_in, rollout_in
-from torchrl_rerun import RerunRecorder, load, replay
+from torchrl_rerun import RerunRecorder, replay
 from torchrl_rerun.kinds.endings import Endings, deciding
 
 
@@ -200,11 +200,7 @@ def test_agents_are_replayed_as_they_were(tmp_path, root, source):
     replay(stored if stored.exists() else first, again)
     assert lengths(again) == lengths(first)
     for path in first, again:
-        found = load(path).rollout().exclude("index")  # a buffer's
-        assert hold_the_same(found, rollout)
-        for group in "red", "blue":
-            assert found[group].batch_size == found["next", group].batch_size == rollout[group].batch_size == (2, 14, 2)
-    assert load(first)[0].tensordict()["red"].batch_size[1:] == (2,)
+        assert hold_the_same(rollout_in(path).exclude("index"), rollout)  # a buffer's
 
 
 def test_a_rollout_with_no_flags_at_all_is_one_episode(path):

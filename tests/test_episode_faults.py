@@ -24,7 +24,8 @@ from torchrl.envs import GymWrapper
 import killed_episodes
 from environments import LENGTHS, Counter, Lengths, LongEpisode
 from interrupts import interrupted
-from readback import read
+from readback import hold_the_same, read
+from rebuilt import rollout_in
 from torchrl_rerun import (
     Episode,
     Keep,
@@ -34,7 +35,6 @@ from torchrl_rerun import (
     RecordingError,
     RerunRecorder,
     list_episodes,
-    load,
 )
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
@@ -369,7 +369,7 @@ def test_a_key_where_recordings_keep_their_properties(folder):
     rollout = env.rollout(3)
     env.close()
     assert len(list_episodes(folder).episodes) == 1
-    assert (load(folder)[0]["__properties", "episode"][1:] == rollout["next", "__properties", "episode"]).all()
+    assert hold_the_same(rollout_in(folder), rollout)
 
 
 # --- the disk ---

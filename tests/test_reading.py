@@ -25,7 +25,7 @@ from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
 
-from environments import AutoResettingCartPole, Herd, Lengths, Walkers, Zoo, cartpole, pendulum, pixel_cartpole
+from environments import AutoResettingCartPole, Herd, Lengths, Says, Walkers, Zoo, cartpole, pendulum, pixel_cartpole
 from programs import python
 from readback import Rows, read, same
 from reference import assert_same, leaves, of_episodes
@@ -96,6 +96,16 @@ def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path, name):
     assert len(found[0]) > 1
     for a, b in zip(*found, strict=True):
         assert a.properties | {"start_time": None} == b.properties | {"start_time": None}
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_keys_that_are_called_like_the_recorders_own_come_back(tmp_path, split):
+    keys = ["episode_return", "recorded_episode_return", ("__properties", "episode"), ("batch", "reward"), "batch_"]
+    rollout = record(Says(*keys), tmp_path, 7, split=split)
+    episodes = load(tmp_path)
+    assert_same(episodes.rollout(), rollout)
+    assert [each.properties.length for each in episodes] == [3, 3, 1]
+    assert [each.properties.episode_return for each in episodes] == [36.0, 36.0, 11.0]
 
 
 def test_values_that_plots_would_change(path):

@@ -10,9 +10,9 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import SerialEnv
 
 from environments import Count
-from rebuilt import episodes_in, rollout_in
+from rebuilt import episodes_in, rollout_in, steps_in
 from servers import wait_until
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import RerunRecorder
 
 
 def wrong(path):
@@ -70,9 +70,8 @@ def test_environments_that_are_stepped_in_part_come_back_one_by_one(path):
         tensordict.pop("_step", None)
     env.close()
     lengths = {number: [] for number in range(2)}
-    for each in load(path):
-        lengths[each.properties.env].append(each.properties.length)
-        steps = each.tensordict()
+    for (number, _), steps in steps_in(path).items():
+        lengths[number].append(len(steps))
         assert torch.equal(steps["next", "observation"], steps["observation"] + 1)
     assert lengths == {0: [1, 5, 1], 1: [1, 5, 3]}
 
@@ -100,7 +99,7 @@ def test_a_rollout_is_logged_by_another_thread(path):
 
 def wrong_of_each(path):
     """How many transitions never existed, of how many, episode by episode."""
-    found = [each.tensordict() for each in load(path)]
+    found = list(steps_in(path).values())
     bad = sum(int((each["next", "observation"] != each["observation"] + 1).sum()) for each in found)
     return bad, sum(map(len, found))
 

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 from environments import Count
 from readback import same
-from torchrl_rerun import load, replay
+from rebuilt import episodes_in, steps_in
+from torchrl_rerun import replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.stored.formats import open_source
 
@@ -33,12 +34,15 @@ def column(*values, dtype="f4"):
 
 
 def episodes(path):
-    return [each.tensordict() for each in load(path)]
+    return list(steps_in(path).values())
 
 
 def ends(path):
-    facts = [each.properties for each in load(path)]
-    return [(each.length, each.terminated, each.truncated, each.interrupted) for each in facts]
+    """Return the lengths of episodes, and whether each was terminated, truncated, and neither."""
+    return [
+        (each.length, each.terminated, each.truncated, not (each.terminated or each.truncated))
+        for each in episodes_in(path)
+    ]
 
 
 def saved(path, **arrays):
@@ -522,7 +526,7 @@ def test_a_source_that_can_only_be_read_is_replayed_and_left_as_it_is(make, path
     [source] = folder.iterdir()
     replay(source, path)
     assert snapshot(folder) == before
-    assert len(load(path))
+    assert len(episodes_in(path))
     for each in folder.rglob("*"):
         each.chmod(0o700)
 
