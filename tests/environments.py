@@ -807,3 +807,14 @@ def rollout_that_lacks_keys() -> TensorDict:
             )
         steps.append(lazy_stack(of_envs, 0))
     return lazy_stack(steps, 1)
+
+
+class TwoRewards(Count):
+    """Gives 7 for its ``"cost"``, besides a reward."""
+
+    def __init__(self):
+        super().__init__(6)
+        self.reward_spec = Composite(reward=Unbounded((1,)), cost=Unbounded((1,)))
+
+    def _step(self, tensordict):
+        return super()._step(tensordict).set("cost", torch.full((1,), 7.0))

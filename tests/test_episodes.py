@@ -18,7 +18,7 @@ from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
 
 from driving import drive, sequences
 from effort import examples
-from environments import Counter, Lengths, LongEpisode
+from environments import Counter, Lengths, LongEpisode, TwoRewards
 from keeping import of_lists, policies
 from readback import read, read_folder, same
 from reference import Reference
@@ -462,3 +462,20 @@ def test_keeping_by_a_reward_that_is_not_recorded(folder):
     env = GymWrapper(Lengths()).append_transform(recorder)
     with pytest.raises(ValueError, match="goes by the reward, which is not recorded: add it to in_keys"):
         env.rollout(1)
+
+
+def test_of_several_rewards_the_first_makes_the_return(folder):
+    """Of the part that a dump writes, as of the whole episode."""
+    recorder = RerunRecorder(folder, split="episode")
+    env = TwoRewards().append_transform(recorder)
+    td = env.reset()
+    for _ in range(3):
+        td = env.step(env.rand_action(td))["next"]
+    recorder.dump()
+    (part,) = folder.glob("*.part_0.rrd")
+    returns = [read(part).episode["episode_return"]]
+    env.close()
+    (whole,) = folder.glob("*.rrd")
+    returns.append(read(whole).episode["episode_return"])
+    assert env.reward_keys[0] == "cost"
+    assert returns == [21.0, 21.0]

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import pytest
+import torch
 from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv, SerialEnv
 
@@ -230,3 +231,20 @@ def test_a_part_that_is_being_recorded_stays(path):
     second.close()
     part = path.with_name("run.part_1.rrd")
     assert [len(read(file)["/env_0/reward"].values) for file in (path, part)] == [4, 5]
+
+
+def test_frames_of_other_environments_open_no_part(path):
+    """After `close()` an environment is reset and stepped that isn't recorded: a part would hold nothing."""
+    recorder = RerunRecorder(path, logged_envs=[1])
+    env = SerialEnv(2, cartpole).append_transform(recorder)
+    td = env.rollout(3)[:, -1]["next"]
+    recorder.close()
+    other = torch.tensor([True, False])
+    td = env.reset(td.set("_reset", other[:, None]))
+    td = env.rand_action(td).set("_step", other)
+    env.step(td)
+    assert [file.name for file in path.parent.iterdir()] == ["run.rrd"]
+    with pytest.warns(UserWarning, match="part_1"):
+        env.rollout(2)
+    env.close()
+    assert [times["step"] for times in read(parts(path)[1])["/env_1/observation"].times] == [4, 5, 6]

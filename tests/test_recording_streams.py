@@ -189,15 +189,17 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
     assert recorded["/env_0/x"].along("frame") == list(range(6))
 
 
-def test_a_file_sink_of_reruns_is_refused_as_it_does_not_say_its_path(path):
+def test_sinks_of_reruns_that_do_not_tell_where_they_lead_are_refused(path):
     with pytest.raises(TypeError, match=r"pass a path that ends in '\.rrd' \(that of an rr\.FileSink, too\)"):
         RerunRecorder(rr.FileSink(path))
+    with pytest.raises(TypeError, match=r"the URL of a viewer \(that of an rr\.GrpcSink, too\)"):
+        RerunRecorder(rr.GrpcSink())
 
 
 def test_all_at_once(path, stream, saved, tmp_path):
     serve, shown, served = rr.GrpcServerSink("127.0.0.1", free_port()), tmp_path / "shown.rrd", tmp_path / "served.rrd"
     with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 32):
-        recorder = RerunRecorder([path, stream, rr.GrpcSink(url), serve], in_keys=KEYS)
+        recorder = RerunRecorder([path, stream, url, serve], in_keys=KEYS)
         env = LargePictures().append_transform(recorder)
         env.rollout(20)
         env.transform.dump()

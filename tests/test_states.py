@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 from interrupts import interrupted
 from torchrl_rerun import RecordingError
+from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.kinds.schema import Moment, Source
 from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.recording.options import Options
@@ -43,6 +46,19 @@ def test_from_open_to_closed(recording):
     assert recording.stats().frames_written == 2
     recording.close()
     assert recording.status.state is State.CLOSED
+
+
+def test_a_closed_one_keeps_no_blocks(recording):
+    """Somebody may refer to it for long, and a cycle of references does until the garbage is collected."""
+    step(recording)
+    blocks = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Block) and each.bytes]
+    assert blocks
+    gc.disable()
+    try:
+        recording.close()
+        assert not [each for each in blocks if each() is not None]
+    finally:
+        gc.enable()
 
 
 def test_one_that_was_interrupted_while_it_was_closed_is_closing(recording):

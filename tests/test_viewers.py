@@ -40,7 +40,7 @@ def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown, lambda: len(frames_so_far(shown)) == 41):
-        env = LargePictures().append_transform(RerunRecorder([path, rr.GrpcSink(url)], in_keys=["x", "pixels"]))
+        env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
         env.rollout(40)
         env.transform.dump()
         stats = env.transform.stats()

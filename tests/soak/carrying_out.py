@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -78,13 +79,14 @@ def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
         victim = Iteration(plan, iteration.path.parent, None)
 
         def noted(what: str) -> None:
-            os.write(note, f"{what} {victim.witness.frame}\n".encode())
+            lengths = [[*key, length] for key, length in victim.witness.lengths().items()]
+            os.write(note, f"{what} {json.dumps(lengths)}\n".encode())
 
         victim._noted = noted
         os.write(started, b"!")
         try:
             victim.run()
-            os.write(note, b"over 0\n")
+            os.write(note, b"over\n")
         except BaseException as error:
             os.write(note, f"failed {error!r}\n".encode())
         finally:
@@ -99,16 +101,14 @@ def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
     lines = notes.read_text().splitlines() if notes.exists() else []
     failures = [line for line in lines if line.startswith("failed")]
     assert not failures, failures
-    is_over = "over 0" in lines
-    dumped = max((int(line.split()[1]) for line in lines if not line.startswith("over")), default=-1)
     rehearsed = Iteration(plan, iteration.path.parent, None, rehearsal=True)
     rehearsed.run()
     witness = iteration.witness = rehearsed.witness
-    least = {
-        key: len(rows) if is_over else sum(_seen_at(key, row.frame) <= dumped for row in rows)
-        for key, rows in witness.rows.items()
-    }
-    iteration.witness = witness
+    if "over" in lines:
+        least = witness.lengths()
+    else:
+        kept = json.loads(lines[-1].split(maxsplit=1)[1]) if lines else []
+        least = {(env, key): length for env, key, length in kept}
     for part, file in enumerate(iteration._files()):
         try:
             repaired = repair(file)
@@ -121,8 +121,3 @@ def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
         iteration.tally["bytes"] += file.stat().st_size
     if any(least.values()):
         assert iteration._files(), "what was dumped has no file"
-
-
-def _seen_at(key: tuple[int, str], frame: int) -> int:
-    """The frame at which a row was given: an action is given with the step that it led to."""
-    return frame + any(name in key[1] for name in ("action", "controls", "logits", "collector"))

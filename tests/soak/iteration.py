@@ -69,6 +69,7 @@ class Iteration:
         self._ids = torch.zeros(plan.envs, dtype=torch.int64)  # of the trajectories that the environments are in
         self.messages: list[str] = []
         self.dumped: dict[tuple[int, str], int] = {}
+        self._kept: dict[int, dict[tuple[int, str], int]] = {}  # of each part that was lost, what was dumped before
         self._counts: dict[str, float] = {}
         self._noted = noted
         self._failed = False  # the file is lost: dump() and close() may say so
@@ -348,6 +349,8 @@ class Iteration:
 
     def _note_end(self) -> None:
         if self.witness.lengths() != self.witness.ended[-1]:
+            if self._failed:
+                self._kept[len(self.witness.ended) - 1] = self.dumped
             self.witness.end_part(lost=self._failed)
             self._failed = False  # what comes now has a file of its own
 
@@ -492,7 +495,11 @@ class Iteration:
             if part in self._gone or not (folder / name).exists():
                 continue
             self.tally["bytes"] += (folder / name).stat().st_size
-            least = self.dumped if self.plan.fault == "disk" else None
+            least = self._kept.get(part, self.dumped) if self.plan.fault == "disk" else None
+            if self.plan.fault == "disk" and not (folder / name).stat().st_size:  # there was no room for a chunk
+                needed = {key for key, length in least.items() if length > self.witness.ended[part].get(key, 0)}
+                assert not needed, f"{name} is empty"
+                continue
             self._compare(folder / name, part, least)
             if self.plan.fault not in ("disk", "folder"):
                 layouts = len(RrdReader(folder / name).blueprints())
@@ -540,7 +547,7 @@ class _Leftovers:
             with contextlib.suppress(OSError):
                 file = os.readlink(f"/proc/self/fd/{number}").split(":")[0]
                 files[file] += not file.startswith("/dev/shm/")  # what ParallelEnv shares with its workers
-        children = [child for task in Path("/proc/self/task").iterdir() for child in _text(task / "children").split()]
+        children = [child for task in Path("/proc/self/task").iterdir() for child in text_of(task / "children").split()]
         return {
             "threads": sorted(each.name for each in threading.enumerate() if each.name != ENCODER),  # they stay
             "processes": sorted(children),
@@ -562,7 +569,8 @@ class _Leftovers:
             time.sleep(0.02)
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file of ``/proc``; none if it is gone."""
     with contextlib.suppress(OSError):
         return path.read_text()
     return ""

@@ -171,6 +171,10 @@ class Buffer:
         self._leases.appendleft(lease)  # the writer gets it before the block that is being filled
         return lease
 
+    def free(self) -> None:
+        """Let go of the memory: nothing is added any more."""
+        self._blocks, self._block, self._leases = [], None, deque()
+
     def is_old(self, now: int) -> bool:
         """Return whether the first frame of the block in use is older than it may be.
 

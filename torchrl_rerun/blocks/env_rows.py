@@ -17,7 +17,7 @@ from torchrl_rerun.kinds.timelines import Positions
 
 
 class EnvRows(NamedTuple):
-    """EnvIndices of one environment that share their times.
+    """Rows of one environment that share their times.
 
     Attributes:
         row: index of the environment among the recorded ones.

@@ -1,22 +1,62 @@
-"""Timelines: frame, step and episode of each row of a block, derived from its events on the writer's thread."""
+"""Positions: frame, step and episode of each environment after each event."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import Events
+from torchrl_rerun.blocks.events import Event, Events
 from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
+
+_STAMPS = [FRAME, STEP, LOG_TIME]
+
+
+def advance(positions: Positions, event: Event) -> Positions:
+    """Return the positions of all environments after an event, ``[envs, 6]``.
+
+    Args:
+        positions: their positions before it, ``[envs, 6]``, which stay as they are.
+        event: the event.
+    """
+    after = positions.copy()
+    touched = slice(None) if event.rows is None else event.rows
+    moved = after[touched]
+    moved[:, FRAME], moved[:, STEP], moved[:, LOG_TIME] = event[:3]
+    if event.is_step:
+        moved[:, EPISODE_STEP] += 1
+    else:
+        moved[:, REGROUPED] += 1
+    after[touched] = moved
+    if not event.is_step:
+        begins = slice(None) if event.begins is None else event.begins
+        begun = after[begins]
+        begun[:, EPISODE] += 1
+        begun[:, EPISODE_STEP] = begun[:, REGROUPED] = 0
+        after[begins] = begun
+    return after
+
+
+def advance_together(positions: Positions, stamps: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> Positions:
+    """Return the positions after each of ``n`` steps of all environments, ``[envs, 6, n]``.
+
+    Args:
+        positions: their positions before the first of these steps, ``[envs, 6]``.
+        stamps: frame, step and time of each, ``[n, 3]``.
+        steps: how many steps of all environments were made up to each, ``[n]``.
+    """
+    after = np.repeat(positions[:, :, None], len(stamps), axis=2)
+    after[:, _STAMPS] = stamps.T
+    after[:, EPISODE_STEP] += steps
+    return after
 
 
 class Timelines:
-    """Positions of all environments at the frames of a block.
+    """Positions of all environments at the frames of a block, derived from its events on the writer's thread.
 
     Args:
-        start: where they were before its first frame, ``[envs, 6]``.
+        start: their positions before its first frame, ``[envs, 6]``.
         events: its events, one for each frame.
 
-    >>> from torchrl_rerun.blocks.events import Event
     >>> events = Events()
     >>> second = np.array([1])
     >>> events.append(Event(9, 8, 80, False, second, second, second))
@@ -29,44 +69,26 @@ class Timelines:
     """
 
     def __init__(self, start: Positions, events: Events) -> None:
-        envs, count = len(start), len(events)
-        self._start = start
-        self._of_events = events.numbers()
-        # Row 0 is before the block, row i + 1 after its event i.
-        self._latest = np.zeros((count + 1, envs), np.int32)
-        self._episode = np.empty((count + 1, envs), np.int64)
-        self._episode_step = np.empty((count + 1, envs), np.int64)
-        self._regrouped = np.empty((count + 1, envs), np.int64)
-        self._episode[0], self._episode_step[0] = start[:, EPISODE], start[:, EPISODE_STEP]
-        self._regrouped[0] = start[:, REGROUPED]
+        stamps = events.numbers()
+        # The last axis is time: number 0 is before the block, number i + 1 after its event i.
+        self._positions = np.empty((len(start), COLUMNS, len(events) + 1), np.int64)
+        self._positions[..., 0] = start
         for first, last, event in events.runs():
-            after = slice(first + 1, last + 1)
-            self._episode[after] = self._episode[first]
-            self._regrouped[after] = self._regrouped[first]
+            before = self._positions[..., first]
             if event is None:
-                self._episode_step[after] = self._episode_step[first] + np.arange(1, last - first + 1)[:, None]
-                self._latest[after] = np.arange(first + 1, last + 1, dtype=np.int32)[:, None]
-                continue
-            at = slice(None) if event.rows is None else event.rows
-            self._episode_step[last] = self._episode_step[first]
-            self._latest[last] = self._latest[first]
-            self._latest[last, at] = last
-            if event.is_step:
-                self._episode_step[last, at] += 1
+                steps = np.arange(1, last - first + 1)
+                self._positions[..., first + 1 : last + 1] = advance_together(before, stamps[first:last], steps)
             else:
-                begins = slice(None) if event.begins is None else event.begins
-                self._regrouped[last, at] += 1
-                self._episode[last, begins] += 1
-                self._episode_step[last, begins] = self._regrouped[last, begins] = 0
+                self._positions[..., last] = advance(before, event)
 
     def at(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
-        """Return the positions of an environment after some events, ``[n, 6]``.
+        """Return the positions of an environment after some events, ``[n, 6]``, each column contiguous.
 
         Args:
             env: index of the environment among the recorded ones.
             frames: the numbers of the events in the block, in which it took part.
         """
-        return self._positions(env, frames + 1)
+        return self.before(env, frames + 1)
 
     def before(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
         """Return the positions of an environment before some events, ``[n, 6]``: where the policy saw it.
@@ -75,18 +97,5 @@ class Timelines:
             env: index of the environment among the recorded ones.
             frames: the numbers of the events in the block.
         """
-        return self._positions(env, frames)
-
-    def _positions(self, env: int, rows: npt.NDArray[np.intp]) -> Positions:
-        # Fortran order: each timeline is a column of its own, contiguous.
-        out = np.empty((len(rows), COLUMNS), np.int64, order="F")
-        out[:, EPISODE] = self._episode[rows, env]
-        out[:, REGROUPED] = self._regrouped[rows, env]
-        out[:, EPISODE_STEP] = self._episode_step[rows, env]
-        latest = self._latest[rows, env]
-        for i, column in enumerate((FRAME, STEP, LOG_TIME)):
-            out[:, column] = self._of_events[latest - 1, i]
-        if len(rows) and not latest[0]:
-            earlier = latest == 0
-            out[earlier] = self._start[env]
-        return out
+        positions: Positions = self._positions[env].take(frames, axis=1).T
+        return positions

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 Value = bool | int | float | str
 """The value of an annotation."""
@@ -70,6 +74,19 @@ class Episode:
 
 
 EpisodeKey = tuple[int, int, datetime | None]
+
+
+def returns_of(sums: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Return the returns of episodes, ``[n]``: the mean over agents and numbers of the reward.
+
+    Args:
+        sums: the sum of each episode's rewards, ``[n, ...]``; NaN if it isn't known.
+
+    >>> returns_of(np.array([[[1.0], [2.0]], [[4.0], [4.0]]])).tolist()  # of two episodes of two agents
+    [1.5, 4.0]
+    """
+    returns: npt.NDArray[np.float64] = sums.reshape(len(sums), math.prod(sums.shape[1:])).mean(axis=1, dtype=np.float64)
+    return returns
 
 
 PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")

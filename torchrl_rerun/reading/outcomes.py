@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrl_rerun.kinds.endings import Endings, Ends
-from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.episode import Episode, returns_of
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.transitions import cost
@@ -68,17 +68,17 @@ def _raised(history: History, stream: Stream, ends: FrameCodes) -> npt.NDArray[n
     codes = rows.places.codes
     there = _holds(codes, ends)
     raised = np.zeros((len(ends), math.prod(stream.shape)), bool)
-    raised[there] = rows.values[np.searchsorted(codes, ends[there])].reshape(int(there.sum()), -1)
+    raised[there] = rows.values[np.searchsorted(codes, ends[there])].reshape(-1, raised.shape[1])
     return raised
 
 
 def _returns(history: History, sums: Stream, ends: FrameCodes) -> npt.NDArray[np.float64]:
-    """Return the sum of rewards at the frames where episodes end, ``[n]``: the mean over agents; NaN if it isn't known."""
+    """Return the returns at the frames where episodes end, ``[n]``; NaN: not known."""
     rows = history.rows(sums)
     codes = rows.places.codes
     there = _holds(codes, ends)
     returns = np.full(len(ends), np.nan)
-    returns[there] = rows.values[np.searchsorted(codes, ends[there])].reshape(int(there.sum()), -1).mean(axis=1)
+    returns[there] = returns_of(rows.values[np.searchsorted(codes, ends[there])])
     return returns
 
 

@@ -218,6 +218,11 @@ class Buffers:
         """Hand on nothing more."""
         self._is_stopped = True
 
+    def free(self) -> None:
+        """Let go of the memory. The garbage collector may find a closed recorder long after it."""
+        for buffer in self._all:
+            buffer.free()
+
     @property
     def is_open(self) -> bool:
         """Whether frames in the buffers will be written."""

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
-from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
+from torchrl_rerun.blocks.positions import advance, advance_together
+from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, STEP, Positions
 
 
 class Progress(NamedTuple):
@@ -47,35 +48,30 @@ class Counters:
     def __init__(self, envs: int) -> None:
         self.frames = 0
         self.steps = 0
-        self._episode = np.full(envs, -1, np.int64)
-        self._episode_step = np.zeros(envs, np.int64)
-        self._regrouped = np.zeros(envs, np.int64)
-        self._more_steps = 0  # of all environments, to be added
-        self._stamps = np.zeros((envs, 3), np.int64)  # frame, step and time of the last frame of each
-        # The last event, while it was one of all environments: then `_stamps` waits to be filled in.
-        self._shared: Event | None = None
+        self._settled = _before_the_first_reset(envs)  # replaced, never changed
+        self._more_steps = 0  # of all environments since then
+        self._shared: Event | None = None  # the last of these steps
         self._seen: Event | None = None
         self.all_begun = False
 
     @property
     def progress(self) -> Progress:
         """The number of steps, and of the episode of each environment."""
-        return Progress(self.steps, self._episode.copy())
+        return Progress(self.steps, self._settled[:, EPISODE])
 
     def resume(self, progress: Progress) -> None:
         """Go on at the position of another program, as far as the environments are the same."""
         self.steps, self.frames = progress.steps, progress.frames
-        known = min(len(self._episode), len(progress.episodes))
-        self._episode[:known] = progress.episodes[:known]
-        self._stamps[:, 1] = progress.steps
+        known = min(len(self._settled), len(progress.episodes))
+        settled = self._settled.copy()
+        settled[:known, EPISODE] = progress.episodes[:known]
+        settled[:, STEP] = progress.steps
+        self._settled = settled
 
     def grow(self, envs: int) -> None:
         """Follow more environments, which haven't been reset."""
-        more = envs - len(self._episode)
-        self._episode = np.append(self._episode, np.full(more, -1))
-        self._episode_step = np.append(self._episode_step, np.full(more, -self._more_steps))
-        self._regrouped = np.append(self._regrouped, np.zeros(more, np.int64))
-        self._stamps = np.concatenate([self._stamps, np.zeros((more, 3), np.int64)])
+        more = _before_the_first_reset(envs - len(self._settled))
+        self._settle(np.concatenate([self.positions(), more]))
         self.all_begun = False
 
     def count(self, *, frames: int = 0, steps: int = 0) -> None:
@@ -106,32 +102,17 @@ class Counters:
 
     def apply(self, event: Event) -> None:
         """Count an event: a frame if it is recorded; a further step of an episode, or the beginning of another one."""
-        rows = event.rows
-        is_recorded = event.after is rows or event.is_recorded
-        touched = slice(None) if rows is None else rows
-        begins = touched if event.begun is None else event.begun
+        is_recorded = event.after is event.rows or event.is_recorded
+        if event.is_step and event.rows is None:
+            settled, steps, shared = self._settled, self._more_steps + 1, event
+        else:
+            settled, steps, shared = advance(self.positions(), event), 0, None
         # No function is called from here on, so that Ctrl-C comes before all of it, or after.
+        self._settled, self._more_steps, self._shared = settled, steps, shared
         if event.is_step:
             self.steps = event.step
-            if rows is None:
-                self._more_steps += 1
-            else:
-                self._episode_step[rows] += 1
-        else:
-            if event.begun is not None:
-                self._regrouped[touched] += 1
-            self._episode[begins] += 1
-            self._episode_step[begins] = -self._more_steps
-            self._regrouped[begins] = 0
         if is_recorded:
             self.frames += 1
-        if rows is None:
-            self._shared = event
-        else:
-            if self._shared is not None:
-                self._stamps[:] = self._shared[:3]
-                self._shared = None
-            self._stamps[rows] = event[:3]
         self._seen = event
 
     def amend(self, event: Event, amended: Event) -> None:
@@ -145,23 +126,17 @@ class Counters:
             frames = self.frames + amended.is_recorded - event.is_recorded
             # No function is called from here on, so that Ctrl-C comes before all of it, or after.
             self.frames = frames
-            if self._shared is event:
-                self._shared = amended
             self._seen = amended
 
     def positions(self) -> Positions:
         """Return the position of each environment at its last frame, ``[envs, 6]``. Before the first reset the episode is -1."""
-        if self._shared is not None:
-            self._stamps[:] = self._shared[:3]
-            self._shared = None
-        self._episode_step += self._more_steps
-        self._more_steps = 0
-        latest = np.empty((len(self._episode), COLUMNS), np.int64)
-        latest[:, [FRAME, STEP, LOG_TIME]] = self._stamps
-        latest[:, EPISODE] = self._episode
-        latest[:, EPISODE_STEP] = self._episode_step
-        latest[:, REGROUPED] = self._regrouped
-        return latest
+        shared = self._shared
+        if shared is None:
+            return self._settled
+        return advance_together(self._settled, np.array([shared[:3]]), np.array([self._more_steps]))[..., 0]
+
+    def _settle(self, positions: Positions) -> None:
+        self._settled, self._more_steps, self._shared = positions, 0, None
 
     def has_seen(self, event: Event) -> bool:
         """Return whether an event was the last one that was counted."""
@@ -169,16 +144,23 @@ class Counters:
 
     def of(self, rows: EnvIndices) -> npt.NDArray[np.int64]:
         """Return the numbers of the episodes that environments are in."""
-        return self._episode if rows is None else self._episode[rows]
+        episodes = self._settled[:, EPISODE]
+        return episodes if rows is None else episodes[rows]
 
     def begun(self) -> int:
         """Return the number of episodes that have begun in all environments together."""
-        return int(self._episode.sum()) + len(self._episode)
+        return int(self._settled[:, EPISODE].sum()) + len(self._settled)
 
     def never_begun(self, rows: EnvIndices) -> EnvIndices:
         """Return those of ``rows`` that were never reset."""
         if self.all_begun:
             return NO_ENVS
-        fresh = self._episode < 0
+        fresh = self._settled[:, EPISODE] < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
+
+
+def _before_the_first_reset(envs: int) -> Positions:
+    positions = np.zeros((envs, COLUMNS), np.int64)
+    positions[:, EPISODE] = -1
+    return positions

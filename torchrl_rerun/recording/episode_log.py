@@ -19,7 +19,7 @@ from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
 from torchrl_rerun.blocks.returns import with_rewards
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
-from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value
+from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value, returns_of
 
 
 class EpisodeLog:
@@ -230,7 +230,7 @@ class EpisodeLog:
 
     def _return_of(self, row: int) -> float:
         returns = self._so_far.returns
-        return np.nan if returns is None else float(returns[row].mean())
+        return np.nan if returns is None else float(returns_of(returns[row, None])[0])
 
 
 class _SoFar(NamedTuple):

@@ -354,6 +354,7 @@ class Recording(Steps):
             self.chunk_writer.close()
             for live_sink in self._live_sinks:
                 live_sink.close()
+            self._buffers.free()
 
     def finish_describing(self) -> None:
         """Finish the description: lay out viewers, prepare memory, and remove the file that this one replaces.
@@ -377,6 +378,18 @@ class Recording(Steps):
                     live_sink.show(made)
                 except Exception as error:  # the recording lacks nothing
                     warn(f"{live_sink.label} gets no layout: {error}", RuntimeWarning)
+
+    def takes_nothing_of(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None) -> bool:
+        """Return whether a recording that continues this one would have no row of a frame.
+
+        Args:
+            batch_size: batch size of the environments, which may be others.
+            mask: mask of the environments that were reset or stepped, ``[envs]``; None: all.
+        """
+        if mask is None or batch_size != self.source.batch_size or self.has_statistics:
+            return False
+        rows = self._state.logged.rows(mask)
+        return rows is not None and not len(rows)
 
     def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
         """Count a frame after :meth:`close` as lost, with one warning. :meth:`dump` and :meth:`close` raise an error for it.

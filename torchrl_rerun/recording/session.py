@@ -71,7 +71,7 @@ class Session:
         return cls(options, kept, viewers, stream)
 
 
-_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.GrpcSink, rr.GrpcServerSink)
+_SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.GrpcServerSink)
 
 
 def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], UsersStream | None]:
@@ -81,7 +81,7 @@ def _sinks(sink: Any, options: Options) -> tuple[Target, tuple[Endpoint, ...], U
         if not isinstance(each, _SINKS):
             raise TypeError(
                 f"sink={sink!r}: {each!r} is of type {type(each).__name__}; pass a path that ends in '.rrd' (that of an "
-                "rr.FileSink, too), a folder, the URL of a viewer, an rr.RecordingStream, an rr.GrpcSink or "
+                "rr.FileSink, too), a folder, the URL of a viewer (that of an rr.GrpcSink, too), an rr.RecordingStream, an "
                 "rr.GrpcServerSink, or several of these in a list; or None, for the active recording"
             )
     paths = [path for each in several if (path := path_of(each)) is not None]

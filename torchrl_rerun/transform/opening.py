@@ -42,7 +42,7 @@ class Opening:
 
         - There are no environments.
         - The recording stream is out of reach in this process.
-        - The recording before can't go on. It counts the frame.
+        - The recording before can't go on, or would have no row of the frame. It counts the frame.
 
         Args:
             before: the recording before; None: this is the first one.
@@ -66,7 +66,7 @@ class Opening:
         if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
             self._close()
         batch_size = tuple(size)
-        if ended is not None and not ended.status.missed.may_go_on:
+        if ended is not None and (not ended.status.missed.may_go_on or ended.takes_nothing_of(batch_size, mask)):
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         try:

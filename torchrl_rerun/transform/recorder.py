@@ -39,7 +39,7 @@ from torchrl_rerun.transform.untraced import is_compiling, untraced
 from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
 
-Sinks = str | os.PathLike[str] | rr.GrpcSink | rr.GrpcServerSink | rr.RecordingStream | None
+Sinks = str | os.PathLike[str] | rr.GrpcServerSink | rr.RecordingStream | None
 """A sink: the path of a file or folder, a viewer, or a recording stream; None: the active recording stream."""
 
 
@@ -68,9 +68,8 @@ class RerunRecorder(Transform):
               ``name.part_1.rrd`` and so on. Recorders in the workers of a batched environment, and copies of a recorder,
               write ``name.worker_{n}.rrd`` beside it; all of these belong to one recording.
             - Any other path: a folder, for the files of ``split`` or for one file (``run.rrd``).
-            - The URL of a viewer (``"rerun+http://127.0.0.1:9876/proxy"``), an ``rr.GrpcSink``, or an
-              ``rr.GrpcServerSink``, which viewers connect to. A viewer gets the frames that it takes in time; others are
-              dropped and counted.
+            - The URL of a viewer (``"rerun+http://127.0.0.1:9876/proxy"``), or an ``rr.GrpcServerSink``, which viewers
+              connect to. A viewer gets the frames that it takes in time; others are dropped and counted.
             - An ``rr.RecordingStream`` of the user, in which frames meet what the user logs; None: the active one
               (``rr.init``) at the first reset. Beside a file it drops frames as a viewer does. Without a file it gets every
               frame unless it takes nothing for 10 s. Worker processes can't have it.

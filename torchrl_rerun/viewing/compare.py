@@ -18,7 +18,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
-from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.episode import Episode, returns_of
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
 from torchrl_rerun.kinds.schema import Schema
@@ -284,20 +284,20 @@ class _Returns:
 
     def __init__(self, run: ComparedRun) -> None:
         self._lanes: dict[str, tuple[int, int]] = {}
-        self._ends: dict[tuple[int, int], dict[int, tuple[int, int, float]]] = {}
+        self._ends: dict[tuple[int, int], dict[int, tuple[int, int, npt.NDArray[np.float64]]]] = {}
         if run.sums is not None:
             for env in run.envs:
                 for lane in range(run.sums.lanes if env is not None else 0):
                     self._lanes[entity_path(run.sums, env, lane)] = env or 0, lane
 
     def collect(self, chunk: Chunk) -> None:
-        """Take the last return of each episode in a chunk."""
+        """Take the last sum of rewards of each episode in a chunk."""
         if chunk.is_static or chunk.entity_path not in self._lanes:
             return
         env, lane = self._lanes[chunk.entity_path]
         batch = chunk.to_record_batch()
         frames, steps, episodes = (batch.column(name).cast("int64").to_numpy() for name in ("frame", "step", "episode"))
-        values = batch.column("Scalars:scalars").flatten().to_numpy().reshape(len(batch), -1).mean(axis=1)
+        values = batch.column("Scalars:scalars").flatten().to_numpy().reshape(len(batch), -1)
         last = np.append(np.flatnonzero(episodes[1:] != episodes[:-1]), len(episodes) - 1)
         for row in last:
             self._ends.setdefault((env, int(episodes[row])), {})[lane] = int(frames[row]), int(steps[row]), values[row]
@@ -305,7 +305,10 @@ class _Returns:
     def make_chunks(self, path: str) -> Iterator[Chunk]:
         """Yield the returns at an entity path, in the order in which the episodes ended."""
         rows = sorted(
-            (*max(lanes.values())[:2], float(np.mean([value for _, _, value in lanes.values()])))
+            (
+                *max(end[:2] for end in lanes.values()),
+                float(returns_of(np.array([[sums for *_, sums in lanes.values()]]))[0]),
+            )
             for lanes in self._ends.values()
         )
         if rows:

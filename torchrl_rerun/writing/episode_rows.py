@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
-from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.episode import Episode, returns_of
 from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
@@ -45,6 +45,7 @@ class EpisodeRows:
         self._losses = losses
         self._length = 0
         self._began: tuple[int, int] | None = None
+        self._summed: Key | None = None
         self._return = np.nan
         self.clear()
 
@@ -77,8 +78,8 @@ class EpisodeRows:
         positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
         values = [(stream, rows[part].copy()) for stream, rows in piece.values]
         for stream, rows in values:
-            if stream.sums:
-                self._return = float(rows[-1].mean())
+            if stream.sums and self._summed in (None, stream.key):  # the first of several rewards
+                self._summed, self._return = stream.key, float(returns_of(rows[-1:])[0])
         streams = tuple((stream.key, stream.varies) for stream, _ in values)
         self._pieces.setdefault(streams, []).append(EnvRows(piece.row, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)

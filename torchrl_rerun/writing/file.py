@@ -243,11 +243,16 @@ class FileWriter:
         static: list[Chunk] = []
         self._following = next(coming, None)
         while True:
-            LazyChunkStream.from_iter(self._part(coming, static)).write_rrd(self.path, **names)
+            LazyChunkStream.from_iter(self._part(coming, static)).write_rrd(self._path_of_handle(), **names)
             self.mark_whole()
             if self._following is None:
                 return
             self._go_on_in_another_file()
+
+    def _path_of_handle(self) -> Path:
+        """Return a path of the open file itself, whatever lies at :attr:`path` by now: Rerun opens it once more."""
+        by_handle = Path(f"/proc/self/fd/{self._handle}")
+        return by_handle if by_handle.exists() else self.path
 
     def _part(self, coming: Iterator[Chunk], static: list[Chunk]) -> Iterator[Chunk]:
         """Return the chunks of one file: static ones, which each file has, and those that come until it is full."""

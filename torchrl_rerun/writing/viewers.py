@@ -32,7 +32,6 @@ CONNECT_SECONDS = 2.0
 """Seconds that a viewer may take when the recording begins, half of them to accept a connection, half to answer."""
 
 _PIPE_BYTES = 1 << 20  # Linux's limit for processes without privileges
-_SCHEMES = {"RerunHttp": "rerun+http", "RerunHttps": "rerun+https", "Rerun": "rerun"}
 
 
 @dataclass(frozen=True)
@@ -49,40 +48,33 @@ class Endpoint:
     how: dict[str, Any]
 
     @classmethod
-    def of(cls, target: object) -> Endpoint:
-        """Return the endpoint of a URL (``rerun+http://127.0.0.1:9876/proxy``) or of one of Rerun's gRPC sinks.
-
-        rerun-sdk 0.41: the sinks have no attribute with their address, but their ``repr`` has it.
+    def of(cls, target: str | rr.GrpcServerSink) -> Endpoint:
+        """Return the endpoint of a URL (``rerun+http://127.0.0.1:9876/proxy``), or of a server that viewers connect to.
 
         Raises:
-            TypeError: ``target`` is neither a URL nor a sink.
+            TypeError: the server doesn't tell its address.
             ValueError: ``target`` is no URL of a viewer.
 
-        >>> Endpoint.of("rerun+http://127.0.0.1:9876/proxy") == Endpoint.of(rr.GrpcSink())
-        True
+        >>> Endpoint.of("rerun+http://127.0.0.1:9876/proxy").how
+        {'connect': 'rerun+http://127.0.0.1:9876/proxy'}
         """
-        if isinstance(target, rr.GrpcServerSink):
-            said = re.search(
-                r'bind_ip="([^"]+)", port=(\d+), server_memory_limit="([^"]+)", newest_first=(\w+)', repr(target)
-            )
-            if said is not None:
-                options = {"server_memory_limit": said[3], "newest_first": said[4] == "true"}
-                return cls(target.uri, {"serve": [said[1], int(said[2])], "options": options})
-        elif isinstance(target, rr.GrpcSink):
-            said = re.search(r"scheme: (\w+),\s*host: (\w+)\(\s*\"?([^\s\",]+)\"?,?\s*\),\s*port: (\d+)", repr(target))
-            if said is not None:
-                host = f"[{said[3]}]" if said[2] == "Ipv6" else said[3]
-                url = f"{_SCHEMES.get(said[1])}://{host}:{said[4]}/proxy"
-                with contextlib.suppress(RuntimeError):
-                    if rr.GrpcSink(url) == target:
-                        return cls(url, {"connect": url})
-        elif isinstance(target, str):
+        if isinstance(target, str):
             try:
                 rr.GrpcSink(target)
             except RuntimeError as error:
                 raise ValueError(f"{target!r} is no address of a viewer: {error}") from None
             return cls(target, {"connect": target})
-        raise TypeError(f"{target!r} is no viewer; pass its URL, rerun+http://host:port/proxy")
+        # rerun-sdk 0.41: the address and the limit of its memory are in the `repr` alone. The server runs in a process of its
+        # own, which must be told both.
+        said = re.search(
+            r'bind_ip="([^"]+)", port=(\d+), server_memory_limit="([^"]+)", newest_first=(\w+)', repr(target)
+        )
+        if said is None:
+            raise TypeError(
+                f"{target!r} doesn't tell its address; pass the URL of a viewer, rerun+http://host:port/proxy"
+            )
+        options = {"server_memory_limit": said[3], "newest_first": said[4] == "true"}
+        return cls(target.uri, {"serve": [said[1], int(said[2])], "options": options})
 
 
 class Viewer(LiveSink):
