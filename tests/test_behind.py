@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 import warnings
 import weakref
 
@@ -29,6 +28,7 @@ from readback import hold_the_same, read
 from rebuilt import episodes_in, rollout_in
 from servers import wait_until
 from torchrl_rerun import KeepIf, RerunRecorder
+from torchrl_rerun.recording.recording import LOOKS, Recording
 
 
 def counting(path, *behind, n=100, **arguments):
@@ -337,9 +337,15 @@ class GoesOn(Transform):
         return next_tensordict.update({flag: never.clone() for flag in FLAGS})
 
 
-class Slow(Transform):
+class WaitsForACondition(Transform):
+    """Waits in each step until a condition holds; ``begin`` makes the condition of one step."""
+
+    def __init__(self, begin):
+        super().__init__()
+        self.begin = begin
+
     def _step(self, tensordict, next_tensordict):
-        time.sleep(0.3)
+        wait_until(self.begin())
         return next_tensordict
 
 
@@ -367,8 +373,16 @@ def test_flags_may_be_lowered(tmp_path, split):
     assert episodes_in(tmp_path / "run") == [(0, 0, 8, False, False)]
 
 
-def test_a_step_under_way_is_not_handed_over_for_its_age(path):
-    env = counting(path, Compose(Slow(), StepCounter(2)), flush_seconds=0.1)
+def test_a_step_under_way_is_not_handed_over_for_its_age(path, monkeypatch):
+    looks = []
+    look = Recording.look
+    monkeypatch.setattr(Recording, "look", lambda recording: (look(recording), looks.append(recording)))
+
+    def begin():
+        enough = len(looks) + 2 * LOOKS  # by then the step is older than it may be
+        return lambda: len(looks) > enough
+
+    env = counting(path, Compose(WaitsForACondition(begin), StepCounter(2)), flush_seconds=0.1)
     rollout = env.rollout(4, break_when_any_done=False)
     env.close()
     flags_are_those_of(path, rollout)
