@@ -57,12 +57,11 @@ def opened(viewer, path, frame):
     wait_until(is_loaded)
     viewer.set_time("frame", play_state="paused", sequence=frame)
     beside_one_another(viewer)
-    before, views = None, []
-    while views != before:  # until all is drawn, decoded and reported
-        viewer.take_screenshot()
+    before, drawn = None, None
+    while drawn is None or drawn != before:  # until all is drawn, decoded and reported
         time.sleep(0.4)
-        before, views = views, viewer.get_state().views
-    return views
+        before, drawn = drawn, (viewer.take_screenshot(), viewer.get_state().views)
+    return drawn[1]
 
 
 def beside_one_another(viewer):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import functools
+import multiprocessing
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, TransformedEnv, step_mdp
+from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, Transform, TransformedEnv, step_mdp
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
@@ -29,6 +29,7 @@ from environments import AutoResettingCartPole, Herd, Lengths, Says, Walkers, Zo
 from programs import python
 from readback import Rows, read, same
 from reference import assert_same, leaves, of_episodes
+from servers import PATIENCE
 from torchrl_rerun import RerunRecorder, list_episodes, load
 from torchrl_rerun.reading.query import table_of
 from torchrl_rerun.writing import file as sinks
@@ -225,28 +226,42 @@ def test_workers(path):
 
 
 class Late(Lengths):
-    """Begins its first episode later than others."""
+    """Begins its first episode at its turn."""
 
-    def __init__(self, shift, seconds):
+    def __init__(self, shift, turn):
         super().__init__(shift)
-        self.seconds = seconds
+        self.turn = turn
 
     def reset(self, **options):
-        time.sleep(self.seconds)
-        self.seconds = 0
+        assert self.turn.wait(PATIENCE)
         return super().reset(**options)
 
 
-def make_late(path, number, **options):
-    recorder = RerunRecorder(path, **options)
-    return GymWrapper(Late(number, (2 - number) * 0.3)).append_transform(recorder)
+class PassesTheTurn(Transform):
+    """Lets the next environment begin after a reset."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.turn = turn
+
+    def _reset(self, tensordict, tensordict_reset):
+        self.turn.set()
+        return tensordict_reset
+
+
+def make_late(path, number, turns, **options):
+    env = GymWrapper(Late(number, turns[number])).append_transform(RerunRecorder(path, **options))
+    return env.append_transform(PassesTheTurn(turns[number - 1]))
 
 
 @pytest.mark.parametrize("split", ["run", "episode", "dump"])
 @pytest.mark.filterwarnings("ignore:.*inside the environments of a batch")
 def test_the_environments_of_workers_are_in_the_order_of_their_numbers_whichever_was_quicker(tmp_path, split):
     place = tmp_path / ("run.rrd" if split == "run" else "runs")
-    env = ParallelEnv(3, [functools.partial(make_late, place, number, split=split) for number in range(3)])
+    turns = [multiprocessing.Event() for _ in range(3)]  # the last environment begins first
+    turns[2].set()
+    make = functools.partial(make_late, place, turns=turns, split=split)
+    env = ParallelEnv(3, [functools.partial(make, number) for number in range(3)])
     rollout = env.rollout(30, break_when_any_done=False)
     env.close()
     recordings = load(place)
