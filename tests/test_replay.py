@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 
 from looking import mujoco_draws
 from programs import python
-from readback import same
+from readback import read, same
+from rebuilt import episodes_in, rollout_in, steps_in
 from torchrl_rerun import RerunRecorder, browse, load, replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.stored.rerendering import find_state_setter
@@ -57,8 +58,8 @@ def test_a_stored_rollout(way, envs, path, tmp_path):
         stored.save(tmp_path / "stored.tdz")
         (tmp_path / "stored.tdz").rename(tmp_path / "stored")
     replayed = replay(tmp_path / "stored", path)
-    assert (replayed.steps, replayed.episodes) == (stored.numel(), len(load(path)))
-    assert_same(load(path).rollout(), stored)
+    assert (replayed.steps, replayed.episodes) == (stored.numel(), len(episodes_in(path)))
+    assert_same(rollout_in(path), stored)
 
 
 def test_a_folder_of_episodes(tmp_path):
@@ -67,9 +68,9 @@ def test_a_folder_of_episodes(tmp_path):
     command = ["replay", str(tmp_path / "stored"), "-o", str(tmp_path / "run"), "--split", "episode"]
     asked = CliRunner().invoke(app, command)
     assert asked.exit_code == 0, asked.output
-    episodes = load(tmp_path / "run")
+    episodes = episodes_in(tmp_path / "run")
     assert len(list((tmp_path / "run").glob("env_0_episode_*.rrd"))) == len(episodes) > 1
-    assert_same(episodes.rollout(), stored)
+    assert_same(rollout_in(tmp_path / "run"), stored)
 
 
 def test_what_tensordict_recorder_saved(path, tmp_path):
@@ -78,7 +79,7 @@ def test_what_tensordict_recorder_saved(path, tmp_path):
     stored = env.rollout(8)
     env.transform.dump()
     replay(tmp_path / "it_tensordict.t", path)
-    assert_same(load(path).rollout()["next"], stored["next"])
+    assert_same(rollout_in(path)["next"], stored["next"])
 
 
 class Malice:
@@ -113,10 +114,10 @@ def test_a_replay_buffer_trajectory_by_trajectory_the_oldest_first(size, path, t
     replay(tmp_path / "buffer", path)
     ids = stored["collector", "traj_ids"]
     order = list(dict.fromkeys(ids.tolist()))
-    recorded = load(path)
+    recorded = list(steps_in(path).values())
     assert [each["collector", "traj_ids"][0].item() for each in recorded] == order
     for each, number in zip(recorded, order, strict=True):
-        assert_same(each.tensordict(), stored[ids == number])
+        assert_same(each, stored[ids == number])
 
 
 def test_a_replay_buffer_of_a_batch(path, tmp_path):
@@ -125,7 +126,7 @@ def test_a_replay_buffer_of_a_batch(path, tmp_path):
     buffer.extend(stored)
     buffer.dumps(tmp_path / "buffer")
     replay(tmp_path / "buffer", path)
-    assert_same(load(path).rollout(), stored)
+    assert_same(rollout_in(path), stored)
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +159,12 @@ def test_a_minari_set(way, minari_set, path, monkeypatch):
     hdf5 = minari_set / "data" / "main_data.hdf5"
     replay({"folder": minari_set, "id": "cartpole/test-v0", "HDF5": hdf5}[way], path)
     stored = minari.MinariDataset(minari_set / "data")
-    for each, episode in zip(load(path), stored.iterate_episodes(), strict=True):
-        assert same(each["observation"], torch.from_numpy(episode.observations))
+    assert all(each.terminated for each in episodes_in(path))
+    for each, episode in zip(steps_in(path).values(), stored.iterate_episodes(), strict=True):
+        assert same(each["observation"], torch.from_numpy(episode.observations[:-1]))
+        assert same(each["next", "observation"], torch.from_numpy(episode.observations[1:]))
         assert same(each["action"], torch.from_numpy(episode.actions))
-        assert same(each["reward"][:, 0], torch.from_numpy(episode.rewards))
-        assert each.properties.terminated
+        assert same(each["next", "reward"][:, 0], torch.from_numpy(episode.rewards))
 
 
 @pytest.fixture
@@ -202,8 +204,8 @@ def test_arrays_over_time(kind, arrays, path, tmp_path, monkeypatch):
     assert "environment batch size [], environment 0 recorded" in " ".join(
         CliRunner().invoke(app, ["info", str(path)]).stdout.split()
     )
-    assert [each.properties.length for each in load(path)] == [1201, 1799]
-    both = torch.cat([each.tensordict() for each in load(path)])
+    assert [each.length for each in episodes_in(path)] == [1201, 1799]
+    both = rollout_in(path)
     assert same(both["observation"], torch.from_numpy(arrays["img"]))
     assert same(both["next", "observation"][:1200], torch.from_numpy(arrays["img"][1:1201]))
     assert both["next", "observation"][[1200, 2999]].isnan().all(), "it isn't stored"
@@ -289,7 +291,7 @@ def test_a_recording_is_rendered_afterwards(path, tmp_path):
     env.close()
     replayed = replay(path, tmp_path / "seen.rrd", render="CartPole-v1", image_format="png")
     assert not replayed.divergences
-    before, after = load(path).rollout(), load(tmp_path / "seen.rrd").rollout()
+    before, after = rollout_in(path), rollout_in(tmp_path / "seen.rrd")
     assert_same(after, before)
     simulator = gymnasium.make("CartPole-v1", render_mode="rgb_array")
     simulator.reset()
@@ -303,7 +305,7 @@ def test_from_the_seed(name, path, tmp_path):
     env.set_seed(3)
     torch.save(env.rollout(20, break_when_any_done=False), tmp_path / "stored")
     assert not replay(tmp_path / "stored", path, render=name, seed=3).divergences
-    assert load(path)[0]["pixels"][0].any()
+    assert rollout_in(path)["pixels"][0].any()
 
 
 @pytest.mark.parametrize("vectorized", [False, True])
@@ -315,7 +317,7 @@ def test_a_batch_from_its_seed(vectorized, path, tmp_path):
     command = ["replay", str(tmp_path / "stored"), "-o", str(path), "--render", "Pendulum-v1", "--seed", "3"]
     asked = CliRunner().invoke(app, command)
     assert (asked.exit_code, asked.stderr) == (0, "")
-    assert all(episode["pixels"].any() for episode in load(path))
+    assert all(of_env["pixels"].any() for of_env in rollout_in(path))
     command[-1:] = ["4", "--overwrite"]
     assert "leave the seed out" in CliRunner().invoke(app, command).stderr
     assert not CliRunner().invoke(app, [*command[:-3], "--overwrite"]).stderr
@@ -327,7 +329,7 @@ def test_where_they_part_is_said_and_shown_no_further(path, tmp_path):
     torch.save(stored, tmp_path / "stored")
     asked = CliRunner().invoke(app, ["replay", str(tmp_path / "stored"), "-o", str(path), "--render", "CartPole-v1"])
     assert "environment 0, episode 0, step 6: 'reward' differs by 2" in asked.output
-    recorded = load(path).rollout()
+    recorded = rollout_in(path)
     assert_same(recorded, stored)
     assert [pixels.any().item() for pixels in recorded["pixels"][:8]] == [True] * 6 + [False] * 2
 
@@ -343,7 +345,7 @@ def test_classic_control_by_its_states(name, path, tmp_path):
     stored = rollout(GymEnv(name), 5)
     torch.save(stored, tmp_path / "stored")
     assert not replay(tmp_path / "stored", path, render=name).divergences
-    assert load(path)[0]["pixels"].flatten(1).any(1).all()
+    assert all(picture.any() for picture in read(path)["/env_0/pixels"].values)
     stored["next", "observation"][2] += 0.01
     torch.save(stored, tmp_path / "stored")
     [divergence] = replay(tmp_path / "stored", path, render=name, overwrite=True).divergences
@@ -387,7 +389,7 @@ import sys
 import gymnasium
 import torch
 from torchrl.envs import GymEnv
-from torchrl_rerun import load, replay
+from torchrl_rerun import replay
 
 name, wrong = sys.argv[1:]
 env = GymEnv(name)
@@ -400,9 +402,8 @@ seed = 0 if name.startswith("Reacher") else None
 told = []
 for options in {}, json.loads(wrong):
     make = lambda: gymnasium.make(name, render_mode="rgb_array", **options)
-    replayed = replay("stored", "run.rrd", render=make, seed=seed, overwrite=True)
-    pictures = load("run.rrd")[0]["pixels"].flatten(1).any(1).tolist()
-    told.append([[str(each) for each in replayed.divergences], pictures])
+    replayed = replay("stored", f"run_{len(told)}.rrd", render=make, seed=seed)
+    told.append([str(each) for each in replayed.divergences])
 print(json.dumps(told))
 """
 
@@ -421,11 +422,11 @@ def test_robots_are_rendered(name, wrong, parts, tmp_path):
     program = [*python(), "-c", RENDERED, name, json.dumps(wrong)]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    right, other = json.loads(done.stdout.splitlines()[-1])
-    assert right == [[], [True] * 4]
-    [said], pictures = other
+    right, [said] = json.loads(done.stdout.splitlines()[-1])
+    assert right == []
     assert said.startswith(f"environment 0, episode 0, {parts}")
-    assert pictures == [True] + [False] * 3
+    rendered = [[bool(each.any()) for each in read(tmp_path / f"run_{i}.rrd")["/env_0/pixels"].values] for i in (0, 1)]
+    assert rendered == [[True] * 4, [True] + [False] * 3]
 
 
 LARGE = {
@@ -524,7 +525,7 @@ def test_of_a_whole_run_the_first_step_of_the_episode_is_shown(path):
     env.rollout(60, break_when_any_done=False)
     env.close()
     _, events, _ = picked_in_a_notebook(path)
-    first = load(path)[1].properties.first_step
+    first = min(times["step"] for times in read(path)["/env_0/observation"].times if times["episode"] == 1)
     assert first > 0
     assert [event["type"] for event in events] == ["recording_id", "time_ctrl"]
     assert (events[1]["timeline"], int(events[1]["sequence"])) == ("step", first)
