@@ -1,4 +1,4 @@
-"""Drawn rollouts, recorded in drawn ways."""
+"""Rollouts and ways of recording them, both drawn by Hypothesis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Case:
 def cases(draw):
     groups = draw(st.sampled_from([("red",), ("red", "blue")]))
     way = draw(st.sampled_from(["appended", "logged", "padded"]))
-    # `split_trajectories` goes by a done flag at the root, and puts its own mask in the place of the environment's.
+    # `split_trajectories` needs a done flag at the root, and overwrites a mask of the environment.
     root = way == "padded" or draw(st.booleans())
     mask = 0 if way == "padded" else draw(st.integers(0, 3))
     steps = draw(st.integers(1, 14))
@@ -89,7 +89,7 @@ def record_drawn(case: Case, folder: Path) -> TensorDictBase:
 
 
 def lengths_by_hand(case, rollout):
-    """Of each environment, the lengths of its episodes and whether they ended: a loop over the flags, and nothing else."""
+    """Return the lengths of each environment's episodes, and whether they ended, by a plain loop over the flags."""
     found = {}
     for env in range(case.batch):
         length = 0
@@ -111,7 +111,7 @@ def lengths_by_hand(case, rollout):
 
 
 def trajectories(rollout, lengths):
-    """Steps of each trajectory, by themselves: environments one after the other."""
+    """Return the steps of each trajectory, one environment after the other."""
     for env, episodes in lengths.items():
         at = 0
         for length, _ in episodes:
@@ -120,7 +120,7 @@ def trajectories(rollout, lengths):
 
 
 def hold_the_same_in_any_order(found, wanted):
-    """Whether each tensordict of one list has its equal, bit for bit, in the other."""
+    """Return whether each tensordict of one list has an equal, bit for bit, in the other."""
     left = list(wanted)
     for each in found:
         at = next((at for at, other in enumerate(left) if is_the_same(each, other)), None)
@@ -138,7 +138,7 @@ def is_the_same(found, wanted):
 
 
 class Moment(NamedTuple):
-    """A step of a rollout that lacks a key now and then: the step, and the key's value before and after it, or None."""
+    """A step of a rollout with a key that is missing at some times: the step, and the key's value before and after it."""
 
     step: TensorDictBase
     before: torch.Tensor | None
@@ -146,7 +146,7 @@ class Moment(NamedTuple):
 
 
 def record_with_gaps(n: int, missing: set[int], steps: int, way: str, split: str, path: Path) -> list[Moment]:
-    """Record a rollout that lacks "extra" at some times, and return its steps with what is to be recorded of that key."""
+    """Record a rollout that lacks "extra" at some times. Return its steps with the values of that key."""
     recorder = RerunRecorder(path, split=split, buffer_bytes=3000, blueprint=False)
     env = Missing(n, missing)
     if way == "appended":
@@ -159,7 +159,7 @@ def record_with_gaps(n: int, missing: set[int], steps: int, way: str, split: str
     is_policys = way == "logged" and not any(is_led_to)  # for all that can be known of what is stored
     found = []
     for t, step in enumerate(rollout):
-        # Where the step before led to none, TorchRL's rollout still has what was there before that.
+        # TorchRL's rollout keeps an older value if the step before gave none.
         is_there = t == 0 or bool(rollout[t - 1]["next", "done"]) or is_led_to[t - 1] or is_policys
         found.append(Moment(step, step["extra"] if is_there else None, step["next"].get("extra", None)))
     return found
@@ -172,4 +172,4 @@ GAPS = (
     st.sampled_from(["appended", "logged"]),
     st.sampled_from(["run", "episode"]),
 )
-"""Arguments of :func:`record_with_gaps` but for the path."""
+"""Arguments of :func:`record_with_gaps` except the path."""

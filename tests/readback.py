@@ -1,4 +1,4 @@
-"""Read a recording back with Rerun's own reader, slowly and plainly: the tests' eyes."""
+"""Read a recording back with Rerun's own reader, slowly and plainly."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tensordict import TensorDictBase, is_leaf_nontensor
 CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
 
 BATCH = {"kind": "scalars", "shape": [6], "dtype": "float64"}
-"""What the statistics over all environments are stored as."""
+"""Schema entry of the statistics over all environments."""
 
 
 @dataclass
 class Rows:
-    """The rows of one entity: per row its times and its value."""
+    """The rows of one entity: the times and the value of each row."""
 
     times: list[dict[str, Any]] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Recorded:
 
 
 checks: list[Callable[[Path, Recorded], None]] = []
-"""What else each file that is read must stand: see `agreement`."""
+"""Functions that check each file that is read: see `agreement`."""
 
 
 def read(path: str | Path) -> Recorded:
@@ -101,7 +101,9 @@ def read(path: str | Path) -> Recorded:
             if "RowId" not in name:
                 column = batch.column(name)
                 columns[name] = (column.cast("int64") if name in ("log_time", "sim_time") else column).to_pylist()
-                if name == "torchrl_rerun:exact":  # not as Python's floats, which quiet a NaN that signals
+                if (
+                    name == "torchrl_rerun:exact"
+                ):  # not as Python's floats, which change a signaling NaN into a quiet one
                     columns[name] = [row.values.to_numpy() if row.is_valid else None for row in column]
                 if name == "Tensor:data":
                     columns["Tensor:dtype"] = [_dtype(row) for row in column]
@@ -131,7 +133,7 @@ def read(path: str | Path) -> Recorded:
 
 
 def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
-    """The recordings of a run folder, by environment and episode."""
+    """Return the recordings of a run folder, by environment and episode."""
     recorded = {}
     for path in sorted(Path(folder).rglob("*.rrd")):
         one = read(path)
@@ -141,7 +143,7 @@ def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
 
 
 def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
-    """One row's value as it was given to the recorder: a tensor of the recorded dtype and shape, or a string."""
+    """Return the value of a row as the recorder got it: a tensor of the recorded dtype and shape, or a string."""
     shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
     kind = entry["kind"]
     if row.get("TextDocument:text") is not None:
@@ -194,7 +196,7 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
 
 
 def _told(text: list[str], media_type: list[str] | None, type_name: list[str] | None) -> Any:
-    """What a text stands for."""
+    """Return the value that a text encodes."""
     value = text[0]
     if media_type == ["application/json"]:
         value = json.loads(value)
@@ -219,10 +221,10 @@ def _array(data: dict[str, Any], type_name: str) -> Any:
 
 
 def _picture(entry: dict[str, Any], picture: Any) -> torch.Tensor:
-    """A picture ``[height, width, ...]`` in the shape in which it was recorded; video is filled up to even sizes."""
+    """Return a picture ``[height, width, ...]`` in the shape that was recorded. Video is padded to even sizes."""
     shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
     channels, stack = entry["channels"], entry.get("stack", 1)
-    frame = shape[1:] if len(shape) == 4 else shape  # else its frames are along the channels
+    frame = shape[1:] if len(shape) == 4 else shape  # otherwise frames are along the channels
     height, width = frame[1:] if channels == "CHW" else frame[:2]
     depth = {"CHW": frame[0], "HWC": frame[-1], "HW": 1}[channels] // (1 if len(shape) == 4 else stack)
     beside = 1 if entry.get("newest") else stack
@@ -243,7 +245,7 @@ def decoded(samples: list[bytes], codec: str) -> list[Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit for bit: dtype, shape, NaN and all."""
+    """Return whether two values are equal bit for bit: dtype, shape and NaN included."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
@@ -254,7 +256,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def is_equal(a: Any, b: Any) -> bool:
-    """Of equal types throughout, floats and arrays to the bit."""
+    """Return whether two values are equal with equal types throughout, floats and arrays bit for bit."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list):
@@ -268,13 +270,13 @@ def is_equal(a: Any, b: Any) -> bool:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().contiguous()
-    if not tensor.numel():  # which may lie in any way
+    if not tensor.numel():  # its memory may have any layout
         return torch.zeros(0, dtype=torch.uint8)
     return tensor if tensor.dtype == torch.bool else tensor.reshape(-1).view(torch.uint8)
 
 
 def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
-    """Whether two rollouts hold the same keys and, bit for bit, the same values, texts and other objects included."""
+    """Return True if two rollouts have equal keys and, bit for bit, equal values, objects included. Else raise."""
     keys = [
         set(each.keys(include_nested=True, leaves_only=True, is_leaf=is_leaf_nontensor)) for each in (found, wanted)
     ]
@@ -289,7 +291,7 @@ def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
 
 
 def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=(), path=None) -> None:
-    """Each environment has a row for each value of the key, of the reset and of the steps, the same bit for bit."""
+    """Assert that each environment has a row for each value of a key, resets included, equal bit for bit."""
     times = [t for t in range(steps + 1) if t not in missing]
     for env in range(envs or 1):
         rows = recorded[f"/env_{env}/{path or key}"]
@@ -300,7 +302,7 @@ def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=
 
 
 def assert_rows(rows: Rows, wanted: dict[int, Any]) -> None:
-    """An entity has a row for each frame of ``wanted``, of equal type, dtype, shape and bits, and no other row."""
+    """Assert that an entity has exactly the rows of ``wanted``, by frame, with equal types, dtypes, shapes and bits."""
     assert rows.along("frame") == list(wanted)
     for frame, found in zip(wanted, rows.values, strict=True):
         is_tensor = isinstance(wanted[frame], torch.Tensor)
@@ -312,7 +314,7 @@ def frames(path, entity="/env_0/x"):
 
 
 def frames_so_far(path, entity="/env_0/x", timeline="frame") -> list[int]:
-    """The frames of an entity in a file that grows, or its times on another timeline: none if it can't be read yet."""
+    """Return the frames (or other times) of an entity in a growing file. Empty if the file can't be read yet."""
     found: list[int] = []
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file without a footer is "legacy"

@@ -1,4 +1,4 @@
-"""Non-tensor data that can be stored, and what cannot, with the reason that is given."""
+"""Non-tensor data that can be stored, and data that cannot, with the reason in the warning."""
 
 from __future__ import annotations
 
