@@ -101,9 +101,7 @@ def read(path: str | Path) -> Recorded:
             if "RowId" not in name:
                 column = batch.column(name)
                 columns[name] = (column.cast("int64") if name in ("log_time", "sim_time") else column).to_pylist()
-                if (
-                    name == "torchrl_rerun:exact"
-                ):  # not as Python's floats, which change a signaling NaN into a quiet one
+                if name == "torchrl_rerun:exact":  # Python's floats make a signaling NaN quiet
                     columns[name] = [row.values.to_numpy() if row.is_valid else None for row in column]
                 if name == "Tensor:data":
                     columns["Tensor:dtype"] = [_dtype(row) for row in column]
