@@ -54,7 +54,7 @@ def here(recorded, tmp_path, monkeypatch):
     return folder
 
 
-# --- files that can't be read ---
+# --- unreadable files ---
 
 COMMANDS = (
     "view FILE --web",
@@ -79,7 +79,7 @@ READS = (
     "export FILE --lerobot",
     "replay",
     "repair",
-)  # as far as it is written
+)  # up to the last complete message
 SAID = {
     "text.rrd": ("is not a recording", "looks like text"),
     "nothing.rrd": ("is empty", "looks like an empty file"),
@@ -131,7 +131,7 @@ def test_files_left_out_of_a_list_are_named_with_the_reason(here):
     assert said.endswith("(and 1 other)\n")
 
 
-# --- bars ---
+# --- progress bars ---
 
 
 def in_terminal(source, *arguments):

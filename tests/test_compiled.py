@@ -1,4 +1,4 @@
-"""Compiled environments: the recorder is called, and never looked into."""
+"""Compiled environments: the recorder is called, and never traced."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def recorded(tmp_path, name, compiled):
 
 
 @pytest.mark.parametrize(("backend", "warmup"), [("eager", None), ("aot_eager", 2), ("inductor", 2)])
-def test_the_recording_is_that_of_the_rollout_uncompiled(tmp_path, backend, warmup):
+def test_a_compiled_environment_records_the_rollout_of_the_uncompiled_one(tmp_path, backend, warmup):
     _, plain = recorded(tmp_path, "plain.rrd", lambda env: env)
     rollout, found = recorded(tmp_path, "compiled.rrd", lambda env: env.compile(backend=backend, warmup=warmup))
     for name in ("plain.rrd", "compiled.rrd"):
@@ -47,7 +47,7 @@ def test_the_recording_is_that_of_the_rollout_uncompiled(tmp_path, backend, warm
     assert torch.equal(found["next", "observation"], rollout["next", "observation"])
 
 
-def test_a_compiled_step(tmp_path):
+def test_a_compiled_step_is_recorded(tmp_path):
     env = make(tmp_path / "run.rrd")
     step = torch.compile(env.step, backend="eager")
     data = env.reset()
@@ -57,7 +57,7 @@ def test_a_compiled_step(tmp_path):
     assert rollout_in(tmp_path / "run.rrd")["next", "observation"].flatten().tolist() == [1, 2, 3, 4]
 
 
-def test_flags_of_transforms_behind(tmp_path):
+def test_a_compiled_environment_records_flags_of_transforms_behind(tmp_path):
     env = (
         Count(9, truncates=True).append_transform(RerunRecorder(tmp_path / "run.rrd")).append_transform(StepCounter(4))
     )
@@ -79,8 +79,8 @@ ONE_GRAPH = {
 
 
 @pytest.mark.parametrize("how", ONE_GRAPH)
-def test_one_graph_is_refused_with_what_to_do(tmp_path, how):
-    """The environment goes on uncompiled, and so does its recording."""
+def test_fullgraph_is_refused_with_advice(tmp_path, how):
+    """The environment and its recording go on uncompiled."""
     env = make(tmp_path / "run.rrd")
     compiled, data = ONE_GRAPH[how](env), env.rand_action(env.reset())
     with pytest.raises(Exception, match=r"compile the environment without fullgraph=True, or record the rollouts"):
