@@ -1,4 +1,4 @@
-"""Rows of keys that are missing at some frames, or vary in shape: each value that was there is recorded, and no other."""
+"""Keys that are missing at some frames, or vary in shape: exactly the existing values are recorded."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_a_key_that_is_missing_at_some_frames_has_rows_at_the_others(path, name,
     assert_rows(recorded["/env_0/reward"], {t: torch.tensor([float(t)]) for t in range(1, 9)})
 
 
-def test_a_stored_key_that_the_first_steps_do_not_lead_to_is_observed(path):
-    """The rest of the rollout says so; else the key would be the policy's."""
+def test_a_stored_key_that_is_missing_after_the_first_steps_is_observed(path):
+    """Later steps have the key in "next". Otherwise the key would count as the policy's."""
     env = Scripted(
         lambda t: {"x": torch.full((1,), float(t))} | ({"y": torch.full((1,), 1.0 + t)} if t not in (1, 2) else {})
     )
@@ -39,7 +39,7 @@ def test_a_stored_key_that_the_first_steps_do_not_lead_to_is_observed(path):
     assert_rows(recorded["/env_0/y"], {t: torch.tensor([1.0 + t]) for t in (0, *range(3, 101))})
 
 
-def test_a_stored_key_that_no_step_of_the_first_rollout_leads_to_is_recorded_as_it_goes_into_steps(path):
+def test_a_stored_key_that_is_missing_after_all_steps_of_the_first_rollout_is_recorded_before_steps(path):
     first, second = (Scripted(lambda t: {"x": torch.full((1,), float(t))}).rollout(3) for _ in range(2))
     for rollout in first, second:
         rollout["y"] = torch.ones(3, 1)
@@ -147,7 +147,7 @@ def test_pictures_that_vary_in_size_are_recorded(path):
     assert_rows(read(path)["/env_0/pixels"], dict(enumerate(pictures)))
 
 
-# --- recorded again ---
+# --- replays ---
 
 
 @pytest.mark.parametrize("missing", [[3], [2, 3, 5]], ids=str)
