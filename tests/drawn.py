@@ -138,7 +138,7 @@ def is_the_same(found, wanted):
 
 
 class Moment(NamedTuple):
-    """A step of a rollout with a key that is missing at some times: the step, and the key's value before and after it."""
+    """A step of a rollout that lacks a key at some times: the step, and the key's value before and after it."""
 
     step: TensorDictBase
     before: torch.Tensor | None

@@ -46,7 +46,7 @@ class Count(EnvBase):
 class Groups(EnvBase):
     """Two environments with groups of agents. Each group is done after its own number of steps, and is reset by itself.
 
-    ``lengths``: steps of an episode of each group. Observations are the group's age, and 100 times the environment's number.
+    ``lengths``: steps of an episode, by group. Observations are the group's age plus 100 times the environment's index.
     """
 
     def __init__(self, lengths: dict[str, int], *, root: bool = False, agents: int = 2, batch: int = 2) -> None:
@@ -744,7 +744,7 @@ UNITS = {
 
 
 def with_gaps(name: str, absent: str) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Return a function from time to observations: ``x``, the time; and ``y``, one of ``UNITS``, missing by ``ABSENT``."""
+    """Return a function from time to observations: ``x``, the time, and ``y``, one of ``UNITS`` that may be ``ABSENT``."""
 
     def observe(t):
         unit = UNITS[name]

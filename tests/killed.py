@@ -37,7 +37,7 @@ def lengths() -> Iterator[tuple[int, bool]]:
 
 
 def record(path: Path, started: int) -> None:
-    """Record rollouts in small blocks. Note the steps before each dump beside the file, and write a byte for each step."""
+    """Record rollouts in small blocks. Note the steps at each dump beside the file, and write a byte for each step."""
     env = environment().append_transform(RerunRecorder(path, buffer_bytes=40_000, flush_seconds=0.02))
     note = os.open(path.with_suffix(".dumped"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     steps = 0

@@ -1,7 +1,7 @@
 """LeRobot's own reader, in a virtual environment: LeRobot requires older versions than this project.
 
-The environment holds lerobot and the dependencies of its reader, 90 MB. Other packages come from the tests' environment,
-since torch would take gigabytes. So lerobot runs with a newer torch, av and packaging than its metadata allows.
+The environment holds lerobot and the dependencies of its reader, 90 MB. Other packages are those of the tests, since
+torch would take gigabytes. So lerobot runs with a newer torch, av and packaging than its metadata allows.
 """
 
 from __future__ import annotations

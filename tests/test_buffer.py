@@ -92,7 +92,7 @@ def test_a_block_holds_at_least_one_frame():
 
 
 @pytest.mark.parametrize("stream", [SMALL, LARGE])
-def test_rows_are_those_that_were_added(stream):
+def test_rows_equal_added_values(stream):
     driver = Driver(1_000_000, stream=stream)
     for value, rows in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
         driver.add(value, rows)
@@ -158,7 +158,7 @@ def test_a_frame_waits_for_memory_in_preparation_and_not_for_a_frame():
     assert [lease.frames for lease in driver.leases] == [None, (0, 1)]
 
 
-def test_an_old_block_is_handed_over_though_it_is_not_full():
+def test_an_old_block_is_handed_over_before_it_is_full():
     driver = Driver(1_000_000, max_age=0.05)
     driver.add(0, now=0)
     driver.add(1, now=10_000_000)

@@ -71,7 +71,7 @@ COMMANDS = (
     "replay FILE -o out.rrd",
     "repair FILE -o out.rrd",
 )
-LOOKS = ("view FILE --web", "screenshot FILE out.png")  # Rerun's viewer shows whatever Rerun recorded
+LOOKS = ("view FILE --web", "screenshot FILE out.png")  # the viewer shows any recording of Rerun
 READS = (
     "query",
     "export FILE --parquet",
@@ -112,7 +112,7 @@ def test_a_command_names_an_unreadable_file_in_one_line(here, capfd, command, na
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith(READS)])
-def test_a_torn_file_is_read_as_far_as_it_is_written(here, command):
+def test_a_torn_file_is_read_up_to_its_last_complete_message(here, command):
     done = CliRunner().invoke(app, command.replace("FILE", "torn.rrd").split())
     assert done.exit_code == 0, done.stderr or done.exception
     assert done.stdout

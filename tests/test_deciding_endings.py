@@ -1,4 +1,4 @@
-"""The end of an episode: the outermost flags decide. Without a flag at the root all agents of all groups must be done."""
+"""The end of an episode: the outermost flags decide. Without a flag at the root all agents must be done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UP, DOWN = [True], [False]
 
 
 def ends(count=1, **flags):
-    """Return the end of each environment: ``"terminated"``, ``"truncated"``, both, or nothing. ``__`` separates groups."""
+    """Return the ends by environment: ``"terminated"``, ``"truncated"``, both, or nothing. ``__`` separates groups."""
     given = {tuple(name.split("__")): np.array(values) for name, values in flags.items()}
     found = Endings(given).of(given.get, count)
     if found is None:

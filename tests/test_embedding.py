@@ -145,7 +145,7 @@ def test_a_file_that_is_killed_while_a_layout_is_added_can_be_repaired(path, fin
         assert_same_rows(path, finished, path.with_name("before.rrd"))
 
 
-def test_an_error_leaves_the_file_as_it_was(path, finished, layout):
+def test_an_error_leaves_the_file_unchanged(path, finished, layout):
     path.write_bytes(finished)
     with Slow(path, step=2500) as file:
         embedding._add(file, layout)

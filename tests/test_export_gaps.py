@@ -78,7 +78,7 @@ def plain(value):
 
 @pytest.mark.parametrize("missing", MISSING)
 @pytest.mark.parametrize("name", VALUES)
-def test_parquet_has_a_row_for_each_step_and_null_for_what_is_missing(path, tmp_path, name, missing):
+def test_parquet_has_a_row_for_each_step_and_null_for_missing_values(path, tmp_path, name, missing):
     value = VALUES[name]
     there = [t not in MISSING[missing] for t in range(7)]
     specs = {"x": Unbounded((1,)), "y": NonTensor(()) if name == "text" else Unbounded(value.shape, dtype=value.dtype)}

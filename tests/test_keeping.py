@@ -88,7 +88,7 @@ def test_an_episode_is_kept_if_a_function_of_the_policy_fails():
     assert {warning.filename for warning in warned} == {__file__}
 
 
-def test_and_or_and_a_where_that_is_no_function_are_refused():
+def test_python_or_of_policies_and_a_where_that_is_no_function_are_refused():
     with pytest.raises(TypeError, match=r"combine policies with \| and &"):
         KeepLast(1) or KeepBest(1)
     with pytest.raises(TypeError, match="where='terminated': pass a function"):

@@ -103,7 +103,7 @@ def test_texts_of_trajectories_stay_with_their_steps(path, steps):
 
 
 def test_trajectories_go_on_in_the_next_batch(path):
-    """Trajectories keep the environment index that their id got first, whatever the number of trajectories."""
+    """Trajectories keep the environment index of their id, with any number of trajectories."""
     batches = collected([3, 7, 5], 12, 120)
     assert len({len(batch) for batch in batches}) > 1, "the batches are of several sizes"
     found = [each for episodes in logged(path, batches).values() for each in episodes]

@@ -1,4 +1,4 @@
-"""No two streams share an entity path."""
+"""Streams have different entity paths."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torchrl_rerun.kinds.streams import Stream, entity_path
         ["a/b", ("a", "b"), r"a\/b", "a b", "a.b"],
     ],
 )
-def test_keys_may_be_called_like_the_recorders_own(tmp_path, split, keys):
+def test_keys_may_have_the_names_of_the_recorders_keys(tmp_path, split, keys):
     env = Says(*keys).append_transform(RerunRecorder(tmp_path, split=split))
     rollout = env.rollout(7, break_when_any_done=False)
     env.close()
@@ -35,7 +35,7 @@ def test_keys_may_be_called_like_the_recorders_own(tmp_path, split, keys):
     assert returns_in(tmp_path) == {(0, 0): 36.0, (0, 1): 36.0, (0, 2): 11.0}
 
 
-def test_the_environments_key_stays_and_the_recorders_gets_another_name(path):
+def test_a_key_of_the_environment_keeps_its_name_and_the_recorders_is_renamed(path):
     env = TransformedEnv(Count(3), RewardSum(in_keys=["reward"], out_keys=["episode_return"]))
     env = env.append_transform(RerunRecorder(path))
     env.rollout(3)
@@ -49,7 +49,7 @@ def test_the_environments_key_stays_and_the_recorders_gets_another_name(path):
     )
 
 
-def test_agents_of_one_name_have_paths_of_their_own(path):
+def test_agents_with_equal_names_have_different_paths(path):
     env = Groups({"red": 3}, agents=3)
     env.group_map = {"red": ["fox", "fox", "fox_2"]}
     env = env.append_transform(RerunRecorder(path))
@@ -59,7 +59,7 @@ def test_agents_of_one_name_have_paths_of_their_own(path):
     assert {"/env_0/red/age/fox", "/env_0/red/age/fox_2", "/env_0/red/age/fox_3"} <= read(path).entities.keys()
 
 
-def test_a_stored_rollout_may_have_a_key_called_like_the_return(path):
+def test_a_stored_rollout_may_have_a_key_named_like_the_return(path):
     rollout = Says("episode_return").rollout(3)
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout.set("note", torch.arange(3)))
@@ -67,7 +67,7 @@ def test_a_stored_rollout_may_have_a_key_called_like_the_return(path):
     assert hold_the_same(rollout_in(path), rollout)
 
 
-def test_paths_are_unlike_whatever_the_order():
+def test_paths_differ_in_any_order_of_keys():
     places = EntityPaths(reserved=("x",))
     streams = [Stream(key, Scalars(), "float32", (1,)) for key in [("a",), ("a",), ("a_2",), ("x", "y"), ("x_2", "y")]]
     paths = [entity_path(places.assign(stream), None) for stream in streams]

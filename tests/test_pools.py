@@ -29,7 +29,7 @@ def close(pool):
 
 
 @pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
-def test_workers_are_numbered_by_where_they_stand_in_their_pool(tmp_path, backend):
+def test_workers_have_their_index_in_the_pool(tmp_path, backend):
     for number in range(2):
         path = tmp_path / f"run_{number}.rrd"
         pool = pool_of(path, backend)
@@ -43,7 +43,7 @@ def test_workers_are_numbered_by_where_they_stand_in_their_pool(tmp_path, backen
         assert rollout.shape == (3, 2)
 
 
-def test_environments_that_are_stepped_by_themselves_are_recorded_in_the_pool(tmp_path):
+def test_environments_that_are_stepped_asynchronously_are_recorded(tmp_path):
     pool = pool_of(tmp_path / "run.rrd", "threading")
     pool.async_reset_send(nothing(pool))
     data = pool.async_reset_recv(min_get=3)
@@ -63,7 +63,7 @@ def nothing(pool):
     return data
 
 
-def test_a_recorder_outside_of_a_pool_warns_of_steps_that_it_cannot_see(path):
+def test_a_recorder_outside_of_a_pool_gives_a_warning_of_steps_that_it_misses(path):
     pool = AsyncEnvPool([functools.partial(Count, 3)] * 2, backend="threading").append_transform(RerunRecorder(path))
     with pytest.warns(UserWarning, match="async_step_and_maybe_reset_send"):
         pool.reset()

@@ -1,4 +1,4 @@
-"""Random environments, ways in and options: what a rollout holds is what a recording holds."""
+"""Random environments, ways of recording and options: a recording equals its rollout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from torchrl_rerun import RerunRecorder
 
 @examples(20)
 @given(cases())
-def test_a_recording_holds_what_the_rollout_holds(case):
+def test_a_recording_equals_its_rollout(case):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder, "run")
@@ -41,13 +41,13 @@ def test_a_recording_holds_what_the_rollout_holds(case):
         found = {}
         for each in episodes_in(path):
             found.setdefault(each.env, []).append((each.length, each.terminated or each.truncated))
-        if case.way == "padded":  # trajectories have environment indices of their own
+        if case.way == "padded":  # trajectories have their own environment indices
             assert Counter(each for of in found.values() for each in of) == Counter(
                 each for of in wanted.values() for each in of
             )
             recorded = list(steps_in(path).values())
             assert all(each["mask"].all() for each in recorded)
-            recorded = [each.exclude("mask", "traj_ids") for each in recorded]  # which `split_trajectories` has added
+            recorded = [each.exclude("mask", "traj_ids") for each in recorded]  # added by `split_trajectories`
             assert hold_the_same_in_any_order(recorded, trajectories(rollout, wanted))
             return
         assert found == wanted
@@ -56,7 +56,7 @@ def test_a_recording_holds_what_the_rollout_holds(case):
 
 @examples(15)
 @given(*GAPS)
-def test_all_transitions_are_there_whatever_is_missing(n, missing, steps, way, split):
+def test_all_transitions_are_recorded_with_missing_keys(n, missing, steps, way, split):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder, "run")
@@ -70,7 +70,7 @@ def test_all_transitions_are_there_whatever_is_missing(n, missing, steps, way, s
 
 
 class Passes(Transform):
-    """Says that it is the next one's turn."""
+    """Passes the turn to the next environment after a reset."""
 
     def __init__(self, turn):
         super().__init__()
@@ -84,7 +84,7 @@ class Passes(Transform):
 @examples(4)
 @given(st.permutations(range(3)), st.sampled_from(["run", "episode"]))
 def test_workers_may_begin_in_any_order(order, split):
-    """Environments are numbered by where they stand in the batch."""
+    """Environments have their index in the batch."""
     turns = [threading.Event() for _ in range(4)]
     turns[0].set()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Steps and arrays that `load` gives of keys with gaps: every step that happened and no other, with masks beside gaps."""
+"""Steps and arrays of `load` with gaps in keys: exactly the steps that happened, with masks of missing values."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def filling(dtype):
 
 @pytest.mark.parametrize("absent", ABSENT)
 @pytest.mark.parametrize("name", UNITS)
-def test_gaps_of_a_key_are_told_by_a_mask_beside_it(path, name, absent):
-    """All else is as if the key were there."""
+def test_a_key_with_gaps_has_a_mask(path, name, absent):
+    """Other keys are unchanged."""
     observe, unit = with_gaps(name, absent), UNITS[name]
     record(Scripted(observe), path, 8, image_format="png")
     [episode] = load(path)
@@ -66,8 +66,8 @@ def test_masks_do_not_take_the_name_of_a_key(path):
     assert steps["recorded_", "y"].tolist() == [True, True, False, True]
 
 
-def test_a_key_that_is_missing_in_one_environment_has_a_mask_in_all(path):
-    """Else they would not fit together."""
+def test_a_key_with_gaps_in_one_environment_has_a_mask_in_all(path):
+    """Otherwise the environments could not be stacked."""
     late = Scripted(lambda t: {"x": torch.full((1,), float(t))} | ({} if t == 2 else {"y": torch.full((1,), 1.0)}))
     whole = Scripted(lambda t: {"x": torch.full((1,), float(t)), "y": torch.full((1,), 1.0)})
     with RerunRecorder(path) as recorder:
@@ -86,8 +86,8 @@ def test_texts_that_are_missing_are_none(path):
     assert lacking.tensordict().get(("next", "note")).tolist() == ["1 at 1", None, None, "1 at 4", "1 at 5"]
 
 
-def test_steps_of_one_key_are_complete_if_no_key_has_a_row_at_each_frame(path):
-    """Neither rewards nor flags are recorded, and each key is missing at a frame of its own."""
+def test_a_key_has_all_steps_if_no_key_has_a_row_at_each_frame(path):
+    """Neither rewards nor flags are recorded, and each key is missing at another frame."""
 
     def observe(t):
         return {key: torch.full((1,), float(t)) for key, gap in (("x", 2), ("y", 4), ("z", 5)) if t != gap}
@@ -103,7 +103,7 @@ def test_steps_of_one_key_are_complete_if_no_key_has_a_row_at_each_frame(path):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_steps_do_not_lead_over_frames_that_were_left_out(tmp_path, split):
+def test_steps_do_not_cross_skipped_frames(tmp_path, split):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run", split=split, skip=2))
     rollout = env.rollout(10, break_when_any_done=False)
     env.close()
@@ -112,14 +112,14 @@ def test_steps_do_not_lead_over_frames_that_were_left_out(tmp_path, split):
         assert len(episode.tensordict()) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        episode.tensordict()  # it was said
+        episode.tensordict()  # a warning was given
     first = episode.properties.first_step
     assert same(episode["observation"][:3], rollout["observation"][first : first + 6 : 2])
     assert episode.properties.length == episode.properties.episode_return == 6
 
 
 def test_the_last_step_of_an_episode_is_a_step_if_both_its_frames_are_there(path):
-    """The last frame of an episode is recorded whatever `skip` says."""
+    """The last frame of an episode is recorded with any `skip`."""
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(path, skip=2))
     rollout = env.rollout(10, break_when_any_done=False)
     env.close()
@@ -132,7 +132,7 @@ def test_the_last_step_of_an_episode_is_a_step_if_both_its_frames_are_there(path
     assert same(steps["next", "observation"], rollout["next", "observation"][first + 2 : first + 3])
 
 
-def test_steps_do_not_lead_over_frames_at_which_the_recorder_was_off(path):
+def test_steps_do_not_cross_frames_at_which_the_recorder_was_off(path):
     recorder = RerunRecorder(path)
     env = Scripted(lambda t: {"x": torch.full((1,), float(t))}).append_transform(recorder)
     tensordict = env.reset()
@@ -148,7 +148,7 @@ def test_steps_do_not_lead_over_frames_at_which_the_recorder_was_off(path):
     assert steps["next", "reward"].flatten().tolist() == [1, 2, 3, 4, 8, 11, 12]
 
 
-def test_slices_do_not_cross_gaps(path):
+def test_slices_do_not_cross_skipped_frames(path):
     recorder = RerunRecorder(path)
     env = Scripted(lambda t: {"x": torch.full((1,), float(t))}).append_transform(recorder)
     tensordict = env.reset()
@@ -187,7 +187,7 @@ def test_slices_cross_gaps_of_a_key(path):
 
 
 def test_a_reset_of_one_group_of_agents_keeps_the_steps_of_the_episode(path):
-    """The last observation and that of the reset are two rows at one step of the episode, at two frames."""
+    """The last observation and the one of the reset have one step of the episode and two frames."""
     obs = Stream(("obs",), Scalars(), "float32", (1,))
     reward, action = Stream(("reward",), Scalars(), "float32", (1,)), Stream(("action",), Scalars(), "float32", (1,))
     sums = Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",))
@@ -205,7 +205,7 @@ def test_a_reset_of_one_group_of_agents_keeps_the_steps_of_the_episode(path):
 
     after = np.flatnonzero(is_step)
     before = after - 1
-    lacking = [0, 1, 3, 4, 5, 6, 7, 8, 9]  # the arrival at step 2 is missing, and not one of the resets
+    lacking = [0, 1, 3, 4, 5, 6, 7, 8, 9]  # the observation at step 2 is missing, and none of the resets
     chunks: list[Chunk] = [property_chunk(Source((2,), "Groups"), [0, 1], described)]
     for env, seen in ((0, frames), (1, lacking)):
         chunks += rows(obs, seen, np.array(seen) * 1.0, env)
@@ -228,7 +228,7 @@ def test_a_reset_of_one_group_of_agents_keeps_the_steps_of_the_episode(path):
 # --- keys that vary in shape ---
 
 
-def test_shapes_that_differ_by_time_are_filled_up_beside_a_mask(path):
+def test_shapes_that_differ_by_time_are_padded_and_have_a_mask(path):
     size_at = lambda env, t: 1 + t % 3
     env = Uneven(size_at).append_transform(RerunRecorder(path))
     rollout = env.rollout(6, return_contiguous=False)
@@ -252,7 +252,7 @@ def test_shapes_that_differ_by_time_are_filled_up_beside_a_mask(path):
 
 
 def test_shapes_that_differ_by_environment_have_a_mask_in_the_rollout(path):
-    """The episodes of one environment need none."""
+    """The episodes of a single environment need no mask."""
     env = Uneven(lambda env, t: 2 + env).append_transform(RerunRecorder(path))
     env.rollout(4, return_contiguous=False)
     env.close()
@@ -311,7 +311,7 @@ def test_a_shape_that_changes_within_an_episode_has_a_mask(tmp_path, split):
         assert steps["next", "recorded", "x"].sum(-1).tolist() == sizes[1:]
 
 
-def test_pictures_that_vary_in_size_are_filled_up(path):
+def test_pictures_that_vary_in_size_are_padded(path):
     sizes = [(8, 9, 3), (8, 9, 3), (10, 7, 3), (8, 9, 3)]
     pictures = [torch.randint(0, 256, size, dtype=torch.uint8) for size in sizes]
     env = Scripted(lambda t: {"pixels": pictures[t]}, specs={"pixels": Unbounded((8, 9, 3), dtype=torch.uint8)})

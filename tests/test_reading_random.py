@@ -1,4 +1,4 @@
-"""Rollouts of random keys, dtypes, shapes and gaps, with random ends, resets and dumps, that `load` gives back."""
+"""`load` gives back rollouts of random keys, dtypes, shapes and gaps, with random ends, resets and dumps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def runs(draw):
 def test_rollouts_episodes_and_slices_come_back(run):
     batch, agents, leaves, ends, buffer_bytes, split = run
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a buffer this small holds few frames
+        warnings.simplefilter("ignore", UserWarning)  # so small a buffer holds few frames
         recorder = RerunRecorder(
             Path(folder, "run"), image_format="png", buffer_bytes=buffer_bytes, blueprint=False, split=split
         )
@@ -71,7 +71,7 @@ def test_rollouts_episodes_and_slices_come_back(run):
 
 @examples(10)
 @given(cases())
-def test_groups_that_finish_apart_come_back(case):
+def test_groups_that_finish_at_different_times_come_back(case):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rollout = record_drawn(case, Path(folder, "run"))
@@ -81,7 +81,7 @@ def test_groups_that_finish_apart_come_back(case):
         for each in episodes:
             known = each.properties
             found.setdefault(known.env, []).append((known.length, known.terminated or known.truncated))
-        if case.way == "padded":  # trajectories have environment indices of their own
+        if case.way == "padded":  # trajectories have their own environment indices
             assert Counter(each for of in found.values() for each in of) == Counter(
                 each for of in wanted.values() for each in of
             )
@@ -94,7 +94,7 @@ def test_groups_that_finish_apart_come_back(case):
 
 @examples(10)
 @given(*GAPS)
-def test_all_transitions_come_back_whatever_is_missing(n, missing, steps, way, split):
+def test_all_transitions_come_back_with_missing_keys(n, missing, steps, way, split):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder, "run")
@@ -108,7 +108,7 @@ def test_all_transitions_come_back_whatever_is_missing(n, missing, steps, way, s
 
 
 def extra_of(moment):
-    """Return the value without what fills it up; None: it is missing."""
+    """Return the value without padding, or None if it is missing."""
     if "extra" not in moment.keys():
         return None
     mask = moment.get(("recorded", "extra"), None)

@@ -1,4 +1,4 @@
-"""Values of any type that `load` gives back: non-tensor data in lists and steps, and complex numbers to the bit."""
+"""Values of any type that `load` gives back: non-tensor data in lists and steps, and complex numbers bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_non_tensor_data_comes_back_in_episodes_and_steps(path, name):
 
 @pytest.mark.parametrize("name", STORABLE)
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_non_tensor_data_comes_back_whatever_comes_first(tmp_path, name, split):
+def test_non_tensor_data_comes_back_with_any_first_value(tmp_path, name, split):
     values = [STORABLE[name], STORABLE[name], "text"]
     record(noting(values), tmp_path / "run", 2, split=split, image_format="png")
     [episode] = load(tmp_path / "run")
@@ -38,7 +38,7 @@ def test_non_tensor_data_comes_back_whatever_comes_first(tmp_path, name, split):
 
 @pytest.mark.parametrize("name", LOST)
 def test_a_value_that_was_not_stored_is_none_beside_a_mask(path, name):
-    """By the mask it differs from a None that was recorded."""
+    """The mask distinguishes it from a recorded None."""
     odd, _ = LOST[name]
     record(noting(["a", "b", odd, "c", odd, None]), path, 5)
     [episode] = load(path)
@@ -54,7 +54,7 @@ def test_a_value_that_was_not_stored_is_none_beside_a_mask(path, name):
 
 
 @pytest.mark.filterwarnings("ignore:'note' is not recorded")
-def test_texts_of_environments_side_by_side_come_back(path):
+def test_texts_of_several_environments_come_back(path):
     values = ["a", {"b": [1]}, (1, 2), b"c", None]
     walk(SerialEnv(2, lambda: noting(values)).append_transform(RerunRecorder(path)))
     steps = load(path).rollout()
@@ -81,7 +81,7 @@ def test_pictures_arrays_and_texts_under_one_key_come_back(path, image_format):
     assert is_equal(load(path)[0]["note"], values)
 
 
-def test_a_picture_that_no_file_can_hold_is_none_beside_a_mask(path):
+def test_a_picture_that_cannot_be_encoded_is_none_beside_a_mask(path):
     """JPEG has at most 65,535 pixels a side."""
     small, large = np.zeros((8, 9, 3), np.uint8), np.zeros((5, 70_000, 3), np.uint8)
     record(noting([small, large, small]), path, 2)

@@ -1,4 +1,4 @@
-"""Values of any type: each is recorded as it was, or left out by itself, with a warning that names its key."""
+"""Values of any type: each is recorded unchanged, or left out alone with a warning that names its key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def notes(path, env=0):
 
 
 @pytest.mark.parametrize("name", STORABLE)
-def test_a_value_among_texts_is_recorded_as_it_was(path, name):
+def test_an_object_among_texts_is_recorded_unchanged(path, name):
     values = ["a", STORABLE[name], "b", STORABLE[name], STORABLE[name]]
     _, warned = record(noting(values), path, 4)
     assert warned == []
@@ -34,7 +34,7 @@ def test_a_value_among_texts_is_recorded_as_it_was(path, name):
 
 @pytest.mark.parametrize("name", STORABLE)
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_a_key_whose_first_value_is_no_text_is_recorded(tmp_path, name, split):
+def test_a_key_whose_first_value_is_an_object_is_recorded(tmp_path, name, split):
     value = STORABLE[name]
     _, warned = record(noting([value, value, "text"]), tmp_path / "run", 2, split=split, image_format="png")
     assert warned == []
@@ -43,7 +43,7 @@ def test_a_key_whose_first_value_is_no_text_is_recorded(tmp_path, name, split):
 
 
 @pytest.mark.parametrize("name", LOST)
-def test_a_value_that_cannot_be_stored_costs_that_value(path, name):
+def test_a_value_that_cannot_be_stored_is_left_out_alone(path, name):
     odd, said = LOST[name]
     values = ["a", "b", odd, "c", odd, None]
     _, (warned,) = record(noting(values), path, 5)
@@ -54,7 +54,7 @@ def test_a_value_that_cannot_be_stored_costs_that_value(path, name):
     assert_rows(recorded["/env_0/reward"], {t: torch.tensor([float(t)]) for t in range(1, 6)})
 
 
-def test_a_key_of_which_no_value_can_be_stored_is_left_out(path):
+def test_a_key_without_storable_values_is_left_out(path):
     _, (warned,) = record(noting([Thing()] * 4), path, 3)
     assert warned.startswith("'note' is not recorded at frame 0: Thing")
     recorded = read(path)
@@ -62,7 +62,7 @@ def test_a_key_of_which_no_value_can_be_stored_is_left_out(path):
     assert_rows(recorded["/env_0/x"], {t: torch.full((2,), float(t)) for t in range(4)})
 
 
-def test_warnings_that_are_errors_cost_no_more(path):
+def test_warnings_as_errors_lose_no_other_value(path):
     env = noting(["a", (1, 2), "b", "c"]).append_transform(RerunRecorder(path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -71,7 +71,7 @@ def test_warnings_that_are_errors_cost_no_more(path):
     assert_rows(notes(path), {0: "a", 2: "b", 3: "c"})
 
 
-def test_a_list_that_its_owner_changes_is_recorded_as_it_was(path):
+def test_a_list_that_changes_later_is_recorded_unchanged(path):
     history = []
 
     def observe(t):
@@ -85,7 +85,7 @@ def test_a_list_that_its_owner_changes_is_recorded_as_it_was(path):
     assert_rows(notes(path), {t: whole[: t + 1] for t in range(4)})
 
 
-def test_texts_of_environments_side_by_side_are_recorded(path):
+def test_texts_of_several_environments_are_recorded(path):
     values = ["a", {"b": [1]}, (1, 2), b"c", None]
     env = SerialEnv(2, lambda: noting(values)).append_transform(RerunRecorder(path))
     with pytest.warns(UserWarning, match="'note' is not recorded at frame 2: tuple"):
@@ -113,14 +113,14 @@ def test_arrays_and_texts_under_one_key_of_pictures_are_recorded(path):
 
 @pytest.mark.parametrize("laid_out", [(8, 9), (3, 8, 9), (8, 9, 3), (8, 9, 4)], ids=str)
 @pytest.mark.parametrize("image_format", ["png", "raw"])
-def test_pictures_of_non_tensor_data_have_their_shape(path, laid_out, image_format):
+def test_pictures_of_non_tensor_data_keep_their_shape(path, laid_out, image_format):
     values = [np.full(laid_out, 20 * t, np.uint8) for t in range(4)]
     record(noting(values), path, 3, image_format=image_format)
     assert read(path).kind("note") == "image"
     assert_rows(notes(path), dict(enumerate(values)))
 
 
-def test_a_picture_that_no_file_can_hold_costs_that_picture(path):
+def test_a_picture_that_cannot_be_encoded_is_left_out_alone(path):
     """JPEG has at most 65,535 pixels a side."""
     small, large = np.zeros((8, 9, 3), np.uint8), np.zeros((5, 70_000, 3), np.uint8)
     _, (warned,) = record(noting([small, large, small]), path, 2)
@@ -129,7 +129,7 @@ def test_a_picture_that_no_file_can_hold_costs_that_picture(path):
 
 
 def test_lists_that_are_nested_too_deeply_cannot_be_stored():
-    """TorchRL's own transforms fail at these."""
+    """TorchRL's own transforms fail with such lists."""
     deep = []
     for _ in range(3000):
         deep = [deep]
@@ -189,8 +189,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("at", [0, 2], ids=["from the first step on", "later"])
-def test_tensors_that_no_array_holds_cost_that_key(path, name, at):
-    """Neither `reset` nor `step` raises, `close` neither."""
+def test_tensors_without_an_array_are_left_out_by_key(path, name, at):
+    """`reset`, `step` and `close` do not raise."""
 
     def observe(t):
         return {"odd": REFUSED[name]() if t >= at else torch.zeros(3), "x": torch.full((2,), float(t))}
@@ -214,7 +214,7 @@ def test_a_tensorclass_that_stands_for_a_tensor_is_refused_or_left_out(path, in_
 
     env = Scripted(observe, specs={"x": Unbounded((2,)), "pair": Unbounded((1,))})
     env = env.append_transform(RerunRecorder(path, in_keys=in_keys))
-    if in_keys is not None:  # the user's to mend
+    if in_keys is not None:  # to be fixed by the user
         with pytest.raises(KeyError, match="'pair' is a group of keys"):
             env.reset()
         return
@@ -223,8 +223,8 @@ def test_a_tensorclass_that_stands_for_a_tensor_is_refused_or_left_out(path, in_
 
 
 @pytest.mark.parametrize("batch_size", [(), (2,)])
-def test_a_value_that_is_suddenly_of_another_class_costs_that_value(path, batch_size):
-    """Numbers, then text; and the other way."""
+def test_a_value_of_another_class_is_left_out_alone(path, batch_size):
+    """Text among numbers, and numbers among texts."""
 
     def observe(t):
         number = torch.full((*batch_size, 2), float(t))
@@ -244,7 +244,7 @@ def test_a_value_that_is_suddenly_of_another_class_costs_that_value(path, batch_
 
 
 class Full(Kind):
-    """A kind that can't store anything."""
+    """A kind that fails to store all values."""
 
     name = "full"
 
@@ -252,7 +252,7 @@ class Full(Kind):
         raise MemoryError("no room")
 
 
-def test_a_kind_that_fails_costs_its_key(path):
+def test_a_kind_that_fails_loses_its_key_alone(path):
     observed = {"big": torch.zeros(100), "other": torch.zeros(100), "x": torch.zeros(2)}
     _, (warned,) = record(Scripted(lambda t: observed), path, 3, kinds={"big": Full()})
     assert re.match(

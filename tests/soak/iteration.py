@@ -217,7 +217,7 @@ class Iteration:
                 self._seen_reset(rollout[..., t + 1], ended, begun if self.plan.layout.rootless else None)
 
     def _flags(self, td: TensorDictBase) -> torch.Tensor:
-        """Return the flags by which TorchRL resets: ``[envs, *time, flags]``. Without a flag at the root, one for each agent."""
+        """Return the flags by which TorchRL resets: ``[envs, *time, flags]``. If the root has none, one for each agent."""
         keys = [(name, "done") for name, _ in self.plan.layout.groups] if self.plan.layout.rootless else ["done"]
         time = td.batch_size[len(self.plan.batch_size) :]
         return torch.cat([td[key].reshape(self.plan.envs, *time, -1) for key in keys], -1)

@@ -91,7 +91,7 @@ class Witness(Reference):
         """Note that the recording was closed. Later frames are in another file.
 
         Args:
-            lost: whether rows may be missing. Returns are summed while rows are written. So the return of an episode that
+            lost: whether rows may be missing. Returns are summed when rows are written: the return of an episode that
                 was lost in part may be NaN.
         """
         if lost:
@@ -152,7 +152,7 @@ class Indices:
         self._batch = 0
 
     def of(self, batch: TensorDictBase) -> dict[int, list[tuple[TensorDictBase, bool]]]:
-        """Return the moments of a padded batch ``[trajectories, time]`` by index, and whether an episode begins with each.
+        """Return the moments of a padded batch ``[trajectories, time]`` by index, and whether each begins an episode.
 
         Args:
             batch: a batch with ids, from `split_trajectories`.
