@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
 from torchrl_rerun.kinds.describe import describe
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
-from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoding
 from torchrl_rerun.writing import encoding_threads as threads
@@ -52,7 +52,9 @@ class Encoding:
         """Encode all pictures."""
         encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         for env, rows in enumerate(self._pixels):
-            encoded.add(f"/env_{env}", self._stream, rows, self._positions)
+            queue = encoded.queue_for(f"/env_{env}", self._stream)
+            assert queue is not None, "pictures of this format are encoded"
+            queue.add(rows, self._positions)
         encoded.finish()
 
     def busiest(self) -> float:

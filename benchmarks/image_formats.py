@@ -29,8 +29,8 @@ from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds import image
 from torchrl_rerun.kinds.describe import describe
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
-from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoding
 from torchrl_rerun.writing.chunks import ChunkFactory
@@ -115,7 +115,7 @@ def _seconds(each: Format, pictures: Stack) -> float:
         encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
-        chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.rest()]
+        chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.flush()]
         times.append(time.process_time() - start)
         assert chunks, "there are pictures"
     return min(times)

@@ -28,7 +28,7 @@ from readback import hold_the_same, read
 from rebuilt import episodes_in, rollout_in
 from servers import wait_until
 from torchrl_rerun import KeepIf, RerunRecorder
-from torchrl_rerun.recording.recording import LOOKS, Recording
+from torchrl_rerun.recording.recording import STALE_CHECKS, Recording
 
 
 def counting(path, *behind, n=100, **arguments):
@@ -374,13 +374,13 @@ def test_flags_that_are_lowered_behind_are_recorded(tmp_path, split):
 
 
 def test_a_step_that_is_not_finished_is_not_flushed_by_age(path, monkeypatch):
-    looks = []
-    look = Recording.look
-    monkeypatch.setattr(Recording, "look", lambda recording: (look(recording), looks.append(recording)))
+    checks = []
+    check = Recording.flush_if_stale
+    monkeypatch.setattr(Recording, "flush_if_stale", lambda recording: (check(recording), checks.append(recording)))
 
     def begin():
-        enough = len(looks) + 2 * LOOKS  # by then the step is older than flush_seconds
-        return lambda: len(looks) > enough
+        enough = len(checks) + 2 * STALE_CHECKS  # by then the step is older than flush_seconds
+        return lambda: len(checks) > enough
 
     env = counting(path, Compose(WaitsForACondition(begin), StepCounter(2)), flush_seconds=0.1)
     rollout = env.rollout(4, break_when_any_done=False)

@@ -10,8 +10,9 @@ import pytest
 
 from interrupts import interrupted
 from servers import PATIENCE
-from torchrl_rerun.blocks.block import Block, StreamGroup
+from torchrl_rerun.blocks.block import Block, FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
+from torchrl_rerun.blocks.events import NO_ENVS
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment
@@ -40,14 +41,14 @@ class Driver:
     def handed(self):
         return [lease.block for lease in self.leases]
 
-    def add(self, value, rows=None, now=None):
+    def add(self, value, envs=None, now=None):
         """Add a frame. Return the number of waits for a lease, or None if the frame was lost."""
-        event = self.episodes.event(rows, time.time_ns() if now is None else now, is_step=value > 0)
+        event = self.episodes.event(envs, time.time_ns() if now is None else now, is_step=value > 0)
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
         waited = 0
-        while (lease := self.buffer.add(event, ([values], None, None), self.episodes.positions)) is not None:
-            if not lease.is_handed_on:
-                self.hand_on(lease)
+        while (lease := self.buffer.add(event, FrameValues([values]), self.episodes.positions)) is not None:
+            if not lease.is_enqueued:
+                self.enqueue(lease)
             elif not self._is_writer_there():
                 return None
             else:
@@ -58,11 +59,11 @@ class Driver:
 
     def flush(self):
         for lease in self.buffer.seal():
-            self.hand_on(lease)
+            self.enqueue(lease)
 
-    def hand_on(self, lease):
+    def enqueue(self, lease):
         self._put(lease)
-        lease.hand_on()
+        lease.mark_enqueued()
 
 
 def values_of(block):
@@ -94,12 +95,12 @@ def test_a_block_holds_at_least_one_frame():
 @pytest.mark.parametrize("stream", [SMALL, LARGE])
 def test_rows_equal_added_values(stream):
     driver = Driver(1_000_000, stream=stream)
-    for value, rows in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
-        driver.add(value, rows)
+    for value, envs in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
+        driver.add(value, envs)
     driver.flush()
     (block,) = driver.handed
     present = block.presence(0)
-    kept = [block.values[0][0].of(env, np.flatnonzero(present[:, env]))[:, 0].tolist() for env in range(ENVS)]
+    kept = [block.values[0][0].rows(env, np.flatnonzero(present[:, env]))[:, 0].tolist() for env in range(ENVS)]
     assert kept == [[0, 1, 2, 4], [0, 2, 3, 4], [0, 1, 2, 4]]
 
 
@@ -121,7 +122,7 @@ def test_a_track_without_values_gets_no_rows():
     driver.add(0)
     driver.add(1)
     driver.flush()
-    assert driver.handed[-1].frames == [[0, 1], []]
+    assert driver.handed[-1].event_of_slot == [[0, 1], []]
 
 
 def test_the_environment_waits_for_a_slow_writer():
@@ -180,7 +181,7 @@ def test_a_cleared_block_can_be_filled_again():
     for _ in range(2):
         while block.has_room():
             event = episodes.event(None, 0, is_step=False)
-            block.add(event, ([np.zeros((ENVS, 10), np.float32)], None, None))
+            block.add(event, FrameValues([np.zeros((ENVS, 10), np.float32)]))
         assert len(block.events) == 2
         assert block.bytes == 2 * ENVS * SMALL.row_bytes
         block.clear()
@@ -204,7 +205,7 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
             lease.release()
         del jobs[:most]
 
-    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, BlockLease.seal, Driver.hand_on, Driver.flush)
+    functions = (Buffer.seal, Buffer._start_block, Buffer._free_block, BlockLease.seal, Driver.enqueue, Driver.flush)
     for count in range(1000):
         written.clear()
         driver = Driver(ENVS * SMALL.row_bytes * 2 * BLOCKS, put=put)  # two frames a block
@@ -227,3 +228,15 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
         if not came:
             break
     assert count > 10
+
+
+def test_the_action_of_a_step_without_a_frame_waits_as_a_row_of_the_frame_before_it():
+    buffer = Buffer(ENVS, 1 << 20, max_age=1e9)
+    buffer.store((StreamGroup(Moment.ACTED, (SMALL,), (0,)),))
+    counters = Counters(ENVS)
+    values = FrameValues([np.zeros((ENVS, 10), np.float32)], [], [np.zeros((ENVS, 10), np.float32)])
+    counters.apply(counters.event(None, 0, is_step=False))
+    event = counters.event(None, 1, is_step=True, picked=(None, NO_ENVS))
+    assert buffer.add(event, values, counters.positions) is None
+    assert event.frame == 1
+    assert buffer.oldest_waiting == 0

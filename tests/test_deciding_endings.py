@@ -13,7 +13,7 @@ UP, DOWN = [True], [False]
 def ends(count=1, **flags):
     """Return the ends by environment: ``"terminated"``, ``"truncated"``, both, or nothing. ``__`` separates groups."""
     given = {tuple(name.split("__")): np.array(values) for name, values in flags.items()}
-    found = Endings(given).of(given.get, count)
+    found = Endings(given).ended(given.get, count)
     if found is None:
         return [""] * count
     names = zip(found.terminated, found.truncated, strict=True)
@@ -63,7 +63,7 @@ def test_an_episode_ends_when_all_groups_are_done():
 
 def test_a_group_whose_flag_is_missing_is_not_done():
     flags = {("red", "done"): np.array([[UP]])}
-    assert Endings([("red", "done"), ("blue", "done")]).of(flags.get, 1) is None
+    assert Endings([("red", "done"), ("blue", "done")]).ended(flags.get, 1) is None
 
 
 def test_each_environment_ends_by_its_own_flags():

@@ -8,17 +8,18 @@ import pytest
 
 from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.entity_paths import EntityPaths, free_key, unlike
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.scalars import Scalars
-from torchrl_rerun.kinds.streams import Leaf, Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.rrd.runs import FOLDER_OF_WORKER, elsewhere, family, parts_of
 
 
-def path_of(*key, env=0, agents=(), lane=0):
+def path_of(*key, env=0, agents=(), agent=0):
     """Return the entity path of a key of numbers."""
     shape = (len(agents), 3) if agents else (3,)
     stream = describe(Leaf(key, "float32", shape, agents=agents))
     assert isinstance(stream, Stream)
-    return entity_path(stream, env, lane)
+    return entity_path(stream, env, agent)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_paths_of_an_episode_file_have_no_environment():
 
 def test_each_agent_of_a_group_has_an_entity():
     agents = ("red", "blue")
-    paths = [path_of("agents", "reward", env=3, agents=agents, lane=lane) for lane in range(2)]
+    paths = [path_of("agents", "reward", env=3, agents=agents, agent=agent) for agent in range(2)]
     assert paths == ["/env_3/agents/reward/red", "/env_3/agents/reward/blue"]
 
 

@@ -17,7 +17,7 @@ from torchrl_rerun.kinds.endings import Endings, deciding
 
 
 def ends(flags, count=1):
-    found = Endings(flags).of(lambda key: np.array(flags[key]), count)
+    found = Endings(flags).ended(lambda key: np.array(flags[key]), count)
     return None if found is None else [part.tolist() for part in found]
 
 

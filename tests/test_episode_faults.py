@@ -226,7 +226,14 @@ def test_ctrl_c_loses_and_duplicates_no_episode(folder):
     """Ctrl-C at any operation of a reset, a step or a dump: each recorded frame is in the file of its episode."""
     recorder = RerunRecorder(folder, split="episode", blueprint=False)
     env = GymWrapper(Lengths()).append_transform(recorder)
-    functions = [Recording._add, Recording._enter, Recording._event, Recording.dump, Buffer.add, Block.add]
+    functions = [
+        Recording._add,
+        Recording._log_episodes,
+        Recording._event,
+        Recording.dump,
+        Buffer.add,
+        Block.add,
+    ]
     functions += [
         EpisodeLog.reset,
         EpisodeLog.step,

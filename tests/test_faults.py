@@ -545,9 +545,9 @@ def test_a_forked_child_does_not_touch_the_recording_of_its_parent(path):
 def test_a_step_with_ctrl_c_is_recorded_completely_or_not_at_all(path):
     recorder = RerunRecorder(path, in_keys=["x", "picture", "reward"], buffer_bytes=1 << 13)
     env = Odd().append_transform(recorder)
-    functions = [Recording._add, Block.add, Events.append]
-    functions += [Buffer.add, Buffer.seal, Buffer._start_block, Buffers.make_way, Buffers._put]
-    functions += [BlockLease.seal, BlockLease.hand_on, WriterThread.put_lease]
+    functions = [Recording._add, Recording._logged_values, Block.add, Events.append]
+    functions += [Buffer.add, Buffer.seal, Buffer._start_block, Buffers.free_block_for, Buffers._enqueue]
+    functions += [BlockLease.seal, BlockLease.mark_enqueued, WriterThread.put_lease]
     td = env.reset()
     td = env.step_mdp(env.step(env.rand_action(td)))  # all keys are described
     count, given = 0, 1

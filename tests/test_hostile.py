@@ -339,7 +339,7 @@ def test_values_of_another_dtype_are_left_out_with_a_warning(path, other, said):
 
     _, (warned,) = record(Scripted(observe), path, steps=8)
     assert warned == (
-        f"'x' is not recorded where it is {said}: the recording began with float32 (3, 2). Give it one dtype from the first "
+        f"'x' is not recorded while it is {said}: the recording began with float32 (3, 2). Give it one dtype from the first "
         "reset on"
     )
     recorded = read(path)

@@ -180,9 +180,10 @@ WITHOUT_FRAMEWORKS = """
     sys.meta_path.insert(0, Refused())
 
     import numpy as np
+    from torchrl_rerun.blocks.block import FrameValues
     from torchrl_rerun.kinds.schema import Moment
     from torchrl_rerun.kinds.describe import running_sum
-    from torchrl_rerun.kinds.streams import Leaf
+    from torchrl_rerun.kinds.leaf import Leaf
     from torchrl_rerun.recording.options import Options
     from torchrl_rerun.recording.session import Facts, Session, open_recording
 
@@ -203,9 +204,8 @@ WITHOUT_FRAMEWORKS = """
         if t == 0:
             recording.reset([observed])
         else:
-            recording.step(
-                [np.array([t, -t])], [observed], [np.full((2, 1), 0.5, np.float32), np.array([[False], [t == 4]])]
-            )
+            stepped = [np.full((2, 1), 0.5, np.float32), np.array([[False], [t == 4]])]
+            recording.step(FrameValues([observed], stepped, [np.array([t, -t])]))
     recording.dump()
     recording.close()
     assert not [name for name in sys.modules if name.partition(".")[0] in ("torch", "tensordict", "torchrl", "gymnasium")]

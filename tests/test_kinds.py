@@ -437,3 +437,8 @@ def test_values_of_a_user_defined_kind_come_back(path, dtype):
     logged(path, observed, Doubled())
     [episode] = load(path)
     assert torch.equal(episode.tensordict()["points"], torch.stack(observed[:-1]))
+
+
+def test_a_kind_of_ones_own_that_claims_to_be_of_pictures_is_refused():
+    with pytest.raises(TypeError, match="is no subclass of Image, Depth or Segmentation"):
+        type("Map", (Kind,), {"name": "map", "is_picture": True})

@@ -91,7 +91,7 @@ def names_in(part):
 
 
 REWARD = Stream(("reward",), Scalars(), "float32", (1,))
-RETURN = Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",))
+RETURN = Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("reward",))
 FLAG = Stream(("terminated",), State(), "bool", (1,))
 
 

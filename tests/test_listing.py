@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from episode_folders import BEGINNING, episode, write_chunks, write_episode, write_run
 from torchrl_rerun import Episode, RerunRecorder, list_episodes
 from torchrl_rerun.cli import app
-from torchrl_rerun.kinds.episode import PROPERTIES
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES
 
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli", "ls"]
 
@@ -229,7 +229,7 @@ def test_episodes_may_be_sorted_by_any_column(run):
     assert shown(run, "--sort", "episode_return", "--reverse") == by_return[::-1] + nothing
     assert shown(run, "--sort", "success")[:3] == [(1, 0), (1, 1), (1, 2)]
     assert shown(run, "--sort", "terminated")[0] == (0, 3)
-    for column in (*PROPERTIES, "size", "goal", "files"):
+    for column in (*EPISODE_PROPERTIES, "size", "goal", "files"):
         assert len(shown(run, "--sort", column)) == 7
 
 
@@ -363,7 +363,7 @@ def test_a_table_in_a_pipe_has_a_complete_line_for_each_episode(run):
     write_episode(run / "worker_0", episode(5, -0.5, annotations={"goal": "a long way [red]\n" + 50 * "x"}))
     done = ls(run, "--sort", "episode_return")
     header, *lines = done.stdout.splitlines()
-    assert header.split() == [*PROPERTIES, "size", "goal", "success", "files"]
+    assert header.split() == [*EPISODE_PROPERTIES, "size", "goal", "success", "files"]
     assert len(lines) == 7
     assert lines[0].split()[:5] == ["0", "1", "-5", "20", "true"]
     assert lines[0].split()[-1] == "env_0_episode_000001.rrd"

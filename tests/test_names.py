@@ -26,8 +26,9 @@ from torchrl.envs.libs.vmas import VmasEnv
 from environments import OfOnesOwn
 from readback import read
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.scalars import Scalars
-from torchrl_rerun.kinds.streams import Leaf, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.transform.known_names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
 from torchrl_rerun.writing.chunks import static_chunks
 

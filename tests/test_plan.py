@@ -12,7 +12,7 @@ from torchrl.envs import GymEnv
 
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.endings import Endings
-from torchrl_rerun.kinds.streams import Leaf
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader, Reader, Readers
@@ -77,7 +77,7 @@ def test_values_of_another_dtype_are_left_out_with_one_warning(value):
     reader, some = ArrayReader(never), readers(stream("x", shape=(3,)), stream("y"))
     other = torch.rand(2)
     with pytest.warns(
-        UserWarning, match=r"'x' is not recorded where it is .*: the recording began with float32"
+        UserWarning, match=r"'x' is not recorded while it is .*: the recording began with float32"
     ) as warned:
         read = [reader.arrays(some, [value, other]) for _ in range(2)]
     for first, second in read:
@@ -131,7 +131,7 @@ def test_the_flags_of_the_plan_end_episodes():
 
 def test_values_of_the_policy_are_found_by_key():
     acted = Acted([("action",), ("logits",)], [1, 2])
-    assert list(acted.of([("logits",), ("value",)])) == [2, None]
+    assert list(acted.select([("logits",), ("value",)])) == [2, None]
 
 
 def test_the_plan_is_made_at_the_first_step_and_never_changes(tmp_path):

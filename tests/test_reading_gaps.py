@@ -190,7 +190,7 @@ def test_a_reset_of_one_group_of_agents_keeps_the_steps_of_the_episode(path):
     """The last observation and the one of the reset have one step of the episode and two frames."""
     obs = Stream(("obs",), Scalars(), "float32", (1,))
     reward, action = Stream(("reward",), Scalars(), "float32", (1,)), Stream(("action",), Scalars(), "float32", (1,))
-    sums = Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",))
+    sums = Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("reward",))
     described = [(obs, Moment.OBSERVED), (sums, Moment.OBSERVED), (reward, Moment.STEPPED), (action, Moment.ACTED)]
     #        reset, step, step, group reset twice, step, group reset, step, reset, step
     steps = [0, 1, 2, 2, 2, 3, 3, 4, 0, 1]

@@ -12,9 +12,9 @@ import pytest
 
 from interrupts import interrupted
 from torchrl_rerun import RecordingError
-from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.block import Block, FrameValues
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.schema import Moment, Source
-from torchrl_rerun.kinds.streams import Leaf
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.status import State
@@ -33,7 +33,7 @@ def recording(path):
 
 
 def step(recording, value=1.0):
-    recording.step([], [np.full((2, 3), value, np.float32)], [])
+    recording.step(FrameValues([np.full((2, 3), value, np.float32)], [], []))
 
 
 def test_a_recording_goes_from_open_to_closed(recording):
@@ -113,7 +113,7 @@ def test_an_error_of_the_clock_gives_a_warning_at_the_next_frame(recording):
     def fails(at_once):
         raise ZeroDivisionError
 
-    recording.step([], [np.ones((2, 3), np.float32)], [], revise=fails)
+    recording.step(FrameValues([np.ones((2, 3), np.float32)], [], []), revise=fails)
     deadline = time.monotonic() + 30
     while recording.status.error is None:
         assert time.monotonic() < deadline

@@ -10,8 +10,9 @@ import pytest
 
 from torchrl_rerun import Depth, Image, Kind, Points3D, Scalars, Segmentation, State, Tensor, Text
 from torchrl_rerun.kinds.describe import KINDS
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import stream_from_schema, stream_to_schema
-from torchrl_rerun.kinds.streams import Leaf, Stream, UnsupportedLeafError
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.options import Options
 
 
@@ -139,7 +140,7 @@ def test_a_matrix_may_be_a_picture_by_choice():
 
 def test_an_agent_dimension_is_not_part_of_the_row():
     stream = described("float32", (2, 18), agents=("fox", "hare"))
-    assert (stream.kind, stream.row_shape, stream.lanes) == (Scalars(), (18,), 2)
+    assert (stream.kind, stream.row_shape, stream.agent_count) == (Scalars(), (18,), 2)
 
 
 def test_the_spec_is_preferred_to_the_data():
@@ -195,7 +196,7 @@ def test_options_that_do_not_fit_are_refused(leaf, message):
         Stream(("depth",), Depth(1000.0, channels="HW"), "uint16", (8, 8)),
         Stream(("classes",), Segmentation(["floor"], channels="HW"), "uint8", (8, 8)),
         Stream(("note",), Text(), "object", ()),
-        Stream(("episode_return",), Scalars(), "float64", (1,), sums=("reward",)),
+        Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("reward",)),
         Stream(("__properties", "x"), Scalars(), "float32", (1,), place=("__properties_2", "x")),
     ],
 )

@@ -27,20 +27,22 @@ def test_positions_equal_counted_ones(history):
     envs, happened, before_block = history
     episodes = Counters(envs)
     start, events, counted = episodes.positions(), Events(), []
-    for number, (is_step, rows) in enumerate(happened):
+    for number, (is_step, chosen) in enumerate(happened):
         if number == before_block:  # a block begins
             start, events, counted = episodes.positions(), Events(), []
-        rows = None if rows is None else np.array(rows)
-        event = episodes.event(rows, 1000 + number, is_step=is_step)
+        chosen = None if chosen is None else np.array(chosen)
+        event = episodes.event(chosen, 1000 + number, is_step=is_step)
         before = episodes.positions()
         episodes.apply(event)
         events.append(event)
-        counted.append((rows, before, episodes.positions()))
+        counted.append((chosen, before, episodes.positions()))
     timelines = Timelines(start, events)
     for env in range(envs):
-        frames = np.array([i for i, (rows, _, _) in enumerate(counted) if rows is None or env in rows], np.intp)
-        assert timelines.at(env, frames).tolist() == [counted[i][2][env].tolist() for i in frames]
-        assert timelines.before(env, frames).tolist() == [counted[i][1][env].tolist() for i in frames]
+        events_of_env = np.array(
+            [i for i, (chosen, _, _) in enumerate(counted) if chosen is None or env in chosen], np.intp
+        )
+        assert timelines.at(env, events_of_env).tolist() == [counted[i][2][env].tolist() for i in events_of_env]
+        assert timelines.before(env, events_of_env).tolist() == [counted[i][1][env].tolist() for i in events_of_env]
 
 
 @given(histories(), st.integers(0, 2**32 - 1))
@@ -50,10 +52,10 @@ def test_sums_equal_added_ones(history, seed):
     episodes, rng = Counters(envs), np.random.default_rng(seed)
     start = total = rng.normal(size=(envs, 2))
     events, rewards, slots, expected = Events(), [], [], [start]
-    for number, (is_step, rows) in enumerate(happened):
-        rows = None if rows is None else np.array(rows)
-        events.append(episodes.event(rows, 0, is_step=is_step))
-        at = slice(None) if rows is None else rows
+    for number, (is_step, chosen) in enumerate(happened):
+        chosen = None if chosen is None else np.array(chosen)
+        events.append(episodes.event(chosen, 0, is_step=is_step))
+        at = slice(None) if chosen is None else chosen
         total = total.copy()
         if is_step:
             reward = rng.normal(size=(envs, 2)).astype(np.float32)

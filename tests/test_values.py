@@ -233,7 +233,7 @@ def test_a_value_of_another_class_is_left_out_alone(path, batch_size):
 
     specs = {"x": Unbounded((*batch_size, 2))}
     env = Scripted(observe, batch_size, specs).append_transform(RerunRecorder(path, in_keys=["a", "b", "x"]))
-    with pytest.warns(UserWarning, match="'a' is not recorded where it is of type NonTensorData"):
+    with pytest.warns(UserWarning, match="'a' is not recorded while it is of type NonTensorData"):
         walk(env)
     recorded = read(path)
     numbers = {t: torch.full((2,), float(t)) for t in range(5)}

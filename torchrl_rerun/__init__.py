@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from torchrl_rerun.kinds.exact import exact_column
     from torchrl_rerun.kinds.image import Image
     from torchrl_rerun.kinds.kind import Encoded, Encoder, Kind, Plot, View, archetype_columns
+    from torchrl_rerun.kinds.leaf import Leaf
     from torchrl_rerun.kinds.points3d import Points3D
     from torchrl_rerun.kinds.scalars import Scalars
     from torchrl_rerun.kinds.segmentation import Segmentation
     from torchrl_rerun.kinds.state import State
-    from torchrl_rerun.kinds.streams import Leaf, Stream
+    from torchrl_rerun.kinds.streams import Stream
     from torchrl_rerun.kinds.tensor import Tensor
     from torchrl_rerun.kinds.text import Text
-    from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+    from torchrl_rerun.reading.episodes import LoadedEpisodes
     from torchrl_rerun.reading.learning import StepDataset
     from torchrl_rerun.reading.load import load
+    from torchrl_rerun.reading.loaded_episode import LoadedEpisode
     from torchrl_rerun.reading.query import query, table_of
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
@@ -112,9 +114,9 @@ _HOMES = {
     "KeepWorst": "recording.keep",
     "Kind": "kinds.kind",
     "LeRobotDataset": "export.lerobot",
-    "Leaf": "kinds.streams",
+    "Leaf": "kinds.leaf",
     "Listing": "rrd.listing",
-    "LoadedEpisode": "reading.episodes",
+    "LoadedEpisode": "reading.loaded_episode",
     "LoadedEpisodes": "reading.episodes",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",

@@ -23,8 +23,8 @@ from soak.runners import Outcome, Runners
 WARM_UP = 20
 """Iterations after which the growth of a process's memory is measured."""
 
-MAX_GROWTH = 150 << 20
-"""Allowed growth of a process's memory after the warm-up, in bytes."""
+MAX_GROWTH = 64 << 20
+"""Allowed growth of the bytes in use after the warm-up."""
 
 
 @dataclass
@@ -127,16 +127,16 @@ def soak(seconds: float, seed: int, console: Console | None = None, told=lambda 
                 console.print(
                     f"--only {plan.seed} failed: {outcome.failure.strip().splitlines()[-1][:300]}", markup=False
                 )
-        done.growth = growth_of(runners.resident)
+        done.growth = growth_of(runners.used)
     if done.growth > MAX_GROWTH:
         done.failures.append(Outcome(seed, failure=f"memory grew by {done.growth / 1e6:.0f} MB"))
     return done
 
 
-def growth_of(resident: list[list[int]]) -> int:
-    """Return the largest growth of a process's memory after its first iterations, in bytes, between medians."""
+def growth_of(used: list[list[int]]) -> int:
+    """Return the largest growth of a process's bytes in use after its first iterations, between medians."""
     grown = [0]
-    for process in resident:
+    for process in used:
         later = process[WARM_UP:]
         if len(later) >= 10:
             part = max(3, len(later) // 5)

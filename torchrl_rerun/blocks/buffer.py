@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Arrays, Block, StreamGroup
+from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, Frames, FrameValues, RolloutValues, StreamGroup
 from torchrl_rerun.blocks.devices import Transfers
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
@@ -22,7 +22,7 @@ BLOCKS = 2
 class Buffer:
     """Two blocks that take turns, and the bound on the bytes that wait.
 
-    A buffer neither waits nor writes: :meth:`add` and :meth:`seal` return leases, which their caller hands on to the writer.
+    A buffer neither waits nor writes: :meth:`add` and :meth:`seal` return leases, which their caller enqueues for the writer.
 
     Args:
         envs: number of recorded environments.
@@ -35,7 +35,7 @@ class Buffer:
         self._envs = envs
         self._max_age = max_age * 1e9
         self._groups: tuple[StreamGroup, ...] = ()
-        self._is_summed = False
+        self._has_rewards = False
         self._blocks: list[Block] = []
         self._block: Block | None = None
         self._expires = 0.0
@@ -51,7 +51,7 @@ class Buffer:
         """Store other groups of streams: seal the block in use, and start blocks of the new form."""
         self.seal()
         self._groups = tuple(groups)
-        self._is_summed = any(group.is_summed for group in groups)
+        self._has_rewards = any(group.has_rewards for group in groups)
         devices = sorted({stream.device for group in groups for stream in group.streams if stream.device})
         transfers = {device: Transfers(device) for device in devices}
         self._blocks = [
@@ -94,24 +94,24 @@ class Buffer:
     def add(
         self,
         event: Event,
-        moments: Sequence[Arrays | None],
+        values: FrameValues,
         positions: Callable[[], Positions],
         *,
         may_change: bool = False,
     ) -> BlockLease | None:
-        """Copy a frame into a block that has room for it, or return the lease that is in the way.
+        """Copy a frame into a block that has room for it, or return the lease that blocks it.
 
-        If a lease is returned nothing was copied. Hand it on to the writer unless the writer has it, else wait for its
-        release; then add the frame again.
+        If a lease is returned nothing was copied. Enqueue it unless it is enqueued already, else wait for its release; then
+        add the frame again.
 
         Args:
             event: what happens in the frame.
-            moments: per moment, the values of all environments; None for a moment that had none.
+            values: the values of all environments.
             positions: returns where the environments are before the frame; called at the start of a block.
             may_change: whether :meth:`amend` may follow.
         """
         block = self._block
-        if block is None and event.leaves_no_row and not self._is_summed and not may_change:
+        if block is None and event.leaves_no_row and not self._has_rewards and not may_change:
             return None  # the next block begins after it
         if (
             block is None
@@ -119,45 +119,87 @@ class Buffer:
             or (block.room <= 0 and not block.has_room())
             or block.is_heavy
         ):
-            in_the_way = self._start_block(event, positions)
-            if in_the_way is not None:
-                return in_the_way
+            blocking_lease = self._start_block(event, positions)
+            if blocking_lease is not None:
+                return blocking_lease
             block = self._block
             assert block is not None, "it was just begun"
-        block.add(event, moments)
+        block.add(event, values)
         return None
+
+    def make_room(self, event: Event, positions: Callable[[], Positions]) -> BlockLease | None:
+        """Begin a block unless the one in use has room, or return the lease that blocks it, as :meth:`add` does.
+
+        Args:
+            event: what happens in the next frame.
+            positions: returns where the environments are before the frame.
+        """
+        block = self._block
+        if block is not None and event.log_time <= self._expires and block.has_room() and not block.is_heavy:
+            return None
+        return self._start_block(event, positions)
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`add_many` can be used: all values are arrays in main memory."""
+        return all(block.takes_many for block in self._blocks)
+
+    @property
+    def room(self) -> int:
+        """Number of frames that :meth:`add_many` can add at once, after :meth:`make_room`."""
+        return 0 if self._block is None else self._block.room
+
+    def add_many(self, frames: Frames, values: RolloutValues) -> None:
+        """Copy frames into the block in use.
+
+        Args:
+            frames: at most :attr:`room` frames.
+            values: the values of all environments.
+        """
+        assert self._block is not None, "there is room for the frames"
+        self._block.add_many(frames, values)
+
+    @property
+    def count(self) -> int:
+        """Number of events in the block in use."""
+        return 0 if self._block is None else len(self._block.events)
+
+    def drop_after(self, count: int) -> None:
+        """Forget all events of the block in use but the first ones, however much of their frames was copied."""
+        if self._block is not None:
+            self._block.drop_after(count)
 
     def drop(self, event: Event) -> None:
         """Forget the frame that is being added, however much of it was copied."""
         if self._block is not None:
             self._block.drop(event)
 
-    def amend(self, event: Event, amended: Event, moments: Sequence[Arrays | None]) -> None:
+    def amend(self, event: Event, amended: Event, values: FrameValues) -> None:
         """Put another event, with other values, in the place of the last one. Called again it does the same.
 
         Args:
             event: the last one that was added, with ``may_change``; nothing was sealed since.
             amended: the same step; more of it may be recorded.
-            moments: per moment, the values of all environments; None for a moment that had none.
+            values: the values of all environments.
         """
         if self._block is not None:
             self._block.drop(event)
-            self._block.add(amended, moments)
+            self._block.add(amended, values)
 
     def seal(self) -> Iterator[BlockLease]:
-        """Add no more to the block in use. Return the leases to hand on to the writer, oldest first.
+        """Add no more to the block in use. Return the leases to enqueue, oldest first.
 
-        Ctrl-C may come at any point: the next call returns what this one didn't. A lease may be handed on twice then,
+        Ctrl-C may come at any point: the next call returns what this one didn't. A lease may be enqueued twice then,
         since nobody knows whether Ctrl-C came before or after; the second time nothing is written.
         """
         self._block = None
         for lease in tuple(self._leases):
-            if not lease.is_handed_on and lease.first is not None:
+            if not lease.is_enqueued and lease.first is not None:
                 if len(lease.block.events):
                     lease.seal()
                 else:  # Ctrl-C came before its first frame
                     self._leases.remove(lease)
-        return (lease for lease in tuple(self._leases) if not lease.is_handed_on)
+        return (lease for lease in tuple(self._leases) if not lease.is_enqueued)
 
     def prepare(self) -> BlockLease | None:
         """Return a lease of a block that isn't in use, without frames, for the writer to touch its memory; None if all are.
@@ -175,7 +217,7 @@ class Buffer:
         """Let go of the memory: nothing is added any more."""
         self._blocks, self._block, self._leases = [], None, deque()
 
-    def is_old(self, now: int) -> bool:
+    def is_stale(self, now: int) -> bool:
         """Return whether the first frame of the block in use is older than it may be.
 
         Args:
@@ -198,7 +240,7 @@ class Buffer:
         """Go on with another block if this one is full, or is old and the other one is free.
 
         Returns:
-            The lease that is in the way of another block.
+            The lease that must be enqueued or released first; None if a block is ready.
         """
         block = self._block
         if block is not None and block.has_room() and not block.is_heavy and self._free_block() is None:
@@ -212,7 +254,8 @@ class Buffer:
             return self._leases[0]
         block.begin(positions())
         self._expires = event.log_time + self._max_age
-        self._leases.append(BlockLease(block, event.frame))
+        # The action of a step that makes no frame itself is a row of the frame before it.
+        self._leases.append(BlockLease(block, event.frame if event.is_recorded else event.frame - 1))
         self._block = block
         return None
 

@@ -1,11 +1,10 @@
-"""Copies from an accelerator: in a CUDA stream of their own, into pinned memory, without a wait on the environment's thread."""
+"""Copies from an accelerator into pinned memory, without a wait on the environment's thread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
@@ -20,7 +19,11 @@ class Arrival(Protocol):
 
 
 class Transfers:
-    """Copies tensors on a device to arrays in pinned memory. The copies arrive later, in order.
+    """Copies tensors on a device to pinned memory. The copies arrive later.
+
+    The copies are put into the CUDA stream in which the tensors were computed. The device makes them before it executes
+    what is put there afterwards: simulators may write the next step into the same tensors. A stream of their own would
+    need clones and events, which take the environment's thread 60 to 160 us where the copies take 25 (NVIDIA H100).
 
     Args:
         device: the device, as PyTorch names it: ``"cuda:0"``.
@@ -29,37 +32,49 @@ class Transfers:
     def __init__(self, device: str) -> None:
         import torch  # noqa: PLC0415 - the engine does without, unless tensors come
 
+        self._torch = torch
         self._device = torch.device(device)
-        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._streams: dict[int, torch.cuda.Stream] = {}  # by their handles: those with copies since the last arrival
 
     @staticmethod
-    def allocate(shape: Sequence[int], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """Return an array in pinned memory, which the device can write to while the processor does something else."""
-        import torch  # noqa: PLC0415 - the engine does without, unless tensors come
-
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        array: npt.NDArray[Any] = torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype)
-        return array.reshape(shape)
-
-    def copy(self, pairs: Sequence[tuple[npt.NDArray[Any], torch.Tensor]]) -> None:
-        """Begin to copy tensors into arrays. The tensors may be changed as soon as this returns.
+    def allocate(shape: Sequence[int], dtype: str) -> torch.Tensor:
+        """Return a tensor in pinned memory, which the device can write to while the processor does something else.
 
         Args:
-            pairs: arrays, and tensors of their shapes.
+            shape: the shape.
+            dtype: torch's name of the dtype.
         """
         import torch  # noqa: PLC0415 - the engine does without, unless tensors come
 
-        # A clone on the device costs next to nothing. Simulators write each step into the same tensors, and would overtake
-        # the copy.
-        values = [value.detach().clone() for _, value in pairs]
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            for (target, _), value in zip(pairs, values, strict=True):
-                bits = value.contiguous().reshape(-1).view(torch.uint8)
-                torch.from_numpy(target.reshape(-1).view(np.uint8)).copy_(bits, non_blocking=True)
-                bits.record_stream(self._stream)
+        return torch.empty(tuple(shape), dtype=getattr(torch, dtype), pin_memory=True)
 
-    def arrival(self) -> Arrival:
-        """Return the end of all copies that were begun before."""
-        event: Arrival = self._stream.record_event()
-        return event
+    def copy(self, targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        """Begin to copy tensors. They may be changed as soon as this returns, by the same CUDA stream.
+
+        Args:
+            targets: tensors in pinned memory.
+            values: tensors of their shapes and dtypes.
+        """
+        torch = self._torch
+        stream = torch.cuda.current_stream(self._device)
+        with torch.no_grad():  # targets would become part of the graph of values that require a gradient
+            torch._foreach_copy_(targets, values, non_blocking=True)
+        self._streams[stream.cuda_stream] = stream
+
+    def arrivals(self) -> list[Arrival]:
+        """Return the ends of all copies that were begun before, one for each CUDA stream. Any thread may call it."""
+        streams, self._streams = self._streams, {}
+        return [stream.record_event() for stream in streams.values()]
+
+
+def host_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return an array that shares the memory of a tensor in main memory. bfloat16, which NumPy lacks, has its bits as uint16."""
+    import torch  # noqa: PLC0415 - the engine does without, unless tensors come
+
+    array: npt.NDArray[Any] = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def fetched(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Return a copy of a tensor's values, waited for; bfloat16 as uint16."""
+    return host_bits(tensor.detach().cpu())

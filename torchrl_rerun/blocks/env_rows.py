@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.positions import Timelines
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import Positions
@@ -20,63 +20,66 @@ class EnvRows(NamedTuple):
     """Rows of one environment that share their times.
 
     Attributes:
-        row: index of the environment among the recorded ones.
+        env: index of the environment among the recorded ones.
         positions: where it was, ``[n, 6]``.
         values: per stream its rows, ``[n, *stream.shape]``: views of the block's memory if possible.
     """
 
-    row: int
+    env: int
     positions: Positions
     values: list[tuple[Stream, npt.NDArray[Any]]]
 
 
-def rows_by_env(block: Block, envs: int, sums: Sums) -> Iterator[EnvRows]:
+def rows_by_env(block: Block, envs: int, returns: RunningReturns) -> Iterator[EnvRows]:
     """Return the rows of a block, environment by environment.
 
     Args:
         block: the block.
         envs: number of recorded environments.
-        sums: the running returns so far.
+        returns: the running returns so far.
     """
     block.wait()
     timelines = Timelines(block.start, block.events)
-    summed = sums.of(block)
-    frames = [np.array(each, np.intp) for each in block.frames]
+    running = returns.advance(block)
+    event_of_slot = [np.array(each, np.intp) for each in block.event_of_slot]
     present = [block.presence(group) for group in range(len(block.groups))]
     together = _groups_with_the_same_times(block)
-    for row in range(envs):
+    for env in range(envs):
         for groups in together:
             first = groups[0]
             mask = present[first]
-            slots = slice(0, len(frames[first])) if mask is None else np.flatnonzero(mask[:, row])
-            at = frames[first][slots]
+            slots = slice(0, len(event_of_slot[first])) if mask is None else np.flatnonzero(mask[:, env])
+            at = event_of_slot[first][slots]
             if not len(at):
                 continue
             is_before = block.groups[first].moment is Moment.ACTED
-            positions = timelines.before(row, at) if is_before else timelines.at(row, at)
+            positions = timelines.before(env, at) if is_before else timelines.at(env, at)
             values = [
-                (stored.stream, stored.of(row, slots))
+                (stored.stream, stored.rows(env, slots))
                 for group in groups
                 for stored in block.values[group]
-                if not (stored.stream.shared and row)
+                if not (stored.stream.shared and env)
             ]
-            sums_here = (stream for group in groups for stream in block.groups[group].streams if stream.sums)
-            values += [(stream, summed[stream.key][slots, row]) for stream in sums_here]
+            returns_here = (stream for group in groups for stream in block.groups[group].streams if stream.reward_key)
+            values += [(stream, running[stream.key][slots, env]) for stream in returns_here]
             if values:
-                yield EnvRows(row, positions, values)
+                yield EnvRows(env, positions, values)
 
 
 def _groups_with_the_same_times(block: Block) -> list[list[int]]:
     """Return the numbers of the groups that have any rows, together those whose rows have the same times."""
     sets: list[list[int]] = []
-    for group, frames in enumerate(block.frames):
+    for group, event_of_slot in enumerate(block.event_of_slot):
         is_before = block.groups[group].moment is Moment.ACTED
         for together in sets:
             first = together[0]
-            if block.frames[first] == frames and (block.groups[first].moment is Moment.ACTED) is is_before:
+            if (
+                block.event_of_slot[first] == event_of_slot
+                and (block.groups[first].moment is Moment.ACTED) is is_before
+            ):
                 together.append(group)
                 break
         else:
-            if frames:
+            if event_of_slot:
                 sets.append([group])
     return sets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +26,10 @@ class Event(NamedTuple):
         step: number of calls of ``env.step`` so far.
         log_time: its time, in nanoseconds since the epoch.
         is_step: whether it is a step, not a reset.
-        rows: the environments that were reset or stepped.
-        before: the environments whose frame before this one is recorded; the action of the step belongs to that frame.
-        after: the environments whose frame is recorded now.
-        begun: of a reset, the environments whose episodes begin; None: all of ``rows``. In the others only some groups of
+        envs: the environments that were reset or stepped.
+        envs_before: the environments whose frame before this one is recorded; the action of the step belongs to that frame.
+        envs_after: the environments whose frame is recorded now.
+        begun: of a reset, the environments whose episodes begin; None: all of ``envs``. In the others only some groups of
             agents were reset, and their episodes go on.
     """
 
@@ -37,25 +37,25 @@ class Event(NamedTuple):
     step: int
     log_time: int
     is_step: bool
-    rows: EnvIndices
-    before: EnvIndices
-    after: EnvIndices
+    envs: EnvIndices
+    envs_before: EnvIndices
+    envs_after: EnvIndices
     begun: EnvIndices = None
 
     @property
-    def begins(self) -> EnvIndices:
+    def envs_begun(self) -> EnvIndices:
         """The environments whose episodes begin with a reset."""
-        return self.rows if self.begun is None else self.begun
+        return self.envs if self.begun is None else self.begun
 
     @property
     def is_recorded(self) -> bool:
         """Whether the event makes a frame. One of other environments does, too, for the statistics over all."""
-        return self.after is self.rows or self.after is None or len(self.after) > 0
+        return self.envs_after is self.envs or self.envs_after is None or len(self.envs_after) > 0
 
     @property
     def leaves_no_row(self) -> bool:
         """Whether nothing of it is recorded: it is only counted."""
-        return not self.is_recorded and self.before is not None and not len(self.before)
+        return not self.is_recorded and self.envs_before is not None and not len(self.envs_before)
 
 
 class Events:
@@ -84,13 +84,26 @@ class Events:
 
     def append(self, event: Event) -> None:
         """Note an event."""
-        frame, step, log_time, is_step, rows, before, after, _ = event
+        frame, step, log_time, is_step, envs, before, after, _ = event
         self._numbers.extend((frame, step, log_time))
-        if rows is not None or not is_step:
+        if envs is not None or not is_step:
             self._others[self._count] = event
         elif before is not None or after is not None:
             self._picked[self._count] = event
         self._count += 1
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Note several events."""
+        for event in events:
+            self.append(event)
+
+    def drop_after(self, count: int) -> None:
+        """Forget all events but the first ones, however much of the others was noted."""
+        del self._numbers[3 * count :]
+        self._count = len(self._numbers) // 3
+        for noted in (self._others, self._picked):
+            for number in [number for number in noted if number >= count]:
+                del noted[number]
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of it was noted."""
@@ -123,9 +136,9 @@ class Events:
             before: whether it is about the frames before the events, not those after them.
         """
         for position, event in (*self._others.items(), *self._picked.items()):
-            rows = event.before if before else event.after
-            if rows is not None:
-                yield position, rows
+            envs = event.envs_before if before else event.envs_after
+            if envs is not None:
+                yield position, envs
 
     def runs(self) -> Iterator[tuple[int, int, Event | None]]:
         """Return stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
@@ -143,13 +156,13 @@ class EndedEpisode(NamedTuple):
     """An episode that is over.
 
     Attributes:
-        row: index of its environment among the recorded ones.
+        env: index of its environment among the recorded ones.
         episode: its properties.
         before: the frame that all its rows are before.
         since: when it was over, in seconds of the monotonic clock.
     """
 
-    row: int
+    env: int
     episode: Episode
     before: int
     since: float

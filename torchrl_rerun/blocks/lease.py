@@ -10,7 +10,7 @@ from torchrl_rerun.blocks.block import Block
 class BlockLease:
     """A block in use, which passes from the environment's thread to the writer's and is released there.
 
-    The environment's thread fills, seals and hands on; the writer's thread alone releases. A lease that is handed on twice,
+    The environment's thread fills, seals and enqueues; the writer's thread alone releases. A lease that is enqueued twice,
     because Ctrl-C came before that was noted, is written once: the second time it is released already.
 
     Args:
@@ -21,7 +21,7 @@ class BlockLease:
         block: the block.
         first: the number of its first frame, or None.
         frames: its frames ``[first, last)``; None unless the lease is sealed and holds frames.
-        is_handed_on: whether the writer has it.
+        is_enqueued: whether it is in the writer's queue, or was.
 
     >>> lease = BlockLease(Block((), 1, 1))
     >>> lease.release(), lease.is_released
@@ -32,7 +32,7 @@ class BlockLease:
         self.block = block
         self.first = first
         self.frames: tuple[int, int] | None = None
-        self.is_handed_on = False
+        self.is_enqueued = False
         self._released = threading.Event()
 
     def seal(self) -> None:
@@ -41,9 +41,9 @@ class BlockLease:
             self.block.seal()
             self.frames = self.block.events.frames
 
-    def hand_on(self) -> None:
-        """Note that the writer has it."""
-        self.is_handed_on = True
+    def mark_enqueued(self) -> None:
+        """Note that it is in the writer's queue."""
+        self.is_enqueued = True
 
     @property
     def is_released(self) -> bool:

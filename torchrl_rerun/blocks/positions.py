@@ -19,7 +19,7 @@ def advance(positions: Positions, event: Event) -> Positions:
         event: the event.
     """
     after = positions.copy()
-    touched = slice(None) if event.rows is None else event.rows
+    touched = slice(None) if event.envs is None else event.envs
     moved = after[touched]
     moved[:, FRAME], moved[:, STEP], moved[:, LOG_TIME] = event[:3]
     if event.is_step:
@@ -28,11 +28,11 @@ def advance(positions: Positions, event: Event) -> Positions:
         moved[:, REGROUPED] += 1
     after[touched] = moved
     if not event.is_step:
-        begins = slice(None) if event.begins is None else event.begins
-        begun = after[begins]
-        begun[:, EPISODE] += 1
-        begun[:, EPISODE_STEP] = begun[:, REGROUPED] = 0
-        after[begins] = begun
+        begun = slice(None) if event.envs_begun is None else event.envs_begun
+        first = after[begun]
+        first[:, EPISODE] += 1
+        first[:, EPISODE_STEP] = first[:, REGROUPED] = 0
+        after[begun] = first
     return after
 
 
@@ -81,21 +81,21 @@ class Timelines:
             else:
                 self._positions[..., last] = advance(before, event)
 
-    def at(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
+    def at(self, env: int, events: npt.NDArray[np.intp]) -> Positions:
         """Return the positions of an environment after some events, ``[n, 6]``, each column contiguous.
 
         Args:
             env: index of the environment among the recorded ones.
-            frames: the numbers of the events in the block, in which it took part.
+            events: the numbers of the events in the block, in which it took part.
         """
-        return self.before(env, frames + 1)
+        return self.before(env, events + 1)
 
-    def before(self, env: int, frames: npt.NDArray[np.intp]) -> Positions:
+    def before(self, env: int, events: npt.NDArray[np.intp]) -> Positions:
         """Return the positions of an environment before some events, ``[n, 6]``: where the policy saw it.
 
         Args:
             env: index of the environment among the recorded ones.
-            frames: the numbers of the events in the block.
+            events: the numbers of the events in the block.
         """
-        positions: Positions = self._positions[env].take(frames, axis=1).T
+        positions: Positions = self._positions[env].take(events, axis=1).T
         return positions

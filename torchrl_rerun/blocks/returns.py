@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.events import EnvIndices, Events
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 
 
-class Sums:
+class RunningReturns:
     """Running returns in float64, carried on from block to block on the writer's thread.
 
     Args:
@@ -40,24 +40,24 @@ class Sums:
         self._totals.clear()
         self._before = np.nan
 
-    def of(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
-        """Return the running returns of a block, at the frames of their group: per key ``[slots, envs, *shape]``."""
+    def advance(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
+        """Add the rewards of a block. Return its running returns, at the slots of their group: per key ``[slots, envs, *shape]``."""
         rewards = {
-            values.stream.key: (values.stream.numbers(values.by_frame[: len(frames)]), frames)
-            for group, frames in zip(block.values, block.frames, strict=True)
+            values.stream.key: (values.stream.numbers(values.by_frame[: len(event_of_slot)]), event_of_slot)
+            for group, event_of_slot in zip(block.values, block.event_of_slot, strict=True)
             for values in group
         }
         found = {}
-        for group, frames in zip(block.groups, block.frames, strict=True):
+        for group, event_of_slot in zip(block.groups, block.event_of_slot, strict=True):
             for stream in group.streams:
-                if stream.sums:
+                if stream.reward_key:
                     total = self._totals.get(stream.key)
                     if total is None:
                         total = np.full((self._envs, *stream.shape), self._before)
-                    array, slots = rewards.get(stream.sums, (None, []))
+                    array, slots = rewards.get(stream.reward_key, (None, []))
                     after = running_sums(total, block.events, array, slots)
                     self._totals[stream.key] = after[-1]
-                    found[stream.key] = after[np.array(frames, np.intp) + 1]
+                    found[stream.key] = after[np.array(event_of_slot, np.intp) + 1]
         return found
 
 
@@ -65,7 +65,7 @@ def running_sums(
     before: npt.NDArray[np.float64],
     events: Events,
     rewards: npt.NDArray[Any] | None,
-    frames: Sequence[int],
+    event_of_slot: Sequence[int],
 ) -> npt.NDArray[np.float64]:
     """Return running sums before the first event and after each, ``[events + 1, *before.shape]``.
 
@@ -75,7 +75,7 @@ def running_sums(
         before: the sums so far, ``[envs, ...]``.
         events: the events.
         rewards: ``[slots, envs, ...]``; None: there are none.
-        frames: the number of the event of each slot.
+        event_of_slot: the number of the event of each slot.
 
     >>> from torchrl_rerun.blocks.events import Event
     >>> events = Events()
@@ -89,31 +89,31 @@ def running_sums(
     sums = np.zeros((len(events) + 1, *before.shape))
     if rewards is not None:
         with np.errstate(invalid="ignore"):  # rows of environments that weren't stepped hold arbitrary bits
-            sums[np.array(frames, np.intp) + 1] = rewards[: len(frames)]
+            sums[np.array(event_of_slot, np.intp) + 1] = rewards[: len(event_of_slot)]
     sums[0] = before
     for first, last, event in events.runs():
         if event is None:
             np.add.accumulate(sums[first : last + 1], axis=0, out=sums[first : last + 1])
             continue
         if event.is_step:
-            sums[last] = with_rewards(sums[first], event.rows, sums[last])
+            sums[last] = with_rewards(sums[first], event.envs, sums[last])
         else:
             sums[last] = sums[first]
-            sums[last, slice(None) if event.begins is None else event.begins] = 0.0
+            sums[last, slice(None) if event.envs_begun is None else event.envs_begun] = 0.0
     return sums
 
 
-def with_rewards(sums: npt.NDArray[np.float64], rows: EnvIndices, rewards: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def with_rewards(sums: npt.NDArray[np.float64], envs: EnvIndices, rewards: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return running sums after a step.
 
     Args:
         sums: the sums before the step, ``[envs, ...]``.
-        rows: the environments that were stepped; None: all.
+        envs: the environments that were stepped; None: all.
         rewards: ``[envs, ...]``; those of the others are not looked at.
 
     >>> with_rewards(np.array([1.0, 2.0]), np.array([1]), np.array([np.nan, 0.5])).tolist()
     [1.0, 2.5]
     """
     after = sums.copy()
-    after[... if rows is None else rows] += rewards[... if rows is None else rows]
+    after[... if envs is None else envs] += rewards[... if envs is None else envs]
     return after

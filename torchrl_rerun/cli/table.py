@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from torchrl_rerun.kinds.episode import PROPERTIES
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES
 from torchrl_rerun.rrd.listing import RecordedEpisode
 from torchrl_rerun.viewing.times import format_time, parse_time
 
@@ -78,7 +78,7 @@ def make_columns(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str,
             str if name in _IDS else _format_value,
             _read_time if name == "start_time" else _read_value,
         )
-        for name in PROPERTIES
+        for name in EPISODE_PROPERTIES
     ]
     columns.append(Column("size", lambda each: each.size, decimal, _read_value))
     taken = {column.name for column in columns} | {"files"}

@@ -36,11 +36,12 @@ from torchrl_rerun.export.steps import (
     without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.video import USUAL_FPS, check_fps
 from torchrl_rerun.paths import make_absolute
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.pictures import decoded, from_keyframe, is_video
 from torchrl_rerun.reading.steps import steps as read_steps
 from torchrl_rerun.rrd.atomic import written_aside
@@ -160,7 +161,7 @@ def to_lerobot(
 
 def is_usual(stream: Stream) -> bool:
     """Return whether a key that the format holds is exported by default: all but the returns that the recorder worked out."""
-    return not stream.sums
+    return not stream.reward_key
 
 
 def unheld(stream: Stream, _: Moment) -> str:
@@ -273,10 +274,10 @@ class _Dataset:
         """Write a video of each camera, with a picture for each step, and check that all episodes have the same videos."""
         videos = {}
         for stream in cameras:
-            for lane in range(stream.lanes):
-                name = self._names[stream.key, lane]
+            for agent in range(stream.agent_count):
+                name = self._names[stream.key, agent]
                 path = self._file(_VIDEO, video_key=name, **added.file)
-                self._write_video(path, episode, stream, lane, steps)
+                self._write_video(path, episode, stream, agent, steps)
                 videos[name], added.statistics[name] = self._seen_in(path)
         if self.episodes[0] is added:
             self.videos = videos
@@ -286,8 +287,8 @@ class _Dataset:
                 f"the video {name} of {name_episode(episode)} is not as the others are: take one run at a time"
             )
 
-    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, lane: int, steps: FrameCodes) -> None:
-        held = episode.history.stored(stream, lane, episode_span(episode.properties.episode))
+    def _write_video(self, path: Path, episode: LoadedEpisode, stream: Stream, agent: int, steps: FrameCodes) -> None:
+        held = episode.history.stored(stream, agent, episode_span(episode.properties.episode))
 
         def wanted(coming: Iterator[Any]) -> Iterator[Any]:
             for at, code in enumerate(steps.tolist()):
@@ -383,11 +384,11 @@ def _names(found: Iterable[TimedStream]) -> _Names:
 def _wishes(stream: Stream, moment: Moment) -> Iterator[Wish]:
     told = name_of(stream.key)
     if stream.kind.is_camera:
-        for lane in range(stream.lanes):
-            agent = stream.agents[lane : lane + 1]
-            of_agent = "".join(f" of {name}" for name in agent)
-            parts = ["observation", "images", *stream.key, *agent]
-            yield dotted((stream.key, lane), told + of_agent, parts)
+        for agent in range(stream.agent_count):
+            names = stream.agents[agent : agent + 1]
+            of_agent = "".join(f" of {name}" for name in names)
+            parts = ["observation", "images", *stream.key, *names]
+            yield dotted((stream.key, agent), told + of_agent, parts)
     elif moment is Moment.ACTED:
         yield dotted((stream.key, 0), told, stream.key)
     elif moment is Moment.STEPPED or stream.key[-1] in FLAGS:

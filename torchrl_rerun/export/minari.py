@@ -25,10 +25,11 @@ from torchrl_rerun.export.steps import (
     unbroken_transitions,
     without_progress,
 )
-from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.endings import FLAGS, TERMINATED, TRUNCATED
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Stream, name_of
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import steps as read_steps
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import episode_span
@@ -127,7 +128,7 @@ def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:
 def _reward_in(recorded: Sequence[TimedStream]) -> Stream | None:
     """Return the reward of which the recorder worked out the return; None: there is none."""
     known = {stream.key: stream for stream, _ in recorded}
-    return next((known[stream.sums] for stream, _ in recorded if stream.sums in known), None)
+    return next((known[stream.reward_key] for stream, _ in recorded if stream.reward_key in known), None)
 
 
 class _Part:
@@ -167,7 +168,7 @@ class _Layout:
 
     def __init__(self, wanted: Sequence[TimedStream], recorded: Sequence[TimedStream]) -> None:
         observed = [stream for stream, moment in wanted if moment is Moment.OBSERVED and stream.key[-1] not in FLAGS]
-        self.observations = _Part([stream for stream in observed if not stream.sums], "observed")
+        self.observations = _Part([stream for stream in observed if not stream.reward_key], "observed")
         self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done")
         known = {stream.key: stream for stream, _ in recorded}
         reward = _reward_in(recorded)
@@ -216,7 +217,7 @@ def _ends(
     layout: _Layout, episode: LoadedEpisode, steps: TensorDict
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return at which steps an episode is terminated, and at which truncated, bool ``[steps]`` each."""
-    terminated, truncated = (_raised(layout, episode, steps, name) for name in ("terminated", "truncated"))
+    terminated, truncated = (_raised(layout, episode, steps, name) for name in (TERMINATED, TRUNCATED))
     truncated[-1] |= not terminated[-1]
     return terminated, truncated
 

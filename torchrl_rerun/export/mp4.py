@@ -24,7 +24,7 @@ from av.container import OutputContainer
 from PIL import Image
 
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
-from torchrl_rerun.kinds.streams import name_of
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
 from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.pictures import (
@@ -181,14 +181,14 @@ def _named(found: Sequence[CameraTrack], root: Path, *, grid: bool) -> Iterator[
         one_env = len({track.env for track in tracks}) == 1
         one_key = len({track.stream.key for track in tracks}) == 1
         for number, track in enumerate(tracks):
-            key, agent = track.stream.key, track.stream.agents[track.lane : track.lane + 1]
+            key, agents = track.stream.key, track.stream.agents[track.agent : track.agent + 1]
             parts = [
                 *([] if one_env or grid else [f"env_{track.env}"]),
                 *([] if one_key else key),
-                *([] if grid else agent),
+                *([] if grid else agents),
             ]
             # An environment may record again after `close()`: that recording is another video.
-            owner = recording, key, *(() if grid else (track.env, track.lane, number))
+            owner = recording, key, *(() if grid else (track.env, track.agent, number))
             told = f"{name_of(key)}{'' if grid else f' of environment {track.env}'} in {recording}"
             videos.setdefault((folder, owner), []).append(track)
             wishes.setdefault(folder, {})[owner] = dotted(owner, told, parts, stem=recording)

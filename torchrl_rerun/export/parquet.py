@@ -14,10 +14,11 @@ from tensordict.utils import NestedKey
 from torchrl_rerun.export.parquet_columns import Form, Nature, column_of, form_of, natures_of
 from torchrl_rerun.export.renaming import distinct, slashed
 from torchrl_rerun.export.steps import LeftOut, Progress, described, without_progress
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.paths import find_target, format_path
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import step_values
 from torchrl_rerun.reading.transitions import transitions
 from torchrl_rerun.rrd.atomic import written_aside

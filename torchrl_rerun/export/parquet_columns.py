@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.objects import JSON, as_json, is_unicode
-from torchrl_rerun.kinds.streams import Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 
 MEDIA_TYPE = "media_type"
 """The metadata of a field that says what its texts are."""

@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import as_key, name_of
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Stream, as_key, name_of
-from torchrl_rerun.reading.episodes import LoadedEpisode
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.transitions import Transitions, transitions
 from torchrl_rerun.rrd.frame_codes import episode_span
 
@@ -71,7 +72,7 @@ def chosen(episode: LoadedEpisode, keys: Sequence[NestedKey] | None, unheld: Unh
 
 
 def _is_usual(stream: Stream) -> bool:
-    return stream.is_plain and not (stream.is_picture or stream.sums or _unreadable(stream))
+    return stream.is_plain and not (stream.is_picture or stream.reward_key or _unreadable(stream))
 
 
 def _unreadable(stream: Stream) -> str | None:
@@ -100,7 +101,7 @@ def left_out(
     is_elsewhere = any(episode.properties.env != schema.envs[0] for episode in episodes)
     can_be_named, others = [], []
     for stream, moment in schema.described:
-        if stream.sums:
+        if stream.reward_key:
             continue
         if why := _unreadable(stream) or unheld(stream, moment):
             others.append(f"{name_of(stream.key)} {why}")

@@ -11,9 +11,10 @@ from typing import Any, Self
 import numpy as np
 import rerun as rr
 
+from torchrl_rerun.kinds.fits import is_number, refuse_objects
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import FLOATS, INTEGERS, Picture, plane_of
-from torchrl_rerun.kinds.scalars import is_number, refuse_objects
-from torchrl_rerun.kinds.streams import Leaf, Stream
+from torchrl_rerun.kinds.streams import Stream
 
 _NAME = re.compile(r"(.*[^a-z])?depth([^a-z]?(image|img|map))?", re.IGNORECASE)
 

@@ -10,23 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torchrl_rerun.kinds.depth import Depth
+from torchrl_rerun.kinds.fits import as_names
 from torchrl_rerun.kinds.image import IMAGE_FORMATS, Image
+from torchrl_rerun.kinds.keys import Key, as_key, name_of
 from torchrl_rerun.kinds.kind import Kind, names_of_kinds, registered
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError, check_name
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.points3d import Points3D
-from torchrl_rerun.kinds.scalars import Scalars, as_names
+from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.segmentation import Segmentation
 from torchrl_rerun.kinds.state import State
-from torchrl_rerun.kinds.streams import (
-    STORAGE,
-    Key,
-    Leaf,
-    Stream,
-    UnsupportedLeafError,
-    as_key,
-    check_name,
-    name_of,
-)
+from torchrl_rerun.kinds.streams import STORAGE, Stream
 from torchrl_rerun.kinds.tensor import Tensor
 from torchrl_rerun.kinds.text import Text
 
@@ -164,7 +158,7 @@ def running_sum(reward: Leaf, key: Key) -> Stream:
         reward: the reward.
         key: the key of the return.
     """
-    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, sums=reward.key)
+    return Stream(key, Scalars(), "float64", reward.shape, reward.agents, reward_key=reward.key)
 
 
 def recognised(leaf: Leaf) -> Kind:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 
-FLAGS = ("done", "terminated", "truncated")
+DONE, TERMINATED, TRUNCATED = FLAGS = ("done", "terminated", "truncated")
 """Names of the flags, in any group."""
 
 Raised = npt.NDArray[np.bool_]
@@ -62,7 +62,7 @@ class Endings:
         keys: the flags that decide, see :func:`deciding`.
 
     >>> flags = {("red", "done"): np.array([[True], [True]]), ("blue", "done"): np.array([[True], [False]])}
-    >>> Endings(flags).of(flags.get, 2)
+    >>> Endings(flags).ended(flags.get, 2)
     Ends(terminated=array([ True, False]), truncated=array([False, False]))
     """
 
@@ -72,7 +72,7 @@ class Endings:
         for key in self.keys:
             self._groups.setdefault(key[:-1], []).append(key)
 
-    def of(self, flags: Callable[[Key], npt.NDArray[Any] | None], count: int) -> Ends | None:
+    def ended(self, flags: Callable[[Key], npt.NDArray[Any] | None], count: int) -> Ends | None:
         """Return the environments whose episodes end; None if no episode ends.
 
         Args:
@@ -82,19 +82,19 @@ class Endings:
         found = {key: values.reshape(count, -1) for key in self.keys if (values := flags(key)) is not None}
         if not any(values.any() for values in found.values()):
             return None
-        ended = self._ended(found, count)
+        ended = self._ended_in(found, count)
         if not ended.any():
             return None
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for key, values in found.items():
-            if key[-1] == "terminated":
+            if key[-1] == TERMINATED:
                 terminated |= values.any(axis=1)
-            elif key[-1] == "truncated":
+            elif key[-1] == TRUNCATED:
                 truncated |= values.any(axis=1)
         terminated |= ~truncated
         return Ends(terminated & ended, truncated & ended)
 
-    def _ended(self, found: dict[Key, npt.NDArray[Any]], count: int) -> Raised:
+    def _ended_in(self, found: dict[Key, npt.NDArray[Any]], count: int) -> Raised:
         ended = np.ones(count, bool)
         for group, keys in self._groups.items():
             done = None

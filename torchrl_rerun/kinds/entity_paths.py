@@ -6,7 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 
 class EntityPaths:
@@ -33,7 +34,7 @@ class EntityPaths:
             stream = dataclasses.replace(stream, agents=unlike(stream.agents))
         for place in self._candidates(stream.key):
             found = dataclasses.replace(stream, place=() if place == stream.key else place)
-            paths = {entity_path(found, None, lane) for lane in range(found.lanes)}
+            paths = {entity_path(found, None, agent) for agent in range(found.agent_count)}
             if place[0] not in self._reserved and not paths & self._taken:
                 self._taken |= paths
                 return found

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.endings import TERMINATED, TRUNCATED
+
 Value = bool | int | float | str
 """The value of an annotation."""
 
@@ -89,8 +91,12 @@ def returns_of(sums: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return returns
 
 
-PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")
+EPISODE_PROPERTIES = tuple(each.name for each in fields(Episode) if each.name != "annotations")
 """Names of properties, which annotations can't have."""
+
+
+END_PROPERTIES = (TERMINATED, TRUNCATED, "interrupted")
+"""Names of the properties that tell how an episode ended."""
 
 
 Predicate = Callable[[Episode], bool]

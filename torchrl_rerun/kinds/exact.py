@@ -1,4 +1,4 @@
-"""Exact numbers: the component beside the one that the viewer shows, for numbers that the latter doesn't hold to the bit."""
+"""Exact numbers: a second column for values that the plotted one rounds."""
 
 from __future__ import annotations
 

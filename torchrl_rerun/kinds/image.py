@@ -15,7 +15,9 @@ import rerun as rr
 from torchrl_rerun.kinds import stacks, stills
 from torchrl_rerun.kinds.arrow import Column, blobs, lists
 from torchrl_rerun.kinds.exact import exact_column
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import Encoded, Encoder
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import (
     COLOR_MODELS,
     FLOATS,
@@ -27,7 +29,7 @@ from torchrl_rerun.kinds.picture import (
     channels_of,
     each_bytes,
 )
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 
 if TYPE_CHECKING:
     from torchrl_rerun.kinds.video import VideoEncoder

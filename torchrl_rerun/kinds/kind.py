@@ -20,7 +20,9 @@ import rerun.blueprint as rrb
 
 from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.exact import EXACT, exact_column, flattened
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.keys import name_of
+from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.streams import Stream
 
 Discrete = Literal["index", "one_hot"]
 """How a discrete value is written: the number of its category, or one number for each category."""
@@ -105,8 +107,10 @@ class Kind:
         components: names of Rerun's components. Each row has at least one of them. Default: that of
             :func:`~torchrl_rerun.exact_column`.
         plot: the views that streams of this kind share. Default: None, each has a view of its own.
-        is_picture: whether values are pictures ``[height, width, channels]``, decoded one after the other.
-        is_camera: whether values are pictures in the colours of a camera, which video players show.
+        is_picture: whether values are pictures ``[height, width, channels]``, decoded one after the other. Subclasses of
+            ``Image``, ``Depth`` and ``Segmentation`` alone are.
+        is_camera: whether values are pictures in the colours of a camera, which video players show. Subclasses of ``Image``
+            alone are.
         is_bulky: whether arrays without a fixed shape are as large as pictures, so that they wait in blocks of their own.
     """
 
@@ -119,6 +123,11 @@ class Kind:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if (cls.is_picture or cls.is_camera) and not hasattr(cls, "is_video"):
+            raise TypeError(
+                f"{cls.__qualname__} is no subclass of Image, Depth or Segmentation, by which pictures are decoded: leave out "
+                "is_picture and is_camera, which drawing and reading back don't need"
+            )
         if "name" not in cls.__dict__:
             return
         known = _KINDS.get(cls.name)

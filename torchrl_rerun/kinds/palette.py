@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import rerun as rr
 
+from torchrl_rerun.kinds.endings import DONE, TERMINATED, TRUNCATED
+
 PALETTE = (0x4E9BE6FF, 0xF2A33AFF, 0x5FC08BFF, 0xE4638CFF, 0xA98BEFFF, 0xE8D44DFF, 0x3FC6CFFF, 0xD98A5AFF)
 
 TONES = ((0x00, 0.0), (0xFF, 0.5), (0x00, 0.4))
 """White or black, and its share, that the colours of the palette are mixed with when it is used again."""
 
-FLAG_COLORS = {"done": 0xA0A8B8FF, "terminated": 0xE5484DFF, "truncated": 0xF2A33AFF}
+FLAG_COLORS = {DONE: 0xA0A8B8FF, TERMINATED: 0xE5484DFF, TRUNCATED: 0xF2A33AFF}
 """Colours of flags that are up, by the last parts of their keys."""
 
 

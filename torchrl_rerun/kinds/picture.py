@@ -17,7 +17,8 @@ import rerun.blueprint as rrb
 from torchrl_rerun.kinds.arrow import Column, blobs, flat, lists
 from torchrl_rerun.kinds.exact import EXACT
 from torchrl_rerun.kinds.kind import Kind, View
-from torchrl_rerun.kinds.streams import Leaf, Stream
+from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.streams import Stream
 
 Channels = Literal["HWC", "CHW", "HW", ""]
 """Where a picture keeps its channels; empty: not known yet."""

@@ -15,8 +15,9 @@ import rerun.blueprint as rrb
 from torchrl_rerun.kinds.arrow import Column, flat
 from torchrl_rerun.kinds.exact import EXACT
 from torchrl_rerun.kinds.kind import Kind, View
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import FLOATS, INTEGERS
-from torchrl_rerun.kinds.streams import Leaf, Stream
+from torchrl_rerun.kinds.streams import Stream
 
 POSITIONS = "Points3D:positions"
 

@@ -19,9 +19,12 @@ import rerun as rr
 
 from torchrl_rerun.kinds.arrow import Column, number_lists
 from torchrl_rerun.kinds.exact import are_exact_floats, exact_column, flattened, restored
+from torchrl_rerun.kinds.fits import as_names, is_number, refuse_complex, refuse_large, refuse_objects
+from torchrl_rerun.kinds.keys import REWARD, name_of
 from torchrl_rerun.kinds.kind import Kind, Plot
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.palette import color, series_style
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 
 SCALARS = "Scalars:scalars"
 """The component of plotted numbers."""
@@ -79,7 +82,7 @@ class Scalars(Kind):
     def static(self, stream: Stream, agent: int) -> Iterable[Any]:
         """Return the names and colours of the lines. Rewards and returns differ in colour."""
         size, key = math.prod(stream.row_shape), stream.key[-1]
-        is_reward = key.startswith("reward")
+        is_reward = key.startswith(REWARD)
         if size == 1 and stream.agents:  # the viewer names each by its path
             return rr.SeriesLines.columns(colors=np.array([color(agent)], np.uint32))
         names = self.names or ([key] if size == 1 else [f"{key}[{i}]" for i in range(size)])
@@ -95,53 +98,3 @@ class Scalars(Kind):
     @classmethod
     def from_schema(cls, fields: Mapping[str, Any]) -> Self:
         return cls(fields.get("names", ()))
-
-
-def as_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names as a tuple.
-
-    Raises:
-        TypeError: one string was passed instead of several names.
-    """
-    if isinstance(names, str):
-        raise TypeError(f"names={names!r}: pass a list of names, even of one: [{names!r}]")
-    return tuple(map(str, names))
-
-
-def is_number(leaf: Leaf) -> bool:
-    """Return whether values are real numbers of one shape, in a tensor."""
-    return leaf.dtype != "object" and not leaf.varies and not leaf.dtype.startswith("complex")
-
-
-def refuse_objects(kind: Kind, leaf: Leaf) -> None:
-    """Refuse non-tensor data.
-
-    Raises:
-        ValueError: values of the key are no tensors.
-    """
-    if not leaf.is_array:
-        raise ValueError(
-            f"kinds[{name_of(leaf.key)}] = {kind.name!r} doesn't fit: non-tensor data that is no array can only be 'text'"
-        )
-    if leaf.dtype == "object":
-        raise kind.misfit(leaf, "non-tensor data; choose 'image' or 'tensor'")
-
-
-def refuse_complex(kind: Kind, leaf: Leaf) -> None:
-    """Refuse complex numbers.
-
-    Raises:
-        ValueError: values of the key are complex.
-    """
-    if leaf.row_dtype.startswith("complex"):
-        raise kind.misfit(leaf, f"{leaf.row_dtype}; complex numbers are tensors")
-
-
-def refuse_large(kind: Kind, leaf: Leaf, most: int) -> None:
-    """Refuse rows of several dimensions, or of too many numbers.
-
-    Raises:
-        ValueError: a row has another shape.
-    """
-    if len(leaf.row_shape) > 1 or leaf.size > most:
-        raise kind.misfit(leaf, f"shape {leaf.row_shape}; at most {most} numbers in one dimension")

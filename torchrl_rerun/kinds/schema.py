@@ -20,13 +20,14 @@ from rerun.chunk import Chunk
 from torchrl_rerun.kinds.describe import kind_from_schema
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
-PROPERTIES = "__properties"
+PROPERTIES_ENTITY = "__properties"
 """Entity below which a recording has its properties."""
 
 PROPERTY = "torchrl_rerun"
-EPISODE = "episode"
+EPISODE_PROPERTY = "episode"
 RECORDING_INFO = "RecordingInfo"
 SCHEMA_VERSION = 2
 """Version of the schema that is written. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` has some.
@@ -105,18 +106,18 @@ class Schema:
     def paths_of(self, stream: Stream) -> Iterator[str]:
         """Yield the entity paths at which a key is recorded."""
         for env in self.envs[:1] if stream.shared else self.envs:
-            for lane in range(stream.lanes):
-                yield self.path_of(stream, env, lane)
+            for agent in range(stream.agent_count):
+                yield self.path_of(stream, env, agent)
 
-    def path_of(self, stream: Stream, env: int, lane: int = 0) -> str:
+    def path_of(self, stream: Stream, env: int, agent: int = 0) -> str:
         """Return the entity path of a key: below ``/env_{env}``, unless the recording is of one episode.
 
         Args:
             stream: the key.
             env: index of the environment.
-            lane: position of the agent.
+            agent: position of the agent.
         """
-        return entity_path(stream, None if self.split == "episode" else env, lane)
+        return entity_path(stream, None if self.split == "episode" else env, agent)
 
     def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
         """Return how many rows keys have, and how many they lack, if others that are seen at the same moments have more.
@@ -130,10 +131,10 @@ class Schema:
         found = {stream.key: [rows.get(path, 0) for path in self.paths_of(stream)] for stream, _ in self.described}
         for stream, moment in self.described:
             for at, count in enumerate(found[stream.key]):
-                which = moment, at // stream.lanes
+                which = moment, at // stream.agent_count
                 most[which] = max(most.get(which, 0), count)
         wanted = {
-            stream.key: sum(most[moment, at // stream.lanes] for at in range(len(found[stream.key])))
+            stream.key: sum(most[moment, at // stream.agent_count] for at in range(len(found[stream.key])))
             for stream, moment in self.described
         }
         return {key: (sum(counts), wanted[key]) for key, counts in found.items() if sum(counts) < wanted[key]}
@@ -166,7 +167,7 @@ def stream_to_schema(stream: Stream) -> dict[str, Any]:
     {'key': ['action'], 'dtype': 'int64', 'shape': [1], 'kind': 'state', 'names': ['left', 'right']}
     """
     told = {"key": list(stream.key), "dtype": stream.dtype, "shape": list(stream.shape), "kind": stream.kind.name}
-    told |= {name: value for name in _IF_NOT_EMPTY if (value := getattr(stream, name))}
+    told |= {name: value for attribute, name in _IF_NOT_EMPTY.items() if (value := getattr(stream, attribute))}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()} | (
         stream.kind.to_schema()
     )
@@ -180,12 +181,12 @@ def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
     """
     told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     kind = kind_from_schema(fields)
-    return Stream(
-        told["key"], kind, told["dtype"], told["shape"], **{name: told[name] for name in _IF_NOT_EMPTY if name in told}
-    )
+    more = {attribute: told[name] for attribute, name in _IF_NOT_EMPTY.items() if name in told}
+    return Stream(told["key"], kind, told["dtype"], told["shape"], **more)
 
 
-_IF_NOT_EMPTY = ("agents", "varies", "shared", "sums", "place")
+_IF_NOT_EMPTY = {"agents": "agents", "varies": "varies", "shared": "shared", "reward_key": "sums", "place": "place"}
+"""Attributes of a stream that the schema has unless they are empty, and the names that they have there."""
 
 
 _VERSION = re.compile(r'\s*\{\s*"schema_version"\s*:\s*(\d+)')
@@ -258,7 +259,7 @@ def episode_chunk(episode: Episode) -> Chunk:
     for name, value in said.items():
         if value is not None and name != "start_time":  # one by one: a name may be that of an argument
             values = values.with_component_from_data(name, pa.array(value if isinstance(value, list) else [value]))
-    return Chunk.from_property(EPISODE, values)
+    return Chunk.from_property(EPISODE_PROPERTY, values)
 
 
 def info_chunk(name: str, start_time: int) -> Chunk:

@@ -10,9 +10,10 @@ from typing import Any, Self
 import rerun as rr
 
 from torchrl_rerun.kinds.depth import is_wide
+from torchrl_rerun.kinds.fits import as_names, is_number, refuse_objects
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import INTEGERS, Channels, Picture, plane_of
-from torchrl_rerun.kinds.scalars import as_names, is_number, refuse_objects
-from torchrl_rerun.kinds.streams import Leaf, Stream
+from torchrl_rerun.kinds.streams import Stream
 
 _NAME = re.compile(
     r"(.*[^a-z])?(segmentation|(semantic|instance)([^a-z]?seg)?|seg)([^a-z]?(image|img|map|mask|ids?))?",

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import FLOATS, Channels, channels_of
-from torchrl_rerun.kinds.streams import Leaf
 
 MAX_STACK, MIN_STACKED = 16, 32
 """Images with at most so many channels, and both sides at least so many pixels, are taken for stacks of frames. Planes of a

@@ -13,18 +13,13 @@ import rerun as rr
 
 from torchrl_rerun.kinds.arrow import Column, number_lists
 from torchrl_rerun.kinds.exact import flattened, restored
+from torchrl_rerun.kinds.fits import as_names, is_number, refuse_complex, refuse_large, refuse_objects
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import Discrete, Kind, Plot
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.palette import FLAG_COLORS, PALETTE, color
-from torchrl_rerun.kinds.scalars import (
-    MAX_SCALARS,
-    SCALARS,
-    as_names,
-    is_number,
-    refuse_complex,
-    refuse_large,
-    refuse_objects,
-)
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.scalars import MAX_SCALARS, SCALARS
+from torchrl_rerun.kinds.streams import Stream
 
 MAX_CATEGORIES = 4096
 """The largest one-hot value that is a state."""

@@ -1,7 +1,6 @@
 """Streams: the data of one key in every environment, with its kind, its storage type and its entity paths.
 
-A :class:`Leaf` is a key as a front end finds it; :mod:`torchrl_rerun.kinds.describe` decides how the key is recorded, a
-:class:`Stream`. The engine, the readers and the layout read streams alone.
+The engine, the readers and the layout read streams alone.
 """
 
 from __future__ import annotations
@@ -9,20 +8,16 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import rerun as rr
 
+from torchrl_rerun.kinds.keys import Key
+
 if TYPE_CHECKING:
     from torchrl_rerun.kinds.kind import Kind
-
-Key = tuple[str, ...]
-"""A tensordict key as a tuple of strings, without a leading ``"next"``."""
-
-AnyKey = str | tuple[Any, ...]
-"""A key as users write it: a string, or a tuple of strings, maybe nested."""
 
 PAGE = 4096
 """Bytes of a page of memory."""
@@ -48,65 +43,6 @@ STORAGE = {
 }
 
 
-class UnsupportedLeafError(TypeError):
-    """A key holds data that no kind can record."""
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A key as a front end finds it, before it is recorded.
-
-    Attributes:
-        key: the key, without ``"next"``.
-        dtype: torch's name of the dtype (``"float32"``), or ``"object"`` for non-tensor data.
-        shape: shape of one environment's value, the agent dimension included.
-        agents: names along the first dimension of ``shape`` if that is an agent dimension, else empty.
-        discrete: values by the spec: ``"index"`` (categorical), ``"one_hot"``, or None.
-        categories: numbers of categories, one for each number (``"index"``) or one-hot segment.
-        sample: one environment's value of non-tensor data, else None.
-        varies: whether each value has a shape of its own; ``shape`` is that of the first environment's first one.
-        shared: whether one value of non-tensor data stands for the whole batch.
-        device: the accelerator that the values are on, as PyTorch names it; empty: none.
-        names: names that the environment is known to have for its numbers, or for the categories; empty: none known.
-        stack: number of frames of which an image is known to be a stack; 0: not known.
-    """
-
-    key: Key
-    dtype: str
-    shape: tuple[int, ...]
-    agents: tuple[str, ...] = ()
-    discrete: Literal["index", "one_hot"] | None = None
-    categories: tuple[int, ...] = ()
-    sample: Any = None
-    varies: bool = False
-    shared: bool = False
-    device: str = ""
-    names: tuple[str, ...] = ()
-    stack: int = 0
-
-    @property
-    def is_array(self) -> bool:
-        """Whether the values are arrays, which are tensors, or NumPy's arrays among non-tensor data."""
-        return self.dtype != "object" or isinstance(self.sample, np.ndarray)
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one agent's value, or of the sample of non-tensor data."""
-        if isinstance(self.sample, np.ndarray):
-            return tuple(self.sample.shape)
-        return self.shape[1:] if self.agents else self.shape
-
-    @property
-    def row_dtype(self) -> str:
-        """Name of the dtype of one value, of the sample of non-tensor data too."""
-        return str(self.sample.dtype.name) if isinstance(self.sample, np.ndarray) else self.dtype
-
-    @property
-    def size(self) -> int:
-        """Number of numbers in a row."""
-        return math.prod(self.row_shape)
-
-
 @dataclass(frozen=True)
 class Stream:
     """The data of one key in every environment, and its kind.
@@ -119,7 +55,7 @@ class Stream:
         agents: names of the agents; each has an entity of its own. Empty without an agent dimension.
         varies: whether values of other shapes than ``shape`` are recorded too.
         shared: whether one value stands for all environments, and is recorded for the first one logged.
-        sums: the key of the reward whose running sum this is; empty for all that the environment gives itself.
+        reward_key: the key of the reward that this return sums; empty for all other streams.
         device: the accelerator that the values come from; empty: none.
         place: the parts of the entity path instead of those of the key, if another stream has its path; else empty.
     """
@@ -131,7 +67,7 @@ class Stream:
     agents: tuple[str, ...] = ()
     varies: bool = False
     shared: bool = False
-    sums: Key = ()
+    reward_key: Key = ()
     device: str = ""
     place: Key = ()
 
@@ -186,8 +122,8 @@ class Stream:
         return not (self.is_object or self.is_complex)
 
     @property
-    def lanes(self) -> int:
-        """Number of entities that an environment has of this key."""
+    def agent_count(self) -> int:
+        """Number of agents, each of which has an entity; 1 without an agent dimension."""
         return max(1, len(self.agents))
 
     @property
@@ -225,68 +161,32 @@ class Stream:
         with np.errstate(invalid="ignore"):  # integers of 64 bits beyond the range, which come from the exact column
             return numbers.astype(self.number_type, copy=False)
 
-    def path(self, env: int | None, lane: int = 0) -> list[str]:
+    def path(self, env: int | None, agent: int = 0) -> list[str]:
         """Return the parts of the entity path of an environment, for one agent.
 
         Args:
             env: environment index; None: the recording is of one environment.
-            lane: position of the agent.
+            agent: position of the agent.
 
         >>> from torchrl_rerun.kinds.scalars import Scalars
         >>> Stream(("agents", "reward"), Scalars(), "float32", (2, 1), agents=("fox", "hare")).path(3, 1)
         ['env_3', 'agents', 'reward', 'hare']
         """
-        return [*([] if env is None else [f"env_{env}"]), *(self.place or self.key), *self.agents[lane : lane + 1]]
+        return [*([] if env is None else [f"env_{env}"]), *(self.place or self.key), *self.agents[agent : agent + 1]]
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def entity_path(stream: Stream, env: int | None, lane: int = 0) -> str:
+def entity_path(stream: Stream, env: int | None, agent: int = 0) -> str:
     """Return the entity path at which a stream of an environment is recorded, escaped by Rerun's own rules.
 
     Args:
         stream: the stream.
         env: environment index; None: the recording is of one environment.
-        lane: position of the agent.
+        agent: position of the agent.
     """
-    return rr.new_entity_path(stream.path(env, lane))
+    return rr.new_entity_path(stream.path(env, agent))
 
 
 def batch_path(key: Key) -> str:
     """Return the entity path of the statistics of a key over all environments."""
     return rr.new_entity_path(["batch", *key])
-
-
-def name_of(key: Key) -> str:
-    """Return a key as the user would write it in a message.
-
-    >>> name_of(("agents", "observation")), name_of(("pixels",))
-    ("('agents', 'observation')", "'pixels'")
-    """
-    return repr(key[0] if len(key) == 1 else key)
-
-
-def as_key(key: AnyKey) -> Key:
-    """Return a key as a tuple of strings, without a leading ``"next"``.
-
-    >>> as_key("pixels"), as_key(("next", ("agents", "reward")))
-    (('pixels',), ('agents', 'reward'))
-    """
-    flat: list[str] = []
-    for part in (key,) if isinstance(key, str) else key:
-        flat.extend((part,) if isinstance(part, str) else as_key(part))
-    return tuple(flat[1:] if len(flat) > 1 and flat[0] == "next" else flat)
-
-
-def check_name(key: Key) -> None:
-    """Refuse a key that can't be an entity path: its parts are not empty, and UTF-8.
-
-    Raises:
-        UnsupportedLeafError: a part of the key is empty, or no valid Unicode.
-    """
-    for part in key:
-        if not part:
-            raise UnsupportedLeafError("an empty name can't be part of an entity path")
-        try:
-            part.encode()
-        except UnicodeEncodeError as error:
-            raise UnsupportedLeafError("its name is no valid Unicode") from error

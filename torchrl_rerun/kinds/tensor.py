@@ -12,9 +12,11 @@ import rerun.blueprint as rrb
 
 from torchrl_rerun.kinds.arrow import Column, lists
 from torchrl_rerun.kinds.exact import flattened
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import Kind, View
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.objects import TENSOR, tensor_buffers, tensor_data
-from torchrl_rerun.kinds.streams import Leaf, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 
 BARS = "BarChart:values"
 """The component of a tensor of one dimension."""

@@ -7,9 +7,11 @@ from typing import Any, Self
 
 import rerun.blueprint as rrb
 
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import Kind, View
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.objects import TEXT
-from torchrl_rerun.kinds.streams import STORAGE, Leaf, Stream, name_of
+from torchrl_rerun.kinds.streams import STORAGE, Stream
 
 
 @dataclass(frozen=True)

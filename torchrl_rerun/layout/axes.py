@@ -64,10 +64,10 @@ def value_axis(
     return rrb.archetypes.ScalarAxis(range=(low - margin, high + margin))
 
 
-def title_of(recorded: Recorded, env: int | None, stream: Stream, lane: int) -> str:
+def title_of(recorded: Recorded, env: int | None, stream: Stream, agent: int) -> str:
     """Return the title of the view of a key, or of one agent's part of it."""
     key = " / ".join(stream.key)
-    return with_env(recorded, env, f"{stream.agents[lane]}: {stream.key[-1]}" if stream.agents else key)
+    return with_env(recorded, env, f"{stream.agents[agent]}: {stream.key[-1]}" if stream.agents else key)
 
 
 def with_env(recorded: Recorded, env: int | None, what: str) -> str:

@@ -73,7 +73,7 @@ def _cells(recorded: Recorded, columns: int) -> rrb.Container | rrb.View:
     """Return a cell for each environment, and below them the returns of the whole run."""
     cells = [cell(recorded, env) for env in recorded.envs]
     each = cells[0] if len(cells) == 1 else rrb.Grid(*cells, grid_columns=columns, name="environments")
-    if recorded.is_episode or not any(stream.sums for stream in recorded.streams):
+    if recorded.is_episode or not any(stream.reward_key for stream in recorded.streams):
         return each
     return rrb.Vertical(each, returns(recorded), row_shares=[5, 1])
 
@@ -84,7 +84,7 @@ def _overview(recorded: Recorded) -> rrb.Container:
     if recorded.statistics:
         shares = [1, 2] if any(large_view(stream) for stream in recorded.streams) else [1, 1]
         left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares)
-    elif any(stream.sums for stream in recorded.streams):
+    elif any(stream.reward_key for stream in recorded.streams):
         left = rrb.Vertical(wall(recorded), returns(recorded), row_shares=[3, 1])
     else:
         left = wall(recorded)

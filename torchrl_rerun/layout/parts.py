@@ -25,6 +25,15 @@ MAX_TITLES = 16
 MAX_LINES = 16
 """Environments whose returns are lines of one plot."""
 
+PLOT_SHARE = 3.0
+"""Height of a plot, in shares of its column."""
+
+AXIS_SHARE, LANE_SHARE = 0.12, 0.28
+"""Height of the axis below lanes, and of one lane, in shares of a column of the viewer's height with one plot beside it."""
+
+MAX_TALL_LANES = 4
+"""Lanes that a view is made higher for. It scrolls to the others."""
+
 
 def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
     """Return all views of one environment: pictures, with plots beside them.
@@ -79,7 +88,9 @@ def stack(
 def _share(part: rrb.View | rrb.Container, others: int, height: float) -> float:
     """Return the share of the height that a view gets. Lanes keep their height, so that three fit in a column."""
     lanes = part.contents if isinstance(part, rrb.StateTimelineView) else None
-    return (0.12 + 0.28 * min(len(lanes), 4)) / height * max(others, 1) if isinstance(lanes, list) else 3.0
+    if not isinstance(lanes, list):
+        return PLOT_SHARE
+    return (AXIS_SHARE + LANE_SHARE * min(len(lanes), MAX_TALL_LANES)) / height * max(others, 1)
 
 
 def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container:
@@ -96,7 +107,7 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
         rrb.Grid(
             *(
                 view.make(
-                    origin=recorded.path(stream, env, lane),
+                    origin=recorded.path(stream, env, agent),
                     name=f"env {env}",
                     titlebar=len(shown) <= MAX_TITLES,
                     **view.options,
@@ -104,17 +115,17 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
                 for env in shown
             ),
             grid_columns=columns,
-            name=title_of(recorded, None, stream, lane),
+            name=title_of(recorded, None, stream, agent),
         )
         for stream, view in large
-        for lane in range(stream.lanes)
+        for agent in range(stream.agent_count)
     ]
     if not walls:
-        gains = [stream for stream in recorded.streams if stream.sums][:1]
+        of_returns = [stream for stream in recorded.streams if stream.reward_key][:1]
         walls = [
             rrb.Grid(
                 *(
-                    series(recorded, gains, env, f"env {env}", whole()) if gains else cell(recorded, env)
+                    series(recorded, of_returns, env, f"env {env}", whole()) if of_returns else cell(recorded, env)
                     for env in shown
                 ),
                 grid_columns=columns,
@@ -132,16 +143,16 @@ def returns(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb
         envs: environment indices. Default: the first 16.
     """
     shown = (recorded.envs if envs is None else envs)[:MAX_LINES]
-    sums = [stream for stream in recorded.streams if stream.sums]
+    of_returns = [stream for stream in recorded.streams if stream.reward_key]
     several = len(shown) > 1
     lines: dict[rr.EntityPath | str, Any] = {
-        recorded.path(stream, env, lane): _line(
-            " / ".join([*[f"env {env}"] * (several or not stream.agents), *stream.agents[lane : lane + 1]]),
-            color(row if several else lane),
+        recorded.path(stream, env, agent): _line(
+            " / ".join([*[f"env {env}"] * (several or not stream.agents), *stream.agents[agent : agent + 1]]),
+            color(row if several else agent),
         )
-        for stream in sums[:1]
+        for stream in of_returns[:1]
         for row, env in enumerate(shown)
-        for lane in range(stream.lanes)
+        for agent in range(stream.agent_count)
     }
     some = "" if len(shown) == len(recorded.envs) else f" of the first {len(shown)} environments"
     return rrb.TimeSeriesView(

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.kinds.endings import FLAGS
+from torchrl_rerun.kinds.endings import DONE, FLAGS, TERMINATED, TRUNCATED
+from torchrl_rerun.kinds.keys import REWARD
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.axes import legend, legend_limit, time_axis, title_of, value_axis, with_env
@@ -44,18 +45,22 @@ def _plots(recorded: Recorded, env: int | None) -> Iterator[rrb.View | rrb.Conta
     - Keys that the environment tells beside the policy's observations come after all others.
     """
     streams = recorded.of(env)
-    gains = [
-        stream for stream in streams if stream.kind.plot is Plot.LINES and (stream.sums or "reward" in stream.key[-1])
+    of_rewards = [
+        stream
+        for stream in streams
+        if stream.kind.plot is Plot.LINES and (stream.reward_key or REWARD in stream.key[-1])
     ]
-    others = [stream for stream in _numbers(streams) if stream not in gains]
+    others = [stream for stream in _numbers(streams) if stream not in of_rewards]
     states = _lanes(streams)
     second = any(stream.key[-1] not in FLAGS for stream in states)
-    of_each = " of each agent" if any(stream.agents for stream in gains) else ""
-    rewards, sums = ([stream for stream in gains if bool(stream.sums) is summed] for summed in (False, True))
+    of_each = " of each agent" if any(stream.agents for stream in of_rewards) else ""
+    rewards, returns = (
+        [stream for stream in of_rewards if bool(stream.reward_key) is is_return] for is_return in (False, True)
+    )
     if rewards:
         yield series(recorded, rewards, env, with_env(recorded, env, f"reward{of_each}"))
-    if sums and not _is_in_returns(recorded, env):
-        yield series(recorded, sums, env, with_env(recorded, env, f"return{of_each}"))
+    if returns and not _is_in_returns(recorded, env):
+        yield series(recorded, returns, env, with_env(recorded, env, f"return{of_each}"))
     if states and second:
         yield _state_lanes(recorded, states, env)
     for stream in sorted(others, key=_rank):
@@ -101,25 +106,25 @@ def _numbers_of(recorded: Recorded, stream: Stream, env: int | None) -> rrb.View
                 name=with_env(recorded, env, title),
             )
         return series(recorded, [stream], env, with_env(recorded, env, title))
-    beside = stream.lanes <= MAX_BESIDE
+    beside = stream.agent_count <= MAX_BESIDE
     views = [
         rrb.TimeSeriesView(
-            origin=recorded.path(stream, env, lane),
-            name=title_of(recorded, env, stream, lane),
+            origin=recorded.path(stream, env, agent),
+            name=title_of(recorded, env, stream, agent),
             axis_x=axis,
             axis_y=value_axis(recorded, [stream]),
             plot_legend=legend(
-                numbers if lane == 0 else 0, legend_limit(recorded) // 2 if beside else legend_limit(recorded)
+                numbers if agent == 0 else 0, legend_limit(recorded) // 2 if beside else legend_limit(recorded)
             ),
         )
-        for lane in range(stream.lanes)
+        for agent in range(stream.agent_count)
     ]
     side = rrb.Horizontal if beside else rrb.Tabs
     return side(*views, name=with_env(recorded, env, title))
 
 
 def _state_lanes(recorded: Recorded, states: Sequence[Stream], env: int | None) -> rrb.View:
-    paths = [recorded.path(stream, env, lane) for stream in states for lane in range(stream.lanes)]
+    paths = [recorded.path(stream, env, agent) for stream in states for agent in range(stream.agent_count)]
     title = ", ".join(dict.fromkeys(stream.key[-1] for stream in states))
     return rrb.StateTimelineView(
         origin=recorded.origin(env),
@@ -137,8 +142,8 @@ def series(
     axis: rrb.archetypes.TimeAxis | None = None,
 ) -> rrb.TimeSeriesView:
     """Return one plot of the numbers of several streams of an environment."""
-    paths = [recorded.path(stream, env, lane) for stream in streams for lane in range(stream.lanes)]
-    lines = sum(stream.lanes * math.prod(stream.row_shape) for stream in streams)
+    paths = [recorded.path(stream, env, agent) for stream in streams for agent in range(stream.agent_count)]
+    lines = sum(stream.agent_count * math.prod(stream.row_shape) for stream in streams)
     return rrb.TimeSeriesView(
         origin=recorded.origin(env),
         contents=paths,
@@ -157,5 +162,5 @@ def _lanes(streams: Sequence[Stream]) -> list[Stream]:
     """Return all states, actions first. ``done`` is left out if ``terminated`` or ``truncated`` says why."""
     states = [stream for stream in streams if stream.kind.plot is Plot.LANES]
     names = {stream.key[-1] for stream in states}
-    shown = [stream for stream in states if stream.key[-1] != "done" or not names & {"terminated", "truncated"}]
+    shown = [stream for stream in states if stream.key[-1] != DONE or not names & {TERMINATED, TRUNCATED}]
     return sorted(shown, key=lambda stream: stream.key[-1] in FLAGS)

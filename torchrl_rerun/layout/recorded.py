@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Recorded:
         """Return the streams of an environment. Streams that all environments share are with the first one."""
         return [stream for stream in self.streams if env == self.envs[0] or not stream.shared]
 
-    def path(self, stream: Stream, env: int | None, lane: int = 0) -> str:
+    def path(self, stream: Stream, env: int | None, agent: int = 0) -> str:
         """Return the entity path of a stream of an environment."""
-        return self.under(entity_path(stream, env, lane))
+        return self.under(entity_path(stream, env, agent))
 
     def origin(self, env: int | None) -> str:
         """Return the entity path below which the streams of an environment lie."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import rerun.blueprint as rrb
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import View
-from torchrl_rerun.kinds.streams import Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.axes import title_of
 from torchrl_rerun.layout.recorded import Recorded
 
@@ -20,9 +21,9 @@ def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
     """
     shown = [(stream, view) for stream in recorded.of(env) if (view := view_of(stream)) is not None]
     return [
-        view.make(origin=recorded.path(stream, env, lane), name=title_of(recorded, env, stream, lane), **view.options)
+        view.make(origin=recorded.path(stream, env, agent), name=title_of(recorded, env, stream, agent), **view.options)
         for stream, view in sorted(shown, key=lambda each: each[1].rank)
-        for lane in range(stream.lanes)
+        for agent in range(stream.agent_count)
     ]
 
 

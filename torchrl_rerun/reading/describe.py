@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema, Split
-from torchrl_rerun.kinds.streams import Key, Stream, batch_path
+from torchrl_rerun.kinds.streams import Stream, batch_path
 from torchrl_rerun.paths import check_name, format_path
 from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.files import files_of, not_ours

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.schema import TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.pictures import EncodedPicture, encoded_in, is_video
 from torchrl_rerun.reading.recordings import StoredRecording
 from torchrl_rerun.reading.rows import (
@@ -56,7 +57,7 @@ class History:
         schema = self.recording.schema
         by_key = {stream.key: (stream, moment) for stream, moment in schema.described}
         if keys is None:
-            keys = [key for key, (stream, _) in by_key.items() if not stream.sums]
+            keys = [key for key, (stream, _) in by_key.items() if not stream.reward_key]
         for key in keys:
             if key not in by_key:
                 raise KeyError(f"{name_of(key)} is not recorded, but {', '.join(map(name_of, by_key))}")
@@ -65,31 +66,33 @@ class History:
 
     def rows(self, stream: Stream, span: Span = ALL) -> DecodedRows:
         """Return the rows of a key, of all agents together, decoded."""
-        lanes = [self._rows_of(stream, lane, span) for lane in range(stream.lanes)]
+        of_agents = [self._rows_of(stream, agent, span) for agent in range(stream.agent_count)]
         if not stream.agents:
-            return lanes[0]
-        common = _common([lane.places for lane in lanes])  # a kill comes between one agent's rows and the next one's
-        return DecodedRows(common, np.stack([lane.values[lane.places.find(common)] for lane in lanes], axis=1))
+            return of_agents[0]
+        common = _common(
+            [rows.places for rows in of_agents]
+        )  # a kill comes between one agent's rows and the next one's
+        return DecodedRows(common, np.stack([rows.values[rows.places.find(common)] for rows in of_agents], axis=1))
 
     def places(self, stream: Stream, span: Span = ALL) -> RowFrames:
         """Return the frames at which a key has rows, for all agents."""
-        return _common([places_in(self.held(stream, lane, span)) for lane in range(stream.lanes)])
+        return _common([places_in(self.held(stream, agent, span)) for agent in range(stream.agent_count)])
 
     def count(self, stream: Stream) -> int | None:
         """Return how many rows a key has; None: only reading them tells."""
         counts = [part.count(self.recording.schema.path_of(stream, self.env)) for part in self.recording.parts]
         return None if None in counts else sum(count for count in counts if count is not None)
 
-    def stored(self, stream: Stream, lane: int, span: Span) -> Iterator[EncodedPicture]:
+    def stored(self, stream: Stream, agent: int, span: Span) -> Iterator[EncodedPicture]:
         """Yield the pictures of a key and an agent as they are stored, with one chunk at a time in memory."""
-        return (each for _, batch in self.held(stream, lane, span) for each in encoded_in(stream, batch))
+        return (each for _, batch in self.held(stream, agent, span) for each in encoded_in(stream, batch))
 
-    def undecoded(self, stream: Stream, lane: int, span: Span) -> UndecodedPictures:
+    def undecoded(self, stream: Stream, agent: int, span: Span) -> UndecodedPictures:
         """Return the pictures of a key and an agent, encoded. Of a video those are left out that can't be decoded."""
         since = span
         if is_video(stream) and span != ALL:
             since = span[0] >> 32 << 32, span[1]  # each episode begins with a keyframe
-        held = [each for each in self.held(stream, lane, since) if is_of_kind(stream, each)]
+        held = [each for each in self.held(stream, agent, since) if is_of_kind(stream, each)]
         return undecoded_in(stream, held, span, since)
 
     def warn_of_gaps(self, places: RowFrames, steps: int) -> None:
@@ -109,21 +112,21 @@ class History:
                 "episode[key] gives all rows of a key"
             )
 
-    def _rows_of(self, stream: Stream, lane: int, span: Span) -> DecodedRows:
+    def _rows_of(self, stream: Stream, agent: int, span: Span) -> DecodedRows:
         if not stream.is_picture:
-            return rows_in(self.held(stream, lane, span), stream)
-        encoded = self.undecoded(stream, lane, span)
+            return rows_in(self.held(stream, agent, span), stream)
+        encoded = self.undecoded(stream, agent, span)
         [values] = decoded_at(stream, encoded, [np.arange(len(encoded.places))])
         if not stream.is_object:
             return DecodedRows(encoded.places, values)
-        no_pictures = (held for held in self.held(stream, lane, span) if not is_of_kind(stream, held))
+        no_pictures = (held for held in self.held(stream, agent, span) if not is_of_kind(stream, held))
         others = rows_in(no_pictures, stream)
         both = joined([encoded.places, others.places]), np.concatenate([values, others.values])
         return in_order(DecodedRows(*both))
 
-    def held(self, stream: Stream, lane: int = 0, span: Span = ALL) -> Iterator[RawRows]:
+    def held(self, stream: Stream, agent: int = 0, span: Span = ALL) -> Iterator[RawRows]:
         """Yield the rows of a key and an agent, chunk by chunk, not decoded."""
-        path = self.recording.schema.path_of(stream, self.env, lane)
+        path = self.recording.schema.path_of(stream, self.env, agent)
         return raw_rows_of(self.recording.parts, stream, path, span)
 
 

@@ -12,10 +12,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch.utils.data import Dataset
 from torchrl.data import LazyTensorStorage, RandomSampler, SliceSampler, Storage, TensorDictReplayBuffer
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import TimedStream
-from torchrl_rerun.kinds.streams import Key
-from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.history import History
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.padding import Form
 from torchrl_rerun.reading.steps import steps as read_steps
 from torchrl_rerun.reading.transitions import Transitions, episode_transitions

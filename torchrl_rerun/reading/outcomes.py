@@ -26,7 +26,7 @@ def outcomes(history: History) -> list[Episode]:
     """
     schema = history.recording.schema
     streams = [stream for stream, _ in schema.described if not stream.shared]
-    sums = next((stream for stream in streams if stream.sums), None)
+    sums = next((stream for stream in streams if stream.reward_key), None)
     endings = Endings(schema.ends)
     flags = [stream for stream in streams if stream.key in endings.keys]
     if not streams:
@@ -43,7 +43,7 @@ def outcomes(history: History) -> list[Episode]:
     ends = codes[last]
     returns = np.full(len(last), np.nan) if sums is None else _returns(history, sums, ends)
     raised = {stream.key: _raised(history, stream, ends) for stream in flags}
-    terminated, truncated = endings.of(raised.get, len(ends)) or Ends(*np.zeros((2, len(ends)), bool))
+    terminated, truncated = endings.ended(raised.get, len(ends)) or Ends(*np.zeros((2, len(ends)), bool))
     numbers, lengths = ends >> 32, ends & 0xFFFFFFFF
     first_steps = step[first] - (codes[first] & 0xFFFFFFFF)
     return [

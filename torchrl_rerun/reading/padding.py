@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from tensordict import NonTensorData, NonTensorStack, TensorDict, TensorDictBase
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 
 RECORDED = "recorded"
 """The name below which the masks stand: ``("recorded", key)``, bool, True if a value was recorded."""

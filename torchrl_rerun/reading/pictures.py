@@ -28,7 +28,7 @@ class CameraTrack:
         path: the entity path.
         stream: the stream.
         env: environment index.
-        lane: position of the agent.
+        agent: position of the agent.
         fps: frames per second of simulated time; None: unknown.
     """
 
@@ -36,7 +36,7 @@ class CameraTrack:
     path: str
     stream: Stream
     env: int
-    lane: int
+    agent: int
     fps: float | None
 
     @property
@@ -132,9 +132,9 @@ def _tracks(part: FilePart) -> Iterator[CameraTrack]:
     for stream, _ in schema.described:
         if stream.kind.is_camera:
             for env in schema.envs[:1] if stream.shared else schema.envs:
-                for lane in range(stream.lanes):
-                    path = schema.path_of(stream, env, lane)
-                    yield CameraTrack((part.file,), path, stream, env, lane, schema.source.fps)
+                for agent in range(stream.agent_count):
+                    path = schema.path_of(stream, env, agent)
+                    yield CameraTrack((part.file,), path, stream, env, agent, schema.source.fps)
 
 
 def stored(track: CameraTrack) -> Iterator[EncodedPicture]:

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 
-from torchrl_rerun.kinds.episode import PROPERTIES, Value
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Value
 from torchrl_rerun.paths import escape_path
-from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.load import Place, load
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 
 TABLE = "episodes"
 """The name of the table in queries."""
@@ -30,7 +30,7 @@ _TYPES: dict[str, pa.DataType] = {
     "start_time": pa.timestamp("us", "UTC"),
     "seed": pa.int64(),
 }
-assert tuple(_TYPES) == PROPERTIES
+assert tuple(_TYPES) == EPISODE_PROPERTIES
 _FILES = "files"
 _WHOLE = re.compile(r"\s*(select|with)\b", re.IGNORECASE)
 

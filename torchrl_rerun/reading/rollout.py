@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import Form, fit, form_of, give_agents, mask_name
 from torchrl_rerun.reading.steps import steps

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.objects import OBJECTS, objects_in
-from torchrl_rerun.kinds.streams import Stream, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, codes_of, times_of
 from torchrl_rerun.rrd.parts import RecordingPart
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from tensordict import NonTensorData, TensorDict, TensorDictBase, lazy_stack
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import (
     Form,

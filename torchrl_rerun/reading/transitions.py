@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import Form, largest, shapes_of
 from torchrl_rerun.reading.rows import RowFrames, together
@@ -171,13 +172,13 @@ def _completers(history: History, rest: Sequence[Stream], known: Sequence[Stream
     The return that the recorder works out has a row at each frame, and so has a key with as many rows. Without a return
     each key may be missing at frames of its own, and all keys are read that cost little.
     """
-    if not any(stream.sums for stream in (*rest, *known)):
+    if not any(stream.reward_key for stream in (*rest, *known)):
         little = [stream for stream in rest if not (stream.is_picture or stream.is_bulky)]
         if little:
             return little
     if not rest:
         return []
-    most = min(rest, key=lambda stream: (-_count(history, stream, unknown=1 if stream.sums else 0), cost(stream)))
+    most = min(rest, key=lambda stream: (-_count(history, stream, unknown=1 if stream.reward_key else 0), cost(stream)))
     if any(_count(history, stream, unknown=0) >= _count(history, most, unknown=1) for stream in known):
         return []
     return [most]

@@ -1,17 +1,18 @@
-"""The buffers of a recording: which of them a stream goes to, and how full blocks are handed on to the writer."""
+"""The buffers of a recording: which of them a stream goes to, and how full blocks come to the writer's queue."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
 
-from torchrl_rerun.blocks.block import Arrays, StreamGroup
+from torchrl_rerun.blocks.block import FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS
 from torchrl_rerun.writing.output import BlockOutput, Output
 from torchrl_rerun.writing.writer import WriterThread
@@ -58,17 +59,23 @@ class Buffers:
     def _all(self) -> tuple[Buffer, ...]:
         return (self.small, self.bulky) if self.batch is None else (self.small, self.bulky, self.batch)
 
+    @property
+    def targets(self) -> tuple[Buffer, ...]:
+        """The buffers that get frames."""
+        return self.in_use if self.batch is None else (self.batch, *self.in_use)
+
     # --- which streams they store ---
 
-    def store(self, moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> None:
+    def store(self, moment: Moment, streams: Sequence[Stream], reward_keys: Collection[Key]) -> None:
         """Store the streams of a moment, too.
 
         Args:
             moment: when they have rows.
-            streams: the streams; sums come last.
-            summed: the keys of which running sums are recorded. They are never bulky: a block must hold them and their sums.
+            streams: the streams; running returns come last.
+            reward_keys: the rewards of which running returns are recorded. They are never bulky: a block must hold them and
+                their returns.
         """
-        groups = [*_grouped(moment, streams, summed)]
+        groups = [*_grouped(moment, streams, reward_keys)]
         for buffer, bulk in ((self.small, False), (self.bulky, True)):
             added = [group for group, is_bulky in groups if is_bulky is bulk]
             if added:
@@ -81,7 +88,7 @@ class Buffers:
         Args:
             buffer: the buffer for them.
             output: makes chunks of them.
-            groups: the rewards, and their sums.
+            groups: the rewards, and their returns.
         """
         self.batch, self._batch_output = buffer, output
         self._store(buffer, groups)
@@ -100,13 +107,13 @@ class Buffers:
         self._store(self.bulky, (*self.bulky.groups, StreamGroup(moment, (stream,), (at,))))
         self._share_out()
 
-    def split_where_keys_are_missing(self, moments: Sequence[Arrays | None]) -> None:
+    def split_where_keys_are_missing(self, values: FrameValues) -> None:
         """Give keys that come without the others of their group a group of their own: each has its own rows then."""
         for buffer in (self.small, self.bulky):
             groups: list[StreamGroup] = []
             for group in buffer.groups:
-                values = moments[group.moment]
-                there = [i for i in group.at if values is not None and values[i] is not None]
+                arrays = values[group.moment]
+                there = [i for i in group.at if arrays is not None and arrays[i] is not None]
                 if there and len(there) < len(group.at):
                     groups += [group.part(there), group.part([i for i in group.at if i not in there])]
                 else:
@@ -122,11 +129,11 @@ class Buffers:
             batch: how many there are.
         """
         for buffer in self._all:
-            self._hand_on(buffer)
+            self._flush(buffer)
             buffer.grow(batch if buffer is self.batch else envs)
 
     def _store(self, buffer: Buffer, groups: Sequence[StreamGroup]) -> None:
-        self._hand_on(buffer)
+        self._flush(buffer)
         buffer.store(groups)
 
     def _share_out(self) -> None:
@@ -135,59 +142,54 @@ class Buffers:
         if len(self.in_use) > 1:
             small = min(self._capacity // 2, self.small.bytes_at_most)
             for buffer, capacity in ((self.small, small), (self.bulky, self._capacity - small)):
-                self._hand_on(buffer)
+                self._flush(buffer)
                 buffer.resize(capacity)
 
-    # --- blocks are handed on ---
+    # --- blocks are enqueued ---
 
-    def make_way(self, buffer: Buffer, lease: BlockLease) -> bool:
-        """Hand on the lease that is in the way of a frame, or wait until the writer releases it.
+    def free_block_for(self, buffer: Buffer, blocking_lease: BlockLease) -> bool:
+        """Enqueue the lease that blocks a frame, or wait until the writer releases it.
 
         Args:
             buffer: the buffer that a frame was to be added to.
-            lease: the lease that :meth:`Buffer.add` returned.
+            blocking_lease: the lease that :meth:`Buffer.add` returned.
 
         Returns:
             Whether the frame can be added now; False if nothing is written any more.
         """
         if not self.is_open:
             return False
-        if not lease.is_handed_on:
-            self._put(buffer, lease)
+        if not blocking_lease.is_enqueued:
+            self._enqueue(buffer, blocking_lease)
             return True
         began = time.monotonic()
         try:
-            while not lease.wait(0.1):
+            while not blocking_lease.wait(0.1):
                 if not self.is_open:
                     return False
         finally:
             self.seconds_waited += time.monotonic() - began
         return True
 
-    def hand_on(self) -> None:
-        """Hand on all that waits."""
-        for buffer in self._all:
-            self._hand_on(buffer)
+    def flush(self, buffers: Sequence[Buffer] | None = None) -> None:
+        """Enqueue all that waits in some buffers. Default: in all."""
+        for buffer in self._all if buffers is None else buffers:
+            self._flush(buffer)
 
-    def old(self, now: int) -> list[Buffer]:
+    def stale(self, now: int) -> list[Buffer]:
         """Return the buffers whose first frame is older than it may be.
 
         Args:
             now: nanoseconds since the epoch.
         """
-        return [buffer for buffer in self._all if buffer.is_old(now)]
-
-    def hand_on_old(self, buffers: Sequence[Buffer]) -> None:
-        """Hand on what waits in some of the buffers."""
-        for buffer in buffers:
-            self._hand_on(buffer)
+        return [buffer for buffer in self._all if buffer.is_stale(now)]
 
     def prepare(self) -> None:
         """Have the writer touch the memory of blocks that aren't needed yet, while the others are filled."""
         for buffer in self._all:
             lease = buffer.prepare()
             if lease is not None:
-                self._put(buffer, lease)
+                self._enqueue(buffer, lease)
 
     def warn_of_short_blocks(self, envs: int, buffer_bytes: int) -> None:
         """Warn if so many environments are recorded in detail that a block has few rows of each: chunks cost most then.
@@ -199,7 +201,7 @@ class Buffers:
         small = self.small
         if envs <= MAX_LOGGED_ENVS or not small.groups or small.slots >= SHORT_BLOCK:
             return
-        entities = sum(stream.lanes for group in small.groups for stream in group.streams)
+        entities = sum(stream.agent_count for group in small.groups for stream in group.streams)
         cost = entities * CHUNK_SECONDS / small.slots
         needed = -(-SHORT_BLOCK * buffer_bytes // small.slots >> 20)
         warn(
@@ -215,7 +217,7 @@ class Buffers:
             buffer.drop(event)
 
     def stop(self) -> None:
-        """Hand on nothing more."""
+        """Enqueue nothing more."""
         self._is_stopped = True
 
     def free(self) -> None:
@@ -238,30 +240,32 @@ class Buffers:
         """Bytes in blocks that aren't written."""
         return sum(buffer.waiting_bytes for buffer in self._all)
 
-    def _hand_on(self, buffer: Buffer) -> None:
+    def _flush(self, buffer: Buffer) -> None:
         leases = buffer.seal()
         if self.is_open:
             for lease in leases:
-                self._put(buffer, lease)
+                self._enqueue(buffer, lease)
 
-    def _put(self, buffer: Buffer, lease: BlockLease) -> None:
+    def _enqueue(self, buffer: Buffer, lease: BlockLease) -> None:
         self._writer.put_lease(lease, self._batch_output if buffer is self.batch else self._output)
-        lease.hand_on()
+        lease.mark_enqueued()
 
 
-def _grouped(moment: Moment, streams: Sequence[Stream], summed: Collection[Key]) -> Iterator[tuple[StreamGroup, bool]]:
-    """Return groups of streams, and whether they are bulky: small ones, bulky ones and sums by themselves."""
+def _grouped(
+    moment: Moment, streams: Sequence[Stream], reward_keys: Collection[Key]
+) -> Iterator[tuple[StreamGroup, bool]]:
+    """Return groups of streams, and whether they are bulky: small ones, bulky ones and returns by themselves."""
     places: dict[bool, list[int]] = {False: [], True: []}
     for i, stream in enumerate(streams):
-        if not stream.sums:
-            places[stream.is_bulky and stream.key not in summed].append(i)
+        if not stream.reward_key:
+            places[stream.is_bulky and stream.key not in reward_keys].append(i)
     for is_bulky, at in places.items():
         if at:
-            is_summed = any(streams[i].key in summed for i in at)
-            yield StreamGroup(moment, tuple(streams[i] for i in at), tuple(at), is_summed), is_bulky
-    sums = tuple(stream for stream in streams if stream.sums)
-    if sums:
-        yield StreamGroup(moment, sums), False
+            has_rewards = any(streams[i].key in reward_keys for i in at)
+            yield StreamGroup(moment, tuple(streams[i] for i in at), tuple(at), has_rewards), is_bulky
+    returns = tuple(stream for stream in streams if stream.reward_key)
+    if returns:
+        yield StreamGroup(moment, returns), False
 
 
 def _without(groups: Sequence[StreamGroup], stream: Stream) -> tuple[StreamGroup, ...]:

@@ -1,4 +1,4 @@
-"""The clock: a thread that looks at the open recordings of the process from time to time, for the case that no frame comes."""
+"""The clock: a thread that flushes stale blocks of the open recordings of the process, for the case that no frame comes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Protocol
 
 
 class Watched(Protocol):
-    """A recording that the clock looks at.
+    """A recording of which the clock flushes stale blocks.
 
     Attributes:
-        look_seconds: seconds from one look to the next.
-        alive: whether the clock looks at it again.
+        stale_check_seconds: seconds from one check for stale blocks to the next.
+        alive: whether there will be another check.
     """
 
     @property
-    def look_seconds(self) -> float: ...  # noqa: D102
+    def stale_check_seconds(self) -> float: ...  # noqa: D102
     @property
     def alive(self) -> bool: ...  # noqa: D102
 
-    def look(self) -> None:
-        """Hand on blocks that are old."""
+    def flush_if_stale(self) -> None:
+        """Enqueue blocks whose first frame has waited for long enough."""
 
 
 class Clock:
-    """Looks at recordings as often as they ask for.
+    """Has recordings flush stale blocks, as often as they ask for.
 
     Its thread ends when there are no open recordings, and keeps none of them in memory.
     """
@@ -35,7 +35,7 @@ class Clock:
         self.forget_all()
 
     def forget_all(self) -> None:
-        """Look at no recording any more: a forked process has none of its parent's threads."""
+        """Watch no recording any more: a forked process has none of its parent's threads."""
         self._watched: weakref.WeakSet[Watched] = weakref.WeakSet()
         # A queue that can be put to while it is waited for on the same thread: garbage that is collected there may close
         # a recording.
@@ -44,7 +44,7 @@ class Clock:
         self._thread: threading.Thread | None = None
 
     def watch(self, recording: Watched) -> None:
-        """Look at a recording until it is closed."""
+        """Have a recording flush stale blocks until it is closed."""
         with self._lock:
             self._watched.add(recording)
             if self._thread is None or not self._thread.is_alive():  # Ctrl-C may have come before it was started
@@ -57,21 +57,21 @@ class Clock:
         self._changes.put(None)
 
     def _run(self) -> None:
-        while (seconds := self._until_next_look()) is not None:
+        while (seconds := self._until_next_check()) is not None:
             try:
                 self._changes.get(timeout=seconds)
             except queue.Empty:
                 due = self._open()
                 while due:
-                    due.pop().look()
+                    due.pop().flush_if_stale()
 
     def _open(self) -> list[Watched]:
         with self._lock:
             return [recording for recording in tuple(self._watched) if recording.alive]
 
-    def _until_next_look(self) -> float | None:
-        """Return the seconds to the next look; None if the thread ends."""
-        seconds = min((recording.look_seconds for recording in self._open()), default=None)
+    def _until_next_check(self) -> float | None:
+        """Return the seconds to the next check; None if the thread ends."""
+        seconds = min((recording.stale_check_seconds for recording in self._open()), default=None)
         if seconds is None:
             with self._lock:
                 if any(recording.alive for recording in tuple(self._watched)):

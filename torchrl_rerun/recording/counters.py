@@ -81,7 +81,7 @@ class Counters:
 
     def event(
         self,
-        rows: EnvIndices,
+        envs: EnvIndices,
         now: int,
         *,
         is_step: bool,
@@ -91,19 +91,19 @@ class Counters:
         """Return the next event, and change nothing.
 
         Args:
-            rows: the environments that are stepped or reset.
+            envs: the environments that are stepped or reset.
             now: its time, in nanoseconds since the epoch.
             is_step: whether they are stepped, not reset.
-            picked: the environments whose frame before, and whose frame after it is recorded. Default: all of ``rows``.
-            begun: of a reset, the environments whose episodes begin. Default: all of ``rows``.
+            picked: the environments whose frame before, and whose frame after it is recorded. Default: all of ``envs``.
+            begun: of a reset, the environments whose episodes begin. Default: all of ``envs``.
         """
-        before, after = (rows, rows) if picked is None else picked
-        return Event(self.frames, self.steps + is_step, now, is_step, rows, before, after, begun)
+        before, after = (envs, envs) if picked is None else picked
+        return Event(self.frames, self.steps + is_step, now, is_step, envs, before, after, begun)
 
     def apply(self, event: Event) -> None:
         """Count an event: a frame if it is recorded; a further step of an episode, or the beginning of another one."""
-        is_recorded = event.after is event.rows or event.is_recorded
-        if event.is_step and event.rows is None:
+        is_recorded = event.envs_after is event.envs or event.is_recorded
+        if event.is_step and event.envs is None:
             settled, steps, shared = self._settled, self._more_steps + 1, event
         else:
             settled, steps, shared = advance(self.positions(), event), 0, None
@@ -142,22 +142,22 @@ class Counters:
         """Return whether an event was the last one that was counted."""
         return self._seen is event
 
-    def of(self, rows: EnvIndices) -> npt.NDArray[np.int64]:
+    def episode_numbers(self, envs: EnvIndices) -> npt.NDArray[np.int64]:
         """Return the numbers of the episodes that environments are in."""
         episodes = self._settled[:, EPISODE]
-        return episodes if rows is None else episodes[rows]
+        return episodes if envs is None else episodes[envs]
 
     def begun(self) -> int:
         """Return the number of episodes that have begun in all environments together."""
         return int(self._settled[:, EPISODE].sum()) + len(self._settled)
 
-    def never_begun(self, rows: EnvIndices) -> EnvIndices:
-        """Return those of ``rows`` that were never reset."""
+    def never_begun(self, envs: EnvIndices) -> EnvIndices:
+        """Return those of ``envs`` that were never reset."""
         if self.all_begun:
             return NO_ENVS
         fresh = self._settled[:, EPISODE] < 0
         self.all_begun = not fresh.any()
-        return np.flatnonzero(fresh) if rows is None else rows[fresh[rows]]
+        return np.flatnonzero(fresh) if envs is None else envs[fresh[envs]]
 
 
 def _before_the_first_reset(envs: int) -> Positions:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torchrl_rerun.kinds.entity_paths import EntityPaths
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 
 
 class Description:
@@ -32,7 +33,7 @@ class Description:
 
         Args:
             moment: when the streams have rows.
-            streams: the streams; sums come last.
+            streams: the streams; running returns come last.
             ends: the flags that end an environment's episode; empty if they aren't known yet.
         """
         self.ends = tuple(ends) or self.ends
@@ -40,7 +41,7 @@ class Description:
         if assigned:
             self._streams[moment] = assigned
         if moment is Moment.STEPPED:
-            self.reward = next((i for i, stream in enumerate(assigned) if stream.key in self.summed), None)
+            self.reward = next((i for i, stream in enumerate(assigned) if stream.key in self.reward_keys), None)
         return assigned
 
     def at(self, moment: Moment) -> Sequence[Stream]:
@@ -70,14 +71,14 @@ class Description:
         return [(stream, moment) for moment in Moment for stream in self._streams[moment]]
 
     @property
-    def sums(self) -> list[Stream]:
+    def returns(self) -> list[Stream]:
         """The streams of running returns."""
-        return [stream for stream in self._streams[Moment.OBSERVED] if stream.sums]
+        return [stream for stream in self._streams[Moment.OBSERVED] if stream.reward_key]
 
     @property
-    def summed(self) -> set[Key]:
+    def reward_keys(self) -> set[Key]:
         """The rewards of which running returns are recorded."""
-        return {stream.sums for stream in self.sums if stream.sums}
+        return {stream.reward_key for stream in self.returns}
 
 
 def varying(stream: Stream) -> Stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.schema import Source
 from torchrl_rerun.recording.counters import Counters
 from torchrl_rerun.recording.logged_envs import LoggedEnvs
@@ -22,8 +22,8 @@ class EnvState:
         envs: their environment indices.
         counters: frame, step and episode of each.
         selection: which of their frames are recorded.
-        sums: their running returns.
-        batch_sums: the running returns of all environments.
+        returns: their running returns.
+        batch_returns: the running returns of all environments.
 
     Raises:
         IndexError: ``logged_envs`` names an environment that isn't there.
@@ -36,7 +36,7 @@ class EnvState:
         self.envs = [source.first_env + index for index in self.logged.indices]
         self.counters = Counters(count)
         self.selection = Selection(count, options)
-        self.sums, self.batch_sums = Sums(count), Sums(source.envs)
+        self.returns, self.batch_returns = RunningReturns(count), RunningReturns(source.envs)
 
     def grow(self, source: Source) -> None:
         """Follow more environments, which haven't been reset.
@@ -49,10 +49,10 @@ class EnvState:
         count = len(self.logged)
         self.counters.grow(count)
         self.selection.grow(count)
-        self.sums.grow(count)
-        self.batch_sums.grow(source.envs)
+        self.returns.grow(count)
+        self.batch_returns.grow(source.envs)
 
     def forget_returns(self) -> None:
         """Forget the returns of the episodes in progress: rewards were lost."""
-        self.sums.forget()
-        self.batch_sums.forget()
+        self.returns.forget()
+        self.batch_returns.forget()

@@ -19,7 +19,7 @@ from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
 from torchrl_rerun.blocks.returns import with_rewards
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
-from torchrl_rerun.kinds.episode import PROPERTIES, Episode, Value, returns_of
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode, Value, returns_of
 
 
 class EpisodeLog:
@@ -48,7 +48,7 @@ class EpisodeLog:
         self._number = np.full(count, -1, np.int64)
         self._first_step = np.zeros(count, np.int64)
         self._began = np.zeros(count, np.int64)
-        self._so_far = _SoFar(None, np.zeros(count, np.int64), None)
+        self._totals = _EpisodeTotals(None, np.zeros(count, np.int64), None)
         self._seeds: list[int | None] = [None] * count
         self._annotations: list[dict[str, Value | list[Value]]] = [{} for _ in envs]
         self._types: dict[str, type] = {}  # of annotations, by their names
@@ -61,11 +61,11 @@ class EpisodeLog:
             episodes: the numbers of the episodes that begin, one for each of these environments.
             seeds: the seed of each recorded environment; empty if none is known.
         """
-        at = self._at(event.begins)
+        at = self._at(event.envs_begun)
         self._close(at[self._number[at] != episodes], event.frame)
         self._terminated[at] = self._truncated[at] = False
-        for row in at:
-            self._seeds[row] = seeds[row] if seeds else None
+        for env in at:
+            self._seeds[env] = seeds[env] if seeds else None
         self._begin(at, event, episodes)
 
     def step(
@@ -79,22 +79,22 @@ class EpisodeLog:
             rewards: rewards of all recorded environments, ``[envs, ...]``; None: there are none.
             ends: which episodes ended with it; None: none did.
         """
-        before = self._so_far
+        before = self._totals
         if before.event is event:
             return
         if not self._all_open:
-            self._go_on(self._at(event.rows), event, episodes)
+            self._go_on(self._at(event.envs), event, episodes)
         if ends is not None:
-            self._end(slice(None) if event.rows is None else event.rows, ends)
-        if event.rows is None:
+            self._end(slice(None) if event.envs is None else event.envs, ends)
+        if event.envs is None:
             length = before.length + 1
         else:
             length = before.length.copy()
-            length[event.rows] += 1
+            length[event.envs] += 1
         returns = before.returns
         if rewards is not None:
-            returns = with_rewards(np.zeros(rewards.shape) if returns is None else returns, event.rows, rewards)
-        self._so_far = _SoFar(event, length, returns)
+            returns = with_rewards(np.zeros(rewards.shape) if returns is None else returns, event.envs, rewards)
+        self._totals = _EpisodeTotals(event, length, returns)
 
     def correct_ends(self, event: Event, ends: Ends) -> None:
         """Replace the ends of a step: transforms behind the recorder have changed its flags.
@@ -103,7 +103,7 @@ class EpisodeLog:
             event: the step.
             ends: which episodes ended, of all recorded environments.
         """
-        at = self._at(event.rows)
+        at = self._at(event.envs)
         at = at[self._is_open[at]]
         self._terminated[at], self._truncated[at] = ends.terminated[at], ends.truncated[at]
 
@@ -121,18 +121,18 @@ class EpisodeLog:
         )
         self._number = np.append(self._number, np.full(more, -1))
         self._first_step, self._began = np.append(self._first_step, zeros), np.append(self._began, zeros)
-        returns = self._so_far.returns
+        returns = self._totals.returns
         if returns is not None:
             returns = np.concatenate([returns, np.zeros((more, *returns.shape[1:]))])
-        self._so_far = _SoFar(self._so_far.event, np.append(self._so_far.length, zeros), returns)
+        self._totals = _EpisodeTotals(self._totals.event, np.append(self._totals.length, zeros), returns)
         self._seeds += [None] * more
         self._annotations += [{} for _ in range(more)]
         self._all_open = False
 
     def forget_returns(self) -> None:
         """Make the returns of the episodes in progress NaN: rewards were lost."""
-        if self._so_far.returns is not None:
-            self._so_far.returns[:] = np.nan
+        if self._totals.returns is not None:
+            self._totals.returns[:] = np.nan
 
     def annotate(self, env: int | None, values: Mapping[str, Value | list[Value]]) -> None:
         """Add properties to the episode that an environment is in.
@@ -154,13 +154,13 @@ class EpisodeLog:
             raise ValueError(f"env is missing: {len(self._envs)} environments are recorded")
         if env is not None and env not in self._envs:
             raise IndexError(f"env={env} is not recorded; recorded are {', '.join(map(str, self._envs))}")
-        row = 0 if env is None else self._envs.index(env)
-        if not self._is_open[row]:
+        position = 0 if env is None else self._envs.index(env)
+        if not self._is_open[position]:
             raise ValueError(
-                f"environment {self._envs[row]} is in no episode: annotate after its reset, and before the dump() or "
+                f"environment {self._envs[position]} is in no episode: annotate after its reset, and before the dump() or "
                 "close() that follows the episode's end"
             )
-        self._annotations[row].update(values)
+        self._annotations[position].update(values)
         for name, value in values.items():
             first = self._types.setdefault(name, type(value))
             if not isinstance(value, first):
@@ -186,9 +186,9 @@ class EpisodeLog:
 
     def _begin(self, at: npt.NDArray[np.intp], event: Event, episodes: npt.NDArray[np.int64]) -> None:
         self._first_step[at], self._began[at] = event.step - event.is_step, event.log_time
-        self._so_far.length[at] = 0
-        if self._so_far.returns is not None:
-            self._so_far.returns[at] = 0.0
+        self._totals.length[at] = 0
+        if self._totals.returns is not None:
+            self._totals.returns[at] = 0.0
         self._number[at] = episodes
         self._is_open[at] = True
         self._all_open = bool(self._is_open.all())
@@ -199,41 +199,41 @@ class EpisodeLog:
         if goes_on.any():
             self._begin(at[goes_on], event, episodes[goes_on])
 
-    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
-        return np.arange(len(self._envs)) if rows is None else rows
+    def _at(self, envs: EnvIndices) -> npt.NDArray[np.intp]:
+        return np.arange(len(self._envs)) if envs is None else envs
 
     def _end(self, at: slice | npt.NDArray[np.intp], ends: Ends) -> None:
         self._terminated[at] |= ends.terminated[at]
         self._truncated[at] |= ends.truncated[at]
 
-    def _close(self, rows: npt.NDArray[np.intp], before: int) -> None:
-        since, lengths = time.monotonic(), self._so_far.length
-        for row in rows[self._is_open[rows]]:
-            has_ended = self._terminated[row] or self._truncated[row]
+    def _close(self, envs: npt.NDArray[np.intp], before: int) -> None:
+        since, lengths = time.monotonic(), self._totals.length
+        for env in envs[self._is_open[envs]]:
+            has_ended = self._terminated[env] or self._truncated[env]
             episode = Episode(
-                env=self._envs[row],
-                episode=int(self._number[row]),
-                episode_return=self._return_of(row) if lengths[row] else 0.0,
-                length=int(lengths[row]),
-                terminated=bool(self._terminated[row]),
-                truncated=bool(self._truncated[row]),
+                env=self._envs[env],
+                episode=int(self._number[env]),
+                episode_return=self._return_of(env) if lengths[env] else 0.0,
+                length=int(lengths[env]),
+                terminated=bool(self._terminated[env]),
+                truncated=bool(self._truncated[env]),
                 interrupted=not has_ended,
-                first_step=int(self._first_step[row]),
-                start_time=datetime.fromtimestamp(self._began[row] / 1e9, UTC),
-                seed=self._seeds[row],
-                annotations=self._annotations[row],
+                first_step=int(self._first_step[env]),
+                start_time=datetime.fromtimestamp(self._began[env] / 1e9, UTC),
+                seed=self._seeds[env],
+                annotations=self._annotations[env],
             )
-            self.ended.append(EndedEpisode(int(row), episode, before, since))
+            self.ended.append(EndedEpisode(int(env), episode, before, since))
             self._all_open = False
-            self._is_open[row] = False
-            self._annotations[row] = {}
+            self._is_open[env] = False
+            self._annotations[env] = {}
 
-    def _return_of(self, row: int) -> float:
-        returns = self._so_far.returns
-        return np.nan if returns is None else float(returns_of(returns[row, None])[0])
+    def _return_of(self, env: int) -> float:
+        returns = self._totals.returns
+        return np.nan if returns is None else float(returns_of(returns[env, None])[0])
 
 
-class _SoFar(NamedTuple):
+class _EpisodeTotals(NamedTuple):
     """Length and return of the episodes in progress, replaced in one go: Ctrl-C comes before or after.
 
     Attributes:
@@ -259,7 +259,7 @@ def checked_annotations(values: Mapping[str, Any]) -> dict[str, Value | list[Val
     """
     out: dict[str, Value | list[Value]] = {}
     for name, value in values.items():
-        if name in PROPERTIES:
+        if name in EPISODE_PROPERTIES:
             raise ValueError(f"{name!r} is what the recorder itself says of an episode; choose another name")
         if not name:
             raise ValueError("an annotation must have a name")

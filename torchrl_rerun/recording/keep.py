@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torchrl_rerun.kinds.episode import PROPERTIES, Episode, EpisodeKey, Predicate
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode, EpisodeKey, Predicate
 from torchrl_rerun.writing.folder import KeptEpisodes
 
 Rank = tuple[bool, float]
@@ -202,7 +202,7 @@ class _Asked:
             return True
 
     def _warn(self, episode: Episode, error: Exception) -> None:
-        names = ", ".join(PROPERTIES)
+        names = ", ".join(EPISODE_PROPERTIES)
         message = (
             f"keep: a function failed on episode {episode.episode} of environment {episode.env} and counts as true, here and "
             f"wherever it fails again: {error!r}. An episode has {names}, and annotations: episode[name], or "

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torchrl_rerun.blocks.block import Arrays
+from torchrl_rerun.blocks.block import Arrays, FrameValues
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.recording.logged_envs import Render
-
-Moments = tuple[Arrays | None, Arrays | None, Arrays | None]
-"""The values of a frame, in the order of :class:`~torchrl_rerun.kinds.schema.Moment`; None for a moment that had none."""
 
 
 class Revision(NamedTuple):
@@ -43,12 +40,12 @@ class LastStep(NamedTuple):
 
     Attributes:
         event: the step.
-        moments: the values that were recorded, of the recorded environments.
+        values: the values that were recorded, of the recorded environments.
         revise: returns what has changed.
         render: renders the environments as they are since.
     """
 
     event: Event
-    moments: Moments
+    values: FrameValues
     revise: Revise
     render: Render | None

@@ -1,4 +1,4 @@
-"""Logged environments: which environments of a batch are recorded in detail, and their part of values of all."""
+"""Logged environments: resolve ``logged_envs``, and select their rows from arrays of the whole batch."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ class LoggedEnvs:
 
     Attributes:
         indices: their environment indices, sorted.
+        are_all: whether all environments of the batch are recorded.
 
     Raises:
         IndexError: an index is out of range.
 
     >>> some = LoggedEnvs([0, 3], 4)
-    >>> some.rows(np.array([True, False, True, False])), some.values([np.arange(4), None])
+    >>> some.in_mask(np.array([True, False, True, False])), some.values([np.arange(4), None])
     (array([0]), [array([0, 3]), None])
-    >>> LoggedEnvs("all", 4).rows(np.array([True, True, True, True])) is None
+    >>> LoggedEnvs("all", 4).in_mask(np.array([True, True, True, True])) is None
     True
     """
 
@@ -47,14 +48,10 @@ class LoggedEnvs:
         self.indices = resolve_envs(logged_envs, envs)
         self._envs = envs
         self._select = _selection(self.indices, envs)
+        self.are_all = self._select is None
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    @property
-    def are_all(self) -> bool:
-        """Whether all environments of the batch are recorded."""
-        return self._select is None
 
     def grown(self, logged_envs: EnvChoice, envs: int) -> LoggedEnvs:
         """Return the environments that are recorded if there are more: these, and the new ones that the user chose.
@@ -71,7 +68,7 @@ class LoggedEnvs:
             chosen = self.indices
         return LoggedEnvs(sorted({*self.indices, *chosen}), envs)
 
-    def rows(self, mask: npt.NDArray[np.bool_]) -> EnvIndices:
+    def in_mask(self, mask: npt.NDArray[np.bool_]) -> EnvIndices:
         """Return the recorded environments in a mask, as indices among the recorded ones; None if all are.
 
         Args:
@@ -81,14 +78,14 @@ class LoggedEnvs:
             mask = mask[self._select]
         return None if mask.all() else np.flatnonzero(mask)
 
-    def mask(self, rows: EnvIndices) -> npt.NDArray[np.bool_]:
+    def mask(self, envs: EnvIndices) -> npt.NDArray[np.bool_]:
         """Return a mask of all environments of the batch, ``[envs]``.
 
         Args:
-            rows: indices among the recorded environments; None: all of them.
+            envs: indices among the recorded environments; None: all of them.
         """
         out = np.zeros(self._envs, np.bool_)
-        out[self.indices if rows is None else [self.indices[row] for row in rows]] = True
+        out[self.indices if envs is None else [self.indices[env] for env in envs]] = True
         return out
 
     def ends(self, ends: Ends) -> Ends:
@@ -108,22 +105,22 @@ class LoggedEnvs:
         select, envs = self._select, self._envs
         return [array if array is None or len(array) != envs else array[select] for array in arrays]
 
-    def with_pictures(self, observed: Arrays, rows: EnvIndices, render: Render) -> Arrays:
+    def with_pictures(self, observed: Arrays, envs: EnvIndices, render: Render) -> Arrays:
         """Return observations of which the last are images, rendered now.
 
         Args:
             observed: the observations of the recorded environments; the last is replaced.
-            rows: indices of the environments to render, among the recorded ones; None: all of them.
+            envs: indices of the environments to render, among the recorded ones; None: all of them.
             render: renders environments.
         """
-        pictures = render(self.indices if rows is None else [self.indices[row] for row in rows])
+        pictures = render(self.indices if envs is None else [self.indices[env] for env in envs])
         if pictures is None:
             return observed
         if len(self) == 1:
             return [*observed[:-1], pictures[0][np.newaxis]]
         values = np.empty((len(self), *pictures[0].shape), pictures[0].dtype)  # the other rows are never read
-        for row, picture in zip(range(len(self)) if rows is None else rows, pictures, strict=True):
-            values[row] = picture
+        for env, picture in zip(range(len(self)) if envs is None else envs, pictures, strict=True):
+            values[env] = picture
         return [*observed[:-1], values]
 
 

@@ -13,10 +13,12 @@ import rerun.blueprint as rrb
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import check_format, check_kinds, check_names, describe, refused_format
+from torchrl_rerun.kinds.keys import Key, as_key, name_of
 from torchrl_rerun.kinds.kind import Kind
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import SPLITS, Split
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, as_key, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import check_envs

@@ -17,39 +17,32 @@ from torchrl_rerun.blocks.block import StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Value
-from torchrl_rerun.kinds.schema import PROPERTIES, Moment, Source, info_chunk, shown_envs
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.schema import Moment, Source, info_chunk, shown_envs
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.clock import CLOCK
 from torchrl_rerun.recording.counters import Progress
-from torchrl_rerun.recording.description import Description, varying
+from torchrl_rerun.recording.description import varying
 from torchrl_rerun.recording.env_state import EnvState
-from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.layouts import layout_of
 from torchrl_rerun.recording.options import Options
+from torchrl_rerun.recording.parts import Ids, parts_for_episodes, parts_for_run
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.steps import Steps
-from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.statistics import BatchStatistics
 from torchrl_rerun.writing.target import ChunkWriter
-from torchrl_rerun.writing.whole_run import WholeRun
-from torchrl_rerun.writing.writer import WriterThread
 
 LIVE_SECONDS = 0.5
-"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`LOOKS`."""
+"""Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`STALE_CHECKS`."""
 
-LOOKS = 4
-"""Number of looks at the waiting frames within the time that a frame may wait."""
+STALE_CHECKS = 4
+"""Number of checks for stale blocks within the time that a frame may wait."""
 
 BATCH_SHARE = 16
 """The rewards of all environments have one in so many of ``buffer_bytes``, in addition to these."""
-
-BLOCKS_SHARE = 4
-"""Blocks have one in so many of ``buffer_bytes`` if episodes wait in memory until they are over, and these the rest."""
 
 
 class Recording(Steps):
@@ -69,7 +62,7 @@ class Recording(Steps):
         envs: the indices of the environments that are recorded in detail.
         status: the state of the recording, and what became of its frames.
         must_know_ends: whether :meth:`step` must be told which episodes end.
-        look_seconds: seconds from one look of the clock to the next, see :meth:`look`.
+        stale_check_seconds: seconds between two calls of :meth:`flush_if_stale` by the clock.
         process: the process that records.
 
     Raises:
@@ -86,64 +79,30 @@ class Recording(Steps):
         run_id: str,
         continues: Recording | None = None,
     ) -> None:
+        live_sinks = tuple(live_sinks)
+        is_by_episode = chunk_writer.episodes is not None
+        max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
+        recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if options.split == "dump" else run_id
+        ids = Ids(application_id(options, source), recording_id, run_id)
+        state = _state_for(source, options, continues)
+        make_parts = parts_for_episodes if is_by_episode else parts_for_run
+        parts = make_parts(chunk_writer, source, options, state, ids=ids, live_sinks=live_sinks, max_age=max_age)
+        status = Status(chunk_writer, live_sinks, parts, None if continues is None else continues.status)
+        super().__init__(parts, status)
         self.source = source
         self.chunk_writer = chunk_writer
-        self._live_sinks = tuple(live_sinks)
-        self._options = options
         self.run_id = run_id
-        is_dump = options.split == "dump"
-        self.application_id = application_id(options, source)
-        self.recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if is_dump else run_id
-        if continues is not None and continues.source.batch_size == source.batch_size:
-            state = continues._state  # noqa: SLF001 - of the same class
-        else:
-            state = EnvState(source, options)
         self.envs = state.envs
-        self._max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
-        self.look_seconds = self._max_age / LOOKS
-        folder = chunk_writer.episodes
-        self._is_by_episode = folder is not None
-        self.must_know_ends = options.skip > 1 or self._is_by_episode
-        capacity = options.buffer_bytes // (BLOCKS_SHARE if self._is_by_episode else 1)
-        small, bulky = (Buffer(len(state.envs), capacity, max_age=self._max_age) for _ in range(2))
-        log: EpisodeLog | None = None
-        self._output: Output
-        if folder is None:
-            first_frame = state.counters.frames if is_dump else 0
-            self._output = WholeRun(
-                source, state.envs, state.sums, split=options.split, max_age=self._max_age, first_frame=first_frame
-            )
-        else:
-            log = EpisodeLog(state.envs)
-            self._output = EpisodeFiles(
-                folder,
-                source,
-                state.envs,
-                state.sums,
-                ended=log.ended,
-                buffers=(small, bulky),
-                application_id=self.application_id,
-                recording_id=run_id,
-                capacity=options.buffer_bytes - capacity,
-                max_age=options.flush_seconds,
-            )
-        names = {"application_id": self.application_id, "recording_id": self.recording_id}
-        writer = WriterThread(chunk_writer, self._live_sinks, self._output, **names)
-        buffers = Buffers(small, bulky, capacity, writer, self._output)
-        status = Status(
-            chunk_writer,
-            self._live_sinks,
-            counters=state.counters,
-            buffers=buffers,
-            output=self._output,
-            writer=writer,
-            continues=None if continues is None else continues.status,
-        )
-        # A recording of one episode has no `/env_{i}` before its keys.
-        description = Description(reserved=(PROPERTIES,) if self._is_by_episode else ())
-        super().__init__(state, description, log, buffers, writer=writer, status=status)
-        self._batch_statistics = BatchStatistics(source.fps, state.batch_sums)
+        self.must_know_ends = options.skip > 1 or is_by_episode
+        self.stale_check_seconds = max_age / STALE_CHECKS
         self.process = os.getpid()
+        self._options = options
+        self._application_id = ids.application_id
+        self._live_sinks = live_sinks
+        self._max_age = max_age
+        self._is_by_episode = is_by_episode
+        self._output = parts.output
+        self._batch_statistics = BatchStatistics(source.fps, state.batch_returns)
         _open.add(self)
         CLOCK.watch(self)
 
@@ -183,7 +142,7 @@ class Recording(Steps):
             placed = self._description.add(moment, streams, ends)
             if not placed:
                 return
-            self._buffers.store(moment, placed, self._description.summed)
+            self._buffers.store(moment, placed, self._description.reward_keys)
             is_of_batch = moment is Moment.STEPPED and self.has_statistics
             statistics = self._store_batch() if is_of_batch else ()
             if not self._writer.has_begun:
@@ -201,7 +160,7 @@ class Recording(Steps):
         Returns:
             How it is recorded from now on; None if returns are derived from it: those have one shape.
         """
-        if stream.key in self._description.summed:
+        if stream.key in self._description.reward_keys:
             return None
         with self._copying:
             self._revise()
@@ -223,14 +182,14 @@ class Recording(Steps):
 
     def _store_batch(self) -> Sequence[StreamGroup]:
         """Store the rewards of all environments, too. Return them and their returns, of which there are statistics."""
-        stepped, summed = self._description.at(Moment.STEPPED), self._description.summed
-        at = [i for i, stream in enumerate(stepped) if stream.key in summed]
+        stepped, reward_keys = self._description.at(Moment.STEPPED), self._description.reward_keys
+        at = [i for i, stream in enumerate(stepped) if stream.key in reward_keys]
         if not at:
             return ()
         groups = (
-            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), is_summed=True),
+            StreamGroup(Moment.STEPPED, tuple(stepped[i] for i in at), tuple(at), has_rewards=True),
             # Returns at steps alone: a row at each reset would show the mean fall and rise again.
-            StreamGroup(Moment.STEPPED, tuple(self._description.sums)),
+            StreamGroup(Moment.STEPPED, tuple(self._description.returns)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
         buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
@@ -388,8 +347,8 @@ class Recording(Steps):
         """
         if mask is None or batch_size != self.source.batch_size or self.has_statistics:
             return False
-        rows = self._state.logged.rows(mask)
-        return rows is not None and not len(rows)
+        envs = self._state.logged.in_mask(mask)
+        return envs is not None and not len(envs)
 
     def miss(self, batch_size: tuple[int, ...], mask: npt.NDArray[np.bool_] | None, *, is_step: bool) -> None:
         """Count a frame after :meth:`close` as lost, with one warning. :meth:`dump` and :meth:`close` raise an error for it.
@@ -405,7 +364,7 @@ class Recording(Steps):
         if batch_size != self.source.batch_size:
             self._counters.count(frames=1, steps=is_step)
         elif (
-            event := self._event(None if mask is None else self._state.logged.rows(mask), is_step=is_step)
+            event := self._event(None if mask is None else self._state.logged.in_mask(mask), is_step=is_step)
         ) is not None:
             self._counters.apply(event)
         now = self._counters
@@ -446,36 +405,36 @@ class Recording(Steps):
         """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""
         self.status.fail(error)
         self._buffers.stop()
-        self._tell()
+        self._warn_user()
 
     def _embed_layout(self) -> None:
         try:
             made = self.layout()
             if made is not None:
-                self.chunk_writer.embed(made, application_id=self.application_id)
+                self.chunk_writer.embed(made, application_id=self._application_id)
         except Exception as error:
             warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning)
 
     def _flush(self) -> None:
-        with self._copying:  # the clock's thread hands on old blocks: those of two threads would come in any order
+        with self._copying:  # the clock's thread enqueues stale blocks: those of two threads would come in any order
             self._revise()
-            self._buffers.hand_on()
+            self._buffers.flush()
         if self._writer.has_begun:
-            self._writer.put_rest(self._counters.frames)
+            self._writer.put_flush(self._counters.frames)
 
-    def look(self) -> None:
-        """Hand on old blocks, though no frame comes. Called on the clock's thread."""
+    def flush_if_stale(self) -> None:
+        """Enqueue stale blocks, though no frame comes. Called on the clock's thread."""
         if not self.alive or not self._writer.is_idle or not self._copying.acquire(blocking=False):
-            return  # a frame is being copied, which hands on old blocks
+            return  # a frame is being copied, which enqueues stale blocks
         try:
-            old = self._buffers.old(time.time_ns())
-            if old and not self._revise(at_once=False):
-                return  # the environment is within a step, and hands on old blocks itself
-            self._buffers.hand_on_old(old)
+            stale = self._buffers.stale(time.time_ns())
+            if stale and not self._revise(at_once=False):
+                return  # the environment is within a step, and enqueues stale blocks itself
+            self._buffers.flush(stale)
         except Exception as error:
             self.status.fail(error)
             self._buffers.stop()
-            self._told = -1
+            self._must_check_warnings = True
         finally:
             self._copying.release()
         if self._output.oldest_waiting is not None:
@@ -484,6 +443,13 @@ class Recording(Steps):
     def _conclude(self, *, all_lost: bool = False) -> None:
         if self.status.conclude(all_lost=all_lost):
             self._forget_returns()
+
+
+def _state_for(source: Source, options: Options, continues: Recording | None) -> EnvState:
+    """Return the state of the environments: that of the recording that is continued if it was of the same batch size."""
+    if continues is not None and continues.source.batch_size == source.batch_size:
+        return continues._state  # noqa: SLF001 - of the same class
+    return EnvState(source, options)
 
 
 def application_id(options: Options, source: Source) -> str:

@@ -81,7 +81,9 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
 
 def _last_episode(part: FilePart, schema: Schema, env: int) -> int:
     """Return the number of the last episode of an environment in a file; -1 if there is none."""
-    paths = {schema.path_of(stream, env, lane) for stream, _ in schema.described for lane in range(stream.lanes)}
+    paths = {
+        schema.path_of(stream, env, agent) for stream, _ in schema.described for agent in range(stream.agent_count)
+    }
     return max(
         (part.index.span_of(path, "episode")[1] for path in part.index.recorded_paths if path in paths), default=-1
     )

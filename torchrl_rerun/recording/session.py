@@ -1,4 +1,4 @@
-"""Open recordings: find the file of a sink, and the recorders that share its path."""
+"""Sessions: parse sinks, claim targets, and open recordings."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def _next_part(ended: Recording, *, is_announced: bool) -> ChunkWriter:
     """Open the target of the frames after ``close()``: a finished file can't be written to, so they go into another one."""
     chunk_writer = ended.chunk_writer.continuation().open()
     if is_announced and chunk_writer.location != ended.chunk_writer.location:
-        warn(f"{ended.chunk_writer.label} was closed; what comes now is recorded in {chunk_writer.label}")
+        warn(f"{ended.chunk_writer.label} was closed; further frames are recorded in {chunk_writer.label}")
     return chunk_writer
 
 

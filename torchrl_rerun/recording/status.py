@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.recording.buffers import Buffers
-from torchrl_rerun.recording.counters import Counters
 from torchrl_rerun.recording.missed import Missed
+from torchrl_rerun.recording.parts import Parts
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.writing.output import Output
 from torchrl_rerun.writing.target import ChunkWriter
-from torchrl_rerun.writing.writer import WriterThread
 
 PATIENCE = 1.0
 """Seconds that the environment waits for the writer before the user is warned."""
@@ -53,10 +50,8 @@ class Status:
     Args:
         chunk_writer: takes the chunks of the recording.
         live_sinks: get copies of the chunks.
-        counters: count the frames, and may have counted those of earlier recordings.
-        buffers: frames wait in them first.
-        output: encoded images and episodes wait in it then.
-        writer: the thread that writes.
+        parts: the parts of the recording. Its counters may have counted frames of earlier recordings. Frames wait in its
+            buffers first, encoded images and episodes in its output then.
         continues: the status of the recording that this one continues; None if there is none.
 
     Attributes:
@@ -69,21 +64,17 @@ class Status:
         self,
         chunk_writer: ChunkWriter,
         live_sinks: Sequence[LiveSink],
-        *,
-        counters: Counters,
-        buffers: Buffers,
-        output: Output,
-        writer: WriterThread,
-        continues: Status | None,
+        parts: Parts,
+        continues: Status | None = None,
     ) -> None:
         self.state = State.OPEN
         self.error: Exception | None = None
         self._chunk_writer = chunk_writer
-        self._live_sinks = live_sinks
-        self._counters = counters
-        self._buffers = buffers
-        self._output = output
-        self._writer = writer
+        self._live_sinks = tuple(live_sinks)
+        self._counters = parts.state.counters
+        self._buffers = parts.buffers
+        self._output = parts.output
+        self._writer = parts.writer
         self._failed_at: int | None = None
         self._end: tuple[str, BaseException | None] | None = None  # message and cause of the error that it ended with
         self.missed = Missed(chunk_writer)
@@ -267,7 +258,7 @@ class Status:
 
     # --- warnings, once each ---
 
-    def tell(self) -> None:
+    def warn_user(self) -> None:
         """Warn of failures and of long waits. Called on the environment's thread."""
         self._warn_of_failure()
         self._warn_of_waiting()
@@ -303,4 +294,4 @@ class Status:
             error = live_sink.error()
             if error is not None and not live_sink.is_sole and live_sink.label not in self._warned_of:
                 self._warned_of.add(live_sink.label)
-                warn(f"{error}; what comes now is not shown there (training goes on)", RuntimeWarning)
+                warn(f"{error}; later frames are not shown there (training goes on)", RuntimeWarning)

@@ -10,59 +10,45 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.block import Arrays
+from torchrl_rerun.blocks.block import Arrays, Frames, FrameValues, RolloutValues
 from torchrl_rerun.blocks.buffer import Buffer
+from torchrl_rerun.blocks.devices import fetched
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
-from torchrl_rerun.recording.buffers import Buffers
-from torchrl_rerun.recording.description import Description
-from torchrl_rerun.recording.env_state import EnvState
-from torchrl_rerun.recording.episode_log import EpisodeLog
-from torchrl_rerun.recording.last_step import LastStep, Moments, Pending, Revise, Revision
+from torchrl_rerun.recording.coming import Coming, at_time, ends_at
+from torchrl_rerun.recording.last_step import LastStep, Pending, Revise, Revision
 from torchrl_rerun.recording.logged_envs import Render
+from torchrl_rerun.recording.parts import Parts
 from torchrl_rerun.recording.status import Status
-from torchrl_rerun.writing.writer import WriterThread
 
 
 class Steps:
     """Takes resets and steps of all environments, and copies the frames that are recorded into blocks.
 
     Args:
-        state: where the environments are.
-        description: the streams.
-        episode_log: follows the episodes; None unless each has a recording of its own.
-        buffers: take the frames.
-        writer: the thread that writes them.
+        parts: the parts of the recording.
         status: warns of lost frames.
 
     Attributes:
         status: the state of the recording, and counts of its frames.
     """
 
-    def __init__(
-        self,
-        state: EnvState,
-        description: Description,
-        episode_log: EpisodeLog | None,
-        buffers: Buffers,
-        *,
-        writer: WriterThread,
-        status: Status,
-    ) -> None:
+    def __init__(self, parts: Parts, status: Status) -> None:
         self.status = status
-        self._state = state
-        self._counters, self._selection = state.counters, state.selection
-        self._description = description
-        self._episode_log = episode_log
-        self._buffers = buffers
-        self._writer = writer
+        self._state = parts.state
+        self._counters, self._selection = parts.state.counters, parts.state.selection
+        self._description = parts.description
+        self._episode_log = parts.episode_log
+        self._buffers = parts.buffers
+        self._writer = parts.writer
         self._last: LastStep | None = None
-        self._told = 0  # the number of the writer's failures that the user was told of
-        # Held while a frame is copied. The clock's thread hands on old blocks when no frame comes, and never waits for it. One
-        # that its owner can take again, for Ctrl-C may come before it is released.
+        self._failures_seen = 0  # the writer's failures when the user was last warned
+        self._must_check_warnings = False
+        # Held while a frame is copied. The clock's thread flushes stale blocks when no frame comes, and never waits for this
+        # lock. One that its owner can take again, for Ctrl-C may come before it is released.
         self._copying = threading.RLock()
 
     def reset(
@@ -88,13 +74,11 @@ class Steps:
                 recorded. Default: all observations are given.
         """
         with self._copying:
-            self._add((observed, None, None), mask, is_step=False, seeds=seeds, begun=begun, render=render)
+            self._add(FrameValues(observed), mask, is_step=False, seeds=seeds, begun=begun, render=render)
 
     def step(
         self,
-        acted: Arrays,
-        observed: Arrays,
-        stepped: Arrays,
+        values: FrameValues,
         mask: npt.NDArray[np.bool_] | None = None,
         ends: Ends | None = None,
         *,
@@ -104,9 +88,8 @@ class Steps:
         """Record a step.
 
         Args:
-            acted: the values that the policy wrote, of all environments; they belong to the frames before this one.
-            observed: the observations after the step, of all environments.
-            stepped: the other values that came of the step, such as rewards, of all environments.
+            values: the values of all environments, an array ``[envs, *stream.shape]`` for each stream that was described,
+                running returns excepted; None for a key that is missing.
             mask: mask of the environments that were stepped, ``[envs]``. The values of the others are not looked at.
                 Default: all were.
             ends: which episodes ended with it. Default: none did, or :attr:`must_know_ends` is false.
@@ -116,7 +99,114 @@ class Steps:
                 Default: nothing changes any more.
         """
         with self._copying:
-            self._add((observed, stepped, acted), mask, is_step=True, ends=ends, render=render, revise=revise)
+            self._add(values, mask, is_step=True, ends=ends, render=render, revise=revise)
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`steps` can be called: all streams are arrays in main memory."""
+        return all(buffer.takes_many for buffer in self._buffers.targets)
+
+    def steps(
+        self,
+        values: RolloutValues,
+        begun: npt.NDArray[np.bool_],
+        stepped: npt.NDArray[np.bool_] | None = None,
+        ends: Ends | None = None,
+        seeds: Sequence[int | None] = (),
+    ) -> None:
+        """Record many steps, and the resets before them, at once: the same rows as by :meth:`reset` and :meth:`step`.
+
+        Args:
+            values: the values of all environments, an array ``[envs, time, *stream.shape]`` for each stream that was
+                described, running returns excepted.
+            begun: the environments that are reset before each step, ``[envs, time]``.
+            stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
+            ends: which episodes end with each step, ``[envs, time]``. Default: none does, or :attr:`must_know_ends` is false.
+            seeds: the seed of each environment. Default: none is known.
+        """
+        with self._copying:
+            if self._last is not None:
+                self._revise(is_past=True)
+            logged = self._state.logged
+            of_logged = values if logged.are_all else values.map(logged.values)
+            coming = Coming.of(begun, stepped)
+            while coming.left:
+                coming = self._add_some(coming, values, of_logged, ends, seeds)
+            if self._must_check_warnings or self._failures_seen != self._writer.failures:
+                self._warn_user()
+
+    def _add_some(
+        self,
+        coming: Coming,
+        values: RolloutValues,
+        of_logged: RolloutValues,
+        ends: Ends | None,
+        seeds: Sequence[int | None],
+    ) -> Coming:
+        """Record as many frames as there is room for in all blocks. Return the frames that are left.
+
+        Args:
+            coming: the frames.
+            values: the values of all environments.
+            of_logged: the values of those that are recorded in detail.
+            ends: which episodes end with each step.
+            seeds: the seed of each environment.
+        """
+        logged, batch = self._state.logged, self._buffers.batch
+        first = self._next_event(coming, 0, ends)
+        if first is None:
+            return coming.after(1)
+        room, targets = coming.left, []
+        for buffer in self._buffers.targets:
+            if self._make_room(buffer, self._of_batch(first, coming.mask(0)) if buffer is batch else first):
+                targets.append(buffer)
+                room = min(room, buffer.room)
+        counts = [buffer.count for buffer in targets]
+        events: list[Event] = []
+        numbers: list[int] = []
+        try:
+            for number in range(room):
+                event = self._next_event(coming, number, ends) if number else first
+                if event is None:
+                    continue
+                events.append(event)
+                numbers.append(number)
+                self._counters.apply(event)
+                if self._episode_log is not None:
+                    at = int(coming.times[number])
+                    self._log_episodes(event, at_time(of_logged.after.stepped, at), ends_at(ends, at, logged), seeds)
+        except BaseException:  # Ctrl-C, for one: blocks get the frames that were counted
+            if events and not self._counters.has_seen(events[-1]):
+                events.pop(), numbers.pop()
+            raise
+        finally:
+            frames = Frames(events, coming.times[numbers], coming.is_step[numbers])
+            masks = [coming.mask(number) for number in numbers] if batch in targets else []
+            of_batch = frames._replace(events=[*map(self._of_batch, events, masks)]) if masks else frames
+            parts = [(of_batch, values) if buffer is batch else (frames, of_logged) for buffer in targets]
+            try:
+                for buffer, part in zip(targets, parts, strict=True):
+                    buffer.add_many(*part)
+            except BaseException:  # Ctrl-C, for one: the counters have counted these frames
+                for buffer, count, part in zip(targets, counts, parts, strict=True):
+                    buffer.drop_after(count)
+                    buffer.add_many(*part)
+                raise
+        return coming.after(room)
+
+    def _next_event(self, coming: Coming, number: int, ends: Ends | None) -> Event | None:
+        """Return the event of a coming frame; None if it concerns no recorded environment."""
+        logged, mask, is_step = self._state.logged, coming.mask(number), bool(coming.is_step[number])
+        ends = ends_at(ends, int(coming.times[number]), logged) if is_step else None
+        return self._event(None if mask is None else logged.in_mask(mask), ends, is_step=is_step)
+
+    def _make_room(self, buffer: Buffer, event: Event) -> bool:
+        """Return whether there is room for a frame in a buffer, after a wait if need be."""
+        positions = _nowhere if buffer is self._buffers.batch else self._counters.positions
+        while (lease := buffer.make_room(event, positions)) is not None:
+            if not self._free_block_for(buffer, lease):
+                return False
+        return True
 
     def revise_last_step(self) -> None:
         """Look once more at the last step: transforms behind the recorder may have changed its flags."""
@@ -137,37 +227,37 @@ class Steps:
         if isinstance(found, Pending):
             return False
         if found is not None:
-            amended, moments, ends = self._revised(last, found, is_past=is_past)
+            amended, values, ends = self._revised(last, found, is_past=is_past)
             try:
-                self._amend(last.event, amended, moments, ends)
+                self._amend(last.event, amended, values, ends)
             except BaseException:  # Ctrl-C, for one: half of a frame would be in the blocks
-                self._amend(last.event, amended, moments, ends)
+                self._amend(last.event, amended, values, ends)
                 raise
         self._last = None
         return True
 
-    def _revised(self, last: LastStep, found: Revision, *, is_past: bool) -> tuple[Event, Moments, Ends | None]:
+    def _revised(self, last: LastStep, found: Revision, *, is_past: bool) -> tuple[Event, FrameValues, Ends | None]:
         """Return event, values and ends of the last step, as they are recorded instead."""
-        event = last.event
-        ends = None if found.ends is None else self._state.logged.ends(found.ends)
-        if ends is not None and event.rows is not None:
-            stepped = np.zeros(len(self._state.logged), np.bool_)
-            stepped[event.rows] = True
+        event, recorded, logged = last.event, last.values, self._state.logged
+        ends = None if found.ends is None else logged.ends(found.ends)
+        if ends is not None and event.envs is not None:
+            stepped = np.zeros(len(logged), np.bool_)
+            stepped[event.envs] = True
             ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
-        observed = list(self._state.logged.values(found.observed) or ())
-        if last.render is not None and last.moments[0] is not None:
-            observed.append(last.moments[0][-1])
+        observed = list(logged.values(found.observed) or ())
+        if last.render is not None and recorded.observed is not None:
+            observed.append(recorded.observed[-1])
         if ends is not None and not self._selection.takes_all and not (is_past and last.render is not None):
-            after = self._selection.end(event.rows, event.after, ends.either)
-            if after is not event.after:
-                event = event._replace(after=after)
+            after = self._selection.end(event.envs, event.envs_after, ends.either)
+            if after is not event.envs_after:
+                event = event._replace(envs_after=after)
                 if last.render is not None:
-                    observed = list(self._state.logged.with_pictures(observed, after, last.render))
-        return event, (observed, self._state.logged.values(found.stepped), last.moments[2]), ends
+                    observed = list(logged.with_pictures(observed, after, last.render))
+        return event, FrameValues(observed, logged.values(found.stepped), recorded.acted), ends
 
-    def _amend(self, event: Event, amended: Event, moments: Moments, ends: Ends | None) -> None:
+    def _amend(self, event: Event, amended: Event, values: FrameValues, ends: Ends | None) -> None:
         for buffer in self._buffers.in_use:
-            buffer.amend(event, amended, moments)
+            buffer.amend(event, amended, values)
         if ends is not None and self._episode_log is not None:
             self._episode_log.correct_ends(event, ends)
         self._counters.amend(event, amended)
@@ -183,34 +273,34 @@ class Steps:
         Args:
             mask: mask of the environments in question, ``[envs]``. Default: all.
         """
-        fresh = self._counters.never_begun(None if mask is None else self._state.logged.rows(mask))
+        fresh = self._counters.never_begun(None if mask is None else self._state.logged.in_mask(mask))
         if fresh is not None and not len(fresh):
             return None
         return self._state.logged.mask(fresh)
 
     def _event(
-        self, rows: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
+        self, envs: EnvIndices, ends: Ends | None = None, begun: EnvIndices = None, *, is_step: bool
     ) -> Event | None:
         """Return the next event; None if it concerns no recorded environment, in which case its step is counted.
 
         Args:
-            rows: the recorded environments that are stepped or reset.
+            envs: the recorded environments that are stepped or reset.
             ends: which episodes end with it; None: none does.
-            begun: of a reset, the environments whose episodes begin; None: all of ``rows``.
+            begun: of a reset, the environments whose episodes begin; None: all of ``envs``.
             is_step: whether they are stepped.
         """
         picked = None
-        if rows is not None and not len(rows):
+        if envs is not None and not len(envs):
             if self._buffers.batch is None:
                 self._counters.count(steps=is_step)
                 return None
         elif not self._selection.takes_all:
-            picked = self._picked(rows, ends, begun, is_step=is_step)
-        return self._counters.event(rows, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
+            picked = self._picked(envs, ends, begun, is_step=is_step)
+        return self._counters.event(envs, time.time_ns(), is_step=is_step, picked=picked, begun=begun)
 
     def _add(
         self,
-        moments: Moments,
+        values: FrameValues,
         mask: npt.NDArray[np.bool_] | None,
         *,
         is_step: bool,
@@ -220,80 +310,96 @@ class Steps:
         render: Render | None = None,
         revise: Revise | None = None,
     ) -> None:
-        self._revise(is_past=not is_step)
+        if self._last is not None:
+            self._revise(is_past=not is_step)
+        logged, buffers = self._state.logged, self._buffers
         if ends is not None:
-            ends = self._state.logged.ends(ends)
-        rows = None if mask is None else self._state.logged.rows(mask)
-        event = self._event(rows, ends, None if begun is None else self._state.logged.rows(begun), is_step=is_step)
+            ends = logged.ends(ends)
+        envs = None if mask is None else logged.in_mask(mask)
+        event = self._event(envs, ends, None if begun is None else logged.in_mask(begun), is_step=is_step)
         if event is None:
             return
-        is_kept, buffers = True, self._buffers
+        is_kept = True
         try:
-            if (batch := buffers.batch) is not None:
-                of_batch = self._of_batch(event, mask)
-                while (in_the_way := batch.add(of_batch, moments, _nowhere)) is not None:
-                    if not (is_kept := self._make_way(batch, in_the_way)):
-                        break
-            if rows is None or len(rows):
-                if not self._state.logged.are_all:
-                    values = self._state.logged.values
-                    moments = (values(moments[0]), values(moments[1]), values(moments[2]))
-                if render is not None and event.is_recorded:
-                    assert moments[0] is not None, "frames with pictures have observations"
-                    moments = (self._state.logged.with_pictures(moments[0], event.after, render), *moments[1:])
-                for arrays in moments:
-                    for array in arrays or ():
-                        if array is None:  # `in` would compare arrays
-                            buffers.split_where_keys_are_missing(moments)
+            if buffers.batch is not None:
+                is_kept = self._add_to_batch(buffers.batch, self._of_batch(event, mask), values)
+            if envs is None or len(envs):
+                if render is not None or not logged.are_all:
+                    values = self._logged_values(event, values, render)
+                if _lacks_a_key(values):
+                    buffers.split_where_keys_are_missing(values)
                 positions, may_change = self._counters.positions, revise is not None
                 for buffer in buffers.in_use:
-                    while (in_the_way := buffer.add(event, moments, positions, may_change=may_change)) is not None:
-                        if not self._make_way(buffer, in_the_way):
+                    while (lease := buffer.add(event, values, positions, may_change=may_change)) is not None:
+                        if not self._free_block_for(buffer, lease):
                             is_kept = False
                             break
-            self._last = None if revise is None else LastStep(event, moments, revise, render)
+            self._last = None if revise is None else LastStep(event, values, revise, render)
             self._counters.apply(event)
-            self._enter(event, moments[Moment.STEPPED], ends, seeds)
+            if self._episode_log is not None:
+                self._log_episodes(event, values.stepped, ends, seeds)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be arbitrary memory
             if self._counters.has_seen(event):
-                self._enter(event, moments[Moment.STEPPED], ends, seeds)
+                self._log_episodes(event, values.stepped, ends, seeds)
             else:
                 buffers.drop(event)
             raise
-        if not is_kept or self._told != self._writer.failures:
-            self._tell()
+        if not is_kept or self._must_check_warnings or self._failures_seen != self._writer.failures:
+            self._warn_user()
 
-    def _make_way(self, buffer: Buffer, lease: BlockLease) -> bool:
-        """Hand on the lease that is in the way of a frame, or wait for it. Return whether the frame can be added then."""
+    def _logged_values(self, event: Event, values: FrameValues, render: Render | None) -> FrameValues:
+        """Return the values of the environments that are recorded in detail, rendered pictures included."""
+        logged = self._state.logged
+        if not logged.are_all:
+            values = FrameValues(*map(logged.values, values))
+        if render is not None and event.is_recorded:
+            assert values.observed is not None, "frames with pictures have observations"
+            observed = logged.with_pictures(values.observed, event.envs_after, render)
+            values = FrameValues(observed, values.stepped, values.acted)
+        return values
+
+    def _add_to_batch(self, batch: Buffer, event: Event, values: FrameValues) -> bool:
+        """Copy a frame of all environments, for statistics. Return False if nothing is written any more."""
+        while (lease := batch.add(event, values, _nowhere)) is not None:
+            if not self._free_block_for(batch, lease):
+                return False
+        return True
+
+    def _free_block_for(self, buffer: Buffer, blocking_lease: BlockLease) -> bool:
+        """Enqueue the lease that blocks a frame, or wait for its release. Return whether the frame can be added then."""
         waited = self._buffers.seconds_waited
         try:
-            return self._buffers.make_way(buffer, lease)
+            return self._buffers.free_block_for(buffer, blocking_lease)
         finally:
             if self._buffers.seconds_waited > waited:
-                self._told = -1  # the wait may be so long by now that the user is warned
+                self._must_check_warnings = True  # the wait may be so long by now that the user is warned
 
-    def _tell(self) -> None:
-        self._told = self._writer.failures
-        self.status.tell()
+    def _warn_user(self) -> None:
+        self._failures_seen, self._must_check_warnings = self._writer.failures, False
+        self.status.warn_user()
 
     def _picked(
-        self, rows: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
+        self, envs: EnvIndices, ends: Ends | None, begun: EnvIndices, *, is_step: bool
     ) -> tuple[EnvIndices, EnvIndices]:
         """Return the environments whose frame before, and whose frame after the next event is recorded."""
         if is_step:
             ended = None if ends is None else ends.either
-            return self._selection.step(rows, self._counters.steps + 1, ended)
-        return NO_ENVS, self._selection.reset(rows, self._counters.of(rows if begun is None else begun) + 1, begun)
+            return self._selection.step(envs, self._counters.steps + 1, ended)
+        return NO_ENVS, self._selection.reset(
+            envs, self._counters.episode_numbers(envs if begun is None else begun) + 1, begun
+        )
 
-    def _enter(self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]) -> None:
-        """Follow the episodes, if each has a recording of its own."""
+    def _log_episodes(
+        self, event: Event, stepped: Arrays | None, ends: Ends | None, seeds: Sequence[int | None]
+    ) -> None:
+        """Note an event in the episode log, if each episode has a recording of its own."""
         log = self._episode_log
-        if log is None or (event.rows is not None and not len(event.rows)):
+        if log is None or (event.envs is not None and not len(event.envs)):
             return
         if event.is_step:
-            log.step(event, self._counters.of(event.rows), self._rewards(stepped), ends)
+            log.step(event, self._counters.episode_numbers(event.envs), self._rewards(stepped), ends)
         else:
-            log.reset(event, self._counters.of(event.begins), self._state.logged.seeds(seeds))
+            log.reset(event, self._counters.episode_numbers(event.envs_begun), self._state.logged.seeds(seeds))
 
     def _rewards(self, stepped: Arrays | None) -> npt.NDArray[Any] | None:
         """Return the first of the rewards as numbers; None if there is none."""
@@ -301,15 +407,24 @@ class Steps:
         if stepped is None or at is None or (values := stepped[at]) is None:
             return None
         stream = self._description.at(Moment.STEPPED)[at]
-        return stream.numbers(values.cpu().numpy() if stream.device else values)
+        return stream.numbers(fetched(values) if stream.device else values)
 
     def _of_batch(self, event: Event, mask: npt.NDArray[np.bool_] | None) -> Event:
         """Return an event for the statistics over all environments, which have rows at recorded frames."""
         everyone = None if mask is None or mask.all() else np.flatnonzero(mask)
-        if everyone is event.rows and event.after is event.rows:
+        if everyone is event.envs and event.envs_after is event.envs:
             return event  # nearly always
         recorded = everyone if event.is_recorded else NO_ENVS
-        return event._replace(rows=everyone, before=recorded, after=recorded)
+        return event._replace(envs=everyone, envs_before=recorded, envs_after=recorded)
+
+
+def _lacks_a_key(values: FrameValues) -> bool:
+    """Return whether a key is missing at a moment that has values."""
+    for arrays in values:
+        for array in arrays or ():
+            if array is None:  # `in` would compare arrays
+                return True
+    return False
 
 
 def _nowhere() -> Positions:

@@ -54,17 +54,17 @@ class Selection:
         self._is_enabled = enabled
         self.takes_all = False
 
-    def reset(self, rows: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
+    def reset(self, envs: EnvIndices, episodes: npt.NDArray[np.int64], begun: EnvIndices = None) -> EnvIndices:
         """Return the environments whose frame is recorded when they are reset.
 
         Args:
-            rows: the environments that are reset.
+            envs: the environments that are reset.
             episodes: the numbers of the episodes that begin.
-            begun: the environments whose episodes begin. Default: all of ``rows``. In the others some groups of agents are
+            begun: the environments whose episodes begin. Default: all of ``envs``. In the others some groups of agents are
                 reset, which is recorded if the frame before is.
         """
-        begins = rows if begun is None else begun
-        at = self._at(begins)
+        envs_begun = envs if begun is None else begun
+        at = self._at(envs_begun)
         self._since[at] = 0
         if self._options.has_triggers:
             if not self._options.recording_length:
@@ -72,45 +72,45 @@ class Selection:
             if self._options.episode_trigger is not None and self._is_enabled:
                 trigger = self._options.episode_trigger
                 self._start([env for env, n in zip(at, episodes, strict=True) if self._asked(trigger, int(n))])
-        picked = self._picked(begins, at, None)
+        picked = self._picked(envs_begun, at, None)
         if begun is None:
             return picked
-        regrouped = np.setdiff1d(self._at(rows), at)
+        regrouped = np.setdiff1d(self._at(envs), at)
         taken = regrouped[self._was_recorded[regrouped]] if self._is_enabled else NO_ENVS
-        return self._all_or(np.union1d(self._at(picked), taken), rows)
+        return self._all_or(np.union1d(self._at(picked), taken), envs)
 
-    def step(self, rows: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
+    def step(self, envs: EnvIndices, step: int, ended: npt.NDArray[np.bool_] | None) -> tuple[EnvIndices, EnvIndices]:
         """Return the environments whose frame before, and whose frame after a step is recorded.
 
         Args:
-            rows: the environments that are stepped.
+            envs: the environments that are stepped.
             step: number of calls of ``env.step`` so far, this one included.
             ended: mask of the environments whose episodes end, ``[envs]``; None: no episode does.
         """
         if not (self._is_enabled or self._was_recorded.any()):
             return NO_ENVS, NO_ENVS
-        at = self._at(rows)
+        at = self._at(envs)
         before = at[self._was_recorded[at]]
         self._since[at] += 1
         trigger = self._options.step_trigger
         if trigger is not None and self._is_enabled and self._asked(trigger, step - 1):
             self._start(at)
-        return self._all_or(before, rows), self._picked(rows, at, ended)
+        return self._all_or(before, envs), self._picked(envs, at, ended)
 
-    def end(self, rows: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
+    def end(self, envs: EnvIndices, after: EnvIndices, ended: npt.NDArray[np.bool_]) -> EnvIndices:
         """Return the environments whose frame after the last step is recorded, now that more of their ends are known.
 
         Args:
-            rows: the environments that were stepped.
+            envs: the environments that were stepped.
             after: the environments whose frame is recorded so far.
             ended: mask of the environments whose episodes end with it, ``[envs]``.
         """
-        at = self._at(rows)
+        at = self._at(envs)
         late = at[ended[at] & self._is_running[at] & ~self._was_recorded[at]] if self._is_enabled else NO_ENVS
         if self._options.skip == 1 or not len(late):
             return after
         self._was_recorded[late] = True
-        return self._all_or(np.union1d(self._at(after), late), rows)
+        return self._all_or(np.union1d(self._at(after), late), envs)
 
     def _asked(self, trigger: Trigger, number: int) -> bool:
         """Call the user's function. If it fails the frames are recorded: those that aren't are lost for good."""
@@ -122,14 +122,14 @@ class Selection:
                 warn(f"{trigger!r} failed at {number}: {error!r}; what it fails at is recorded", RuntimeWarning)
             return True
 
-    def _at(self, rows: EnvIndices) -> npt.NDArray[np.intp]:
-        return self._everyone if rows is None else rows
+    def _at(self, envs: EnvIndices) -> npt.NDArray[np.intp]:
+        return self._everyone if envs is None else envs
 
     def _start(self, at: list[int] | npt.NDArray[np.intp]) -> None:
         self._is_running[at] = True
         self._length[at] = self._since[at] = 0
 
-    def _picked(self, rows: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
+    def _picked(self, envs: EnvIndices, at: npt.NDArray[np.intp], ended: npt.NDArray[np.bool_] | None) -> EnvIndices:
         taken = self._is_running[at] & self._is_enabled
         if self._options.recording_length and self._options.has_triggers and self._is_enabled:
             self._length[at] += taken
@@ -139,10 +139,10 @@ class Selection:
             taken &= is_due if ended is None else is_due | ended[at]
         self._was_recorded[at] = taken
         self.takes_all = self._is_enabled and self._options.selects_all_frames and bool(self._was_recorded.all())
-        return self._all_or(at[taken], rows)
+        return self._all_or(at[taken], envs)
 
-    def _all_or(self, picked: npt.NDArray[np.intp], rows: EnvIndices) -> EnvIndices:
+    def _all_or(self, picked: npt.NDArray[np.intp], envs: EnvIndices) -> EnvIndices:
         """Return ``picked``; as None if these are all environments."""
         if not len(picked):
             return NO_ENVS
-        return None if rows is None and len(picked) == len(self._was_recorded) else picked
+        return None if envs is None and len(picked) == len(self._was_recorded) else picked

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from torchrl_rerun.kinds.episode import PROPERTIES, Episode
-from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode
+from torchrl_rerun.kinds.schema import EPISODE_PROPERTY, PROPERTY, RECORDING_INFO
 from torchrl_rerun.paths import check_name, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.copies import Copies, copies_claimed
 from torchrl_rerun.rrd.files import recordings_in
@@ -128,7 +128,7 @@ def complete_parts_in(file: Path) -> list[FilePart]:
     if not found:
         raise ValueError(f"there is nothing in {format_path(file)}")
     for part in found:
-        if part.is_torn or not (part.is_finished or EPISODE in part.properties):
+        if part.is_torn or not (part.is_finished or EPISODE_PROPERTY in part.properties):
             raise ValueError(f"{format_path(file)} is not finished: what there is of it is not all that there would be")
     return found
 
@@ -174,12 +174,12 @@ def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
 
 def episode_in(properties: Properties) -> Episode | None:
     """Return the episode that a recording's properties describe; None: it isn't the recording of one episode."""
-    fields = properties.get(EPISODE, {})
+    fields = properties.get(EPISODE_PROPERTY, {})
     if PROPERTY not in properties or not fields.keys() >= _NEEDED:
         return None
     nanoseconds = properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
     return Episode(
-        **{name: value for name, value in fields.items() if name in PROPERTIES},
+        **{name: value for name, value in fields.items() if name in EPISODE_PROPERTIES},
         start_time=None if nanoseconds is None else _EPOCH + timedelta(microseconds=nanoseconds // 1000),
-        annotations={name: value for name, value in fields.items() if name not in PROPERTIES},
+        annotations={name: value for name, value in fields.items() if name not in EPISODE_PROPERTIES},
     )

@@ -11,11 +11,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from torchrl_rerun.kinds.schema import EPISODE, PROPERTY, RECORDING_INFO, NewerSchemaError, Schema, check_version
+from torchrl_rerun.kinds.schema import (
+    EPISODE_PROPERTY,
+    PROPERTIES_ENTITY,
+    PROPERTY,
+    RECORDING_INFO,
+    NewerSchemaError,
+    Schema,
+    check_version,
+)
 from torchrl_rerun.paths import format_path
 from torchrl_rerun.rrd.frame_codes import Span
 
-PROPERTY_PATHS = {f"/__properties/{name}": name for name in (EPISODE, PROPERTY, RECORDING_INFO)}
+PROPERTY_PATHS = {f"/{PROPERTIES_ENTITY}/{name}": name for name in (EPISODE_PROPERTY, PROPERTY, RECORDING_INFO)}
 """The entity paths of the properties that are known here, with the names of these."""
 
 Properties = dict[str, dict[str, Any]]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rerun.chunk import LazyChunkStream
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema, shown_envs
-from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute
@@ -145,6 +145,8 @@ def _repair(part: FilePart, target: Path, mended: Path) -> Repaired:
 
 def _episodes_of(part: FilePart, schema: Schema, env: int) -> int:
     """Return how many episodes of an environment are in a recording, the unfinished one included."""
-    paths = {schema.path_of(stream, env, lane) for stream, _ in schema.described for lane in range(stream.lanes)}
+    paths = {
+        schema.path_of(stream, env, agent) for stream, _ in schema.described for agent in range(stream.agent_count)
+    }
     spans = [part.index.span_of(path, "episode") for path in part.index.recorded_paths if path in paths]
     return max(last for _, last in spans) - min(first for first, _ in spans) + 1 if spans else 0

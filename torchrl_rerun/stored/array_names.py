@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 
 OBSERVATION, NEXT, ACTION, REWARD = "observation", "next_observation", "action", "reward"
 TERMINATED, TRUNCATED, DONE = "terminated", "truncated", "done"

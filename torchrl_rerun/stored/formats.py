@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.paths import is_file, make_absolute
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.framing import MAGIC

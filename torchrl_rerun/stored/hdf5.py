@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.stored.array_names import ACTION, OBSERVATION, REWARD, ROLES
 from torchrl_rerun.stored.columns import TEXT, Column, DamagedError, MissingColumn
 from torchrl_rerun.stored.segments import StoredTrajectories, split_numbers

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.stored.columns import ArrayColumn, Column
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories
 from torchrl_rerun.stored.trajectories import Trajectory, warn_of_left_out

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.stored.columns import Column, DamagedError, MissingColumn, exceeds_packed_size
 from torchrl_rerun.stored.segments import StoredTrajectories
 from torchrl_rerun.stored.trajectories import Trajectory, open_arrays

@@ -10,8 +10,8 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 
 from torchrl_rerun.export.steps import check_same, name_episode
-from torchrl_rerun.reading.episodes import LoadedEpisode
 from torchrl_rerun.reading.load import load
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import uneven_steps
 from torchrl_rerun.rrd.frame_codes import episode_span
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names, split_time
@@ -36,7 +36,7 @@ def open_recordings(*paths: Path) -> StoredTrajectories:
         _check_same(episode, found[0])
         by_env.setdefault(episode.properties.env, []).append(episode)
     schema = found[0].schema
-    streams = [stream for stream, _ in schema.described if not stream.sums]
+    streams = [stream for stream, _ in schema.described if not stream.reward_key]
     lengths = [sum(each.properties.length for each in episodes) for episodes in by_env.values()]
     return StoredTrajectories(
         f"{name}: recordings",
@@ -54,7 +54,7 @@ def _check_same(episode: LoadedEpisode, first: LoadedEpisode) -> None:
         raise ValueError(
             f"{name_episode(episode)} is of {name}, and {name_episode(first)} is of {name_of_first}: replay one run at a time"
         )
-    found, wanted = ([each for each in of.schema.described if not each[0].sums] for of in (episode, first))
+    found, wanted = ([each for each in of.schema.described if not each[0].reward_key] for of in (episode, first))
     check_same(episode, found, wanted)
 
 

@@ -12,7 +12,7 @@ import gymnasium
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, as_key
+from torchrl_rerun.kinds.keys import Key, as_key
 from torchrl_rerun.recording.session import path_of
 from torchrl_rerun.stored.formats import Place, open_source
 from torchrl_rerun.stored.rerendering import Divergence, MakeEnv, Rerenderer

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from tensordict import TensorDictBase
 from torchrl._utils import seed_generator
 
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.stored.segments import Segment
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.camera import PIXELS, NoPictureError, as_picture

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.kind import Kind
-from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.transform.padded_batches import MASK
 
 SEGMENT_BYTES = 16 << 20

@@ -1,4 +1,4 @@
-"""StoredTrajectories tensordicts, saved with PyTorch or mapped from elsewhere, as trajectories. They are data, and never code."""
+"""Stored tensordicts: files of ``torch.save`` and memory maps, read as trajectories without running code."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tensordict._reductions import _make_td
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from torchrl_rerun.kinds.endings import FLAGS, Endings
+from torchrl_rerun.kinds.keys import is_reward
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, concatenate, fill_unknown, split_time
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.padded_batches import MASK, padding_mask
@@ -130,7 +131,7 @@ def open_tensordict(
         raise ValueError(f"{path} is a TensorDict of batch size {tuple(stored.batch_size)} without any numbers")
     if "next" not in stored.keys():
         keys = tensordicts.data_keys(stored)
-        if order is not None or not any(key[-1] in (*FLAGS, "reward") for key in keys):
+        if order is not None or not any(key[-1] in FLAGS or is_reward(key) for key in keys):
             names = ", ".join(map("/".join, keys))
             raise ValueError(f"{path} is a TensorDict of {names}, and no rollout: 'next' is missing")
         return StoredTrajectories(description, len(stored), lambda: _read_moments(stored, remap))
@@ -252,7 +253,7 @@ def _read_moments(stored: TensorDictBase, remap: Callable[[], TensorDictBase]) -
     moments too, so that the moment after an end is a reset.
     """
     keys = tensordicts.data_keys(stored)
-    observed = [key for key in keys if key[-1] != "reward"]
+    observed = [key for key in keys if not is_reward(key)]
     has_rewards = len(observed) < len(keys)
     before: TensorDictBase | None = None
     segments = _iterate_remapped(remap, [0, len(stored)], _count_bytes(stored) / max(1, len(stored)))
@@ -276,5 +277,5 @@ def _read_moments(stored: TensorDictBase, remap: Callable[[], TensorDictBase]) -
 def _find_ended(moment: TensorDictBase) -> torch.Tensor:
     """Return the mask of environments whose episode ends at a moment, bool ``[*batch]``."""
     size = moment.batch_size
-    ends = Endings(tensordicts.data_keys(moment)).of(functools.partial(tensordicts.flags_of, moment), size.numel())
+    ends = Endings(tensordicts.data_keys(moment)).ended(functools.partial(tensordicts.flags_of, moment), size.numel())
     return torch.zeros(size, dtype=torch.bool) if ends is None else torch.from_numpy(ends.either).reshape(size)

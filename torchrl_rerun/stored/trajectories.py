@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.stored.array_names import (
     ACTION,
     BOUNDARIES,

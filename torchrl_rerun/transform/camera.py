@@ -15,7 +15,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, Leaf
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.recording.logged_envs import Render
 from torchrl_rerun.transform import partial_resets
 

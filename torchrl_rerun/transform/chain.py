@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torchrl.envs import Transform
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.transform import environments
 from torchrl_rerun.transform.calls import Call
 

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import FLAGS, Endings
-from torchrl_rerun.kinds.streams import Key
+from torchrl_rerun.kinds.keys import Key, is_reward
 from torchrl_rerun.transform import tensordicts
 
 Mask = npt.NDArray[np.bool_]
@@ -123,7 +123,7 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
         return tensordicts.as_array(_along(value, len(size), begin) if time else value, size).reshape(*shape, -1)
 
     count = int(np.prod(shape))
-    ends = endings.of(functools.partial(flags, led_to, 0), count)
+    ends = endings.ended(functools.partial(flags, led_to, 0), count)
     begun = np.zeros(shape, bool) if ends is None else ends.either.reshape(shape)
     again: dict[Key, npt.NDArray[np.bool_]] = {}  # groups that were reset
     for key in endings.keys:
@@ -135,7 +135,7 @@ def _begun(led_to: TensorDictBase, follows: TensorDictBase, size: torch.Size, ti
     for each in again.values():
         groups |= each
     for key in keys:
-        if key[-1] in FLAGS or key[-1] == "reward":
+        if key[-1] in FLAGS or is_reward(key):
             continue
         before, now = tensordicts.value_of(led_to, key), tensordicts.value_of(follows, key)
         if time and (tensordicts.is_uneven(before) or tensordicts.is_uneven(now)):

@@ -13,8 +13,10 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.entity_paths import free_key
+from torchrl_rerun.kinds.keys import REWARD, Key, name_of
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import Moment
-from torchrl_rerun.kinds.streams import Key, Leaf, Stream, UnsupportedLeafError, name_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
@@ -78,13 +80,13 @@ class Describer:
             *tensordicts.data_keys(observed),
             *(() if outcome is None else tensordicts.data_keys(outcome)),
         }
-        sums = []
+        returns = []
         for leaf in specs.reward_leaves(env, observed, outcome):
             if self._options.in_keys is None or leaf.key in self._options.in_keys:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
-                sums.append(running_sum(leaf, key))
-        recording.describe(Moment.OBSERVED, [*streams, *pictures, *sums])
+                returns.append(running_sum(leaf, key))
+        recording.describe(Moment.OBSERVED, [*streams, *pictures, *returns])
         return Plan(
             _readers(recording, streams),
             skipped=frozenset(skipped),
@@ -120,7 +122,7 @@ class Describer:
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted.keys]) if key not in known]
         values = {key: tensordicts.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}
-        written = dict(zip(wanted, acted.of(wanted), strict=True))
+        written = dict(zip(wanted, acted.select(wanted), strict=True))
         actions = {key: value for key, value in written.items() if value is not None and key not in outcomes}
         missing = [key for key in wanted if key not in outcomes and key not in actions]
         if missing:
@@ -234,7 +236,7 @@ def return_key(reward: Key) -> Key:
     (('agents', 'episode_return'), ('episode_return_forward',))
     """
     name = reward[-1]
-    return (*reward[:-1], "episode_return" + (name.removeprefix("reward") if name.startswith("reward") else f"_{name}"))
+    return (*reward[:-1], "episode_return" + (name.removeprefix(REWARD) if name.startswith(REWARD) else f"_{name}"))
 
 
 def _readers(recording: Recording, streams: Sequence[Stream]) -> Readers:

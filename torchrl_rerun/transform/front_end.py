@@ -14,8 +14,11 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Transform
 
+from torchrl_rerun.blocks.block import FrameValues, RolloutValues
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
@@ -103,7 +106,7 @@ class FrontEnd:
             # Garbage was collected there. To close a recording is to wait for its writer.
             threading.Thread(target=self.close_quietly, name="torchrl_rerun-closing").start()
             return
-        self.catch_up()
+        self.record_unseen_step()
         if self.recording is not None:
             try:
                 self.recording.close()
@@ -184,28 +187,35 @@ class FrontEnd:
             observed = partial_resets.regrouped(observed, self._present, resets)
         self.reset(env, observed, mask, begun=begun)
 
-    def enter(self, env: EnvOf, root: TensorDictBase, *, is_alone: bool = False) -> Stepping:
-        """Note that environments are about to be stepped. Return what the caller must keep until the next step.
+    def before_step(self, env: EnvOf, root: TensorDictBase, *, is_alone: bool = False) -> Stepping:
+        """Note that environments are about to be stepped.
+
+        The caller must keep the returned object until the next step. This front end has only a weak reference to it, because
+        the object leads to the environment: a strong one would keep the environment in memory as long as the recorder.
 
         Args:
             env: returns the environment, for its specs.
             root: the data that goes into the step, before transforms in front of the recorder change it.
             is_alone: whether the environment has no other transform.
         """
-        self.catch_up()
+        self.record_unseen_step()
         self.revise_last_step()
         asked = tensordicts.value_at_root(root, "_step")
         call = None
         if asked is not None or not (is_alone and self._chain.is_outermost):
-            # To look into the call takes a tenth of the hooks' time. Without other transforms all steps reach `leave`.
+            # To look into the call takes a tenth of the hooks' time. Without other transforms all steps reach `after_step`.
             call = Call()
             self._chain.look_around(call)
         stepping = Stepping(env, root, asked, self.acted(env, root), call)
         self._stepping = weakref.ref(stepping)
         return stepping
 
-    def leave(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
+    def after_step(self, env: EnvOf, root: TensorDictBase, following: TensorDictBase) -> None:
         """Record that environments were stepped. Transforms behind the recorder have yet to see the data after the step.
+
+        A step of another batch size than the data before it is left to :meth:`record_unseen_step`, which records all
+        environments when the step has returned. torchrl 0.14.1: a partial step (``_step``) of an environment whose batch size
+        isn't locked passes the data of the stepped environments alone.
 
         Args:
             env: returns the environment, for its specs.
@@ -221,18 +231,18 @@ class FrontEnd:
             mask = None if given is None else stepping.mask(following, given)
             self.step(env, root, stepping.acted, following, mask, may_change=True)
 
-    def finish(self, following: TensorDictBase) -> None:
+    def revise_step(self, following: TensorDictBase) -> None:
         """Revise the last step: all transforms have seen the data after it.
 
         Args:
             following: the data after the step.
         """
-        self.catch_up(following)
+        self.record_unseen_step(following)
         if self._outcome is not None:
             self._outcome.following = following
             self.revise_last_step()
 
-    def catch_up(self, following: TensorDictBase | None = None) -> None:
+    def record_unseen_step(self, following: TensorDictBase | None = None) -> None:
         """Record the last step if no hook has told that it was made, see :class:`~torchrl_rerun.transform.calls.Call`.
 
         Args:
@@ -334,12 +344,60 @@ class FrontEnd:
                     following, recording, plan, self._chain, self._stepping, values=values, arrays=arrays
                 )
                 revise = self._outcome.revise
-            actions = self.reader.arrays(plan.acted, acted.of(plan.acted.keys))
-            recording.step(actions, observed, arrays[count:], mask, ends, render=render, revise=revise)
+            actions = self.reader.arrays(plan.acted, acted.select(plan.acted.keys))
+            recording.step(FrameValues(observed, arrays[count:], actions), mask, ends, render=render, revise=revise)
             if plan.resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: the next `dump()` raises it
             recording.fail(error)
+
+    def takes_many(self) -> bool:
+        """Return whether :meth:`steps` may be called: the recording goes on, and nothing of it needs one step after the other."""
+        recording, plan = self.recording, self.plan
+        return (
+            recording is not None
+            and recording.alive
+            and recording.takes_many
+            and recording.all_begun
+            and plan is not None
+            and plan.is_complete
+            and not (plan.resets_itself or plan.resets_by_group)
+            and self._camera is None
+            and self.displaced is None
+        )
+
+    def steps(
+        self, env: EnvOf, rollout: TensorDictBase, begun: npt.NDArray[np.bool_], stepped: npt.NDArray[np.bool_] | None
+    ) -> bool:
+        """Record many steps at once, and the resets before them. Return False if nothing was: a key must be read step by step.
+
+        Args:
+            env: returns the environment, for its seeds.
+            rollout: ``[*batch, time]``: root keys at t, ``("next", ...)`` keys at t + 1.
+            begun: the environments that are reset before each step, ``[envs, time]``.
+            stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
+        """
+        recording, plan = self.recording, self.plan
+        assert recording is not None, "it goes on"
+        assert plan is not None, "the recording has begun"
+        following = rollout.get("next")
+        after, before, acted = (
+            readers.arrays_over_time(data)
+            for readers, data in ((plan.following, following), (plan.observed, rollout), (plan.acted, rollout))
+        )
+        if rollout.batch_size[:-1] != recording.source.batch_size or after is None or before is None or acted is None:
+            return False
+        try:
+            count = len(plan.observed.each)
+            ends = plan.ends(following) if recording.must_know_ends else None
+            if ends is not None:
+                ends = Ends(*(each.reshape(begun.shape) for each in ends))
+            seeds = environments.seeds(env()) if recording.must_know_ends else ()
+            values = RolloutValues(FrameValues(after[:count], after[count:], acted), before)
+            recording.steps(values, begun, stepped, ends, seeds)
+        except Exception as error:  # training goes on: the next `dump()` raises it
+            recording.fail(error)
+        return True
 
     def _begun_stepping(
         self, env: EnvOf, root: TensorDictBase, acted: Acted, following: TensorDictBase, mask: Mask

@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 from torchrl.envs import EnvBase, GymWrapper, ParallelEnv, SerialEnv, TransformedEnv
 
-from torchrl_rerun.kinds.streams import Leaf
+from torchrl_rerun.kinds.leaf import Leaf
 
 Labels = tuple[str, ...]
 """Names in the order of what they name."""

@@ -82,7 +82,7 @@ class Trajectories:
         time = batch.batch_size[-1]
         rows, valid = batch.reshape(-1, time), mask.reshape(-1, time)
         ids, ended = _ids(rows), _ended(rows)
-        lanes: dict[int, list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], bool]]] = {}
+        trajectories: dict[int, list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], bool]]] = {}
         for row, moments in enumerate(map(np.flatnonzero, valid)):
             if len(moments):
                 env, begins = self._index(None if ids is None else int(ids[row, moments[0]]))
@@ -90,10 +90,10 @@ class Trajectories:
                     self._open.pop(env, None)
                 else:
                     self._open[env] = _Open(int(ids[row, moments[-1]]), self._batch)
-                lanes.setdefault(env, []).append((np.full(len(moments), row), moments, begins))
+                trajectories.setdefault(env, []).append((np.full(len(moments), row), moments, begins))
         self._open = {env: each for env, each in self._open.items() if self._batch - each.batch <= MOST_ABSENT}
         self.envs = max(self.envs, envs)
-        return _side_by_side(rows, lanes, self.envs)
+        return _side_by_side(rows, trajectories, self.envs)
 
     def _index(self, number: int | None) -> tuple[int, bool]:
         """Return the environment index of a trajectory, and whether the trajectory is new."""
@@ -128,19 +128,19 @@ def _ids(rows: TensorDictBase) -> npt.NDArray[np.int64] | None:
 def _ended(rows: TensorDictBase) -> npt.NDArray[np.bool_]:
     """Return which steps end an episode, ``[trajectories, time]``."""
     following = rows.get("next")
-    ends = Endings(tensordicts.data_keys(following)).of(
+    ends = Endings(tensordicts.data_keys(following)).ended(
         functools.partial(tensordicts.flags_of, following), rows.numel()
     )
     return (np.zeros(rows.numel(), bool) if ends is None else ends.either).reshape(rows.batch_size)
 
 
-def _side_by_side(rows: TensorDictBase, lanes: dict[int, list[Any]], envs: int) -> Rollout:
-    time = max((sum(len(moments) for _, moments, _ in lane) for lane in lanes.values()), default=0)
+def _side_by_side(rows: TensorDictBase, trajectories: dict[int, list[Any]], envs: int) -> Rollout:
+    time = max((sum(len(moments) for _, moments, _ in of_env) for of_env in trajectories.values()), default=0)
     where = np.zeros((envs, time), np.intp)  # among all moments of all rows
     begins, stepped = np.zeros((envs, time), bool), np.zeros((envs, time), bool)
-    for env, lane in lanes.items():
+    for env, of_env in trajectories.items():
         at = 0
-        for row, moments, is_new in lane:
+        for row, moments, is_new in of_env:
             until = at + len(moments)
             where[env, at:until] = row * rows.batch_size[-1] + moments
             begins[env, at] = is_new

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import AutoResetTransform, EnvBase, GymWrapper, SerialEnv, TransformedEnv
 
 from torchrl_rerun.kinds.endings import deciding
-from torchrl_rerun.kinds.streams import Key, as_key
+from torchrl_rerun.kinds.keys import Key, as_key
 from torchrl_rerun.transform.environments import transforms_of
 from torchrl_rerun.transform.tensordicts import data_keys, is_uneven, value_of
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from tensordict import TensorDictBase
 
 from torchrl_rerun.kinds.endings import Endings, Ends
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.readers import Reader, Readers
 
@@ -27,7 +28,7 @@ class Acted(NamedTuple):
     keys: Sequence[Key]
     values: Sequence[Any]
 
-    def of(self, keys: Sequence[Key]) -> Sequence[Any]:
+    def select(self, keys: Sequence[Key]) -> Sequence[Any]:
         """Return the values of some keys; None for those that are not there."""
         if keys is self.keys:
             return self.values
@@ -70,7 +71,7 @@ class Plan:
         Args:
             following: the data after the step.
         """
-        return self.endings.of(functools.partial(tensordicts.flags_of, following), following.batch_size.numel())
+        return self.endings.ended(functools.partial(tensordicts.flags_of, following), following.batch_size.numel())
 
     def varied(self, stream: Stream) -> Plan:
         """Return the plan by which a key is recorded with values of any shape.

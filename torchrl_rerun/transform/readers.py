@@ -13,7 +13,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, Stream, UnsupportedLeafError, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.leaf import UnsupportedLeafError
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.transform import tensordicts
 
 
@@ -40,9 +42,10 @@ class Reader:
         stream: how the key is recorded.
         batch_size: the batch size of the tensordicts.
         name: the key's name at the root; empty if it is nested, for no name is empty.
-        is_simple: whether ``value.numpy()`` is the array, if its dtype and shape are as ever.
+        is_simple: whether ``value.numpy()`` is the array, if its dtype and shape are as ever. Of values on an accelerator: whether
+            the value itself is what is copied.
         is_flat: whether values are ``[envs, ...]`` already.
-        dtype: the dtype of the arrays.
+        dtype: the dtype of the arrays; of values on an accelerator, that of the values.
         given_shape: the shape of the values, ``[*batch, *stream.shape]``.
         shape: the shape of the arrays, ``[envs, *stream.shape]``.
     """
@@ -52,7 +55,7 @@ class Reader:
     name: str
     is_simple: bool
     is_flat: bool
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any] | torch.dtype
     given_shape: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -69,9 +72,9 @@ class Reader:
             stream,
             size,
             name=stream.key[0] if len(stream.key) == 1 else "",
-            is_simple=not (stream.is_object or stream.device or stream.dtype == "bfloat16"),
+            is_simple=not stream.is_object and (bool(stream.device) or stream.dtype != "bfloat16"),
             is_flat=len(size) == 1,
-            dtype=stream.storage,
+            dtype=getattr(torch, stream.dtype) if stream.device else stream.storage,
             given_shape=(*size, *stream.shape),
             shape=(size.numel(), *stream.shape),
         )
@@ -123,16 +126,17 @@ class Readers:
     Attributes:
         each: as given.
         keys: their keys.
-        simple: for each key whose values ``value.numpy()`` turns into arrays, their dtype and shape, and the shape of the
-            arrays; None for other keys.
+        simple: for each simple key the dtype and the shape of its values, the shape of its arrays if it is another one, and
+            whether its values are on an accelerator; None for other keys.
     """
 
     def __init__(self, readers: Iterable[Reader] = ()) -> None:
         self.each = tuple(readers)
         self.keys = tuple(reader.key for reader in self.each)
-        # For each simple key its dtype, the shape of its values, and that of its arrays if it is another one.
         self.simple = tuple(
-            (each.dtype, each.given_shape, None if each.is_flat else each.shape) if each.is_simple else None
+            (each.dtype, each.given_shape, None if each.is_flat else each.shape, bool(each.stream.device))
+            if each.is_simple
+            else None
             for each in self.each
         )
         names = [reader.name for reader in self.each]
@@ -160,6 +164,27 @@ class Readers:
         return [
             items[each.name] if each.name in items else tensordicts.value_of(tensordict, each.key) for each in self.each
         ]
+
+    def arrays_over_time(self, rollout: TensorDictBase) -> list[npt.NDArray[Any]] | None:
+        """Return the values of a rollout ``[*batch, time]`` as arrays ``[envs, time, ...]`` that share their memory if possible.
+
+        None: a key is missing, or must be read step by step.
+        """
+        arrays = []
+        time = rollout.batch_size[-1]
+        for simple, value in zip(self.simple, self.values(rollout), strict=True):
+            if simple is None or type(value) is not torch.Tensor or value.requires_grad or value.device.type != "cpu":
+                return None
+            dtype, given_shape, shape, is_on_device = simple
+            if is_on_device or value.layout is not torch.strided or value.is_nested:
+                return None
+            array: npt.NDArray[Any] = value.numpy()
+            dims = len(rollout.batch_size) - 1
+            if array.dtype is not dtype or (*array.shape[:dims], *array.shape[dims + 1 :]) != given_shape:
+                return None
+            shape = given_shape if shape is None else shape
+            arrays.append(array.reshape(shape[0], time, *shape[1:]))
+        return arrays
 
     def varied(self, stream: Stream) -> Readers:
         """Return readers of which the one of a key reads it as another stream.
@@ -192,9 +217,9 @@ class ArrayReader:
         for i, value in enumerate(values):
             simple = readers.simple[i]
             if simple is not None and value is not None:
-                dtype, given_shape, shape = simple
+                dtype, given_shape, shape, is_on_device = simple
                 try:
-                    array: npt.NDArray[Any] = value.numpy()
+                    array: Any = value if is_on_device else value.numpy()
                     is_as_ever = array.dtype is dtype and array.shape == given_shape
                 except Exception:  # it requires a gradient, is on another device, or no tensor at all
                     is_as_ever = False
@@ -226,7 +251,7 @@ class ArrayReader:
             change = f"{type(value).__name__} ({error})"
         advice = f". {error.advice}" if isinstance(error, ChangedError) and error.advice else ""
         warn(
-            f"{name_of(reader.key)} is not recorded where it is {change}: the recording began with "
+            f"{name_of(reader.key)} is not recorded while it is {change}: the recording began with "
             f"{reader.stream.dtype} {reader.stream.shape}{advice}"
         )
 

@@ -80,17 +80,20 @@ class RerunRecorder(Transform):
         aggregate: whether the mean, the minimum, the maximum and quantiles of the rewards and returns over all environments
             are recorded at each frame, below ``/batch``. Not with ``split="episode"``. Default: True if ``logged_envs`` is
             None and some environments are not recorded.
-        skip: record one frame in so many, and always the first and the last one of each episode. ``episode_return`` is
+        skip: record every ``skip``-th frame, and always the first and the last one of each episode. ``episode_return`` is
             the sum over all steps. Default: 1.
         fps: frames per second of simulated time. Default: the environment's (``render_fps``, ``dt``).
-        image_format: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"`` (both exact), or ``"h264"`` or ``"av1"`` (video: lossy,
-            and much smaller than JPEG), for all images whose kind says no other. Float images, depth and segmentations are always raw,
-            and what has an alpha channel is never JPEG or video but PNG. Video needs the extra ``torchrl-rerun[video]``.
-            H.264 costs little, and the native viewer plays it where an ``ffmpeg`` is installed; AV1 plays everywhere, and
-            costs several times as much. Video has a keyframe at each episode's first frame and once a second; sizes that
-            aren't even, or are below 4, are filled up at the right and below with what is at the edge.
-        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, what of a stack of
-            frames), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
+        image_format: format of all images unless their kind sets another one: ``"jpeg"`` (lossy), ``"png"`` or ``"raw"``
+            (both exact), or ``"h264"`` or ``"av1"`` (video: lossy, and much smaller than JPEG).
+
+            - Float images, depth and segmentations are always raw. Images with an alpha channel are PNG instead of JPEG or
+              video.
+            - Video needs the extra ``torchrl-rerun[video]``. H.264 costs little, and the native viewer plays it if an
+              ``ffmpeg`` is installed. AV1 plays everywhere, and costs several times as much.
+            - Video has a keyframe at each episode's first frame and once a second. Sizes that are odd or below 4 are padded at
+              the right and at the bottom, by repeating the edge.
+        kinds: the kind of each key, with its options: :class:`~torchrl_rerun.Image` (format, quality, frames of a stack to
+            store), :class:`~torchrl_rerun.Depth`, :class:`~torchrl_rerun.Segmentation`, :class:`~torchrl_rerun.Scalars`,
             :class:`~torchrl_rerun.State`, :class:`~torchrl_rerun.Tensor`, :class:`~torchrl_rerun.Text`,
             :class:`~torchrl_rerun.Points3D`, or a :class:`~torchrl_rerun.Kind` of your own. A kind with its default
             options may be written by its name, as ``"tensor"``. Default: by the key, its spec and its first value.
@@ -238,7 +241,7 @@ class RerunRecorder(Transform):
         if self._now.is_rehearsal:
             return
         with front_end.lock:
-            front_end.catch_up()
+            front_end.record_unseen_step()
             if env is None or not resets:
                 front_end.reset(self._environment, tensordict_reset)
                 return
@@ -287,7 +290,7 @@ class RerunRecorder(Transform):
             with front_end.lock:
                 container = self.__dict__.get("_container")
                 is_alone = container is not None and not isinstance(container(), Compose)
-                self._now.stepping = front_end.enter(self._environment, tensordict, is_alone=is_alone)
+                self._now.stepping = front_end.before_step(self._environment, tensordict, is_alone=is_alone)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         if is_compiling():
@@ -300,7 +303,7 @@ class RerunRecorder(Transform):
         front_end = self._listening()
         if front_end is not None and not self._now.is_rehearsal:
             with front_end.lock:
-                front_end.leave(self._environment, tensordict, next_tensordict)
+                front_end.after_step(self._environment, tensordict, next_tensordict)
 
     def _post_step_mdp_hooks(
         self, tensordict: TensorDictBase, tensordict_: TensorDictBase
@@ -315,7 +318,7 @@ class RerunRecorder(Transform):
         front_end = self._front_end
         if front_end is not None and not self._now.is_rehearsal and self._owner.is_or_becomes(self):
             with front_end.lock:
-                front_end.finish(tensordict.get("next"))
+                front_end.revise_step(tensordict.get("next"))
 
     def _check_batched_worker_compat(self) -> None:
         sink = self._session.target
@@ -389,7 +392,7 @@ class RerunRecorder(Transform):
         if self._front_end is None:
             return
         with self._front_end.at_rest():
-            self._front_end.catch_up()
+            self._front_end.record_unseen_step()
             recording = self._front_end.recording
             if recording is None:
                 return
@@ -409,7 +412,7 @@ class RerunRecorder(Transform):
             self._front_end.close_quietly()  # an error would end the worker, and the batch would wait for it
             return
         with self._front_end.at_rest():
-            self._front_end.catch_up()
+            self._front_end.record_unseen_step()
             if self._front_end.recording is not None:
                 self._front_end.recording.close()
 
@@ -510,7 +513,7 @@ class RerunRecorder(Transform):
             )
 
     def stats(self) -> dict[str, float]:
-        """Return counts of the recording for a training log, in microseconds.
+        """Return counts of the recording for a training log. The call takes microseconds.
 
         The counts are of the recorder's whole life. Frames after :meth:`close`, in the next file, are added.
 
@@ -566,7 +569,7 @@ class RerunRecorder(Transform):
         self._must_not_render()
         if "next" in tensordict.keys():
             with self._front_end.lock:
-                self._rollouts.record_moment(env, tensordict)
+                self._rollouts.record_frame(env, tensordict)
             return
         # A rollout that stops passes the root of the next transition, and completes this very object in the next step.
         self._release_held()
@@ -639,7 +642,7 @@ class RerunRecorder(Transform):
             self._now.held = None
             if "next" in tensordict.keys():  # else the rollout ended before it was stepped
                 with self._front_end.lock:
-                    self._rollouts.record_moment(env, tensordict)
+                    self._rollouts.record_frame(env, tensordict)
 
 
 @dataclasses.dataclass(slots=True)

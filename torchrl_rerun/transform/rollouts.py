@@ -1,4 +1,4 @@
-"""Rollouts: stored data of many moments, recorded as the resets and steps that it came from."""
+"""Rollouts: stored data of many frames, recorded as the resets and steps that it came from."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.stepping import Mask
 
-_SOME_MOMENTS = 64
-"""Moments of a rollout that are compared at once."""
+_LEAST_AT_ONCE, _MOST_AT_ONCE = 64, 4096
+"""Bounds on the steps of a rollout that are compared and recorded at once."""
+
+_BYTES_AT_ONCE = 32 << 20
+"""Bytes of these steps, about."""
 
 
 class Rollouts:
@@ -55,14 +59,14 @@ class Rollouts:
         first[:, :1] = np.asarray(begins, bool).reshape(-1, 1)
         self._record(env, rollout, first, stepped_in(rollout))
 
-    def record_moment(self, env: EnvBase | None, moment: TensorDictBase) -> None:
-        """Record one moment of a rollout.
+    def record_frame(self, env: EnvBase | None, frame: TensorDictBase) -> None:
+        """Record one frame of a rollout.
 
         Args:
             env: the environment, for its specs.
-            moment: ``[*batch]``: root keys at t, ``("next", ...)`` keys at t + 1.
+            frame: ``[*batch]``: root keys at t, ``("next", ...)`` keys at t + 1.
         """
-        rollout = moment.unsqueeze(-1)
+        rollout = frame.unsqueeze(-1)
         self._record(env, rollout, None, stepped_in(rollout))
 
     def _record(
@@ -81,7 +85,7 @@ class Rollouts:
             stepped: bool ``[envs, time]``, which environments were stepped. Default: all at all times.
         """
         front_end = self._front_end
-        front_end.catch_up()
+        front_end.record_unseen_step()
         front_end.revise_last_step()
         recording = front_end.recording
         has_come_back = front_end.displaced is not self._displaced  # the environments were reset or stepped since
@@ -89,41 +93,78 @@ class Rollouts:
             self._continuity.forget()
         front_end.displaced = None
         led_to = tensordicts.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
-        for at in range(0, rollout.batch_size[-1], _SOME_MOMENTS):
-            some = slice(at, at + _SOME_MOMENTS)
+        at_once = _steps_at_once(rollout)
+        for at in range(0, rollout.batch_size[-1], at_once):
+            some = slice(at, at + at_once)
             part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]
             found = self._continuity.begun(part, of_part)
             begun = found.episodes if begins is None else found.episodes | begins[:, some]
-            for i, moment in enumerate(part.unbind(-1)):
-                mask = None if of_part is None else of_part[:, i]
-                regrouped = found.groups[:, i] & ~begun[:, i]
-                self._transition(env, moment, led_to, begun=begun[:, i], regrouped=regrouped, mask=mask)
+            if of_part is not None:
+                begun = begun & of_part
+            self._record_part(env, part, led_to, begun, regrouped=found.groups & ~begun, stepped=of_part)
         self._warn_of_late_outcomes(led_to)
         recording = front_end.recording
         if recording is not None and rollout.batch_size[:-1] == recording.source.batch_size:
             front_end.displaced = np.ones(recording.source.envs, np.bool_)
         self._displaced = front_end.displaced
 
+    def _record_part(
+        self,
+        env: EnvBase | None,
+        part: TensorDictBase,
+        led_to: Sequence[Key],
+        begun: npt.NDArray[np.bool_],
+        *,
+        regrouped: npt.NDArray[np.bool_],
+        stepped: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Record some steps of a rollout: at once if nothing of them needs one step after the other.
+
+        Args:
+            env: the environment, for its specs.
+            part: ``[*batch, time]``.
+            led_to: the keys that steps lead to.
+            begun: the environments whose episodes begin before each step, ``[envs, time]``.
+            regrouped: those of which only some groups of agents are reset, ``[envs, time]``.
+            stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
+        """
+        front_end, can_be_many = self._front_end, not regrouped.any()
+        for at in range(part.batch_size[-1]):
+            if can_be_many and front_end.takes_many():
+                some = slice(at, None)
+                of_some = None if stepped is None else stepped[:, some]
+                if front_end.steps(lambda: env, part[..., some], begun[:, some], of_some):
+                    return
+                can_be_many = False
+            self._transition(
+                env,
+                part[..., at],
+                led_to,
+                begun=begun[:, at],
+                regrouped=regrouped[:, at],
+                mask=None if stepped is None else stepped[:, at],
+            )
+
     def _transition(
         self,
         env: EnvBase | None,
-        moment: TensorDictBase,
+        frame: TensorDictBase,
         led_to: Sequence[Key],
         *,
         begun: npt.NDArray[np.bool_],
         regrouped: npt.NDArray[np.bool_],
         mask: Mask,
     ) -> None:
-        following = moment.get("next")
+        following = frame.get("next")
 
         def env_of() -> EnvBase | None:
             return env
 
         if mask is not None:
-            begun, regrouped = begun & mask, regrouped & mask
+            regrouped = regrouped & mask
         reset = begun | regrouped
         if reset.any():
-            observed = moment.select(*led_to, strict=False)
+            observed = frame.select(*led_to, strict=False)
             self._front_end.reset(
                 env_of,
                 observed,
@@ -132,8 +173,8 @@ class Rollouts:
                 outcome=following,
             )
         if mask is None or mask.any():
-            acted = self._front_end.acted(lambda: None, moment)
-            self._front_end.step(env_of, moment, acted, following, mask)
+            acted = self._front_end.acted(lambda: None, frame)
+            self._front_end.step(env_of, frame, acted, following, mask)
 
     def _make_room(self, envs: int) -> None:
         """Make room for more environments than were known: trajectories that don't end.
@@ -163,3 +204,12 @@ class Rollouts:
                 f"{', '.join(map(name_of, late))} is recorded as it goes into a step, and what steps lead to is not: the "
                 "first ones that were recorded had it before them alone. Record a rollout first in which a step leads to it"
             )
+
+
+def _steps_at_once(rollout: TensorDictBase) -> int:
+    """Return the number of steps of a rollout that are compared and recorded at once."""
+    both = rollout, rollout.get("next")
+    found = [tensordicts.value_of(data, key) for data in both for key in tensordicts.data_keys(data)]
+    values = [value for value in found if isinstance(value, torch.Tensor) and not value.is_nested]
+    step_bytes: int = sum(value.numel() * value.element_size() for value in values) // max(1, rollout.batch_size[-1])
+    return min(max(_BYTES_AT_ONCE // max(1, step_bytes), _LEAST_AT_ONCE), _MOST_AT_ONCE)

@@ -12,8 +12,9 @@ from torchrl.data.tensor_specs import Binary, Categorical, MultiCategorical, Mul
 from torchrl.envs import CatFrames, EnvBase, ParallelEnv
 from torchrl.record import PixelRenderTransform
 
+from torchrl_rerun.kinds.keys import Key, as_key, is_reward
+from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.objects import MISSING
-from torchrl_rerun.kinds.streams import Key, Leaf, UnsupportedLeafError, as_key
 from torchrl_rerun.transform.environments import innermost, transforms_of
 from torchrl_rerun.transform.known_names import known_names
 from torchrl_rerun.transform.tensordicts import (
@@ -55,7 +56,7 @@ def reward_leaves(env: EnvBase | None, observed: TensorDictBase, outcome: Tensor
         found = {as_key(key): spec_of(env, as_key(key)) for key in env.reward_keys}
         shapes = {key: tuple(spec.shape) for key, spec in found.items() if spec is not None}
     elif outcome is not None:
-        values = {key: value_of(outcome, key) for key in data_keys(outcome) if key[-1] == "reward"}
+        values = {key: value_of(outcome, key) for key in data_keys(outcome) if is_reward(key)}
         shapes = {
             key: tuple(value.shape[outcome.batch_dims :])
             for key, value in values.items()

@@ -82,7 +82,7 @@ class Stepping:
         wanted = np.ones_like(mask) if self.asked is None else self.asked.cpu().numpy().reshape(-1)
         endings = Endings(tensordicts.data_keys(following))
         before, after = (
-            endings.of(functools.partial(tensordicts.flags_of, data), len(mask)) for data in (self.root, following)
+            endings.ended(functools.partial(tensordicts.flags_of, data), len(mask)) for data in (self.root, following)
         )
         if after is not None:
             mask = mask | (wanted & after.either if before is None else wanted & after.either & ~before.either)

@@ -18,8 +18,9 @@ from tensordict import (
 )
 from tensordict.base import _is_leaf_nontensor
 
+from torchrl_rerun.kinds.keys import Key, as_key
+from torchrl_rerun.kinds.leaf import UnsupportedLeafError
 from torchrl_rerun.kinds.objects import MISSING, Lost, frozen
-from torchrl_rerun.kinds.streams import Key, UnsupportedLeafError, as_key
 
 _NOT_DATA = ("_reset", "_step")
 

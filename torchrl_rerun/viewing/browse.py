@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_rerun.export.steps import name_episode
-from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.episode import END_PROPERTIES, Episode
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.reading.episodes import LoadedEpisode, LoadedEpisodes
+from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.load import load
+from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.rrd.reader import why_unreadable
 from torchrl_rerun.viewing.notebook import NotebookViewer, Size, in_notebook
 
@@ -122,6 +123,6 @@ def _describe(episode: Episode) -> str:
     >>> _describe(Episode(0, 7, 12.5, 100, terminated=True))
     'environment 0, episode 7: return 12.5, 100 steps, terminated'
     """
-    ends = [name for name in ("terminated", "truncated", "interrupted") if getattr(episode, name)]
+    ends = [name for name in END_PROPERTIES if getattr(episode, name)]
     summary = f"environment {episode.env}, episode {episode.episode}: return {episode.episode_return:.6g}"
     return ", ".join([summary, f"{episode.length:,} steps", *ends])

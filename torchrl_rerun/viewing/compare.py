@@ -18,11 +18,12 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, flat, number_lists
-from torchrl_rerun.kinds.episode import Episode, returns_of
+from torchrl_rerun.kinds.episode import END_PROPERTIES, Episode, returns_of
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.palette import color
-from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import Key, Stream, entity_path
+from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Schema
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.layout.axes import whole
 from torchrl_rerun.layout.blueprint import MAX_DETAILS
 from torchrl_rerun.layout.parts import details
@@ -39,7 +40,7 @@ APPLICATION = "comparison"
 MAX_RUNS = len(string.ascii_uppercase)
 """Largest number of runs, each of which is named by a letter."""
 
-_PROPERTIES = "/__properties"
+_PROPERTIES = f"/{PROPERTIES_ENTITY}"
 _RETURNS = "/returns"
 
 SelectEpisode = Callable[[Sequence[RecordedEpisode]], RecordedEpisode]
@@ -83,7 +84,7 @@ def summarize_episodes(episodes: Iterable[Episode]) -> dict[str, float | None]:
         "return of all": _measure(np.mean, [each.episode_return for each in found]),
         "length": _measure(np.mean, lengths),
     }
-    for name in ("terminated", "truncated", "interrupted"):
+    for name in END_PROPERTIES:
         measured[name] = _measure(np.mean, [each[name] for each in found])
     for name in dict.fromkeys(name for each in ended for name in each.annotations):
         values = [value for each in ended if isinstance(value := each.annotations.get(name), bool | int | float)]
@@ -149,7 +150,7 @@ class ComparedRun:
     @property
     def sums(self) -> Stream | None:
         """Stream of the return that the recorder computed, or None if there is none."""
-        return next((stream for stream, _ in self.schema.described if stream.sums), None)
+        return next((stream for stream, _ in self.schema.described if stream.reward_key), None)
 
 
 def open_runs(
@@ -247,10 +248,10 @@ def _iterate_chunks(runs: Sequence[ComparedRun], label: str, ranges: Ranges) -> 
     for run in runs:
         recorded, returns = run.recorded, _Returns(run)
         plotted = {
-            entity_path(stream, env, lane): stream
+            entity_path(stream, env, agent): stream
             for stream, _ in run.schema.described
             for env in run.envs
-            for lane in range(stream.lanes if stream.kind.plot is Plot.LINES else 0)
+            for agent in range(stream.agent_count if stream.kind.plot is Plot.LINES else 0)
         }
         for file in run.files:
             for part in parts_in(file):
@@ -283,33 +284,33 @@ class _Returns:
     """Return and end of each episode of a whole run, collected from its chunks."""
 
     def __init__(self, run: ComparedRun) -> None:
-        self._lanes: dict[str, tuple[int, int]] = {}
+        self._agents: dict[str, tuple[int, int]] = {}
         self._ends: dict[tuple[int, int], dict[int, tuple[int, int, npt.NDArray[np.float64]]]] = {}
         if run.sums is not None:
             for env in run.envs:
-                for lane in range(run.sums.lanes if env is not None else 0):
-                    self._lanes[entity_path(run.sums, env, lane)] = env or 0, lane
+                for agent in range(run.sums.agent_count if env is not None else 0):
+                    self._agents[entity_path(run.sums, env, agent)] = env or 0, agent
 
     def collect(self, chunk: Chunk) -> None:
         """Take the last sum of rewards of each episode in a chunk."""
-        if chunk.is_static or chunk.entity_path not in self._lanes:
+        if chunk.is_static or chunk.entity_path not in self._agents:
             return
-        env, lane = self._lanes[chunk.entity_path]
+        env, agent = self._agents[chunk.entity_path]
         batch = chunk.to_record_batch()
         frames, steps, episodes = (batch.column(name).cast("int64").to_numpy() for name in ("frame", "step", "episode"))
         values = batch.column("Scalars:scalars").flatten().to_numpy().reshape(len(batch), -1)
         last = np.append(np.flatnonzero(episodes[1:] != episodes[:-1]), len(episodes) - 1)
         for row in last:
-            self._ends.setdefault((env, int(episodes[row])), {})[lane] = int(frames[row]), int(steps[row]), values[row]
+            self._ends.setdefault((env, int(episodes[row])), {})[agent] = int(frames[row]), int(steps[row]), values[row]
 
     def make_chunks(self, path: str) -> Iterator[Chunk]:
         """Yield the returns at an entity path, in the order in which the episodes ended."""
         rows = sorted(
             (
-                *max(end[:2] for end in lanes.values()),
-                float(returns_of(np.array([[sums for *_, sums in lanes.values()]]))[0]),
+                *max(end[:2] for end in of_agents.values()),
+                float(returns_of(np.array([[sums for *_, sums in of_agents.values()]]))[0]),
             )
-            for lanes in self._ends.values()
+            for of_agents in self._ends.values()
         )
         if rows:
             frames, steps, values = (np.array(column) for column in zip(*rows, strict=True))
@@ -362,5 +363,5 @@ def _find_return_paths(run: ComparedRun) -> list[str]:
     if run.sums is None:
         return []
     if run.is_episode:
-        return [run.recorded.path(run.sums, None, lane) for lane in range(run.sums.lanes)]
+        return [run.recorded.path(run.sums, None, agent) for agent in range(run.sums.agent_count)]
     return [run.recorded.under(_RETURNS)]

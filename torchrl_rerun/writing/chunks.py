@@ -14,11 +14,12 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
+from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
-from torchrl_rerun.kinds.streams import Stream, entity_path, name_of
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import FRAME, Positions
 from torchrl_rerun.writing.encoding import Encoding
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.writing.losses import LossError, Losses, reason_of
 
 MOST_FAILURES = 32
 """Rows of a block that a kind may fail to store one by one. The rest of them is given up together."""
@@ -45,19 +46,47 @@ class ChunkFactory:
             rows_of_env: the rows.
             env: environment index; None: the recording is of one environment.
         """
-        together: list[_Made] = []
+        together: list[_StreamColumns] = []
         for stream, values in rows_of_env.values:
-            for lane in range(stream.lanes):
-                path, rows = entity_path(stream, env, lane), values[:, lane] if stream.agents else values
+            for agent in range(stream.agent_count):
+                path, rows = entity_path(stream, env, agent), values[:, agent] if stream.agents else values
                 if stream.is_object:
                     yield from self._of_objects(stream, path, rows, rows_of_env.positions, together)
-                elif self._encoding.add(path, stream, rows, rows_of_env.positions):
-                    continue
-                elif isinstance(columns := _columns(stream, rows), list):
-                    together.append(_Made(stream, Entity(path, columns)))
                 else:
-                    yield from self._one_by_one(stream, path, rows, rows_of_env.positions, columns)
+                    yield from self._of_values(stream, path, rows, rows_of_env.positions, together)
         yield from self._chunks(rows_of_env.positions, together)
+
+    def _of_values(
+        self,
+        stream: Stream,
+        path: str,
+        rows: npt.NDArray[Any],
+        positions: Positions,
+        together: list[_StreamColumns],
+    ) -> Iterator[Chunk]:
+        """Begin to encode rows that the key's kind holds, or make columns. Yield chunks if some rows can't be stored.
+
+        Args:
+            stream: the stream.
+            path: the entity path.
+            rows: the rows.
+            positions: positions of the rows.
+            together: takes the columns if all rows can be stored.
+        """
+        try:
+            queue = self._encoding.queue_for(path, stream)
+        except LossError as loss:
+            self._losses.add(stream.key, positions[:, FRAME], str(loss))
+            return
+        if queue is not None:
+            queue.add(rows, positions)
+            return
+        if stream.is_object:
+            rows = _together(stream, rows)
+        try:
+            together.append(_StreamColumns(stream, Entity(path, _columns(stream, rows))))
+        except LossError as loss:
+            yield from self._one_by_one(stream, path, rows, positions, str(loss))
 
     def _one_by_one(
         self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, why: str
@@ -80,13 +109,14 @@ class ChunkFactory:
                 continue
             middle = (first + last) // 2
             for part in (slice(middle, last), slice(first, middle)):
-                columns = _columns(stream, rows[part])
-                if isinstance(columns, list):
-                    yield from self._chunks(positions[part], [_Made(stream, Entity(path, columns))])
+                try:
+                    columns = _columns(stream, rows[part])
+                except LossError as loss:
+                    parts.append((part.start, part.stop, str(loss)))
                 else:
-                    parts.append((part.start, part.stop, columns))
+                    yield from self._chunks(positions[part], [_StreamColumns(stream, Entity(path, columns))])
 
-    def _chunks(self, positions: Positions, made: Sequence[_Made]) -> Iterator[Chunk]:
+    def _chunks(self, positions: Positions, made: Sequence[_StreamColumns]) -> Iterator[Chunk]:
         """Yield the chunks of entities that share their times. If that fails, try each entity by itself."""
         if not made:
             return
@@ -101,7 +131,7 @@ class ChunkFactory:
         yield from chunks
 
     def _of_objects(
-        self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, together: list[_Made]
+        self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, together: list[_StreamColumns]
     ) -> Iterator[Chunk]:
         """Yield chunks of rows that are values by themselves. The key's kind stores the values that it holds; all others are objects.
 
@@ -126,38 +156,44 @@ class ChunkFactory:
                 others.append(row)
             except Exception as error:
                 is_odd = isinstance(error, NotStorableError)
-                why = f"{error} can't be stored so that it comes back as it was" if is_odd else _failure(stream, error)
+                why = f"{error} can't be stored so that it comes back as it was" if is_odd else reason_of(stream, error)
                 self._losses.add(stream.key, positions[row : row + 1, FRAME], why)
-        if usual and not self._encoding.add(path, stream, rows[usual], positions[usual]):
-            held = _together(stream, rows[usual])
-            if isinstance(columns := _columns(stream, held), list):
-                yield from self._chunks(positions[usual], [_Made(stream, Entity(path, columns))])
-            else:
-                yield from self._one_by_one(stream, path, held, positions[usual], columns)
+        if usual:
+            held: list[_StreamColumns] = []
+            yield from self._of_values(stream, path, rows[usual], positions[usual], held)
+            yield from self._chunks(positions[usual], held)
         if others:
-            made = _Made(stream, Entity(path, columns_of_objects(values)))
+            made = _StreamColumns(stream, Entity(path, columns_of_objects(values)))
             if len(others) == len(rows):
                 together.append(made)
             else:
                 yield from self._chunks(positions[others], [made])
 
 
-def _columns(stream: Stream, rows: npt.NDArray[Any]) -> list[Column] | str:
-    """Return the columns of some rows, or the reason for which they can't be stored."""
+def _columns(stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
+    """Return the columns of some rows.
+
+    Raises:
+        LossError: the rows can't be stored together.
+    """
     kind = stream.kind
+    name = f"{type(kind).__name__}.columns"
     try:
         columns = list(kind.columns(stream, rows))
         wrong = next((column for column in columns if len(column.values) != len(rows)), None)
-        if wrong is not None:
-            return f"{type(kind).__name__}.columns made {len(wrong.values)} rows of {wrong.component} of {len(rows)} values"
-        if any(column.component in kind.components for column in columns):
-            return columns
+        is_readable = any(column.component in kind.components for column in columns)
     except Exception as error:
-        return f"{type(kind).__name__}.columns failed for {stream.dtype} {rows.shape[1:]} ({type(error).__name__}: {error})"
-    return (
-        f"{type(kind).__name__}.columns returned none of {', '.join(kind.components)}, by which it could be read: add "
-        "exact_column(stream.numbers(rows)), or override components and values"
-    )
+        raise LossError(
+            f"{name} failed for {stream.dtype} {rows.shape[1:]} ({type(error).__name__}: {error})"
+        ) from error
+    if wrong is not None:
+        raise LossError(f"{name} made {len(wrong.values)} rows of {wrong.component} of {len(rows)} values")
+    if not is_readable:
+        raise LossError(
+            f"{name} returned none of {', '.join(kind.components)}, by which it could be read: add "
+            "exact_column(stream.numbers(rows)), or override components and values"
+        )
+    return columns
 
 
 def _together(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -169,12 +205,7 @@ def _together(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return rows if is_of_any_size else np.stack(list(rows))
 
 
-def _failure(stream: Stream, error: Exception) -> str:
-    """Return the reason of a loss, as a clause."""
-    return f"{type(stream.kind).__name__} failed ({type(error).__name__}: {error})"
-
-
-class _Made(NamedTuple):
+class _StreamColumns(NamedTuple):
     """The columns of an entity, and their stream."""
 
     stream: Stream
@@ -200,9 +231,9 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
     streams = list(streams)
     before = _agents_before(streams)
     for stream in streams:
-        for lane in range(stream.lanes):
-            paths = [entity_path(stream, env, lane) for env in envs[: 1 if stream.shared else None]]
-            yield from _static(stream, before.get(stream.key[0], 0) + lane, paths)
+        for agent in range(stream.agent_count):
+            paths = [entity_path(stream, env, agent) for env in envs[: 1 if stream.shared else None]]
+            yield from _static(stream, before.get(stream.key[0], 0) + agent, paths)
 
 
 def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
@@ -218,6 +249,6 @@ def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
 
 def _agents_before(streams: Sequence[Stream]) -> dict[str, int]:
     """Return how many agents come before those of each group, in the order of the groups' names."""
-    groups = {stream.key[0]: stream.lanes for stream in streams if stream.agents}
+    groups = {stream.key[0]: stream.agent_count for stream in streams if stream.agents}
     counts = itertools.accumulate((groups[name] for name in sorted(groups)), initial=0)
     return dict(zip(sorted(groups), counts, strict=False))

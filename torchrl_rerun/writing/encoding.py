@@ -1,7 +1,7 @@
 """Encoding: values that are encoded on several threads, and wait until there are enough of them for a chunk.
 
-A block holds few pictures of many environments: two, if 16 have images of 400x600. A chunk of so few would be larger by
-what a chunk costs than by what is in it, and the viewer would have to find its way among thousands.
+A block may hold two images of each environment: 16 environments with images of 400x600 fill it. Chunks of two images
+would be mostly overhead, and the viewer would have to search thousands. So encoded images outlive their block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchrl_rerun.kinds.kind import Encoded, Encoder
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
 from torchrl_rerun.writing.encoding_threads import submit
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.writing.losses import LossError, Losses, reason_of
 
 FULL_BYTES = 1 << 19
 """Bytes of a chunk that is worth what a chunk costs."""
@@ -47,34 +47,32 @@ class Encoding:
         self._fps = fps
         self._losses = losses
         self._max_age = max_age * 1e9
-        self._piles: dict[str, _Pile] = {}
+        self._queues: dict[str, EncodedQueue] = {}
 
-    def add(self, path: str, stream: Stream, rows: npt.NDArray[Any], positions: Positions) -> bool:
-        """Begin to encode values; False if values of this stream are not encoded.
+    def queue_for(self, path: str, stream: Stream) -> EncodedQueue | None:
+        """Return the queue that encodes values of a stream at an entity; None if values of this stream are not encoded.
 
         Args:
             path: the entity path.
             stream: the stream.
-            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
-            positions: positions of the rows, ``[n, 6]``.
+
+        Raises:
+            LossError: the kind failed to make an encoder.
         """
-        pile = self._piles.get(path)
-        if pile is None:
+        queue = self._queues.get(path)
+        if queue is None:
             try:
                 encoder = stream.kind.encoder(stream, self._fps)
             except Exception as error:
-                self._losses.add(stream.key, positions[:, FRAME], _failure(stream, "encoder", error))
-                return True
-            if encoder is None:
-                return False
-            pile = self._piles[path] = _Pile(path, stream, encoder, self._fps, self._losses)
-        pile.add(rows, positions)
-        return True
+                raise LossError(reason_of(stream, error, "encoder")) from error
+            if encoder is not None:
+                queue = self._queues[path] = EncodedQueue(path, stream, encoder, self._fps, self._losses)
+        return queue
 
     def finish(self) -> None:
         """Return when all that was added is encoded, or raise what went wrong with it."""
-        for pile in self._piles.values():
-            pile.finish()
+        for queue in self._queues.values():
+            queue.finish()
 
     def due(self, now: int) -> Iterator[Chunk]:
         """Yield chunks of entities with enough values for one; of all entities if the oldest value is due or too many wait.
@@ -84,23 +82,23 @@ class Encoding:
         """
         oldest = min((first[LOG_TIME] for first in self._firsts()), default=now)
         if now - oldest > self._max_age or self.waiting_bytes > WAITING_BYTES:
-            yield from self.rest()
+            yield from self.flush()
             return
-        for pile in self._piles.values():
-            if pile.is_full:
-                yield from pile.chunks()
+        for queue in self._queues.values():
+            if queue.is_full:
+                yield from queue.chunks()
 
-    def rest(self) -> Iterator[Chunk]:
+    def flush(self) -> Iterator[Chunk]:
         """Yield chunks of all values that wait."""
         self.finish()
-        for pile in self._piles.values():
-            if pile.first is not None:
-                yield from pile.chunks()
+        for queue in self._queues.values():
+            if queue.first is not None:
+                yield from queue.chunks()
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of the values that wait."""
-        return sum(pile.bytes for pile in tuple(self._piles.values()))
+        return sum(queue.bytes for queue in tuple(self._queues.values()))
 
     @property
     def oldest_waiting(self) -> int | None:
@@ -109,11 +107,11 @@ class Encoding:
 
     def _firsts(self) -> list[Positions]:
         """Return the position of the first value of each entity. Called on other threads, too."""
-        return [first for pile in tuple(self._piles.values()) if (first := pile.first) is not None]
+        return [first for queue in tuple(self._queues.values()) if (first := queue.first) is not None]
 
 
-class _Pile:
-    """The values of one entity that wait.
+class EncodedQueue:
+    """The values of one entity that are being encoded, or wait for a chunk.
 
     Attributes:
         bytes: size of the encoded values. Other threads read this and ``first``.
@@ -143,7 +141,12 @@ class _Pile:
         return self.bytes >= FULL_BYTES or len(self._files) >= FULL_ROWS
 
     def add(self, rows: npt.NDArray[Any], positions: Positions) -> None:
-        """Begin to encode rows."""
+        """Begin to encode rows.
+
+        Args:
+            rows: the values, ``[n, *stream.row_shape]``. They must stay as they are until :meth:`finish` returns.
+            positions: positions of the rows, ``[n, 6]``.
+        """
         if self._encoder.is_in_order:
             self.finish()  # each goes on where the one before it ended
         together = len(rows) if self._encoder.is_in_order else TOGETHER
@@ -160,7 +163,7 @@ class _Pile:
             except Exception as error:
                 if self._encoder.is_in_order:
                     raise  # what follows can't be encoded without it
-                self._losses.add(self._stream.key, positions[:, FRAME], _failure(self._stream, "encode", error))
+                self._losses.add(self._stream.key, positions[:, FRAME], reason_of(self._stream, error, "encode"))
                 continue
             for at, why in lost.items():
                 self._losses.add(self._stream.key, positions[at : at + 1, FRAME], why)
@@ -179,7 +182,7 @@ class _Pile:
             columns = self._encoder.columns(self._files, self._keyframes)
             chunks = list(chunks_of(times_of(positions, self._fps), [Entity(self._path, columns)]))
         except Exception as error:
-            self._losses.add(self._stream.key, positions[:, FRAME], _failure(self._stream, "columns", error))
+            self._losses.add(self._stream.key, positions[:, FRAME], reason_of(self._stream, error, "columns"))
             chunks = []
         yield from chunks
         self._files, self._keyframes, self._positions = [], [], []
@@ -191,8 +194,3 @@ def _whole(encoded: Encoded, count: int) -> Encoded:
     if len(encoded.files) + len(encoded.lost) != count:
         raise ValueError(f"{len(encoded.files)} files of {count} values")
     return encoded
-
-
-def _failure(stream: Stream, what: str, error: Exception) -> str:
-    """Return the reason of a loss, as a clause."""
-    return f"{what} of {type(stream.kind).__name__} failed ({type(error).__name__}: {error})"

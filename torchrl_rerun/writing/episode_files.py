@@ -20,10 +20,11 @@ from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.events import EndedEpisode
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
@@ -43,8 +44,8 @@ class EpisodeFiles:
     Args:
         folder: the folder of the recordings.
         source: the environments.
-        envs: the environment index of each row of the blocks.
-        sums: the running returns so far.
+        envs: the environment index of each recorded environment.
+        returns: the running returns so far.
         ended: the episodes that are over, in order; the environment's thread adds them.
         buffers: the buffers that rows wait in before they come here.
         application_id, recording_id: ids of the run.
@@ -57,7 +58,7 @@ class EpisodeFiles:
         folder: EpisodeFolder,
         source: Source,
         envs: Sequence[int],
-        sums: Sums,
+        returns: RunningReturns,
         *,
         ended: collections.deque[EndedEpisode],
         buffers: Sequence[Buffer],
@@ -69,7 +70,7 @@ class EpisodeFiles:
         self._folder = folder
         self._source = source
         self._envs = list(envs)
-        self._sums = sums
+        self._returns = returns
         self._application_id = application_id
         self._recording_id = recording_id
         self._capacity = capacity
@@ -100,7 +101,7 @@ class EpisodeFiles:
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
         self._last_over = np.append(self._last_over, np.full(len(envs) - len(self._envs), -1))
         self._source, self._envs = source, list(envs)
@@ -117,7 +118,7 @@ class EpisodeFiles:
 
     def chunks(self, block: Block) -> Iterable[Chunk]:
         """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
-        for piece in rows_by_env(block, len(self._envs), self._sums):
+        for piece in rows_by_env(block, len(self._envs), self._returns):
             episodes = piece.positions[:, EPISODE]
             bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
             for first, last in itertools.pairwise(bounds):
@@ -135,7 +136,7 @@ class EpisodeFiles:
             self._write(finished)
         return ()
 
-    def rest(self, complete: int) -> Iterable[Chunk]:
+    def flush(self, complete: int) -> Iterable[Chunk]:
         """Write all episodes, those in progress as parts. Return no chunks.
 
         Args:
@@ -165,20 +166,20 @@ class EpisodeFiles:
     # --- rows ---
 
     def _take(self, piece: EnvRows, episode: int, part: slice) -> None:
-        if episode <= self._last_over[piece.row]:
+        if episode <= self._last_over[piece.env]:
             if not self._has_warned:
                 self._has_warned = True
                 warnings.warn(
-                    f"environment {self._envs[piece.row]} was stepped after its episode was over, without a reset: what came "
+                    f"environment {self._envs[piece.env]} was stepped after its episode was over, without a reset: what came "
                     "of that belongs to no episode, and is not recorded",
                     RuntimeWarning,
                     stacklevel=2,
                 )
             return
-        key = piece.row, episode
+        key = piece.env, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.row], episode, self._source.fps, self._losses)
+            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.env], episode, self._source.fps, self._losses)
         rows.add(piece, part)
 
     def _relieve(self) -> None:
@@ -196,8 +197,8 @@ class EpisodeFiles:
         while count and self._ended[0].before <= complete:
             over = self._ended.popleft()
             count -= 1
-            self._last_over[over.row] = max(self._last_over[over.row], over.episode.episode)
-            rows = self._in_progress.pop((over.row, over.episode.episode), None)
+            self._last_over[over.env] = max(self._last_over[over.env], over.episode.episode)
+            rows = self._in_progress.pop((over.env, over.episode.episode), None)
             if rows is None:
                 continue  # no row of it was recorded, or it was over before: Ctrl-C came in between
             if not over.episode.length:  # it was reset, or the recording closed, before its first step

@@ -13,8 +13,8 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.kinds.episode import Episode, returns_of
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.objects import size_of
-from torchrl_rerun.kinds.streams import Key
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.writing.chunks import ChunkFactory
 from torchrl_rerun.writing.encoding import Encoding
@@ -45,7 +45,7 @@ class EpisodeRows:
         self._losses = losses
         self._length = 0
         self._began: tuple[int, int] | None = None
-        self._summed: Key | None = None
+        self._return_key: Key | None = None
         self._return = np.nan
         self.clear()
 
@@ -78,10 +78,10 @@ class EpisodeRows:
         positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
         values = [(stream, rows[part].copy()) for stream, rows in piece.values]
         for stream, rows in values:
-            if stream.sums and self._summed in (None, stream.key):  # the first of several rewards
-                self._summed, self._return = stream.key, float(returns_of(rows[-1:])[0])
+            if stream.reward_key and self._return_key in (None, stream.key):  # the first of several rewards
+                self._return_key, self._return = stream.key, float(returns_of(rows[-1:])[0])
         streams = tuple((stream.key, stream.varies) for stream, _ in values)
-        self._pieces.setdefault(streams, []).append(EnvRows(piece.row, positions, values))
+        self._pieces.setdefault(streams, []).append(EnvRows(piece.env, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
     def so_far(self) -> Episode:
@@ -104,7 +104,7 @@ class EpisodeRows:
         factory = ChunkFactory(self._fps, pictures, self._losses)
         for group in self._pieces.values():
             yield from factory.chunks(_joined(group), None)
-        yield from pictures.rest()
+        yield from pictures.flush()
 
     def remove_parts(self) -> None:
         """Remove the files that hold the rows before these."""
@@ -119,7 +119,7 @@ def _joined(group: Sequence[EnvRows]) -> EnvRows:
         return group[0]
     columns = zip(*(piece.values for piece in group), strict=True)
     return EnvRows(
-        group[0].row,
+        group[0].env,
         np.asfortranarray(np.concatenate([piece.positions for piece in group])),
         [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
     )

@@ -160,7 +160,7 @@ class EpisodeWriter:
         return self.target if self._is_new else self.target.of_run(self.episodes)
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
-        """Let the chunks come: those of episodes are written by themselves."""
+        """Take all chunks and keep none: the output writes the files of episodes itself."""
         del application_id, recording_id
         for _ in chunks:
             pass

@@ -9,7 +9,24 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.streams import Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.streams import Stream
+
+
+class LossError(Exception):
+    """Values of a stream can't be stored. The message is the reason, as a clause."""
+
+
+def reason_of(stream: Stream, error: Exception, method: str = "") -> str:
+    """Return why values are lost if their kind failed, as a clause.
+
+    Args:
+        stream: the stream.
+        error: the error.
+        method: the name of the method that raised it. Default: not named.
+    """
+    name = type(stream.kind).__name__
+    return f"{f'{method} of {name}' if method else name} failed ({type(error).__name__}: {error})"
 
 
 class Losses:

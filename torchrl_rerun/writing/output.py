@@ -9,8 +9,9 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 
 
 class BlockOutput(Protocol):
@@ -43,13 +44,13 @@ class Output(BlockOutput, Protocol):
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
 
     def due(self) -> Iterable[Chunk]:
         """Return chunks of the rows that have waited long enough, or are enough for a chunk."""
 
-    def rest(self, complete: int) -> Iterable[Chunk]:
+    def flush(self, complete: int) -> Iterable[Chunk]:
         """Return chunks of all rows that wait.
 
         Args:

@@ -23,7 +23,7 @@ import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.exact import EXACT, are_exact_floats
-from torchrl_rerun.kinds.schema import RECORDING_INFO
+from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, RECORDING_INFO
 from torchrl_rerun.writing.live import CLOSE_SECONDS, STALL_SECONDS, LiveSink
 from torchrl_rerun.writing.sender import UNFLUSHED_BYTES
 
@@ -138,7 +138,7 @@ class LiveStream(LiveSink):
 
     def offer(self, chunk: Chunk) -> None:
         """Take a copy of a chunk, unless it names the recording: the user names the stream."""
-        if chunk.entity_path != f"/__properties/{RECORDING_INFO}":
+        if chunk.entity_path != f"/{PROPERTIES_ENTITY}/{RECORDING_INFO}":
             super().offer(chunk)
 
     def show(self, layout: rrb.Blueprint) -> None:

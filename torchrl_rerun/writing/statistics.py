@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block, StreamGroup
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
 from torchrl_rerun.kinds.palette import series_style
 from torchrl_rerun.kinds.streams import batch_path
@@ -32,12 +32,12 @@ class BatchStatistics:
 
     Args:
         fps: frames per second of simulated time; None: there is no ``sim_time``.
-        sums: the running returns so far.
+        returns: the running returns so far.
     """
 
-    def __init__(self, fps: float | None, sums: Sums) -> None:
+    def __init__(self, fps: float | None, returns: RunningReturns) -> None:
         self._fps = fps
-        self._sums = sums
+        self._returns = returns
 
     def static(self, groups: Sequence[StreamGroup]) -> list[Chunk]:
         """Return the names and colours of the lines."""
@@ -47,24 +47,24 @@ class BatchStatistics:
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """Return one chunk for each reward and each running return."""
         block.wait()
-        sums = self._sums.of(block)
+        returns = self._returns.advance(block)
         for number, group in enumerate(block.groups):
-            frames, present = np.array(block.frames[number], np.intp), block.presence(number)
-            slots = np.arange(len(frames)) if present is None else np.flatnonzero(present.any(axis=1))
-            frames = frames[slots]
-            if not len(frames):
+            events, present = np.array(block.event_of_slot[number], np.intp), block.presence(number)
+            slots = np.arange(len(events)) if present is None else np.flatnonzero(present.any(axis=1))
+            events = events[slots]
+            if not len(events):
                 continue
             stepped = {
                 values.stream.key: values.stream.numbers(values.by_frame[slots]) for values in block.values[number]
             }
             entities = []
             for stream in group.streams:
-                values = sums[stream.key][slots] if stream.sums else stepped[stream.key]
-                among = None if stream.sums or present is None else present[slots]
+                values = returns[stream.key][slots] if stream.reward_key else stepped[stream.key]
+                among = None if stream.reward_key or present is None else present[slots]
                 rows = statistics(values.reshape(*values.shape[:2], -1), among)
                 entities.append(Entity(batch_path(stream.key), [number_lists(rows)]))
-            positions = np.zeros((len(frames), len(TIMELINES)), np.int64, order="F")
-            positions[:, _TIMES] = block.events.numbers()[frames]
+            positions = np.zeros((len(events), len(TIMELINES)), np.int64, order="F")
+            positions[:, _TIMES] = block.events.numbers()[events]
             yield from chunks_of(times_of(positions, self._fps, _TIMES), entities)
 
 

@@ -88,7 +88,14 @@ class ChunkWriter(Protocol):
         """Return the target of the frames that come after :meth:`close`."""
 
     def write(self, chunks: Iterable[Chunk], *, application_id: str, recording_id: str) -> None:
-        """Write chunks as they come, then finish. To be asked for the next one means that those before are kept."""
+        """Write chunks as they come, then finish.
+
+        Args:
+            chunks: a generator. An implementation may ask for the next chunk only when the operating system has the one before:
+                the generator releases the memory of that chunk then.
+            application_id: the id by which the viewer groups recordings.
+            recording_id: the id of the recording.
+        """
 
     def mark_whole(self) -> None:
         """Note that all that was written so far is whole."""

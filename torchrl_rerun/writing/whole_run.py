@@ -10,9 +10,10 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import rows_by_env
-from torchrl_rerun.blocks.returns import Sums
+from torchrl_rerun.blocks.returns import RunningReturns
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import FRAME
 from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
 from torchrl_rerun.writing.encoding import Encoding
@@ -24,8 +25,8 @@ class WholeRun:
 
     Args:
         source: the environments.
-        envs: the environment index of each row of the blocks.
-        sums: the running returns so far.
+        envs: the environment index of each recorded environment.
+        returns: the running returns so far.
         split: whether the recording is of a run, or of one dump.
         max_age: seconds after which an encoded image is due.
         first_frame: number of the frame that is 0 in the recording.
@@ -35,7 +36,7 @@ class WholeRun:
         self,
         source: Source,
         envs: Sequence[int],
-        sums: Sums,
+        returns: RunningReturns,
         *,
         split: Split,
         max_age: float,
@@ -43,7 +44,7 @@ class WholeRun:
     ) -> None:
         self._source = source
         self._envs = list(envs)
-        self._sums = sums
+        self._returns = returns
         self._split = split
         self._first_frame = first_frame
         losses = Losses()
@@ -58,7 +59,7 @@ class WholeRun:
 
         Args:
             source: the environments.
-            envs: the environment index of each row of the blocks to come.
+            envs: the environment index of each recorded environment.
         """
         self._source, self._envs = source, list(envs)
 
@@ -78,23 +79,23 @@ class WholeRun:
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """Return the chunks of a block, those of encoded images excepted."""
-        for piece in rows_by_env(block, len(self._envs), self._sums):
+        for piece in rows_by_env(block, len(self._envs), self._returns):
             piece.positions[:, FRAME] -= self._first_frame
-            yield from self._factory.chunks(piece, self._envs[piece.row])
+            yield from self._factory.chunks(piece, self._envs[piece.env])
         self._encoding.finish()  # the images that are being encoded are views of the block
 
     def due(self) -> Iterator[Chunk]:
         """Return chunks of the images that have waited long enough, or are enough for a chunk."""
         yield from self._encoding.due(time.time_ns())
 
-    def rest(self, complete: int) -> Iterator[Chunk]:
+    def flush(self, complete: int) -> Iterator[Chunk]:
         """Return the chunks of all encoded images that wait.
 
         Args:
             complete: the frame before which all rows have come.
         """
         del complete
-        yield from self._encoding.rest()
+        yield from self._encoding.flush()
 
     @property
     def waiting_bytes(self) -> int:

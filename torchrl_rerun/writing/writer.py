@@ -13,8 +13,9 @@ from typing import NamedTuple
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.lease import BlockLease
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import TimedStream
-from torchrl_rerun.kinds.streams import Key, Stream
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.writing.live import Frames, LiveSink
 from torchrl_rerun.writing.output import BlockOutput, Output
 from torchrl_rerun.writing.target import ChunkWriter
@@ -97,13 +98,13 @@ class WriterThread:
         """
         self._jobs.put(_Job(self._output.due, (frame, frame)))  # of frames that were counted already
 
-    def put_rest(self, frame: int) -> None:
-        """Write the chunks of all rows that wait in the output.
+    def put_flush(self, frame: int) -> None:
+        """Have the output flush: write the chunks of all rows that wait in it.
 
         Args:
             frame: the number of the next frame, before which all rows were put.
         """
-        self._jobs.put(_Job(functools.partial(self._output.rest, frame), (frame, frame)))
+        self._jobs.put(_Job(functools.partial(self._output.flush, frame), (frame, frame)))
 
     def is_taking(self) -> bool:
         """Return whether chunks that are put will be written."""
@@ -149,7 +150,11 @@ class WriterThread:
             self._count_failures()
 
     def _stream(self) -> Iterator[Chunk]:
-        """Return all chunks, one after the other. To be asked for the next one means that the chunk writer keeps those before."""
+        """Yield all chunks, one after the other.
+
+        Rerun pulls them from this generator in ``write_rrd``. When it asks for the next chunk, the operating system has the one
+        before. For that reason leases are released here, after the last chunk of their block.
+        """
         while (job := self._jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()

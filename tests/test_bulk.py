@@ -1,0 +1,167 @@
+"""Many steps that are recorded at once: the same rows as step by step, whatever is drawn."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from effort import examples
+from readback import read, same
+from rebuilt import files_of
+from torchrl_rerun import KeepLast, RerunRecorder
+from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.transform.front_end import FrontEnd
+
+
+def rollout_of(batch_size, time, rate, seed, *, pixels=False, steps=None):
+    """Return a rollout whose episodes end at random, ``[*batch, time]``."""
+    rng = torch.Generator().manual_seed(seed)
+    size = (*batch_size, time)
+    seen = torch.randn(*batch_size, time + 1, 3, generator=rng)
+    done = torch.rand(*size, 1, generator=rng) < rate
+    cut = done & (torch.rand(*size, 1, generator=rng) < 0.5)
+    root = seen[..., :-1, :].clone()
+    dims = len(batch_size)
+    begins = torch.cat([torch.ones_like(done.narrow(dims, 0, 1)), done.narrow(dims, 0, time - 1)], dims)
+    root[begins.expand_as(root)] += 1.0  # the first observation of an episode is another one
+    flags = {"done": done, "terminated": done & ~cut, "truncated": cut}
+    data = {
+        "observation": root,
+        "action": torch.randint(0, 5, size, generator=rng),
+        **{name: torch.zeros_like(flag) for name, flag in flags.items()},
+        "next": {"observation": seen[..., 1:, :], "reward": torch.randn(*size, 1, generator=rng), **flags},
+    }
+    if pixels:
+        pictures = torch.randint(0, 256, (*batch_size, time + 1, 40, 40, 3), dtype=torch.uint8, generator=rng)
+        data["pixels"], data["next"]["pixels"] = pictures[..., :-1, :, :, :], pictures[..., 1:, :, :, :]
+    if steps is not None:
+        data["_step"] = torch.rand(*size, generator=rng) < steps
+    return TensorDict(data, size)
+
+
+def rows_in(folder):
+    """Return all rows of all files but their ``log_time``, and what is said of episodes but when they began."""
+    found = {}
+    for path in files_of(folder):
+        recorded = read(path)
+        for entity, rows in recorded.entities.items():
+            times = [{name: at for name, at in each.items() if name != "log_time"} for each in rows.times]
+            found[path.name, entity] = times, rows.values, rows.states
+        if "/__properties/episode" in recorded.static:
+            found[path.name, "episode"] = {
+                name: value for name, value in recorded.episode.items() if name != "start_time"
+            }
+    return found
+
+
+def record(folder, pieces, options, *, at_once, monkeypatch):
+    added = []
+    add_many = Block.add_many
+    with monkeypatch.context() as patched:
+        patched.setattr(Block, "add_many", lambda block, *args: (added.append(block), add_many(block, *args)))
+        if not at_once:
+            patched.setattr(FrontEnd, "takes_many", lambda front_end: False)
+        recorder = RerunRecorder(folder, image_format="raw", blueprint=False, **options)
+        for piece in pieces:
+            if options.get("switch"):
+                recorder.switch()
+            recorder.log_rollout(piece)
+            if options.get("split") == "dump":
+                recorder.dump()
+        recorder.close()
+    return len(added)
+
+
+@st.composite
+def cases(draw):
+    batch_size = draw(st.sampled_from([(), (1,), (3,), (2, 2), (70,)]))
+    split = draw(st.sampled_from(["run", "run", "dump", "episode"]))
+    options = {"split": split, "buffer_bytes": draw(st.sampled_from([1 << 10, 1 << 14, 1 << 20]))}
+    envs = math.prod(batch_size)
+    logged = draw(st.sampled_from([None, None, "all", [0], [envs - 1], slice(0, None, 2)]))
+    if logged is not None:
+        options["logged_envs"] = logged
+    options |= draw(
+        st.sampled_from(
+            [
+                {},
+                {"skip": 3},
+                {"in_keys": ["observation", "reward"]},
+                {"episode_trigger": lambda episode: episode % 2 == 1, "recording_length": 2},
+                {"step_trigger": lambda step: step % 7 == 2},
+                {"keep": KeepLast(2)} if split == "episode" else {"aggregate": True},
+            ]
+        )
+    )
+    times = draw(st.lists(st.integers(1, 30), min_size=1, max_size=3))
+    rate = draw(st.sampled_from([0.0, 0.05, 0.5]))
+    steps = draw(st.sampled_from([None, None, 0.7])) if batch_size else None
+    pixels = draw(st.booleans()) and envs < 10
+    whole = rollout_of(batch_size, sum(times), rate, draw(st.integers(0, 1 << 20)), pixels=pixels, steps=steps)
+    ends = np.cumsum(times).tolist()
+    return options, [whole[..., a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+@given(cases())
+@examples(60)
+def test_steps_that_are_recorded_at_once_give_the_same_rows_as_step_by_step(case):
+    options, pieces = case
+    monkeypatch = pytest.MonkeyPatch()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        suffix = ".rrd" if options["split"] == "run" else ""
+        places = [Path(folder, each, f"run{suffix}") for each in ("one_by_one", "at_once")]
+        record(places[0], pieces, options, at_once=False, monkeypatch=monkeypatch)
+        record(places[1], pieces, options, at_once=True, monkeypatch=monkeypatch)
+        one_by_one, at_once = (rows_in(place.parent) for place in places)
+        assert one_by_one.keys() == at_once.keys()
+        for name, (times, values, states) in ((n, r) for n, r in one_by_one.items() if n[1] != "episode"):
+            assert at_once[name][0] == times, name
+            assert at_once[name][2] == states, name
+            assert all(same(a, b) for a, b in zip(at_once[name][1], values, strict=True)), name
+        for name in (n for n in one_by_one if n[1] == "episode"):
+            assert repr(at_once[name]) == repr(one_by_one[name])
+
+
+def test_a_long_rollout_is_copied_in_a_few_pieces(tmp_path, monkeypatch):
+    rollout = rollout_of((4,), 5000, 0.01, 0)
+    added = record(tmp_path / "run.rrd", [rollout], {}, at_once=True, monkeypatch=monkeypatch)
+    assert 0 < added <= 8
+    assert len(read(tmp_path / "run.rrd")["/env_3/reward"].values) == 5000
+
+
+@pytest.mark.parametrize("where", ["add_many", "add_many_late"])
+def test_an_interrupt_while_steps_are_copied_costs_none_of_those_that_were_counted(tmp_path, monkeypatch, where):
+    rollout = rollout_of((2,), 300, 0.02, 1)
+    recorder = RerunRecorder(tmp_path / "run.rrd", blueprint=False)
+    recorder.log_rollout(rollout[:, :100])
+    add_many, calls = Block.add_many, []
+
+    def interrupted(block, *args):
+        calls.append(block)
+        if where == "add_many_late":
+            add_many(block, *args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        if where == "add_many":
+            add_many(block, *args)
+
+    monkeypatch.setattr(Block, "add_many", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.log_rollout(rollout[:, 100:])
+    monkeypatch.undo()
+    recorder.close()
+    observed = read(tmp_path / "run.rrd")["/env_1/reward"]
+    counted = recorder.stats()["steps"]
+    assert len(observed.values) == counted
+    assert all(same(a, b) for a, b in zip(observed.values, rollout["next", "reward"][1], strict=False))
+    assert observed.along("frame") == sorted(set(observed.along("frame")))

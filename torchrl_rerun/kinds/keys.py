@@ -1,0 +1,45 @@
+"""Keys of tensordicts, in their normal form and in messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Key = tuple[str, ...]
+"""A tensordict key as a tuple of strings, without a leading ``"next"``."""
+
+AnyKey = str | tuple[Any, ...]
+"""A key as users write it: a string, or a tuple of strings, maybe nested."""
+
+
+REWARD = "reward"
+"""Name of rewards in TorchRL, in any group. An environment may have further ones, such as ``reward_forward``."""
+
+
+def is_reward(key: Key) -> bool:
+    """Return whether a key names a reward. Specs of an environment, if there is one, may name others.
+
+    >>> is_reward(("agents", "reward")), is_reward(("reward_forward",))
+    (True, False)
+    """
+    return key[-1] == REWARD
+
+
+def name_of(key: Key) -> str:
+    """Return a key as the user would write it in a message.
+
+    >>> name_of(("agents", "observation")), name_of(("pixels",))
+    ("('agents', 'observation')", "'pixels'")
+    """
+    return repr(key[0] if len(key) == 1 else key)
+
+
+def as_key(key: AnyKey) -> Key:
+    """Return a key as a tuple of strings, without a leading ``"next"``.
+
+    >>> as_key("pixels"), as_key(("next", ("agents", "reward")))
+    (('pixels',), ('agents', 'reward'))
+    """
+    flat: list[str] = []
+    for part in (key,) if isinstance(key, str) else key:
+        flat.extend((part,) if isinstance(part, str) else as_key(part))
+    return tuple(flat[1:] if len(flat) > 1 and flat[0] == "next" else flat)
