@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import warnings
@@ -55,7 +56,9 @@ def rows_in(folder):
         recorded = read(path)
         for entity, rows in recorded.entities.items():
             times = [{name: at for name, at in each.items() if name != "log_time"} for each in rows.times]
-            found[path.name, entity] = times, rows.values, rows.states
+            # A row without a change has no state. Where chunks begin depends on how quick the writer is.
+            states = list(itertools.accumulate(rows.states, lambda last, state: last if state is None else state))
+            found[path.name, entity] = times, rows.values, states
         if "/__properties/episode" in recorded.static:
             found[path.name, "episode"] = {
                 name: value for name, value in recorded.episode.items() if name != "start_time"

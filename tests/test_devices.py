@@ -8,7 +8,7 @@ import torch
 from environments import Simulator
 from readback import read, same
 from torchrl_rerun import RerunRecorder
-from torchrl_rerun.blocks import block, buffer
+from torchrl_rerun.blocks import block, devices
 from torchrl_rerun.transform import specs
 
 DEVICES = ["fake", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -21,14 +21,22 @@ class LateTransfers:
 
     def __init__(self, device):
         self._pending = []
+        self._added = []
 
     @staticmethod
     def allocate(shape, dtype):
         return torch.zeros(shape, dtype=getattr(torch, dtype))
 
-    def copy(self, targets, values):
-        LateTransfers.begun += len(targets)
-        self._pending += [(target, value.detach().clone()) for target, value in zip(targets, values, strict=True)]
+    def add(self, target, value):
+        self._added.append((target, value))
+
+    def send(self):
+        LateTransfers.begun += len(self._added)
+        self._pending += [(target, value.detach().clone()) for target, value in self._added]
+        self.forget()
+
+    def forget(self):
+        self._added = []
 
     def arrivals(self):
         return [self]
@@ -44,7 +52,7 @@ class LateTransfers:
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
     if request.param == "fake":
-        for module in (block, buffer):
+        for module in (block, devices):
             monkeypatch.setattr(module, "Transfers", LateTransfers)
         monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
         LateTransfers.begun = LateTransfers.waited = 0
@@ -86,7 +94,7 @@ def _return(rollout, number):
 
 
 def test_values_are_written_after_their_transfer(path, monkeypatch):
-    for module in (block, buffer):
+    for module in (block, devices):
         monkeypatch.setattr(module, "Transfers", LateTransfers)
     monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
     LateTransfers.begun = LateTransfers.waited = 0

@@ -351,7 +351,8 @@ class Block:
             if objects:
                 self._weigh(arrays[i] for i in objects)
             for transfers, arrays_there in on_device:  # whole frames: `presence` tells which of their rows count
-                transfers.copy([slots[slot] for slots, _ in arrays_there], [arrays[i] for _, i in arrays_there])
+                for slots, i in arrays_there:
+                    transfers.add(slots[slot], arrays[i])
 
     def add_many(self, frames: Frames, values: RolloutValues) -> None:
         """Copy frames into the block, which must have room for them. No stream may be of Python objects, or on a device.

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, Frames, FrameValues, RolloutValues, StreamGroup
-from torchrl_rerun.blocks.devices import Transfers
+from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.kinds.timelines import Positions
@@ -28,9 +28,12 @@ class Buffer:
         envs: number of recorded environments.
         capacity: bytes for both blocks together. A block holds at least one frame of everything, however large.
         max_age: seconds after which a block is full though it has room, if the other one is free.
+        devices: copy values from accelerators, when their :meth:`~torchrl_rerun.blocks.devices.Devices.send` is called after
+            a frame was added to all buffers. Default: no value is on one.
     """
 
-    def __init__(self, envs: int, capacity: int, *, max_age: float) -> None:
+    def __init__(self, envs: int, capacity: int, *, max_age: float, devices: Devices | None = None) -> None:
+        self._devices = devices or Devices()
         self._capacity = capacity
         self._envs = envs
         self._max_age = max_age * 1e9
@@ -53,7 +56,7 @@ class Buffer:
         self._groups = tuple(groups)
         self._has_rewards = any(group.has_rewards for group in groups)
         devices = sorted({stream.device for group in groups for stream in group.streams if stream.device})
-        transfers = {device: Transfers(device) for device in devices}
+        transfers = {device: self._devices.transfers(device) for device in devices}
         self._blocks = [
             Block(self._groups, self._envs, self.slots, object_capacity=self._capacity // BLOCKS, transfers=transfers)
             for _ in range(BLOCKS if groups else 0)

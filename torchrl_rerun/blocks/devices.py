@@ -34,7 +34,9 @@ class Transfers:
 
         self._torch = torch
         self._device = torch.device(device)
-        self._streams: dict[int, torch.cuda.Stream] = {}  # by their handles: those with copies since the last arrival
+        self._targets: list[torch.Tensor] = []
+        self._values: list[torch.Tensor] = []
+        self._streams: dict[int, torch.cuda.Stream] = {}  # by their handles: those that copies were put into
 
     @staticmethod
     def allocate(shape: Sequence[int], dtype: str) -> torch.Tensor:
@@ -48,23 +50,61 @@ class Transfers:
 
         return torch.empty(tuple(shape), dtype=getattr(torch, dtype), pin_memory=True)
 
-    def copy(self, targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        """Begin to copy tensors. They may be changed as soon as this returns, by the same CUDA stream.
+    def add(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        """Add a copy to those that :meth:`send` begins.
 
         Args:
-            targets: tensors in pinned memory.
-            values: tensors of their shapes and dtypes.
+            target: a tensor in pinned memory.
+            value: a tensor of its shape and dtype.
         """
+        self._targets.append(target)
+        self._values.append(value)
+
+    def send(self) -> None:
+        """Begin the copies that were added, in one call. The values may be changed afterwards, by the same CUDA stream."""
+        if not self._targets:
+            return
         torch = self._torch
         stream = torch.cuda.current_stream(self._device)
         with torch.no_grad():  # targets would become part of the graph of values that require a gradient
-            torch._foreach_copy_(targets, values, non_blocking=True)
+            torch._foreach_copy_(self._targets, self._values, non_blocking=True)
         self._streams[stream.cuda_stream] = stream
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the copies that were added."""
+        self._targets, self._values = [], []
 
     def arrivals(self) -> list[Arrival]:
         """Return the ends of all copies that were begun before, one for each CUDA stream. Any thread may call it."""
-        streams, self._streams = self._streams, {}
-        return [stream.record_event() for stream in streams.values()]
+        return [stream.record_event() for stream in tuple(self._streams.values())]
+
+
+class Devices:
+    """The accelerators that a recording copies values from, made when they are needed."""
+
+    def __init__(self) -> None:
+        self._transfers: dict[str, Transfers] = {}
+
+    def transfers(self, device: str) -> Transfers:
+        """Return the copies from a device.
+
+        Args:
+            device: the device, as PyTorch names it.
+        """
+        if device not in self._transfers:
+            self._transfers[device] = Transfers(device)
+        return self._transfers[device]
+
+    def send(self) -> None:
+        """Begin the copies of a frame: one call for each device."""
+        for transfers in self._transfers.values():
+            transfers.send()
+
+    def forget(self) -> None:
+        """Forget the copies of a frame, which isn't recorded."""
+        for transfers in self._transfers.values():
+            transfers.forget()
 
 
 def host_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from torchrl_rerun.blocks.block import FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
+from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
 from torchrl_rerun.errors import warn
@@ -35,15 +36,20 @@ class Buffers:
         capacity: bytes for both together.
         writer: takes the blocks that are full.
         output: makes chunks of them.
+        devices: copy values from accelerators into the blocks.
 
     Attributes:
+        devices: copy values from accelerators into the blocks.
         small, bulky: the buffers of the recorded environments.
         batch: the buffer of the rewards of all environments, if there are statistics over these.
         in_use: ``small`` and ``bulky``, unless they store nothing.
         seconds_waited: how long the environment's thread has waited for the writer.
     """
 
-    def __init__(self, small: Buffer, bulky: Buffer, capacity: int, writer: WriterThread, output: Output) -> None:
+    def __init__(
+        self, small: Buffer, bulky: Buffer, writer: WriterThread, output: Output, *, capacity: int, devices: Devices
+    ) -> None:
+        self.devices = devices
         self.small = small
         self.bulky = bulky
         self.batch: Buffer | None = None
@@ -215,6 +221,7 @@ class Buffers:
         """Forget the frame that is being added, however much of it was copied."""
         for buffer in self._all:
             buffer.drop(event)
+        self.devices.forget()
 
     def stop(self) -> None:
         """Enqueue nothing more."""

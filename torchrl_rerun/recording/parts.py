@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchrl_rerun.blocks.buffer import Buffer
+from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Source
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.description import Description
@@ -78,7 +79,8 @@ def parts_for_run(
         live_sinks: get copies of the chunks.
         max_age: seconds that a frame may wait.
     """
-    small, bulky = _pair(state, options.buffer_bytes, max_age)
+    devices = Devices()
+    small, bulky = _pair(state, options.buffer_bytes, max_age, devices)
     output = WholeRun(
         source,
         state.envs,
@@ -88,7 +90,7 @@ def parts_for_run(
         first_frame=state.counters.frames if options.split == "dump" else 0,
     )
     writer = _writer(chunk_writer, live_sinks, output, ids)
-    buffers = Buffers(small, bulky, options.buffer_bytes, writer, output)
+    buffers = Buffers(small, bulky, writer, output, capacity=options.buffer_bytes, devices=devices)
     return Parts(state, Description(), None, buffers, output, writer)
 
 
@@ -115,7 +117,8 @@ def parts_for_episodes(
     """
     assert chunk_writer.episodes is not None, "episodes have files in a folder"
     capacity = options.buffer_bytes // BLOCKS_SHARE
-    small, bulky = _pair(state, capacity, max_age)
+    devices = Devices()
+    small, bulky = _pair(state, capacity, max_age, devices)
     log = EpisodeLog(state.envs)
     output = EpisodeFiles(
         chunk_writer.episodes,
@@ -132,13 +135,14 @@ def parts_for_episodes(
     writer = _writer(chunk_writer, live_sinks, output, ids)
     # A recording of one episode has no `/env_{i}` before its keys.
     description = Description(reserved=(PROPERTIES_ENTITY,))
-    return Parts(state, description, log, Buffers(small, bulky, capacity, writer, output), output, writer)
+    buffers = Buffers(small, bulky, writer, output, capacity=capacity, devices=devices)
+    return Parts(state, description, log, buffers, output, writer)
 
 
-def _pair(state: EnvState, capacity: int, max_age: float) -> tuple[Buffer, Buffer]:
+def _pair(state: EnvState, capacity: int, max_age: float, devices: Devices) -> tuple[Buffer, Buffer]:
     """Return buffers for small and for bulky rows of the environments that are recorded in detail."""
-    envs = len(state.envs)
-    return Buffer(envs, capacity, max_age=max_age), Buffer(envs, capacity, max_age=max_age)
+    small, bulky = (Buffer(len(state.envs), capacity, max_age=max_age, devices=devices) for _ in range(2))
+    return small, bulky
 
 
 def _writer(chunk_writer: ChunkWriter, live_sinks: Sequence[LiveSink], output: Output, ids: Ids) -> WriterThread:

@@ -192,7 +192,7 @@ class Recording(Steps):
             StreamGroup(Moment.STEPPED, tuple(self._description.returns)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
-        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age)
+        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age, devices=self._buffers.devices)
         self._buffers.store_batch(buffer, self._batch_statistics, groups)
         return groups
 
