@@ -1,4 +1,4 @@
-"""An interpreter in which a package is not installed: the import system finds it nowhere."""
+"""Hide packages from the import system, as if they were not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever the tests record is a test of the library's reader, too: it gives back what Rerun's own reader does."""
+"""Compare the library's reader with Rerun's own reader on each file that a test reads back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchrl_rerun.rrd.reader import parts_in
 
 
 def the_library_agrees(path: Path, found: Recorded) -> None:
-    """Compare what is read with what the library's own reader gives back."""
+    """Compare the values of a recording with those that the library's own reader gives."""
     schema = found.schema
     if not schema:
         return
@@ -28,7 +28,7 @@ def the_library_agrees(path: Path, found: Recorded) -> None:
         for stream, _ in recording.schema.described:
             prefix = [] if schema["split"] == "episode" else [f"env_{env}"]
             paths = [
-                rr.new_entity_path([*prefix, *stream.key, *([agent] if agent else [])])
+                rr.new_entity_path([*prefix, *(stream.place or stream.key), *([agent] if agent else [])])
                 for agent in stream.agents or [None]
             ]
             lanes = [found.entities.get(each, Rows()) for each in paths]

@@ -1,4 +1,4 @@
-"""The command line, called in this process, and in a process of its own in which packages are missing."""
+"""The command line: called in this process, or in a process that lacks some packages."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch; the processors are busy with other tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it; the other processors run other tests
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests
@@ -20,7 +20,7 @@ os.environ.setdefault("RL_WARNINGS", "0")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 warnings.filterwarnings("ignore", module="torchrl.*")
 
-# Worker processes are forked from one that has imported everything, which would take each of them seconds.
+# Workers are forked from a process that has imported the packages: imports take seconds.
 multiprocessing.set_start_method("forkserver")
 multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_rerun.transform.recorder"])
 
@@ -32,7 +32,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _agreement() -> None:
-    """Each file that a test reads back is read by the library, too."""
+    """Read each file that a test reads back with the library, too."""
     importlib.import_module("agreement")
 
 
@@ -57,8 +57,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def viewer() -> Iterator[Any]:
-    """A viewer without a display. It starts in half a second, and one that was used takes no recording of the same
-    application with other columns (rerun-sdk 0.41)."""
+    """Start a viewer without a display for each test.
+
+    rerun-sdk 0.41: a viewer takes no second recording of one application with other columns.
+    """
     from looking import headless_viewer
 
     with headless_viewer() as client:
@@ -67,7 +69,7 @@ def viewer() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two CartPoles with pictures, whole and by their episodes: the first as video, the others as files."""
+    """Record two CartPoles with pictures: as a video in one file, and as pictures in a file for each episode."""
     from torchrl.envs import SerialEnv
 
     from environments import pixel_cartpole
@@ -84,6 +86,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of Minari's data sets."""
+    """Set the folder of Minari's data sets, and return it."""
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return tmp_path / "minari"

@@ -1,4 +1,4 @@
-"""Drive environments through resets and steps, recorded and not."""
+"""Drive environments through resets and steps, with or without a recorder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRIGGERS = {
 
 
 def drive(env, events, reference, *, dumped, was_reset, was_stepped):
-    """Reset and step an environment as ``events`` say, and tell a reference and three functions of it."""
+    """Reset and step an environment by a list of events. Pass each result to a reference and to three functions."""
     envs = env.batch_size[0]
     tensordict = env.reset()
     reference.reset(per_env(tensordict, KEYS))
@@ -75,7 +75,7 @@ def sequences(draw):
 
 
 def record(env, path, steps=5, **options):
-    """Record a rollout; gives it back with what was warned of. Training and the recording go on to the end."""
+    """Record a rollout to its end. Return the rollout and the messages of all warnings."""
     env = env.append_transform(RerunRecorder(path, **options))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -86,7 +86,7 @@ def record(env, path, steps=5, **options):
 
 
 def walk(env, steps=4):
-    """A reset and some steps, without the stack that a rollout is: not all values can be stacked."""
+    """Reset and step without stacking a rollout: some values can't be stacked."""
     tensordict = env.reset()
     for _ in range(steps):
         tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))

@@ -1,4 +1,4 @@
-"""How much random data the tests draw: ``TEST_EFFORT=10`` makes it ten times as much as usual."""
+"""Number of random examples that the tests draw. ``TEST_EFFORT=10`` draws ten times as many."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ EFFORT = float(os.environ.get("TEST_EFFORT", "1"))
 
 
 def examples(count: int) -> settings:
-    """Settings of a test that usually draws so many examples."""
+    """Return the settings of a test that draws this many examples at an effort of 1."""
     return settings(max_examples=max(1, round(count * EFFORT)), deadline=None)

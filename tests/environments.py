@@ -1,4 +1,4 @@
-"""Environments of which every value is known in advance."""
+"""Environments whose values are all known in advance."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Count(EnvBase):
 
 
 class Groups(EnvBase):
-    """Two environments with groups of agents, which are done every so many steps of their own, and reset apart.
+    """Two environments with groups of agents. Each group is done after its own number of steps, and is reset by itself.
 
-    ``lengths``: of each group. Observations are the group's age, and 100 times the environment's number.
+    ``lengths``: steps of an episode, by group. Observations are the group's age plus 100 times the environment's index.
     """
 
     def __init__(self, lengths: dict[str, int], *, root: bool = False, agents: int = 2, batch: int = 2) -> None:
@@ -76,7 +76,7 @@ class Groups(EnvBase):
                 mask = torch.ones(*self.batch_size, self.agents, 1, dtype=torch.bool)
             mask = mask.reshape(self.batch_size[0], -1, 1).expand(*self.batch_size, self.agents, 1)
             self.age[name] = torch.where(mask, 0.0, self.age[name])
-            # A reset of some gives nothing of the others, as TorchRL's batched environments do.
+            # Like TorchRL's batched environments: a reset of some gives no values of the others.
             age = torch.where(mask, self.age[name] + self.offset, 0.0)
             out[name] = TensorDict(age=age, batch_size=(*self.batch_size, self.agents))
         return out.set("clock", self.clock.clone())
@@ -107,7 +107,7 @@ pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixe
 
 
 class AutoResettingCartPole(GymEnv):
-    """Resets itself in the step that ends an episode, as some simulators do."""
+    """Resets itself in the step that ends an episode, like some simulators."""
 
     def _step(self, tensordict):
         out = super()._step(tensordict)
@@ -122,7 +122,7 @@ class AutoResettingCartPole(GymEnv):
 
 
 class Herd(EnvBase):
-    """Agents that are done one by one, as in PettingZoo: done and reset keys are in the group, not at the root."""
+    """Agents that are done one by one, as in PettingZoo. Done and reset keys are in the group, not at the root."""
 
     def __init__(self):
         super().__init__(batch_size=torch.Size([2]))
@@ -157,7 +157,7 @@ class Herd(EnvBase):
 
 
 class NativelyAutoResetting(EnvBase):
-    """A simulator that resets itself, flagged as TorchRL flags those: the last observation is lost in it."""
+    """A simulator that resets itself, with TorchRL's flag for such environments. The last observation is lost."""
 
     def __init__(self):
         super().__init__(batch_size=torch.Size([2]))
@@ -268,7 +268,7 @@ LENGTHS = [3, 1, 6, 2, 4, 5, 1, 3]
 
 
 class Lengths(gymnasium.Env):
-    """Episodes of known lengths, whose observations and pictures say which episode it is, and which step."""
+    """Episodes of known lengths. Observations and pictures hold the numbers of the episode and the step."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
 
@@ -298,7 +298,7 @@ class Lengths(gymnasium.Env):
 
 
 class Scripted(EnvBase):
-    """Observes what a function of the time says; the reward is the time, and nothing ends."""
+    """Observes a function of the time. The reward is the time, and episodes never end."""
 
     def __init__(self, observe: Callable[[int], dict[str, Any]], batch_size=(), specs=None):
         super().__init__(batch_size=batch_size)
@@ -326,7 +326,7 @@ class Scripted(EnvBase):
 
 
 class Uneven(Scripted):
-    """Two environments in a lazy stack; ``x`` may be of different shapes in them."""
+    """Two environments in a lazy stack, with a key ``x`` whose shapes may differ."""
 
     def __init__(self, size_at: Callable[[int, int], int]):
         self.size_at = size_at
@@ -350,7 +350,7 @@ class Uneven(Scripted):
 
 
 class Counter(EnvBase):
-    """Counts calls; steps and resets what it is asked to, and hands out stale rows for the rest."""
+    """Counts calls. Steps and resets the selected environments, and returns stale rows for the others."""
 
     def __init__(self, envs, ends):
         super().__init__(batch_size=torch.Size([envs]))
@@ -387,7 +387,7 @@ WALKERS = 100
 
 
 class Walkers(EnvBase):
-    """Walkers that fall at different times, and are then reset by themselves."""
+    """Walkers that fall at different times, and are then reset one by one."""
 
     def __init__(self, envs=WALKERS):
         super().__init__(batch_size=torch.Size([envs]))
@@ -412,11 +412,11 @@ class Walkers(EnvBase):
 
 
 class Odd(EnvBase):
-    """Gives what no kind can hold, and pictures."""
+    """Observes pictures, and values that no kind can hold."""
 
     def __init__(self):
         super().__init__()
-        self.observation_spec = Composite(x=Unbounded((1,)))  # no spec can say complex
+        self.observation_spec = Composite(x=Unbounded((1,)))  # there is no spec of complex numbers
         self.action_spec = Unbounded((1,))
         self.reward_spec = Unbounded((1,))
         self.t = 0
@@ -439,7 +439,7 @@ class Odd(EnvBase):
 
 
 class LargePictures(Odd):
-    """Gives a new picture at each step, of 120 kB: 8 MB/s at 60 steps/s."""
+    """Observes a new picture of 120 kB at each step: 8 MB/s at 60 steps/s."""
 
     def _observe(self):
         return TensorDict(x=torch.full((1,), float(self.t)), pixels=torch.randint(0, 256, (200, 200, 3)).byte())
@@ -476,7 +476,7 @@ PICTURE_SHAPES = {
 
 
 class PicturesOfAllShapes(EnvBase):
-    """Noise of all kinds."""
+    """Pictures of noise, in several shapes."""
 
     def __init__(self, batch_size=()):
         super().__init__(batch_size=torch.Size(batch_size))
@@ -502,7 +502,7 @@ class PicturesOfAllShapes(EnvBase):
 
 
 class Anything(EnvBase):
-    """Random bits under any keys, maybe of agents; ends where it is told to."""
+    """Observes random bits under any keys, optionally of agents. Ends at given steps."""
 
     def __init__(self, batch, agents, leaves, ends):
         super().__init__(batch_size=torch.Size(batch))
@@ -538,7 +538,7 @@ class Anything(EnvBase):
 
 
 class Simulator(EnvBase):
-    """Steps all environments at once, writing into the same tensors again and again, as simulators on GPUs do."""
+    """Steps all environments at once and writes into the same tensors each time, like simulators on GPUs."""
 
     def __init__(self, envs, device):
         super().__init__(batch_size=torch.Size([envs]), device=device)
@@ -552,7 +552,7 @@ class Simulator(EnvBase):
         self.action_spec = Unbounded((envs, 2), device=device)
         self.reward_spec = Unbounded((envs, 1), device=device)
         self.out = self.observation_spec.zero()
-        self.seen = []  # what a rollout would hold if this weren't written over: its frames, in order
+        self.seen = []  # copies of all frames, in order: the tensors themselves are written over
 
     def _observe(self):
         self.out["x"].add_(1).mul_(1.1)
@@ -577,7 +577,7 @@ class Simulator(EnvBase):
 
 
 class OfOnesOwn(gymnasium.Env):
-    """An environment of CartPole's shapes that is none."""
+    """An environment with CartPole's shapes that is not CartPole."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
@@ -591,7 +591,7 @@ class OfOnesOwn(gymnasium.Env):
 
 
 class Says(Count):
-    """Observes t under keys of any names."""
+    """Observes the time t under keys of any names."""
 
     def __init__(self, *keys, n=3):
         super().__init__(n)
@@ -615,7 +615,7 @@ class Says(Count):
 
 
 class Drawn(Groups):
-    """Groups that finish apart, maybe with a mask of the environment's own and with notes of any kind."""
+    """Groups that finish at different times, optionally with a mask of the environment and with notes of any type."""
 
     def __init__(self, case):
         super().__init__(case.lengths, root=case.root, agents=case.agents, batch=case.batch)
@@ -644,7 +644,7 @@ class Drawn(Groups):
 
 
 class Missing(Count):
-    """Its extra key is missing after some steps, and of another length after each of the others."""
+    """Observes an extra key that is missing after some steps, and has another length after each other step."""
 
     def __init__(self, n, missing):
         super().__init__(n)
@@ -663,7 +663,7 @@ class Missing(Count):
 
 
 class OneOf(Count):
-    """Of several environments one that has its first reset when it is its turn, and observes its number, too."""
+    """One of several environments. Its first reset waits for its turn, and its observations include its number."""
 
     def __init__(self, number, turn):
         super().__init__(3)
@@ -679,7 +679,7 @@ class OneOf(Count):
 
 
 class Masked(Count):
-    """Says under ``"mask"`` which actions are legal."""
+    """Observes the legal actions under ``"mask"``."""
 
     def __init__(self, actions):
         super().__init__(6)
@@ -712,7 +712,7 @@ class Board(Count):
 
 
 def noting(values, **also):
-    """An environment whose note at time t is the t-th of some values; `x` counts."""
+    """Return an environment whose note at time t is ``values[t]``, and whose ``x`` counts steps."""
 
     def observe(t):
         return {"x": torch.full((2,), float(t)), "note": NonTensorData(values[t]), **also}
@@ -721,8 +721,96 @@ def noting(values, **also):
     return Scripted(observe, specs=specs | {key: Unbounded(value.shape) for key, value in also.items()})
 
 
+ABSENT = {
+    "a row in the middle": [3],
+    "several rows": [2, 3, 6],
+    "every second row": [1, 3, 5, 7],
+    "all but the first": [1, 2, 3, 4, 5, 6, 7, 8],
+    "the last row": [8],
+}
+"""Times at which a key is missing, of 9."""
+
+UNITS = {
+    "scalars": torch.full((2,), 1.0),
+    "whole numbers": torch.full((2,), 1, dtype=torch.int64),
+    "flags": torch.full((2,), True),
+    "half": torch.full((2,), 1.0, dtype=torch.bfloat16),
+    "complex": torch.full((2,), 1.0, dtype=torch.complex64),
+    "tensor": torch.full((200,), 1.0),
+    "large": torch.full((2000,), 1.0),
+    "picture": torch.full((40, 40, 3), 1, dtype=torch.uint8),
+}
+"""Values at time 1 of keys of several kinds."""
+
+
+def with_gaps(name: str, absent: str) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Return a function from time to observations: ``x``, the time, and ``y``, one of ``UNITS`` that may be ``ABSENT``."""
+
+    def observe(t):
+        unit = UNITS[name]
+        seen = {"x": torch.full((3,), float(t)), "y": unit if unit.dtype == torch.bool else unit * t}
+        return seen if t not in ABSENT[absent] else {"x": seen["x"]}
+
+    return observe
+
+
+class OfOwnSizes(EnvBase):
+    """A group of two agents, ``"small"`` and ``"large"``, whose observations have 2 and 5 numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.group_map = {"agents": ["small", "large"]}
+        self.t = 0
+        specs = [Composite(obs=Unbounded((size,))) for size in (2, 5)]
+        self.observation_spec = Composite(agents=torch.stack(specs, 0))
+        self.action_spec = Unbounded((1,))
+        self.reward_spec = Unbounded((1,))
+
+    def _seen(self):
+        agents = lazy_stack([TensorDict(obs=torch.full((size,), float(self.t))) for size in (2, 5)])
+        return TensorDict(agents=agents)
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._seen()
+
+    def _step(self, tensordict):
+        self.t += 1
+        return self._seen().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+
+    def _set_seed(self, seed):
+        pass
+
+
+def rollout_that_lacks_keys() -> TensorDict:
+    """Return 5 steps of two environments, lazily stacked; the second has neither ``y`` nor ``note`` at times 2 and 3."""
+
+    def moment(t):
+        envs = []
+        for env in range(2):
+            values = {
+                "x": torch.full((1,), float(t)),
+                "note": NonTensorData(f"{env} at {t}"),
+                "y": torch.full((2,), -float(t)),
+            }
+            if env == 1 and t in (2, 3):
+                del values["y"], values["note"]
+            envs.append(TensorDict(values))
+        return envs
+
+    steps = []
+    for t in range(5):
+        of_envs = []
+        for before, after in zip(moment(t), moment(t + 1), strict=True):
+            after = after.update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+            of_envs.append(
+                before.update({"action": torch.zeros(1), "next": after, "done": torch.zeros(1, dtype=torch.bool)})
+            )
+        steps.append(lazy_stack(of_envs, 0))
+    return lazy_stack(steps, 1)
+
+
 class TwoRewards(Count):
-    """Gives 7 for its ``"cost"``, besides a reward."""
+    """Returns a ``"cost"`` of 7 at each step, besides a reward."""
 
     def __init__(self):
         super().__init__(6)

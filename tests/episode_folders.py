@@ -22,7 +22,7 @@ def episode(number, value=0.0, length=20, *, env=0, **known) -> Episode:
 
 
 def write_episode(folder: Path, episode: Episode, *, suffix="", run="run") -> Path:
-    """A file as the recorder writes it: properties, then rows of ``/reward``, 0 and 1 and so on to the last step's."""
+    """Write a file like the recorder's: properties, then rows of ``/reward`` with the values 0, 1, ... for each step."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"env_{episode.env}_episode_{episode.episode:06}"
     path = folder / f"{stem}{suffix}.rrd"
@@ -41,7 +41,7 @@ def write_episode(folder: Path, episode: Episode, *, suffix="", run="run") -> Pa
 
 
 def write_run(path: Path) -> Path:
-    """A whole run in one file."""
+    """Write a whole run into one file."""
     write_chunks(path, [property_chunk(Source((2,), "CartPole-v1"), [0, 1], [])], "run")
     return path
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment of one's choice."""
+"""Ctrl-C at a chosen moment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def interrupted(count: int, *functions: Callable) -> Iterator[list[bool]]:
-    """Ctrl-C comes after ``count`` operations of the interpreter in some functions. Whether it came is in the list."""
+    """Raise Ctrl-C after ``count`` operations of the interpreter in some functions. Yield a list: True if it came."""
     codes = {function.__code__ for function in functions}
     came: list[bool] = []
 

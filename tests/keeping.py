@@ -1,4 +1,4 @@
-"""Policies of which episodes to keep: random ones, and what they keep of a list."""
+"""Random policies of which episodes to keep, and a reference on plain lists."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ policies = st.recursive(
 
 
 def of_lists(policy, episodes):
-    """What a policy keeps of all episodes together."""
+    """Return the episodes that a policy keeps, by plain lists over all episodes."""
     if isinstance(policy, KeepIf):
         return {e.id for e in episodes if policy.predicate(e)}
     if hasattr(policy, "how"):
@@ -46,6 +46,6 @@ def of_lists(policy, episodes):
             some = sorted((e for e in some if not math.isnan(e.episode_return)), key=lambda e: -e.episode_return)
         else:
             some = sorted(some, key=lambda e: -math.inf if math.isnan(e.episode_return) else e.episode_return)
-        some.sort(key=lambda e: e.interrupted)  # those that ended come first
-        kept |= {e.id for e in some[: policy.n]}  # sorted() is stable: of equal ones the earlier come first
+        some.sort(key=lambda e: e.interrupted)  # episodes that ended come first
+        kept |= {e.id for e in some[: policy.n]}  # sorted() is stable: of equal episodes the earlier one comes first
     return kept

@@ -1,4 +1,4 @@
-"""Forks processes that record the same rollouts, and kills each after a random step. Run by `test_killed.py`."""
+"""Fork processes that record the same rollouts, and kill each after a random step. Run by `test_killed.py`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def environment() -> SerialEnv:
 
 
 def lengths() -> Iterator[tuple[int, bool]]:
-    """How long each rollout is, and whether it is dumped then."""
+    """Yield the length of each rollout, and whether a dump follows it."""
     rng = random.Random(0)
     for _ in range(ROLLOUTS):
         yield rng.randint(1, 50), rng.random() < 0.5
 
 
 def record(path: Path, started: int) -> None:
-    """Records rollouts in small blocks, notes beside the file after how many steps it was dumped, and says each step."""
+    """Record rollouts in small blocks. Note the steps at each dump beside the file, and write a byte for each step."""
     env = environment().append_transform(RerunRecorder(path, buffer_bytes=40_000, flush_seconds=0.02))
     note = os.open(path.with_suffix(".dumped"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     steps = 0
@@ -52,7 +52,7 @@ def record(path: Path, started: int) -> None:
 
 
 def fork(path: Path, record: Callable[[Path, int], None] = record) -> tuple[int, int]:
-    """The id of a process that records to a path, and the pipe into which it says its steps."""
+    """Fork a process that records to a path. Return its id, and the pipe that gets a byte for each step."""
     starting, started = os.pipe()
     child = os.fork()
     if child == 0:
@@ -68,11 +68,11 @@ def fork(path: Path, record: Callable[[Path, int], None] = record) -> tuple[int,
 
 
 def kill_after(steps: dict[tuple[int, int], int], moment: Callable[[], float]) -> None:
-    """Kill each process a moment after it has said so many steps; one that ends before that is left to end.
+    """Kill each process a moment after a number of steps. A process that ends before is left alone.
 
     Args:
-        steps: how many, by process id and the pipe into which the process says its steps.
-        moment: seconds.
+        steps: number of steps, by process id and the pipe that gets a byte for each step.
+        moment: returns seconds to wait before the kill.
     """
     left = {said: [child, count] for (child, said), count in steps.items()}
     while left:

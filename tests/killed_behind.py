@@ -1,4 +1,4 @@
-"""Forks processes with transforms behind their recorder, and kills each at a step that it says. Run by `test_killed.py`."""
+"""Fork processes with transforms behind their recorder, and kill each at a given step. Run by `test_killed.py`."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torchrl_rerun import RerunRecorder
 
 STEPS = 120
 LAST = (2, 3, 4, 6)
-"""Steps at which processes are killed: at 3 an episode is truncated behind the recorder, at 6 others are terminated, too."""
+"""Steps at which processes are killed. Behind the recorder an episode is truncated at 3; at 6 others also terminate."""
 
 MOMENTS = ("any", "written", "in front of the counter", "behind the counter")
-"""When a process is killed at a step.
+"""Moments at which a process is killed.
 
-- any: it goes on, and is killed wherever it is then, after ten times as many steps
-- written: the step is made, and nothing of it waits in memory any more
-- the others: within the step, before or after the counter has seen it; another thread has dumped
+- any: after ten times as many steps, at any moment
+- written: after the step, when all of its frames are written
+- the others: within the step, before or after the counter, and after a dump by another thread
 """
 
 
 class Halts(Transform):
-    """Calls a function within each step."""
+    """Call a function within each step."""
 
     def __init__(self, halt):
         super().__init__()
@@ -43,7 +43,7 @@ class Halts(Transform):
 
 
 def environment(recorder=None, *, in_front=None, behind=None) -> EnvBase:
-    """Two environments: episodes of one are terminated after 2 steps, those of the other truncated after 3."""
+    """Return two environments. One terminates episodes after 2 steps, the other truncates them after 3."""
     env: EnvBase = SerialEnv(2, [functools.partial(Count, n, truncates=True) for n in (2, 99)])
     transforms = [recorder, in_front and Halts(in_front), StepCounter(3), behind and Halts(behind)]
     for transform in transforms:
@@ -52,7 +52,7 @@ def environment(recorder=None, *, in_front=None, behind=None) -> EnvBase:
 
 
 def record(path: Path, said: int, last: int, moment: str) -> None:
-    """Say each step; at the last one wait to be killed, but for the moment "any"."""
+    """Record steps and write a byte for each. At the last step wait for the kill, unless the moment is "any"."""
     recorder = RerunRecorder(path, buffer_bytes=3000, flush_seconds=0.01, blueprint=False)
     step = 0
 

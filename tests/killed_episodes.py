@@ -1,4 +1,7 @@
-"""Forks processes that record the same episodes into folders, and kills each after a random step. Run by `test_episode_faults.py`."""
+"""Fork processes that record the same episodes into folders, and kill each after a random step.
+
+Run by `test_episode_faults.py`.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ def environment(folder: Path, keep: Keep | None, **arguments) -> EnvBase:
 
 
 def dumps(number: int) -> set[int]:
-    """Before which steps a run dumps."""
+    """Return the steps before which a run dumps."""
     rng = random.Random(number)
     return {rng.randrange(STEPS) for _ in range(rng.choice([0, 3, 12]))}
 
 
 def record(folder: Path, number: int, started: int, steps: int = STEPS, pause: float = 0.002) -> None:
-    """Notes beside the folder when each step was made, and when all before it was dumped."""
+    """Record steps, and note the times of steps and dumps in a file beside the folder."""
     env = environment(folder, KEEPS[number % len(KEEPS)], buffer_bytes=[1500, 20_000][number % 2])
     note = os.open(folder.with_suffix(".notes"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     at = dumps(number)

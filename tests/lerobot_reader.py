@@ -1,7 +1,7 @@
-"""LeRobot's own reading code, in an environment of its own: the versions that it asks for are older than ours.
+"""LeRobot's own reader, in a virtual environment: LeRobot requires older versions than this project.
 
-The environment holds lerobot and what reading needs of its dependencies, 90 MB, and sees all else where the tests run:
-torch alone would be gigabytes more. So lerobot runs with a newer torch, av and packaging than it says.
+The environment holds lerobot and the dependencies of its reader, 90 MB. Other packages are those of the tests, since
+torch would take gigabytes. So lerobot runs with a newer torch, av and packaging than its metadata allows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-# The last lerobot for Python 3.11, and the last torchvision that decodes video, which it reads with.
+# The last lerobot for Python 3.11, and the last torchvision with the video decoder that it uses.
 ALONE = ("lerobot==0.4.4", "torchvision==0.24.1", "accelerate==1.15.0", "safetensors==0.8.0")
 WITH_ALL_THEY_NEED = ("datasets==4.8.5", "huggingface-hub==0.35.3")
 
@@ -69,11 +69,11 @@ PROGRAM = """
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of the environment, which is made in a folder unless it is there.
+    """Return the Python of the environment. Make the environment in a folder unless it exists.
 
     Raises:
-        OSError: it can't be made.
-        subprocess.SubprocessError: pip can't install what is needed.
+        OSError: the environment can't be made.
+        subprocess.SubprocessError: pip can't install the packages.
     """
     python, whole = folder / "bin" / "python", folder / "whole"
     if not whole.exists():
@@ -88,11 +88,11 @@ def environment(folder: Path) -> Path:
 
 
 class Reader:
-    """A process that reads data sets, one after the other: to import LeRobot takes seconds.
+    """A process that reads data sets, one after the other. Importing LeRobot takes seconds.
 
     Args:
         python: the environment's Python.
-        folder: a place for its answers.
+        folder: folder for its answers.
     """
 
     def __init__(self, python: Path, folder: Path) -> None:
@@ -110,7 +110,7 @@ class Reader:
         self._wait_for("ready")
 
     def __call__(self, folder: Path) -> dict[str, Any]:
-        """Return what LeRobot reads in a data set: its metadata, its statistics, and the values of all steps."""
+        """Return a data set as LeRobot reads it: metadata, statistics, and the values of all steps."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([str(folder), str(self._answer)]) + "\n")
         self._process.stdin.flush()
@@ -135,7 +135,7 @@ class Reader:
 
 @pytest.fixture(scope="session")
 def read_by_lerobot(request, tmp_path_factory) -> Iterator[Reader]:
-    """What reads a data set as LeRobot does."""
+    """Start a process that reads data sets with LeRobot."""
     version = hashlib.sha256(repr((ALONE, WITH_ALL_THEY_NEED, sys.version, sys.prefix)).encode()).hexdigest()[:12]
     try:
         folder = request.config.cache.mkdir(f"lerobot-{version}")

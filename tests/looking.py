@@ -1,4 +1,4 @@
-"""Recordings opened in the real viewer, without a display."""
+"""Open recordings in the real viewer, without a display."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def headless_viewer():
 
 @functools.cache
 def mujoco_draws():
-    """Skips the test where it doesn't; without a window, which has to be said before it is imported."""
+    """Skip the test if MuJoCo can't draw. MuJoCo reads MUJOCO_GL when it is imported, hence the process."""
     draws = "import os; os.environ['MUJOCO_GL'] = 'egl'; import mujoco; mujoco.GLContext(8, 8).make_current()"
     if subprocess.run([sys.executable, "-c", draws], capture_output=True).returncode:
         pytest.skip("MuJoCo can't draw: install a software driver, Debian's libegl1 and libgl1-mesa-dri")
 
 
 def opened(viewer, path, frame):
-    """The views of a recording, at one of its frames, and what they report: those behind tabs, too, as none is any more."""
+    """Open a recording at a frame. Return all views with their reports, views behind tabs included."""
     viewer.open([str(path)])
 
     def is_loaded():
@@ -57,16 +57,15 @@ def opened(viewer, path, frame):
     wait_until(is_loaded)
     viewer.set_time("frame", play_state="paused", sequence=frame)
     beside_one_another(viewer)
-    before, views = None, []
-    while views != before:  # until all is drawn, decoded and reported
-        viewer.take_screenshot()
+    before, drawn = None, None
+    while drawn is None or drawn != before:  # until all is drawn, decoded and reported
         time.sleep(0.4)
-        before, views = views, viewer.get_state().views
-    return views
+        before, drawn = drawn, (viewer.take_screenshot(), viewer.get_state().views)
+    return drawn[1]
 
 
 def beside_one_another(viewer):
-    """Makes a grid of all tabs: only what is drawn reports what is wrong with it."""
+    """Replace tabs by a grid: only views that are drawn report errors."""
     parts = viewer.get_blueprint().blueprint
     for part in parts.values():
         container = part.get("ContainerBlueprint", {})

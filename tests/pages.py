@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the examples in them."""
+"""Pages of the documentation, and their examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.rglob("*.md") if "_bu
 
 
 def examples(page):
-    """In their order; what one defines the later ones have."""
+    """Return the examples of a page in order. Later examples use the names of earlier ones."""
     document = Document.parse(str(page), PythonCodeBlockParser(), SkipParser())
     document.namespace["__name__"] = "__main__"
     return list(document.examples())

@@ -1,8 +1,8 @@
-"""Programs that start at once: forked from a process that has imported torch and TorchRL, which would take each of them seconds.
+"""Programs that start fast: forked from a process that has imported torch and TorchRL. The imports take seconds.
 
-A program is a process of its own, with its own input, output, arguments and folder; it imports the rest, the recorder and
-Rerun, by itself, and ends as each program does. What is run by :func:`python` stands for it: it passes signals on, and ends as
-it ends. A signal that can't be passed on (``SIGKILL``, ``SIGSTOP``) is a matter for ``sys.executable``.
+A program is a process with its own input, output, arguments and folder. It imports the recorder and Rerun by itself.
+The process that :func:`python` starts stands for the program: it forwards signals, and exits with the program's status.
+Use ``sys.executable`` for signals that can't be forwarded (``SIGKILL``, ``SIGSTOP``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @functools.cache
 def python() -> list[str]:
-    """What ``python`` is in ``[*python(), "-c", source, *arguments]``."""
+    """Return the start of a command: ``[*python(), "-c", source, *arguments]``."""
     folder = tempfile.TemporaryDirectory()
     address = f"{folder.name}/socket"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -51,7 +51,7 @@ def python() -> list[str]:
 
 
 def serve(listener: socket.socket) -> tuple[str, list[str]]:
-    """Fork for each who asks. Returns in the program that was asked for: its source and its arguments."""
+    """Fork for each request. Return, in the forked program, its source and its arguments."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         asked, _ = listener.accept()
@@ -63,7 +63,7 @@ def serve(listener: socket.socket) -> tuple[str, list[str]]:
 
 
 def begin(asked: socket.socket) -> tuple[str, list[str]]:
-    """Fork once more: one is the program, the other one says how it ends."""
+    """Fork again: the child is the program, the parent reports its exit status."""
     message, ancillary, *_ = asked.recvmsg(1 << 20, socket.CMSG_SPACE(STREAMS * array.array("i").itemsize))
     streams = array.array("i", ancillary[0][2])
     if (program := os.fork()) > 0:
@@ -83,7 +83,7 @@ def begin(asked: socket.socket) -> tuple[str, list[str]]:
 
 
 def attend(program: int, asked: socket.socket) -> None:
-    """Pass on signals until the program ends, and how it ended; end it if nobody is there any more."""
+    """Forward signals until the program ends, then report its status. End the program if the client is gone."""
     ended = os.pidfd_open(program)
     while ended not in (ready := select.select([ended, asked], [], [])[0]):
         if asked in ready:
@@ -95,11 +95,11 @@ def attend(program: int, asked: socket.socket) -> None:
     os._exit(0)
 
 
-# --- who stands for a program ---
+# --- the process that stands for a program ---
 
 
 def run(address: str, source: str, arguments: Sequence[str]) -> None:
-    """Run a program, and end as it ends."""
+    """Run a program, and exit with its status."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.connect(address)
     for number in PASSED_ON:

@@ -1,4 +1,4 @@
-"""Read a recording back with Rerun's own reader, slowly and plainly: the tests' eyes."""
+"""Read a recording back with Rerun's own reader, slowly and plainly."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tensordict import TensorDictBase, is_leaf_nontensor
 CODECS = {"h264": rr.VideoCodec.H264, "av1": rr.VideoCodec.AV1}
 
 BATCH = {"kind": "scalars", "shape": [6], "dtype": "float64"}
-"""What the statistics over all environments are stored as."""
+"""Schema entry of the statistics over all environments."""
 
 
 @dataclass
 class Rows:
-    """The rows of one entity: per row its times and its value."""
+    """The rows of one entity: the times and the value of each row."""
 
     times: list[dict[str, Any]] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Recorded:
 
 
 checks: list[Callable[[Path, Recorded], None]] = []
-"""What else each file that is read must stand: see `agreement`."""
+"""Functions that check each file that is read: see `agreement`."""
 
 
 def read(path: str | Path) -> Recorded:
@@ -91,7 +91,7 @@ def read(path: str | Path) -> Recorded:
         for env in schema["envs"]:
             for agent in entry.get("agents") or [None]:
                 where = [] if schema["split"] == "episode" else [f"env_{env}"]
-                parts = [*where, *entry["key"], *([agent] if agent else [])]
+                parts = [*where, *(entry.get("place") or entry["key"]), *([agent] if agent else [])]
                 paths[rr.new_entity_path(parts)] = entry
     entities: dict[str, Rows] = {}
     for path_, batch in batches:
@@ -101,6 +101,10 @@ def read(path: str | Path) -> Recorded:
             if "RowId" not in name:
                 column = batch.column(name)
                 columns[name] = (column.cast("int64") if name in ("log_time", "sim_time") else column).to_pylist()
+                if name == "torchrl_rerun:exact":  # Python's floats make a signaling NaN quiet
+                    columns[name] = [row.values.to_numpy() if row.is_valid else None for row in column]
+                if name == "Tensor:data":
+                    columns["Tensor:dtype"] = [_dtype(row) for row in column]
         timelines = [name for name in columns if ":" not in name]
         for i in range(batch.num_rows):
             rows.times.append({name: columns[name][i] for name in timelines})
@@ -127,7 +131,7 @@ def read(path: str | Path) -> Recorded:
 
 
 def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
-    """The recordings of a run folder, by environment and episode."""
+    """Return the recordings of a run folder, by environment and episode."""
     recorded = {}
     for path in sorted(Path(folder).rglob("*.rrd")):
         one = read(path)
@@ -137,7 +141,7 @@ def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:
 
 
 def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
-    """One row's value as it was given to the recorder: a tensor of the recorded dtype and shape, or a string."""
+    """Return the value of a row as the recorder got it: a tensor of the recorded dtype and shape, or a string."""
     shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
     kind = entry["kind"]
     if row.get("TextDocument:text") is not None:
@@ -145,7 +149,7 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
             *(row.get(name) for name in ("TextDocument:text", "TextDocument:media_type", "torchrl_rerun:type"))
         )
     if entry["dtype"] == "object" and row.get("Tensor:data") is not None:
-        return _array(row["Tensor:data"][0], (row.get("torchrl_rerun:type") or [None])[0])
+        return _array(row["Tensor:data"][0], (row.get("torchrl_rerun:type") or [row["Tensor:dtype"]])[0])
     if "VideoStream:sample" in row:
         return None  # until all samples are there
     if kind in ("image", "depth", "segmentation") and row.get("Tensor:data") is None:
@@ -177,7 +181,8 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
         if is_complex:
             flat = [complex(*pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
     else:
-        flat = row.get("torchrl_rerun:exact") or row["Scalars:scalars"]
+        flat = row.get("torchrl_rerun:exact")
+        flat = row["Scalars:scalars"] if flat is None else flat
     dtype = getattr(torch, entry["dtype"])
     if dtype == torch.bfloat16:  # the upper half of a float32; a conversion would change the bits of NaN
         return (
@@ -189,7 +194,7 @@ def _value(entry: dict[str, Any], row: dict[str, Any], batch: Any) -> Any:
 
 
 def _told(text: list[str], media_type: list[str] | None, type_name: list[str] | None) -> Any:
-    """What a text stands for."""
+    """Return the value that a text encodes."""
     value = text[0]
     if media_type == ["application/json"]:
         value = json.loads(value)
@@ -198,19 +203,26 @@ def _told(text: list[str], media_type: list[str] | None, type_name: list[str] | 
     return value if type_name is None else getattr(np, type_name[0])(value)
 
 
-def _array(data: dict[str, Any], type_name: str | None) -> Any:
-    if type_name is not None and type_name.startswith("complex"):
+def _dtype(row: Any) -> str | None:
+    """Return NumPy's name of the dtype in which one row of a column of tensors holds its numbers."""
+    if not row.is_valid:
+        return None
+    buffer = row[0]["buffer"]
+    return np.dtype(buffer.type.field(buffer.type_code).type.value_type.to_pandas_dtype()).name
+
+
+def _array(data: dict[str, Any], type_name: str) -> Any:
+    if type_name.startswith("complex"):
         pairs = np.array(data["buffer"]).reshape(-1, 2)
         return (pairs[:, 0] + 1j * pairs[:, 1]).astype(type_name).reshape(data["shape"][:-1])
-    values = np.array(data["buffer"]).reshape(data["shape"])
-    return values if type_name is None else values.astype(type_name)
+    return np.array(data["buffer"]).reshape(data["shape"]).astype(type_name)
 
 
 def _picture(entry: dict[str, Any], picture: Any) -> torch.Tensor:
-    """A picture ``[height, width, ...]`` in the shape in which it was recorded; video is filled up to even sizes."""
+    """Return a picture ``[height, width, ...]`` in the shape that was recorded. Video is padded to even sizes."""
     shape = entry["shape"][1:] if entry.get("agents") else entry["shape"]
     channels, stack = entry["channels"], entry.get("stack", 1)
-    frame = shape[1:] if len(shape) == 4 else shape  # else its frames are along the channels
+    frame = shape[1:] if len(shape) == 4 else shape  # otherwise frames are along the channels
     height, width = frame[1:] if channels == "CHW" else frame[:2]
     depth = {"CHW": frame[0], "HWC": frame[-1], "HW": 1}[channels] // (1 if len(shape) == 4 else stack)
     beside = 1 if entry.get("newest") else stack
@@ -231,18 +243,18 @@ def decoded(samples: list[bytes], codec: str) -> list[Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Bit for bit: dtype, shape, NaN and all."""
+    """Return whether two values are equal bit for bit: dtype, shape and NaN included."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return np.shape(a) == np.shape(b) and np.array_equal(a, b)
+        return is_equal(a, b)
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b or (a != a and b != b)
 
 
 def is_equal(a: Any, b: Any) -> bool:
-    """Of equal types throughout, floats and arrays to the bit."""
+    """Return whether two values are equal with equal types throughout, floats and arrays bit for bit."""
     if type(a) is not type(b):
         return False
     if isinstance(a, list):
@@ -256,13 +268,13 @@ def is_equal(a: Any, b: Any) -> bool:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().contiguous()
-    if not tensor.numel():  # which may lie in any way
+    if not tensor.numel():  # its memory may have any layout
         return torch.zeros(0, dtype=torch.uint8)
     return tensor if tensor.dtype == torch.bool else tensor.reshape(-1).view(torch.uint8)
 
 
 def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
-    """Whether two rollouts hold the same keys and, bit for bit, the same values, texts and other objects included."""
+    """Return True if two rollouts have equal keys and, bit for bit, equal values, objects included. Else raise."""
     keys = [
         set(each.keys(include_nested=True, leaves_only=True, is_leaf=is_leaf_nontensor)) for each in (found, wanted)
     ]
@@ -277,7 +289,7 @@ def hold_the_same(found: TensorDictBase, wanted: TensorDictBase) -> bool:
 
 
 def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=(), path=None) -> None:
-    """Each environment has a row for each value of the key, of the reset and of the steps, the same bit for bit."""
+    """Assert that each environment has a row for each value of a key, resets included, equal bit for bit."""
     times = [t for t in range(steps + 1) if t not in missing]
     for env in range(envs or 1):
         rows = recorded[f"/env_{env}/{path or key}"]
@@ -287,12 +299,20 @@ def assert_recorded(recorded, key: str, observe, steps=5, *, envs=None, missing=
             assert same(value, wanted), (key, t, value, wanted)
 
 
+def assert_rows(rows: Rows, wanted: dict[int, Any]) -> None:
+    """Assert that an entity has exactly the rows of ``wanted``, by frame, with equal types, dtypes, shapes and bits."""
+    assert rows.along("frame") == list(wanted)
+    for frame, found in zip(wanted, rows.values, strict=True):
+        is_tensor = isinstance(wanted[frame], torch.Tensor)
+        assert (same if is_tensor else is_equal)(found, wanted[frame]), (frame, found, wanted[frame])
+
+
 def frames(path, entity="/env_0/x"):
     return read(path)[entity].along("frame")
 
 
 def frames_so_far(path, entity="/env_0/x", timeline="frame") -> list[int]:
-    """The frames of an entity in a file that grows, or its times on another timeline: none if it can't be read yet."""
+    """Return the frames (or other times) of an entity in a growing file. Empty if the file can't be read yet."""
     found: list[int] = []
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file without a footer is "legacy"

@@ -1,4 +1,4 @@
-"""What a recording must hold: worked out from what a rollout returns, with plain lists, one environment at a time."""
+"""The expected rows of a recording, worked out from a rollout with plain lists, one environment at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Row:
 
 
 class Reference:
-    """Counts frames, steps and episodes for each environment in the obvious way."""
+    """Count frames, steps and episodes of each environment in the obvious way."""
 
     def __init__(self, envs: int) -> None:
         self.envs = envs
@@ -35,7 +35,12 @@ class Reference:
         self.rows.setdefault((env, key), []).append(Row(value=value, **self.at[env]))
 
     def reset(self, observed: dict[int, dict[str, Any]], begun: list[int] | None = None) -> None:
-        """``observed``: per environment that was reset, key -> value. ``begun``: whose episodes begin; None: all of these."""
+        """Note a reset.
+
+        Args:
+            observed: by environment that was reset, key -> value.
+            begun: environments whose episodes begin. Default: None, all of ``observed``.
+        """
         self.frame += 1
         for env, values in observed.items():
             begins = begun is None or env in begun
@@ -49,7 +54,7 @@ class Reference:
                 self.add(env, key, value)
 
     def steps(self, acted: dict[int, dict[str, Any]], outcome: dict[int, dict[str, Any]]) -> None:
-        """``acted`` and ``outcome``: per environment that was stepped, key -> value."""
+        """Note a step. ``acted`` and ``outcome``: by environment that was stepped, key -> value."""
         for env, values in acted.items():
             for key, value in values.items():
                 self.add(env, key, value)
@@ -66,7 +71,7 @@ class Reference:
                 self.add(env, key, value)
 
     def compare(self, recorded: Recorded, *, first_env: int = 0, exact: bool = True) -> None:
-        """Every row that should be there is there, and no other (but for the returns, see ``compare_returns``)."""
+        """Assert that a recording has every expected row and no other, returns aside: see ``compare_returns``."""
         wanted = {f"/env_{env + first_env}/{key}" for env, key in self.rows}
         found = {path for path in recorded.entities if "episode_return" not in path}
         assert found == wanted
@@ -81,7 +86,7 @@ class Reference:
         self.compare_returns(recorded, first_env)
 
     def compare_returns(self, recorded: Recorded, first_env: int = 0) -> None:
-        """The running sum of the reward, 0 at each reset."""
+        """Assert that returns are the running sums of rewards, 0 at each reset."""
         for env in range(self.envs):
             rewards = {row.frame: row for row in self.rows.get((env, "reward"), ())}
             if not rewards:
@@ -97,7 +102,7 @@ class Reference:
 
 
 def per_env(tensordict: TensorDictBase, keys: list[Any], envs: list[int] | None = None) -> dict[int, dict[str, Any]]:
-    """``{env: {path: value}}`` of a tensordict of all environments; agents of a group are paths of their own."""
+    """Return ``{env: {path: value}}`` of a tensordict of all environments. Each agent of a group has a path."""
     batch_dims = tensordict.batch_dims
     flat = tensordict.select(*keys)
     flat = flat.reshape(-1) if batch_dims != 1 else flat
@@ -127,9 +132,10 @@ def of_rollout(
     continues: bool = False,
     reset_after_last: bool = False,
 ) -> Reference:
-    """The reference of a rollout ``[*batch, time]`` in which environments are reset when they are done.
+    """Return the reference of a rollout ``[*batch, time]`` whose environments are reset when they are done.
 
-    ``continues``: it goes on where ``reference`` ended. ``reset_after_last``: those done at the end were reset too.
+    ``continues``: the rollout goes on at the end of ``reference``.
+    ``reset_after_last``: environments that are done at the last step were reset, too.
     """
     time = rollout.shape[-1]
     envs = rollout[..., 0].numel()
@@ -143,13 +149,13 @@ def of_rollout(
         flags = following.get(done).reshape(envs, -1)
         ended = flags.any(-1).nonzero().flatten().tolist()
         if ended and t + 1 < time:
-            begun = flags.all(-1).nonzero().flatten().tolist()  # else only some agents were reset
+            begun = flags.all(-1).nonzero().flatten().tolist()  # otherwise only some agents were reset
             reference.reset(per_env(rollout[..., t + 1], observed, ended), begun)
     return reference
 
 
 def leaves(tensordict):
-    """Its values by their keys, non-tensor ones as lists."""
+    """Return the values of a tensordict by key, non-tensor data as lists."""
     found = {}
     for key in tensordict.keys(True, True, is_leaf=lambda kind: not issubclass(kind, TensorDict)):
         value = tensordict.get(key)
@@ -158,7 +164,7 @@ def leaves(tensordict):
 
 
 def assert_same(found, wanted):
-    """All that is recorded is as the rollout holds it, and all that the rollout holds is recorded."""
+    """Assert that a recording and a rollout hold equal keys and values."""
     assert found.batch_size == wanted.batch_size
     found, wanted = leaves(found), leaves(wanted)
     assert set(found) == set(wanted)
@@ -167,7 +173,7 @@ def assert_same(found, wanted):
 
 
 def of_episodes(rollout):
-    """The rollouts ``[time]`` of each environment's episodes, in a plain list, by environment and episode."""
+    """Return the steps ``[time]`` of each episode in a rollout, by environment and episode, with plain lists."""
     flat = rollout.reshape(-1, rollout.shape[-1])
     found = {}
     for env in range(flat.shape[0]):

@@ -1,4 +1,4 @@
-"""What lies in ``.rrd`` files, by Rerun's own reader: footers, indexes of chunks, and the rows of an entity."""
+"""Read footers, indexes of chunks and rows of ``.rrd`` files with Rerun's own reader."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rerun.chunk import RrdReader
 
 
 def has_footer(path) -> bool:
-    """Return whether the viewer finds what is recorded in a file by its footer."""
+    """Return whether a file has a footer with the index of its chunks."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file without a footer is "legacy"
         try:
@@ -20,7 +20,7 @@ def has_footer(path) -> bool:
 
 
 def is_whole(path) -> bool:
-    """Return whether a file has all that closing a recording gives it: a footer and a layout."""
+    """Return whether a file has a footer and a layout, as after `close()`."""
     return has_footer(path) and bool(RrdReader(path).blueprints())
 
 

@@ -1,4 +1,4 @@
-"""Real viewers on loopback."""
+"""Start real viewers on loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import rerun_cli
 RERUN = Path(rerun_cli.__file__).with_name("rerun")
 
 FORGETFUL = ("--server-memory-limit", "64MB")
-"""Options of a viewer that is sent more than anybody will look at."""
+"""Options of a viewer that keeps only the newest 64 MB."""
 
 
 def free_port() -> int:
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 PATIENCE = 300.0
-"""Seconds after which a test that waits for something has hung, however busy the machine is."""
+"""Seconds that a test waits for a state, however busy the machine is."""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None
 
 @contextlib.contextmanager
 def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Rerun's own program, until the block ends."""
+    """Run Rerun's own program until the block ends."""
     process = subprocess.Popen(
         [RERUN, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
@@ -56,7 +56,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextlib.contextmanager
 def started_viewer(*options: object) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A viewer's server, without its windows: its process and URL."""
+    """Start a viewer's server without windows. Yield its process and URL."""
     port = free_port()
     with started("--serve-grpc", "--bind", "127.0.0.1", "--port", port, *options) as process:
         wait_until(lambda: _accepts(port))
@@ -71,12 +71,12 @@ def _accepts(port: int) -> bool:
 
 @contextlib.contextmanager
 def received(url, path, until):
-    """What a viewer is sent goes to a file, which is whole when the block ends.
+    """Save all data that a viewer gets to a file, which is complete when the block ends.
 
     Args:
-        url: of the viewer.
-        path: of the file.
-        until: whether the file holds all that it will; asked again and again after the block.
+        url: URL of the viewer.
+        path: path of the file.
+        until: returns whether the file is complete; polled after the block.
     """
     with started(url, "--save", path, "--bind", "127.0.0.1", "--port", free_port()) as client:
         wait_until(path.exists)
@@ -91,7 +91,7 @@ COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
 
 @contextlib.contextmanager
 def viewing(*arguments):
-    """The command, once it has said where to look: its process, and what it said."""
+    """Run `torchrl-rerun view --web`. Yield its process and its output when it has printed the address."""
     process = subprocess.Popen(
         [*COMMAND, "view", "--web", *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Thousands of environments: a few in detail, and statistics over all of them."""
+"""Thousands of environments: a few are recorded in detail, and statistics over all of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_statistics_are_over_all_environments(recorded):
     assert np.array_equal(np.stack([value.numpy() for value in rows.values]), expected)
 
 
-def test_returns_of_all_environments_begin_anew_with_each_episode(recorded):
+def test_returns_of_all_environments_start_at_0_in_each_episode(recorded):
     rollout, recording = recorded
     rewards = rollout["next", "reward"][..., 0].double().numpy()
     done = rollout["next", "done"][..., 0].numpy()
@@ -58,7 +58,7 @@ def test_returns_go_on_in_the_next_part(path):
     assert last.tolist() == pytest.approx([total.mean(), *np.quantile(total, [0, 0.1, 0.5, 0.9, 1])])
 
 
-def test_a_few_are_recorded_in_detail(recorded):
+def test_the_first_environments_of_many_are_recorded_in_detail(recorded):
     rollout, recording = recorded
     assert recording.schema["envs"] == list(range(16))
     steps = recording["/env_15/reward"]
@@ -66,21 +66,21 @@ def test_a_few_are_recorded_in_detail(recorded):
     assert "/env_16/reward" not in recording.entities
 
 
-def test_frames_are_common_to_details_and_statistics(recorded):
+def test_details_and_statistics_share_frame_numbers(recorded):
     _, recording = recorded
     batch = dict(zip(recording["/batch/reward"].along("step"), recording["/batch/reward"].along("frame"), strict=True))
     env = recording["/env_3/reward"]
     assert all(batch[step] == frame for step, frame in zip(env.along("step"), env.along("frame"), strict=True))
 
 
-def test_chosen_environments_come_without_statistics(path):
+def test_logged_envs_turns_statistics_off(path):
     env = Walkers().append_transform(RerunRecorder(path, logged_envs=[3, 50]))
     env.rollout(3)
     env.close()
     assert not [entity for entity in read(path).entities if entity.startswith("/batch")]
 
 
-def test_thousands_in_detail_are_told_what_they_cost(path):
+def test_thousands_of_environments_in_detail_give_a_warning_with_the_cost(path):
     env = Walkers(600).append_transform(RerunRecorder(path, logged_envs="all", buffer_bytes=600 << 10))
     with pytest.warns(UserWarning, match=r"600 environments .* in detail.* us, .* ms for all.*buffer_bytes=\d+"):
         rollout = env.rollout(3)

@@ -1,10 +1,9 @@
-"""Transforms behind the recorder: their flags are recorded, and what they change otherwise is said to be."""
+"""Transforms behind the recorder: their flags are recorded, and a warning names other changes."""
 
 from __future__ import annotations
 
 import gc
 import threading
-import time
 import warnings
 import weakref
 
@@ -28,7 +27,8 @@ from environments import Count
 from readback import hold_the_same, read
 from rebuilt import episodes_in, rollout_in
 from servers import wait_until
-from torchrl_rerun import KeepIf, RerunRecorder, load
+from torchrl_rerun import KeepIf, RerunRecorder
+from torchrl_rerun.recording.recording import STALE_CHECKS, Recording
 
 
 def counting(path, *behind, n=100, **arguments):
@@ -49,8 +49,8 @@ def flags_are_those_of(path, rollout):
 
 
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
-def test_frames_per_trajectory_of_a_collector(tmp_path, split):
-    """It appends a StepCounter behind the recorder."""
+def test_truncations_by_a_collector_are_recorded(tmp_path, split):
+    """The collector appends a StepCounter behind the recorder."""
     env = counting(tmp_path / "run", split=split)
     [batch] = list(Collector(env, None, frames_per_batch=12, total_frames=12, max_frames_per_traj=4))
     flags_are_those_of(tmp_path / "run", batch)
@@ -58,7 +58,7 @@ def test_frames_per_trajectory_of_a_collector(tmp_path, split):
 
 
 @pytest.mark.parametrize("n", [3, 5, 100])
-def test_a_step_counter_behind(path, n):
+def test_truncations_by_a_step_counter_behind_are_recorded(path, n):
     env = counting(path, StepCounter(4), n=n)
     rollout = env.rollout(14, break_when_any_done=False)
     env.close()
@@ -73,7 +73,7 @@ def test_environments_of_a_batch_are_truncated_one_by_one(path):
     flags_are_those_of(path, rollout)
 
 
-def test_random_horizons_behind(path):
+def test_random_horizons_behind_are_recorded(path):
     env = counting(path, Compose(StepCounter(), RandomTruncationTransform(min_horizon=2, max_horizon=5)))
     rollout = env.rollout(20, break_when_any_done=False)
     env.close()
@@ -81,7 +81,7 @@ def test_random_horizons_behind(path):
 
 
 class Waits(Transform):
-    """Truncates every third step, after a moment in which another thread has its turn."""
+    """Truncates every third step, after giving another thread time."""
 
     def __init__(self, entered, goes_on, seconds=0.3):
         super().__init__()
@@ -98,8 +98,8 @@ class Waits(Transform):
 
 
 @pytest.mark.parametrize("how", ["dump", "close"])
-def test_another_thread_dumps_when_a_step_is_on_its_way_through_transforms_behind(path, how):
-    """What it writes has the flags that the step has in the end."""
+def test_a_dump_by_another_thread_waits_for_a_step_within_transforms_behind(path, how):
+    """The file has the final flags of the step."""
     entered, goes_on = threading.Event(), threading.Event()
     env = counting(path, Waits(entered, goes_on))
     recorder = env.transform[0]
@@ -121,7 +121,7 @@ def test_another_thread_dumps_when_a_step_is_on_its_way_through_transforms_behin
     env.close()
 
 
-def test_a_step_that_failed_behind_holds_nobody_up(path):
+def test_a_step_that_failed_behind_delays_no_dump(path):
     env = counting(path, Fails())
     with pytest.raises(ZeroDivisionError):
         env.step(env.rand_action(env.reset()))
@@ -133,8 +133,8 @@ def test_a_step_that_failed_behind_holds_nobody_up(path):
     env.close()
 
 
-def test_a_transform_behind_that_works_on_holds_a_dump_up_for_a_while(path, monkeypatch):
-    """Then it is written with the flags that there are, which is said."""
+def test_a_slow_transform_behind_delays_a_dump_for_a_limited_time(path, monkeypatch):
+    """Then the dump writes the flags at that moment, with a warning."""
     monkeypatch.setattr("torchrl_rerun.transform.front_end._REVISING_SECONDS", 0.05)
     entered, goes_on = threading.Event(), threading.Event()
     env = counting(path, Waits(entered, goes_on, seconds=60))
@@ -156,7 +156,7 @@ def test_a_transform_behind_that_works_on_holds_a_dump_up_for_a_while(path, monk
     assert ["a transform behind the recorder has been at work for 0.05 s" in each for each in said] == [True]
 
 
-def test_a_key_that_is_made_behind_is_said_to_be_half_seen(path):
+def test_a_key_that_is_made_behind_gives_a_warning(path):
     env = counting(path, in_keys=["observation", "step_count"])
     with pytest.warns(
         UserWarning, match=r"'step_count' is recorded as it goes into a step.*made by StepCounter behind"
@@ -165,14 +165,14 @@ def test_a_key_that_is_made_behind_is_said_to_be_half_seen(path):
     assert torch.equal(rollout_in(path)["step_count"], batch["step_count"])
 
 
-def test_an_outer_environment(path):
+def test_flags_of_an_outer_environment_are_recorded(path):
     env = TransformedEnv(counting(path), StepCounter(4), auto_unwrap=False)
     rollout = env.rollout(14, break_when_any_done=False)
     env.base_env.transform.close()
     flags_are_those_of(path, rollout)
 
 
-def test_the_last_step_is_looked_at_by_a_dump(path):
+def test_a_dump_writes_the_final_flags_of_the_last_step(path):
     env = counting(path, StepCounter(3))
     rollout = env.rollout(3)
     env.transform[0].dump()
@@ -181,7 +181,7 @@ def test_the_last_step_is_looked_at_by_a_dump(path):
     env.close()
 
 
-def test_the_last_step_is_looked_at_by_age(path):
+def test_an_old_last_step_is_written_with_its_final_flags(path):
     env = counting(path, StepCounter(3), flush_seconds=0.2)
     tensordict = env.reset()
     for _ in range(3):
@@ -190,7 +190,7 @@ def test_the_last_step_is_looked_at_by_age(path):
         tensordict = env.step_mdp(tensordict)
     assert flags.all()
     wait_until(lambda: not env.transform[0].stats()["frames_waiting"])
-    assert load(path)[0]["truncated"].flatten().tolist() == [False, False, False, True]
+    assert torch.cat(read(path)["/env_0/truncated"].values).tolist() == [False, False, False, True]
     env.close()
 
 
@@ -221,7 +221,7 @@ def test_frames_of_skipped_steps_are_counted_once(path):
     assert read(path)["/env_0/observation"].along("frame") == list(range(6))
 
 
-# --- what is changed otherwise ---
+# --- changes of other keys ---
 
 
 def told_of(env, steps=6):
@@ -241,7 +241,7 @@ def told_of(env, steps=6):
         (lambda: RewardScaling(0.0, 3.0), "'reward'"),
     ],
 )
-def test_what_changes_values_is_named_once(path, transform, key):
+def test_a_transform_that_changes_values_is_named_once(path, transform, key):
     behind = transform()
     env = counting(path, behind)
     _, told = told_of(env)
@@ -251,14 +251,14 @@ def test_what_changes_values_is_named_once(path, transform, key):
     assert key in told[0]
 
 
-def test_several_steps_in_one_are_named(path):
+def test_a_transform_that_makes_several_steps_is_named(path):
     env = counting(path, MultiAction())
     with pytest.warns(UserWarning, match="MultiAction changes it"):
         env.rollout(2, lambda td: td.set("action", torch.zeros(3, 1)))
     env.close()
 
 
-def test_one_that_is_appended_after_recording_began_is_named(path):
+def test_a_transform_that_is_appended_after_the_first_frame_is_named(path):
     env = counting(path)
     env.rollout(3)
     env = env.append_transform(ObservationNorm(1.0, 2.0, in_keys=["observation"]))
@@ -268,7 +268,7 @@ def test_one_that_is_appended_after_recording_began_is_named(path):
     assert "ObservationNorm" in told[0]
 
 
-def test_one_of_an_outer_environment_is_named(path):
+def test_a_transform_of_an_outer_environment_is_named(path):
     inner = counting(path)
     env = TransformedEnv(inner, ObservationNorm(1.0, 2.0, in_keys=["observation"]), auto_unwrap=False)
     _, told = told_of(env)
@@ -277,7 +277,7 @@ def test_one_of_an_outer_environment_is_named(path):
     assert "ObservationNorm" in told[0]
 
 
-def test_nothing_is_said_where_nothing_is_changed(path):
+def test_transforms_that_change_nothing_give_no_warning(path):
     env = counting(path, StepCounter(4), n=3)
     rollout, told = told_of(env)
     env.close()
@@ -285,7 +285,7 @@ def test_nothing_is_said_where_nothing_is_changed(path):
     assert hold_the_same(rollout_in(path)[:6].select("observation", "action"), rollout.select("observation", "action"))
 
 
-def test_nothing_is_said_of_a_recorder_that_stands_last(path):
+def test_a_recorder_in_the_last_place_gives_no_warning(path):
     env = SerialEnv(2, lambda: Count(3)).append_transform(StepCounter(4)).append_transform(RerunRecorder(path))
     _, told = told_of(env)
     env.close()
@@ -295,8 +295,8 @@ def test_nothing_is_said_of_a_recorder_that_stands_last(path):
 # --- set_truncated ---
 
 
-def test_set_truncated_marks_the_last_step_afterwards(tmp_path):
-    """TorchRL does so after all hooks: what is appended doesn't see it, and what is logged has it."""
+def test_set_truncated_is_recorded_in_logged_rollouts_alone(tmp_path):
+    """TorchRL sets the flag after all hooks: only a logged rollout has it."""
     env = counting(tmp_path / "live.rrd")
     rollout = env.rollout(5, set_truncated=True)
     env.close()
@@ -307,11 +307,11 @@ def test_set_truncated_marks_the_last_step_afterwards(tmp_path):
     flags_are_those_of(tmp_path / "logged.rrd", rollout)
 
 
-# --- flags that are changed in place, lowered, or late ---
+# --- flags that change in place, are lowered, or come late ---
 
 
 class InPlace(Transform):
-    """Truncates an episode after so many steps, in place."""
+    """Truncates an episode after a number of steps, in place."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -330,16 +330,22 @@ class InPlace(Transform):
 
 
 class GoesOn(Transform):
-    """Takes back that an episode has ended."""
+    """Lowers the flags that end an episode."""
 
     def _step(self, tensordict, next_tensordict):
         never = torch.zeros(1, dtype=torch.bool)
         return next_tensordict.update({flag: never.clone() for flag in FLAGS})
 
 
-class Slow(Transform):
+class WaitsForACondition(Transform):
+    """Waits in each step until a condition holds; ``begin`` makes the condition of one step."""
+
+    def __init__(self, begin):
+        super().__init__()
+        self.begin = begin
+
     def _step(self, tensordict, next_tensordict):
-        time.sleep(0.3)
+        wait_until(self.begin())
         return next_tensordict
 
 
@@ -349,7 +355,7 @@ class Fails(Transform):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_flags_may_be_raised_in_place(tmp_path, split):
+def test_flags_that_are_raised_in_place_behind_are_recorded(tmp_path, split):
     env = counting(tmp_path / "run", InPlace(3), split=split)
     rollout = env.rollout(8, break_when_any_done=False)
     env.close()
@@ -359,23 +365,30 @@ def test_flags_may_be_raised_in_place(tmp_path, split):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_flags_may_be_lowered(tmp_path, split):
+def test_flags_that_are_lowered_behind_are_recorded(tmp_path, split):
     env = counting(tmp_path / "run", GoesOn(), n=3, split=split)
     rollout = env.rollout(8)
     env.close()
     flags_are_those_of(tmp_path / "run", rollout)
-    [episode] = load(tmp_path / "run")
-    assert (episode.properties.length, episode.properties.terminated) == (8, False)
+    assert episodes_in(tmp_path / "run") == [(0, 0, 8, False, False)]
 
 
-def test_a_step_under_way_is_not_handed_over_for_its_age(path):
-    env = counting(path, Compose(Slow(), StepCounter(2)), flush_seconds=0.1)
+def test_a_step_that_is_not_finished_is_not_flushed_by_age(path, monkeypatch):
+    checks = []
+    check = Recording.flush_if_stale
+    monkeypatch.setattr(Recording, "flush_if_stale", lambda recording: (check(recording), checks.append(recording)))
+
+    def begin():
+        enough = len(checks) + 2 * STALE_CHECKS  # by then the step is older than flush_seconds
+        return lambda: len(checks) > enough
+
+    env = counting(path, Compose(WaitsForACondition(begin), StepCounter(2)), flush_seconds=0.1)
     rollout = env.rollout(4, break_when_any_done=False)
     env.close()
     flags_are_those_of(path, rollout)
 
 
-def test_an_environment_of_which_a_step_failed_is_freed(path):
+def test_an_environment_whose_step_failed_is_freed(path):
     env = counting(path, Fails())
     with pytest.raises(ZeroDivisionError):
         env.rollout(3)

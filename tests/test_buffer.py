@@ -1,4 +1,4 @@
-"""Blocks: bounded, handed over when full or old, and waited for when the writer is behind."""
+"""Blocks: bounded, handed to the writer when full or old, and waited for if the writer is slow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENVS = 3
 
 
 class Driver:
-    """Fills a buffer with frames whose values are their numbers, and keeps the leases that it enqueues."""
+    """Fill a buffer with frames whose values are their numbers, and keep the leases of its blocks."""
 
     def __init__(self, capacity, *, stream=SMALL, is_writer_there=lambda: True, max_age=1e9, put=None):
         self.stream = stream
@@ -42,7 +42,7 @@ class Driver:
         return [lease.block for lease in self.leases]
 
     def add(self, value, envs=None, now=None):
-        """Add a frame. Returns how often a lease was waited for, None if the frame was given up."""
+        """Add a frame. Return the number of waits for a lease, or None if the frame was lost."""
         event = self.episodes.event(envs, time.time_ns() if now is None else now, is_step=value > 0)
         values = np.full((ENVS, *self.stream.shape), value, np.float32)
         waited = 0
@@ -67,7 +67,7 @@ class Driver:
 
 
 def values_of(block):
-    """What was added to a block, as numbers, in the place of chunks."""
+    """Return the values of a block as numbers, in place of chunks."""
     yield from block.values[0][0].by_frame[: len(block.events), 0].max(axis=-1).tolist()
 
 
@@ -93,7 +93,7 @@ def test_a_block_holds_at_least_one_frame():
 
 
 @pytest.mark.parametrize("stream", [SMALL, LARGE])
-def test_rows_are_those_that_were_added(stream):
+def test_rows_equal_added_values(stream):
     driver = Driver(1_000_000, stream=stream)
     for value, envs in enumerate([None, np.array([0, 2]), None, np.array([1]), None]):
         driver.add(value, envs)
@@ -104,7 +104,7 @@ def test_rows_are_those_that_were_added(stream):
     assert kept == [[0, 1, 2, 4], [0, 2, 3, 4], [0, 1, 2, 4]]
 
 
-def test_a_block_says_where_the_environments_were_before_it():
+def test_a_block_holds_the_positions_of_environments_before_it():
     driver = Driver(1)
     driver.add(0, now=100)
     driver.add(1, np.array([1]), now=200)
@@ -125,7 +125,7 @@ def test_a_track_without_values_gets_no_rows():
     assert driver.handed[-1].event_of_slot == [[0, 1], []]
 
 
-def test_the_environment_waits_for_a_writer_that_is_behind():
+def test_the_environment_waits_for_a_slow_writer():
     driver = Driver(1)
     driver.add(0)
     driver.add(1)
@@ -143,12 +143,12 @@ def test_a_frame_without_a_free_block_names_the_segment_to_wait_for():
     driver.add(0)
     driver.add(1)
     assert driver.add(2) is None
-    assert driver.buffer.oldest_waiting == 0  # nothing of it was written
+    assert driver.buffer.oldest_waiting == 0  # no row of it was written
     driver.leases[0].release()
     assert driver.add(2) == 0
 
 
-def test_memory_that_is_being_touched_is_waited_for_and_no_frame():
+def test_a_frame_waits_for_memory_in_preparation_and_not_for_a_frame():
     driver = Driver(1)
     driver.add(0)
     prepared = driver.buffer.prepare()
@@ -159,7 +159,7 @@ def test_memory_that_is_being_touched_is_waited_for_and_no_frame():
     assert [lease.frames for lease in driver.leases] == [None, (0, 1)]
 
 
-def test_an_old_block_is_handed_over_though_it_is_not_full():
+def test_an_old_block_is_handed_over_before_it_is_full():
     driver = Driver(1_000_000, max_age=0.05)
     driver.add(0, now=0)
     driver.add(1, now=10_000_000)
@@ -213,16 +213,16 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
         driver.add(1)
         with interrupted(count, *functions) as came:
             driver.flush() if call == "flush" else driver.add(2)
-        for value, most in ((3, 1), (4, 10), (5, 10)):  # what was handed over twice is written late
+        for value, most in ((3, 1), (4, 10), (5, 10)):  # a block that was handed over twice is written late
             driver.add(value)
             driver.flush()
             write(most)
-        assert [value for value in written if value != 2] == [0, 1, 3, 4, 5]  # during 2 it was interrupted
+        assert [value for value in written if value != 2] == [0, 1, 3, 4, 5]  # the interrupt came during frame 2
         assert written == sorted(written)
         assert driver.buffer.oldest_waiting is None
         driver.add(6)
         driver.flush()
-        assert driver.add(7) == 0  # into the other block: none was lost
+        assert driver.add(7) == 0  # into the other block: no frame was lost
         driver.flush()
         write()
         if not came:

@@ -1,4 +1,4 @@
-"""Many steps that are recorded at once: the same rows as step by step, whatever is drawn."""
+"""Rollouts that are recorded by a few large copies: rows equal those of recording step by step."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rollout_of(batch_size, time, rate, seed, *, pixels=False, steps=None):
     root = seen[..., :-1, :].clone()
     dims = len(batch_size)
     begins = torch.cat([torch.ones_like(done.narrow(dims, 0, 1)), done.narrow(dims, 0, time - 1)], dims)
-    root[begins.expand_as(root)] += 1.0  # the first observation of an episode is another one
+    root[begins.expand_as(root)] += 1.0  # the first observation of an episode differs from the last one before
     flags = {"done": done, "terminated": done & ~cut, "truncated": cut}
     data = {
         "observation": root,
@@ -50,7 +50,7 @@ def rollout_of(batch_size, time, rate, seed, *, pixels=False, steps=None):
 
 
 def rows_in(folder):
-    """Return all rows of all files but their ``log_time``, and what is said of episodes but when they began."""
+    """Return all rows of all files without ``log_time``, and properties of episodes without their start time."""
     found = {}
     for path in files_of(folder):
         recorded = read(path)
@@ -116,7 +116,7 @@ def cases(draw):
 
 @given(cases())
 @examples(60)
-def test_steps_that_are_recorded_at_once_give_the_same_rows_as_step_by_step(case):
+def test_steps_that_are_recorded_at_once_have_the_rows_of_single_steps(case):
     options, pieces = case
     monkeypatch = pytest.MonkeyPatch()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -143,7 +143,7 @@ def test_a_long_rollout_is_copied_in_a_few_pieces(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["add_many", "add_many_late"])
-def test_an_interrupt_while_steps_are_copied_costs_none_of_those_that_were_counted(tmp_path, monkeypatch, where):
+def test_an_interrupt_while_steps_are_copied_loses_no_counted_step(tmp_path, monkeypatch, where):
     rollout = rollout_of((2,), 300, 0.02, 1)
     recorder = RerunRecorder(tmp_path / "run.rrd", blueprint=False)
     recorder.log_rollout(rollout[:, :100])

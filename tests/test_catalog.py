@@ -1,4 +1,4 @@
-"""A run folder as a dataset of Rerun's own server, queried as a user would."""
+"""Queries of a run folder as a dataset of Rerun's own server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pages import DOCS, examples
 from torchrl_rerun import RerunRecorder, list_episodes
 
 
-def test_episodes_are_found_by_what_they_came_to(tmp_path, monkeypatch):
-    """As the docs say it, in the folders of two workers."""
+def test_a_catalog_finds_episodes_by_their_properties(tmp_path, monkeypatch):
+    """The example of the docs, with the folders of two workers."""
     monkeypatch.chdir(tmp_path)
     for worker in range(2):
         recorder = RerunRecorder(f"runs/ppo/worker_{worker}", split="episode", recording_id=f"run_{worker}")
@@ -45,14 +45,14 @@ def test_episodes_are_filtered_by_their_return(tmp_path):
     assert [row["property:episode:episode_return"] for row in found] == [[-5.0], [-4.0], [-3.0]]
 
 
-def test_of_an_unfinished_episode_the_last_part_is_there(tmp_path):
-    """A segment is one file, for the server (rerun-sdk 0.41)."""
+def test_an_unfinished_episode_is_in_the_catalog_by_its_last_part(tmp_path):
+    """rerun-sdk 0.41: a segment is a single file."""
     for number in range(2):
         length = 10 * (number + 1)
         write_episode(tmp_path, episode(0, 1.0, length, interrupted=True), suffix=f".part_{number}")
     files = [found.path for found in list_episodes(tmp_path).episodes]
     with rr.server.Server(host="127.0.0.1", datasets={"ppo": files}) as server:
-        dataset = server.client().get_dataset("ppo")  # DataFusion needs it as long as the table
+        dataset = server.client().get_dataset("ppo")  # DataFusion needs the server as long as the table
         [segment] = dataset.segment_table().to_pylist()
     assert segment["rerun_segment_id"] == "env_0_episode_000000_run"
     assert segment["property:episode:length"] == [20]

@@ -1,9 +1,10 @@
-"""What all commands have in common: what they say of files that they can't read, and bars while one waits."""
+"""All commands: messages on files that they cannot read, and progress bars."""
 
 from __future__ import annotations
 
 import os
 import pty
+import re
 import shutil
 import subprocess
 import threading
@@ -15,7 +16,8 @@ from torchrl.envs import GymEnv
 from typer.testing import CliRunner
 
 from programs import python
-from torchrl_rerun import RerunRecorder, load
+from rebuilt import episodes_in
+from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app, console
 
 STEPS = 40
@@ -24,7 +26,7 @@ BAR = "━"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A folder: a recording, its rollout as torch saves it, and files that aren't what they are called."""
+    """A folder of a recording, its rollout as saved by torch, and files that are no recordings."""
     folder = tmp_path_factory.mktemp("recorded")
     env = GymEnv("CartPole-v1", from_pixels=True, pixels_only=False)
     env = env.append_transform(RerunRecorder(folder / "run.rrd"))
@@ -45,14 +47,14 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def here(recorded, tmp_path, monkeypatch):
-    """The working directory, in which these files are, too."""
+    """The working directory, with a copy of these files."""
     folder = shutil.copytree(recorded, tmp_path / "here")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     return folder
 
 
-# --- files that can't be read ---
+# --- unreadable files ---
 
 COMMANDS = (
     "view FILE --web",
@@ -69,7 +71,7 @@ COMMANDS = (
     "replay FILE -o out.rrd",
     "repair FILE -o out.rrd",
 )
-LOOKS = ("view FILE --web", "screenshot FILE out.png")  # Rerun's viewer shows whatever Rerun recorded
+LOOKS = ("view FILE --web", "screenshot FILE out.png")  # the viewer shows any recording of Rerun
 READS = (
     "query",
     "export FILE --parquet",
@@ -77,7 +79,7 @@ READS = (
     "export FILE --lerobot",
     "replay",
     "repair",
-)  # as far as it is written
+)  # up to the last complete message
 SAID = {
     "text.rrd": ("is not a recording", "looks like text"),
     "nothing.rrd": ("is empty", "looks like an empty file"),
@@ -95,8 +97,8 @@ def cases():
 
 
 @pytest.mark.parametrize(("command", "name"), [*cases()])
-def test_what_cannot_be_read_is_said_in_a_line(here, capfd, command, name):
-    """By its name, with what it is and what to do; by Rerun nothing is said."""
+def test_a_command_names_an_unreadable_file_in_one_line(here, capfd, command, name):
+    """The line says what the file is and what to do. Rerun prints nothing."""
     before = sorted(here.rglob("*"))
     done = CliRunner().invoke(app, command.replace("FILE", name).split())
     assert done.exit_code == 1
@@ -110,13 +112,13 @@ def test_what_cannot_be_read_is_said_in_a_line(here, capfd, command, name):
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith(READS)])
-def test_a_torn_file_is_read_as_far_as_it_is_written(here, command):
+def test_a_torn_file_is_read_up_to_its_last_complete_message(here, command):
     done = CliRunner().invoke(app, command.replace("FILE", "torn.rrd").split())
     assert done.exit_code == 0, done.stderr or done.exception
     assert done.stdout
 
 
-def test_what_is_left_out_of_a_list_and_why(here):
+def test_files_left_out_of_a_list_are_named_with_the_reason(here):
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(here / "episodes", split="episode"))
     env.rollout(5)
     env.close()
@@ -129,11 +131,11 @@ def test_what_is_left_out_of_a_list_and_why(here):
     assert said.endswith("(and 1 other)\n")
 
 
-# --- bars ---
+# --- progress bars ---
 
 
 def in_terminal(source, *arguments):
-    """What a program writes to standard output, a pipe, and what a terminal gets that is standard error."""
+    """Return the text on standard output, a pipe, and on standard error, a terminal, of a program."""
     ours, theirs = pty.openpty()
     terminal = bytearray()
 
@@ -161,7 +163,19 @@ def in_terminal(source, *arguments):
     return printed.decode(), terminal.decode()
 
 
-SOON = "from torchrl_rerun.cli import app, console; console.DELAY = 0.01; "
+AT_ONCE = """
+import types
+from torchrl_rerun.cli import app, console
+
+class Timer:
+    "A timer without delay."
+    def __init__(self, seconds, function):
+        self.start = function
+    def cancel(self): ...
+    def join(self): ...
+
+console.threading = types.SimpleNamespace(Timer=Timer)
+"""
 
 
 @pytest.mark.parametrize(
@@ -177,42 +191,56 @@ SOON = "from torchrl_rerun.cli import app, console; console.DELAY = 0.01; "
     ],
 )
 @pytest.mark.usefixtures("here")
-def test_what_takes_long_shows_a_bar(command, bars):
-    printed, terminal = in_terminal(SOON + "app()", *command.split())
+def test_a_long_command_shows_a_progress_bar(command, bars):
+    printed, terminal = in_terminal(AT_ONCE + "app()", *command.split())
     shown = [line for line in terminal.replace("\r", "\n").splitlines() if BAR in line]
-    for what in bars:
-        assert any(f"{what} {BAR}" in line and "0:00:0" in line for line in shown), terminal
+    for text in bars:  # a bar without a total moves, and may begin with a gap
+        assert any(re.search(rf"{re.escape(text)} +{BAR}.*0:00:0", line) for line in shown), terminal
     assert terminal.rindex("\x1b[?25h") > terminal.rindex(BAR), "the cursor is back"
     assert printed
     assert not {BAR, "\x1b"} & set(printed)
 
 
 @pytest.mark.usefixtures("here")
-def test_no_bar_where_there_is_no_terminal(monkeypatch):
+def test_without_a_terminal_no_progress_bar_is_shown(monkeypatch):
     monkeypatch.setattr(console, "DELAY", 0.0)
     done = CliRunner().invoke(app, ["query", "run.rrd", "length > 0 AND env = 0"])
-    assert done.stderr == f"{len(load('run.rrd'))} row{'s' * (len(load('run.rrd')) > 1)}\n"
+    rows = len(episodes_in("run.rrd"))
+    assert done.stderr == f"{rows} row{'s' * (rows > 1)}\n"
 
 
-def test_no_bar_for_what_is_soon_over():
-    source = "from torchrl_rerun.cli.console import *; print(len([*show_progress(range(9), 9, 'quick')]))"
-    assert in_terminal(source) == ("9\n", "")
+def test_a_short_command_shows_no_progress_bar():
+    source = "from torchrl_rerun.cli import console; console.DELAY = 1000.0; "
+    assert in_terminal(source + "print(len([*console.show_progress(range(9), 9, 'quick')]))") == ("9\n", "")
 
 
-def test_a_bar_comes_before_the_first_item():
-    """And of what is done within something else its bar alone; it is gone when that is over."""
+def test_a_progress_bar_appears_before_the_first_item():
+    """A bar within another one replaces it. The bar is cleared at the end."""
     source = """
-import time, sys
-def slow():
-    for _ in range(2):
-        time.sleep(0.4)
+import sys, time
+class Terminal:
+    "Standard error, with a copy of the text that was written to it."
+    said = ""
+    file = sys.stderr  # Rich replaces `sys.stderr` while it shows a bar
+    def write(self, text):
+        self.said += text
+        return self.file.write(text)
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+console.messages.file = terminal = Terminal()
+def wait_for(text):
+    while text not in terminal.said:
+        time.sleep(0.01)
+def items():
+    for shown in ("inner", "50%"):
+        wait_for(shown)
         yield
 with console.show_status("outer"):
-    time.sleep(0.4)
-    for number, _ in enumerate(console.show_progress(slow(), 2, "inner")):
+    wait_for("outer")
+    for number, _ in enumerate(console.show_progress(items(), 2, "inner")):
         console.messages.print(f"item {number}")
 """
-    _, terminal = in_terminal(SOON.replace("; ", "\n") + source)
+    _, terminal = in_terminal(AT_ONCE + source)
     lines = terminal.replace("\r", "\n").splitlines()
     assert not any("outer" in line and "inner" in line for line in lines)
     at = [terminal.index(said) for said in ("outer", "inner", "item 0", "50%", "item 1")]

@@ -1,4 +1,4 @@
-"""Runs beside one another: in a table, and in the real viewer."""
+"""Comparisons of runs: as a table, and in the real viewer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixe
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Whole runs of two CartPoles with pictures, and folders of episodes of known lengths."""
+    """Record whole runs of two CartPoles with pictures, and folders of episodes of known lengths."""
     folder = tmp_path_factory.mktemp("runs")
     for number, name in enumerate(("before", "after")):
         env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(folder / f"{name}.rrd"))
@@ -66,8 +66,8 @@ def test_returns_and_lengths_are_of_episodes_that_ended():
     assert "goal" not in found
 
 
-def test_how_many_episodes_are_left_out_is_beside_the_means_and_so_is_the_mean_of_all():
-    """Twelve rollouts, most of which were cut at 200 steps: the few that ended say little of the others."""
+def test_means_come_with_the_number_of_interrupted_episodes_and_the_mean_of_all():
+    """Most of twelve rollouts were cut at 200 steps: the few that ended are not typical."""
     ended = [Episode(0, number, 41.1, 41, terminated=True) for number in range(2)]
     cut = [Episode(0, number, 104.7, 200, interrupted=True) for number in range(2, 12)]
     found = summarize_episodes([*ended, *cut])
@@ -75,7 +75,7 @@ def test_how_many_episodes_are_left_out_is_beside_the_means_and_so_is_the_mean_o
     assert found["return of all"] == pytest.approx(94.1)
 
 
-def test_where_no_episode_ended_all_count():
+def test_interrupted_episodes_count_if_no_episode_ended():
     found = summarize_episodes([Episode(0, number, 90.0 + number, 200, interrupted=True) for number in range(3)])
     assert (found["return"], found["return of all"], found["length"]) == (91.0, 91.0, 200)
     assert (found["left out (interrupted)"], found["interrupted"]) == (0, 1)
@@ -83,7 +83,7 @@ def test_where_no_episode_ended_all_count():
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
-    """A folder of rollouts that are cut short, and one in which some end."""
+    """Record a folder of rollouts that are all cut short, and a folder in which some end."""
     folder = tmp_path_factory.mktemp("cut")
     for name, steps in (("all", 1), ("some", 3)):
         env = GymWrapper(Lengths(2)).append_transform(RerunRecorder(folder / name, split="episode"))
@@ -93,7 +93,7 @@ def cut(tmp_path_factory):
     return folder
 
 
-def test_the_command_says_how_many_episodes_were_interrupted(cut):
+def test_the_command_prints_the_number_of_interrupted_episodes(cut):
     some = [each.properties for each in load(cut / "some")]
     ended = [each for each in some if not each.interrupted]
     assert 0 < len(ended) < len(some)
@@ -112,7 +112,7 @@ def test_the_command_says_how_many_episodes_were_interrupted(cut):
 
 
 @pytest.mark.parametrize(("option", "choose"), [("--best", max), ("--worst", min)])
-def test_the_best_and_the_worst_are_of_episodes_that_ended_and_what_is_left_out_is_said(cut, tmp_path, option, choose):
+def test_best_and_worst_leave_out_interrupted_episodes_and_say_so(cut, tmp_path, option, choose):
     out = tmp_path / "both.rrd"
     done = compare(cut / "all", cut / "some", "--no-view", "-o", out, option)
     assert done.exit_code == 0, done.stderr
@@ -126,7 +126,7 @@ def test_the_best_and_the_worst_are_of_episodes_that_ended_and_what_is_left_out_
     assert f"ranking of {cut}/some: {4 - len(lengths)} episode" in done.stderr
 
 
-def test_what_isnt_known_has_no_mean_and_no_difference():
+def test_unknown_returns_have_no_mean_and_no_difference():
     known, unknown = (
         summarize_episodes([Episode(0, 0, 1.0, 10, terminated=True)]),
         summarize_episodes([Episode(0, 0, float("nan"), 10)]),
@@ -138,7 +138,7 @@ def test_what_isnt_known_has_no_mean_and_no_difference():
     assert summarize_episodes([])["length"] is None
 
 
-def test_the_command_tells_what_runs_came_to(runs):
+def test_the_command_prints_the_means_of_runs(runs):
     done = compare(runs / "before", runs / "after", "--json", "--no-view")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
@@ -156,7 +156,7 @@ def test_the_command_tells_what_runs_came_to(runs):
 # --- the recording ---
 
 
-def test_whole_runs_are_below_a_letter_each_row_for_row(runs, tmp_path):
+def test_a_comparison_holds_all_rows_of_each_run_below_a_letter(runs, tmp_path):
     out = tmp_path / "both.rrd"
     write_comparison(open_runs([runs / "before.rrd", runs / "after.rrd"]), out)
     paths = entities(out)
@@ -173,7 +173,7 @@ def test_whole_runs_are_below_a_letter_each_row_for_row(runs, tmp_path):
 
 
 def ranges_in(path):
-    """Between which values plots are, as a file's layout says."""
+    """Return the ranges of plots in the layout of a file."""
     reader = RrdReader(path)
     [layout] = reader.blueprints()
     batches = [chunk.to_record_batch() for chunk in reader.stream(store=layout)]
@@ -184,10 +184,10 @@ def ranges_in(path):
     ]
 
 
-def test_both_sides_are_between_the_same_values(runs, tmp_path):
+def test_plots_of_both_runs_have_equal_ranges(runs, tmp_path):
     files = [runs / "before.rrd", runs / "after.rrd"]
     write_comparison(open_runs(files), tmp_path / "both.rrd")
-    seen = {"observation": [], "reward": [], "return": [0.0]}  # a return begins there
+    seen = {"observation": [], "reward": [], "return": [0.0]}  # a return starts at 0
     for each in [episode for file in files for episode in load(file)]:
         seen["observation"] += each["observation"].flatten().tolist()
         seen["reward"] += each["reward"].flatten().tolist()
@@ -199,7 +199,7 @@ def test_both_sides_are_between_the_same_values(runs, tmp_path):
     assert np.allclose(found, sorted([*margins] * 4))
 
 
-def test_of_folders_one_episode_is_chosen(runs, tmp_path):
+def test_a_comparison_of_folders_shows_one_episode_of_each(runs, tmp_path):
     for options, choose in (((), lambda lengths: lengths[-1]), (("--best",), max), (("--worst",), min)):
         out = tmp_path / "both.rrd"
         done = compare(runs / "before", runs / "after", "--no-view", "-o", out, "--overwrite", *options)
@@ -209,8 +209,8 @@ def test_of_folders_one_episode_is_chosen(runs, tmp_path):
             assert rows == choose(lengths)
 
 
-def test_the_viewer_shows_both(runs, tmp_path, viewer):
-    """Here one episode beside a whole run."""
+def test_the_viewer_shows_both_runs_without_errors(runs, tmp_path, viewer):
+    """One episode beside a whole run."""
     write_comparison(open_runs([runs / "before", runs / "after.rrd"]), tmp_path / "both.rrd")
     views = opened(viewer, tmp_path / "both.rrd", 10)
     names = {view.name for view in views}
@@ -218,7 +218,7 @@ def test_the_viewer_shows_both(runs, tmp_path, viewer):
     assert not trouble(views)
 
 
-def test_what_cant_be_compared_is_said(runs, tmp_path):
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path):
     out = tmp_path / "there.rrd"
     out.write_bytes(b"mine")
     for arguments, error in (

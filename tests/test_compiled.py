@@ -1,4 +1,4 @@
-"""Compiled environments: the recorder is called, and never looked into."""
+"""Compiled environments: the recorder is called, and never traced."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torchrl.envs import RewardSum, StepCounter, TransformedEnv
 
 from environments import Count
 from readback import hold_the_same
-from rebuilt import episodes_in, rollout_in
-from torchrl_rerun import RerunRecorder, load
+from rebuilt import episodes_in, rollout_in, steps_in
+from torchrl_rerun import RerunRecorder
 
 
 @pytest.fixture(autouse=True)
@@ -34,19 +34,20 @@ def recorded(tmp_path, name, compiled):
     env = make(tmp_path / name)
     rollout = rollout_of(compiled(env))
     env.close()
-    return rollout, load(tmp_path / name)
+    return rollout, rollout_in(tmp_path / name)
 
 
 @pytest.mark.parametrize(("backend", "warmup"), [("eager", None), ("aot_eager", 2), ("inductor", 2)])
-def test_the_recording_is_that_of_the_rollout_uncompiled(tmp_path, backend, warmup):
+def test_a_compiled_environment_records_the_rollout_of_the_uncompiled_one(tmp_path, backend, warmup):
     _, plain = recorded(tmp_path, "plain.rrd", lambda env: env)
     rollout, found = recorded(tmp_path, "compiled.rrd", lambda env: env.compile(backend=backend, warmup=warmup))
-    assert [each.properties.length for each in found] == [each.properties.length for each in plain] == [5, 5, 2]
-    assert hold_the_same(found.rollout(), plain.rollout())
-    assert torch.equal(found.rollout()["next", "observation"], rollout["next", "observation"])
+    for name in ("plain.rrd", "compiled.rrd"):
+        assert [each.length for each in episodes_in(tmp_path / name)] == [5, 5, 2]
+    assert hold_the_same(found, plain)
+    assert torch.equal(found["next", "observation"], rollout["next", "observation"])
 
 
-def test_a_compiled_step(tmp_path):
+def test_a_compiled_step_is_recorded(tmp_path):
     env = make(tmp_path / "run.rrd")
     step = torch.compile(env.step, backend="eager")
     data = env.reset()
@@ -56,7 +57,7 @@ def test_a_compiled_step(tmp_path):
     assert rollout_in(tmp_path / "run.rrd")["next", "observation"].flatten().tolist() == [1, 2, 3, 4]
 
 
-def test_flags_of_transforms_behind(tmp_path):
+def test_a_compiled_environment_records_flags_of_transforms_behind(tmp_path):
     env = (
         Count(9, truncates=True).append_transform(RerunRecorder(tmp_path / "run.rrd")).append_transform(StepCounter(4))
     )
@@ -78,8 +79,8 @@ ONE_GRAPH = {
 
 
 @pytest.mark.parametrize("how", ONE_GRAPH)
-def test_one_graph_is_refused_with_what_to_do(tmp_path, how):
-    """The environment goes on uncompiled, and so does its recording."""
+def test_fullgraph_is_refused_with_advice(tmp_path, how):
+    """The environment and its recording go on uncompiled."""
     env = make(tmp_path / "run.rrd")
     compiled, data = ONE_GRAPH[how](env), env.rand_action(env.reset())
     with pytest.raises(Exception, match=r"compile the environment without fullgraph=True, or record the rollouts"):
@@ -87,4 +88,4 @@ def test_one_graph_is_refused_with_what_to_do(tmp_path, how):
     env.eager()
     rollout = env.rollout(4)
     env.close()
-    assert hold_the_same(load(tmp_path / "run.rrd")[-1].tensordict(), rollout)
+    assert hold_the_same(list(steps_in(tmp_path / "run.rrd").values())[-1], rollout)

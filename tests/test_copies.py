@@ -1,4 +1,4 @@
-"""A copy of a recording beside it is the same recording once more, wherever its files lie."""
+"""Copies of a recording count as one recording, in any folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_recorded(path, shift):
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
-    """A folder of episodes; a run of two environments in parts; and one of two workers, each in a folder."""
+    """Record a folder of episodes, a run of two environments in parts, and a run of two workers, each in a folder."""
     folder = tmp_path_factory.mktemp("originals")
     env = SerialEnv(2, [functools.partial(lengths, shift) for shift in range(2)])
     env = env.append_transform(RerunRecorder(folder / "episodes", split="episode", image_format="png"))
@@ -70,7 +70,7 @@ def folder(request, originals, tmp_path):
 
 
 def copied(folder):
-    """Copies beside the originals, under names that come before and after theirs, and in folders."""
+    """Copy the originals to names that sort before and after theirs, and into folders."""
     files = sorted(folder.rglob("*.rrd"))
     for file in files:
         shutil.copy(file, file.with_name(f"Copy of {file.name}"))
@@ -85,7 +85,7 @@ def known(folder):
     return [(each.properties, each.files, each.tensordict()) for each in load(folder)]
 
 
-def test_a_recording_counts_once_however_many_copies_of_it_there_are(folder):
+def test_a_recording_with_copies_counts_once(folder):
     wanted, rollout = known(folder), load(folder).rollout(["reward"])
     files = copied(folder)
     with pytest.warns(UserWarning, match=COPY) as warned:
@@ -116,7 +116,7 @@ def test_every_command_counts_a_recording_once(folder, tmp_path):
         assert asked() == wanted
 
 
-def test_videos_and_comparisons_are_of_one_recording(originals, tmp_path):
+def test_videos_and_comparisons_ignore_copies(originals, tmp_path):
     folder = shutil.copytree(originals / "run", tmp_path / "run")
     wanted = [(video.path.name, video.tracks[0].files) for video in videos_of(folder)]
     write_comparison(open_runs([folder, folder]), tmp_path / "before.rrd")
@@ -131,7 +131,7 @@ def test_videos_and_comparisons_are_of_one_recording(originals, tmp_path):
     assert before == after
 
 
-def test_ls_counts_an_episode_once_and_says_which_files_are_copies(originals, tmp_path):
+def test_ls_counts_an_episode_once_and_names_its_copies(originals, tmp_path):
     folder = shutil.copytree(originals / "episodes", tmp_path / "episodes")
     wanted = CliRunner().invoke(app, ["ls", str(folder)])
     files = copied(folder)
@@ -145,7 +145,7 @@ def test_ls_counts_an_episode_once_and_says_which_files_are_copies(originals, tm
 
 @pytest.mark.parametrize("place", ["episodes", "run"])
 @pytest.mark.parametrize("which", ["original", "copy"])
-def test_of_a_torn_copy_and_a_whole_one_the_whole_one_counts(originals, tmp_path, place, which):
+def test_a_whole_copy_is_preferred_to_a_torn_one(originals, tmp_path, place, which):
     folder = shutil.copytree(originals / place, tmp_path / place)
     wanted = known(folder)
     original = min(folder.iterdir())
@@ -161,8 +161,8 @@ def test_of_a_torn_copy_and_a_whole_one_the_whole_one_counts(originals, tmp_path
     ] == [(properties, True) for properties, _, _ in wanted]
 
 
-def test_what_was_written_anew_is_the_same_recording(originals, tmp_path):
-    """By a repair of what was torn, or by Rerun's own commands."""
+def test_a_recording_that_was_rewritten_counts_as_a_copy(originals, tmp_path):
+    """`repair` of a torn file and Rerun's own commands rewrite recordings."""
     folder = shutil.copytree(originals / "run", tmp_path / "run")
     wanted, original = known(folder), folder / "run.rrd"
     (folder / "torn.rrd").write_bytes(original.read_bytes()[:-100])
@@ -177,8 +177,8 @@ def test_what_was_written_anew_is_the_same_recording(originals, tmp_path):
     assert [each.properties for each in found] == [properties for properties, _, _ in wanted]
 
 
-def test_two_recordings_of_the_same_numbers_are_two(originals, tmp_path, recwarn):
-    """After a restart episodes come again; and a user may call two runs the same."""
+def test_two_recordings_with_equal_ids_or_episode_numbers_are_two(originals, tmp_path, recwarn):
+    """Episode numbers come again after a restart, and a user may give two runs one id."""
     folder = shutil.copytree(originals / "episodes", tmp_path / "episodes")
     for number in range(2):
         env = GymWrapper(Lengths(number)).append_transform(
@@ -198,7 +198,7 @@ def test_two_recordings_of_the_same_numbers_are_two(originals, tmp_path, recwarn
     assert not [each for each in recwarn if re.search(COPY, str(each.message))]
 
 
-def test_copies_of_the_parts_of_an_unfinished_episode(tmp_path):
+def test_copies_of_parts_of_an_unfinished_episode_count_once(tmp_path):
     for number, length in enumerate((10, 20)):
         path = write_episode(
             tmp_path / "run", episode(4, float(length), length, interrupted=True), suffix=f".part_{number}"
@@ -214,7 +214,7 @@ def test_the_same_file_given_twice_is_no_copy(originals, recwarn):
     assert not [each for each in recwarn if re.search(COPY, str(each.message))]
 
 
-def test_a_torn_episode_that_is_nowhere_whole_is_named(originals, tmp_path):
+def test_a_torn_episode_without_a_whole_copy_is_named(originals, tmp_path):
     folder = shutil.copytree(originals / "episodes", tmp_path / "episodes")
     file = min(folder.iterdir())
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 4])

@@ -1,4 +1,4 @@
-"""A source that is damaged or hostile costs one line that names it, and nothing that was recorded before."""
+"""Damaged or hostile sources: an error names the file in one line, and earlier recordings stay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torchrl.envs import GymEnv
 from typer.testing import CliRunner
 
 from interrupts import interrupted
-from torchrl_rerun import RecordingError, RerunRecorder, load, replay
+from readback import read
+from rebuilt import episodes_in, rollout_in, steps_in
+from torchrl_rerun import RecordingError, RerunRecorder, replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.stored.trajectories import Trajectory
 
@@ -43,7 +45,7 @@ def written(path, **options):
 
 
 def flipped(path, name):
-    """A byte of an array's last part is another one."""
+    """Change a byte in the last part of an array."""
     content = bytearray(path.read_bytes())
     if path.suffix == ".npz":
         values = np.ascontiguousarray(arrays()[name]).tobytes()
@@ -69,23 +71,23 @@ def source(request, tmp_path):
     return written(tmp_path / f"source.{request.param}")
 
 
-# --- what is damaged ---
+# --- damages ---
 
 
 @pytest.mark.parametrize("name", ["obs", "actions", "rewards", "dones"])
-def test_a_damaged_array_that_is_needed_refuses_its_file(name, source, path):
+def test_a_file_with_a_damaged_required_array_is_refused(name, source, path):
     flipped(source, name)
     assert refused(source, path).startswith(f"not replayed: {source}: {name!r} can't be read: ")
     assert os.listdir(path.parent) == [source.name]
 
 
-def test_another_damaged_array_is_left_out_by_name(source, path):
+def test_a_damaged_optional_array_is_left_out_with_a_warning(source, path):
     flipped(source, "infos/level")
     with pytest.warns(UserWarning, match=rf"{source.name}: left out infos/level \("):
         replayed = replay(source, path)
     assert "infos/level" not in replayed.array_keys
-    assert ("infos", "level") not in load(path).keys()
-    assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
+    assert ("infos", "level") not in read(path).keys()
+    assert rollout_in(path)["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
 
 
 def with_header(path, name, shape, payload=b"", **others):
@@ -97,17 +99,17 @@ def with_header(path, name, shape, payload=b"", **others):
 
 
 @pytest.mark.parametrize("shape", [(10**13,), (10**13, 2), (2, 10**13), (-1,), (10**13, 0)], ids=str)
-def test_a_header_that_claims_more_than_there_is_allocates_nothing(shape, path, tmp_path):
+def test_a_header_that_claims_too_much_data_allocates_nothing(shape, path, tmp_path):
     with_header(tmp_path / "huge.npz", "obs", shape)
     assert str(tmp_path / "huge.npz") in refused(tmp_path / "huge.npz", path)
     with_header(tmp_path / "other.npz", "values", shape, **arrays())
     with pytest.warns(UserWarning, match=r"other\.npz: left out values \("):
         replay(tmp_path / "other.npz", path)
-    assert len(load(path)) == 4
+    assert [each.length for each in episodes_in(path)] == [100] * 4
 
 
-def test_a_directory_that_claims_more_than_could_be_packed_is_refused(path, tmp_path):
-    """Its header agrees with it: 40 GB in a few hundred bytes."""
+def test_a_zip_directory_that_claims_impossible_sizes_is_refused(path, tmp_path):
+    """Directory and header agree on 40 GB in a few hundred bytes."""
     with_header(tmp_path / "bomb.npz", "obs", (10**10,))
     content = bytearray((tmp_path / "bomb.npz").read_bytes())
     at = content.rindex(b"PK\x01\x02")
@@ -116,7 +118,7 @@ def test_a_directory_that_claims_more_than_could_be_packed_is_refused(path, tmp_
     assert "bomb.npz" in refused(tmp_path / "bomb.npz", path)
 
 
-def test_rows_that_were_never_written_are_no_zeros(path, tmp_path):
+def test_rows_that_were_never_written_are_not_read_as_zeros(path, tmp_path):
     with h5py.File(tmp_path / "hole.hdf5", "w") as file:
         file["obs"], file["actions"] = np.ones((N, 2)), np.ones((N, 1))
         file.create_dataset("rewards", (N,), "f4", chunks=(100,))[:200] = 1
@@ -130,7 +132,7 @@ def test_rows_that_were_never_written_are_no_zeros(path, tmp_path):
         replay(tmp_path / "hole.hdf5", path)
 
 
-def test_links_that_lead_nowhere_or_back_are_named(path, tmp_path, monkeypatch):
+def test_dangling_and_circular_links_are_named(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.arange(50, dtype="f4").tofile("short.bin")
     with h5py.File("links.hdf5", "w") as file:
@@ -152,10 +154,10 @@ def test_links_that_lead_nowhere_or_back_are_named(path, tmp_path, monkeypatch):
     said = " ".join(str(each.message) for each in warned)
     for name in "dangling", "elsewhere", "outside", "missing", "virtual", "infos/up":
         assert f"{name} (" in said
-    assert [each["observation", "eef"][0, 0].item() for each in load(path)] == [0, 1], "each once"
+    assert [each["observation", "eef"][0, 0].item() for each in steps_in(path).values()] == [0, 1], "each once"
 
 
-def test_an_observation_behind_a_dangling_link_refuses_the_file(path, tmp_path):
+def test_a_file_with_a_dangling_link_for_its_observation_is_refused(path, tmp_path):
     with h5py.File(tmp_path / "links.hdf5", "w") as file:
         file["actions"], file["obs"] = np.ones((N, 1)), h5py.SoftLink("/nowhere")
     assert "'obs' can't be read: a link to /nowhere" in refused(tmp_path / "links.hdf5", path)
@@ -180,7 +182,7 @@ def test_a_file_that_ends_too_early_is_named(source, path):
         assert source.name in refused(source, path)
 
 
-# --- what is replaced ---
+# --- replacing earlier recordings ---
 
 
 def tree(folder):
@@ -195,7 +197,7 @@ def sink(tmp_path, split):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_damaged_source_costs_nothing_that_was_there(split, source, tmp_path):
+def test_a_damaged_source_leaves_earlier_recordings_unchanged(split, source, tmp_path):
     out = sink(tmp_path, split)
     replay(source, out, split=split)
     (tmp_path / "out" / "note.txt").write_text("mine")
@@ -207,7 +209,7 @@ def test_a_damaged_source_costs_nothing_that_was_there(split, source, tmp_path):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_damaged_source_leaves_nothing_where_nothing_was(split, source, tmp_path):
+def test_a_damaged_source_leaves_no_files(split, source, tmp_path):
     flipped(source, "rewards")
     with pytest.raises(ValueError, match=source.name):
         replay(source, sink(tmp_path, split), split=split)
@@ -215,7 +217,7 @@ def test_a_damaged_source_leaves_nothing_where_nothing_was(split, source, tmp_pa
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_ctrl_c_costs_nothing_that_was_there(split, source, tmp_path):
+def test_ctrl_c_leaves_earlier_recordings_unchanged(split, source, tmp_path):
     out = sink(tmp_path, split)
     replay(source, out, split=split)
     before = tree(tmp_path / "out")
@@ -226,7 +228,7 @@ def test_ctrl_c_costs_nothing_that_was_there(split, source, tmp_path):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_whole_source_replaces_all_that_an_earlier_run_recorded(split, source, tmp_path):
+def test_a_whole_source_replaces_all_files_of_an_earlier_run(split, source, tmp_path):
     out = sink(tmp_path, split)
     replay(source, out, split=split)
     names = sorted(os.listdir(tmp_path / "out"))
@@ -234,13 +236,13 @@ def test_a_whole_source_replaces_all_that_an_earlier_run_recorded(split, source,
     with pytest.raises(FileExistsError):
         replay(tmp_path / "short.pt", out, split=split)
     replayed = replay(tmp_path / "short.pt", out, split=split, overwrite=True)
-    assert [each.properties.length for each in load(out)] == [3]
+    assert [each.length for each in episodes_in(out)] == [3]
     assert sorted(os.listdir(tmp_path / "out")) == names, "nothing is left aside"
     assert replayed.path == (out / "dump_000000.rrd" if split == "dump" else out)
     assert replayed.path.exists()
 
 
-def test_parts_of_an_earlier_recording_go_with_it(source, path):
+def test_parts_of_a_replaced_recording_are_removed(source, path):
     replay(source, path)
     part = path.with_name("run.part_1.rrd")
     part.write_bytes(path.read_bytes())
@@ -248,13 +250,13 @@ def test_parts_of_an_earlier_recording_go_with_it(source, path):
     assert not part.exists()
 
 
-def test_a_recording_is_replaced_by_what_was_made_of_it(source, path):
+def test_a_recording_may_be_replaced_by_its_own_replay(source, path):
     replay(source, path)
     replay(path, path, overwrite=True)
-    assert load(path).rollout()["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
+    assert rollout_in(path)["observation"].numpy().tobytes() == arrays()["obs"].tobytes()
 
 
-def test_what_another_recorder_writes_is_not_replaced(source, path, tmp_path):
+def test_a_file_of_another_recorder_is_not_replaced(source, path, tmp_path):
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
     env.rollout(3)
     assert "is being written by another recorder" in refused_to_overwrite(source, path)
@@ -264,7 +266,7 @@ def test_what_another_recorder_writes_is_not_replaced(source, path, tmp_path):
     with pytest.raises(FileExistsError, match="is being written by another recorder"):
         replay(source, tmp_path / "runs", split="episode", overwrite=True)
     env.close()
-    assert [each.properties.length for each in load(path)] == [3]
+    assert [each.length for each in episodes_in(path)] == [3]
 
 
 def refused_to_overwrite(source, out):
@@ -273,7 +275,7 @@ def refused_to_overwrite(source, out):
     return done.stderr
 
 
-def test_a_disk_that_is_full_costs_nothing_that_was_there(source, path, monkeypatch):
+def test_a_full_disk_leaves_earlier_recordings_unchanged(source, path, monkeypatch):
     import resource
     import signal
 

@@ -1,4 +1,4 @@
-"""When an episode ends: the outermost flags decide, and all agents of all groups unless there is a flag at the root."""
+"""The end of an episode: the outermost flags decide. Without a flag at the root all agents must be done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UP, DOWN = [True], [False]
 
 
 def ends(count=1, **flags):
-    """Of each environment: ``"terminated"``, ``"truncated"``, both, or nothing. ``__`` in a name parts groups."""
+    """Return the ends by environment: ``"terminated"``, ``"truncated"``, both, or nothing. ``__`` separates groups."""
     given = {tuple(name.split("__")): np.array(values) for name, values in flags.items()}
     found = Endings(given).ended(given.get, count)
     if found is None:
@@ -49,15 +49,15 @@ def test_the_outermost_flags_decide(keys, wanted):
         ({"done": [DOWN], "agents__done": [[UP, UP]]}, ""),
     ],
 )
-def test_a_flag_at_the_root_ends_the_episode_and_says_how(flags, how):
+def test_a_flag_at_the_root_ends_the_episode(flags, how):
     assert ends(**flags) == [how]
 
 
-def test_agents_that_are_done_apart_end_the_episode_together():
+def test_an_episode_ends_when_all_agents_of_a_group_are_done():
     assert ends(2, agents__done=[[UP, UP], [UP, DOWN]]) == ["terminated", ""]
 
 
-def test_all_groups_must_be_done():
+def test_an_episode_ends_when_all_groups_are_done():
     assert ends(2, red__done=[[UP], [UP]], blue__done=[[UP], [DOWN]]) == ["terminated", ""]
 
 
@@ -66,5 +66,5 @@ def test_a_group_whose_flag_is_missing_is_not_done():
     assert Endings([("red", "done"), ("blue", "done")]).ended(flags.get, 1) is None
 
 
-def test_environments_end_each_by_its_own_flags():
+def test_each_environment_ends_by_its_own_flags():
     assert ends(3, done=[UP, DOWN, UP], truncated=[DOWN, DOWN, UP]) == ["terminated", "", "truncated"]

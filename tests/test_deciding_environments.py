@@ -1,4 +1,4 @@
-"""Which environments are recorded: what `logged_envs` names, and what is recorded if it names none."""
+"""Environments that are recorded: by `logged_envs`, or by default."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_environments_are_named_by_indices_slices_or_all(logged_envs, envs, want
 
 
 @pytest.mark.parametrize("logged_envs", [4, -5, [0, 4], slice(4, 9)])
-def test_an_index_that_is_out_of_range_is_an_error_that_says_how_many_there_are(logged_envs):
+def test_an_index_out_of_range_is_an_error_with_the_number_of_environments(logged_envs):
     with pytest.raises(IndexError, match="there are 4 environments, 0 to 3"):
         resolve_envs(logged_envs, 4)
 
 
-def test_of_a_single_environment_the_error_says_so():
+def test_an_index_out_of_range_of_a_single_environment_is_an_error():
     with pytest.raises(IndexError, match="there is 1 environment, 0"):
         resolve_envs(1, 1)
 
@@ -50,11 +50,11 @@ def test_of_a_single_environment_the_error_says_so():
         (0.5, TypeError, "pass indices, a slice, 'all' or None"),
     ],
 )
-def test_names_no_environment_can_have_are_refused_before_there_is_one(logged_envs, error, message):
+def test_invalid_logged_envs_are_refused_before_an_environment_exists(logged_envs, error, message):
     with pytest.raises(error, match=message):
         check_envs(logged_envs)
 
 
 @pytest.mark.parametrize("logged_envs", [None, "all", 0, -3, [5], slice(9), np.array([1])])
-def test_what_may_name_environments_is_let_through(logged_envs):
+def test_valid_logged_envs_are_accepted(logged_envs):
     check_envs(logged_envs)

@@ -1,4 +1,4 @@
-"""Where data goes: entity paths of keys, and files that belong to one run."""
+"""Entity paths of keys, and files that belong to one run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_rerun.rrd.runs import FOLDER_OF_WORKER, elsewhere, family, parts_of
 
 
 def path_of(*key, env=0, agents=(), agent=0):
-    """Where a key's numbers are recorded."""
+    """Return the entity path of a key of numbers."""
     shape = (len(agents), 3) if agents else (3,)
     stream = describe(Leaf(key, "float32", shape, agents=agents))
     assert isinstance(stream, Stream)
@@ -36,7 +36,7 @@ def test_a_key_is_a_path_below_its_environment(key, path):
     assert path_of(*key) == path
 
 
-def test_of_a_recording_of_one_environment_paths_have_no_environment():
+def test_paths_of_an_episode_file_have_no_environment():
     assert path_of("observation", env=None) == "/observation"
 
 
@@ -46,12 +46,12 @@ def test_each_agent_of_a_group_has_an_entity():
     assert paths == ["/env_3/agents/reward/red", "/env_3/agents/reward/blue"]
 
 
-def test_names_that_differ_in_what_must_be_escaped_have_different_paths():
+def test_names_that_differ_in_escaped_characters_have_different_paths():
     names = ["a/b", "a b", "a\\b", "a\nb", "a.b", "a"]
     assert len({path_of(name) for name in names}) == len(names)
 
 
-def test_no_two_streams_have_one_path():
+def test_streams_have_different_paths():
     paths_of_streams = EntityPaths(("batch",))
     stream = Stream(("a",), Scalars(), "float32", (1,))
     others = [dataclasses.replace(stream, key=key) for key in [("a",), ("a_2",), ("batch", "a")]]
@@ -59,7 +59,7 @@ def test_no_two_streams_have_one_path():
     assert paths == ["/env_0/a", "/env_0/a_2", "/env_0/a_2_2", "/env_0/batch_2/a"]
 
 
-def test_what_the_recorder_adds_makes_way_for_what_the_environment_has():
+def test_a_key_of_the_recorder_is_renamed_if_the_environment_has_it():
     assert free_key(("episode_return",), []) == ("episode_return",)
     assert free_key(("agents", "episode_return"), [("agents", "episode_return")]) == (
         "agents",
@@ -67,7 +67,7 @@ def test_what_the_recorder_adds_makes_way_for_what_the_environment_has():
     )
 
 
-def test_agents_of_one_name_get_numbers():
+def test_agents_with_equal_names_get_numbers():
     assert unlike(["a", "a", "a_2", "b"]) == ("a", "a_3", "a_2", "b")
 
 
@@ -79,7 +79,7 @@ def files(folder, *names):
     return folder
 
 
-def test_parts_and_resumed_files_belong_to_the_first_file(tmp_path):
+def test_parts_and_resumed_files_belong_to_their_first_file(tmp_path):
     ours = ["run.part_1.rrd", "run.part_10.rrd", "run.resumed_1.rrd", "run.resumed_1.part_1.rrd"]
     others = ["run.worker_0.rrd", "run2.rrd", "run.part_x.rrd", "run.part_1.mp4", "a.run.part_1.rrd", "run.rrd"]
     files(tmp_path, *ours, *others)
@@ -87,18 +87,18 @@ def test_parts_and_resumed_files_belong_to_the_first_file(tmp_path):
     assert parts_of(tmp_path / "nowhere" / "run.rrd") == []
 
 
-def test_a_name_with_characters_of_patterns_is_meant_as_it_is(tmp_path):
+def test_glob_characters_in_a_name_are_literal(tmp_path):
     files(tmp_path, "a[1]*.part_1.rrd", "a1x.part_1.rrd")
     assert [path.name for path in parts_of(tmp_path / "a[1]*.rrd")] == ["a[1]*.part_1.rrd"]
 
 
-def test_workers_of_a_run_are_told_by_their_files(tmp_path):
+def test_workers_of_a_run_are_found_by_their_files(tmp_path):
     files(tmp_path, "run.worker_0.rrd", "run.worker_2.part_1.rrd", "run.worker_10.rrd", "other.worker_5.rrd", "run.rrd")
     assert family(tmp_path / "run.worker_2.rrd") == [0, 2, 10]
     assert family(tmp_path / "run.rrd") == []
 
 
-def test_recordings_of_workers_are_elsewhere_for_the_folder_and_the_other_way_round(tmp_path):
+def test_recordings_in_worker_folders_and_in_the_run_folder_exclude_each_other(tmp_path):
     files(tmp_path, "run/worker_0/a.rrd", "run/worker_x/b.rrd", "run/c.rrd")
 
     def recordings(folder):

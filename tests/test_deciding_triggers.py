@@ -1,4 +1,4 @@
-"""Which frames are recorded: triggers, lengths and skipping decide, as in gymnasium's RecordVideo."""
+"""Frames that are recorded: by triggers, lengths and skipping, as in Gymnasium's RecordVideo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def selection(envs=1, **choice):
 
 
 def recorded(lengths, **choice):
-    """The frames that are recorded of one environment with episodes of these lengths: ``(episode, step in it)``."""
+    """Return the recorded frames of an environment with episodes of these lengths: ``(episode, step in it)``."""
     picks, step, found = selection(**choice), 0, []
     for episode, length in enumerate(lengths):
         if len(picks_of(picks.reset(None, np.array([episode])), 1)):
@@ -31,7 +31,7 @@ def recorded(lengths, **choice):
 
 
 def picks_of(rows, envs):
-    """The environments that rows stand for: None is all of them."""
+    """Return the environments of rows. None stands for all."""
     return list(range(envs)) if rows is None else rows.tolist()
 
 
@@ -49,11 +49,11 @@ def test_an_episode_trigger_records_whole_episodes():
     assert found == [(episode, t) for episode, t in everything([2, 3, 1, 2]) if episode % 2 == 1]
 
 
-def test_a_trigger_that_never_says_yes_records_nothing():
+def test_a_trigger_that_is_never_true_records_nothing():
     assert recorded([3, 3], episode_trigger=lambda episode: False) == []
 
 
-def test_a_step_trigger_records_from_the_outcome_of_its_step_to_the_end_of_the_episode():
+def test_a_step_trigger_records_from_the_result_of_its_step_to_the_end_of_the_episode():
     assert recorded([3, 4], step_trigger=lambda step: step == 4) == [(1, 2), (1, 3), (1, 4)]
 
 
@@ -84,7 +84,7 @@ def test_the_action_that_led_to_the_last_recorded_frame_belongs_to_the_frame_bef
     assert [picks_of(rows, 1) for rows in picks.step(None, 3, None)] == [[], []]
 
 
-def test_while_it_is_switched_off_nothing_is_recorded_and_triggers_are_not_asked():
+def test_a_recorder_that_is_off_records_nothing_and_calls_no_trigger():
     asked = []
     picks = selection(episode_trigger=lambda episode: asked.append(episode) or True)
     picks.switch(enabled=False)
@@ -103,7 +103,7 @@ def test_a_trigger_that_fails_records_and_warns_once():
     assert len(warned) == 1
 
 
-def test_environments_that_come_later_are_followed_too():
+def test_environments_that_are_added_later_are_recorded_too():
     picks = selection(1, skip=2)
     picks.reset(None, np.array([0]))
     picks.grow(3)
@@ -118,7 +118,7 @@ def test_environments_that_come_later_are_followed_too():
     st.none() | st.sets(st.integers(0, 30), max_size=4),
     st.integers(1, 4),
 )
-def test_whole_episodes_and_what_steps_start_are_those_of_plain_lists(lengths, episodes, steps, skip):
+def test_triggered_frames_equal_a_reference_on_plain_lists(lengths, episodes, steps, skip):
     wanted, step = [], 0
     for episode, length in enumerate(lengths):
         running = episode in episodes if episodes is not None else steps is None

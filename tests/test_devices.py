@@ -1,4 +1,4 @@
-"""Values on an accelerator: copied later, in order, and waited for before they are written."""
+"""Values on an accelerator: copied asynchronously, in order, and written after their transfer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICES = ["fake", pytest.param("cuda:0", marks=pytest.mark.skipif(not torch.cud
 
 
 class LateTransfers:
-    """Stands for an accelerator that is as slow as it can be: nothing arrives before it is waited for."""
+    """A fake accelerator that is as slow as possible: values arrive when they are waited for."""
 
     begun = waited = 0
 
@@ -65,7 +65,7 @@ def test_values_of_an_accelerator_are_recorded_bit_for_bit(path, device, logged_
     env = Simulator(4, device).append_transform(
         RerunRecorder(path, image_format="raw", logged_envs=logged_envs, buffer_bytes=200_000)
     )
-    env.base_env.seen.clear()  # what TorchRL tried out
+    env.base_env.seen.clear()  # values of TorchRL's trial step
     rollout = env.rollout(60, break_when_any_done=False).cpu()
     env.close()
     recording = read(path)
@@ -93,7 +93,7 @@ def _return(rollout, number):
     return last
 
 
-def test_nothing_is_written_before_it_has_arrived(path, monkeypatch):
+def test_values_are_written_after_their_transfer(path, monkeypatch):
     for module in (block, devices):
         monkeypatch.setattr(module, "Transfers", LateTransfers)
     monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
@@ -102,7 +102,7 @@ def test_nothing_is_written_before_it_has_arrived(path, monkeypatch):
     env = Simulator(4, "cpu").append_transform(recorder)
     env.rollout(10, break_when_any_done=False)
     recorder.dump()
-    waited = LateTransfers.waited  # for what is written by now
+    waited = LateTransfers.waited  # transfers of values that are written by now
     assert LateTransfers.begun > 50
     env.rollout(10, break_when_any_done=False)
     assert LateTransfers.waited == waited

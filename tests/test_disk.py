@@ -1,4 +1,4 @@
-"""The disk and the file are somebody else's: full, gone, cut off or locked, training goes on and `dump()` says so."""
+"""Disks that are full, and files that are removed, truncated or locked: training goes on, and `dump()` raises."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchrl_rerun.recording import missed
 from trainings import run
 
 PATH = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-"""Where the commands of this installation are found first."""
+"""PATH with this installation's commands first."""
 
 TRAIN = """
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=100_000, flush_seconds=0.05))
@@ -43,7 +43,7 @@ TRAIN = """
 
 
 def train(path, fault: str, steps: int = 500) -> tuple[list[str], str]:
-    """Training with a fault in the middle: what ``dump()`` and ``close()`` said, and all that was printed."""
+    """Train with a fault in the middle. Return the errors of ``dump()`` and ``close()``, and all output."""
     done = run(TRAIN.format(fault=fault, steps=steps), path)
     assert f"steps {steps}" in done.stdout
     return [line for line in done.stdout.splitlines() if "error" in line], done.stdout
@@ -58,8 +58,8 @@ FULL_DISK = """
 """
 
 
-def test_recording_goes_on_where_there_is_room_again(path):
-    """As the README says: after `close()`, in the next file."""
+def test_recording_goes_on_when_the_disk_has_room_again(path):
+    """The README's advice: after `close()` the next file is used."""
     code = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         try:
@@ -76,8 +76,8 @@ def test_recording_goes_on_where_there_is_room_again(path):
     assert 0 < len(read(path)["/env_0/reward"].values) < 50
 
 
-def test_dump_never_says_that_all_is_well_when_it_is_not(path):
-    """`close()` has said what was lost, once; `dump()` still does, since what it promises isn't so."""
+def test_dump_raises_after_every_loss(path):
+    """`close()` raises once for a loss. `dump()` raises each time, since its promise is broken."""
     code = """
         for call in (env.transform.close, env.transform.close, env.transform.dump, env.transform.dump):
             try:
@@ -89,7 +89,7 @@ def test_dump_never_says_that_all_is_well_when_it_is_not(path):
     assert run(FULL_DISK + code, path).stdout.split() == ["True", "nothing", "True", "True"]
 
 
-def test_a_full_disk(small_disk):
+def test_a_full_disk_is_an_error_and_earlier_frames_stay_readable(small_disk):
     path = small_disk / "run.rrd"
     errors, said = train(path, "", steps=2500)
     assert "warnings 1" in said
@@ -97,14 +97,14 @@ def test_a_full_disk(small_disk):
     for error in errors:
         assert "No space left on device" in error
         assert " 0 frames" not in error
-    whole = read(path)["/env_0/observation"]  # what was written until then is readable, and whole
+    whole = read(path)["/env_0/observation"]  # earlier frames are readable and complete
     assert whole.along("frame") == sorted(whole.along("frame"))
     assert max(whole.along("step")) >= 100
 
 
 @pytest.mark.parametrize("room", [60_000, 90_000, 110_000])
-def test_a_disk_that_is_full_when_the_layout_is_added(small_disk, room):
-    """The recording is whole without its layout, footer and all: half a layout isn't left in it."""
+def test_a_disk_that_is_full_at_the_layout_leaves_a_whole_recording(small_disk, room):
+    """The recording is complete without its layout, and has no half of one."""
     path = small_disk / "run.rrd"
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     env.rollout(50, break_when_any_done=False)
@@ -120,8 +120,8 @@ def test_a_disk_that_is_full_when_the_layout_is_added(small_disk, room):
     assert len(read(path)["/env_1/reward"].values) == 50
 
 
-def test_a_disk_that_is_full_when_the_footer_is_written(small_disk):
-    """All frames are there, the error says so, and what it says to do works."""
+def test_a_disk_that_is_full_at_the_footer_leaves_a_file_that_repair_completes(small_disk):
+    """All frames are in the file, and the advice of the error works."""
     path = small_disk / "the run.rrd"
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     env.rollout(50, break_when_any_done=False)
@@ -141,7 +141,7 @@ def test_a_disk_that_is_full_when_the_footer_is_written(small_disk):
     assert len(read(path)["/env_1/reward"].values) == 50
 
 
-def test_the_folder_is_deleted(tmp_path):
+def test_a_deleted_folder_is_an_error(tmp_path):
     path = tmp_path / "folder" / "run.rrd"
     errors, _ = train(path, "import shutil; shutil.rmtree(os.path.dirname(path))")
     assert len(errors) == 2
@@ -152,8 +152,8 @@ def test_the_folder_is_deleted(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 20_000])
-def test_the_file_is_cut_off(path, size):
-    """As `> run.rrd` does. What is written goes on at its place, and leaves a hole that nobody can read."""
+def test_a_truncated_file_is_an_error(path, size):
+    """Like `> run.rrd`. Later writes go on at their offset, and leave a hole that is not readable."""
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(100, break_when_any_done=False)
     env.transform.dump()
@@ -170,7 +170,7 @@ def test_the_file_is_cut_off(path, size):
         env.close()
 
 
-def test_another_file_takes_its_place(path):
+def test_a_replaced_file_is_an_error(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.dump()
@@ -182,8 +182,8 @@ def test_another_file_takes_its_place(path):
     assert path.read_bytes() == b"precious"
 
 
-def test_a_file_that_becomes_read_only(path):
-    """It is open already: it is written to its end."""
+def test_a_file_that_becomes_read_only_is_written_to_its_end(path):
+    """The file is open already."""
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.dump()
@@ -194,8 +194,8 @@ def test_a_file_that_becomes_read_only(path):
     assert len(read(path)["/env_0/reward"].values) == 10
 
 
-def test_a_file_that_nobody_may_write_to_any_more(path):
-    """Immutable (`chattr +i`): even what is open can't be written."""
+def test_a_file_that_becomes_immutable_is_an_error(path):
+    """Immutable (`chattr +i`) files can't be written even if they are open."""
     path.touch()
     try:
         subprocess.run(["chattr", "+i", path], check=True, capture_output=True)
@@ -215,7 +215,7 @@ def test_a_file_that_nobody_may_write_to_any_more(path):
     assert max(read(path)["/env_0/reward"].along("step")) >= 100
 
 
-def test_a_folder_that_becomes_read_only(path):
+def test_a_recording_in_a_folder_that_becomes_read_only_is_whole(path):
     if os.getuid() == 0:
         pytest.skip("root may write everywhere")
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
@@ -230,7 +230,7 @@ def test_a_folder_that_becomes_read_only(path):
     assert len(read(path)["/env_0/reward"].values) == 5
 
 
-def test_a_closed_recording_that_cannot_go_on(path):
+def test_a_closed_recording_without_a_place_for_its_next_part_loses_frames_and_training_goes_on(path):
     """Training goes on after close() though there is no place for the next part."""
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
@@ -253,8 +253,8 @@ def assert_counts(recorder, **counts) -> None:
     assert {name: stats[name] for name in counts} == counts
 
 
-def test_a_closed_recording_that_goes_on_later(path, monkeypatch):
-    """Not each step tries again. What was not recorded is counted, and what is recorded then is where it would have been."""
+def test_a_closed_recording_goes_on_when_its_next_part_has_a_place(path, monkeypatch):
+    """Retries are rare. Lost frames are counted, and later frames have the numbers that they would have had."""
     monkeypatch.setattr(missed, "RETRY_SECONDS", 1000.0)
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     env.rollout(5)
@@ -287,7 +287,7 @@ def test_a_closed_recording_that_goes_on_later(path, monkeypatch):
     assert [value.isnan().item() for value in part["/env_1/episode_return"].values] == [True] * 2 + [False] * 5
 
 
-def test_frames_of_another_batch_size_that_are_not_recorded(path):
+def test_lost_frames_of_another_batch_size_are_counted(path):
     recorder = RerunRecorder(path)
     recorder.log_rollout(SerialEnv(2, cartpole).rollout(5))
     recorder.close()

@@ -1,4 +1,4 @@
-"""The documentation: its examples run, its commands exist, and it becomes a site without a warning."""
+"""The documentation: examples run, commands exist, and the site is built without warnings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ of_each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.
 
 @of_each_page
 def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
-    """One after the other, as in one program."""
+    """Run the examples of a page in order, as one program."""
     monkeypatch.chdir(tmp_path)
     for example in examples(page):
         example.evaluate()
@@ -30,7 +30,7 @@ def test_examples_of_a_page_run(page, tmp_path, monkeypatch):
 
 @of_each_page
 def test_commands_of_a_page_exist(page):
-    """With the options that they are given: where one is unknown there is no help, but an error."""
+    """Ask each command for help with its options: an unknown option is an error."""
     for command in COMMAND.findall(page.read_text()):
         asked = CliRunner().invoke(app, [*shlex.split(command, comments=True)[1:], "--help"])
         assert asked.exit_code == 0, f"{command}\n{asked.output}"
@@ -46,7 +46,7 @@ def test_each_command_is_in_the_table_and_has_a_section():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """As `make docs` makes it; the tutorial is run."""
+    """Build the site like `make docs`, tutorial included."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-W", str(DOCS), str(folder)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -60,7 +60,7 @@ def test_site_has_every_page(site):
     assert {page for page in pages if "_build" not in page.parts} <= built
 
 
-def test_site_describes_all_that_is_public(site):
+def test_site_describes_all_public_names(site):
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     described = {name for kind in ("py:class", "py:exception", "py:function") for name in inventory.data[kind]}
     assert {f"torchrl_rerun.{name}" for name in torchrl_rerun.__all__} <= described
@@ -69,7 +69,7 @@ def test_site_describes_all_that_is_public(site):
 IMPORTED = re.compile(r"^ *from (torchrl_rerun[.\w]*) import (.+)$", re.MULTILINE)
 
 
-def test_site_describes_all_that_examples_import(site):
+def test_site_describes_all_names_that_examples_import(site):
     inventory = InventoryFile.loads((site / "objects.inv").read_bytes(), uri="")
     described = {name for kind in inventory.data for name in inventory.data[kind]}
     imported = {
@@ -82,12 +82,12 @@ def test_site_describes_all_that_examples_import(site):
     assert imported <= described
 
 
-def test_tutorial_is_kept_without_outputs():
+def test_tutorial_is_committed_without_outputs():
     cells = json.loads((DOCS / "tutorial.ipynb").read_text())["cells"]
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-def test_tutorial_shows_what_it_made(site):
+def test_tutorial_shows_its_results(site):
     tutorial = (site / "tutorial.html").read_text()
     assert "episodes failed; the worst of them:" in tutorial
     assert "failures/env_" in tutorial

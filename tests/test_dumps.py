@@ -1,4 +1,4 @@
-"""split="dump": a recording for what came between two dumps."""
+"""split="dump": a recording for the frames between two dumps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_each_dump_is_a_recording(folder):
     for _ in range(3):
         env.rollout(100)
         recorder.dump()
-    recorder.dump()  # nothing has come
+    recorder.dump()  # no frame has come
     env.rollout(100)
     env.close()
     assert names(folder) == [f"dump_00000{i}.rrd" for i in range(4)]
@@ -43,7 +43,7 @@ def test_each_dump_is_a_recording(folder):
     assert steps == [0, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 10, 11, 12]
 
 
-def test_names(folder):
+def test_a_dump_is_named_by_number_suffix_and_step(folder):
     recorder = RerunRecorder(folder, split="dump")
     env = GymWrapper(Lengths()).append_transform(recorder)
     for arguments in ({"suffix": "eval"}, {"step": 20}, {"suffix": "eval", "step": 30}, {}):
@@ -59,8 +59,7 @@ def test_names(folder):
     ]
 
 
-def test_dump_in_the_middle_of_an_episode(folder):
-    """It ends the recording, not the episode."""
+def test_a_dump_in_the_middle_of_an_episode_ends_the_recording_and_not_the_episode(folder):
     recorder = RerunRecorder(folder, split="dump")
     env = GymWrapper(Lengths()).append_transform(recorder)
     tensordict = env.reset()
@@ -75,14 +74,14 @@ def test_dump_in_the_middle_of_an_episode(folder):
     assert first["/env_0/observation"].along("episode_step") == [0, 1]
     assert third["/env_0/observation"].along("episode_step") == [3]
     assert third["/env_0/episode_return"].values[0].item() == 3
-    # What the policy did then belongs to the last frame of the recording before.
+    # The action belongs to the last frame of the recording before.
     assert second["/env_0/action"].along("frame") == [-1]
     assert second["/env_0/action"].along("episode_step") == [1]
     for each, action in zip((first, second, third), actions, strict=True):
         assert torch.equal(each["/env_0/action"].values[0], action)
 
 
-def test_in_a_batch_and_with_pictures(folder):
+def test_a_dump_of_a_batch_holds_its_pictures(folder):
     recorder = RerunRecorder(folder, split="dump", kinds={"observation": "tensor"})
     env = SerialEnv(3, lambda: GymWrapper(Lengths())).append_transform(recorder)
     for _ in range(2):
@@ -94,7 +93,7 @@ def test_in_a_batch_and_with_pictures(folder):
     assert [len(read(folder / name)["/env_2/observation"].values) for name in names(folder)] == [6, 5]
 
 
-def test_in_workers(folder):
+def test_each_worker_dumps_to_its_own_folder(folder):
     env = ParallelEnv(2, lambda: GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="dump")))
     env.rollout(6, break_when_any_done=False)
     env.close()
@@ -102,7 +101,7 @@ def test_in_workers(folder):
     assert names(folder / "worker_1") == ["dump_000000.rrd"]
 
 
-def test_a_folder_that_holds_dumps(folder):
+def test_a_folder_with_dumps_is_not_overwritten(folder):
     def make(**arguments):
         return GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="dump", **arguments))
 
@@ -116,13 +115,13 @@ def test_a_folder_that_holds_dumps(folder):
     assert len(names(folder)) == 3
     env = make(overwrite=True)
     env.reset()
-    assert len([name for name in names(folder) if not name.startswith(".")]) == 3  # nothing has come yet
+    assert len([name for name in names(folder) if not name.startswith(".")]) == 3  # no frame has come yet
     env.rollout(2)
     env.close()
     assert names(folder) == ["dump_000000.rrd"]
 
 
-def test_a_folder_for_whole_runs(folder):
+def test_a_folder_for_whole_runs_gets_a_file(folder):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder))
     env.rollout(2)
     env.close()
@@ -131,7 +130,7 @@ def test_a_folder_for_whole_runs(folder):
         RerunRecorder(folder)
 
 
-def test_after_a_collector(folder):
+def test_dumps_of_a_collector_are_a_file_for_each_batch(folder):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="dump"))
     recorder = env.transform
     collector = Collector(env, frames_per_batch=4, total_frames=12)
@@ -142,8 +141,8 @@ def test_after_a_collector(folder):
     assert names(folder) == ["dump_000000_batch_0.rrd", "dump_000001_batch_1.rrd", "dump_000002.rrd"]
 
 
-def test_a_suffix_that_names_no_file(path):
-    """Who calls ``dump`` as one calls ``VideoRecorder`` may pass anything."""
+def test_any_value_may_be_a_suffix(path):
+    """Code that was written for ``VideoRecorder`` may pass any suffix."""
     recorder = RerunRecorder(path)
     env = GymWrapper(Lengths()).append_transform(recorder)
     env.rollout(2)

@@ -1,4 +1,4 @@
-"""A layout is put into finished files in place: all of it or nothing, and what is recorded stays."""
+"""Layouts that are added to finished files in place: completely or not at all, and recorded data stays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LAYOUT = rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name="the rewa
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> bytes:
-    """A recording that has no layout yet."""
+    """Return the bytes of a recording without a layout."""
     path = tmp_path_factory.mktemp("finished") / "run.rrd"
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, blueprint=False))
     env.rollout(30, break_when_any_done=False)
@@ -39,7 +39,7 @@ def layout():
 
 
 class Slow(io.FileIO):
-    """A file that writes a few bytes at a time; it notes what is in it then, and may fail."""
+    """A file that writes a few bytes at a time, notes its content after each, and may fail."""
 
     def __init__(self, path, *, step: int, fails_at: int | None = None) -> None:
         super().__init__(path, "rb+")
@@ -85,7 +85,7 @@ def assert_rerun_verifies(path) -> None:
     assert "ERROR" not in done.stderr + done.stdout
 
 
-def test_the_layout_comes_behind_what_is_recorded(path, finished, layout):
+def test_a_layout_is_appended_to_the_recorded_data(path, finished, layout):
     path.write_bytes(finished)
     recorded = Footer.read(io.BytesIO(finished)).start
     add_layout(path, layout)
@@ -94,11 +94,11 @@ def test_the_layout_comes_behind_what_is_recorded(path, finished, layout):
     assert_rerun_verifies(path)
     assert_same_rows(path, finished, path.with_name("before.rrd"))
     assert RrdReader(path).store() is not None
-    assert repair(path) is None  # it is whole
+    assert repair(path) is None  # the file is complete
 
 
-def test_all_that_rerun_writes_reads_all_of_it(path, finished, layout):
-    """Those who don't use the footer, too: joining files goes through the messages one by one."""
+def test_rerun_merges_files_with_an_appended_layout(path, finished, layout):
+    """`rerun rrd merge` ignores the footer and reads the messages one by one."""
     path.write_bytes(finished)
     add_layout(path, layout)
     joined = path.with_name("joined.rrd")
@@ -107,7 +107,7 @@ def test_all_that_rerun_writes_reads_all_of_it(path, finished, layout):
     assert_same_rows(joined, finished, path.with_name("before.rrd"))
 
 
-def test_one_layout_is_for_many_files(path, finished, layout):
+def test_a_layout_may_be_added_to_several_files(path, finished, layout):
     longer = path.with_name("longer.rrd")
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(longer, blueprint=False))
     env.rollout(300, break_when_any_done=False)
@@ -119,8 +119,8 @@ def test_one_layout_is_for_many_files(path, finished, layout):
         assert_rerun_verifies(file)
 
 
-def test_nothing_else_comes_into_the_file(path, finished, layout):
-    """Rerun announces a recording with each layout, which would be shown as an empty one beside the other."""
+def test_no_other_recording_comes_with_a_layout(path, finished, layout):
+    """Rerun announces a recording with each layout. The viewer would show it as an empty recording."""
     path.write_bytes(finished)
     add_layout(path, layout)
     path.write_bytes(path.read_bytes()[: -TRAILER.size])  # without a footer, all messages are looked at
@@ -130,7 +130,7 @@ def test_nothing_else_comes_into_the_file(path, finished, layout):
 
 
 @pytest.mark.parametrize("step", [2500, 1 << 20])
-def test_whatever_a_kill_leaves_can_be_repaired(path, finished, layout, step):
+def test_a_file_that_is_killed_while_a_layout_is_added_can_be_repaired(path, finished, layout, step):
     path.write_bytes(finished)
     with Slow(path, step=step) as file:
         embedding._add(file, layout)
@@ -139,13 +139,13 @@ def test_whatever_a_kill_leaves_can_be_repaired(path, finished, layout, step):
     assert path.read_bytes() == file.states[-1]
     for state in file.states[:-1]:
         path.write_bytes(state)
-        assert repair(path) is not None  # it isn't taken for whole
+        assert repair(path) is not None  # the file doesn't count as complete
         assert_rerun_verifies(path)
         assert len(RrdReader(path).blueprints()) == 1
         assert_same_rows(path, finished, path.with_name("before.rrd"))
 
 
-def test_an_error_leaves_the_file_as_it_was(path, finished, layout):
+def test_an_error_leaves_the_file_unchanged(path, finished, layout):
     path.write_bytes(finished)
     with Slow(path, step=2500) as file:
         embedding._add(file, layout)
@@ -158,7 +158,7 @@ def test_an_error_leaves_the_file_as_it_was(path, finished, layout):
 
 
 @pytest.mark.parametrize("room", [0, 1, 5000])
-def test_no_room_for_the_layout(path, finished, layout, room):
+def test_a_disk_without_room_for_the_layout_leaves_the_file_unchanged(path, finished, layout, room):
     path.write_bytes(finished)
     source = f"""
 import resource, signal
@@ -179,7 +179,7 @@ except OSError as error:
     assert path.read_bytes() == finished
 
 
-def test_what_is_no_finished_file_is_left_alone(path, finished, layout):
+def test_a_file_that_is_not_finished_is_refused_and_unchanged(path, finished, layout):
     start = Footer.read(io.BytesIO(finished)).start
     elsewhere = bytearray(finished)
     elsewhere[-TRAILER.size : -TRAILER.size + 8] = (start + MESSAGE.size - 1).to_bytes(8, "little")
@@ -206,7 +206,7 @@ def test_what_is_no_finished_file_is_left_alone(path, finished, layout):
 
 
 def test_closing_adds_the_layout_in_place(path):
-    """To the very file that is recorded: a link stays a link, and who has it open has all of it."""
+    """The layout goes into the recorded file itself: links stay, and open file handles see the layout."""
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, blueprint=LAYOUT))
     env.rollout(5)
     env.transform.dump()
@@ -217,8 +217,8 @@ def test_closing_adds_the_layout_in_place(path):
     assert_has_layout(link)
 
 
-def test_a_layout_of_hundreds_of_views(path, finished):
-    """Numbers in the footer grow beyond one and two bytes."""
+def test_a_layout_may_have_hundreds_of_views(path, finished):
+    """Numbers in the footer need more than two bytes."""
     views = [rrb.TextDocumentView(origin=f"/{number}", name="the reward") for number in range(300)]
     path.write_bytes(finished)
     add_layout(path, encode(rrb.Blueprint(*views), "CartPole-v1"))
@@ -228,7 +228,7 @@ def test_a_layout_of_hundreds_of_views(path, finished):
     assert len(list(reader.stream(store=reader.blueprints()[0]))) > 600
 
 
-def test_the_checksum_is_the_one_that_rerun_writes(finished):
+def test_the_checksum_equals_that_of_rerun(finished):
     footer = Footer.read(io.BytesIO(finished))
     assert footer.encoded() == finished[footer.start :]
 
@@ -237,8 +237,8 @@ def same_layout(name="a") -> rrb.Blueprint:
     return rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name=name))
 
 
-def test_the_same_layout_is_encoded_once():
-    """Each leaves four of Rerun's threads and 2 MB behind: a training that makes recorders for days would end by it."""
+def test_equal_layouts_are_encoded_once():
+    """Each encoding leaks four threads of Rerun and 2 MB, which would add up over days of training."""
     layouts = embedding.EncodedLayouts()
     first = layouts.encode(same_layout(), "run")
     before = len(os.listdir("/proc/self/task"))
@@ -247,7 +247,7 @@ def test_the_same_layout_is_encoded_once():
     assert len(os.listdir("/proc/self/task")) <= before
 
 
-def test_another_layout_or_run_is_encoded_anew():
+def test_a_different_layout_or_run_is_encoded_again():
     layouts = embedding.EncodedLayouts(size=3)
     first = layouts.encode(same_layout(), "run")
     assert layouts.encode(same_layout(), "another") is not first
@@ -258,15 +258,15 @@ def test_another_layout_or_run_is_encoded_anew():
     assert layouts.encode(same_layout(), "run") is not first  # three are kept
 
 
-def test_a_layout_that_cannot_be_compared_is_encoded_all_the_same():
+def test_a_layout_that_cannot_be_compared_is_encoded():
     layout = same_layout()
     layout.root_container.lock = threading.Lock()
     layouts = embedding.EncodedLayouts()
     assert len(layouts.encode(layout, "run").chunks) == len(layouts.encode(same_layout(), "run").chunks)
 
 
-def test_what_the_user_logs_goes_on_after_a_layout_is_encoded(tmp_path):
-    """In a program of its own, with a stream that the program refers to and one that only Rerun knows."""
+def test_streams_of_the_user_go_on_after_a_layout_is_encoded(tmp_path):
+    """Run a program with a stream that it refers to, and a stream that only Rerun refers to."""
     program = f"""
 import rerun as rr
 from rerun.blueprint import Blueprint, TextDocumentView
@@ -285,7 +285,7 @@ own.log("after", rr.Scalars(1.0))
 
 
 def test_a_forked_process_encodes_layouts(tmp_path):
-    """Though its parent has streams whose threads no fork takes along."""
+    """A fork has none of the threads of its parent's streams."""
     program = f"""
 import os
 import rerun as rr

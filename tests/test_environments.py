@@ -1,4 +1,4 @@
-"""What is recorded equals what the rollout returns, for the environments that people use."""
+"""Recordings equal rollouts, for widely used environments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def record(env: EnvBase, path, steps: int = 40, **options):
 
 
 @pytest.mark.parametrize("envs", [1, 4])
-def test_cartpole_in_series(path, envs):
+def test_cartpole_in_series_is_recorded(path, envs):
     rollout, recorded = record(SerialEnv(envs, cartpole), path, 60)
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
     assert recorded.schema["env_name"] == "CartPole-v1"
@@ -38,22 +38,22 @@ def test_cartpole_in_series(path, envs):
     assert recorded.schema["batch_size"] == [envs]
 
 
-def test_a_single_environment_is_env_0(path):
+def test_a_single_environment_is_recorded_as_env_0(path):
     rollout, recorded = record(cartpole(), path, 60)
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
     assert recorded.schema["batch_size"] == []
     assert recorded.schema["envs"] == [0]
 
 
-def test_against_gymnasium_itself(path):
-    """The same seed and actions, stepped in gymnasium alone, a list per key."""
+def test_a_recording_equals_a_run_of_gymnasium_alone(path):
+    """Step Gymnasium alone with equal seed and actions, and compare lists of each key."""
     env = cartpole(categorical_action_encoding=True).append_transform(RerunRecorder(path))
     env.set_seed(7)
     rollout = env.rollout(50)
     env.close()
     recorded = read(path)
     plain = gymnasium.make("CartPole-v1")
-    plain.reset(seed=7)  # TorchRL seeds by a reset of its own
+    plain.reset(seed=7)  # TorchRL seeds by an extra reset
     observation, _ = plain.reset()
     observations, rewards, flags = [observation], [], [False]
     for action in rollout["action"].tolist():
@@ -70,7 +70,7 @@ def test_against_gymnasium_itself(path):
     assert recorded["/env_0/action"].along("frame") == list(range(len(rewards)))
 
 
-def test_parallel_with_pixels(path):
+def test_parallel_environments_with_pixels_are_recorded(path):
     rollout, recorded = record(ParallelEnv(2, pixel_cartpole), path, 25, image_format="png")
     of_rollout(rollout, observed=["pixels", *OBSERVED]).compare(recorded)
     assert recorded.kind("pixels") == "image"
@@ -79,7 +79,7 @@ def test_parallel_with_pixels(path):
 
 
 @pytest.mark.parametrize("image_format", ["raw", "png", "jpeg"])
-def test_image_formats(path, image_format):
+def test_pixels_are_recorded_in_each_image_format(path, image_format):
     rollout, recorded = record(pixel_cartpole(), path, 8, kinds={"pixels": Image(image_format)})
     reference = of_rollout(rollout, observed=["pixels", *OBSERVED])
     reference.compare(recorded, exact=image_format != "jpeg")
@@ -88,19 +88,19 @@ def test_image_formats(path, image_format):
         assert (value.float() - row.value.float()).abs().mean() < 1.0
 
 
-def test_pendulum_continuous_actions(path):
+def test_continuous_actions_are_recorded(path):
     rollout, recorded = record(SerialEnv(2, pendulum), path, 30)
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
     assert recorded.kind("action") == "scalars"
 
 
-def test_mujoco(path):
+def test_mujoco_is_recorded(path):
     rollout, recorded = record(GymEnv("HalfCheetah-v5"), path, 30)
     assert rollout["observation"].dtype == torch.float64
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
 
 
-def test_two_batch_dimensions(path):
+def test_two_batch_dimensions_are_recorded(path):
     env = SerialEnv(2, functools.partial(SerialEnv, 3, cartpole))
     rollout, recorded = record(env, path, 40)
     assert rollout.shape == (2, 3, 40)
@@ -109,21 +109,21 @@ def test_two_batch_dimensions(path):
     assert recorded.schema["envs"] == [0, 1, 2, 3, 4, 5]
 
 
-def test_vectorised_gym(path):
+def test_vectorized_gymnasium_is_recorded(path):
     rollout, recorded = record(GymEnv("CartPole-v1", num_envs=3), path, 60)
     assert rollout["next", "done"].any()
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
 
 
-def test_auto_reset_environment(path):
+def test_an_auto_reset_environment_is_recorded(path):
     env = AutoResettingCartPole("CartPole-v1", auto_reset=True, auto_reset_replace=True)
     rollout, recorded = record(env, path, 60)
     assert rollout["next", "observation"].isnan().any()
     of_rollout(rollout, observed=OBSERVED).compare(recorded)
 
 
-def test_agents_that_are_done_one_by_one(path):
-    """An environment has an episode, which goes on while any of its agents does; what they begin anew with are rows, too."""
+def test_agents_that_are_done_one_by_one_are_recorded(path):
+    """An episode goes on until all agents are done. The first observations after resets of agents are rows, too."""
     env = Herd().append_transform(RerunRecorder(path))
     rollout = env.rollout(12, break_when_any_done=False)
     env.close()
@@ -144,7 +144,7 @@ def test_agents_that_are_done_one_by_one(path):
     reference.compare(recorded)
 
 
-def test_natively_auto_resetting_environment(path):
+def test_a_natively_auto_resetting_environment_is_recorded(path):
     env = NativelyAutoResetting().append_transform(RerunRecorder(path))
     assert env._torchrl_native_autoreset
     following, moments = env.reset(), []
@@ -215,7 +215,7 @@ def test_every_dtype_and_kind_comes_back_bit_for_bit(path, batch):
         assert notes[f"/env_{env_index}/note"].values[0] == f"0: Zoë {env_index}"
 
 
-def test_labels_of_states(path):
+def test_states_are_recorded_with_labels(path):
     env = Zoo((1,)).append_transform(RerunRecorder(path, names={"one_hot": ["north", "east", "south", "west"]}))
     rollout = env.rollout(6, break_when_any_done=False)
     env.close()
@@ -227,13 +227,13 @@ def test_labels_of_states(path):
     assert shown == [["north", "east", "south", "west"][action] for action in actions]
 
 
-def test_pixels_rendered_by_a_transform(path):
+def test_pixels_of_a_transform_are_recorded(path):
     env = cartpole(render_mode="rgb_array").append_transform(PixelRenderTransform())
     rollout, recorded = record(env, path, 6, image_format="raw")
     of_rollout(rollout, observed=["pixels", *OBSERVED]).compare(recorded)
 
 
-def test_non_tensor_pixels_of_each_environment(path):
+def test_non_tensor_pixels_of_each_environment_are_recorded(path):
     make = functools.partial(cartpole, render_mode="rgb_array")
     env = SerialEnv(2, lambda: make().append_transform(PixelRenderTransform(as_non_tensor=True)))
     env = env.append_transform(RerunRecorder(path, image_format="png"))
@@ -264,7 +264,7 @@ def test_one_picture_of_a_whole_batch_is_recorded_once(path):
         assert all(same(*both) for both in zip(recorded[f"/env_{env}/count"].values, wanted, strict=True))
 
 
-def test_dictionary_observations(path):
+def test_dictionary_observations_are_recorded(path):
     space = gymnasium.spaces.Dict(
         camera=gymnasium.spaces.Box(0, 255, (16, 16, 3), np.uint8),
         arm=gymnasium.spaces.Dict(joints=gymnasium.spaces.Box(-1, 1, (3,), np.float32)),
@@ -290,7 +290,7 @@ def test_dictionary_observations(path):
     assert recorded.kind("action") == "state"
 
 
-def test_a_recorder_before_other_transforms_records_what_passes(path):
+def test_a_recorder_before_other_transforms_records_values_at_its_place(path):
     env = TransformedEnv(cartpole(), RerunRecorder(path)).append_transform(StepCounter(max_steps=7))
     with pytest.warns(UserWarning, match="'step_count' can't be seen"):
         rollout = env.rollout(20, break_when_any_done=False)
@@ -302,7 +302,7 @@ def test_a_recorder_before_other_transforms_records_what_passes(path):
     assert observed.along("episode")[-1] == sum(ends[:-1])
 
 
-def test_policy_outputs_are_recorded_where_the_policy_saw_them(path):
+def test_policy_outputs_are_recorded_at_the_frame_of_their_observation(path):
     env = cartpole().append_transform(RerunRecorder(path, in_keys=["observation", "action", "logits", "reward"]))
 
     def policy(tensordict):
@@ -315,7 +315,7 @@ def test_policy_outputs_are_recorded_where_the_policy_saw_them(path):
     of_rollout(rollout, observed=["observation"], acted=["action", "logits"]).compare(recorded)
 
 
-def test_logged_envs(path):
+def test_logged_envs_selects_environments(path):
     env = SerialEnv(5, cartpole)
     env = env.append_transform(RerunRecorder(path, logged_envs=[-1, 1]))
     rollout = env.rollout(40, break_when_any_done=False)
@@ -329,7 +329,7 @@ def test_logged_envs(path):
     assert {p.split("/")[1] for p in recorded.entities} == {"env_1", "env_4"}
 
 
-def test_without_a_choice_the_first_16_of_many_are_recorded(path):
+def test_the_first_16_of_many_environments_are_recorded_by_default(path):
     env = Zoo((100,)).append_transform(RerunRecorder(path, in_keys=["count"]))
     with pytest.warns(UserWarning, match="of 100 environments the first 16 are recorded"):
         env.rollout(3)
@@ -337,7 +337,7 @@ def test_without_a_choice_the_first_16_of_many_are_recorded(path):
     assert read(path).schema["envs"] == list(range(16))
 
 
-def test_partial_reset_by_hand(path):
+def test_partial_resets_by_hand_are_recorded(path):
     env = SerialEnv(3, pendulum).append_transform(RerunRecorder(path))
     reference = Reference(3)
     tensordict = env.reset()
@@ -354,7 +354,7 @@ def test_partial_reset_by_hand(path):
     reference.compare(read(path))
 
 
-def test_partial_steps_by_hand(path):
+def test_partial_steps_by_hand_are_recorded(path):
     env = SerialEnv(3, pendulum).append_transform(RerunRecorder(path))
     reference = Reference(3)
     tensordict = env.reset()
@@ -372,7 +372,7 @@ def test_partial_steps_by_hand(path):
 
 
 @pytest.mark.parametrize("name", ["Ant", "HalfCheetah", "Hopper", "InvertedPendulum", "Swimmer", "Walker2d"])
-def test_the_frame_rates_of_robots_are_known_without_making_them(name):
+def test_frame_rates_of_robots_are_known_without_making_an_environment(name):
     pytest.importorskip("mujoco")
     env = gymnasium.make(f"{name}-v5")
     assert registered_fps(f"{name}-v5") == env.metadata["render_fps"]

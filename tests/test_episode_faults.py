@@ -1,4 +1,4 @@
-"""split="episode" and split="dump" when things go wrong: kills, full disks, Ctrl-C, and programs that end as they please."""
+"""Faults with split="episode" and split="dump": kills, full disks, Ctrl-C, and programs that end without `close()`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from torchrl.envs import GymWrapper
 import killed_episodes
 from environments import LENGTHS, Counter, Lengths, LongEpisode
 from interrupts import interrupted
-from readback import read
+from readback import hold_the_same, read
+from rebuilt import rollout_in
 from torchrl_rerun import (
     Episode,
     Keep,
@@ -34,7 +35,6 @@ from torchrl_rerun import (
     RecordingError,
     RerunRecorder,
     list_episodes,
-    load,
 )
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
@@ -57,7 +57,7 @@ def names(folder):
 
 
 def over_by(steps: int) -> Iterator[Episode]:
-    """The episodes that are over after so many steps of `killed_episodes`, in order."""
+    """Return the episodes that have ended after a number of steps of `killed_episodes`, in order."""
     ends: list[list[int]] = [[*itertools.accumulate(LENGTHS[(n + env) % 8] for n in range(steps))] for env in range(2)]
     for step, env in itertools.product(range(1, steps + 1), range(2)):
         if step in ends[env]:
@@ -67,13 +67,13 @@ def over_by(steps: int) -> Iterator[Episode]:
 
 
 def in_progress(steps: int, env: int) -> tuple[int, int]:
-    """The episode that an environment is in after so many steps, and how many it has made in it."""
+    """Return the current episode of an environment after a number of steps, and the steps within it."""
     made = [episode for episode in over_by(steps) if episode.env == env]
     return len(made), steps - sum(episode.length for episode in made)
 
 
 def kept(keep: Keep | None, episodes: list[Episode]) -> list[Episode]:
-    """Which of some episodes stay."""
+    """Return the episodes that a policy keeps."""
     if keep is None:
         return episodes
     policy, there = keep.new_kept(), {}
@@ -90,7 +90,7 @@ def ids(episodes) -> set[tuple[int, int]]:
     return {episode.id for episode in episodes}
 
 
-def test_kill_9_at_random_moments(tmp_path):
+def test_kill_9_at_random_moments_keeps_dumped_and_ended_episodes(tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     command = [sys.executable, killed_episodes.__file__, str(tmp_path), str(seed)]
@@ -106,14 +106,14 @@ def test_kill_9_at_random_moments(tmp_path):
 
 
 def check(folder: Path, number: int) -> str:
-    """How far a process got, after the folder that it left was compared with what happened."""
+    """Compare the folder of a killed process with its notes. Return its state: "closed", "dumped" or "recorded"."""
     keep = killed_episodes.KEEPS[number % len(killed_episodes.KEEPS)]
     lines = [line.split() for line in folder.with_suffix(".notes").read_text().splitlines()]
     notes = [(what, int(step), int(moment)) for what, step, moment in lines]
     made, dumped = (max([step for what, step, _ in notes if what == wanted], default=0) for wanted in ("step", "dump"))
     closed = notes[-1:] and notes[-1][0] == "closed"
     killed_at = notes[-1][2] if notes else 0
-    # Blocks become as old as `flush_seconds`, and so do episodes, until the block after it; and others share the processor.
+    # A block, and then an episode, may wait for `flush_seconds`; and other processes share the processor.
     long_ago = killed_at - int((2 * killed_episodes.FLUSH_SECONDS + 1.5) * 1e9)
     settled = max([step for what, step, moment in notes if what == "step" and moment < long_ago], default=0)
     seen = {"whole": set(), "parts": collections.defaultdict(list)}
@@ -137,17 +137,22 @@ def check(folder: Path, number: int) -> str:
         assert episode["episode_return"] == episode["length"] == recorded["/episode_return"].values[-1].item()
         if not episode["interrupted"]:
             assert episode["length"] == LENGTHS[sum(id_) % 8]
-    over = [*over_by(made + 1)]  # the last one may not have been noted
+    over = [*over_by(made + 1)]  # the note of the last step may be missing
     stay = ids(kept(keep, over))
+    at_close = [
+        Episode(env, *in_progress(made, env)[:1], 0.0, in_progress(made, env)[1], interrupted=True) for env in range(2)
+    ]
+    at_close = [end for end in at_close if end.length]
+    stay_at_close = ids(kept(keep, [*over_by(made), *at_close]))
+    is_closing = not closed and made == killed_episodes.STEPS and folder.name != "slow"
+    if is_closing:  # the policy may have dropped episodes for those that close() interrupts
+        over += at_close
+        stay &= stay_at_close
     for steps in (dumped, settled):
         missing = ids(kept(keep, [*over_by(steps)])) & stay - seen["whole"]
         assert not missing, f"{folder.name}: {missing} were over after {steps} steps of {made}"
     if closed:
-        ends = [
-            Episode(env, *in_progress(made, env)[:1], 0.0, in_progress(made, env)[1], interrupted=True)
-            for env in range(2)
-        ]
-        assert seen["whole"] == ids(kept(keep, [*over_by(made), *(end for end in ends if end.length)]))
+        assert seen["whole"] == stay_at_close
         assert not seen["parts"]
     else:
         assert seen["whole"] <= ids(over)
@@ -162,7 +167,7 @@ def check(folder: Path, number: int) -> str:
 
 
 def resume(folder: Path, number: int) -> None:
-    """A restart in the folder of a killed run: what was there is part of what the policy decides on."""
+    """Resume in the folder of a killed run. The policy counts the episodes that are there."""
     keep = killed_episodes.KEEPS[number % len(killed_episodes.KEEPS)]
     before = [found.episode for found in list_episodes(folder).episodes]
     numbers = [max([e.episode for e in before if e.env == env], default=-1) for env in range(2)]
@@ -185,7 +190,7 @@ def resume(folder: Path, number: int) -> None:
 
 
 def test_parts_beside_the_whole_episode_are_not_listed_with_it(folder):
-    """A kill may come when the episode is written, and before its parts are removed."""
+    """A kill may come after the episode is written, and before its parts are removed."""
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     tensordict = env.reset()
     env.step(env.rand_action(tensordict))
@@ -198,8 +203,8 @@ def test_parts_beside_the_whole_episode_are_not_listed_with_it(folder):
     assert [path.name for path in found.paths] == ["env_0_episode_000000.rrd"]
 
 
-def test_what_is_replaced_stays_until_what_replaces_it_is_there(folder):
-    """Else a kill in between would leave neither."""
+def test_an_episode_is_removed_after_its_replacement_is_written(folder):
+    """Otherwise a kill in between would leave neither episode."""
     recorder = RerunRecorder(
         folder, split="episode", keep=KeepLast(1), buffer_bytes=1500, flush_seconds=100, blueprint=False
     )
@@ -217,8 +222,8 @@ def test_what_is_replaced_stays_until_what_replaces_it_is_there(folder):
 # --- Ctrl-C ---
 
 
-def test_ctrl_c_loses_no_episode_and_makes_none_twice(folder):
-    """Wherever it comes in a reset, a step or a dump, each frame that was recorded is in the file of its episode."""
+def test_ctrl_c_loses_and_duplicates_no_episode(folder):
+    """Ctrl-C at any operation of a reset, a step or a dump: each recorded frame is in the file of its episode."""
     recorder = RerunRecorder(folder, split="episode", blueprint=False)
     env = GymWrapper(Lengths()).append_transform(recorder)
     functions = [
@@ -265,7 +270,7 @@ def test_ctrl_c_loses_no_episode_and_makes_none_twice(folder):
 
 
 @pytest.mark.parametrize("split", ["dump", "episode"])
-def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, split):
+def test_a_close_after_ctrl_c_in_close_writes_the_rest(tmp_path, split):
     count, came = 0, [True]
     while came:
         folder = tmp_path / str(count)
@@ -292,8 +297,8 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, split):
 
 
 @pytest.mark.parametrize("trigger", ["episode_trigger", "step_trigger"])
-def test_a_trigger_that_fails(folder, trigger):
-    """Training goes on, it is said once, and what it fails at is recorded."""
+def test_a_trigger_that_fails_gives_one_warning_and_its_episode_is_recorded(folder, trigger):
+    """Training goes on."""
 
     def fails(number):
         if number % 2:
@@ -310,8 +315,8 @@ def test_a_trigger_that_fails(folder, trigger):
 
 
 @pytest.mark.parametrize("leave", [SystemExit, KeyboardInterrupt])
-def test_a_predicate_that_ends_the_writers_thread(folder, leave):
-    """What isn't an Exception ends the thread: that is an error like any other."""
+def test_a_predicate_that_ends_the_writer_thread_is_an_error_of_the_recording(folder, leave):
+    """SystemExit and KeyboardInterrupt are no subclasses of Exception, and end a thread."""
 
     def predicate(episode):
         raise leave
@@ -337,7 +342,7 @@ def test_a_predicate_that_ends_the_writers_thread(folder, leave):
         {"Env": 3},
     ],
 )
-def test_annotations_of_any_name(folder, values):
+def test_annotations_may_have_any_name(folder, values):
     recorder = RerunRecorder(folder, split="episode")
     env = GymWrapper(Lengths()).append_transform(recorder)
     env.rollout(3)
@@ -352,7 +357,7 @@ def test_annotations_of_any_name(folder, values):
 @pytest.mark.parametrize(
     ("values", "error"), [({"x": 10**400}, TypeError), ({"x": "\ud800"}, TypeError), ({"": 1}, ValueError)]
 )
-def test_annotations_that_cannot_be_stored(folder, values, error):
+def test_annotations_that_cannot_be_stored_are_refused(folder, values, error):
     recorder = RerunRecorder(folder, split="episode")
     env = GymWrapper(Lengths()).append_transform(recorder)
     env.rollout(3)
@@ -362,7 +367,7 @@ def test_annotations_that_cannot_be_stored(folder, values, error):
     assert len(list_episodes(folder).episodes) == 1
 
 
-def test_a_key_where_recordings_keep_their_properties(folder):
+def test_a_key_may_be_called_like_the_properties_of_a_recording(folder):
     class Colliding(Lengths):
         def __init__(self):
             super().__init__()
@@ -376,7 +381,7 @@ def test_a_key_where_recordings_keep_their_properties(folder):
     rollout = env.rollout(3)
     env.close()
     assert len(list_episodes(folder).episodes) == 1
-    assert (load(folder)[0]["__properties", "episode"][1:] == rollout["next", "__properties", "episode"]).all()
+    assert hold_the_same(rollout_in(folder), rollout)
 
 
 # --- the disk ---
@@ -398,10 +403,11 @@ TRAIN = """
         {fault}
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            for _ in range(30):
+            more = 10
+            while more:
                 env.rollout(20, break_when_any_done=False)
-                time.sleep(0.01)
                 check()
+                more -= any("training goes on" in str(w.message) for w in warned)
         print(split, "warnings", sum("training goes on" in str(w.message) for w in warned))
         for call in (recorder.dump, env.close):
             try:
@@ -415,17 +421,17 @@ TRAIN = """
 
 
 def train(folder, fault: str, mended: str = "") -> list[str]:
-    """Training with a fault in the middle, first with one split and then with the other: what was said."""
+    """Train with a fault in the middle, with split="dump" and split="episode". Return the printed lines."""
     return run(TRAIN.format(fault=fault, mended=mended), folder).stdout.splitlines()
 
 
-def test_a_full_disk(small_disk):
+def test_a_full_disk_loses_frames_with_an_error_and_leaves_whole_files(small_disk):
     stuffing = small_disk / "stuffing"
     fill = f"open({str(stuffing)!r}, 'wb').write(bytes(shutil.disk_usage(path).free - 100_000))"
     said = train(small_disk, fill, f"os.unlink({str(stuffing)!r})")
     assert [line.split()[:2] for line in said] == [
         ["dump", "warnings"],
-        ["dump", "error"],  # which closes it
+        ["dump", "error"],  # the error closes it
         ["dump", "lost"],
         ["episode", "warnings"],
         ["episode", "error"],
@@ -441,8 +447,8 @@ def test_a_full_disk(small_disk):
             assert len(recorded["/observation"].values) == recorded.episode["length"] + 1
 
 
-def test_the_folder_is_deleted(tmp_path):
-    # Once all is written, files are opened anew. Episodes in progress are written by a dump.
+def test_a_deleted_folder_gives_one_warning_and_an_error(tmp_path):
+    # Wait for all writes, so that files are opened again. A dump writes episodes in progress.
     fault = """if split == "episode":
             recorder.dump()
         while recorder.stats()["frames_waiting"]:
@@ -459,7 +465,7 @@ def test_the_folder_is_deleted(tmp_path):
 # --- the end of the program, and copies ---
 
 
-def test_episodes_are_written_however_the_program_ends(folder):
+def test_episodes_are_written_when_the_program_fails(folder):
     run(
         """
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, split="episode"))
@@ -472,7 +478,7 @@ def test_episodes_are_written_however_the_program_ends(folder):
     assert [found.episode.length for found in list_episodes(folder).episodes] == [5, 5]
 
 
-def test_a_recorder_that_is_garbage_collected(folder):
+def test_a_recorder_that_is_garbage_collected_writes_its_episodes(folder):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     env.rollout(5, break_when_any_done=False)
     env.transform.__dict__["_parent"] = None
@@ -515,8 +521,8 @@ def test_copies_record_into_folders_of_their_own(folder):
 # --- memory ---
 
 
-def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(folder):
-    """All that waits is bounded by `buffer_bytes`, a block that is being taken apart and a frame aside; nothing is left behind."""
+def test_endless_and_discarded_episodes_take_bounded_memory(folder):
+    """Waiting data is bounded by `buffer_bytes`, plus a block and a frame in work. No memory is leaked."""
     bound = 1 << 16
     recorder = RerunRecorder(
         folder, split="episode", keep=KeepLast(3) | KeepBest(2), image_format="raw", buffer_bytes=bound, blueprint=False
@@ -541,8 +547,8 @@ def test_episodes_that_never_end_and_episodes_that_are_not_kept_take_no_memory(f
     assert rows.along("frame") == list(range(1501))
 
 
-def test_a_dump_at_every_step(folder):
-    """Hundreds of parts become one file, and each part of a video can be played by itself."""
+def test_dumps_at_every_step_become_one_file(folder):
+    """Hundreds of parts become one file. Each part of a video can be decoded alone."""
     env = GymWrapper(LongEpisode(60)).append_transform(
         RerunRecorder(folder, split="episode", image_format="h264", blueprint=False)
     )
@@ -558,7 +564,7 @@ def test_a_dump_at_every_step(folder):
     assert read(folder / "env_0_episode_000000.rrd")["/pixels"].along("frame") == list(range(61))
 
 
-def test_a_recorder_that_is_appended_late(folder):
+def test_a_recorder_that_is_appended_late_records_from_the_current_step(folder):
     env = GymWrapper(Lengths())
     tensordict = env.reset()
     env = env.append_transform(RerunRecorder(folder, split="episode"))

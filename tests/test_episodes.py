@@ -1,4 +1,4 @@
-"""split="episode": each episode that stays in a file of its own, with what became of it."""
+"""split="episode": a file for each kept episode, with its properties."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def names(folder):
 
 
 class Episodes:
-    """What becomes of each environment's episodes, step by step."""
+    """A reference of each environment's episodes, step by step."""
 
     def __init__(self, envs):
         self.over = []
@@ -48,7 +48,7 @@ class Episodes:
         self.now[env] = {"env": env, "episode": at["episode"], "first_step": at["step"], "rewards": [], "ends": False}
 
     def step(self, env, reward, at, *, ends):
-        if self.now[env] is None:  # after its end, without a reset
+        if self.now[env] is None:  # after the end of the episode, without a reset
             self.lost.add((env, at["frame"]))
         else:
             self.now[env]["rewards"].append(reward)
@@ -60,7 +60,7 @@ class Episodes:
             return
         self.now[env] = None
         if not now["rewards"]:
-            return  # nothing was done in it
+            return  # an episode without steps
         self.over.append(
             Episode(
                 env=env,
@@ -76,7 +76,7 @@ class Episodes:
 
 @examples(30)
 @given(sequences(), st.none() | policies)
-def test_what_is_on_disk_is_what_lists_keep(run, keep):
+def test_files_equal_the_episodes_that_a_reference_keeps(run, keep):
     envs, events, ends, buffer_bytes = run
     reference, episodes = Reference(envs), Episodes(envs)
 
@@ -128,14 +128,14 @@ def check(recorded, episode, reference, lost=frozenset()):
     for path, rows in expected.items():
         entity = recorded[path]
         if path == "/action" and lost:
-            continue  # what was done after the end belongs to it if it was known by then
+            continue  # an action after the end is recorded if it came before the file was written
         assert [same(value, row.value) for value, row in zip(entity.values, rows, strict=True)] == [True] * len(rows)
         for timeline in ("step", "episode", "episode_step"):
             assert entity.along(timeline) == [getattr(row, timeline) for row in rows], (path, timeline)
         assert entity.along("frame") == entity.along("episode_step")
 
 
-def test_each_episode_is_a_file(folder):
+def test_each_episode_has_a_file(folder):
     env = SerialEnv(3, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(3)]).append_transform(
         RerunRecorder(folder, split="episode")
     )
@@ -178,20 +178,20 @@ def test_numbers_are_padded_so_that_names_sort(folder):
     assert names(folder)[2:4] == ["env_02_episode_000000.rrd", "env_03_episode_000000.rrd"]
 
 
-def test_nothing_stays_that_is_not_kept(folder):
+def test_files_of_episodes_that_are_not_kept_are_removed(folder):
     recorder = RerunRecorder(folder, split="episode", keep=KeepBest(2))
     env = GymWrapper(Lengths()).append_transform(recorder)
     for _ in range(8):
         env.rollout(100)
     recorder.dump()
     assert names(folder) == ["env_0_episode_000002.rrd", "env_0_episode_000005.rrd"]  # of 6 and 5 steps
-    for _ in range(8):  # again
+    for _ in range(8):  # a second time
         env.rollout(100)
     env.close()
     assert names(folder) == ["env_0_episode_000002.rrd", "env_0_episode_000010.rrd"]
 
 
-def test_what_is_not_kept_is_never_written(folder, monkeypatch):
+def test_an_episode_that_is_not_kept_is_never_written(folder, monkeypatch):
     written = []
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda path, target: written.append(path.name) or replace(path, target))
@@ -203,15 +203,15 @@ def test_what_is_not_kept_is_never_written(folder, monkeypatch):
     assert written == [".env_0_episode_000048.rrd", ".env_0_episode_000049.rrd"]
 
 
-def test_kept_episodes_are_on_the_disk_soon(folder):
-    """What is kept outlives the process, though nobody dumps."""
+def test_kept_episodes_are_written_without_a_dump(folder):
+    """Kept episodes survive a kill of the process without a dump."""
     recorder = RerunRecorder(folder, split="episode", keep=KeepLast(100), flush_seconds=0.2)
     env = GymWrapper(Lengths()).append_transform(recorder)
     wait_until(lambda: env.rollout(1) is not None and len(names(folder)) > 3)
     env.close()
 
 
-def test_annotations_and_seed(folder):
+def test_an_episode_has_its_annotations_and_seed(folder):
     recorder = RerunRecorder(folder, split="episode", keep=KeepIf(lambda episode: episode["success"]))
     env = GymEnv("CartPole-v1").append_transform(recorder)
     env.set_seed(11)
@@ -227,7 +227,7 @@ def test_annotations_and_seed(folder):
     assert whole["distances"] == [0.5, 1.5]
 
 
-def test_annotating_one_of_several(folder):
+def test_an_annotation_may_be_for_one_of_several_environments(folder):
     recorder = RerunRecorder(folder, split="episode", logged_envs=[1, 2])
     env = SerialEnv(3, lambda: GymEnv("CartPole-v1")).append_transform(recorder)
     with pytest.raises(ValueError, match="there is nothing to annotate"):
@@ -248,14 +248,14 @@ def test_annotating_one_of_several(folder):
     assert "success" not in recorded[1, 0].episode
 
 
-def test_annotating_whole_runs(path):
+def test_annotations_of_whole_runs_are_refused(path):
     recorder = RerunRecorder(path)
     with pytest.raises(ValueError, match="they need split='episode'"):
         recorder.annotate(success=True)
 
 
-def test_a_limit_behind_the_recorder_is_known(folder):
-    """Collectors put their own limit behind: the reset tells how the episode ended."""
+def test_a_limit_behind_the_recorder_ends_an_episode(folder):
+    """Collectors append a limit behind the recorder: the next reset has the flags."""
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     env = env.append_transform(StepCounter(max_steps=2))
     env.rollout(9, break_when_any_done=False)
@@ -276,7 +276,7 @@ def test_episodes_go_on_in_the_next_batch_of_a_collector(folder):
     assert not any(each.episode["interrupted"] for each in list(recorded.values())[:-1])
 
 
-def test_a_reset_in_the_middle_interrupts(folder):
+def test_a_reset_in_the_middle_interrupts_an_episode(folder):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     env.rollout(2)
     env.rollout(1)
@@ -285,8 +285,8 @@ def test_a_reset_in_the_middle_interrupts(folder):
     assert [(e.episode["length"], e.episode["interrupted"]) for e in recorded.values()] == [(2, True), (1, False)]
 
 
-def test_an_episode_too_long_for_memory(folder):
-    """It goes to the disk in parts, which become one file."""
+def test_an_episode_too_long_for_memory_is_one_file(folder):
+    """The episode is written in parts, which become one file."""
     recorder = RerunRecorder(folder, split="episode", image_format="raw", buffer_bytes=1 << 16)
     env = SerialEnv(2, [lambda: GymWrapper(LongEpisode(40)), lambda: GymWrapper(LongEpisode(25))]).append_transform(
         recorder
@@ -309,7 +309,7 @@ def test_an_episode_too_long_for_memory(folder):
     assert [int(value[0, 0, 0]) for value in rows.values] == list(range(41))
 
 
-def test_dump_in_the_middle_makes_it_durable(folder):
+def test_a_dump_in_the_middle_writes_an_episode(folder):
     recorder = RerunRecorder(folder, split="episode", keep=KeepWorst(1))
     env = GymWrapper(Lengths()).append_transform(recorder)
     tensordict = env.reset()
@@ -329,7 +329,7 @@ def test_dump_in_the_middle_makes_it_durable(folder):
     assert names(folder) == ["env_0_episode_000001.rrd"]  # of one step
 
 
-def test_triggers_and_files(folder):
+def test_episodes_without_a_trigger_have_no_file(folder):
     env = GymWrapper(Lengths()).append_transform(
         RerunRecorder(folder, split="episode", episode_trigger=lambda episode: episode % 3 == 0)
     )
@@ -341,7 +341,7 @@ def test_triggers_and_files(folder):
     assert [len(each["/observation"].values) for each in recorded.values()] == [4, 3, 2, 2]
 
 
-def test_in_workers(folder):
+def test_each_worker_records_to_its_own_folder(folder):
     env = ParallelEnv(2, lambda: GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode")))
     env.rollout(6, break_when_any_done=False)
     env.close()
@@ -349,7 +349,7 @@ def test_in_workers(folder):
     assert set(read_folder(folder)) == {(env, episode) for env in range(2) for episode in range(3)}
 
 
-def test_agents(folder):
+def test_the_return_of_agents_is_the_mean_of_their_sums(folder):
     from torchrl.envs import VmasEnv
 
     env = VmasEnv("navigation", num_envs=2, seed=0, max_steps=5, n_agents=3).append_transform(
@@ -364,7 +364,7 @@ def test_agents(folder):
     assert "/agents/reward/agent_2" in recorded[1, 0].entities
 
 
-def test_a_folder_that_holds_recordings(folder):
+def test_a_folder_with_recordings_is_not_overwritten(folder):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     env.rollout(30)
     env.close()
@@ -375,14 +375,14 @@ def test_a_folder_that_holds_recordings(folder):
     over = RerunRecorder(folder, split="episode", overwrite=True)
     env = GymWrapper(Lengths()).append_transform(over)
     env.reset()
-    assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]  # nothing has come yet
+    assert names(folder) == ["env_0_episode_000000.rrd", "notes.txt"]  # no frame has come yet
     env.rollout(1)
     env.close()
     assert names(folder) == ["env_0_episode_000001.rrd", "notes.txt"]
 
 
-def test_all_that_an_earlier_run_left_is_replaced(folder):
-    """Parts, and what got a number since its name was taken, too."""
+def test_all_files_of_an_earlier_run_are_replaced(folder):
+    """Parts, and files with a number in their name, too."""
     folder.mkdir()
     left = ["env_0_episode_000004_2.rrd", "env_0_episode_000004_2.part_0.rrd", "env_0_episode_000005.part_1.rrd"]
     for name in left:
@@ -393,7 +393,7 @@ def test_all_that_an_earlier_run_left_is_replaced(folder):
     assert names(folder) == ["env_0_episode_000000.rrd"]
 
 
-def test_two_recorders_in_one_folder(folder):
+def test_a_second_recorder_in_a_folder_is_refused(folder):
     first = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
     first.rollout(1)
     second = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, split="episode"))
@@ -402,7 +402,7 @@ def test_two_recorders_in_one_folder(folder):
     first.close()
 
 
-def test_stepping_on_after_the_end(folder):
+def test_steps_after_the_end_of_an_episode_give_a_warning_and_are_not_recorded(folder):
     recorder = RerunRecorder(folder, split="episode")
     env = GymWrapper(Lengths()).append_transform(recorder)
     tensordict = env.rollout(100)[-1]
@@ -413,7 +413,7 @@ def test_stepping_on_after_the_end(folder):
     assert read(folder / "env_0_episode_000000.rrd")["/observation"].along("frame") == [0, 1, 2, 3]
 
 
-def test_going_on_after_close(folder):
+def test_recording_goes_on_after_close(folder):
     recorder = RerunRecorder(folder, split="episode")
     env = GymWrapper(Lengths()).append_transform(recorder)
     tensordict = env.reset()
@@ -443,13 +443,13 @@ def test_going_on_after_close(folder):
         ({"sink": "rerun+http://127.0.0.1:9876/proxy", "split": "episode"}, ValueError, "records into a folder"),
     ],
 )
-def test_wrong_arguments(tmp_path, monkeypatch, arguments, error, what):
+def test_wrong_arguments_are_refused(tmp_path, monkeypatch, arguments, error, what):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=what):
         RerunRecorder(**arguments)
 
 
-def test_a_policy_of_what_to_keep_implies_a_file_for_each_episode(folder):
+def test_keep_implies_a_file_for_each_episode(folder):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(folder, keep=KeepLast(1)))
     for _ in range(2):
         env.rollout(100)
@@ -457,15 +457,15 @@ def test_a_policy_of_what_to_keep_implies_a_file_for_each_episode(folder):
     assert names(folder) == ["env_0_episode_000001.rrd"]
 
 
-def test_keeping_by_a_reward_that_is_not_recorded(folder):
+def test_keep_needs_a_recorded_reward(folder):
     recorder = RerunRecorder(folder, split="episode", keep=KeepBest(1), in_keys=["observation"])
     env = GymWrapper(Lengths()).append_transform(recorder)
     with pytest.raises(ValueError, match="goes by the reward, which is not recorded: add it to in_keys"):
         env.rollout(1)
 
 
-def test_of_several_rewards_the_first_makes_the_return(folder):
-    """Of the part that a dump writes, as of the whole episode."""
+def test_the_return_is_of_the_first_of_several_rewards(folder):
+    """In the part that a dump writes, and in the whole episode."""
     recorder = RerunRecorder(folder, split="episode")
     env = TwoRewards().append_transform(recorder)
     td = env.reset()

@@ -1,4 +1,4 @@
-"""The examples run, and make what they say."""
+"""The example scripts run, and make the files that they name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main_of(name):
     return module.main
 
 
-def test_parallel_cartpole(tmp_path, capsys):
+def test_parallel_cartpole_runs(tmp_path, capsys):
     out = tmp_path / "run.rrd"
     main_of("parallel_cartpole")(["--steps", "30", "--out", str(out)])
     assert str(out) in capsys.readouterr().out
@@ -32,14 +32,14 @@ def test_parallel_cartpole(tmp_path, capsys):
     assert len(recorded["/env_3/pixels"].values) >= 31
 
 
-def test_record_training(tmp_path, capsys):
+def test_record_training_runs(tmp_path, capsys):
     out = tmp_path / "run.rrd"
     main_of("record_training")(["--iterations", "2", "--frames-per-batch", "64", "--every", "1", "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     assert max(read(out)["/env_0/reward"].along("episode")) >= 1
 
 
-def test_keep_the_failures(tmp_path, capsys):
+def test_keep_the_failures_runs(tmp_path, capsys):
     out = tmp_path / "failures"
     main_of("keep_the_failures")(["--steps", "60", "--distraction", "1", "--out", str(out)])
     kept = list_episodes(out).episodes
@@ -49,13 +49,15 @@ def test_keep_the_failures(tmp_path, capsys):
     assert len(read(kept[0].path)["/pixels"].values) > 2
 
 
-def test_watch_live(tmp_path, capsys):
-    """A viewer is sent every frame, and the script's own number, at the same steps."""
+def test_watch_live_runs(tmp_path, capsys):
+    """A viewer gets every frame, and the script's own number, at equal steps."""
     shown = tmp_path / "shown.rrd"
-    with (
-        started_viewer() as (_, url),
-        received(url, shown, lambda: len(frames_so_far(shown, "/steps_per_second", "step")) == 2),
-    ):
+    entities = ["/steps_per_second", *(f"/env_{env}/{key}" for env in range(2) for key in ("pixels", "reward"))]
+
+    def is_complete():
+        return all(40 in frames_so_far(shown, entity, "step") for entity in entities)
+
+    with started_viewer() as (_, url), received(url, shown, is_complete):
         main_of("watch_live")(["--connect", url, "--rollouts", "2", "--steps", "20"])
     rows = {}
     for chunk in RrdReader(shown).stream():
@@ -71,7 +73,7 @@ def test_watch_live(tmp_path, capsys):
     assert all(row["Scalars:scalars"][0] > 0 for row in rows["/steps_per_second"])
 
 
-def test_clone_from_recordings(tmp_path, capsys):
+def test_clone_from_recordings_runs(tmp_path, capsys):
     small = ["--expert-episodes", "1", "--updates", "60", "--episodes", "4", "--out", str(tmp_path)]
     main_of("clone_from_recordings")(small)
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Exports of keys that are missing at some frames, of values that vary and of texts that are none: read by other libraries."""
+"""Exports of keys with gaps, of values that vary in shape and of objects among texts, read by other libraries."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def of_texts(values, path, steps=None):
 
 
 class Ending(Scripted):
-    """Ends after two steps."""
+    """Ends an episode after two steps."""
 
     def _step(self, tensordict):
         out = super()._step(tensordict)
@@ -65,7 +65,7 @@ class Ending(Scripted):
 
 
 def plain(value):
-    """What a library gave as plain Python: arrays as flat lists."""
+    """Return a value of a library as plain Python, arrays as flat lists."""
     if isinstance(value, pl.Series | np.ndarray):
         value = value.to_list() if isinstance(value, pl.Series) else value.tolist()
     if isinstance(value, list) and value and isinstance(value[0], list | pl.Series | np.ndarray):
@@ -78,7 +78,7 @@ def plain(value):
 
 @pytest.mark.parametrize("missing", MISSING)
 @pytest.mark.parametrize("name", VALUES)
-def test_parquet_has_a_row_for_each_step_and_null_for_what_is_missing(path, tmp_path, name, missing):
+def test_parquet_has_a_row_for_each_step_and_null_for_missing_values(path, tmp_path, name, missing):
     value = VALUES[name]
     there = [t not in MISSING[missing] for t in range(7)]
     specs = {"x": Unbounded((1,)), "y": NonTensor(()) if name == "text" else Unbounded(value.shape, dtype=value.dtype)}
@@ -106,7 +106,7 @@ def test_parquet_has_a_row_for_each_step_and_null_for_what_is_missing(path, tmp_
     assert frame["next/y"].isna().tolist() == [not each for each in there[1:]]
 
 
-def test_a_dense_tensor_with_gaps_is_one_of_arrows(path, tmp_path):
+def test_a_dense_tensor_with_gaps_is_an_arrow_tensor_column(path, tmp_path):
     record(Scripted(lambda t: {"x": torch.ones(1)} | ({} if t == 2 else {"y": torch.full((2, 2), t)})), path, 4)
     to_parquet(load(path), tmp_path / "x.parquet")
     column = pq.read_table(tmp_path / "x.parquet")["y"]
@@ -115,7 +115,7 @@ def test_a_dense_tensor_with_gaps_is_one_of_arrows(path, tmp_path):
 
 
 def test_no_step_is_lost_if_each_key_is_missing_at_frames_of_its_own(path, tmp_path):
-    """Neither rewards nor flags are recorded, which are there at each frame."""
+    """No key has a value at each frame: neither rewards nor flags are recorded."""
 
     def observe(t):
         return {key: torch.full((1,), float(t)) for key, gap in (("x", 2), ("y", 4)) if t != gap}
@@ -159,7 +159,7 @@ def test_steps_that_were_not_recorded_are_counted_and_nothing_is_renumbered(path
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_how_many_steps_are_left_out_is_said_once_for_all_episodes(tmp_path, data_sets, split):
+def test_one_warning_counts_the_steps_left_out_of_all_episodes(tmp_path, data_sets, split):
     env = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run", split=split, skip=2))
     env.rollout(10, break_when_any_done=False)
     env.close()
@@ -182,7 +182,7 @@ def test_how_many_steps_are_left_out_is_said_once_for_all_episodes(tmp_path, dat
 
 
 @pytest.mark.parametrize("form", ["parquet", "minari", "lerobot"])
-def test_why_there_is_nothing_to_export_is_said(path, tmp_path, data_sets, form):
+def test_an_error_says_why_no_step_can_be_exported(path, tmp_path, data_sets, form):
     record(Scripted(lambda t: {"x": torch.ones(1)}), path, 6, skip=2)
     done = export(path, f"--{form}", "none-v0" if form == "minari" else tmp_path / "out")
     assert done.exit_code == 1
@@ -193,7 +193,7 @@ def test_why_there_is_nothing_to_export_is_said(path, tmp_path, data_sets, form)
 
 
 @pytest.mark.parametrize(("missing", "kept"), [([1], 4), ([6], 5), ([2, 3], 1), ([1, 4], 1)], ids=str)
-def test_minari_and_lerobot_say_how_many_steps_they_leave_out(path, tmp_path, data_sets, missing, kept):
+def test_minari_and_lerobot_warn_of_steps_that_are_left_out(path, tmp_path, data_sets, missing, kept):
     specs = {"x": Unbounded((1,)), "y": Unbounded((1,))}
     observe = lambda t: {"x": torch.full((1,), float(t))} | ({} if t in missing else {"y": torch.full((1,), float(t))})
     walk(Scripted(observe, specs=specs).append_transform(RerunRecorder(path)), 6)
@@ -212,7 +212,7 @@ def test_minari_and_lerobot_say_how_many_steps_they_leave_out(path, tmp_path, da
 # --- texts ---
 
 
-def test_strings_stay_strings(path, tmp_path):
+def test_strings_are_string_columns(path, tmp_path):
     of_texts(["a", "null", "", '"b"', "ü☃"], path)
     done = export(path, "--parquet", tmp_path / "x.parquet", "--key", "note")
     assert done.exit_code == 0, done.output
@@ -240,7 +240,7 @@ MIXED = [
 
 
 @pytest.mark.parametrize("value", MIXED[1:-2], ids=repr)
-def test_a_text_that_is_no_string_makes_the_whole_column_json(path, tmp_path, value):
+def test_an_object_among_texts_makes_the_whole_column_json(path, tmp_path, value):
     of_texts(["a", value, "3"], path)
     done = export(path, "--parquet", tmp_path / "x.parquet", "--key", "note")
     assert done.exit_code == 0, done.output
@@ -251,7 +251,7 @@ def test_a_text_that_is_no_string_makes_the_whole_column_json(path, tmp_path, va
     assert list(map(json.loads, frame["next/note"])) == [value, "3"]
 
 
-def test_json_of_all_values_is_read_by_who_reads_json(path, tmp_path):
+def test_json_columns_of_all_values_are_read_by_other_libraries(path, tmp_path):
     of_texts(MIXED, path)
     assert to_parquet(load(path), tmp_path / "x.parquet", keys=["note"]) == len(MIXED) - 1
     assert [json.loads(each) for each in pl.read_parquet(tmp_path / "x.parquet")["next/note"]] == MIXED[1:]
@@ -262,7 +262,7 @@ def test_json_of_all_values_is_read_by_who_reads_json(path, tmp_path):
     assert found.fetchall() == [("1",)]
 
 
-def test_a_text_that_is_none_is_no_missing_one(path, tmp_path):
+def test_a_recorded_none_differs_from_a_missing_text(path, tmp_path):
     env = Scripted(
         lambda t: {"x": torch.ones(1)} | ({} if t == 1 else {"note": NonTensorData(None if t == 2 else "a")}),
         specs={"x": Unbounded((1,)), "note": NonTensor(())},
@@ -272,8 +272,8 @@ def test_a_text_that_is_none_is_no_missing_one(path, tmp_path):
     assert pq.read_table(tmp_path / "x.parquet")["note"].to_pylist() == ['"a"', None, "null"]
 
 
-def test_one_kind_of_column_for_all_episodes(tmp_path):
-    """The dict comes in the last one, and the rows of the first one are JSON."""
+def test_all_episodes_share_the_type_of_a_column(tmp_path):
+    """The last episode has a dict, hence rows of the first one are JSON, too."""
     with RerunRecorder(tmp_path / "run", split="episode") as recorder:
         for values in (["a", "b", "c"], ["d", "e", {"f": 1}]):
             env = Ending(
@@ -291,7 +291,7 @@ def test_one_kind_of_column_for_all_episodes(tmp_path):
 
 
 @pytest.mark.parametrize("values", [[b"a", b"\xff\x00", b""], [np.bytes_(b"a"), b"b", b"c"]], ids=repr)
-def test_bytes_are_binary(path, tmp_path, values):
+def test_bytes_are_binary_columns(path, tmp_path, values):
     of_texts(values, path)
     to_parquet(load(path), tmp_path / "x.parquet", keys=["note"])
     table = pq.read_table(tmp_path / "x.parquet")
@@ -312,7 +312,7 @@ def test_bytes_are_binary(path, tmp_path, values):
     ],
     ids=str,
 )
-def test_values_without_a_column_are_refused_by_the_name_of_their_key(path, tmp_path, values, what):
+def test_keys_without_a_column_type_are_refused_by_name(path, tmp_path, values, what):
     of_texts(values, path, 3)
     done = export(path, "--parquet", tmp_path / "x.parquet", "--key", "x", "--key", "note")
     assert done.exit_code == 1
@@ -339,7 +339,7 @@ def test_values_that_vary_in_shape_are_nested_lists(path, tmp_path, dtype):
         assert [row["next/y"] for row in rows] == wanted[1:]
 
 
-def test_agents_whose_values_differ_in_shape_are_lists_of_theirs(path, tmp_path):
+def test_agents_whose_values_differ_in_shape_are_lists_of_lists(path, tmp_path):
     sizes = (2, 5)
     env = Scripted(
         lambda t: {"agents": lazy_stack([TensorDict(obs=torch.full((size,), float(t))) for size in sizes])},
@@ -357,7 +357,7 @@ def test_agents_whose_values_differ_in_shape_are_lists_of_theirs(path, tmp_path)
         assert [row["next/agents/obs"] for row in rows] == [[[t] * 2, [t] * 5] for t in (1, 2)]
 
 
-def test_a_shape_that_varies_in_a_later_episode_alone(tmp_path):
+def test_a_shape_that_varies_in_a_later_episode_makes_nested_lists(tmp_path):
     with RerunRecorder(tmp_path / "run", split="episode") as recorder:
         for sizes in ([3, 3, 3], [3, 4, 2]):
             env = Ending(
@@ -371,7 +371,7 @@ def test_a_shape_that_varies_in_a_later_episode_alone(tmp_path):
     assert held["next/y"].to_pylist() == [[1] * 3, [2] * 3, [1] * 4, [2] * 2]
 
 
-def test_pictures_of_several_sizes(path, tmp_path):
+def test_pictures_of_several_sizes_are_exported(path, tmp_path):
     sizes = [(8, 9, 3), (10, 7, 3), (8, 9, 3)]
     env = Scripted(
         lambda t: {"x": torch.ones(1), "seen": NonTensorData(np.full(sizes[t], t, np.uint8))},
@@ -399,7 +399,7 @@ HOLDS_UNASKED = {"parquet": {"none"}, "minari": {"none"}, "lerobot": set()}
 
 
 @pytest.mark.parametrize("form", CAN_BE_NAMED)
-def test_a_key_is_hinted_at_if_it_can_be_named_and_refused_by_name_otherwise(path, tmp_path, data_sets, form):
+def test_a_key_that_is_left_out_is_hinted_at_or_refused(path, tmp_path, data_sets, form):
     specs = {key: NonTensor(()) if key == "note" else Unbounded(each.shape) for key, each in REFUSED.items()}
     env = Scripted(lambda t: {"x": torch.ones(1), **REFUSED}, specs=specs | {"x": Unbounded((1,))})
     walk(env.append_transform(RerunRecorder(path)), 3)
@@ -416,7 +416,7 @@ def test_a_key_is_hinted_at_if_it_can_be_named_and_refused_by_name_otherwise(pat
         assert can_be_named or re.search(f"nothing exported: '{key}' (is|has) .*: leave it out", asked.stderr)
 
 
-def test_keys_are_a_list(path, tmp_path):
+def test_a_single_key_must_be_in_a_list(path, tmp_path):
     record(Scripted(lambda t: {"x": torch.ones(1)}), path, 2)
     for export_to in (to_parquet, to_lerobot, functools.partial(to_minari)):
         with pytest.raises(TypeError, match=r"keys='x': pass a list of keys, even of one: \['x'\]"):

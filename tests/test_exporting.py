@@ -1,4 +1,4 @@
-"""`torchrl-rerun export`: pictures of a recording as mp4 files."""
+"""`torchrl-rerun export --mp4`: pictures of a recording as mp4 files."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def exported(*arguments):
 
 
 def played(path):
-    """The pictures of a video, and at which second each comes."""
+    """Return the pictures of a video, each with its time in seconds."""
     with av.open(path) as video:
         return [(float(frame.time), torch.tensor(frame.to_ndarray(format="rgb24"))) for frame in video.decode(video=0)]
 
 
 def packets(path):
-    """Its packets, and which of them are keyframes."""
+    """Return the packets of a video, and whether each is a keyframe."""
     with av.open(path) as video:
         found = [(bytes(packet), packet.is_keyframe) for packet in video.demux(video=0) if packet.size]
     return list(zip(*found, strict=True))
 
 
 def units(data: bytes, *, is_mp4: bool) -> list[bytes]:
-    """The units of an H.264 sample: with their lengths before them, or with start codes between."""
+    """Return the units of an H.264 sample, which have lengths before them, or start codes between."""
     if not is_mp4:
         return re.split(rb"\x00{2,3}\x01", data)[1:]
     found = []
@@ -67,14 +67,14 @@ def units(data: bytes, *, is_mp4: bool) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two CartPoles, which are reset one by one: neither has a picture at every frame. Recorded in three ways at once."""
+    """Record two CartPoles in three ways at once. Resets one by one leave frames without a picture."""
     folder = tmp_path_factory.mktemp("runs")
     env = SerialEnv(2, pixel_cartpole)
     env = TransformedEnv(env, RerunRecorder(folder / "video.rrd", image_format="h264"))
     env.append_transform(RerunRecorder(folder / "stills.rrd", image_format="jpeg"))
     env.append_transform(RerunRecorder(folder / "episodes", split="episode"))
     env.set_seed(0)
-    torch.manual_seed(0)  # what the actions are drawn from
+    torch.manual_seed(0)  # the seed of the actions
     env.rollout(30, break_when_any_done=False)
     env.close()
     return folder
@@ -123,8 +123,8 @@ def test_pictures_are_encoded(runs, tmp_path):
 
 
 @pytest.mark.parametrize("image_format", ["h264", "png"])
-def test_what_a_video_is_said_to_be(path, image_format):
-    """Sizes that aren't even, and an environment that doesn't say how fast it is."""
+def test_a_video_is_described_with_its_size_and_frame_rate(path, image_format):
+    """Odd sizes, and an environment without a frame rate."""
     scripted(path, (31, 47, 3), image_format=image_format)
     said = exported(path)
     assert "run.mp4: 6 pictures, 48x32 (47x31, filled up), 30 frames per second (not known: --fps), " in said
@@ -147,7 +147,7 @@ def test_what_a_video_is_said_to_be(path, image_format):
     ],
     ids=["grey", "no channels", "channels first", "alpha", "float"],
 )
-def test_all_that_is_a_picture(path, observe):
+def test_pictures_of_all_shapes_and_dtypes_are_exported(path, observe):
     record(Scripted(lambda t: {"x": observe(t)}), path, image_format="raw", kinds={"x": "image"})
     exported(path)
     for t, (_, shown) in enumerate(played(path.with_suffix(".mp4"))):
@@ -157,7 +157,7 @@ def test_all_that_is_a_picture(path, observe):
         assert psnr(shown, wanted.expand(40, 60, 3)) > 30
 
 
-def test_several_cameras(path):
+def test_each_camera_has_a_video(path):
     env = Scripted(lambda t: {"left": picture(t, (32, 32, 3)), ("up", "right"): picture(t, (32, 64, 3))})
     record(env, path, image_format="png")
     exported(path)
@@ -170,8 +170,8 @@ def test_several_cameras(path):
 # --- several files ---
 
 
-def test_parts_and_workers_are_one_recording(path, tmp_path, monkeypatch):
-    """Recorders on one path in one process stand for workers here. `run.rrd` itself isn't there."""
+def test_parts_and_workers_are_exported_as_one_recording(path, tmp_path, monkeypatch):
+    """Several recorders on one path in one process stand for workers. `run.rrd` itself doesn't exist."""
     monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 60)
 
     def worker(number):
@@ -196,7 +196,7 @@ def test_parts_and_workers_are_one_recording(path, tmp_path, monkeypatch):
             assert psnr(shown, picture(t + 20 * number, (32, 48, 3))) > 30
 
 
-def test_a_part_that_begins_between_keyframes(path, monkeypatch):
+def test_a_part_that_begins_between_keyframes_is_exported(path, monkeypatch):
     monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 40)
     scripted(path, steps=60, image_format="h264", fps=7, buffer_bytes=10_000, flush_seconds=0.001)
     of_each = {
@@ -211,7 +211,7 @@ def test_a_part_that_begins_between_keyframes(path, monkeypatch):
     assert len(played(path.with_suffix(".mp4"))) == 61
 
 
-def test_a_folder_of_episodes(runs, tmp_path):
+def test_a_folder_of_episodes_gives_a_video_for_each_episode(runs, tmp_path):
     exported(runs / "episodes", "-o", tmp_path)
     recorded = sorted((runs / "episodes").glob("*.rrd"))
     assert len(recorded) > 2
@@ -220,7 +220,7 @@ def test_a_folder_of_episodes(runs, tmp_path):
         assert len(played(tmp_path / f"{file.stem}.mp4")) == len(read(file)["/pixels"].values)
 
 
-def test_an_unfinished_file_is_decoded_too(video, tmp_path):
+def test_an_unfinished_file_is_decoded(video, tmp_path):
     path, recorded = video
     unfinished = tmp_path / "run.rrd"
     unfinished.write_bytes(path.read_bytes())
@@ -252,7 +252,7 @@ def test_a_grid_holds_the_last_picture_of_each_environment(video, tmp_path):
         assert psnr(seen, torch.cat(held, dim=1)) > 35
 
 
-def test_a_grid_of_many_is_no_larger_than_a_screen(path):
+def test_a_grid_of_many_environments_is_no_larger_than_a_screen(path):
     colours = torch.tensor([[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0]], dtype=torch.uint8)
     observed = colours[:, None, None].expand(4, 1200, 2000, 3)
     record(Scripted(lambda t: {"x": observed}, (4,)), path, 1, image_format="jpeg")
@@ -264,7 +264,7 @@ def test_a_grid_of_many_is_no_larger_than_a_screen(path):
     assert (cells.int() - colours.int()).abs().max() < 10
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 def assert_refused(why, *arguments):
@@ -273,7 +273,7 @@ def assert_refused(why, *arguments):
     assert why in done.stderr.replace("\n", " ")
 
 
-def test_refused(video, path, tmp_path):
+def test_recordings_and_options_that_give_no_video_are_refused(video, path, tmp_path):
     run, _ = video
     assert_refused("nothing.rrd doesn't exist", tmp_path / "nothing.rrd")
     assert_refused("holds no recordings", tmp_path)
@@ -294,7 +294,7 @@ def test_refused(video, path, tmp_path):
     assert "--mp4" in done.stderr
 
 
-def test_what_is_being_recorded_is_refused(path):
+def test_a_file_that_is_being_recorded_is_refused(path):
     env = pixel_cartpole().append_transform(RerunRecorder(path))
     env.rollout(3)
     env.transform.dump()
@@ -303,7 +303,7 @@ def test_what_is_being_recorded_is_refused(path):
     exported(path)
 
 
-def test_files_that_exist_stay(path):
+def test_existing_files_are_not_overwritten(path):
     scripted(path)
     there = path.with_suffix(".mp4")
     there.write_text("mine")
@@ -313,7 +313,7 @@ def test_files_that_exist_stay(path):
     assert len(played(there)) == 6
 
 
-def test_nothing_is_left_on_a_full_disk(runs, small_disk):
+def test_a_full_disk_leaves_no_partial_video(runs, small_disk):
     filler = small_disk / "filler"
     filler.write_bytes(bytes(508 << 10))
     done = export(runs / "stills.rrd", "--env", 0, "-o", small_disk)
@@ -324,7 +324,7 @@ def test_nothing_is_left_on_a_full_disk(runs, small_disk):
 
 
 @pytest.mark.parametrize("image_format", ["h264", "png"])
-def test_nothing_is_left_of_what_was_interrupted(path, image_format):
+def test_an_interrupted_export_leaves_no_partial_video(path, image_format):
     scripted(path, image_format=image_format)
     there = path.with_suffix(".mp4")
     there.write_text("mine")
@@ -342,7 +342,7 @@ def test_nothing_is_left_of_what_was_interrupted(path, image_format):
     assert there.read_text() == "mine"
 
 
-def test_pictures_of_varying_sizes(path):
+def test_pictures_of_varying_sizes_are_refused(path):
     sizes = [(20, 30, 3), (40, 30, 3)]
     env = Scripted(lambda t: {"x": NonTensorData(np.full(sizes[t % 2], 100, np.uint8))}, specs={"x": NonTensor(())})
     record(env, path, image_format="png", kinds={"x": "image"})
@@ -350,7 +350,7 @@ def test_pictures_of_varying_sizes(path):
     assert list(path.parent.glob("*.mp4")) == []
 
 
-def test_without_pyav(path):
+def test_an_export_without_pyav_names_the_extra(path):
     scripted(path)
     done = without(["av"], "export", path, "--mp4")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Recordings as Parquet, as Minari data sets, and in LeRobot's format: read back by who reads these."""
+"""Exports to Parquet, Minari and LeRobot, read back by the libraries of these formats."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_parquet_holds_the_steps_bit_for_bit(runs, tmp_path):
     assert "pixels" not in table.schema.names
 
 
-def test_parquet_has_pictures_where_they_are_asked_for(runs, tmp_path):
+def test_parquet_has_pictures_if_they_are_asked_for(runs, tmp_path):
     done = export(runs / "ppo", "--parquet", tmp_path / "pixels.parquet", "--key", "pixels", "--env", 1)
     assert done.exit_code == 0, done.stderr
     table = pq.read_table(tmp_path / "pixels.parquet")
@@ -101,7 +101,7 @@ def test_parquet_has_every_dtype(path, tmp_path, dtype):
     assert (held == load(path)[0].tensordict(["x"])["x"].float().numpy()).all()
 
 
-def test_recordings_of_different_keys_are_refused_and_leave_nothing(runs, tmp_path):
+def test_recordings_of_different_keys_are_refused_and_leave_no_file(runs, tmp_path):
     env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(tmp_path / "other" / "run.rrd"))
     env.rollout(3)
     env.close()
@@ -114,7 +114,7 @@ def test_recordings_of_different_keys_are_refused_and_leave_nothing(runs, tmp_pa
 # --- Minari ---
 
 
-def test_minari_gives_back_what_was_recorded(runs, data_sets):
+def test_minari_gives_back_the_recorded_episodes(runs, data_sets):
     done = export(runs / "ppo", "--minari", "cartpole/expert-v0")
     assert done.exit_code == 0, done.stderr
     assert "left out, unless --key names it: pixels" in done.stderr
@@ -145,14 +145,14 @@ def test_minari_keeps_pictures_as_pixels(runs, data_sets):
 
 
 @pytest.mark.parametrize("name", ["badname", "cartpole/x", "../x-v0"])
-def test_what_is_no_id_of_minaris_is_said(runs, data_sets, name):
+def test_an_invalid_minari_id_is_refused(runs, data_sets, name):
     done = export(runs / "ppo", "--minari", name)
     assert done.exit_code == 1
     assert name in done.stderr
     assert "Traceback" not in done.output
 
 
-def test_minari_replaces_nothing_unasked(runs, data_sets):
+def test_minari_replaces_a_data_set_with_overwrite_alone(runs, data_sets):
     episodes = load(runs / "ppo")
     folder = to_minari(episodes[:1], "some-v0")
     with pytest.raises(FileExistsError, match="some-v0 exists already"):
@@ -180,7 +180,7 @@ def test_minari_has_one_reward_for_each_step(tmp_path, data_sets):
 
 @pytest.fixture(scope="module")
 def lerobot(runs):
-    """The same, from video that is copied and from pictures that are encoded."""
+    """Export to LeRobot: from video that is copied, and from pictures that are encoded."""
     done = export(runs / "run.rrd", "--lerobot", runs / "copied")
     assert done.exit_code == 0, done.stderr
     to_lerobot(load(runs / "ppo"), runs / "encoded", task="balance the pole", fps=25)
@@ -188,13 +188,13 @@ def lerobot(runs):
 
 
 @pytest.mark.parametrize(("name", "source"), [("copied", "run.rrd"), ("encoded", "ppo")])
-def test_the_sdk_reads_a_lerobot_data_set(lerobot, name, source):
+def test_rerun_reads_a_lerobot_data_set(lerobot, name, source):
     reader = LeRobotReader(lerobot / name)
     episodes = load(lerobot / source)
     assert (reader.version, reader.episodes()) == ("v3", list(range(len(episodes))))
     for number, episode in enumerate(episodes):
         chunks = sorted(reader.stream(number).to_chunks(), key=lambda chunk: chunk.num_rows)
-        held = {chunk.entity_path: chunk for chunk in chunks}  # of several the longest
+        held = {chunk.entity_path: chunk for chunk in chunks}  # the longest of several
         steps = episode.tensordict(["observation", "reward"])
         states = held["/observation.state"].to_record_batch().column("Scalars:scalars").to_pylist()
         assert states == steps["observation"].tolist()
@@ -202,7 +202,7 @@ def test_the_sdk_reads_a_lerobot_data_set(lerobot, name, source):
         assert held["/observation.images.pixels"].num_rows == len(steps)
 
 
-def test_a_lerobot_data_set_is_as_the_format_says(lerobot):
+def test_a_lerobot_data_set_follows_the_format(lerobot):
     info = json.loads((lerobot / "encoded/meta/info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["total_frames"]) == ("v3.0", 25, 50)
     assert info["features"]["observation.state"]["names"][0] == "cart position"
@@ -239,7 +239,7 @@ def test_the_viewer_opens_a_lerobot_data_set(lerobot, viewer):
     assert not trouble(views)
 
 
-def test_lerobot_replaces_no_folder_of_others(runs, tmp_path):
+def test_lerobot_replaces_no_other_folder(runs, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     done = export(runs / "run.rrd", "--lerobot", tmp_path, "--overwrite")
     assert done.exit_code == 1
@@ -249,14 +249,14 @@ def test_lerobot_replaces_no_folder_of_others(runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def in_several_files(tmp_path_factory):
-    """Two CartPoles in parts, and the same in dumps, each of which ends within an episode."""
+    """Record two CartPoles in parts, and in dumps that each end within an episode."""
     folder = tmp_path_factory.mktemp("several")
     env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(folder / "run.rrd", image_format="h264"))
     env.append_transform(RerunRecorder(folder / "dumps", split="dump"))
     env.set_seed(0)
     following = env.reset()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it goes on in another part
+        warnings.simplefilter("ignore", UserWarning)  # recording goes on in another part
         for _ in range(3):
             steps = env.rollout(9, auto_reset=False, tensordict=following, break_when_any_done=False)
             following = env.step_mdp(steps[:, -1])
@@ -282,13 +282,13 @@ def test_a_recording_in_several_files_has_a_video_of_each_episode(in_several_fil
         assert len(seen) == len(pixels) == (frames["episode_index"] == number).sum()
         assert np.abs(np.stack(seen).astype(int) - pixels).mean() < 3
         shown = 0
-        for chunk in reader.stream(number).to_chunks():  # one from each keyframe on
+        for chunk in reader.stream(number).to_chunks():  # a video begins at each keyframe
             if "VideoStream:sample" in chunk.to_record_batch().schema.names:
                 shown += chunk.num_rows
         assert shown == len(seen)
 
 
-def test_a_video_that_is_not_as_the_others_are_is_refused(tmp_path):
+def test_videos_of_different_sizes_in_a_data_set_are_refused(tmp_path):
     for run, size in (("a", 32), ("b", 48)):
         shape = (size, size, 3)
         seen = functools.partial(np.full, shape, 100, np.uint8)
@@ -299,7 +299,7 @@ def test_a_video_that_is_not_as_the_others_are_is_refused(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_a_picture_of_all_environments_is_refused(path, tmp_path):
+def test_a_single_picture_of_all_environments_is_refused(path, tmp_path):
     class Rendered(Zoo):
         def render(self):
             return np.full((12, 16, 3), self.t, np.uint8)
@@ -315,7 +315,7 @@ def test_a_picture_of_all_environments_is_refused(path, tmp_path):
     assert to_lerobot(of_first, tmp_path / "set").cameras == ("observation.images.pixels",)
 
 
-# --- what goes wrong on the way ---
+# --- errors within an export ---
 
 OPTIONS = {
     "parquet": lambda folder: ["--parquet", folder / "run.parquet", "--key", "observation", "--key", "pixels"],
@@ -336,7 +336,7 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def whole_and_damaged(tmp_path_factory):
-    """A recording, and the same with the last pictures of its environment damaged."""
+    """Make a recording, and a copy whose last pictures are damaged."""
     folder = tmp_path_factory.mktemp("damaged")
     whole, damaged = folder / "whole.rrd", folder / "damaged.rrd"
     env = pixel_cartpole().append_transform(RerunRecorder(whole, image_format="jpeg", buffer_bytes=20_000))
@@ -358,7 +358,7 @@ def files_in(folder):
 
 
 @pytest.mark.parametrize("form", OPTIONS)
-def test_a_damaged_recording_costs_nothing_that_it_was_to_replace(whole_and_damaged, tmp_path, data_sets, form):
+def test_a_damaged_recording_leaves_earlier_exports_unchanged(whole_and_damaged, tmp_path, data_sets, form):
     whole, damaged = whole_and_damaged
     done = export(damaged, *OPTIONS[form](tmp_path))
     assert done.exit_code == 1
@@ -375,7 +375,7 @@ def test_a_damaged_recording_costs_nothing_that_it_was_to_replace(whole_and_dama
 
 
 @pytest.mark.parametrize("form", ["parquet", "minari", "lerobot"])
-def test_an_interrupted_export_costs_nothing_that_it_was_to_replace(runs, tmp_path, data_sets, form):
+def test_an_interrupted_export_leaves_earlier_exports_unchanged(runs, tmp_path, data_sets, form):
     def exported(**options):
         if form == "parquet":
             to_parquet(load(runs / "ppo"), tmp_path / "run.parquet", **options)
@@ -398,7 +398,7 @@ def test_an_interrupted_export_costs_nothing_that_it_was_to_replace(runs, tmp_pa
 
 
 @pytest.mark.parametrize("form", OPTIONS)
-def test_nothing_is_left_on_a_full_disk(whole_and_damaged, small_disk, monkeypatch, form):
+def test_a_full_disk_leaves_no_partial_export(whole_and_damaged, small_disk, monkeypatch, form):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(small_disk / "minari"))
     (small_disk / "filler").write_bytes(bytes(508 << 10))
     done = export(whole_and_damaged[0], *OPTIONS[form](small_disk))
@@ -407,7 +407,7 @@ def test_nothing_is_left_on_a_full_disk(whole_and_damaged, small_disk, monkeypat
     assert list(files_in(small_disk)) == [small_disk / "filler"]
 
 
-def test_a_recording_is_not_replaced_by_what_is_exported_from_it(runs, tmp_path):
+def test_an_export_does_not_replace_its_own_recording(runs, tmp_path):
     recording = shutil.copy(runs / "run.rrd", tmp_path)
     done = export(recording, "--parquet", recording, "--overwrite")
     assert done.exit_code == 1
@@ -415,7 +415,7 @@ def test_a_recording_is_not_replaced_by_what_is_exported_from_it(runs, tmp_path)
     assert Path(recording).read_bytes() == (runs / "run.rrd").read_bytes()
 
 
-# --- what is in no whole file ---
+# --- recordings without a complete file ---
 
 
 KILLED = """
@@ -433,7 +433,7 @@ KILLED = """
 
 @pytest.fixture(scope="module")
 def torn(tmp_path_factory):
-    """What a killed process left, and that within a message: some of the pictures are lost."""
+    """Make the file of a killed process, and a copy that ends within a message and has lost pictures."""
     path = tmp_path_factory.mktemp("torn") / "run.rrd"
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), path]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
@@ -442,14 +442,14 @@ def torn(tmp_path_factory):
 
 
 def with_pictures(episode):
-    """How many steps have a picture before and after them."""
+    """Return the number of steps with a picture before and after them."""
     steps = episode.tensordict(["pixels"])
     if "recorded" not in steps.keys():
         return len(steps)
     return int((steps["recorded", "pixels"] & steps["next", "recorded", "pixels"]).sum())
 
 
-def test_what_a_killed_process_left_is_exported(torn, tmp_path, data_sets):
+def test_the_recording_of_a_killed_process_is_exported(torn, tmp_path, data_sets):
     with pytest.warns(UserWarning, match="isn't finished"):
         episodes = load(torn)
     steps = sum(episode.properties.length for episode in episodes)
@@ -481,7 +481,7 @@ def test_what_a_killed_process_left_is_exported(torn, tmp_path, data_sets):
 
 
 @pytest.mark.parametrize("name", ["ppo", "run.rrd"])
-def test_what_a_catalog_holds_is_exported(runs, tmp_path, data_sets, name):
+def test_a_catalog_is_exported(runs, tmp_path, data_sets, name):
     files = load(runs / name)
     paths = sorted({str(file) for episode in files for file in episode.files})
     with rr.server.Server(host="127.0.0.1", datasets={"ppo": paths}) as server:
@@ -503,7 +503,7 @@ def test_what_a_catalog_holds_is_exported(runs, tmp_path, data_sets, name):
 # --- the command ---
 
 
-def test_one_format_at_a_time(runs, tmp_path):
+def test_an_export_needs_exactly_one_format(runs, tmp_path):
     for options, said in (
         ((), "no format is given: choose one of --mp4"),
         (("--mp4", "--parquet", tmp_path / "x"), "2 formats are given: choose one of --mp4"),

@@ -1,4 +1,4 @@
-"""What goes wrong, and what happens then: section by section, with real files and real processes."""
+"""Faults and their results, section by section, with real files and real processes."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from trainings import PREAMBLE, run
 cartpole = functools.partial(GymEnv, "CartPole-v1")
 
 
-# --- the user's mistakes ---
+# --- mistakes of the user ---
 
 
-def test_a_key_that_the_environment_never_gives(path):
+def test_a_key_that_the_environment_lacks_is_an_error(path):
     env = cartpole().append_transform(RerunRecorder(path, in_keys=["observation", "pixles"]))
     with pytest.raises(KeyError, match=r"'pixles'.*'observation'"):
         env.rollout(3)
@@ -47,7 +47,7 @@ def test_a_key_that_the_environment_never_gives(path):
 @pytest.mark.parametrize(
     "option", [{"names": {"observations": ["x"]}}, {"kinds": {"act": "scalars"}}, {"kinds": {"pixels": Image("raw")}}]
 )
-def test_an_override_of_a_key_that_is_not_there(path, option):
+def test_an_option_for_a_key_that_is_not_recorded_is_an_error(path, option):
     env = cartpole().append_transform(RerunRecorder(path, **option))
     with pytest.raises(KeyError, match=r"is not recorded; there are 'action'"):
         env.rollout(3)
@@ -67,12 +67,12 @@ def test_an_override_of_a_key_that_is_not_there(path, option):
         ("logged_envs", 1.5, "pass indices"),
     ],
 )
-def test_options_of_the_wrong_type(path, option, value, message):
+def test_options_of_the_wrong_type_are_refused(path, option, value, message):
     with pytest.raises(TypeError, match=f"{option}.*{message}"):
         RerunRecorder(path, **{option: value})
 
 
-def test_nothing_to_record(path):
+def test_empty_in_keys_and_logged_envs_are_refused(path):
     with pytest.raises(ValueError, match="in_keys is empty"):
         RerunRecorder(path, in_keys=[])
     with pytest.raises(ValueError, match="logged_envs is empty"):
@@ -80,7 +80,7 @@ def test_nothing_to_record(path):
 
 
 @pytest.mark.parametrize("in_keys", ["reward", ("reward",), [("next", "reward")]])
-def test_a_single_key(path, in_keys):
+def test_in_keys_may_be_a_single_key(path, in_keys):
     env = cartpole().append_transform(RerunRecorder(path, in_keys=in_keys))
     env.rollout(3)
     env.close()
@@ -90,7 +90,7 @@ def test_a_single_key(path, in_keys):
     }
 
 
-def test_a_group_in_in_keys_is_named_with_its_leaves(path):
+def test_a_group_in_in_keys_is_an_error_that_names_its_leaves(path):
     class Grouped(Odd):
         def _observe(self):
             return TensorDict(robot=TensorDict(joints=torch.zeros(2), speed=torch.zeros(1)), x=torch.zeros(1))
@@ -111,7 +111,7 @@ def test_a_group_in_in_keys_is_named_with_its_leaves(path):
         {"names": {"observation": ["a"]}},
     ],
 )
-def test_a_mistake_does_not_cost_the_recording_that_would_have_been_replaced(path, mistake):
+def test_a_mistake_leaves_the_recording_to_be_replaced_unchanged(path, mistake):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(3)
     env.close()
@@ -124,7 +124,7 @@ def test_a_mistake_does_not_cost_the_recording_that_would_have_been_replaced(pat
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_the_policys_keys_alone(path, recwarn):
+def test_actions_may_be_recorded_alone(path, recwarn):
     env = cartpole().append_transform(RerunRecorder(path, in_keys=["action"]))
     rollout = env.rollout(5)
     env.close()
@@ -141,7 +141,7 @@ def test_warnings_point_at_the_users_line(path):
 
 
 @pytest.mark.parametrize("transforms", [[], [StepCounter()]])
-def test_a_key_of_the_specs_that_the_first_step_does_not_give(path, transforms):
+def test_a_key_of_the_specs_that_the_first_step_lacks_gives_a_warning(path, transforms):
     class Late(Odd):
         def __init__(self):
             super().__init__()
@@ -160,8 +160,8 @@ def test_a_key_of_the_specs_that_the_first_step_does_not_give(path, transforms):
     assert len(read(path)["/env_0/x"].values) == 5
 
 
-def test_the_environment_is_told_that_it_waits(path):
-    """Pictures that come faster than they can be made PNGs: nothing is lost, and the recorder says what to do."""
+def test_a_warning_says_that_the_environment_waits_for_the_writer(path):
+    """Pictures come faster than PNGs can be encoded: no frame is lost, and a warning gives advice."""
 
     class Pictures(Odd):
         def _observe(self):
@@ -184,7 +184,7 @@ def test_the_environment_is_told_that_it_waits(path):
     assert len(read(path)["/env_0/x"].values) == stats["frames"]
 
 
-def test_logged_envs_out_of_range(path):
+def test_logged_envs_out_of_range_are_refused(path):
     env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path, logged_envs=[1, 7]))
     with pytest.raises(IndexError, match="there are 3 environments"):
         env.reset()
@@ -202,7 +202,7 @@ def test_an_existing_file_is_not_touched(path):
     assert len(read(path)["/env_0/reward"].values) == 3
 
 
-def test_a_file_that_appears_in_between_is_not_touched(path):
+def test_a_file_that_appears_before_the_first_frame_is_not_touched(path):
     env = cartpole().append_transform(RerunRecorder(path))
     path.write_bytes(b"precious")
     with pytest.raises(FileExistsError):
@@ -211,13 +211,13 @@ def test_a_file_that_appears_in_between_is_not_touched(path):
     assert path.read_bytes() == b"precious"
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_without_write_permission_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="not a folder"):
         RerunRecorder(tmp_path / "file" / "run.rrd")
 
 
-def test_a_folder_that_cannot_be_made():
+def test_a_folder_that_cannot_be_made_is_an_error():
     for sink, split in (("/proc/runs/run.rrd", "run"), ("/proc/runs", "episode")):
         env = cartpole().append_transform(RerunRecorder(sink, split=split))
         with pytest.raises(OSError, match="the folder /proc/runs could not be made to record to: No such file"):
@@ -243,7 +243,7 @@ def test_missing_folders_are_made(tmp_path):
         ({"kinds": {"observation": "plot"}}, r"kinds\['observation'\]='plot'"),
     ],
 )
-def test_options_out_of_range(path, options, message):
+def test_options_out_of_range_are_refused(path, options, message):
     with pytest.raises(ValueError, match=message):
         RerunRecorder(path, **options)
 
@@ -256,14 +256,14 @@ def test_options_out_of_range(path, options, message):
         ({"kinds": {"observation": "text"}}, "'text' is for non-tensor data"),
     ],
 )
-def test_options_that_do_not_fit_the_data(path, options, message):
+def test_options_that_do_not_fit_the_data_are_refused(path, options, message):
     env = cartpole().append_transform(RerunRecorder(path, **options))
     with pytest.raises(ValueError, match=message):
         env.reset()
     assert not path.exists()
 
 
-def test_a_path_that_is_no_recording(tmp_path):
+def test_a_path_that_is_neither_a_folder_nor_an_rrd_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"neither a folder nor a file to record to, which ends in '\.rrd'"):
         RerunRecorder(tmp_path / "run.mp4")
     (tmp_path / "notes").write_text("mine")
@@ -285,7 +285,7 @@ def test_unsupported_data_is_skipped_by_name(path):
 
 
 def test_an_encoder_that_fails_does_not_stop_the_environment(path):
-    """No encoder of H.264 takes pictures as wide as these."""
+    """No H.264 encoder takes pictures of this width."""
     options = {"image_format": "h264", "kinds": {"wide": "image"}, "buffer_bytes": 100_000}
     env = Scripted(
         lambda t: {"wide": torch.zeros(2, 20_000, 3, dtype=torch.uint8)}, specs={"wide": Unbounded((2, 20_000, 3))}
@@ -302,7 +302,7 @@ def test_an_encoder_that_fails_does_not_stop_the_environment(path):
         env.close()
 
 
-def test_disk_full(path):
+def test_a_full_disk_is_an_error_and_earlier_frames_are_readable(path):
     done = run(
         """
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -328,12 +328,12 @@ def test_disk_full(path):
     error = next(line for line in done.stdout.splitlines() if line.startswith("error"))
     assert re.search(r"run\.rrd failed, [1-9]\d* frames were lost: .*File too large", error)
     assert "end" in done.stdout
-    rows = read(path)["/env_0/reward"]  # what was written until then is readable
+    rows = read(path)["/env_0/reward"]  # earlier frames are readable
     assert rows.along("frame") == sorted(rows.along("frame"))
 
 
-def test_disk_full_and_nobody_asks(path):
-    """No dump, no close: the process ends all the same."""
+def test_a_program_ends_on_a_full_disk_without_dump_and_close(path):
+    """The process ends by itself."""
     run(
         """
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -344,7 +344,7 @@ def test_disk_full_and_nobody_asks(path):
     )
 
 
-def test_the_file_is_removed_under_the_recorder(path):
+def test_a_removed_file_is_an_error(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.dump()
@@ -358,7 +358,7 @@ def test_the_file_is_removed_under_the_recorder(path):
         env.close()
 
 
-def test_the_return_of_an_episode_that_was_lost_in_part_is_unknown_until_the_next_reset(path):
+def test_the_return_of_an_episode_that_was_lost_in_part_is_nan_until_the_next_reset(path):
     env = GymEnv("Pendulum-v1").append_transform(RerunRecorder(path))
 
     def go_on(rollout):
@@ -383,7 +383,7 @@ def test_the_return_of_an_episode_that_was_lost_in_part_is_unknown_until_the_nex
     assert torch.equal(values[5:], torch.cat([torch.zeros(1, 1), rewards.cumsum(0)]))
 
 
-def test_the_counts_are_of_the_recorders_whole_life_and_agree_with_the_errors(path):
+def test_stats_count_the_whole_life_of_a_recorder_and_agree_with_errors(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(2)
     env.transform.dump()
@@ -421,7 +421,7 @@ def test_the_counts_are_of_the_recorders_whole_life_and_agree_with_the_errors(pa
     assert stats["frames_waiting"] == stats["bytes_waiting"] == 0
 
 
-def test_a_layout_that_cannot_be_added_leaves_the_recording_whole(path):
+def test_a_layout_that_cannot_be_added_leaves_a_complete_recording(path):
     import rerun.blueprint as rrb
 
     env = cartpole().append_transform(RerunRecorder(path, blueprint=rrb.Blueprint(rrb.Spatial2DView())))
@@ -440,7 +440,7 @@ def _raise(error, *args, **kwargs):
 # --- the process ends ---
 
 
-def test_kill_9_loses_nothing_that_was_dumped(path):
+def test_kill_9_loses_no_dumped_frame(path):
     source = PREAMBLE + textwrap.dedent(
         """
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
@@ -467,8 +467,8 @@ def test_kill_9_loses_nothing_that_was_dumped(path):
         assert recorded[f"/env_{env}/observation"].values[0].shape == (4,)
 
 
-def test_a_file_torn_by_kill_9_is_mended_by_rerun(path):
-    """A kill can hit in the middle of a write; Rerun opens no such file, but mends it."""
+def test_rerun_mends_a_file_that_was_torn_by_kill_9(path):
+    """A kill may come within a write. Rerun does not open such a file, but can mend it."""
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(20, break_when_any_done=False)
     env.transform.dump()
@@ -486,7 +486,7 @@ def test_a_file_torn_by_kill_9_is_mended_by_rerun(path):
 
 
 @pytest.mark.parametrize("end", ["", "env.close()", "del env", "raise RuntimeError", "sys.exit(0)"])
-def test_undumped_data_is_written_however_the_program_ends(path, end):
+def test_frames_without_a_dump_are_written_when_the_program_ends(path, end):
     run(
         f"""
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
@@ -499,7 +499,7 @@ def test_undumped_data_is_written_however_the_program_ends(path, end):
     assert len(read(path)["/env_1/reward"].values) == 30
 
 
-def test_a_recorder_that_is_garbage_collected(path):
+def test_a_recorder_that_is_garbage_collected_writes_its_frames(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(6)
     env.transform.__dict__["_parent"] = None
@@ -511,7 +511,7 @@ def test_a_recorder_that_is_garbage_collected(path):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_write_their_own_files_when_started_by(path, method):
+def test_each_worker_writes_its_own_file(path, method):
     env = ParallelEnv(2, functools.partial(_recorded, path), mp_start_method=method)
     env.rollout(10)
     env.close()
@@ -524,7 +524,7 @@ def _recorded(path):
     return cartpole().append_transform(RerunRecorder(path))
 
 
-def test_a_forked_child_leaves_its_parents_recording_alone(path):
+def test_a_forked_child_does_not_touch_the_recording_of_its_parent(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     child = os.fork()
@@ -542,7 +542,7 @@ def test_a_forked_child_leaves_its_parents_recording_alone(path):
     assert [len(read(file)["/env_0/reward"].values) for file in others] == [3]
 
 
-def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
+def test_a_step_with_ctrl_c_is_recorded_completely_or_not_at_all(path):
     recorder = RerunRecorder(path, in_keys=["x", "picture", "reward"], buffer_bytes=1 << 13)
     env = Odd().append_transform(recorder)
     functions = [Recording._add, Recording._logged_values, Block.add, Events.append]
@@ -558,7 +558,7 @@ def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
         given += 1
         if not came:
             break
-        count += 7  # has no divisor in common with what a loop is made of
+        count += 7  # coprime to the number of operations of a loop
     env.close()
     assert count > 100
     recorded = read(path)
@@ -576,7 +576,7 @@ def test_a_step_that_ctrl_c_comes_in_is_recorded_whole_or_not_at_all(path):
 
 
 @pytest.mark.parametrize("then", ["close", "go on"])
-def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
+def test_a_close_after_ctrl_c_in_close_writes_the_rest(tmp_path, then):
     count, came = 0, [True]
     while came:
         path = tmp_path / f"{count}.rrd"
@@ -590,12 +590,12 @@ def test_ctrl_c_in_close_leaves_the_rest_to_the_next_call(tmp_path, then):
         files = [path, *tmp_path.glob(f"{count}.part_*")]
         assert all(has_footer(file) for file in files)
         rows = [len(read(file)["/env_0/reward"].values) for file in files]
-        assert rows in ([[5]] if then == "close" else [[5, 5], [10]])  # it may come before anything is closed
+        assert rows in ([[5]] if then == "close" else [[5, 5], [10]])  # Ctrl-C may come before any file is closed
         count += 5
     assert count > 50
 
 
-def test_an_exception_in_the_users_code(path):
+def test_recording_goes_on_after_an_exception_in_the_policy(path):
     env = cartpole().append_transform(RerunRecorder(path))
 
     calls = []

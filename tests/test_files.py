@@ -1,4 +1,4 @@
-"""The file that is written is a good Rerun recording, by Rerun's own judgement."""
+"""Files are valid Rerun recordings, verified by Rerun's own tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_rerun_verifies_the_file(path):
     assert "verified without error" in done.stderr + done.stdout
 
 
-def test_it_has_a_footer_and_a_layout(path):
+def test_a_closed_file_has_a_footer_and_a_layout(path):
     env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(path))
     env.rollout(5)
     env.close()
@@ -39,7 +39,7 @@ def test_it_has_a_footer_and_a_layout(path):
     assert [file.name for file in path.parent.iterdir()] == ["run.rrd"]
 
 
-def test_the_schema_property(path):
+def test_the_schema_property_describes_keys_and_versions(path):
     env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(path, names={"observation": list("abcd")}))
     env.rollout(5)
     env.close()
@@ -71,7 +71,7 @@ def test_names_reach_the_viewer(path):
     assert static["/env_0/terminated"]["StateConfiguration:labels"] == ["terminated"]
 
 
-def test_what_was_dumped_can_be_read_while_recording(path):
+def test_dumped_frames_can_be_read_while_recording(path):
     env = pixel_cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.dump()
@@ -94,7 +94,7 @@ def test_dumping_never_ends_an_episode(path):
     assert rows.along("episode_step") == [0, 1, 2, 3, 4]
 
 
-def test_a_recording_with_nothing_in_it_leaves_no_file(path):
+def test_a_recording_without_frames_leaves_no_file(path):
     env = pixel_cartpole().append_transform(RerunRecorder(path))
     env.transform.dump()
     env.close()

@@ -1,122 +1,45 @@
-"""Every step that happened comes back, and none that didn't: whatever is missing of its keys, or varies in shape."""
+"""Keys that are missing at some frames, or vary in shape: exactly the existing values are recorded."""
 
 from __future__ import annotations
 
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from rerun.chunk import Chunk
-from tensordict import NonTensorData, TensorDict, lazy_stack
-from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, GymWrapper, SerialEnv
+from tensordict import NonTensorData
+from torchrl.data import Unbounded
 
 from driving import record, walk
-from environments import Lengths, Scripted, Uneven
-from episode_folders import write_chunks
-from readback import same
-from torchrl_rerun import RerunRecorder, load, replay
-from torchrl_rerun.kinds.arrow import Entity, chunks_of, number_lists, times_of
-from torchrl_rerun.kinds.scalars import Scalars
-from torchrl_rerun.kinds.schema import Moment, Source, property_chunk
-from torchrl_rerun.kinds.streams import Stream, entity_path
-
-MISSING = {
-    "a row in the middle": [3],
-    "several rows": [2, 3, 6],
-    "every second row": [1, 3, 5, 7],
-    "all but the first": [1, 2, 3, 4, 5, 6, 7, 8],
-    "the last row": [8],
-}
-KEYS = {
-    "scalars": torch.full((2,), 1.0),
-    "whole numbers": torch.full((2,), 1, dtype=torch.int64),
-    "flags": torch.full((2,), True),
-    "half": torch.full((2,), 1.0, dtype=torch.bfloat16),
-    "complex": torch.full((2,), 1.0, dtype=torch.complex64),
-    "tensor": torch.full((200,), 1.0),
-    "large": torch.full((2000,), 1.0),
-    "picture": torch.full((40, 40, 3), 1, dtype=torch.uint8),
-}
+from environments import ABSENT, UNITS, OfOwnSizes, Scripted, Uneven, rollout_that_lacks_keys, with_gaps
+from readback import assert_rows, read, read_folder, same
+from torchrl_rerun import RerunRecorder, replay
 
 
-def filling(dtype):
-    return torch.nan if dtype.is_floating_point or dtype.is_complex else 0
-
-
-@pytest.mark.parametrize("missing", MISSING)
-@pytest.mark.parametrize("name", KEYS)
-def test_a_key_that_is_missing_at_some_frames(path, name, missing):
-    """Its rows are gaps, told by a mask beside it; all else is as if it were there."""
-
-    def observe(t):
-        values = {
-            "x": torch.full((3,), float(t)),
-            "y": KEYS[name] * t if KEYS[name].dtype != torch.bool else KEYS[name],
-        }
-        return values if t not in MISSING[missing] else {"x": values["x"]}
-
+@pytest.mark.parametrize("absent", ABSENT)
+@pytest.mark.parametrize("name", UNITS)
+def test_a_key_that_is_missing_at_some_frames_has_rows_at_the_others(path, name, absent):
+    observe = with_gaps(name, absent)
     record(Scripted(observe), path, 8, image_format="png")
-    [episode] = load(path)
-    there = [t for t in range(9) if t not in MISSING[missing]]
-    assert same(episode["y"], torch.stack([observe(t)["y"] for t in there]))
-    for steps in (
-        episode.tensordict(),
-        load(path).rollout(),
-        episode.tensordict(["y"]),
-        episode.tensordict(["y", "x"]),
-    ):
-        assert len(steps) == 8
-        for part, first in ((steps, 0), (steps["next"], 1)):
-            for t in range(8):
-                value, is_there = part[t]["y"], bool(part[t]["recorded", "y"])
-                assert is_there == (t + first in there)
-                wanted = observe(t + first)["y"] if is_there else torch.full_like(KEYS[name], filling(KEYS[name].dtype))
-                assert same(value, wanted) or (not is_there and value.isnan().all())
-    steps = episode.tensordict()
-    assert steps["x"][:, 0].tolist() == list(range(8))
-    assert steps["next", "x"][:, 0].tolist() == list(range(1, 9))
-    assert steps["next", "reward"].flatten().tolist() == list(range(1, 9))
-    assert "recorded" not in episode.tensordict(["x", "reward"]).keys()
+    recorded = read(path)
+    assert_rows(recorded["/env_0/y"], {t: observe(t)["y"] for t in range(9) if t not in ABSENT[absent]})
+    assert_rows(recorded["/env_0/x"], {t: observe(t)["x"] for t in range(9)})
+    assert_rows(recorded["/env_0/reward"], {t: torch.tensor([float(t)]) for t in range(1, 9)})
 
 
-def test_a_mask_does_not_take_the_name_of_a_key(path):
-    def observe(t):
-        values = {"recorded": torch.full((1,), float(t)), "y": torch.zeros(1)}
-        return values if t != 2 else {"recorded": values["recorded"]}
-
-    record(Scripted(observe), path, 4)
-    steps = load(path).rollout()
-    assert steps["recorded"].flatten().tolist() == [0, 1, 2, 3]
-    assert steps["recorded_", "y"].tolist() == [True, True, False, True]
-
-
-def test_a_key_that_is_missing_in_one_environment(path):
-    """All have a mask, so that they fit together."""
-    late = Scripted(lambda t: {"x": torch.full((1,), float(t))} | ({} if t == 2 else {"y": torch.full((1,), 1.0)}))
-    whole = Scripted(lambda t: {"x": torch.full((1,), float(t)), "y": torch.full((1,), 1.0)})
-    with RerunRecorder(path) as recorder:
-        for env in (whole, late):
-            recorder.log_rollout(env.rollout(4, return_contiguous=False))
-    steps = load(path).rollout()
-    assert steps["recorded", "y"].tolist() == [True] * 6 + [False] + [True]
-    assert steps["x"].flatten().tolist() == [0, 1, 2, 3] * 2
-
-
-def test_a_stored_key_that_the_first_steps_do_not_lead_to(path):
-    """The rest of the rollout says that it is observed, and not the policy's."""
+def test_a_stored_key_that_is_missing_after_the_first_steps_is_observed(path):
+    """Later steps have the key in "next". Otherwise the key would count as the policy's."""
     env = Scripted(
         lambda t: {"x": torch.full((1,), float(t))} | ({"y": torch.full((1,), 1.0 + t)} if t not in (1, 2) else {})
     )
     rollout = env.rollout(100, return_contiguous=False)
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout)
-    [episode] = load(path)
-    assert episode["y"].flatten().tolist() == [1.0, *range(4, 102)]
+    recorded = read(path)
+    assert recorded.entry("y")["moment"] == "observed"
+    assert_rows(recorded["/env_0/y"], {t: torch.tensor([1.0 + t]) for t in (0, *range(3, 101))})
 
 
-def test_a_stored_key_that_no_step_of_the_first_rollout_leads_to(path):
+def test_a_stored_key_that_is_missing_after_all_steps_of_the_first_rollout_is_recorded_before_steps(path):
     first, second = (Scripted(lambda t: {"x": torch.full((1,), float(t))}).rollout(3) for _ in range(2))
     for rollout in first, second:
         rollout["y"] = torch.ones(3, 1)
@@ -128,56 +51,13 @@ def test_a_stored_key_that_no_step_of_the_first_rollout_leads_to(path):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             recorder.log_rollout(second)
-    assert all("y" not in episode.tensordict()["next"].keys() for episode in load(path))
+    recorded = read(path)
+    assert recorded.entry("y")["moment"] == "acted"
+    assert recorded["/env_0/x"].along("frame") == list(range(12))
+    assert_rows(recorded["/env_0/y"], {t: torch.ones(1) for t in range(12) if t % 4 < 3})
 
 
-def test_steps_of_one_key_are_all_where_nothing_has_a_row_at_each_frame(path):
-    """Neither rewards nor flags are recorded, and each key is missing at a frame of its own."""
-
-    def observe(t):
-        return {key: torch.full((1,), float(t)) for key, gap in (("x", 2), ("y", 4), ("z", 5)) if t != gap}
-
-    record(Scripted(observe), path, 6, in_keys=["x", "y", "z"])
-    [episode] = load(path)
-    for keys in (None, ["x"], ["y"], ["x", "z"]):
-        assert len(episode.tensordict(keys)) == 6
-    assert episode.tensordict(["x"])["recorded", "x"].tolist() == [True, True, False, True, True, True]
-
-
-# --- frames that were not recorded ---
-
-
-@pytest.mark.parametrize("split", ["run", "episode"])
-def test_no_step_leads_over_frames_that_were_left_out(tmp_path, split):
-    env = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run", split=split, skip=2))
-    rollout = env.rollout(10, break_when_any_done=False)
-    env.close()
-    episode = load(tmp_path / "run")[2]  # of 6 steps
-    with pytest.warns(UserWarning, match=r"3 of the recorded frames don't follow.*episode\[key\] gives all rows"):
-        assert len(episode.tensordict()) == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        episode.tensordict()  # it was said
-    first = episode.properties.first_step
-    assert same(episode["observation"][:3], rollout["observation"][first : first + 6 : 2])
-    assert episode.properties.length == episode.properties.episode_return == 6
-
-
-def test_the_last_step_of_an_episode_is_a_step_if_both_its_frames_are_there(path):
-    """The end is recorded whatever `skip` says."""
-    env = GymWrapper(Lengths()).append_transform(RerunRecorder(path, skip=2))
-    rollout = env.rollout(10, break_when_any_done=False)
-    env.close()
-    odd = load(path)[0]  # of 3 steps: frames 0, 2 and 3
-    with pytest.warns(UserWarning, match="1 of the recorded frames don't follow"):
-        steps = odd.tensordict()
-    first = odd.properties.first_step
-    assert len(steps) == 1
-    assert same(steps["observation"], rollout["observation"][first + 2 : first + 3])
-    assert same(steps["next", "observation"], rollout["next", "observation"][first + 2 : first + 3])
-
-
-def test_what_is_recorded_is_switched_on_and_off(path):
+def test_frames_are_recorded_while_the_recorder_is_switched_on(path):
     recorder = RerunRecorder(path)
     env = Scripted(lambda t: {"x": torch.full((1,), float(t))}).append_transform(recorder)
     tensordict = env.reset()
@@ -185,243 +65,93 @@ def test_what_is_recorded_is_switched_on_and_off(path):
         recorder.switch(t not in (4, 5, 8))
         tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
     env.close()
-    [episode] = load(path)
-    assert episode["x"].flatten().tolist() == [0, 1, 2, 3, 4, 7, 8, 10, 11, 12]
-    steps = episode.tensordict()
-    assert steps["x"].flatten().tolist() == [0, 1, 2, 3, 7, 10, 11]
-    assert steps["next", "x"].flatten().tolist() == [1, 2, 3, 4, 8, 11, 12]
-    assert steps["next", "reward"].flatten().tolist() == [1, 2, 3, 4, 8, 11, 12]
-
-
-def test_slices_do_not_cross_gaps(path):
-    recorder = RerunRecorder(path)
-    env = Scripted(lambda t: {"x": torch.full((1,), float(t))}).append_transform(recorder)
-    tensordict = env.reset()
-    for t in range(20):
-        recorder.switch(t not in (6, 7))
-        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
-    env.close()
-    episodes = load(path)
-    slices = episodes.dataset(4)
-    assert len(slices) == 3 + 8  # of 6 steps and of 11
-    for each in slices:
-        assert each["next", "x"][:-1].tolist() == each["x"][1:].tolist()
-        assert (each["next", "x"] - each["x"]).flatten().tolist() == [1.0] * 4
-    buffer = episodes.replay_buffer(batch_size=64, slice_len=4)
-    assert len(buffer) == 17
-    for each in buffer.sample().reshape(-1, 4):
-        assert each["next", "x"][:-1].tolist() == each["x"][1:].tolist()
-    assert len(episodes.dataset()) == 17
-
-
-def test_gaps_in_a_key_do_not_keep_steps_apart_in_a_dataset(path):
-    def observe(t):
-        return {"x": torch.full((1,), float(t))} | ({} if t == 5 else {"y": torch.full((1,), float(t))})
-
-    record(Scripted(observe), path, 10)
-    episodes = load(path)
-    slices = episodes.dataset(4)
-    assert len(slices) == 7
-    found = torch.stack(list(slices))  # each has the mask
-    assert found["next", "recorded", "y"].sum() == 28 - 4
-    sample = episodes.replay_buffer(batch_size=40, slice_len=4).sample()
-    assert ((sample["y"] == sample["x"]).flatten() == sample["recorded", "y"]).all()
-
-
-# --- two rows in one step of an episode ---
-
-
-def test_an_environment_of_which_a_group_of_agents_is_reset_by_itself(path):
-    """What the step led to, and what the next one leads from, are two rows at one step of the episode, at two frames."""
-    obs = Stream(("obs",), Scalars(), "float32", (1,))
-    reward, action = Stream(("reward",), Scalars(), "float32", (1,)), Stream(("action",), Scalars(), "float32", (1,))
-    sums = Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("reward",))
-    described = [(obs, Moment.OBSERVED), (sums, Moment.OBSERVED), (reward, Moment.STEPPED), (action, Moment.ACTED)]
-    #        reset, step, step, group reset twice, step, group reset, step, reset, step
-    steps = [0, 1, 2, 2, 2, 3, 3, 4, 0, 1]
-    episodes = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
-    is_step = [0, 1, 1, 0, 0, 1, 0, 1, 0, 1]
-    frames = np.arange(10)
-    positions = np.stack([frames, np.cumsum(is_step), episodes, steps, 1000 + frames], axis=1)
-
-    def rows(stream, at, values, env=0):
-        times = times_of(np.asfortranarray(positions[at]), None)
-        return list(chunks_of(times, [Entity(entity_path(stream, env), [number_lists(np.float32(values)[:, None])])]))
-
-    after = np.flatnonzero(is_step)
-    before = after - 1
-    lacking = [0, 1, 3, 4, 5, 6, 7, 8, 9]  # the arrival at step 2 is missing, and not one of the resets
-    chunks: list[Chunk] = [property_chunk(Source((2,), "Groups"), [0, 1], described)]
-    for env, seen in ((0, frames), (1, lacking)):
-        chunks += rows(obs, seen, np.array(seen) * 1.0, env)
-        chunks += rows(sums, frames, frames * 0.0, env)
-        chunks += rows(reward, after, after * 10.0, env)
-        chunks += rows(action, before, before * 100.0, env)
-    write_chunks(path, chunks, "groups")
-    found = load(path).rollout()
-    assert found["obs"].flatten(1).tolist() == [[0, 1, 4, 6, 8]] * 2
-    assert found["action"].flatten(1).tolist() == [[0, 100, 400, 600, 800]] * 2
-    assert found["next", "obs"][0].flatten().tolist() == [1, 2, 5, 7, 9]
-    assert found["next", "reward"].flatten(1).tolist() == [[10, 20, 50, 70, 90]] * 2
-    assert found["next", "recorded", "obs"].tolist() == [[True] * 5, [True, False, True, True, True]]
-    assert load(path)[0]["obs"].flatten().tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert [each.properties.length for each in load(path)] == [4, 4, 1, 1]
-    assert len(load(path).dataset(4)) == 2
-    assert same(load(path).dataset(4)[0]["obs"].flatten(), torch.tensor([0.0, 1, 4, 6]))
+    frames = [0, 1, 2, 3, 4, 7, 8, 10, 11, 12]
+    recorded = read(path)
+    assert recorded["/env_0/x"].along("step") == frames
+    for key, first in (("x", 0), ("reward", 1)):
+        assert [value.item() for value in recorded[f"/env_0/{key}"].values] == frames[first:]
 
 
 # --- keys that vary in shape ---
 
 
-def test_shapes_that_differ_by_time(path):
-    size_at = lambda env, t: 1 + t % 3
+@pytest.mark.parametrize(
+    "size_at", [lambda env, t: 1 + t % 3, lambda env, t: 2 + env], ids=["by time", "by environment"]
+)
+def test_shapes_that_differ_are_recorded(path, size_at):
     env = Uneven(size_at).append_transform(RerunRecorder(path))
-    rollout = env.rollout(6, return_contiguous=False)
+    env.rollout(6, return_contiguous=False)
     env.close()
-    episodes = load(path)
-    for each in episodes:
-        env = each.properties.env
-        assert all(same(each["x"][t], torch.full((size_at(env, t),), float(t))) for t in range(7))
-        steps = each.tensordict()
-        assert steps["x"].shape == steps["recorded", "x"].shape == (6, 3)
-        for t in range(6):
-            for found, wanted in ((steps[t], rollout[env, t]), (steps[t]["next"], rollout[env, t]["next"])):
-                mask = found["recorded", "x"]
-                assert same(found["x"][mask], wanted["x"])
-                assert found["x"][~mask].isnan().all()
-                assert same(found["y"], wanted["y"])
-    assert episodes.rollout()["next", "x"].shape == (2, 6, 3)
-    sample = episodes.replay_buffer(batch_size=8, slice_len=2).sample()
-    assert sample["x"].shape == sample["recorded", "x"].shape == (8, 3)
-    assert torch.stack([episodes.dataset()[i] for i in range(12)])["x"].shape == (12, 3)
+    recorded = read(path)
+    for env in range(2):
+        assert_rows(recorded[f"/env_{env}/x"], {t: torch.full((size_at(env, t),), float(t)) for t in range(7)})
+        assert_rows(recorded[f"/env_{env}/y"], {t: torch.full((2,), float(t)) for t in range(7)})
 
 
-def test_shapes_that_differ_by_environment(path):
-    """Each environment by itself needs no mask."""
-    env = Uneven(lambda env, t: 2 + env).append_transform(RerunRecorder(path))
-    env.rollout(4, return_contiguous=False)
-    env.close()
-    first, second = load(path)
-    assert first.tensordict()["x"].shape == (4, 2)
-    assert second.tensordict()["next", "x"].shape == (4, 3)
-    assert "recorded" not in first.tensordict().keys()
-    both = load(path).rollout()
-    assert both["x"].shape == (2, 4, 3)
-    assert both["recorded", "x"].sum(-1).tolist() == [[2] * 4, [3] * 4]
-    assert both["y"].shape == (2, 4, 2)
-
-
-def test_shapes_of_several_varying_dimensions_and_of_none(path):
+def test_shapes_of_several_varying_dimensions_and_of_none_are_recorded(path):
     shapes = [(2, 3), (4, 1), (0, 5), (2,), (), (3, 3)]
     env = Scripted(
         lambda t: {"x": torch.full(shapes[t], t, dtype=torch.int32)},
         specs={"x": Unbounded((-1, -1), dtype=torch.int32)},
     ).append_transform(RerunRecorder(path))
-    tensordict = env.reset()
-    for _ in range(5):
-        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
-    env.close()
-    [episode] = load(path)
-    assert [tuple(value.shape) for value in episode["x"]] == shapes
-    assert all(same(value, torch.full(shapes[t], t, dtype=torch.int32)) for t, value in enumerate(episode["x"]))
-    steps = episode.tensordict()
-    assert steps["x"].shape == (5, 4, 5)
-    assert steps["recorded", "x"].flatten(1).sum(1).tolist() == [6, 4, 0, 2, 1]
+    walk(env, 5)
+    assert_rows(read(path)["/env_0/x"], {t: torch.full(shape, t, dtype=torch.int32) for t, shape in enumerate(shapes)})
 
 
-def test_agents_whose_observations_differ_in_shape(path):
-    """A group in which each agent has its own."""
-
-    class Mixed(EnvBase):
-        def __init__(self):
-            super().__init__()
-            self.group_map = {"agents": ["small", "large"]}
-            self.t = 0
-            specs = [Composite(obs=Unbounded((size,))) for size in (2, 5)]
-            self.observation_spec = Composite(agents=torch.stack(specs, 0))
-            self.action_spec = Unbounded((1,))
-            self.reward_spec = Unbounded((1,))
-
-        def _seen(self):
-            agents = lazy_stack([TensorDict(obs=torch.full((size,), float(self.t))) for size in (2, 5)])
-            return TensorDict(agents=agents)
-
-        def _reset(self, tensordict=None, **kwargs):
-            return self._seen()
-
-        def _step(self, tensordict):
-            self.t += 1
-            return self._seen().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
-
-        def _set_seed(self, seed):
-            pass
-
-    env = Mixed().append_transform(RerunRecorder(path))
+def test_agents_whose_observations_differ_in_shape_are_recorded(path):
+    env = OfOwnSizes().append_transform(RerunRecorder(path))
     env.rollout(3, return_contiguous=False)
     env.close()
-    [episode] = load(path)
-    for t, (small, large) in enumerate(episode["agents", "obs"]):
-        assert same(small, torch.full((2,), float(t)))
-        assert same(large, torch.full((5,), float(t)))
-    steps = episode.tensordict()
-    assert steps["next", "agents", "obs"].shape == (3, 2, 5)
-    assert steps["recorded", "agents", "obs"].sum(-1).tolist() == [[2, 5]] * 3
+    recorded = read(path)
+    for agent, size in (("small", 2), ("large", 5)):
+        assert_rows(recorded[f"/env_0/agents/obs/{agent}"], {t: torch.full((size,), float(t)) for t in range(4)})
 
 
 @pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
-def test_nested_tensors_with_a_component_for_each_environment(path, layout):
+def test_nested_tensors_have_a_component_for_each_environment(path, layout):
+    def parts(t):
+        return [torch.full((1 + env + t, 2), float(t)) for env in range(3)]
+
     def observe(t):
-        parts = [torch.full((1 + env + t, 2), float(t)) for env in range(3)]
-        return {"x": torch.nested.nested_tensor(parts, layout=layout), "y": torch.full((3, 1), float(t))}
+        return {"x": torch.nested.nested_tensor(parts(t), layout=layout), "y": torch.full((3, 1), float(t))}
 
     env = Scripted(observe, (3,), {"y": Unbounded((3, 1))}).append_transform(RerunRecorder(path, in_keys=["x", "y"]))
-    tensordict = env.reset()
-    for _ in range(3):
-        tensordict = env.step_mdp(env.step(env.rand_action(tensordict)))
-    env.close()
-    for each in load(path):
-        assert [tuple(value.shape) for value in each["x"]] == [(1 + each.properties.env + t, 2) for t in range(4)]
+    walk(env, 3)
+    recorded = read(path)
+    for env in range(3):
+        assert_rows(recorded[f"/env_{env}/x"], {t: parts(t)[env] for t in range(4)})
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_a_shape_that_changes_once_in_a_series(tmp_path, split):
-    """In the middle of an episode: what came before is kept, and what comes after."""
+def test_a_shape_that_changes_within_an_episode_is_recorded_before_and_after(tmp_path, split):
     sizes = [3, 3, 3, 4, 3, 3]
-    env = SerialEnv(
-        2, lambda: Scripted(lambda t: {"x": torch.full((sizes[t],), float(t))}, specs={"x": Unbounded((3,))})
-    )
+    values = [torch.full((size,), float(t)) for t, size in enumerate(sizes)]
     with RerunRecorder(tmp_path / "run", split=split) as recorder:
-        rollouts = [
-            Scripted(lambda t: {"x": torch.full((sizes[t],), float(t))}).rollout(5, return_contiguous=False)
-            for _ in range(2)
-        ]
-        for rollout in rollouts:
-            recorder.log_rollout(rollout)
-    del env
-    for each in load(tmp_path / "run"):
-        assert [tuple(value.shape) for value in each["x"]] == [(size,) for size in sizes]
-        steps = each.tensordict()
-        assert steps["x"].shape == (5, 4)
-        assert steps["next", "recorded", "x"].sum(-1).tolist() == sizes[1:]
+        for _ in range(2):
+            recorder.log_rollout(Scripted(lambda t: {"x": values[t]}).rollout(5, return_contiguous=False))
+    if split == "run":
+        [file] = (tmp_path / "run").iterdir()
+        found = read(file)["/env_0/x"].values
+    else:
+        found = [value for each in read_folder(tmp_path / "run").values() for value in each["/x"].values]
+    assert same(found, values * 2)
 
 
-def test_pictures_that_vary_in_size(path):
+def test_pictures_that_vary_in_size_are_recorded(path):
     sizes = [(8, 9, 3), (8, 9, 3), (10, 7, 3), (8, 9, 3)]
     pictures = [torch.randint(0, 256, size, dtype=torch.uint8) for size in sizes]
     env = Scripted(lambda t: {"pixels": pictures[t]}, specs={"pixels": Unbounded((8, 9, 3), dtype=torch.uint8)})
     env = env.append_transform(RerunRecorder(path, image_format="png"))
     env.rollout(3, return_contiguous=False)
     env.close()
-    [episode] = load(path)
-    assert all(map(same, episode["pixels"], pictures))
-    assert episode.tensordict()["pixels"].shape == (3, 10, 9, 3)
+    assert_rows(read(path)["/env_0/pixels"], dict(enumerate(pictures)))
 
 
-# --- recorded again ---
+# --- replays ---
 
 
 @pytest.mark.parametrize("missing", [[3], [2, 3, 5]], ids=str)
-def test_what_is_missing_and_what_varies_is_replayed_as_it_was(tmp_path, missing):
+def test_keys_that_are_missing_or_vary_are_replayed_unchanged(tmp_path, missing):
     def observe(t):
         values = {"x": torch.full((2,), float(t)), "many": torch.full((1 + t % 3,), float(t))}
         return values if t in missing else values | {"y": torch.full((2,), -float(t)), "note": NonTensorData(f"at {t}")}
@@ -430,45 +160,20 @@ def test_what_is_missing_and_what_varies_is_replayed_as_it_was(tmp_path, missing
     env = Scripted(observe, specs=specs).append_transform(RerunRecorder(tmp_path / "run.rrd", in_keys=list(observe(9))))
     walk(env, 6)
     replay(tmp_path / "run.rrd", tmp_path / "again.rrd")
-    [first], [again] = load(tmp_path / "run.rrd"), load(tmp_path / "again.rrd")
-    for key in ("x", "y", "many", "note"):
-        assert all(map(same, again[key], first[key])), key
-        assert len(again[key]) == len(first[key])
-    assert again.tensordict()["recorded", "y"].tolist() == first.tensordict()["recorded", "y"].tolist()
+    for name in ("run.rrd", "again.rrd"):
+        recorded = read(tmp_path / name)
+        for key in ("x", "many", "y", "note"):
+            wanted = {t: observe(t)[key] for t in range(7) if key in observe(t)}
+            wanted = {t: value.data if key == "note" else value for t, value in wanted.items()}
+            assert_rows(recorded[f"/env_0/{key}"], wanted)
 
 
-def test_a_key_that_some_environments_lack_at_some_steps(path):
-    """Of a batch, as a rollout that can't be stacked densely holds it."""
-
-    def moment(t):
-        envs = []
-        for env in range(2):
-            values = {
-                "x": torch.full((1,), float(t)),
-                "note": NonTensorData(f"{env} at {t}"),
-                "y": torch.full((2,), -float(t)),
-            }
-            if env == 1 and t in (2, 3):
-                del values["y"], values["note"]
-            envs.append(TensorDict(values))
-        return envs
-
-    steps = []
-    for t in range(5):
-        of_envs = []
-        for before, after in zip(moment(t), moment(t + 1), strict=True):
-            after = after.update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
-            of_envs.append(
-                before.update({"action": torch.zeros(1), "next": after, "done": torch.zeros(1, dtype=torch.bool)})
-            )
-        steps.append(lazy_stack(of_envs, 0))
+def test_keys_that_some_environments_lack_at_some_steps_have_rows_in_the_others(path):
     with RerunRecorder(path) as recorder, warnings.catch_warnings():
         warnings.simplefilter("error")
-        recorder.log_rollout(lazy_stack(steps, 1))
-    whole, lacking = load(path)
-    assert [value[0].item() for value in whole["y"]] == [0, -1, -2, -3, -4, -5]
-    assert [value[0].item() for value in lacking["y"]] == [0, -1, -4, -5]
-    assert whole["note"] == [f"0 at {t}" for t in range(6)]
-    assert lacking["note"] == ["1 at 0", "1 at 1", "1 at 4", "1 at 5"]
-    assert lacking["x"].flatten().tolist() == [0, 1, 2, 3, 4, 5]
-    assert lacking.tensordict().get(("next", "note")).tolist() == ["1 at 1", None, None, "1 at 4", "1 at 5"]
+        recorder.log_rollout(rollout_that_lacks_keys())
+    recorded = read(path)
+    for env, frames in enumerate(([0, 1, 2, 3, 4, 5], [0, 1, 4, 5])):
+        assert_rows(recorded[f"/env_{env}/y"], {t: torch.full((2,), -float(t)) for t in frames})
+        assert_rows(recorded[f"/env_{env}/note"], {t: f"{env} at {t}" for t in frames})
+        assert_rows(recorded[f"/env_{env}/x"], {t: torch.full((1,), float(t)) for t in range(6)})

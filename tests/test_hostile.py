@@ -1,4 +1,4 @@
-"""Names, sizes and data that nobody expects: recorded bit for bit, or left out by name; training always goes on."""
+"""Unusual names, sizes and data: recorded bit for bit, or left out with a warning. Training always goes on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from torchrl_rerun import RerunRecorder
     ],
     ids=ascii,
 )
-def test_names(path, name):
+def test_keys_of_any_name_are_recorded(path, name):
     def observe(t):
         return {name: torch.full((2,), float(t)), "next to it": torch.full((2,), -float(t))}
 
@@ -59,7 +59,7 @@ def test_names(path, name):
     assert_recorded(recorded, name, observe, path=entity.removeprefix("/env_0/"))
 
 
-def test_names_that_differ_only_in_what_must_be_escaped(path):
+def test_names_that_differ_in_escaped_characters_have_different_entities(path):
     names = ["a/b", "a b", "a\\b", "a\nb", "a.b", "a"]
 
     def observe(t):
@@ -76,7 +76,7 @@ def test_names_that_differ_only_in_what_must_be_escaped(path):
 
 
 @pytest.mark.parametrize(("name", "reason"), [("", "an empty name"), ("\ud800", "no valid Unicode")], ids=ascii)
-def test_names_that_no_path_can_have(path, name, reason):
+def test_names_that_no_entity_path_can_have_are_left_out_with_a_warning(path, name, reason):
     def observe(t):
         return {name: torch.zeros(2), "x": torch.full((2,), float(t))}
 
@@ -90,7 +90,7 @@ def test_names_that_no_path_can_have(path, name, reason):
 
 
 @pytest.mark.parametrize("logged_envs", [None, "all"])
-def test_ten_thousand_environments(path, logged_envs):
+def test_ten_thousand_environments_are_recorded(path, logged_envs):
     envs, steps = 10_000, 3
 
     def observe(t):
@@ -112,7 +112,7 @@ def test_ten_thousand_environments(path, logged_envs):
 
 @pytest.mark.parametrize("image_format", ["raw", "png", "jpeg", "h264", "av1"])
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 1, 1), (1, 1, 1), (1, 1, 4), (1, 1)], ids=str)
-def test_images_of_one_pixel(path, shape, image_format):
+def test_images_of_one_pixel_are_recorded(path, shape, image_format):
     def observe(t):
         return {"x": torch.full(shape, 40 * t, dtype=torch.uint8)}
 
@@ -128,7 +128,7 @@ def test_images_of_one_pixel(path, shape, image_format):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0, 3), (0, 0)], ids=str)
-def test_values_without_numbers(path, shape):
+def test_values_without_numbers_are_recorded(path, shape):
     def observe(t):
         return {"x": torch.zeros(shape)}
 
@@ -137,14 +137,14 @@ def test_values_without_numbers(path, shape):
 
 
 @pytest.mark.parametrize("logged_envs", [None, "all"])
-def test_an_empty_batch(path, logged_envs):
+def test_an_empty_batch_gives_a_warning_and_no_file(path, logged_envs):
     env = Scripted(lambda t: {"x": torch.zeros(0, 2)}, (0,))
     _, (warned,) = record(env, path, logged_envs=logged_envs)
     assert "nothing is recorded: the batch size (0,) means no environment" in warned
     assert not path.exists()
 
 
-def test_episodes_of_no_steps(path):
+def test_episodes_without_steps_are_recorded(path):
     env = Scripted(lambda t: {"x": torch.full((2,), float(t))}).append_transform(RerunRecorder(path))
     for _ in range(3):
         env.reset()
@@ -158,7 +158,7 @@ def test_episodes_of_no_steps(path):
     assert recorded["/env_0/reward"].along("frame") == [4, 5]
 
 
-def test_nothing_but_episodes_of_no_steps(path):
+def test_a_recording_may_have_only_episodes_without_steps(path):
     env = Scripted(lambda t: {"x": torch.full((2,), float(t))}).append_transform(RerunRecorder(path))
     for _ in range(3):
         env.reset()
@@ -166,7 +166,7 @@ def test_nothing_but_episodes_of_no_steps(path):
     assert read(path)["/env_0/x"].along("episode") == [0, 1, 2]
 
 
-def test_an_environment_of_which_nothing_can_be_recorded(path):
+def test_an_environment_without_recordable_keys_leaves_no_file(path):
     env = Scripted(lambda t: {"x": torch.zeros(2, dtype=torch.complex32)}, specs={"x": Unbounded((2,))})
     record(env, path, in_keys=["x"])
     assert not path.exists()
@@ -192,8 +192,8 @@ _DTYPES = [
 
 
 @pytest.mark.parametrize("name", _DTYPES)
-def test_dtypes_and_extremes(path, name):
-    """NaN, infinities, negative zero, the smallest and the largest: as scalars, vectors, matrices, tensors, pictures."""
+def test_extreme_values_of_each_dtype_are_recorded(path, name):
+    """NaN, infinities, -0.0, least and greatest numbers: as scalars, vectors, matrices, tensors and pictures."""
     dtype = getattr(torch, name)
     if dtype.is_floating_point:
         info = torch.finfo(dtype)
@@ -221,7 +221,7 @@ def test_dtypes_and_extremes(path, name):
 
 
 @pytest.mark.parametrize("batch_size", [(), (2,)])
-def test_tensors_that_require_a_gradient(path, batch_size):
+def test_tensors_that_require_a_gradient_are_recorded(path, batch_size):
     weight = torch.nn.Parameter(torch.ones(*batch_size, 3))
 
     def observe(t):
@@ -250,7 +250,7 @@ def test_tensors_that_require_a_gradient(path, batch_size):
     ],
     ids=["transposed", "strided", "one row for all", "one number for all", "gathered", "shifted"],
 )
-def test_memory_that_is_not_contiguous(path, laid_out, size):
+def test_tensors_that_are_not_contiguous_are_recorded(path, laid_out, size):
     def observe(t):
         return {"x": laid_out(torch.arange(3.0 * size).reshape(3, size) + t)}
 
@@ -260,7 +260,7 @@ def test_memory_that_is_not_contiguous(path, laid_out, size):
 
 
 def assert_uneven(path, size_at, steps=5):
-    """Each value of ``x`` is there with its own shape."""
+    """Assert that each value of ``x`` is recorded with its own shape."""
     recorded = read(path)
     for env in range(2):
         rows = recorded[f"/env_{env}/x"]
@@ -281,9 +281,9 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_keys_that_vary_in_shape(path, name):
+def test_keys_that_vary_in_shape_are_recorded(path, name):
     env = Uneven(SIZES[name])
-    if name in ("in the middle", "from the middle on"):  # no spec says it
+    if name in ("in the middle", "from the middle on"):  # no spec declares the shapes
         env.observation_spec = Composite(x=Unbounded((2, 2)), y=Unbounded((2, 2)), shape=(2,))
     env = env.append_transform(RerunRecorder(path))
     with warnings.catch_warnings():
@@ -295,7 +295,7 @@ def test_keys_that_vary_in_shape(path, name):
     assert recorded["/env_1/reward"].along("frame") == [1, 2, 3, 4, 5]
 
 
-def test_a_rollout_of_different_shapes(path):
+def test_a_rollout_of_different_shapes_is_recorded(path):
     rollout = Uneven(SIZES["by environment"]).rollout(4, return_contiguous=False)
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout)
@@ -305,7 +305,7 @@ def test_a_rollout_of_different_shapes(path):
 # --- keys that come and go ---
 
 
-def test_keys_that_disappear_and_come_back(path):
+def test_keys_that_disappear_and_come_back_are_recorded(path):
     def observe(t):
         values = {
             "x": torch.full((2,), float(t)),
@@ -328,12 +328,12 @@ def test_keys_that_disappear_and_come_back(path):
     ("other", "said"),
     [
         (torch.zeros(3, 2, dtype=torch.float64), r"float64 (3, 2)"),
-        (torch.zeros(3, 2, dtype=torch.int32), r"int32 (3, 2)"),  # as many bytes
+        (torch.zeros(3, 2, dtype=torch.int32), r"int32 (3, 2)"),  # an equal number of bytes
         (torch.zeros(3, 2, dtype=torch.complex64), r"complex64 (3, 2)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_key_that_changes_its_dtype(path, other, said):
+def test_values_of_another_dtype_are_left_out_with_a_warning(path, other, said):
     def observe(t):
         return {"x": other if t in (3, 4) else torch.full((3, 2), float(t)), "y": torch.full((2,), float(t))}
 
@@ -350,8 +350,8 @@ def test_a_key_that_changes_its_dtype(path, other, said):
 @pytest.mark.parametrize("shape", [(2, 3), (6,), (), (0, 2)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64], ids=str)
 @pytest.mark.parametrize("usual", [(3,), (3, 2)], ids=str)
-def test_a_key_that_changes_its_shape(path, shape, dtype, usual):
-    """Of scalars, of states, of tensors: before and after it is plotted as ever."""
+def test_a_key_that_changes_its_shape_is_recorded(path, shape, dtype, usual):
+    """Scalars, states and tensors: values before and after keep their kind."""
 
     def observe(t):
         x = torch.full(shape if t in (3, 4) else usual, t % 2, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The house: floors without circles, an engine without torch, and a listing that can be read."""
+"""The structure of the package: imports in one direction, an engine without torch, and a short listing of folders."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ FLOORS = (
     "stored",
     "cli",
 )
-"""From the ground up: a folder imports only from those before it."""
+"""Folders from the bottom up: a folder imports only from folders before it."""
 BESIDE = {"reading": ("blocks", "recording", "writing")}
-"""What is below a floor and no business of it."""
+"""Folders that a folder must not import, although they are below it."""
 FRAMEWORKS = ("torch", "tensordict", "torchrl", "gymnasium")
 ENGINE = FLOORS[: FLOORS.index("recording") + 1]
 
@@ -51,7 +51,7 @@ def floor_of(path):
 
 
 def imports_in(path, *, at_top=False):
-    """The modules that are imported, in functions and for types alone, too, unless ``at_top``."""
+    """Yield the imported modules. Imports in functions and for types count unless ``at_top``."""
     tree = ast.parse(path.read_text())
     for node in tree.body if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -61,7 +61,7 @@ def imports_in(path, *, at_top=False):
 
 
 def inside(name):
-    """The floor of a module of this package; empty for what lies beside the folders; None for other packages."""
+    """Return the folder of a module of this package: empty if it is in none, None for other packages."""
     first, _, rest = name.partition(".")
     if first != "torchrl_rerun":
         return None
@@ -69,14 +69,14 @@ def inside(name):
     return floor if floor in FLOORS else ""
 
 
-def test_the_listing_is_a_dozen_folders_and_few_files():
+def test_the_package_has_a_dozen_folders_of_few_files():
     there = [each for each in PACKAGE.iterdir() if not each.name.startswith(("_", "."))]
     assert sorted(each.name for each in there if each.is_dir()) == sorted(FLOORS)
     assert len([each for each in there if each.suffix == ".py"]) < 5
 
 
 @pytest.mark.parametrize("floor", FLOORS)
-def test_a_folder_imports_only_from_floors_below_it(floor):
+def test_a_folder_imports_only_from_folders_below_it(floor):
     below = ["", *FLOORS[: FLOORS.index(floor) + 1]]
     wrong = [
         f"{path.relative_to(PACKAGE)}: {name}"
@@ -89,7 +89,7 @@ def test_a_folder_imports_only_from_floors_below_it(floor):
 
 
 def test_no_test_file_imports_another():
-    """What several need is in the modules beside them: environments, drivers, readers."""
+    """Shared code is in the helper modules: environments, drivers, readers."""
     folder = Path(__file__).parent
     files = {path.stem for path in folder.glob("test_*.py")}
     wrong = [
@@ -102,20 +102,20 @@ def test_no_test_file_imports_another():
 
 
 @pytest.mark.parametrize("name", ["readback", "reference"])
-def test_recordings_are_read_back_without_the_package(name):
-    """A mistake could hide in the recorder and in the reader alike."""
+def test_readback_and_reference_do_not_import_the_package(name):
+    """A mistake in the recorder could be hidden by a mistake in the reader."""
     names = list(imports_in(Path(__file__).parent / f"{name}.py"))
     assert not [each for each in names if inside(each) is not None]
 
 
-def test_nothing_is_put_in_the_place_of_a_module():
-    """`programs.py` alone does, which runs programs: it puts the main module of each there."""
+def test_no_test_replaces_a_module():
+    """`programs.py` alone replaces the main module, for the programs that it runs."""
     puts = re.compile(r"sys\.modules(\[[^]]+\]\s*=[^=]|\.(setdefault|update|pop)\()|\w\(sys\.modules\b")
     folder = Path(__file__).parent
     assert [path.name for path in sorted(folder.rglob("*.py")) if puts.search(path.read_text())] == ["programs.py"]
 
 
-def test_no_modules_import_one_another_in_a_circle():
+def test_imports_have_no_cycles():
     names = {".".join(("torchrl_rerun", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in modules()}
     graph = {}
     for name, path in names.items():
@@ -150,8 +150,8 @@ def test_the_engine_names_no_framework():
 KIND_MODULES = tuple(kind.__module__ for kind in KINDS)
 
 
-def test_no_kind_is_named_outside_the_folder_of_kinds():
-    """Neither its class, nor its name: whoever adds a kind adds a file."""
+def test_kinds_are_named_only_in_the_folder_of_kinds():
+    """Neither by class nor by name: a new kind is a new file."""
     wrong = []
     for path in modules():
         if floor_of(path) in ("kinds", ""):
@@ -218,7 +218,7 @@ def test_the_options_are_the_recorders_arguments():
     assert {each.name: each.default for each in dataclasses.fields(Options)} == defaults
 
 
-def test_the_engine_records_arrays_where_no_framework_can_be_imported(tmp_path):
+def test_the_engine_records_arrays_without_any_framework(tmp_path):
     path = tmp_path / "run.rrd"
     command = [sys.executable, "-c", textwrap.dedent(WITHOUT_FRAMEWORKS), path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Kinds of pictures: depth, segmentations, floats of any range and stacks of frames come back bit for bit."""
+"""Kinds of pictures: depth, segmentations, floats of any range and frame stacks are recorded bit for bit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def noise(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("shape", [SIZE, (*SIZE, 1), (1, *SIZE)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "uint8", "uint16", "int32"])
-def test_depth(path, dtype, shape):
+def test_depth_images_are_recorded(path, dtype, shape):
     values = noise(dtype, (6, *shape))
     if dtype == "float32":
         values[1, ..., :5, :5].fill_(torch.nan)
@@ -65,7 +65,7 @@ def test_depth(path, dtype, shape):
 
 @pytest.mark.parametrize("shape", [SIZE, (*SIZE, 1), (1, *SIZE)], ids=str)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "bool"])
-def test_segmentation(path, dtype, shape):
+def test_segmentations_are_recorded_with_their_labels(path, dtype, shape):
     values = noise(dtype, (6, *shape))
     names = {"mask": ["floor", "robot"]}
     record(Scripted(lambda t: {"mask": values[t]}), path, kinds={"mask": "segmentation"}, names=names)
@@ -80,10 +80,10 @@ def test_segmentation(path, dtype, shape):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 @pytest.mark.parametrize("shape", [(*SIZE, 3), (3, *SIZE), (*SIZE, 4), (*SIZE, 1)], ids=str)
-def test_floats_below_zero(path, shape, dtype):
-    """They are shown as 8-bit pictures, and kept as they are beside them; NaN, infinities and -0.0, too."""
+def test_floats_below_zero_are_shown_as_8_bit_and_kept_exactly(path, shape, dtype):
+    """Exact values, NaN, infinities and -0.0 included, are stored beside 8-bit pictures."""
     values = (torch.rand(6, *shape, generator=GENERATOR) * 2 - 1).to(getattr(torch, dtype))
-    values[1].clamp_(min=0)  # one that needs nothing of the kind
+    values[1].clamp_(min=0)  # a key whose floats are not below zero
     values[2, 0, 0, 0] = torch.nan
     values[3, 0, 0, 0] = -torch.inf
     values[4] = -0.0
@@ -91,7 +91,7 @@ def test_floats_below_zero(path, shape, dtype):
     assert_recorded(read(path), "x", lambda t: {"x": values[t]})
 
 
-def test_floats_from_minus_one_to_one_look_as_from_zero_to_one(viewer, path, tmp_path):
+def test_floats_from_minus_one_to_one_look_like_floats_from_zero_to_one(viewer, path, tmp_path):
     colours = torch.tensor([[0.0, 0.5, 1.0], [0.2, 0.2, 0.2], [1.0, 0.6, 0.1]]).repeat_interleave(20, 0)
     picture = colours.expand(60, 60, 3).contiguous()
     record(Scripted(lambda t: {"a": picture, "b": picture * 2 - 1, "c": picture * 255}), path, in_keys=["a", "b", "c"])
@@ -120,7 +120,7 @@ def newest(value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("image_format", ["raw", "png"])
 @pytest.mark.parametrize("shape", [tuple(32 if n == 24 else n for n in shape) for shape in STACKS], ids=str)
-def test_stacks(path, tmp_path, shape, image_format):
+def test_frame_stacks_are_recorded(path, tmp_path, shape, image_format):
     values = noise("uint8", (6, *shape))
     env = Scripted(lambda t: {"x": values[t]})
     record(env, path, image_format=image_format)
@@ -135,7 +135,7 @@ def test_stacks(path, tmp_path, shape, image_format):
         assert same(value, newest(values[t], shape).reshape(-1).contiguous())
 
 
-def test_a_stack_of_grey_frames_as_video(path):
+def test_a_stack_of_grey_frames_may_be_video(path):
     ramp = torch.arange(64, dtype=torch.uint8) * 3
     stack = torch.stack([ramp.expand(48, 64) + 10 * i for i in range(4)])
     record(Scripted(lambda t: {"x": stack}), path, image_format="h264")
@@ -143,8 +143,8 @@ def test_a_stack_of_grey_frames_as_video(path):
         assert psnr(value, stack) > 33
 
 
-def test_what_gymnasium_and_torchrl_stack(path, tmp_path):
-    """Frames are side by side, the newest at the right; of two grey ones CatFrames says that they aren't anything else."""
+def test_frame_stacks_of_gymnasium_and_torchrl_are_recorded(path, tmp_path):
+    """Frames are side by side, the newest at the right. Two grey frames are recognized by CatFrames."""
     grey = GrayscaleObservation(AddRenderObservation(gymnasium.make("CartPole-v1", render_mode="rgb_array")))
     small = TransformObservation(
         grey, lambda pixels: pixels[::10, ::10], gymnasium.spaces.Box(0, 255, (40, 60), np.uint8)
@@ -170,7 +170,7 @@ def _observed(rollout, key):
     return lambda t: {key: rollout[key][0] if t == 0 else rollout["next", key][t - 1]}
 
 
-def test_jpeg_quality(path, tmp_path):
+def test_jpeg_quality_changes_the_size_of_files(path, tmp_path):
     values = torch.stack([picture(t, (*SIZE, 3)) for t in range(6)])
     sizes = []
     for quality in (50, 95):
@@ -197,7 +197,7 @@ def test_options_of_images_are_checked(options, error, message):
         torchrl_rerun.Image(**options)
 
 
-def test_a_kind_of_a_key_that_is_not_recorded(path):
+def test_a_kind_for_a_key_that_is_not_recorded_is_an_error(path):
     env = Scripted(lambda t: {"x": torch.zeros(4, 40, 40, dtype=torch.uint8)})
     env = env.append_transform(RerunRecorder(path, kinds={"pixels": torchrl_rerun.Image(stack="newest")}))
     with pytest.raises(KeyError, match="kinds names 'pixels', which is not recorded"):
@@ -206,11 +206,11 @@ def test_a_kind_of_a_key_that_is_not_recorded(path):
 
 @pytest.fixture
 def no_ffmpeg(monkeypatch):
-    """The viewer looks for ``ffmpeg`` along the path."""
+    """Hide ``ffmpeg``, which the viewer looks for in PATH."""
     monkeypatch.setenv("PATH", "/nowhere")
 
 
-def test_av1_needs_nothing_beside_the_viewer(no_ffmpeg, viewer, path, tmp_path):
+def test_the_viewer_shows_av1_without_ffmpeg(no_ffmpeg, viewer, path, tmp_path):
     white = torch.full((100, 100, 3), 255, dtype=torch.uint8)
     record(Scripted(lambda t: {"x": white}), path, in_keys=["x"], image_format="av1")
     assert [view.reports for view in opened(viewer, path, 3)] == [[]]

@@ -1,4 +1,4 @@
-"""`torchrl-rerun info`: what recordings hold, by their own word."""
+"""`torchrl-rerun info`: descriptions of recordings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     return path
 
 
-def test_what_is_in_a_file(run):
+def test_info_describes_a_file(run):
     (found,) = told(run)
     recorded = read(run)
     rows = {key: [recorded[f"/env_{env}/{key}"] for env in range(2)] for key in ("observation", "action")}
@@ -65,7 +65,7 @@ def test_what_is_in_a_file(run):
     assert 0.3 * run.stat().st_size < sizes < run.stat().st_size
 
 
-def test_what_is_shown(run):
+def test_info_prints_a_file(run):
     done = info(run)
     assert done.exit_code == 0
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -76,8 +76,8 @@ def test_what_is_shown(run):
     assert any(line.startswith("observation scalars float32 4 ") for line in lines)
 
 
-def test_what_was_recorded_is_not_read(run, tmp_path):
-    """All that is recorded is overwritten, and the answer is the same."""
+def test_info_does_not_read_recorded_values(run, tmp_path):
+    """The description of a file with overwritten values is equal."""
     blank = tmp_path / "run.rrd"
     shutil.copyfile(run, blank)
     rows = index_of(run).to_pylist()
@@ -91,7 +91,7 @@ def test_what_was_recorded_is_not_read(run, tmp_path):
     assert found == wanted
 
 
-def test_pictures_agents_and_statistics(tmp_path):
+def test_info_describes_pictures_agents_and_statistics(tmp_path):
     record(Scripted(lambda t: {"x": picture(t, (32, 48, 3))}), tmp_path / "a.rrd", image_format="h264", fps=12.5)
     env = VmasEnv("flocking", num_envs=70, n_agents=3, max_steps=20)
     env = env.append_transform(RerunRecorder(tmp_path / "b.rrd"))
@@ -124,7 +124,7 @@ def test_a_folder_of_episodes_is_summed_up(tmp_path):
     assert f"{len(files)}, each of an episode" in info(tmp_path).stdout
 
 
-def test_files_that_are_not_whole(run, tmp_path):
+def test_info_names_unreadable_files(run, tmp_path):
     whole = run.read_bytes()
     size = len(whole)
     (tmp_path / "torn.rrd").write_bytes(whole[: size // 2])
@@ -140,7 +140,7 @@ def test_files_that_are_not_whole(run, tmp_path):
     assert info(tmp_path / "nothing.rrd").exit_code == 1
 
 
-def test_what_is_being_recorded(path):
+def test_info_describes_a_file_that_is_being_recorded(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(3)
     env.transform.dump()

@@ -1,4 +1,4 @@
-"""Which episodes stay, against lists of all of them."""
+"""Policies of which episodes to keep, compared with plain lists of all episodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def histories(draw):
 
 @examples(150)
 @given(policies, histories())
-def test_what_stays_is_what_lists_say(policy, episodes):
+def test_kept_episodes_equal_a_reference_on_plain_lists(policy, episodes):
     kept, there = policy.new_kept(), {}
     for number, episode in enumerate(episodes):
         there[episode.id] = episode
@@ -40,7 +40,7 @@ def test_what_stays_is_what_lists_say(policy, episodes):
 
 @pytest.mark.parametrize("kind", [KeepBest, KeepWorst])
 def test_interrupted_episodes_stay_until_enough_have_ended(kind):
-    """Of rollouts that are all cut short something stays, too; each that ends takes the place of one of them."""
+    """Interrupted episodes are kept, too. Each episode that ends replaces an interrupted one."""
     kept = kind(2).new_kept()
     cut = [Episode(0, number, float(number), 10, interrupted=True) for number in range(3)]
     ended = [Episode(0, number, 1.0, 10, terminated=True) for number in (3, 4)]
@@ -65,30 +65,30 @@ def test_policies_are_pickled():
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.5, True])
-def test_wrong_numbers(n):
+def test_a_policy_needs_a_positive_number(n):
     with pytest.raises(ValueError, match="pass how many episodes to keep"):
         KeepBest(n)
 
 
-def test_what_is_no_policy():
+def test_policies_combine_with_policies_and_functions_alone():
     with pytest.raises(TypeError):
         KeepLast(1) | 5
     with pytest.raises(TypeError, match="pass a function"):
         KeepIf(0.5)
 
 
-def test_where_a_function_fails_the_episode_stays():
+def test_an_episode_is_kept_if_a_function_of_the_policy_fails():
     kept = (KeepIf(lambda episode: episode["success"]) & KeepLast(5, where=lambda episode: 1 / 0)).new_kept()
     episode = Episode(2, 7, 1.0, 3)
     with pytest.warns(RuntimeWarning, match="failed on episode 7 of environment 2") as warned:
         gone = [each for offered in (episode, Episode(2, 8, 1.0, 3)) for each in kept.offer(offered)]
     assert gone == []
     assert kept.holds(episode)
-    assert len(warned) == 2  # one for each function, in the line where it stands
+    assert len(warned) == 2  # a warning for each function, at the line of the policy
     assert {warning.filename for warning in warned} == {__file__}
 
 
-def test_what_is_combined_wrongly():
+def test_python_or_of_policies_and_a_where_that_is_no_function_are_refused():
     with pytest.raises(TypeError, match=r"combine policies with \| and &"):
         KeepLast(1) or KeepBest(1)
     with pytest.raises(TypeError, match="where='terminated': pass a function"):

@@ -1,4 +1,4 @@
-"""`kill -9` at any moment: whatever was dumped is there, and nothing is there that did not happen."""
+"""`kill -9` at any moment: all dumped frames are in the file, and no frame that did not happen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OBSERVED = ["observation", "done", "terminated", "truncated"]
 
 
 def reference() -> tuple[Reference, dict[int, int]]:
-    """What all of them recorded, if they lived long enough; and the last frame of each rollout by the steps until then."""
+    """Return the recording of a process that was not killed, and the last frame of each rollout by number of steps."""
     env, made, ends = killed.environment(), None, {0: -1}
     for length, _ in killed.lengths():
         made = of_rollout(env.rollout(length, break_when_any_done=False), observed=OBSERVED, reference=made)
@@ -29,7 +29,7 @@ def reference() -> tuple[Reference, dict[int, int]]:
     return made, ends
 
 
-def test_kill_9_at_random_moments(tmp_path):
+def test_kill_9_at_random_moments_loses_no_dumped_frame(tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     command = [sys.executable, killed.__file__, str(tmp_path), str(seed)]
@@ -44,7 +44,7 @@ def test_kill_9_at_random_moments(tmp_path):
 
 
 def check(path: Path, wanted: Reference, ends: dict[int, int]) -> str:
-    """How far a process got, after the file that it left was compared with what happened."""
+    """Compare the file of a killed process with the reference. Return the number of its frames."""
     notes = path.with_suffix(".dumped").read_text().split()
     closed, dumped = "closed" in notes, ends[max((int(note) for note in notes if note != "closed"), default=0)]
     if not path.exists():
@@ -64,7 +64,7 @@ def check(path: Path, wanted: Reference, ends: dict[int, int]) -> str:
         where = f"{path.name}: env {env}, {key}"
         entity = recorded.entities.get(f"/env_{env}/{key}")
         length = 0 if entity is None else len(entity.values)
-        # All that was dumped, and what came after it without a gap.
+        # All dumped frames, and later frames without a gap.
         assert length >= sum(row.frame + (key == "action") <= dumped for row in rows), where
         for timeline in ("frame", "step", "episode", "episode_step") if length else ():
             assert entity.along(timeline) == [getattr(row, timeline) for row in rows[:length]], (where, timeline)
@@ -86,7 +86,7 @@ FLAGS = ("done", "terminated", "truncated")
 
 
 def test_the_last_frame_has_the_flags_that_the_recorder_saw_or_later_ones(tmp_path):
-    """A process is killed between steps, or while transforms behind the recorder look at one."""
+    """A process is killed between steps, or while transforms behind the recorder process a step."""
     command = [sys.executable, "-W", "ignore", killed_behind.__file__, str(tmp_path)]
     forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert forked.stderr == ""
@@ -104,12 +104,12 @@ def test_the_last_frame_has_the_flags_that_the_recorder_saw_or_later_ones(tmp_pa
 
 
 def flags_of_the_last_frame(path: Path, wanted: Reference, last: int | None) -> list[str]:
-    """Of each environment: whether the last frame has the flags of the rollout, or those that the recorder's hook saw.
+    """Return, by environment, whether the last frame has the flags of the rollout, or those at the recorder's hook.
 
     Args:
-        path: the file that a process left.
-        wanted: what happened.
-        last: the last step, if it is known; it must be there.
+        path: file of a killed process.
+        wanted: the complete recording.
+        last: last step that must be in the file. Default: None, unknown.
     """
     try:
         repair(path)
@@ -132,7 +132,7 @@ def flags_of_the_last_frame(path: Path, wanted: Reference, last: int | None) -> 
                     assert same(value, row.value), (path.name, env, key, row)
             if last is not None:
                 assert rows[length - 1].step == last, (path.name, env, key)
-        # The environments don't truncate: the counter does.
+        # The counter truncates episodes, the environments don't.
         terminated = later.get("terminated", False)
         hook = {key: terminated and key != "truncated" for key in found}
         assert found in (later, hook), (path.name, env, found)

@@ -1,4 +1,4 @@
-"""Kinds that were only added: points in space, and a kind that a user writes."""
+"""Kinds beyond the built-in basics: points in space, and kinds of a user."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEPS = 6
 
 
 def rollout_of(observed):
-    """One environment's rollout in which a key has these values, one more than there are steps."""
+    """Return a rollout of one environment in which a key has these values, one more than steps."""
     steps = len(observed) - 1
     following = {"reward": torch.ones(1, steps, 1), "done": torch.zeros(1, steps, 1, dtype=torch.bool)}
     moments = [
@@ -57,7 +57,7 @@ def logged(path, observed, kind):
 
 
 def columns_of(path, entity, *, static=False):
-    """The columns of an entity, by their names, as Rerun's own reader has them."""
+    """Return the columns of an entity by name, from Rerun's own reader, in the order of chunks."""
     chunks = RrdReader(path).stream().filter(content=entity, is_static=static)
     batches = [chunk.to_record_batch() for chunk in chunks]
     names = {name for batch in batches for name in batch.schema.names}
@@ -81,7 +81,7 @@ def test_points_come_back_bit_for_bit(path, dtype, shape):
     assert torch.equal(back["next", "points"], torch.stack(observed[1:]))
 
 
-def test_positions_are_what_the_viewer_shows(path):
+def test_the_viewer_gets_positions_as_float32(path):
     observed = [torch.tensor([[t, 0.1, -2.0], [1.0, 2.0, 3.0]], dtype=torch.float64) for t in range(STEPS + 1)]
     logged(path, observed, Points3D(radii=[0.1, 0.2], colors=(255, 0, 0)))
     shown = columns_of(path, "/env_0/points")
@@ -103,7 +103,7 @@ def test_the_number_of_points_may_vary(path):
     assert [len(each) for each in shown] == [3, 0, 7, 7, 1, 3, 2]
 
 
-def test_arrays_of_non_tensor_data_are_points_too(path):
+def test_arrays_of_non_tensor_data_may_be_points(path):
     observed = [np.random.default_rng(t).normal(size=(t + 1, 3)).astype(np.float32) for t in range(STEPS + 1)]
     logged(path, [NonTensorData(each) for each in observed], Points3D())
     [episode] = load(path)
@@ -120,7 +120,7 @@ def test_arrays_of_non_tensor_data_are_points_too(path):
         (NonTensorData("text"), "object data; points are real numbers"),
     ],
 )
-def test_other_values_are_no_points(path, value, why):
+def test_values_of_other_shapes_and_dtypes_are_refused_as_points(path, value, why):
     with pytest.raises(ValueError, match=rf"kinds\['points'\] = 'points3d' doesn't fit {why}"):
         logged(path, [value] * 3, "points3d")
 
@@ -152,7 +152,7 @@ def test_points_are_shown_in_a_3d_view(path, tmp_path):
 
 @dataclass(frozen=True)
 class Doubled(Kind):
-    """A user's kind without anything to show: its numbers are what it was given, and come back so."""
+    """A user's kind without a view, that stores numbers as they are."""
 
     name = "doubled"
 
@@ -162,7 +162,7 @@ class Doubled(Kind):
 
 @dataclass(frozen=True)
 class Clumsy(Kind):
-    """A kind that is stored as it should be, and fails at all else that it is asked."""
+    """A kind that stores its values, and fails in all other methods."""
 
     name = "clumsy"
 
@@ -180,7 +180,7 @@ def warnings_of(path, observed, kind):
     return list(dict.fromkeys(str(each.message) for each in warned))
 
 
-def test_a_kind_that_fails_at_being_shown_is_recorded_all_the_same(path):
+def test_a_kind_whose_view_fails_is_recorded(path):
     observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
     assert sorted(warnings_of(path, observed, Clumsy())) == [
         "'points' has no view in the layout: Clumsy.view failed (ZeroDivisionError: view)",
@@ -193,7 +193,7 @@ def test_a_kind_that_fails_at_being_shown_is_recorded_all_the_same(path):
 
 @dataclass(frozen=True)
 class Picky(Kind):
-    """A kind that refuses one value in some way."""
+    """A kind that fails at one value."""
 
     name = "picky"
     refused: float = 3.0
@@ -217,18 +217,19 @@ class Picky(Kind):
         ("is long", "Picky.columns made 2 rows of torchrl_rerun:exact of 1 values"),
     ],
 )
-def test_a_value_that_a_kind_fails_at_costs_that_value(path, how, why):
+def test_a_value_that_a_kind_cannot_store_is_left_out_alone(path, how, why):
     observed = [torch.full((2, 2), float(t)) for t in range(STEPS + 1)]
     (warned,) = warnings_of(path, observed, Picky(how=how))
     assert warned.startswith(f"'points' is not recorded at frame 3: {why}")
-    [episode] = load(path)
-    assert [float(value[0, 0]) for value in episode["points"]] == [0, 1, 2, 4, 5, 6]
+    columns = columns_of(path, "/env_0/points")
+    first = [row[0] for row in columns["torchrl_rerun:exact"]]
+    assert dict(zip(columns["frame"], first, strict=True)) == {t: t for t in (0, 1, 2, 4, 5, 6)}
 
 
-def test_a_kind_whose_class_is_gone_is_an_error_that_names_the_key_and_never_nan(path, monkeypatch):
+def test_a_kind_whose_class_is_missing_is_an_error_that_names_the_key(path, monkeypatch):
     observed = [torch.randn(n, 3) for n in (3, 1, 3)]
     logged(path, observed, Points3D())
-    monkeypatch.delitem(kind_module._KINDS, "points3d")  # as in a process that hasn't imported it
+    monkeypatch.delitem(kind_module._KINDS, "points3d")  # like in a process that has not imported the class
     [episode] = load(path)
     for read in (episode.tensordict, lambda: episode["points"], load(path).rollout):
         with pytest.raises(
@@ -294,7 +295,7 @@ class FailingEncoder:
         "from_schema",
     ],
 )
-def test_a_kind_that_fails_anywhere_costs_its_key_at_most(path, where, varies):
+def test_a_kind_that_fails_loses_its_key_at_most(path, where, varies):
     observed = [torch.full((1 + varies * t % 3, 2), float(t)) for t in range(STEPS + 1)]
     said = warnings_of(path, observed, Failing(where=where))
     assert len(said) <= 2
@@ -305,7 +306,7 @@ def test_a_kind_that_fails_anywhere_costs_its_key_at_most(path, where, varies):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_a_view_that_fails_costs_no_recording(tmp_path, split):
+def test_a_view_that_fails_leaves_a_complete_recording(tmp_path, split):
     sink = tmp_path / ("run" if split == "episode" else "run.rrd")
 
     def record():
@@ -318,7 +319,7 @@ def test_a_view_that_fails_costs_no_recording(tmp_path, split):
     assert len(load(sink)) == 1
 
 
-def test_values_that_are_not_those_that_were_recorded_are_an_error_that_names_the_key(path, monkeypatch):
+def test_values_of_the_wrong_shape_from_a_kind_are_an_error_that_names_the_key(path, monkeypatch):
     logged(path, [torch.zeros(2, 2)] * 4, Doubled())
     monkeypatch.setattr(Doubled, "values", lambda self, stream, batch: np.zeros((1, 2, 2)), raising=False)
     with pytest.raises(ValueError, match=r"Doubled.values gave float64 \(1, 2, 2\) for [14] rows of 'points'"):
@@ -326,7 +327,7 @@ def test_values_that_are_not_those_that_were_recorded_are_an_error_that_names_th
 
 
 @pytest.mark.parametrize("number", [2**24 + 1, 2**53 + 1, 2**63 - 1, -(2**63) + 1])
-def test_whole_numbers_that_float32_does_not_hold_come_back(path, number):
+def test_whole_numbers_beyond_float32_come_back(path, number):
     observed = [torch.tensor([[number, t, -t]]) for t in range(STEPS + 1)]
     logged(path, observed, Points3D())
     assert torch.equal(load(path)[0].tensordict()["points"], torch.stack(observed[:-1]))
@@ -366,7 +367,7 @@ def test_options_out_of_their_range_are_refused_at_once(make, message):
         make()
 
 
-def test_a_number_of_numpys_is_an_option_like_any_other(path):
+def test_numpy_numbers_are_valid_options(path):
     logged(path, [torch.zeros(8, 8)] * 3, Depth(meter=np.float32(1000)))
     assert columns_of(path, "/env_0/points", static=True)["DepthImage:meter"] == [[1000.0]]
 
@@ -408,19 +409,19 @@ class Optioned(Kind):
         (5, "choose one of .*'text'"),
     ],
 )
-def test_kinds_that_cant_be_are_refused_before_anything_is_recorded(path, kind, message):
+def test_invalid_kinds_are_refused_before_the_first_frame(path, kind, message):
     with pytest.raises((TypeError, ValueError), match=message):
         logged(path, [torch.zeros(2, 3)] * 3, kind)
     assert not path.exists()
 
 
-def test_counts_of_an_archetype_fit_its_values():
+def test_counts_of_an_archetype_must_fit_its_values():
     with pytest.raises(ValueError, match="counts add up to 2, and there are 6 values of Arrows3D:vectors"):
         list(archetype_columns(rr.Arrows3D.columns(vectors=np.zeros((6, 3))), [1, 1]))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int16, np.int64])
-def test_points_of_numpys_dtypes_are_drawn_and_come_back_in_their_dtype(path, dtype):
+def test_points_of_numpy_dtypes_are_drawn_and_come_back_in_their_dtype(path, dtype):
     observed = [(10 * np.random.default_rng(t).normal(size=(t + 1, 3))).astype(dtype) for t in range(STEPS + 1)]
     logged(path, [NonTensorData(each) for each in observed], Points3D())
     [episode] = load(path)
@@ -431,7 +432,7 @@ def test_points_of_numpys_dtypes_are_drawn_and_come_back_in_their_dtype(path, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.complex64, torch.bfloat16])
-def test_a_kind_of_ones_own_has_what_is_needed_to_come_back(path, dtype):
+def test_values_of_a_user_defined_kind_come_back(path, dtype):
     observed = [torch.full((2, 2), t, dtype=dtype) for t in range(STEPS + 1)]
     logged(path, observed, Doubled())
     [episode] = load(path)

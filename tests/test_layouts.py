@@ -1,4 +1,4 @@
-"""The layout made from the streams: as the viewer shows it for each scene of the gallery, and its parts."""
+"""The default layout: as the viewer shows it for each scene of the gallery, and its parts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCENES = (
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
     mujoco_draws()
-    # In a process of its own: the libraries that draw don't take kindly to one another's leftovers.
+    # In a process of its own: the drawing libraries interfere with each other.
     code = """
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ for name, scene in gallery.SCENES.items():
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_nothing_is_wrong_in_any_view(name, gallery, viewer):
+def test_views_of_each_scene_have_no_errors(name, gallery, viewer):
     file = gallery[name]
     assert len(RrdReader(file).blueprints()) == 1
     views = opened(viewer, file, 5)
@@ -66,7 +66,7 @@ def test_nothing_is_wrong_in_any_view(name, gallery, viewer):
     assert trouble(views) == []
 
 
-def test_a_wall_with_the_details_of_one(viewer, path):
+def test_a_wall_shows_pictures_of_all_environments_and_plots_in_tabs(viewer, path):
     record(SerialEnv(20, cartpole), path, 5)
     views = rerun_views(opened(viewer, path, 3))
     assert {(origin, name) for _, origin, name in views if ":" not in name} == {
@@ -75,7 +75,7 @@ def test_a_wall_with_the_details_of_one(viewer, path):
     }
     assert {name for _, _, name in views if ":" in name} == {
         f"env {env}: {name}"
-        for env in range(8)  # a tab each
+        for env in range(8)  # a tab for each
         for name in ("reward", "action, terminated, truncated", "observation")
     }
 
@@ -95,13 +95,13 @@ RETURN = Stream(("episode_return",), Scalars(), "float64", (1,), reward_key=("re
 FLAG = Stream(("terminated",), State(), "bool", (1,))
 
 
-def test_actions_come_before_what_is_only_told():
+def test_actions_come_before_counters():
     many = [Stream((name,), Scalars(), "float32", (2,)) for name in ("step_count", "position", "action")]
     names = names_in(layout.cell(recorded_of([0], REWARD, RETURN, *many), 0))
     assert names == ["reward", "action", "position", "step_count"]
 
 
-def test_returns_are_apart_from_rewards_and_shown_once():
+def test_returns_have_a_plot_of_their_own():
     def names(envs, *streams, **known):
         return names_in(layout.layout(layout.Recorded([REWARD, RETURN, *streams], envs, **known)).root_container)
 
@@ -131,13 +131,13 @@ def views_in(part):
 
 
 def axis_of(view):
-    """The ends of its axis of time, of lanes and plots alike."""
+    """Return the range of the time axis of a view."""
     axis = view.properties.get("TimeAxis") or view.properties["TimeView"]
     [span] = axis.view_range.as_arrow_array().to_pylist()
     return span["start"], span["end"]
 
 
-def test_what_stands_below_one_another_is_on_one_axis_of_time():
+def test_plots_below_each_other_share_a_time_axis():
     many = [Stream((name,), Scalars(), "float32", (2,)) for name in ("position", "action")]
     *details, whole = views_in(layout.layout(recorded_of([0], REWARD, RETURN, FLAG, *many)).root_container)
     assert len(details) == 4
@@ -148,7 +148,7 @@ def test_what_stands_below_one_another_is_on_one_axis_of_time():
     assert {str(axis_of(view)) for view in of_episode} == {str(axis_of(whole))}
 
 
-def test_a_legend_where_there_are_some_lines_and_room_for_them():
+def test_plots_of_two_to_eight_lines_have_a_legend():
     def has_legend(numbers, envs, agents=()):
         stream = Stream(("x",), Scalars(), "float32", (*[len(agents)] * bool(agents), numbers), agents=agents)
         [part] = layout.plots(recorded_of(envs, stream), envs[0])
@@ -160,12 +160,12 @@ def test_a_legend_where_there_are_some_lines_and_room_for_them():
     assert [has_legend(numbers, [0], ("fox", "hare")) for numbers in (2, 4, 5)] == [True, True, False]
 
 
-def test_a_wall_of_what_has_neither_pictures_nor_returns():
+def test_a_wall_without_pictures_and_returns_shows_all_plots():
     parts = recorded_of([0, 1], FLAG, Stream(("x",), Scalars(), "float32", (2,)))
     assert names_in(layout.wall(parts)) == ["env 0: x", "env 0: terminated", "env 1: x", "env 1: terminated"]
 
 
-def test_a_function_makes_the_layout(path, viewer):
+def test_a_function_of_the_user_may_make_the_layout(path, viewer):
     def mine(recorded):
         assert recorded.envs == [0, 1]
         return rrb.Blueprint(
@@ -184,8 +184,8 @@ def test_a_function_makes_the_layout(path, viewer):
     }
 
 
-def test_a_layout_goes_to_workers(path):
-    """They get the recorder pickled, and what says how lines look with it."""
+def test_workers_get_the_layout_of_the_user(path):
+    """Workers get a pickled recorder, with its layout."""
     line = rr.SeriesLines(names="what I get").visualizer()
     mine = rrb.Blueprint(rrb.TimeSeriesView(contents="/env_0/reward", overrides={"/env_0/reward": line}, name="mine"))
 
@@ -199,7 +199,7 @@ def test_a_layout_goes_to_workers(path):
         assert len(RrdReader(path.with_name(f"run.worker_{number}.rrd")).blueprints()) == 1
 
 
-def test_where_it_fails_there_is_the_one_made_from_the_streams(path):
+def test_the_default_layout_replaces_a_layout_that_fails(path):
     def mine(recorded):
         raise KeyError("pixels")
 
@@ -210,7 +210,7 @@ def test_where_it_fails_there_is_the_one_made_from_the_streams(path):
         RerunRecorder(path, blueprint="wall")
 
 
-def test_statistics_where_they_are_asked_for(path):
+def test_statistics_are_recorded_if_aggregate_is_true(path):
     record(SerialEnv(3, cartpole), path, 5, aggregate=True)
     recorded = read(path)
     assert recorded.schema["envs"] == [0, 1, 2]
@@ -219,7 +219,7 @@ def test_statistics_where_they_are_asked_for(path):
 
 
 @pytest.mark.filterwarnings("ignore:of 100 environments")
-def test_no_statistics_where_they_are_not_wanted(path):
+def test_no_statistics_are_recorded_if_aggregate_is_false(path):
     record(Walkers(), path, 5, aggregate=False)
     recorded = read(path)
     assert recorded.schema["statistics"] == []

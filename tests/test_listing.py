@@ -1,4 +1,4 @@
-"""What a run folder holds, as a function and as a command."""
+"""Lists of the episodes in a folder: `list_episodes` and `torchrl-rerun ls`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run(folder):
-    """Six episodes of two environments, in the order in which they began."""
+    """Write six episodes of two environments, in order of their beginning."""
     for number, value in enumerate([1.0, -5.0, 3.0]):
         for env in range(2):
             known = {"annotations": {"success": value + env > 2, "goal": "left"}, "seed": 7} if env else {}
@@ -43,7 +43,7 @@ def ls(*arguments):
 
 
 def shown(*arguments):
-    """The JSON's episodes, as pairs of environment and episode."""
+    """Return the episodes in the JSON output, as pairs of environment and episode."""
     done = ls(*arguments, "--json")
     assert done.exit_code == 0, done.stderr
     return [(each["env"], each["episode"]) for each in json.loads(done.stdout)]
@@ -52,7 +52,7 @@ def shown(*arguments):
 # --- the function ---
 
 
-def test_an_episode_comes_back_as_it_was(folder):
+def test_a_listed_episode_equals_the_recorded_one(folder):
     written = Episode(
         1,
         12,
@@ -83,7 +83,7 @@ def test_an_episode_comes_back_as_it_was(folder):
     assert list_episodes(path).episodes == [found]
 
 
-def test_what_is_not_known(folder):
+def test_unknown_properties_are_nan_or_none(folder):
     write_episode(folder, Episode(0, 0, math.nan, 0, interrupted=True))
     [found] = list_episodes(folder).episodes
     assert math.isnan(found.episode.episode_return)
@@ -96,12 +96,12 @@ def test_episodes_are_in_the_order_in_which_they_began(run):
     assert [each.id for each in episodes] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
 
 
-def test_folders_of_workers(folder):
+def test_folders_of_workers_are_listed(folder):
     paths = [write_episode(folder / f"worker_{number}", episode(3, env=number)) for number in range(2)]
     assert [found.path for found in list_episodes(folder).episodes] == paths
 
 
-def test_the_parts_of_an_unfinished_episode_are_one(folder):
+def test_parts_of_an_unfinished_episode_are_one_episode(folder):
     lengths = {10: 100, 0: 10, 2: 30, 1: 20}
     paths = {
         number: write_episode(folder, episode(4, float(length), length, interrupted=True), suffix=f".part_{number}")
@@ -113,8 +113,8 @@ def test_the_parts_of_an_unfinished_episode_are_one(folder):
     assert found.size == sum(path.stat().st_size for path in paths.values())
 
 
-def test_what_an_episode_came_to_counts_more_than_its_parts(folder):
-    """The process was killed between writing the one and removing the others."""
+def test_a_whole_episode_is_preferred_to_its_parts(folder):
+    """A process was killed after writing the episode, and before removing its parts."""
     write_episode(folder, episode(4, 9.0, 20, interrupted=True), suffix=".part_0")
     whole = write_episode(folder, episode(4, 9.0, 20, terminated=True))
     [found] = list_episodes(folder).episodes
@@ -128,7 +128,7 @@ def test_episodes_of_two_runs_are_two(folder):
     assert len(list_episodes(folder).episodes) == 2
 
 
-def test_what_is_no_episode_is_left_out(run):
+def test_files_that_are_no_episodes_are_left_out(run):
     write_run(run / "run.rrd")
     write_chunks(run / "other.rrd", [Chunk.from_property("episode", rr.AnyValues(env=1))], "other")
     (run / "layout.rbl").write_bytes(b"layout")
@@ -168,29 +168,29 @@ def test_a_file_that_ends_too_early_is_an_episode_or_unreadable(folder, missing)
     assert not listing.runs
 
 
-def test_a_file_without_a_footer(folder):
-    """The process was killed, but all of the episode is there."""
+def test_an_episode_without_a_footer_is_listed(folder):
+    """The process was killed after writing the whole episode."""
     path = write_episode(folder, episode(9, 4.0))
     path.write_bytes(path.read_bytes()[:-1])
     [found] = list_episodes(folder).episodes
     assert found.episode.episode_return == 4.0
 
 
-def test_annotations_of_other_types_under_the_same_name(folder):
+def test_annotations_of_one_name_may_have_several_types(folder):
     values = [3, 0.5, "a", True, [1.0, 2.0], ""]
     for number, value in enumerate(values):
         write_episode(folder, episode(number, annotations={"x": value}))
     assert [found.episode["x"] for found in list_episodes(folder).episodes] == values
 
 
-def test_several_episodes_in_one_file(run, tmp_path):
+def test_several_episodes_in_one_file_are_listed(run, tmp_path):
     merged = tmp_path / "merged.rrd"
     files = [str(found.path) for found in list_episodes(run).episodes]
     subprocess.run([sys.executable, "-m", "rerun_cli", "rrd", "merge", *files, "-o", merged], check=True)
     assert len(list_episodes(merged).episodes) == 6
 
 
-def test_a_file_that_is_removed_meanwhile(run):
+def test_a_file_that_is_removed_while_listing_is_left_out(run):
     def removing(files):
         for file in files:
             if file.name == "env_0_episode_000001.rrd":
@@ -202,15 +202,15 @@ def test_a_file_that_is_removed_meanwhile(run):
     assert listing.unreadable == []
 
 
-def test_no_such_folder(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere doesn't exist"):
         list_episodes(tmp_path / "nowhere")
 
 
-# --- the command: which, and in which order ---
+# --- the command: selection and order ---
 
 
-def test_best_worst_and_last(run):
+def test_best_worst_and_last_select_episodes(run):
     write_episode(run, episode(3, 99.0, interrupted=True))
     write_episode(run, episode(4, math.nan, terminated=True))
     assert shown(run)[-2:] == [(0, 3), (0, 4)]
@@ -221,7 +221,7 @@ def test_best_worst_and_last(run):
     assert shown(run, "--last", 2, "--reverse") == [(0, 4), (0, 3)]
 
 
-def test_sorted_by_any_column(run):
+def test_episodes_may_be_sorted_by_any_column(run):
     write_episode(run, episode(3, math.nan, interrupted=True))
     by_return = [(0, 1), (1, 1), (0, 0), (1, 0), (0, 2), (1, 2)]
     nothing = [(0, 3)]
@@ -265,11 +265,11 @@ def test_values_of_any_kind_can_be_sorted(folder):
         ("start_time=null", 0),
     ],
 )
-def test_conditions(run, condition, count):
+def test_conditions_select_episodes(run, condition, count):
     assert len(shown(run, "--where", condition)) == count
 
 
-def test_nan_is_found_as_nan_and_is_not_nothing(run):
+def test_nan_is_found_as_nan_and_differs_from_null(run):
     write_episode(run, episode(3, math.nan, annotations={"score": math.nan, "goal": "nan"}))
     write_episode(run, episode(4, math.inf, annotations={"score": 1.0}))
     for said in ("nan", "NaN", "NAN"):
@@ -282,19 +282,19 @@ def test_nan_is_found_as_nan_and_is_not_nothing(run):
     assert len(shown(run, "--where", "score=null")) == 6
     assert shown(run, "--where", "episode_return=inf") == [(0, 4)]
     assert shown(run, "--where", "episode_return>-inf", "--where", "episode_return<inf") == shown(run)[:6]
-    assert (0, 3) in shown(run, "--where", "episode_return!=1")  # it isn't 1, either
+    assert (0, 3) in shown(run, "--where", "episode_return!=1")  # NaN doesn't equal 1
 
 
-def test_conditions_come_first(run):
+def test_conditions_are_applied_before_rankings(run):
     assert shown(run, "-w", "env=0", "-w", "length>10", "--best", 1) == [(0, 2)]
 
 
-# --- the command: what it says ---
+# --- the command: output ---
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
-def test_times_are_shown_in_utc_and_conditions_mean_what_is_shown(run, zone, monkeypatch):
-    """Copied from the table, a time finds its episode, wherever one is."""
+def test_times_in_tables_and_conditions_are_utc(run, zone, monkeypatch):
+    """A time that is copied from the table finds its episode in any time zone."""
     began = BEGINNING + timedelta(seconds=20, microseconds=123456)
     write_episode(run, replace(episode(10), start_time=began))
     monkeypatch.setenv("TZ", zone)
@@ -312,7 +312,7 @@ def test_times_are_shown_in_utc_and_conditions_mean_what_is_shown(run, zone, mon
         time.tzset()
 
 
-def test_what_is_left_out_of_a_ranking_is_said(run):
+def test_a_ranking_counts_the_episodes_that_it_leaves_out(run):
     write_episode(run, episode(3, 99.0, interrupted=True))
     write_episode(run, episode(4, math.nan, terminated=True))
     assert ls(run, "--best", 3).stderr == "ranking: 1 episode was interrupted, and is left out; 1 has no return\n"
@@ -323,7 +323,7 @@ def test_what_is_left_out_of_a_ranking_is_said(run):
     assert ls(run).stderr == ""
 
 
-def test_where_all_episodes_were_interrupted_the_best_of_these_are_found(folder):
+def test_a_ranking_uses_interrupted_episodes_if_too_few_ended(folder):
     for number in range(3):
         write_episode(folder, episode(number, float(number), interrupted=True))
     done = ls(folder, "--best", 2, "--json")
@@ -333,7 +333,7 @@ def test_where_all_episodes_were_interrupted_the_best_of_these_are_found(folder)
     )
 
 
-def test_json_says_all_there_is(folder):
+def test_json_has_all_properties(folder):
     written = episode(0, math.inf, annotations={"forces": [math.nan, 1.0]})
     path = write_episode(folder, written)
     done = ls(folder, "--json")
@@ -358,8 +358,8 @@ def test_json_says_all_there_is(folder):
     assert "NaN" not in done.stdout
 
 
-def test_the_table_in_a_pipe(run):
-    """A line for each, whole, and a word for each heading."""
+def test_a_table_in_a_pipe_has_a_complete_line_for_each_episode(run):
+    """Each episode has one line, and each heading is one word."""
     write_episode(run / "worker_0", episode(5, -0.5, annotations={"goal": "a long way [red]\n" + 50 * "x"}))
     done = ls(run, "--sort", "episode_return")
     header, *lines = done.stdout.splitlines()
@@ -373,8 +373,8 @@ def test_the_table_in_a_pipe(run):
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
-def test_the_table_in_a_terminal(run, width):
-    """No line is wrapped, whichever columns there is room for."""
+def test_a_table_in_a_terminal_has_no_wrapped_lines(run, width):
+    """Columns without room are left out."""
     write_episode(run, episode(5, -0.5, annotations={"goal": 50 * "x"}))
     done = CliRunner().invoke(
         app,
@@ -388,20 +388,20 @@ def test_the_table_in_a_terminal(run, width):
         assert "size" in done.stdout.splitlines()[0]
 
 
-def test_parts_are_counted(folder):
+def test_the_table_counts_parts(folder):
     for number in range(3):
         write_episode(folder, episode(4, length=number + 1, interrupted=True), suffix=f".part_{number}")
     assert "env_0_episode_000004.part_2.rrd and 2 more" in ls(folder).stdout
 
 
-def test_an_annotation_that_is_called_as_a_column(folder):
+def test_an_annotation_with_the_name_of_a_column_is_renamed(folder):
     for number in range(2):
         write_episode(folder, episode(number, annotations={"size": -number, "[red]": 1}))
     assert shown(folder, "--sort", "annotated size") == [(0, 1), (0, 0)]
     assert "[red]" in ls(folder).stdout
 
 
-def test_what_could_not_be_read_is_said(run):
+def test_unreadable_files_are_named_with_advice(run):
     (run / "torn [1].rrd").write_bytes(b"RRF2")
     done = ls(run, "--json")
     assert len(json.loads(done.stdout)) == 6
@@ -409,7 +409,7 @@ def test_what_could_not_be_read_is_said(run):
     assert f"torchrl-rerun repair '{run}/torn [1].rrd'" in done.stderr
 
 
-def test_none_of_them(run):
+def test_a_list_may_be_empty(run):
     done = ls(run, "--where", "episode_return>100")
     assert (done.exit_code, done.stdout) == (0, "")
     assert "none of 6 episodes" in done.stderr
@@ -423,7 +423,7 @@ def assert_refused(message, *arguments):
     assert message in done.stderr
 
 
-def test_what_cannot_be_listed(tmp_path, run):
+def test_sources_without_episodes_are_refused(tmp_path, run):
     assert_refused("nowhere doesn't exist", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert_refused("empty holds no episodes", tmp_path / "empty")
@@ -449,7 +449,7 @@ def test_what_cannot_be_listed(tmp_path, run):
     assert ls(run, "--best", 0).exit_code == 2
 
 
-def test_a_real_recording_of_a_run(path):
+def test_a_recording_of_a_whole_run_is_refused(path):
     from torchrl.envs import GymEnv
 
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
@@ -458,7 +458,7 @@ def test_a_real_recording_of_a_run(path):
     assert_refused("holds recordings of whole runs", path)
 
 
-def test_the_command_itself(run):
+def test_the_ls_command_runs_as_a_program(run):
     done = subprocess.run([*COMMAND, run, "--worst", "1"], capture_output=True, text=True, check=True)
     header, line = done.stdout.splitlines()
     assert header.startswith("env  episode  episode_return")
@@ -466,6 +466,6 @@ def test_the_command_itself(run):
     assert done.stderr == ""
 
 
-def test_listing_does_without_torch():
+def test_listing_does_not_import_torch():
     code = "import sys, torchrl_rerun.rrd.listing; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

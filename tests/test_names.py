@@ -1,4 +1,4 @@
-"""What the numbers of well-known environments are called, by itself and by the user."""
+"""Names of the numbers of well-known environments, and names by the user."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*out of date", "ignore:.*Gym")
 
 
 def names_in(path, env, *, steps=3, **options):
-    """The names of the keys in the schema of a recording of a few steps, and the recording."""
+    """Record a few steps. Return the names in the schema by key, and the recording."""
     env = env.append_transform(RerunRecorder(path, **options))
     env.rollout(steps, break_when_any_done=False)
     env.close()
@@ -54,7 +54,7 @@ def wrapped_cartpole():
     return TransformedEnv(GymWrapper(gymnasium.make("CartPole-v1")), StepCounter())
 
 
-# --- how an environment is known ---
+# --- known environments ---
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def wrapped_cartpole():
     ],
     ids=["single", "categorical", "wrapper", "serial", "two versions", "parallel", "vector"],
 )
-def test_cartpole_however_it_is_made(path, make):
+def test_cartpole_has_names_in_each_kind_of_batch(path, make):
     names, recorded = names_in(path, make(), steps=20)
     assert names == {"observation": CARTPOLE, "action": ["left", "right"]}
     for env in recorded.schema["envs"]:
@@ -80,8 +80,8 @@ def test_cartpole_however_it_is_made(path, make):
         assert states == {"left", "right"}
 
 
-def test_those_that_differ_have_no_names(path):
-    """Both have 17 numbers, and 6 actions."""
+def test_environments_of_different_types_in_a_batch_have_no_names(path):
+    """Both robots have 17 numbers and 6 actions."""
     robots = [functools.partial(GymEnv, name) for name in ("HalfCheetah-v5", "Walker2d-v5")]
     assert not names_in(path, SerialEnv(2, robots))[0]
     assert not known_names(Leaf(("action",), "float32", (6,)), ParallelEnv(2, robots))
@@ -97,8 +97,8 @@ def test_those_that_differ_have_no_names(path):
         (functools.partial(GymEnv, "HalfCheetah-v5"), Leaf(("action",), "float32", (6,)), CHEETAH[2:8]),
     ],
 )
-def test_those_in_workers_are_known_without_asking_them(make, leaf, expected):
-    """The workers aren't even started."""
+def test_environments_in_workers_have_names_without_starting_them(make, leaf, expected):
+    """No worker is started."""
     env = ParallelEnv(2, make)
     assert list(known_names(leaf, env)) == expected
     assert env.is_closed
@@ -114,13 +114,13 @@ class OfOnesOwnThatFails(OfOnesOwn):
         raise RuntimeError
 
 
-def test_only_what_is_known_or_says_so_has_names(path, tmp_path):
+def test_unknown_environments_have_the_names_that_they_declare(path, tmp_path):
     assert not names_in(path, GymWrapper(OfOnesOwn()))[0]
     assert names_in(tmp_path / "says.rrd", GymWrapper(OfOnesOwnThatSays()))[0] == {"action": ["push", "pull"]}
     assert not names_in(tmp_path / "fails.rrd", GymWrapper(OfOnesOwnThatFails()))[0]
 
 
-# --- where names fit ---
+# --- keys that get names ---
 
 
 def test_the_users_names_win(path):
@@ -139,7 +139,7 @@ def test_the_users_names_win(path):
     ],
     ids=["another scale", "another size", "another key"],
 )
-def test_what_a_transform_changes(path, transform, named):
+def test_observations_that_a_transform_changes_have_no_names(path, transform, named):
     names, _ = names_in(path, TransformedEnv(GymEnv("CartPole-v1"), Compose(transform())))
     assert names == {"action": ["left", "right"]} | ({"observation": CARTPOLE} if named else {})
 
@@ -152,7 +152,7 @@ def test_what_a_transform_changes(path, transform, named):
         ({}, {"action", "observation"}),
     ],
 )
-def test_of_another_kind(path, kinds, left):
+def test_keys_of_another_kind_have_no_names(path, kinds, left):
     assert set(names_in(path, GymEnv("CartPole-v1"), kinds=kinds)[0]) == left
 
 
@@ -160,7 +160,7 @@ def test_of_another_kind(path, kinds, left):
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_a_robot_by_its_joints(path, version):
+def test_numbers_of_a_robot_are_named_by_its_joints(path, version):
     names, recorded = names_in(path, GymEnv(f"HalfCheetah-v{version}"))
     assert names == {"observation": CHEETAH, "action": CHEETAH[2:8]}
     assert recorded.static["/env_0/observation"]["SeriesLines:names"] == CHEETAH
@@ -174,7 +174,7 @@ ROBOTS = sorted(
     for spec in gymnasium.registry.values()
     if str(spec.entry_point).startswith("gymnasium.envs.mujoco")
     and spec.version in (4, 5)
-    and spec.id != "Pusher-v4"  # which MuJoCo 3 and later don't support
+    and spec.id != "Pusher-v4"  # not supported by MuJoCo 3 and later
 )
 
 
@@ -184,20 +184,20 @@ def known(name):
 
 
 @pytest.mark.parametrize("name", ROBOTS)
-def test_what_is_known_of_robots_is_what_their_models_say(name):
-    """Names that come from a model are those that are used where there is none."""
+def test_known_names_of_robots_equal_those_of_their_models(name):
+    """Names from a model equal the names that are used without the model."""
     env = gymnasium.make(name)
     names, ours = of_simulator(env.unwrapped), known(name)
     (size,) = env.observation_space.shape
     assert names.controls == ours.controls
     of_this_size, expected = ([o for o in each.observations if len(o) == size] for each in (names, ours))
     assert of_this_size == expected
-    assert expected or size > 64  # which is no plot
+    assert expected or size > 64  # too many for a plot
 
 
 @pytest.mark.parametrize("name", [name for name in ROBOTS if name.endswith("v5") and "Humanoid" not in name])
-def test_each_number_of_an_observation_is_what_it_is_called(name):
-    """Each joint is moved by itself, and of the numbers that are called after joints only its own changes."""
+def test_each_name_of_an_observation_belongs_to_its_joint(name):
+    """Moving a joint changes only the numbers with the name of that joint."""
     import mujoco
 
     options = {"Ant-v5": {"include_cfrc_ext_in_observation": False}}
@@ -222,10 +222,10 @@ def test_each_number_of_an_observation_is_what_it_is_called(name):
     assert seen
 
 
-# --- what is said of others is true ---
+# --- other environments ---
 
 
-def test_directions_of_the_gridworlds():
+def test_gridworld_actions_move_in_their_named_direction():
     moves = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
     (lake,), (cliff,), (taxi,) = (
         KNOWN[f"toy_text.{name}"].actions
@@ -244,7 +244,7 @@ def test_directions_of_the_gridworlds():
         assert list(simulator.decode(after))[:2] == list(np.add((2, 2), moves[label]))
 
 
-def test_classic_control_moves_as_it_is_called():
+def test_classic_control_actions_move_in_their_named_direction():
     cartpole = gymnasium.make("CartPole-v1")
     cartpole.reset(seed=0)
     for action, sign in ((0, -1), (1, 1)):
@@ -259,7 +259,7 @@ def test_classic_control_moves_as_it_is_called():
 
 @pytest.mark.parametrize("name", ["LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"])
 @pytest.mark.parametrize("continuous", [True, False])
-def test_box2d(path, name, continuous):
+def test_box2d_environments_have_names(path, name, continuous):
     pytest.importorskip("Box2D")
     if name == "BipedalWalker-v3" and not continuous:
         pytest.skip("it has no discrete actions")
@@ -278,7 +278,7 @@ def ale():
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_atari_in_this_process_and_in_workers(path, ale, full):
+def test_atari_games_have_names_in_this_process_and_in_workers(path, ale, full):
     make = functools.partial(GymEnv, "ALE/Breakout-v5", full_action_space=full)
     names, _ = names_in(path, make())
     assert names["action"] == (list(ATARI_ACTIONS) if full else ["NOOP", "FIRE", "RIGHT", "LEFT"])
@@ -286,7 +286,7 @@ def test_atari_in_this_process_and_in_workers(path, ale, full):
     assert list(known_names(leaf, ParallelEnv(2, make))) == names["action"]
 
 
-def test_the_actions_of_each_kind_of_game(ale):
+def test_names_of_atari_actions_equal_those_of_the_emulator(ale):
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
     assert list(ATARI_ACTIONS) == list(ale.Action.__members__)
     for games, indices in {**MINIMAL_ACTIONS, "seaquest": tuple(range(18))}.items():
@@ -295,23 +295,21 @@ def test_the_actions_of_each_kind_of_game(ale):
         assert tuple(action.value for action in interface.getMinimalActionSet()) == indices
 
 
-# --- how it reads ---
+# --- display ---
 
 
 def test_agents_have_names_and_colours_of_their_own(path):
     _, recorded = names_in(path, VmasEnv("flocking", num_envs=2, n_agents=3, max_steps=20))
     agents = ["agent_0", "agent_1", "agent_2"]
     styles = [recorded.static[f"/env_1/agents/action/{agent}"] for agent in agents]
-    assert [style["SeriesLines:names"] for style in styles] == [
-        ["action[0]", "action[1]"]
-    ] * 3  # of each there is a plot
+    assert [style["SeriesLines:names"] for style in styles] == [["action[0]", "action[1]"]] * 3  # each agent has a plot
     assert len({tuple(style["SeriesLines:colors"]) for style in styles}) == 1
     lines = {
         tuple(recorded.static[f"/env_{env}/agents/{key}/{agent}"]["SeriesLines:colors"][0] for agent in agents)
         for env in (0, 1)
         for key in ("reward", "episode_return")
     }
-    assert len(lines) == 1  # they are the same on all plots
+    assert len(lines) == 1  # colours are equal on all plots
     assert len(set(*lines)) == 3
 
 
@@ -325,8 +323,8 @@ def test_agents_of_several_groups_have_colours_of_their_own():
     assert len(set(colors)) == 3
 
 
-def test_many_categories_are_a_lane(path):
-    """Taxi's 500 states are one-hot: a number each, and not a picture of 500."""
+def test_a_one_hot_state_of_many_categories_is_a_single_lane(path):
+    """Taxi has 500 states, one-hot encoded."""
     names, recorded = names_in(path, GymEnv("Taxi-v4"), steps=20)
     assert names == {"action": ["down", "up", "right", "left", "pick up", "drop off"]}
     assert recorded.kind("observation") == "state"
@@ -336,8 +334,8 @@ def test_many_categories_are_a_lane(path):
     assert all(value.sum() == 1 for value in rows.values)
 
 
-def test_the_docs_say_what_is_known():
-    """The page's table is of the module."""
+def test_the_docs_list_all_known_environments():
+    """The table on the page equals that of the module."""
     page = Path(__file__).parents[1].joinpath("docs", "names.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
     assert rows == {

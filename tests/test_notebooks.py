@@ -48,18 +48,18 @@ print(sorted(ids), sorted(frames))
 
 
 def outputs_of(cells, folder):
-    """What the cells of a notebook put out, cell by cell."""
+    """Return the outputs of a notebook, cell by cell."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
     return [cell.outputs for cell in notebook.cells]
 
 
 def printed(outputs):
-    """What a cell printed, in however many messages it came; warnings are in others."""
+    """Return the text that a cell printed, from any number of messages, warnings aside."""
     return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
 
 
-def test_a_cell_shows_what_is_recorded_so_far_and_all_in_the_end(path, tmp_path):
+def test_a_cell_shows_the_frames_so_far(path, tmp_path):
     cells = [
         RECORD.format(sink=str(path), options="recording_id='mine'"),
         "env.transform.show(width='auto', height=400)",
@@ -78,7 +78,7 @@ def test_a_cell_shows_what_is_recorded_so_far_and_all_in_the_end(path, tmp_path)
     assert whole.startswith(f"{first}, ")
 
 
-def test_without_a_file_its_server_is_shown(tmp_path, capsys):
+def test_a_recording_without_a_file_is_shown_by_its_server(tmp_path, capsys):
     port = free_port()
     sink = f"rr.GrpcServerSink('127.0.0.1', {port})"
     url = f"rerun+http://127.0.0.1:{port}/proxy"
@@ -97,7 +97,7 @@ def test_without_a_file_its_server_is_shown(tmp_path, capsys):
     assert capsys.readouterr().out == f"to watch it: rerun {url}\n"
 
 
-def test_without_the_extra_it_says_what_to_install(path, tmp_path):
+def test_a_missing_extra_is_an_error_that_names_it(path, tmp_path):
     cells = [
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom absent import hide; hide('rerun_notebook')",
         RECORD.format(sink=str(path), options=""),
@@ -106,7 +106,7 @@ def test_without_the_extra_it_says_what_to_install(path, tmp_path):
     assert "pip install 'torchrl-rerun[notebook]'" in printed(outputs_of(cells, tmp_path)[-1])
 
 
-def test_outside_a_notebook_it_prints_how_to_watch(path, capsys):
+def test_show_outside_a_notebook_prints_a_command(path, capsys):
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.show()
@@ -125,7 +125,7 @@ def test_episodes_are_shown_together(tmp_path, capsys):
     assert capsys.readouterr().out == f"to watch it: rerun {' '.join(files)}\n"
 
 
-def test_there_must_be_something_to_show(path):
+def test_show_without_a_file_or_server_is_an_error(path):
     with pytest.raises(ValueError, match="nothing has been recorded yet"):
         RerunRecorder(path).show()
     stream = rr.RecordingStream("mine")

@@ -1,4 +1,4 @@
-"""Recordings of older versions are read for ever: `recordings_v1/make.py` says what is in these, and how they were made."""
+"""Recordings of older versions can be read: `recordings_v1/make.py` made those in the folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"
 
 
 def expected_of(file):
-    """Where the recording is, and what it holds."""
+    """Return the path of a recording, and its expected content."""
     stem = file.name.removesuffix(".pt.gz")
     place = next(each for each in (file.with_name(stem), file.with_name(f"{stem}.rrd")) if each.exists())
     expected = torch.load(io.BytesIO(gzip.decompress(file.read_bytes())), weights_only=True)
@@ -56,10 +56,10 @@ def test_there_are_recordings_of_each_kind():
 
 
 @pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: f"{file.parent.name}/{file.name.split('.')[0]}")
-def test_an_old_recording_holds_what_it_held(file):
+def test_an_old_recording_has_its_expected_content(file):
     place, expected, lossy = expected_of(file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a killed run it is said what is lacking
+        warnings.simplefilter("ignore")  # a killed run gives a warning
         episodes = load(place)
     assert {each.properties.id for each in episodes} == set(expected)
     for each in episodes:
@@ -70,7 +70,7 @@ def test_an_old_recording_holds_what_it_held(file):
         assert set(each.keys()) == set(wanted["rows"])
         for key, rows in wanted["rows"].items():
             assert_same(each[key], rows, key, lossy)
-        if wanted["steps"] is not None:  # else some of its frames weren't recorded
+        if wanted["steps"] is not None:  # otherwise some frames were not recorded
             steps = leaves(each.tensordict())
             assert set(steps) == set(wanted["steps"])
             for key, values in wanted["steps"].items():
@@ -83,7 +83,7 @@ def test_an_old_run_folder_is_listed():
     assert found == {number: each["annotations"] for number, each in expected.items()}
 
 
-def test_recordings_say_of_which_version_they_are(path):
+def test_recordings_have_the_version_of_the_format(path):
     record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
     assert read(path).schema["schema_version"] == SCHEMA_VERSION == 2
     single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
@@ -92,7 +92,7 @@ def test_recordings_say_of_which_version_they_are(path):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_a_recording_of_a_version_to_come_is_refused_by_name(tmp_path, split):
+def test_a_recording_of_a_later_version_is_refused(tmp_path, split):
     newer = json.loads(
         property_chunk(Source(()), [0], [], split=split).to_record_batch().column("schema")[0].as_py()[0]
     )

@@ -1,4 +1,4 @@
-"""Padded batches are lists of trajectories; a mask of the environment's own is data."""
+"""Padded batches are lists of trajectories. A mask that the environment observes is data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from torchrl.envs.gym_like import default_info_dict_reader
 
 from environments import Board, Count, Masked
 from readback import hold_the_same
-from torchrl_rerun import RerunRecorder, load, replay
+from rebuilt import episodes_in, rollout_in, steps_in
+from torchrl_rerun import RerunRecorder, replay
 
 
 def collected(lengths, frames, total=None, **arguments):
@@ -30,12 +31,11 @@ def collected(lengths, frames, total=None, **arguments):
     )
 
 
-def steps_of(path):
-    """What each environment was rewarded, one episode after the other."""
+def rewards_of(path):
+    """Return the rewards of each environment's episodes, one episode after the other."""
     found = {}
-    for episode in load(path):
-        rewards = episode.tensordict()["next", "reward"].flatten().tolist()
-        found.setdefault(episode.properties.env, []).append(rewards)
+    for (env, _), steps in sorted(steps_in(path).items()):
+        found.setdefault(env, []).append(steps["next", "reward"].flatten().tolist())
     return found
 
 
@@ -43,7 +43,7 @@ def logged(path, batches, **arguments):
     with RerunRecorder(path, **arguments) as recorder:
         for batch in batches:
             recorder.log_rollout(batch)
-    return steps_of(path)
+    return rewards_of(path)
 
 
 def test_padding_is_not_recorded(path):
@@ -69,14 +69,14 @@ def test_a_buffer_of_padded_batches_is_replayed(path, tmp_path, storage, lengths
     buffer.extend(batch)
     buffer.dumps(tmp_path / "buffer")
     replayed = replay(tmp_path / "buffer", path)
-    found = steps_of(path)
+    found = rewards_of(path)
     assert replayed.steps == batch["collector", "mask"].sum() == frames
     assert found == logged(tmp_path / "logged.rrd", [batch])
 
 
 @pytest.mark.parametrize("capacity", [6, 4])
 def test_a_buffer_of_slices_is_replayed(path, tmp_path, capacity):
-    """Its rows are trajectories of one length, the oldest first, also if it has been filled up and begun anew."""
+    """Rows are trajectories of one length, the oldest first, also after the buffer has wrapped around."""
     env = SerialEnv(2, [lambda n=n: Count(n) for n in (9, 9)])
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(capacity), batch_size=4)
     for batch in Collector(env, None, frames_per_batch=6, total_frames=18):  # of 2 x 3 steps
@@ -84,39 +84,36 @@ def test_a_buffer_of_slices_is_replayed(path, tmp_path, capacity):
     buffer.dumps(tmp_path / "buffer")
     replay(tmp_path / "buffer", path)
     rewards = [11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0][9 - 3 * capacity // 2 :]
-    assert steps_of(path) == {0: [rewards], 1: [rewards]}
+    assert rewards_of(path) == {0: [rewards], 1: [rewards]}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_texts_of_trajectories_stay_with_their_steps(path, steps):
     rollout = SerialEnv(2, [lambda n=n: Count(n) for n in (3, 5)]).rollout(steps, break_when_any_done=False)
     columns = [torch.stack([NonTensorData(f"{env}: {t}") for env in range(2)]) for t in range(steps)]
-    rollout["note"] = torch.stack(columns, 1)  # as rollouts have them
+    rollout["note"] = torch.stack(columns, 1)  # like the texts of rollouts
     batch = split_trajectories(rollout)
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(batch)
     found = {}
-    for episode in load(path):
-        for note, reward in zip(
-            episode["note"], episode.tensordict()["next", "reward"].flatten().tolist(), strict=True
-        ):
-            found[note] = reward
+    for each in steps_in(path).values():
+        found |= dict(zip(each.get("note").tolist(), each["next", "reward"].flatten().tolist(), strict=True))
     wanted = {f"{env}: {t}": rollout["next", "reward"][env, t].item() for env in range(2) for t in range(steps)}
     assert found == wanted
 
 
 def test_trajectories_go_on_in_the_next_batch(path):
-    """Whatever their number: they keep the environment index that their ids got first."""
+    """Trajectories keep the environment index of their id, with any number of trajectories."""
     batches = collected([3, 7, 5], 12, 120)
     assert len({len(batch) for batch in batches}) > 1, "the batches are of several sizes"
     found = [each for episodes in logged(path, batches).values() for each in episodes]
     assert sorted(map(len, found)) == sorted([3] * 13 + [1] + [7] * 5 + [5] + [5] * 8)
     assert all(each == [11.0 + t for t in range(len(each))] for each in found)
-    assert len(steps_of(path)) == 3
+    assert len(rewards_of(path)) == 3
 
 
 def padded(*trajectories):
-    """A padded batch of trajectories ``(id, steps, whether it ends)``, which observe their id: ``[trajectories, time]``."""
+    """Return a padded batch ``[trajectories, time]`` of ``(id, steps, whether it ends)``, which observe their id."""
     time = max(steps for _, steps, _ in trajectories)
     ids = torch.tensor([number for number, _, _ in trajectories])[:, None].expand(-1, time)
     steps = torch.tensor([[steps] for _, steps, _ in trajectories])
@@ -137,23 +134,23 @@ def padded(*trajectories):
 
 @pytest.mark.parametrize("more", [(), ((2, 1, False),)])
 def test_trajectories_go_on_after_a_close(path, more):
-    """Also if there are more of them then."""
+    """The later batch may have more trajectories."""
     recorder = RerunRecorder(path)
     recorder.log_rollout(padded((0, 2, True), (1, 2, False)))
     recorder.close()
     recorder.log_rollout(padded((1, 1, False), *more))
     recorder.close()
-    found = sorted((each.properties.env, each.properties.episode, each.properties.length) for each in load(path))
+    found = sorted((each.env, each.episode, each.length) for each in episodes_in(path))
     assert found == [(0, 0, 2), (0, 1, 3), (1, 0, 1)][: 2 + len(more)]
 
 
 def indices_of(path):
-    """Of each environment index, the ids and lengths of its trajectories, in their order."""
+    """Return the ids and lengths of trajectories, in order, by environment index."""
     found = {}
-    for each in sorted(load(path), key=lambda each: (each.properties.env, each.properties.episode)):
-        ids = each.tensordict()["observation"].flatten().tolist()
+    for (env, _), steps in sorted(steps_in(path).items()):
+        ids = steps["observation"].flatten().tolist()
         assert len(set(ids)) == 1
-        found.setdefault(each.properties.env, []).append((int(ids[0]), len(ids)))
+        found.setdefault(env, []).append((int(ids[0]), len(ids)))
     return found
 
 
@@ -195,16 +192,16 @@ def indices_of(path):
         ),
     ],
 )
-def test_indices_are_those_of_ids_and_new_ones_are_the_lowest(tmp_path, split, batches, wanted):
-    """A trajectory keeps the index that its ids first got; a new one takes the lowest whose trajectory has ended."""
+def test_a_trajectory_keeps_its_index_and_a_new_one_gets_the_lowest(tmp_path, split, batches, wanted):
+    """A trajectory keeps the index of its id. A new one takes the lowest index whose trajectory has ended."""
     with RerunRecorder(tmp_path / "run", split=split) as recorder:
         for batch in batches:
             recorder.log_rollout(padded(*batch))
     assert indices_of(tmp_path / "run") == wanted
 
 
-def test_indices_of_a_collector_are_worked_out_by_hand(path):
-    """Seven environments of their own lengths, and batches that cut their trajectories anywhere."""
+def test_indices_of_collected_trajectories_equal_a_reference(path):
+    """Seven environments of different lengths, and batches that cut trajectories anywhere."""
     batches = collected([3, 7, 5, 2, 9, 4, 6], 35, 420)
     by_id, lengths, wanted = {}, {}, {}
     for batch in batches:
@@ -223,7 +220,7 @@ def test_indices_of_a_collector_are_worked_out_by_hand(path):
 
 
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
-def test_there_may_be_more_trajectories_than_before(tmp_path, split):
+def test_a_batch_may_have_more_trajectories_than_the_one_before(tmp_path, split):
     batches = [collected([5], 3)[0], *collected([4, 6, 9, 5], 40)]
     batches[1]["collector", "traj_ids"] += 10
     found = logged(tmp_path / "run", batches, split=split)
@@ -233,16 +230,14 @@ def test_there_may_be_more_trajectories_than_before(tmp_path, split):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_what_is_recorded_of_an_episode_says_how_it_ended(tmp_path, split):
+def test_recorded_trajectories_have_their_ends(tmp_path, split):
     [batch] = collected([3, 7], 20)
     logged(tmp_path / "run", [batch], split=split)
-    ends = {
-        (each.properties.env, each.properties.length, each.properties.terminated) for each in load(tmp_path / "run")
-    }
+    ends = {(each.env, each.length, each.terminated) for each in episodes_in(tmp_path / "run")}
     assert ends == {(0, 3, True), (0, 1, False), (1, 7, True), (1, 3, False)}
 
 
-def test_without_ids_a_trajectory_is_over_with_its_batch(path):
+def test_a_trajectory_without_an_id_ends_with_its_batch(path):
     rollout = SerialEnv(2, [lambda n=n: Count(n) for n in (3, 7)]).rollout(10, break_when_any_done=False)
     batch = split_trajectories(rollout)
     assert batch["mask"].dtype is torch.bool
@@ -251,19 +246,19 @@ def test_without_ids_a_trajectory_is_over_with_its_batch(path):
     )
 
 
-def test_an_environment_that_never_goes_on_makes_room(path):
+def test_an_index_is_free_again_if_its_trajectory_never_goes_on(path):
     """A collector that resets at each batch leaves trajectories without an end."""
     batches = collected([9, 9], 6, 240, reset_at_each_iter=True)
     assert len(batches) == 40
     assert len(logged(path, batches)) <= 2 * 17 + 2
 
 
-def test_a_buffer_of_padded_batches(path):
+def test_a_replay_buffer_of_padded_batches_is_recorded(path):
     [batch] = collected([3, 7], 20)
     recorder = RerunRecorder(path)
     assert (recorder(batch) == batch).all()
     recorder.close()
-    assert sorted(len(each) for episodes in steps_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
+    assert sorted(len(each) for episodes in rewards_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
 
 
 def test_a_saved_batch_is_replayed(tmp_path, path):
@@ -271,10 +266,10 @@ def test_a_saved_batch_is_replayed(tmp_path, path):
     torch.save(batch, tmp_path / "batch.pt")
     replayed = replay(tmp_path / "batch.pt", path)
     assert (replayed.steps, replayed.episodes, replayed.envs) == (20, 6, 2)
-    assert sorted(len(each) for episodes in steps_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
+    assert sorted(len(each) for episodes in rewards_of(path).values() for each in episodes) == [1, 3, 3, 3, 3, 7]
 
 
-# --- masks of the environment's own ---
+# --- masks that the environment observes ---
 
 
 @pytest.mark.parametrize("actions", [1, 9])
@@ -283,11 +278,11 @@ def test_a_mask_of_the_environment_is_data(path, actions, envs):
     env = Masked(actions) if envs == 1 else SerialEnv(envs, lambda: Masked(actions))
     rollout = env.rollout(14, break_when_any_done=False)
     logged(path, [rollout])
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 def rollout_recorded(path, make, how, steps=14):
-    """A rollout whose actions are drawn from those that a mask allows, and which is recorded live or logged."""
+    """Record a rollout whose actions are drawn by a mask, live or logged."""
     env, recorder = make(), RerunRecorder(path)
     if how == "live":
         env = env.append_transform(recorder)
@@ -308,7 +303,7 @@ HOW = ["live", "logged", "passed", "replayed"]
 
 
 class OneFlag(Masked):
-    """Says under ``"mask"`` whether t is even: in a rollout a bool of exactly the batch's own shape."""
+    """Observes under ``"mask"`` whether t is even: a bool with the shape of the batch."""
 
     def __init__(self):
         super().__init__(1)
@@ -324,14 +319,14 @@ def test_a_mask_of_the_shape_of_the_batch_is_data_if_the_next_steps_have_one(pat
     rollout = rollout_recorded(path, OneFlag if envs == 1 else lambda: SerialEnv(envs, OneFlag), how)
     assert rollout["mask"].shape == rollout["next", "mask"].shape == rollout.shape
     assert not rollout["mask"].all()
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("single_player", [False, True])
 @pytest.mark.parametrize("envs", [1, 3])
 def test_the_mask_of_a_board_game_is_data(path, envs, single_player, how):
-    """Of nine squares those that are free, in games of several lengths."""
+    """The mask is of the free squares among nine, in games of several lengths."""
     torch.manual_seed(3)
 
     def make():
@@ -340,12 +335,12 @@ def test_the_mask_of_a_board_game_is_data(path, envs, single_player, how):
     rollout = rollout_recorded(path, make if envs == 1 else lambda: SerialEnv(envs, make), how, 25)
     assert rollout["next", "done"].sum() > 1
     assert torch.equal(rollout["mask"], (rollout["board"] == -1).flatten(-2))
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 @pytest.mark.parametrize("how", HOW)
 def test_the_mask_of_a_taxi_is_data(path, how):
-    """Of six actions those that change anything, as Gymnasium's own environment says it in its info."""
+    """The mask is in Gymnasium's info, and is of the effective actions among six."""
 
     def make():
         env = GymWrapper(TaxiEnv())
@@ -356,11 +351,11 @@ def test_the_mask_of_a_taxi_is_data(path, how):
     rollout = rollout_recorded(path, make, how, 20)
     assert rollout["action_mask"].any()
     assert not rollout["action_mask"].all()
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 @pytest.mark.parametrize("how", ["appended", "callback", "buffer"])
-def test_so_it_is_by_every_way_in(path, how):
+def test_a_mask_of_the_environment_is_data_for_each_way_of_recording(path, how):
     recorder, env = RerunRecorder(path), Masked(5)
     if how == "appended":
         env.append_transform(recorder).rollout(6)
@@ -371,7 +366,7 @@ def test_so_it_is_by_every_way_in(path, how):
         buffer.extend(env.rollout(6))
         buffer.sample()
     recorder.close()
-    masks = torch.cat([episode.tensordict()["mask"] for episode in load(path)])
+    masks = torch.cat([steps["mask"] for steps in steps_in(path).values()])
     assert len(masks) == 6
     assert masks.shape[1:] == (5,)
 
@@ -380,17 +375,17 @@ def test_a_mask_for_actions_is_data(path):
     env = SerialEnv(2, lambda: TransformedEnv(Board(), ActionMask()))
     rollout = env.rollout(5, break_when_any_done=False)
     logged(path, [rollout])
-    assert hold_the_same(load(path).rollout(), rollout)
+    assert hold_the_same(rollout_in(path), rollout)
 
 
 def test_a_mask_of_another_dtype_is_data(path):
     rollout = Count(5).rollout(5).set("mask", torch.ones(5))
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout)
-    assert steps_of(path) == {0: [[11.0, 12.0, 13.0, 14.0, 15.0]]}
+    assert rewards_of(path) == {0: [[11.0, 12.0, 13.0, 14.0, 15.0]]}
 
 
-def test_empty_trajectories_are_none(path):
+def test_empty_trajectories_are_left_out(path):
     [batch] = collected([3, 7], 20)
     nothing = TensorDict.stack([batch[0].clone(), batch[1]])
     nothing["collector", "mask"][0] = False
@@ -398,12 +393,12 @@ def test_empty_trajectories_are_none(path):
 
 
 @pytest.mark.parametrize("logged_envs", [None, "all"])
-def test_there_may_be_many_more_trajectories_than_before(path, logged_envs):
+def test_a_batch_may_have_many_more_trajectories_than_the_one_before(path, logged_envs):
     lengths = [1 + n % 4 for n in range(70)]
     batches = [collected([5], 3)[0], collected(lengths, 70 * 4)[0]]
     batches[1]["collector", "traj_ids"] += 10
     with RerunRecorder(path, logged_envs=logged_envs) as recorder:
         for batch in batches:
             recorder.log_rollout(batch)
-    found = steps_of(path)
+    found = rewards_of(path)
     assert sum(len(each) for episodes in found.values() for each in episodes) == 3 + 70 * 4

@@ -1,4 +1,4 @@
-"""Long recordings: several files, each whole by itself, together one recording."""
+"""Long recordings: several complete files, which together are one recording."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ cartpole = functools.partial(GymEnv, "CartPole-v1")
 
 @pytest.fixture
 def short_files(monkeypatch):
-    """Files that are full after a few blocks."""
+    """Make files full after a few blocks."""
     monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 100)
 
 
@@ -33,7 +33,7 @@ def parts(path):
 
 
 def together(files) -> Recorded:
-    """Several files of a recording as one."""
+    """Return several files of a recording as one."""
     first, *others = map(read, files)
     for other in others:
         assert other.recording_id == first.recording_id
@@ -43,8 +43,8 @@ def together(files) -> Recorded:
     return first
 
 
-def test_a_long_recording(path, short_files):
-    """Nothing is lost between files, twice, or at other times; each has its schema, colours, a footer and a layout."""
+def test_a_long_recording_is_several_complete_files(path, short_files):
+    """No row is lost, doubled or moved between files. Each file has a schema, colours, a footer and a layout."""
     recorder = RerunRecorder(path, buffer_bytes=2_000, names={"observation": list("abcd")})
     env = SerialEnv(2, cartpole).append_transform(recorder)
     rollout = env.rollout(500, break_when_any_done=False)
@@ -69,7 +69,7 @@ def test_a_long_recording(path, short_files):
     assert dumped["frames"] == dumped["frames_written"] + dumped["frames_waiting"]
 
 
-def test_what_was_dumped_is_in_the_files(path, short_files):
+def test_dumped_frames_are_in_the_files(path, short_files):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
     sizes = []
     for count in range(1, 6):
@@ -83,7 +83,7 @@ def test_what_was_dumped_is_in_the_files(path, short_files):
 
 
 def test_a_finished_file_may_be_moved_away(path, short_files, tmp_path):
-    """To a larger disk, say, while the run goes on."""
+    """For example to a larger disk, while the run goes on."""
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
     rollout = env.rollout(200, break_when_any_done=False)
     env.transform.dump()
@@ -99,14 +99,16 @@ def test_a_finished_file_may_be_moved_away(path, short_files, tmp_path):
     assert sum(rows) == rollout.shape[1] + 100
 
 
-def test_there_is_no_place_for_the_next_file(path, short_files):
-    """Training goes on; what is lost is counted, and the file before is whole."""
+def test_frames_without_a_place_for_the_next_file_are_lost_and_counted(path, short_files):
+    """Training goes on, and the file before is complete."""
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
     env.rollout(5, break_when_any_done=False)
     env.transform.dump()
     for number in range(1, 3):
         path.with_name(f"{path.stem}.part_{number}.rrd").write_text("not ours")
-    path.with_name(f"{path.stem}.part_3.rrd").symlink_to(f"{path.stem}.part_3.rrd")  # it isn't there, and can't be made
+    path.with_name(f"{path.stem}.part_3.rrd").symlink_to(
+        f"{path.stem}.part_3.rrd"
+    )  # a circular link: the file can't be made
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env.rollout(200, break_when_any_done=False)
@@ -124,8 +126,8 @@ def test_there_is_no_place_for_the_next_file(path, short_files):
         assert path.with_name(f"{path.stem}.part_{number}.rrd").read_text() == "not ours"
 
 
-def test_going_on_after_close(path, short_files):
-    """What comes after `close()` goes into the next file that isn't there, as if that one were full."""
+def test_recording_after_close_goes_on_in_the_next_file(path, short_files):
+    """Frames after `close()` go into the next free file, like after a full file."""
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
     env.rollout(100, break_when_any_done=False)
     env.transform.close()
@@ -138,8 +140,8 @@ def test_going_on_after_close(path, short_files):
 
 
 @pytest.mark.parametrize("recording_id", [None, "mine"])
-def test_going_on_with_another_batch_size(path, recording_id):
-    """Its frames begin at 0 again: it is another recording, also where the batch size is the first one once more."""
+def test_recording_with_another_batch_size_is_another_recording(path, recording_id):
+    """Frames begin at 0 again, also if the batch size returns to the first one."""
     recorder = RerunRecorder(path, recording_id=recording_id)
     files = [path, path.with_name("run.part_1.rrd"), path.with_name("run.part_2.rrd"), path.with_name("run.part_3.rrd")]
     with warnings.catch_warnings():
@@ -159,7 +161,7 @@ def test_going_on_with_another_batch_size(path, recording_id):
 
 
 def test_workers_have_parts_of_their_own(path, short_files):
-    """Recorders on one path in one process stand for workers here: `run.worker_1.part_1.rrd`."""
+    """Several recorders on one path in one process stand for workers: `run.worker_1.part_1.rrd`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env = SerialEnv(2, lambda: cartpole().append_transform(RerunRecorder(path, buffer_bytes=1_000)))
@@ -173,7 +175,7 @@ def test_workers_have_parts_of_their_own(path, short_files):
 
 @pytest.fixture
 def older(path, short_files):
-    """Recordings of several files at the path: one of a recorder by itself, and one of two workers."""
+    """Record several files at the path: with a single recorder, and with two workers."""
 
     def record(path):
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path, buffer_bytes=2_000))
@@ -184,8 +186,8 @@ def older(path, short_files):
     return [file for name in ("run", "run.worker_0", "run.worker_1") for file in record(path.with_name(f"{name}.rrd"))]
 
 
-def test_the_parts_of_a_replaced_recording_go_with_it(path, older):
-    """Beside the new recording they would be taken for its own."""
+def test_parts_of_a_replaced_recording_are_removed(path, older):
+    """Otherwise they would count as parts of the new recording."""
     others = [path.with_name(name) for name in ("run.part_of_it.rrd", "run.part_1.txt", "run.part_1.part_2.rrd")]
     for other in others:
         other.write_text("precious")
@@ -199,7 +201,7 @@ def test_the_parts_of_a_replaced_recording_go_with_it(path, older):
     assert len(read(path)["/env_0/reward"].values) == 5
 
 
-def test_the_parts_of_a_replaced_workers_recording_go_with_it(path, older):
+def test_parts_of_a_replaced_recording_of_a_worker_are_removed(path, older):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env = SerialEnv(1, lambda: cartpole().append_transform(RerunRecorder(path, overwrite=True)))
@@ -209,7 +211,7 @@ def test_the_parts_of_a_replaced_workers_recording_go_with_it(path, older):
     assert sorted(path.parent.iterdir()) == sorted([new, *(file for file in older if "worker_0" not in file.name)])
 
 
-def test_parts_stay_with_a_recording_that_is_not_replaced_after_all(path, older):
+def test_parts_stay_if_the_recording_is_not_replaced(path, older):
     before = {file: file.read_bytes() for file in older}
     env = cartpole().append_transform(RerunRecorder(path, overwrite=True, in_keys=["obs"]))
     with pytest.raises(KeyError, match="obs"):
@@ -219,7 +221,7 @@ def test_parts_stay_with_a_recording_that_is_not_replaced_after_all(path, older)
 
 
 def test_a_part_that_is_being_recorded_stays(path):
-    """Its first file was closed, and may be replaced."""
+    """The first file is closed, and may be replaced."""
     first = cartpole().append_transform(RerunRecorder(path))
     first.rollout(5)
     first.transform.close()
@@ -234,7 +236,7 @@ def test_a_part_that_is_being_recorded_stays(path):
 
 
 def test_frames_of_other_environments_open_no_part(path):
-    """After `close()` an environment is reset and stepped that isn't recorded: a part would hold nothing."""
+    """A part would be empty if only environments that are not recorded are reset and stepped after `close()`."""
     recorder = RerunRecorder(path, logged_envs=[1])
     env = SerialEnv(2, cartpole).append_transform(recorder)
     td = env.rollout(3)[:, -1]["next"]

@@ -1,4 +1,4 @@
-"""Paths: they mean the same everywhere, links are followed, and what is replaced is replaced when all is whole."""
+"""Paths: equal meaning in all functions, links that are followed, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from environments import LENGTHS, Lengths
 from programs import python
+from rebuilt import episodes_in
 from torchrl_rerun import RecordingError, RerunRecorder, list_episodes, load, repair, replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.lerobot import to_lerobot
@@ -31,7 +32,7 @@ from torchrl_rerun.viewing.compare import open_runs, write_comparison
 
 STEPS = 12
 FIRST, SECOND = LENGTHS[1:3]
-"""Steps of the first episode that is recorded, and of the first of one that is shifted by one."""
+"""Steps of the first episode with shift 0, and with shift 1."""
 NOT_UTF8 = os.fsdecode(b"r\xff")
 
 
@@ -46,7 +47,7 @@ def record(sink, steps=STEPS, shift=0, **options):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A whole run, and a folder of its episodes."""
+    """Record a whole run, and a folder of episodes."""
     folder = tmp_path_factory.mktemp("recorded")
     record(folder / "run.rrd")
     record(folder / "episodes", split="episode")
@@ -55,7 +56,7 @@ def recorded(tmp_path_factory):
 
 @pytest.fixture
 def here(recorded, tmp_path, monkeypatch):
-    """The working directory, in which they are."""
+    """Change to a copy of the folder of recordings."""
     folder = shutil.copytree(recorded, tmp_path / "here")
     monkeypatch.chdir(folder)
     return folder
@@ -63,7 +64,7 @@ def here(recorded, tmp_path, monkeypatch):
 
 @pytest.fixture
 def home(here, tmp_path, monkeypatch):
-    """The home of the user, which is elsewhere."""
+    """Set the home folder to an empty folder."""
     (folder := tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(folder))
     return folder
@@ -81,10 +82,10 @@ def ran(*arguments):
     return done.stdout
 
 
-# --- what a path means ---
+# --- the meaning of a path ---
 
 
-def test_a_leading_tilde_is_the_home_of_the_user_wherever_a_path_is_taken(here, home):
+def test_a_leading_tilde_is_the_home_folder_in_all_functions(here, home):
     record("~/run.rrd")
     record("~/episodes", split="episode")
     record("~/dumps", split="dump")
@@ -105,8 +106,8 @@ def test_a_leading_tilde_is_the_home_of_the_user_wherever_a_path_is_taken(here, 
     assert not (here / "~").exists()
 
 
-def test_a_leading_tilde_is_the_home_of_the_user_on_the_command_line(here, home):
-    """Where no shell has replaced it."""
+def test_a_leading_tilde_is_the_home_folder_on_the_command_line(here, home):
+    """If no shell has replaced the tilde."""
     shutil.copytree(here, home, dirs_exist_ok=True)
     whole = (home / "run.rrd").read_bytes()
     (home / "torn.rrd").write_bytes(whole[:-100])
@@ -125,19 +126,19 @@ def test_a_leading_tilde_is_the_home_of_the_user_on_the_command_line(here, home)
     assert not (here / "~").exists()
 
 
-def test_a_file_called_tilde_is_meant_where_the_path_begins_otherwise(here, home):
+def test_a_tilde_after_the_start_of_a_path_is_a_name(here, home):
     record("./~")  # a folder
     assert (here / "~" / "run.rrd").exists()
     assert len(load("./~")) == len(load("run.rrd"))
     assert ran("info", "./~").startswith("./~/run.rrd: ")
 
 
-def test_a_tilde_before_the_name_of_nobody_is_a_name(here):
+def test_a_tilde_before_an_unknown_user_is_a_name(here):
     record("~nobody_is_called_so.rrd")
     assert len(load("~nobody_is_called_so.rrd")) == len(load(here / "~nobody_is_called_so.rrd"))
 
 
-def test_a_colon_is_a_character_of_a_name(here):
+def test_names_may_have_colons(here):
     record("run:1.rrd")
     record("http:/of:episodes", split="episode")
     found = load("run:1.rrd")
@@ -152,7 +153,7 @@ def test_a_colon_is_a_character_of_a_name(here):
     assert there <= {each.name for each in here.iterdir()}
 
 
-def test_what_was_loaded_by_a_relative_path_is_read_after_a_change_of_the_working_directory(here, monkeypatch):
+def test_recordings_loaded_by_relative_paths_are_read_after_a_change_of_the_working_directory(here, monkeypatch):
     wanted = [load("run.rrd"), load("episodes"), load("*.rrd")]
     wanted = [(each, [episode.tensordict() for episode in load(here / place)]) for each, place in zip(
         wanted, ("run.rrd", "episodes", "run.rrd"), strict=True)]  # fmt: skip
@@ -160,7 +161,7 @@ def test_what_was_loaded_by_a_relative_path_is_read_after_a_change_of_the_workin
     [video] = videos_of("run.rrd", "out.mp4")
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
-    record("run.rrd", shift=3)  # another one of the same name
+    record("run.rrd", shift=3)  # another run with an equal name
     for recordings, tensordicts in wanted:
         for episode, tensordict in zip(recordings, tensordicts, strict=True):
             assert (episode.tensordict() == tensordict).all()
@@ -170,12 +171,12 @@ def test_what_was_loaded_by_a_relative_path_is_read_after_a_change_of_the_workin
 
 
 @pytest.mark.parametrize("how", ["renamed", "written over", "recorded again"])
-def test_another_file_that_took_the_place_of_one_that_was_loaded_is_not_read_as_if_it_were_it(here, how):
+def test_reading_a_file_that_was_replaced_after_loading_is_an_error(here, how):
     record("other.rrd", shift=2)
     [first, *_] = load("run.rrd")
     if how == "renamed":
         os.replace("other.rrd", "run.rrd")
-    elif how == "written over":  # in the same file
+    elif how == "written over":  # same file, new content
         Path("run.rrd").write_bytes(Path("other.rrd").read_bytes())
     else:
         record("run.rrd", overwrite=True)
@@ -184,7 +185,7 @@ def test_another_file_that_took_the_place_of_one_that_was_loaded_is_not_read_as_
     assert len(load("run.rrd")[0].tensordict())
 
 
-def test_another_episode_that_took_the_place_of_one_that_was_loaded_is_not_read_as_if_it_were_it(here):
+def test_reading_an_episode_that_was_replaced_after_loading_is_an_error(here):
     record("others", split="episode", shift=2)
     [first, *_] = load("episodes")
     os.replace(here / "others" / first.files[0].name, first.files[0])
@@ -192,7 +193,7 @@ def test_another_episode_that_took_the_place_of_one_that_was_loaded_is_not_read_
         first.tensordict()
 
 
-def test_what_lies_in_a_file_instead_of_a_folder_is_not_there(here):
+def test_a_path_below_a_file_does_not_exist(here):
     for place in ("run.rrd/run.rrd", "run.rrd/episodes"):
         with pytest.raises(FileNotFoundError, match=rf"{place} doesn't exist"):
             load(place)
@@ -203,8 +204,8 @@ def test_what_lies_in_a_file_instead_of_a_folder_is_not_there(here):
 # --- links ---
 
 
-def test_a_link_to_a_recording_stands_for_all_of_it(here):
-    """Its parts lie beside that to which it leads."""
+def test_a_link_to_a_recording_includes_its_parts(here):
+    """The parts are beside the target of the link."""
     (here / "data").mkdir()
     env = GymWrapper(Lengths(0)).append_transform(RerunRecorder("data/long.rrd"))
     env.rollout(3)
@@ -216,22 +217,22 @@ def test_a_link_to_a_recording_stands_for_all_of_it(here):
     assert len(load("latest.rrd")) == len(load("data/long.rrd")) == 2
 
 
-def test_recording_through_a_link_writes_where_it_leads(here):
+def test_recording_through_a_link_writes_its_target(here):
     (here / "disk").mkdir()
-    (here / "link.rrd").symlink_to("disk/real.rrd")  # which isn't there yet
+    (here / "link.rrd").symlink_to("disk/real.rrd")  # the target doesn't exist yet
     record("link.rrd")
-    assert len(load("disk/real.rrd")[0].tensordict()) == FIRST
+    assert episodes_in("disk/real.rrd")[0].length == FIRST
     assert os.path.islink("link.rrd")
     with pytest.raises(FileExistsError, match=r"real.rrd exists"):
         RerunRecorder("link.rrd")
     record("link.rrd", shift=1, overwrite=True)
     assert os.path.islink("link.rrd")
-    assert len(load("link.rrd")[0].tensordict()) == SECOND
+    assert episodes_in("disk/real.rrd")[0].length == SECOND
     assert [each.name for each in (here / "disk").iterdir()] == ["real.rrd"]
 
 
 def written(here):
-    """What writes one file, by names: each is given the path."""
+    """Return functions that write one file, by suffix; each takes the path."""
     found = load(here / "run.rrd")
     return {
         "parquet": lambda path: to_parquet(found, path, overwrite=True),
@@ -241,7 +242,7 @@ def written(here):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "mp4", "rrd"])
-def test_an_export_through_a_link_writes_where_it_leads(here, kind):
+def test_an_export_through_a_link_writes_its_target(here, kind):
     (here / "disk").mkdir()
     (here / "disk" / f"real.{kind}").write_text("old")
     (here / f"link.{kind}").symlink_to(f"disk/real.{kind}")
@@ -256,7 +257,7 @@ def test_an_export_through_a_link_writes_where_it_leads(here, kind):
     assert sorted(each.name for each in (here / "disk").iterdir()) == [f"not_there.{kind}", f"real.{kind}"]
 
 
-def test_a_data_set_through_a_link_is_written_where_it_leads(here):
+def test_a_data_set_through_a_link_is_written_to_its_target(here):
     (here / "disk").mkdir()
     (here / "link").symlink_to("disk/data")
     for _ in range(2):
@@ -272,11 +273,11 @@ def special(here, kind):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "mp4", "rrd"])
-def test_what_is_no_regular_file_is_never_replaced(here, kind):
+def test_pipes_and_devices_are_never_replaced(here, kind):
     pipe = special(here, kind)
     (here / f"link.{kind}").symlink_to(pipe)
     (here / f"other.{kind}").symlink_to(f"device.{kind}")
-    with contextlib.suppress(PermissionError):  # root alone may make one, and it is root to whom this happens
+    with contextlib.suppress(PermissionError):  # only root may make a device
         os.mknod(here / f"device.{kind}", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     before = {each.name: each.lstat().st_mode for each in here.iterdir()}
     for name in ("special", "link", "device", "other"):
@@ -292,7 +293,7 @@ def test_standard_output_is_never_replaced(here, where):
         "from torchrl_rerun import load\nfrom torchrl_rerun.export.parquet import to_parquet\n"
         "to_parquet(load('run.rrd'), 'stdout', overwrite=True)"
     )
-    os.symlink(system := "/proc/self/fd/1", "stdout")  # as /dev/stdout is one
+    os.symlink(system := "/proc/self/fd/1", "stdout")  # like /dev/stdout
     with open("printed", "wb") as printed:
         output = where if where == subprocess.PIPE else printed
         done = subprocess.run([*python(), "-c", source], stdout=output, stderr=subprocess.PIPE, text=True)
@@ -303,7 +304,7 @@ def test_standard_output_is_never_replaced(here, where):
     assert os.path.getsize("printed") == 0
 
 
-def test_a_recorder_and_a_repair_refuse_what_is_no_regular_file(here):
+def test_a_recorder_and_a_repair_refuse_pipes(here):
     pipe = special(here, "rrd")
     for options in ({}, {"overwrite": True}):
         with pytest.raises(ValueError, match="is a pipe, and not a file: choose another path"):
@@ -319,7 +320,7 @@ def test_a_recorder_and_a_repair_refuse_what_is_no_regular_file(here):
     "command",
     ["ls", "info", "query FILE TRUE", "view", "repair", "compare run.rrd", "export --mp4", "replay FILE -o never.rrd"],
 )
-def test_a_pipe_or_a_device_is_no_recording_and_nobody_waits_for_it(here, command):
+def test_a_pipe_or_a_device_is_refused_as_a_recording_without_waiting(here, command):
     pipe = special(here, "rrd")
     for path, what in ((pipe, "pipe"), ("/dev/zero", "device")):
         done = run(*(command if "FILE" in command else f"{command} FILE").replace("FILE", str(path)).split())
@@ -327,7 +328,7 @@ def test_a_pipe_or_a_device_is_no_recording_and_nobody_waits_for_it(here, comman
         assert f"is a {what}, and not a recording" in done.stderr
 
 
-def test_what_is_no_regular_file_is_left_out_of_a_folder(here):
+def test_pipes_sockets_and_circular_links_in_a_folder_are_left_out(here):
     os.mkfifo(here / "episodes" / "pipe.rrd")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(here / "episodes" / "socket.rrd"))
@@ -336,7 +337,7 @@ def test_what_is_no_regular_file_is_left_out_of_a_folder(here):
         assert list_episodes("episodes").unreadable == []
 
 
-def test_a_circle_of_links_is_an_error_that_names_it(here):
+def test_a_circular_link_is_an_error_that_names_it(here):
     (here / "a.parquet").symlink_to("b.parquet")
     (here / "b.parquet").symlink_to("a.parquet")
     done = run("export", "run.rrd", "--parquet", "a.parquet", "--overwrite")
@@ -352,7 +353,7 @@ def test_links_to_folders_are_followed_once(here):
     (here / "runs").mkdir()
     (here / "runs" / "ppo").symlink_to("../disk")
     (here / "runs" / "again").symlink_to("../disk")
-    (here / "disk" / "round").symlink_to("..")  # leads back to itself
+    (here / "disk" / "round").symlink_to("..")  # a cycle
     for place in ("link", "runs", "runs/ppo"):
         assert len(load(place).where(lambda episode: True)) >= wanted
         files = [file for each in list_episodes(place).episodes for file in each.paths]
@@ -364,7 +365,7 @@ def test_links_to_folders_are_followed_once(here):
 # --- names that aren't UTF-8 ---
 
 
-def test_of_a_name_that_is_not_utf8_is_said_what_is_wrong(here):
+def test_names_that_are_not_utf8_are_refused_if_rerun_opens_the_file(here):
     if sys.platform != "linux":
         pytest.skip("other systems have no such names")
     for name, split in ((f"{NOT_UTF8}.rrd", "run"), (NOT_UTF8, "episode"), (NOT_UTF8, "dump")):
@@ -377,8 +378,7 @@ def test_of_a_name_that_is_not_utf8_is_said_what_is_wrong(here):
         assert r"r\xff.rrd has a name that isn't UTF-8, which Rerun can't open: rename it" in done.stderr
 
 
-def test_a_recording_whose_name_is_not_utf8_is_read(here):
-    """By what doesn't need Rerun for it."""
+def test_a_recording_whose_name_is_not_utf8_is_read_without_rerun(here):
     os.rename("run.rrd", f"{NOT_UTF8}.rrd")
     found = load(f"{NOT_UTF8}.rrd")
     assert len(found[0].tensordict()) == FIRST
@@ -388,7 +388,7 @@ def test_a_recording_whose_name_is_not_utf8_is_read(here):
     assert "xff.rrd" in ran("query", f"{NOT_UTF8}.rrd", "episode = 0")
 
 
-def test_an_export_has_any_name(here):
+def test_an_export_may_have_any_name(here):
     for write in (
         lambda: ran("export", "run.rrd", "--parquet", f"{NOT_UTF8}.parquet"),
         lambda: ran("export", "run.rrd", "--lerobot", f"lerobot_{NOT_UTF8}"),
@@ -407,7 +407,7 @@ def test_an_export_has_any_name(here):
 
 
 @pytest.mark.parametrize("sign", [None, "sign"])
-def test_what_is_to_be_replaced_stays_until_all_is_whole(here, sign):
+def test_an_incomplete_replacement_leaves_the_earlier_file(here, sign):
     path = here / "there"
     if sign is None:
         path.write_text("mine")
@@ -431,8 +431,8 @@ def test_what_is_to_be_replaced_stays_until_all_is_whole(here, sign):
     assert (path if sign is None else path / sign).read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_put_in_place_costs_nothing(here, monkeypatch):
-    """Between the two renames, say."""
+def test_a_folder_that_cannot_be_renamed_leaves_the_earlier_one(here, monkeypatch):
+    """A failure between the two renames."""
     (here / "there").mkdir()
     (here / "there" / "sign").write_text("mine")
     replace = Path.replace
@@ -452,8 +452,8 @@ def test_a_folder_that_cannot_be_put_in_place_costs_nothing(here, monkeypatch):
     assert (here / "there" / "sign").read_text() == "mine"
 
 
-def test_a_damaged_source_leaves_what_was_exported_before(here):
-    """Videos, tables and comparisons of what turns out to be damaged."""
+def test_a_damaged_source_leaves_earlier_exports_unchanged(here):
+    """The exports are a video and a table; the damage is found on the way."""
     record("torn.rrd", steps=200)
     assert ran("export", "run.rrd", "--mp4", "-o", "out.mp4")
     to_parquet(load("run.rrd"), "out.parquet")
@@ -466,24 +466,24 @@ def test_a_damaged_source_leaves_what_was_exported_before(here):
     assert {each.name: each.read_bytes() for each in here.iterdir() if each.is_file()} == before
 
 
-def test_a_repair_elsewhere_is_there_when_it_is_whole(here):
+def test_a_repair_through_a_link_writes_its_target(here):
     whole = Path("run.rrd").read_bytes()
     Path("torn.rrd").write_bytes(whole[: len(whole) // 2])
     (here / "link.rrd").symlink_to("disk/repaired.rrd")
     assert repair("torn.rrd", "link.rrd").path == here / "disk" / "repaired.rrd"
     assert (here / "link.rrd").is_symlink()
-    assert len(load("link.rrd"))
+    assert episodes_in("disk/repaired.rrd")
     (here / "in_place.rrd").symlink_to("torn.rrd")
     assert repair("in_place.rrd").path == here / "torn.rrd"
     assert (here / "in_place.rrd").is_symlink()
     assert sorted(each.name for each in here.iterdir() if each.name.startswith(".")) == []
 
 
-# --- numbers that are none ---
+# --- numbers out of range ---
 
 
 @pytest.mark.parametrize("fps", ["inf", "nan", "-inf", "0", "1e300"])
-def test_frames_per_second_that_no_video_can_have_are_refused(here, fps):
+def test_frame_rates_out_of_range_are_refused(here, fps):
     for arguments in (("--mp4", "-o", "out.mp4"), ("--lerobot", "out")):
         done = run("export", "run.rrd", *arguments, "--fps", fps)
         assert done.exit_code == 2
@@ -502,7 +502,7 @@ def test_frames_per_second_that_no_video_can_have_are_refused(here, fps):
 
 
 @pytest.mark.parametrize("command", ["info run.rrd", "ls episodes --json", "query run.rrd TRUE"])
-def test_a_full_disk_behind_standard_output_is_an_error_in_a_line(here, command):
+def test_a_full_disk_behind_standard_output_is_an_error_in_one_line(here, command):
     source = "from torchrl_rerun.cli import app; app()"
     with open("/dev/full", "wb") as full:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Encoded images: video and its keyframes, and pictures that wait until they are worth a chunk."""
+"""Encoded images: video and its keyframes, and pictures that wait until they fill a chunk."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ pixel_cartpole = functools.partial(GymEnv, "CartPole-v1", from_pixels=True, pixe
 
 
 def chunks_of(path, entity: str) -> list[int]:
-    """The numbers of rows of an entity's chunks."""
+    """Return the number of rows of each chunk of an entity."""
     chunks = RrdReader(path).stream()
     return [chunk.num_rows for chunk in chunks if chunk.entity_path == entity and not chunk.is_static]
 
 
 @pytest.mark.parametrize(("image_format", "buffer_bytes"), [("h264", 64 << 20), ("h264", 100_000), ("av1", 64 << 20)])
-def test_video(path, image_format, buffer_bytes):
-    """Of several environments, with partial resets, in one block or with one frame in each."""
+def test_video_is_recorded_of_several_environments_with_partial_resets(path, image_format, buffer_bytes):
+    """Blocks hold all frames, or one frame each."""
     recorder = RerunRecorder(path, image_format=image_format, buffer_bytes=buffer_bytes)
     env = SerialEnv(2, pixel_cartpole).append_transform(recorder)
     env.set_seed(0)
@@ -61,8 +61,8 @@ def test_video(path, image_format, buffer_bytes):
 
 
 @pytest.mark.parametrize("image_format", ["h264", "av1"])
-def test_once_a_second_of_playback(path, image_format):
-    """And decoding can begin with any keyframe."""
+def test_a_keyframe_comes_once_a_second_of_playback(path, image_format):
+    """Decoding can begin at any keyframe."""
     _, warned = record(Scripted(lambda t: {"x": picture(t, (32, 32, 3))}), path, 40, image_format=image_format, fps=10)
     assert warned == []
     rows = read(path)["/env_0/x"]
@@ -80,19 +80,19 @@ def test_once_a_second_of_playback(path, image_format):
     [(1, 1, 3), (1, 1, 1), (2, 3, 3), (8, 8, 3), (16, 16, 3), (63, 65, 3), (33, 64, 1), (17, 200, 3), (400, 600, 3)],
     ids=str,
 )
-def test_video_of_any_size(path, shape, image_format):
-    """Sizes that aren't even, or too small, are filled up; what is read back is cut to the size that was recorded."""
+def test_video_may_have_any_size(path, shape, image_format):
+    """Odd and very small sizes are padded. Pictures are cut to the recorded size when they are read."""
     _, warned = record(
         Scripted(lambda t: {"x": picture(t, shape)}), path, image_format=image_format, kinds={"x": "image"}
     )
     assert warned == []
     for t, value in enumerate(read(path)["/env_0/x"].values):
         assert value.shape == shape
-        assert psnr(value, picture(t, shape)) > 24  # colours, at half the resolution, of a few pixels
+        assert psnr(value, picture(t, shape)) > 24  # few pixels with colours at half the resolution
 
 
 @pytest.mark.parametrize("image_format", ["h264", "av1"])
-def test_video_of_channels_first_and_of_no_channels(path, image_format):
+def test_video_may_have_channels_first_or_no_channels(path, image_format):
     def observe(t):
         return {"first": picture(t, (40, 60, 3)).permute(2, 0, 1), "none": picture(t, (40, 60, 1))[..., 0]}
 
@@ -104,8 +104,8 @@ def test_video_of_channels_first_and_of_no_channels(path, image_format):
 
 
 @pytest.mark.parametrize("image_format", ["h264", "av1"])
-def test_colours_are_what_they_were(path, image_format):
-    """Whoever reads the file, not knowing what it was made from, sees them: what they mean is said in it."""
+def test_decoded_colours_equal_recorded_ones(path, image_format):
+    """The stream declares its colour space, so that any decoder shows the recorded colours."""
     squares = torch.zeros(64, 64, 3, dtype=torch.uint8)
     colours = {(8, 8): (255, 0, 0), (8, 40): (0, 255, 0), (40, 8): (0, 0, 255), (40, 40): (200, 120, 40)}
     for (row, column), colour in colours.items():
@@ -116,8 +116,8 @@ def test_colours_are_what_they_were(path, image_format):
             assert (value[row + 8, column + 8].int() - torch.tensor(colour)).abs().max() <= 2
 
 
-def test_formats_beside_one_another(path):
-    """Alpha and floats can't be video: they are PNG and raw, as beside JPEG, and exact."""
+def test_keys_of_one_recording_may_have_different_image_formats(path):
+    """Alpha and floats can't be video or JPEG: they are stored exactly, as PNG or raw."""
     generator = torch.Generator().manual_seed(0)
     alpha = torch.randint(0, 256, (20, 30, 4), generator=generator, dtype=torch.uint8)
     floats = torch.rand(20, 30, 1, generator=generator)
@@ -146,8 +146,8 @@ def test_formats_beside_one_another(path):
 
 
 @pytest.mark.parametrize("image_format", ["h264", "av1"])
-def test_what_was_dumped_can_be_decoded(path, image_format):
-    """Nothing is held back by the encoder: after each dump every picture so far is there, and the video goes on."""
+def test_dumped_pictures_can_be_decoded(path, image_format):
+    """The encoder has no delay: each dump writes all pictures so far, and the video goes on."""
     recorder = RerunRecorder(path, image_format=image_format)
     env = Scripted(lambda t: {"x": picture(t, (48, 48, 3))}).append_transform(recorder)
     tensordict = env.reset()
@@ -163,7 +163,7 @@ def test_what_was_dumped_can_be_decoded(path, image_format):
 
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "h264"])
 def test_pictures_of_many_blocks_are_one_chunk(path, image_format):
-    """A block holds one of these pictures; until they are enough they wait, and `stats()` says so."""
+    """A block holds one picture. Pictures wait until they fill a chunk, and `stats()` counts them."""
     recorder = RerunRecorder(path, image_format=image_format, buffer_bytes=10_000)
     env = Scripted(lambda t: {"x": picture(t, (48, 48, 3))}).append_transform(recorder)
     env.rollout(20)
@@ -177,7 +177,7 @@ def test_pictures_of_many_blocks_are_one_chunk(path, image_format):
     env.close()
 
 
-def test_pictures_wait_for_flush_seconds_at_the_most(path):
+def test_pictures_wait_at_most_for_flush_seconds(path):
     env = Scripted(lambda t: {"x": picture(t, (48, 48, 3))}).append_transform(
         RerunRecorder(path, buffer_bytes=10_000, flush_seconds=1e-6)
     )
@@ -187,8 +187,8 @@ def test_pictures_wait_for_flush_seconds_at_the_most(path):
     assert len(chunks_of(path, "/env_0/x")) > 10
 
 
-def test_pictures_that_are_enough_for_a_chunk_dont_wait(path):
-    noise = torch.randint(0, 256, (200, 200, 3), dtype=torch.uint8)  # of which PNG makes nothing small
+def test_pictures_that_fill_a_chunk_do_not_wait(path):
+    noise = torch.randint(0, 256, (200, 200, 3), dtype=torch.uint8)  # PNG does not compress noise
     env = Scripted(lambda t: {"x": noise}).append_transform(
         RerunRecorder(path, image_format="png", buffer_bytes=300_000)
     )
@@ -197,10 +197,10 @@ def test_pictures_that_are_enough_for_a_chunk_dont_wait(path):
     assert chunks_of(path, "/env_0/x") == [5, 5, 5, 5, 1]
 
 
-def test_waiting_pictures_are_lost_with_a_full_disk(small_disk):
-    """They count among what is lost, though the rest of their frames was written long before."""
+def test_a_full_disk_loses_waiting_pictures_and_counts_them(small_disk):
+    """Frames whose pictures are lost count as lost, although their other keys are written."""
     path = small_disk / "run.rrd"
-    # Of noise PNG makes nothing small: of 24 kB each, 21 are enough for a chunk, and 20 fit on the disk.
+    # PNG does not compress noise: 21 pictures of 24 kB fill a chunk, and 20 fit on the disk.
     env = Scripted(lambda t: {"x": torch.randint(0, 256, (90, 90, 3), dtype=torch.uint8), "t": torch.full((1,), t)})
     recorder = RerunRecorder(path, image_format="png", buffer_bytes=50_000, blueprint=False)
     env = env.append_transform(recorder)
@@ -248,8 +248,8 @@ def test_the_docs_read_a_video_back(tmp_path, monkeypatch):
     assert all((frame == value.numpy()).all() for frame, value in zip(found["frames"], wanted, strict=True))
 
 
-def test_samples_are_what_ffmpeg_decodes(path):
-    """The samples one after the other are a plain Annex B stream, for whoever wants them without Rerun."""
+def test_samples_in_a_row_are_a_stream_for_ffmpeg(path):
+    """Concatenated samples are a plain Annex B stream, which can be used without Rerun."""
     record(Scripted(lambda t: {"x": picture(t, (48, 64, 3))}), path, 30, image_format="h264")
     data = b"".join(read(path)["/env_0/x"].samples)
     stream = path.with_suffix(".h264")

@@ -1,4 +1,4 @@
-"""No two streams share an entity path."""
+"""Streams have different entity paths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torchrl.envs import RewardSum, TransformedEnv
 
 from environments import Count, Groups, Says
 from readback import hold_the_same, read
-from rebuilt import rollout_in
-from torchrl_rerun import RerunRecorder, load
+from rebuilt import episodes_in, returns_in, rollout_in
+from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.entity_paths import EntityPaths, free_key
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.streams import Stream, entity_path
@@ -26,17 +26,16 @@ from torchrl_rerun.kinds.streams import Stream, entity_path
         ["a/b", ("a", "b"), r"a\/b", "a b", "a.b"],
     ],
 )
-def test_keys_that_are_called_like_what_is_added(tmp_path, split, keys):
+def test_keys_may_have_the_names_of_the_recorders_keys(tmp_path, split, keys):
     env = Says(*keys).append_transform(RerunRecorder(tmp_path, split=split))
     rollout = env.rollout(7, break_when_any_done=False)
     env.close()
-    episodes = load(tmp_path)
-    assert hold_the_same(episodes.rollout(), rollout)
-    assert [each.properties.length for each in episodes] == [3, 3, 1]
-    assert [each.properties.episode_return for each in episodes] == [36.0, 36.0, 11.0]
+    assert hold_the_same(rollout_in(tmp_path), rollout)
+    assert [each.length for each in episodes_in(tmp_path)] == [3, 3, 1]
+    assert returns_in(tmp_path) == {(0, 0): 36.0, (0, 1): 36.0, (0, 2): 11.0}
 
 
-def test_the_environments_key_stays_and_the_recorders_gets_another_name(path):
+def test_a_key_of_the_environment_keeps_its_name_and_the_recorders_is_renamed(path):
     env = TransformedEnv(Count(3), RewardSum(in_keys=["reward"], out_keys=["episode_return"]))
     env = env.append_transform(RerunRecorder(path))
     env.rollout(3)
@@ -50,7 +49,7 @@ def test_the_environments_key_stays_and_the_recorders_gets_another_name(path):
     )
 
 
-def test_agents_of_one_name_have_paths_of_their_own(path):
+def test_agents_with_equal_names_have_different_paths(path):
     env = Groups({"red": 3}, agents=3)
     env.group_map = {"red": ["fox", "fox", "fox_2"]}
     env = env.append_transform(RerunRecorder(path))
@@ -60,15 +59,15 @@ def test_agents_of_one_name_have_paths_of_their_own(path):
     assert {"/env_0/red/age/fox", "/env_0/red/age/fox_2", "/env_0/red/age/fox_3"} <= read(path).entities.keys()
 
 
-def test_a_stored_rollout_with_such_a_key(path):
+def test_a_stored_rollout_may_have_a_key_named_like_the_return(path):
     rollout = Says("episode_return").rollout(3)
     with RerunRecorder(path) as recorder:
         recorder.log_rollout(rollout.set("note", torch.arange(3)))
-    assert load(path)[0].properties.episode_return == 36.0
+    assert returns_in(path) == {(0, 0): 36.0}
     assert hold_the_same(rollout_in(path), rollout)
 
 
-def test_paths_are_unlike_whatever_the_order():
+def test_paths_differ_in_any_order_of_keys():
     places = EntityPaths(reserved=("x",))
     streams = [Stream(key, Scalars(), "float32", (1,)) for key in [("a",), ("a",), ("a_2",), ("x", "y"), ("x_2", "y")]]
     paths = [entity_path(places.assign(stream), None) for stream in streams]

@@ -1,4 +1,4 @@
-"""The plan: what is read at each moment, and how; and what becomes of values that don't follow it."""
+"""The plan: keys that are read at each moment, and values that don't follow it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def never(_):
 
 
 @pytest.mark.parametrize("keys", [[("x",)], [("x",), ("y",)], [("x",), ("robot", "y")]])
-def test_values_are_those_of_the_tensordict_and_none_for_what_it_lacks(keys):
+def test_missing_values_of_a_tensordict_are_none(keys):
     tensordict = TensorDict(batch_size=[2])
     for key in keys:
         tensordict.set(key, torch.rand(2))
@@ -61,7 +61,7 @@ def test_arrays_have_one_dimension_of_environments(batch_size):
     ],
     ids=["gradient", "transposed", "a dimension of one", "expanded"],
 )
-def test_tensors_that_numpy_does_not_take_as_they_are(value):
+def test_tensors_that_numpy_does_not_convert_are_read(value):
     [array] = ArrayReader(never).arrays(readers(stream("x", shape=(3,))), [value])
     np.testing.assert_array_equal(array, value.detach().numpy().reshape(2, 3))
 
@@ -73,7 +73,7 @@ def test_objects_are_read_by_environment():
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2, 3, dtype=torch.int64), "text"])
-def test_a_value_of_another_dtype_costs_that_value_with_one_warning(value):
+def test_values_of_another_dtype_are_left_out_with_one_warning(value):
     reader, some = ArrayReader(never), readers(stream("x", shape=(3,)), stream("y"))
     other = torch.rand(2)
     with pytest.warns(
@@ -86,7 +86,7 @@ def test_a_value_of_another_dtype_costs_that_value_with_one_warning(value):
     assert len(warned) == 1
 
 
-def test_a_value_of_another_shape_is_read_by_itself_from_then_on():
+def test_a_key_whose_shape_changes_becomes_a_varying_key():
     first = stream("x", shape=(3,))
     plan = Plan(readers(first))
     asked = []
@@ -113,7 +113,7 @@ def test_a_plan_is_frozen():
         plan.observed.each[0].stream = None
 
 
-def test_a_plan_of_more_environments():
+def test_a_plan_can_grow_to_more_environments():
     plan = Plan(readers(stream("x", shape=(3,))), acted=readers(stream("action"))).grown(5)
     [array] = ArrayReader(never).arrays(plan.observed, [torch.rand(5, 3)])
     assert array.shape == (5, 3)
@@ -129,19 +129,24 @@ def test_the_flags_of_the_plan_end_episodes():
     assert plan.ends(following.zero_()) is None
 
 
-def test_what_the_policy_wrote_is_found_by_key():
+def test_values_of_the_policy_are_found_by_key():
     acted = Acted([("action",), ("logits",)], [1, 2])
     assert list(acted.select([("logits",), ("value",)])) == [2, None]
 
 
-def test_the_plan_is_made_at_the_first_step_and_stays(tmp_path):
+def test_the_plan_is_made_at_the_first_step_and_never_changes(tmp_path):
     recorder = RerunRecorder(tmp_path / "run.rrd")
     env = GymEnv("CartPole-v1").append_transform(recorder)
     tensordict = env.reset()
     assert not recorder._front_end.plan.is_complete
     tensordict = env.step(env.rand_action(tensordict))
     plan = recorder._front_end.plan
-    assert set(plan.observed.keys) == {("observation",), ("done",), ("terminated",), ("truncated",)}  # as a reset gives
+    assert set(plan.observed.keys) == {
+        ("observation",),
+        ("done",),
+        ("terminated",),
+        ("truncated",),
+    }  # the keys of a reset
     assert plan.stepped.keys == (("reward",),)
     assert plan.acted.keys == (("action",),)
     env.rollout(20)

@@ -10,7 +10,8 @@ from tensordict import LazyStackedTensorDict, NonTensorStack, TensorDict
 from torchrl.envs import AsyncEnvPool
 
 from environments import Count
-from torchrl_rerun import RerunRecorder, load
+from rebuilt import episodes_in
+from torchrl_rerun import RerunRecorder
 
 
 def recorded(path, n):
@@ -28,7 +29,7 @@ def close(pool):
 
 
 @pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
-def test_workers_are_numbered_by_where_they_stand_in_their_pool(tmp_path, backend):
+def test_workers_have_their_index_in_the_pool(tmp_path, backend):
     for number in range(2):
         path = tmp_path / f"run_{number}.rrd"
         pool = pool_of(path, backend)
@@ -37,12 +38,12 @@ def test_workers_are_numbered_by_where_they_stand_in_their_pool(tmp_path, backen
         assert sorted(each.name for each in tmp_path.glob(f"run_{number}*")) == [
             f"run_{number}.worker_{env}.rrd" for env in range(3)
         ]
-        first = {each.properties.env: each.properties.length for each in reversed(load(path))}
-        assert first == {0: 2, 1: 2, 2: 2}, "a rollout ends when any episode does"
+        first = [(each.env, each.length) for each in episodes_in(path) if each.episode == 0]
+        assert first == [(0, 2), (1, 2), (2, 2)], "a rollout ends when any episode does"
         assert rollout.shape == (3, 2)
 
 
-def test_environments_that_are_stepped_by_themselves_are_recorded_in_the_pool(tmp_path):
+def test_environments_that_are_stepped_asynchronously_are_recorded(tmp_path):
     pool = pool_of(tmp_path / "run.rrd", "threading")
     pool.async_reset_send(nothing(pool))
     data = pool.async_reset_recv(min_get=3)
@@ -51,8 +52,8 @@ def test_environments_that_are_stepped_by_themselves_are_recorded_in_the_pool(tm
         _, data = pool.async_step_and_maybe_reset_recv(min_get=3)
     close(pool)
     lengths = {}
-    for each in load(tmp_path / "run.rrd"):
-        lengths.setdefault(each.properties.env, []).append(each.properties.length)
+    for each in episodes_in(tmp_path / "run.rrd"):
+        lengths.setdefault(each.env, []).append(each.length)
     assert lengths == {0: [2, 2, 2], 1: [3, 3], 2: [5, 1]}
 
 
@@ -62,7 +63,7 @@ def nothing(pool):
     return data
 
 
-def test_outside_of_a_pool_it_is_said_what_cannot_be_seen(path):
+def test_a_recorder_outside_of_a_pool_gives_a_warning_of_steps_that_it_misses(path):
     pool = AsyncEnvPool([functools.partial(Count, 3)] * 2, backend="threading").append_transform(RerunRecorder(path))
     with pytest.warns(UserWarning, match="async_step_and_maybe_reset_send"):
         pool.reset()

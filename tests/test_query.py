@@ -1,4 +1,4 @@
-"""Episodes asked for in SQL, as a function and as a command."""
+"""SQL queries of episodes: `query` and `torchrl-rerun query`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchrl_rerun.reading.query import query, table_of
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Episodes of known lengths, whose rewards are 1 each: as a folder with annotations, and as one file."""
+    """Record episodes of known lengths with rewards of 1: a folder with annotations, and one file."""
     folder = tmp_path_factory.mktemp("runs")
     recorder = RerunRecorder(folder / "ppo", split="episode")
     env = GymWrapper(Lengths(0)).append_transform(recorder)
@@ -43,7 +43,7 @@ def numbers(table):
     return table.column("episode").to_pylist()
 
 
-def test_a_condition_in_sql_gives_the_episodes_of_which_it_is_true(runs):
+def test_an_sql_condition_selects_episodes(runs):
     lengths = LENGTHS[:5]
     limit = sorted(lengths)[2]
     wanted = [number for number, length in enumerate(lengths) if length < limit]
@@ -53,7 +53,7 @@ def test_a_condition_in_sql_gives_the_episodes_of_which_it_is_true(runs):
     assert numbers(query(load(runs / "ppo")[2:], "TRUE")) == [2, 3, 4]
 
 
-def test_several_runs_are_asked_at_once(runs):
+def test_several_runs_may_be_queried_at_once(runs):
     both = query([runs / "ppo", runs / "run.rrd"], "length > 0")
     assert numbers(both) == [
         *numbers(query(runs / "ppo", "length > 0")),
@@ -62,7 +62,7 @@ def test_several_runs_are_asked_at_once(runs):
     assert numbers(query([*load(runs / "ppo")], "length > 0")) == numbers(query(runs / "ppo", "length > 0"))
 
 
-def test_of_a_whole_run_the_episodes_are_found_by_what_they_came_to(runs):
+def test_episodes_of_a_whole_run_are_found_by_their_properties(runs):
     found = query(runs / "run.rrd", "terminated AND env = 1").to_pylist()
     known = [each.properties for each in load(runs / "run.rrd") if each.properties.env == 1]
     assert found
@@ -72,14 +72,14 @@ def test_of_a_whole_run_the_episodes_are_found_by_what_they_came_to(runs):
     assert found[0]["files"] == [str(runs / "run.rrd")]
 
 
-def test_a_whole_query_gives_its_own_rows(runs):
+def test_a_complete_query_returns_its_own_rows(runs):
     said = "SELECT goal, count(*) AS n, avg(length) AS mean FROM episodes GROUP BY goal ORDER BY goal"
     left = [LENGTHS[0], LENGTHS[2], LENGTHS[4]]
     assert query(runs / "ppo", said).to_pylist()[0] == {"goal": "left", "n": 3, "mean": sum(left) / 3}
 
 
 @pytest.mark.filterwarnings("ignore:score was of type")
-def test_annotations_of_several_types_are_text(tmp_path):
+def test_annotations_of_several_types_become_text(tmp_path):
     recorder = RerunRecorder(tmp_path / "mixed", split="episode")
     env = GymWrapper(Lengths(0)).append_transform(recorder)
     for value in (1.5, "much", True):
@@ -102,7 +102,7 @@ def test_annotations_of_several_types_are_text(tmp_path):
         ("SELECT * FROM steps", "'steps' not found|steps.* not found"),
     ],
 )
-def test_what_cant_be_asked_is_said(runs, said, error):
+def test_invalid_queries_are_refused(runs, said, error):
     with pytest.raises(ValueError, match=error):
         query(runs / "ppo", said)
 
@@ -137,7 +137,7 @@ JSON = {
 
 
 @pytest.mark.parametrize("said", JSON)
-def test_whatever_sql_gives_is_printed_as_json_and_as_a_table(runs, said):
+def test_values_of_all_sql_types_are_printed_as_json_and_as_a_table(runs, said):
     question = f"SELECT {said} AS x FROM episodes LIMIT 1"
     done = asked(runs / "ppo", question, "--json")
     assert done.exit_code == 0, done.exception
@@ -148,7 +148,7 @@ def test_whatever_sql_gives_is_printed_as_json_and_as_a_table(runs, said):
     assert value.strip()
 
 
-def test_what_a_query_calls_files_needn_be_files(runs):
+def test_a_column_named_files_may_hold_other_values(runs):
     files = [str(runs / "ppo" / f"env_0_episode_00000{number}.rrd") for number in range(5)]
     for said, paths in (
         ("files[1] AS files", files),
@@ -168,7 +168,7 @@ def test_what_a_query_calls_files_needn_be_files(runs):
         )
 
 
-def test_columns_of_the_same_name_are_told_apart(runs):
+def test_columns_with_equal_names_are_renamed(runs):
     said = "SELECT a.episode, b.episode FROM episodes a JOIN episodes b ON a.episode = b.episode + 1 ORDER BY a.episode"
     assert json.loads(asked(runs / "ppo", said, "--json").stdout)[0] == {"episode": 1, "episode_2": 0}
     assert asked(runs / "ppo", said).stdout.splitlines()[0].split() == ["episode", "episode_2"]
@@ -176,7 +176,7 @@ def test_columns_of_the_same_name_are_told_apart(runs):
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
 def test_times_are_shown_and_compared_in_utc(runs, zone, monkeypatch):
-    """What `query` and `ls` show finds its episode in both, wherever one is."""
+    """A time that `query` or `ls` shows finds its episode in both, in any time zone."""
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -198,12 +198,12 @@ def test_times_are_shown_and_compared_in_utc(runs, zone, monkeypatch):
         time.tzset()
 
 
-def test_nan_is_found(runs):
+def test_nan_is_found_by_comparison(runs):
     said = "SELECT episode FROM (SELECT episode, CASE WHEN episode = 1 THEN CAST('NaN' AS DOUBLE) ELSE 1.0 END AS x FROM episodes)"
     assert numbers(query(runs / "ppo", f"{said} WHERE x = 'nan'")) == [1]
 
 
-def test_columns_are_called_as_in_ls(runs):
+def test_columns_have_the_names_of_ls(runs):
     listed = CliRunner().invoke(app, ["ls", str(runs / "ppo")]).stdout.splitlines()[0].split()
     assert [name for name in listed if name != "size"] == asked(runs / "ppo", "TRUE").stdout.splitlines()[0].split()
     assert "Columns are those of `ls`, except `size`" in (query_episodes.__doc__ or "")
@@ -216,7 +216,7 @@ def test_without_datafusion_the_extra_is_named(runs):
     assert "install the extra catalog: pip install 'torchrl-rerun[catalog]'" in done.stderr
 
 
-def test_the_command_says_what_is_wrong(runs, tmp_path):
+def test_the_command_prints_errors(runs, tmp_path):
     for arguments, error in (
         ((runs / "ppo", "retrn < 3"), "No field named retrn"),
         ((tmp_path / "gone", "TRUE"), "gone doesn't exist"),

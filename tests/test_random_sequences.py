@@ -19,7 +19,7 @@ from torchrl_rerun import RerunRecorder
 
 @examples(50)
 @given(sequences())
-def test_rows_are_those_of_the_reference(run):
+def test_rows_equal_the_reference(run):
     envs, events, ends, buffer_bytes = run
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.rrd")
@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_reference(run):
                 if mask is not None:
                     tensordict["_step"] = torch.tensor(mask)
                 tensordict = env.step(tensordict)
-                if not chosen:  # TorchRL doesn't ask the environment then, nor any transform
+                if not chosen:  # TorchRL calls neither the environment nor any transform then
                     tensordict = env.step_mdp(tensordict)
                     tensordict.pop("_step", None)
                     continue

@@ -1,4 +1,4 @@
-"""Exports, read back by the libraries that people read them with."""
+"""Exports, read back by widely used libraries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DTYPES = {
 
 @pytest.fixture(scope="module")
 def lerobot(runs, tmp_path_factory):
-    """CartPoles, from video that is copied and from pictures that are encoded."""
+    """Export CartPoles: from video that is copied, and from pictures that are encoded."""
     folder = tmp_path_factory.mktemp("lerobot")
     for source in ("run.rrd", "ppo"):
         (folder / source).symlink_to(runs / source)
@@ -47,13 +47,13 @@ def lerobot(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held(lerobot, read_by_lerobot):  # noqa: F811
-    """What LeRobot reads in them."""
+    """Return the data sets as LeRobot reads them."""
     return {name: read_by_lerobot(lerobot / name) for name in ("copied", "encoded")}
 
 
 @pytest.fixture(scope="module")
 def of_all_dtypes(tmp_path_factory):
-    """Numbers of each dtype: one, a row, and a table of them."""
+    """Return numbers of each dtype: a scalar, a row, and a table."""
     path = tmp_path_factory.mktemp("dtypes") / "run.rrd"
 
     def observe(t):
@@ -68,12 +68,12 @@ def of_all_dtypes(tmp_path_factory):
 
 
 def strictly(path):
-    """What a JSON file holds, where NaN and Infinity are none."""
+    """Return the content of a strict JSON file, without NaN and Infinity."""
     return json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{path} has {constant}"))
 
 
 def probed(path):
-    """What ffprobe says of a video, all of which it decodes without complaint."""
+    """Return the description of a video by ffprobe, which decodes all of it without errors."""
     if shutil.which("ffprobe") is None:
         pytest.skip("there is no ffprobe")
     entries = "stream=codec_name,width,height,avg_frame_rate,nb_read_frames"
@@ -89,7 +89,7 @@ def probed(path):
 
 
 @pytest.mark.parametrize(("name", "source"), [("copied", "run.rrd"), ("encoded", "ppo")])
-def test_lerobot_reads_what_was_recorded(lerobot, held, name, source):
+def test_lerobot_reads_recorded_values(lerobot, held, name, source):
     found, at = held[name], 0
     episodes = load(lerobot / source)
     assert [each["length"] for each in found["episodes"]] == [len(episode.tensordict()) for episode in episodes]
@@ -110,7 +110,7 @@ def test_lerobot_reads_what_was_recorded(lerobot, held, name, source):
     assert at == len(found["values"]["index"])
 
 
-def test_each_episode_has_statistics_of_its_own(held):
+def test_each_episode_has_its_own_statistics(held):
     found = held["copied"]
     for number, stats in enumerate(found["of_episodes"]):
         assert set(stats) == set(found["features"])
@@ -130,15 +130,15 @@ def test_each_episode_has_statistics_of_its_own(held):
             assert of_feature["count"] == [is_here.sum()]
 
 
-def test_lerobot_aggregates_them_to_those_of_all_episodes(held):
+def test_lerobot_aggregates_statistics_of_episodes_to_those_of_the_set(held):
     found = held["encoded"]
     for name, of_feature in found["stats"].items():
         for each, value in of_feature.items():
             assert np.allclose(value, found["aggregated"][name][each], atol=1e-12), (name, each)
 
 
-def test_metadata_is_strict_json_whatever_was_observed(path, tmp_path, read_by_lerobot):  # noqa: F811
-    """Environments that reset themselves observe NaN; others what is so large that its square is infinite."""
+def test_metadata_is_strict_json_with_nan_and_infinite_values(path, tmp_path, read_by_lerobot):  # noqa: F811
+    """Environments that reset themselves observe NaN; others observe numbers whose squares are infinite."""
     nan, inf = float("nan"), float("inf")
     rows = [[1.0, nan, inf, 1e300, nan], [3.0, 2.0, 5.0, -1e300, nan], [nan, 4.0, -inf, 1.7e308, nan], [0.0] * 5]
     observe = lambda t: {
@@ -174,7 +174,7 @@ def test_lerobot_reads_every_dtype(of_all_dtypes, tmp_path, read_by_lerobot):  #
 
 @pytest.mark.parametrize("fps", ["inf", "nan"])
 @pytest.mark.parametrize("options", [["--mp4", "--out"], ["--lerobot"]], ids=" ".join)
-def test_what_is_no_frame_rate_is_refused(runs, tmp_path, options, fps):
+def test_invalid_frame_rates_are_refused(runs, tmp_path, options, fps):
     done = CliRunner().invoke(app, ["export", str(runs / "run.rrd"), *options, str(tmp_path / "out"), "--fps", fps])
     assert done.exit_code in (1, 2)
     assert "Traceback" not in done.output
@@ -185,7 +185,7 @@ def test_what_is_no_frame_rate_is_refused(runs, tmp_path, options, fps):
 
 
 def columns(library, file):
-    """The columns of a Parquet file, as a library reads them."""
+    """Return the columns of a Parquet file as a library reads them."""
     if library == "pandas":
         return pd.read_parquet(file)
     if library == "polars":
@@ -196,7 +196,7 @@ def columns(library, file):
 
 @pytest.mark.parametrize("library", ["pandas", "polars", "duckdb"])
 @pytest.mark.parametrize("source", ["an environment", "every dtype"])
-def test_parquet_is_read_by(runs, of_all_dtypes, tmp_path, library, source):
+def test_parquet_is_read_by_other_libraries(runs, of_all_dtypes, tmp_path, library, source):
     episodes, file = load(of_all_dtypes if source == "every dtype" else runs / "run.rrd"), tmp_path / "run.parquet"
     to_parquet(episodes, file)
     table = columns(library, file)

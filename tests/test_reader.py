@@ -1,4 +1,4 @@
-"""The reader of ``.rrd`` files, compared with Rerun's own, and over damaged files."""
+"""The reader of ``.rrd`` files: compared with Rerun's own, and with damaged files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchrl_rerun.rrd.reader import parts_in, why_unreadable
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A finished recording of some short episodes, in several chunks of each key."""
+    """Make a finished recording of short episodes, with several chunks of each key."""
     path = tmp_path_factory.mktemp("recorded") / "run.rrd"
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, buffer_bytes=8_000))
     env.set_seed(0)
@@ -34,7 +34,7 @@ def without_footer(path, out):
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
-def test_chunks_are_those_that_rerun_reads(recorded, tmp_path, is_finished):
+def test_chunks_equal_those_of_reruns_reader(recorded, tmp_path, is_finished):
     path = recorded if is_finished else without_footer(recorded, tmp_path / "killed.rrd")
     rerun = RrdReader(recorded)
     [store] = rerun.recordings()
@@ -51,7 +51,7 @@ def test_chunks_are_those_that_rerun_reads(recorded, tmp_path, is_finished):
         assert batch.equals(expected)
 
 
-def test_the_index_knows_how_many_rows_there_are_and_where(recorded):
+def test_the_index_has_the_rows_and_places_of_chunks(recorded):
     [part] = parts_in(recorded)
     rows, frames = Counter(), {}
     for chunk in RrdReader(recorded).stream():
@@ -66,7 +66,7 @@ def test_the_index_knows_how_many_rows_there_are_and_where(recorded):
     assert list(part.chunks("/nowhere")) == []
 
 
-def test_a_file_without_a_footer_has_the_same_index(recorded, tmp_path):
+def test_a_file_without_a_footer_has_an_equal_index(recorded, tmp_path):
     [whole], [killed] = parts_in(recorded), parts_in(without_footer(recorded, tmp_path / "killed.rrd"))
     assert killed.chunk_ids() == whole.chunk_ids()
     assert (killed.began, killed.last_frame, killed.steps) == (whole.began, whole.last_frame, whole.steps)
@@ -88,7 +88,7 @@ def test_a_footer_with_a_wrong_checksum_counts_as_missing(recorded, tmp_path):
     assert (load(damaged).rollout() == load(recorded).rollout()).all()
 
 
-def test_short_episodes_of_one_chunk_decode_it_once(recorded, monkeypatch):
+def test_a_chunk_of_several_episodes_is_decoded_once(recorded, monkeypatch):
     read = []
     original = reader._read_chunk
     monkeypatch.setattr(reader, "_read_chunk", lambda part, at: read.append(at) or original(part, at))
@@ -112,8 +112,8 @@ def test_the_cache_is_bounded(recorded, monkeypatch):
         assert sum(batch.nbytes for batch in cache._held.values()) <= 5_000 or len(cache._held) == 1
 
 
-def test_the_cache_holds_no_more_of_chunks_of_a_row(tmp_path, monkeypatch):
-    """A chunk of a row of 84 bytes takes 13 KB of memory."""
+def test_the_cache_counts_the_overhead_of_short_chunks(tmp_path, monkeypatch):
+    """A chunk with one row of 84 bytes takes 13 KB of memory."""
     path = tmp_path / "run.rrd"
     recorder = RerunRecorder(path)
     env = GymEnv("CartPole-v1").append_transform(recorder)
@@ -131,7 +131,7 @@ def test_the_cache_holds_no_more_of_chunks_of_a_row(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_damages_are_errors_and_never_end_the_process(recorded, tmp_path, seed):
+def test_damaged_files_are_errors_and_never_crash_the_process(recorded, tmp_path, seed):
     draw = random.Random(seed)
     whole, path, out = recorded.read_bytes(), tmp_path / "damaged.rrd", tmp_path / "out.rrd"
     uses = [

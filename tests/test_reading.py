@@ -1,15 +1,15 @@
-"""What `load` gives back is what was recorded: of every kind of environment, by every way in, from every kind of file."""
+"""`load` gives back recorded data: of each kind of environment, way of recording and kind of file."""
 
 from __future__ import annotations
 
 import collections
 import functools
+import multiprocessing
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from datetime import UTC, datetime
 
@@ -20,15 +20,16 @@ import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, TransformedEnv, step_mdp
+from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, Transform, TransformedEnv, step_mdp
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.envs.utils import RandomPolicy
 from torchrl.record import PixelRenderTransform
 
-from environments import AutoResettingCartPole, Herd, Lengths, Walkers, Zoo, cartpole, pendulum, pixel_cartpole
+from environments import AutoResettingCartPole, Herd, Lengths, Says, Walkers, Zoo, cartpole, pendulum, pixel_cartpole
 from programs import python
 from readback import Rows, read, same
 from reference import assert_same, leaves, of_episodes
+from servers import PATIENCE
 from torchrl_rerun import RerunRecorder, list_episodes, load
 from torchrl_rerun.reading.query import table_of
 from torchrl_rerun.writing import file as sinks
@@ -86,8 +87,8 @@ def test_episodes_come_back_one_by_one(tmp_path, name, split):
 
 
 @pytest.mark.parametrize("name", ["agents that are done one by one", "walkers"])
-def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path, name):
-    """In the recording of a run it is worked out from the rows; of an episode by the recorder."""
+def test_properties_of_episodes_do_not_depend_on_the_split(tmp_path, name):
+    """The recorder stores the properties of an episode file. `load` computes those of a run from the rows."""
     found = []
     for split in ("run", "episode"):
         torch.manual_seed(0)
@@ -98,7 +99,17 @@ def test_what_is_said_of_episodes_does_not_depend_on_the_split(tmp_path, name):
         assert a.properties | {"start_time": None} == b.properties | {"start_time": None}
 
 
-def test_values_that_plots_would_change(path):
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_keys_named_like_the_recorders_come_back(tmp_path, split):
+    keys = ["episode_return", "recorded_episode_return", ("__properties", "episode"), ("batch", "reward"), "batch_"]
+    rollout = record(Says(*keys), tmp_path, 7, split=split)
+    episodes = load(tmp_path)
+    assert_same(episodes.rollout(), rollout)
+    assert [each.properties.length for each in episodes] == [3, 3, 1]
+    assert [each.properties.episode_return for each in episodes] == [36.0, 36.0, 11.0]
+
+
+def test_values_that_plots_would_round_come_back_bit_for_bit(path):
     rng = np.random.default_rng(0)
     bits = {
         "float32": rng.integers(0, 2**32, (9, 3), np.uint32).view(np.float32),
@@ -123,7 +134,7 @@ def test_values_that_plots_would_change(path):
     assert_same(load(path).rollout(), rollout)
 
 
-def test_arrays_of_varying_shape(path):
+def test_arrays_of_varying_shape_come_back(path):
     make = functools.partial(cartpole, render_mode="rgb_array")
     env = SerialEnv(2, lambda: make().append_transform(PixelRenderTransform(as_non_tensor=True)))
     rollout = record(env, path, 5, image_format="png")
@@ -133,7 +144,7 @@ def test_arrays_of_varying_shape(path):
     assert_same(load(path).rollout(["observation"]), rollout.select("observation", ("next", "observation")))
 
 
-def test_one_picture_of_a_whole_batch(path):
+def test_a_single_picture_of_a_whole_batch_comes_back(path):
     class Rendered(Zoo):
         def render(self):
             return np.full((12, 16, 3), self.t, np.uint8)
@@ -155,7 +166,7 @@ def test_lossy_pictures_have_their_shape_and_dtype(path, image_format):
     wanted = rollout["next", "pixels"]
     assert (pixels.shape, pixels.dtype) == (wanted.shape, wanted.dtype)
     assert (pixels.float() - wanted.float()).abs().mean() < 3
-    # A part of a video by itself is the same as in the whole.
+    # A part of a video is decoded like the whole.
     for each in reversed(found):
         whole = pixels[each.properties.env]
         first = each.properties.first_step
@@ -168,10 +179,10 @@ def test_lossy_pictures_have_their_shape_and_dtype(path, image_format):
         )
 
 
-# --- ways in ---
+# --- ways of recording ---
 
 
-def test_rollouts_of_which_some_environments_wait(path):
+def test_rollouts_with_waiting_environments_come_back(path):
     env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path))
     rollout = env.rollout(200, break_when_all_done=True)
     env.close()
@@ -182,7 +193,7 @@ def test_rollouts_of_which_some_environments_wait(path):
         load(path).rollout()
 
 
-def test_log_rollout_and_callback(tmp_path):
+def test_rollouts_by_log_rollout_and_callback_come_back(tmp_path):
     rollout = SerialEnv(3, cartpole).rollout(60, break_when_any_done=False)
     with RerunRecorder(tmp_path / "logged.rrd") as recorder:
         recorder.log_rollout(rollout)
@@ -192,7 +203,7 @@ def test_log_rollout_and_callback(tmp_path):
     assert_same(load(tmp_path / "called.rrd").rollout(), rollout[:, :-1])  # TorchRL never passes the last one
 
 
-def test_a_collector(path):
+def test_batches_of_a_collector_come_back(path):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     collector = Collector(env, RandomPolicy(env.action_spec), frames_per_batch=40, total_frames=200)
     batches = torch.cat([batch.exclude("collector") for batch in collector], 1)
@@ -205,7 +216,7 @@ def make_recorded(path):
     return cartpole().append_transform(RerunRecorder(path))
 
 
-def test_workers(path):
+def test_rollouts_of_workers_come_back(path):
     with pytest.warns(UserWarning, match="inside the environments of a batch"):
         env = SerialEnv(2, functools.partial(make_recorded, path))
     rollout = env.rollout(30, break_when_any_done=False)
@@ -215,28 +226,42 @@ def test_workers(path):
 
 
 class Late(Lengths):
-    """Begins its first episode later than others."""
+    """Begins its first episode at its turn."""
 
-    def __init__(self, shift, seconds):
+    def __init__(self, shift, turn):
         super().__init__(shift)
-        self.seconds = seconds
+        self.turn = turn
 
     def reset(self, **options):
-        time.sleep(self.seconds)
-        self.seconds = 0
+        assert self.turn.wait(PATIENCE)
         return super().reset(**options)
 
 
-def make_late(path, number, **options):
-    recorder = RerunRecorder(path, **options)
-    return GymWrapper(Late(number, (2 - number) * 0.3)).append_transform(recorder)
+class PassesTheTurn(Transform):
+    """Lets the next environment begin after a reset."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.turn = turn
+
+    def _reset(self, tensordict, tensordict_reset):
+        self.turn.set()
+        return tensordict_reset
+
+
+def make_late(path, number, turns, **options):
+    env = GymWrapper(Late(number, turns[number])).append_transform(RerunRecorder(path, **options))
+    return env.append_transform(PassesTheTurn(turns[number - 1]))
 
 
 @pytest.mark.parametrize("split", ["run", "episode", "dump"])
 @pytest.mark.filterwarnings("ignore:.*inside the environments of a batch")
-def test_the_environments_of_workers_are_in_the_order_of_their_numbers_whichever_was_quicker(tmp_path, split):
+def test_environments_of_workers_are_in_the_order_of_their_indices(tmp_path, split):
     place = tmp_path / ("run.rrd" if split == "run" else "runs")
-    env = ParallelEnv(3, [functools.partial(make_late, place, number, split=split) for number in range(3)])
+    turns = [multiprocessing.Event() for _ in range(3)]  # the last environment begins first
+    turns[2].set()
+    make = functools.partial(make_late, place, turns=turns, split=split)
+    env = ParallelEnv(3, [functools.partial(make, number) for number in range(3)])
     rollout = env.rollout(30, break_when_any_done=False)
     env.close()
     recordings = load(place)
@@ -247,14 +272,14 @@ def test_the_environments_of_workers_are_in_the_order_of_their_numbers_whichever
     assert_same(chosen.rollout(), rollout[[0, 2]])
 
 
-def test_of_several_runs_the_one_that_began_first_comes_first(tmp_path):
+def test_runs_are_in_the_order_of_their_beginning(tmp_path):
     wanted = []
     for name in ("b", "a"):
         wanted.append(record(SerialEnv(2, cartpole), tmp_path / name / "run.rrd", 10))
     assert_same(load([tmp_path / "a", tmp_path / "b"]).rollout(), torch.cat(wanted, 0))
 
 
-def test_a_replay_buffer(path):
+def test_samples_of_a_replay_buffer_come_back(path):
     rollout = SerialEnv(2, pendulum).rollout(20)
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=2, transform=RerunRecorder(path))
     buffer.extend(rollout)
@@ -263,7 +288,7 @@ def test_a_replay_buffer(path):
     assert_same(load(path).rollout(), sample)
 
 
-def test_partial_steps(path):
+def test_partial_steps_come_back(path):
     env = SerialEnv(3, pendulum).append_transform(RerunRecorder(path))
     tensordict = env.reset()
     wanted = {i: [] for i in range(3)}
@@ -279,7 +304,7 @@ def test_partial_steps(path):
         assert_same(each.tensordict(), torch.stack(wanted[each.properties.env]))
 
 
-def test_chosen_episodes(path):
+def test_triggered_episodes_come_back(path):
     rollout = record(GymWrapper(Lengths()), path, 30, episode_trigger=lambda episode: episode % 2 == 1)
     wanted = of_episodes(rollout)
     for each in load(path):
@@ -295,9 +320,9 @@ def short_files(monkeypatch):
     monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 40)
 
 
-def test_parts(path, short_files):
+def test_parts_come_back_in_order(path, short_files):
     rollout = record(SerialEnv(2, cartpole), path, 500, buffer_bytes=2_000)
-    assert len(list(path.parent.iterdir())) > 11  # the tenth comes after the second
+    assert len(list(path.parent.iterdir())) > 11  # part 10 comes after part 2
     for source in (path, path.parent, path.parent / "*.rrd", sorted(path.parent.iterdir())):
         found = load(source)
         assert_same(found.rollout(), rollout)
@@ -305,7 +330,7 @@ def test_parts(path, short_files):
     assert_same(found[-1].tensordict(), last)
 
 
-def test_another_batch_under_the_same_name(path):
+def test_batches_of_different_sizes_with_one_id_come_back(path):
     rollouts = [SerialEnv(count, cartpole).rollout(5) for count in (2, 3, 2)]
     recorder = RerunRecorder(path, recording_id="mine")
     with warnings.catch_warnings():
@@ -323,8 +348,8 @@ def test_another_batch_under_the_same_name(path):
 
 
 @pytest.mark.parametrize("split", ["dump", "run", "episode"])
-def test_dumps_in_the_middle_of_episodes(tmp_path, split):
-    """With ``split="dump"`` an episode goes on in the next recording."""
+def test_episodes_across_dumps_come_back(tmp_path, split):
+    """With ``split="dump"`` an episode goes on in the next file."""
     recorder = RerunRecorder(tmp_path / "run", split=split)
     env = SerialEnv(2, pendulum).append_transform(recorder)
     rollouts, start = [], env.reset()
@@ -338,7 +363,7 @@ def test_dumps_in_the_middle_of_episodes(tmp_path, split):
     assert_same(found.rollout(), torch.cat(rollouts, 1))
 
 
-def test_a_run_that_was_resumed(tmp_path):
+def test_a_resumed_run_comes_back(tmp_path):
     first = GymWrapper(Lengths()).append_transform(RerunRecorder(tmp_path / "run"))
     before = first.rollout(6, break_when_any_done=False)
     first.close()
@@ -348,6 +373,17 @@ def test_a_run_that_was_resumed(tmp_path):
     found = load(tmp_path / "run")
     assert [each.properties.episode for each in found] == [0, 1, 2, 3]
     assert_same(torch.cat([each.tensordict() for each in found]), torch.cat([before, after]))
+
+
+def test_a_run_that_was_resumed_twice_comes_back_as_one_rollout(tmp_path):
+    """The path of the recorder is enough to read all of its files."""
+    rollouts = []
+    for _ in range(3):
+        env = SerialEnv(2, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(2)])
+        env = env.append_transform(RerunRecorder(tmp_path / "run.rrd", resume=True))
+        rollouts.append(env.rollout(5, break_when_any_done=False))
+        env.close()
+    assert_same(load(tmp_path / "run.rrd").rollout(), torch.cat(rollouts, -1))
 
 
 KILLED = """
@@ -367,7 +403,7 @@ KILLED = """
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """What a killed process left, and what it recorded."""
+    """Make the file of a killed process. Return its path and the rollout."""
     path = tmp_path_factory.mktemp("killed") / "run.rrd"
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), path]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
@@ -375,14 +411,14 @@ def killed(tmp_path_factory):
     return path.read_bytes(), rollout
 
 
-def test_a_killed_run(path, killed):
+def test_a_killed_run_comes_back(path, killed):
     left, rollout = killed
     path.write_bytes(left)
     assert_same(load(path).rollout(), rollout)
 
 
 def whole_steps(recorded):
-    """How many steps each episode has of which every key's rows are there, before the step and after it."""
+    """Return, by episode, the number of steps with rows of each key, before and after the step."""
     found = collections.Counter()
     for env in recorded.schema["envs"]:
         acted, observed, *led_to = (
@@ -395,8 +431,8 @@ def whole_steps(recorded):
 
 
 @pytest.mark.parametrize("share", [0.13, 0.2, 0.35, 0.5, 0.77, 0.99])
-def test_a_file_that_ends_within_a_message(path, killed, share):
-    """All steps of which anything is in it come back, and masks say what is not: Rerun's own reader knows it, too."""
+def test_complete_steps_of_a_torn_file_come_back(path, killed, share):
+    """Steps with any row come back, with masks of missing values. Rerun's own reader gives the reference."""
     left, rollout = killed
     path.write_bytes(left[: int(len(left) * share)])
     mended = path.with_name("mended.rrd")
@@ -418,14 +454,14 @@ def test_a_file_that_ends_within_a_message(path, killed, share):
         assert int(is_whole.sum()) == there[episode]
 
 
-def test_a_file_that_ends_in_zeros(path, killed):
-    """As some file systems leave it."""
+def test_a_file_that_ends_in_zeros_comes_back(path, killed):
+    """Some file systems leave zeros after a power cut."""
     left, rollout = killed
     path.write_bytes(left + bytes(5000))
     assert_same(load(path).rollout(), rollout)
 
 
-def test_a_run_that_goes_on(path):
+def test_a_run_can_be_read_while_recording(path):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     first = env.rollout(30, break_when_any_done=False)
     env.transform.dump()
@@ -435,14 +471,14 @@ def test_a_run_that_goes_on(path):
     assert_same(load(path).rollout(), torch.cat([first, second], 1))
 
 
-def test_a_file_that_was_replaced(path):
-    """What was read before isn't taken for what is there now."""
+def test_a_replaced_file_is_read_again(path):
+    """Cached chunks of the earlier file are not used."""
     for _ in range(2):
         rollout = record(cartpole(), path, 20, overwrite=True)
         assert same(load(path)[0]["observation"][:-1], of_episodes(rollout)[0, 0]["observation"])
 
 
-def test_files_that_others_have_put_together(tmp_path):
+def test_files_merged_by_rerun_come_back(tmp_path):
     rollout = record(Zoo((2,)), tmp_path / "run", 30, split="episode", image_format="png")
     files = [str(found.path) for found in list_episodes(tmp_path / "run").episodes]
     merged = tmp_path / "merged.rrd"
@@ -451,7 +487,7 @@ def test_files_that_others_have_put_together(tmp_path):
         assert_same(load(merged).rollout(), rollout)
 
 
-def test_a_catalog(tmp_path):
+def test_a_catalog_comes_back(tmp_path):
     rollout = record(SerialEnv(2, cartpole), tmp_path / "run", 40, split="episode")
     files = [found.path for found in list_episodes(tmp_path / "run").episodes]
     with rr.server.Server(host="127.0.0.1", datasets={"ppo": files}) as server:
@@ -463,7 +499,7 @@ def test_a_catalog(tmp_path):
         )
 
 
-def test_a_catalog_of_whole_runs(tmp_path):
+def test_a_catalog_of_whole_runs_comes_back(tmp_path):
     rollout = record(SerialEnv(2, pixel_cartpole), tmp_path / "run.rrd", 40, image_format="png")
     with rr.server.Server(host="127.0.0.1", datasets={"runs": [str(tmp_path / "run.rrd")]}) as server:
         dataset = server.client().get_dataset("runs")
@@ -476,7 +512,7 @@ def test_a_catalog_of_whole_runs(tmp_path):
         assert table_of(found)["files"].to_pylist() == [[]] * len(found)
 
 
-def test_what_cannot_be_loaded(tmp_path, path):
+def test_sources_without_recordings_are_refused(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="nowhere doesn't exist"):
         load(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nothing matches"):
@@ -492,7 +528,7 @@ def test_what_cannot_be_loaded(tmp_path, path):
         load(path)
 
 
-def test_a_damaged_file_among_others(tmp_path):
+def test_a_damaged_file_among_others_is_left_out(tmp_path):
     rollout = record(cartpole(), tmp_path / "run.rrd", 5)
     (tmp_path / "other.rrd").write_text("precious")
     with pytest.warns(RuntimeWarning, match=r"left out: .*other.rrd is not a recording"):
@@ -500,10 +536,10 @@ def test_a_damaged_file_among_others(tmp_path):
     assert_same(found.rollout(), rollout)
 
 
-# --- which ---
+# --- selections ---
 
 
-def test_filters_and_keys(tmp_path):
+def test_episodes_and_keys_can_be_selected(tmp_path):
     rollout = record(SerialEnv(3, cartpole), tmp_path / "run.rrd", 60)
     found = load(tmp_path / "run.rrd")
     short = found.where(lambda episode: episode.env == 1 and episode.length < 20)
@@ -526,7 +562,7 @@ def test_filters_and_keys(tmp_path):
     assert "episodes, 180 steps in all, of 'observation'" in repr(found)
 
 
-def test_annotations(tmp_path):
+def test_episodes_can_be_selected_by_annotations(tmp_path):
     recorder = RerunRecorder(tmp_path / "run", split="episode")
     env = GymWrapper(Lengths()).append_transform(recorder)
     for number in range(4):
@@ -538,7 +574,7 @@ def test_annotations(tmp_path):
     assert found[0].properties.start_time < datetime.now(UTC)
 
 
-def test_only_what_is_asked_for_is_read(path, monkeypatch):
+def test_only_chunks_of_selected_episodes_and_keys_are_read(path, monkeypatch):
     from torchrl_rerun.rrd import reader
 
     record(SerialEnv(2, pixel_cartpole), path, 120, buffer_bytes=1 << 20, image_format="jpeg")
@@ -557,10 +593,10 @@ def test_only_what_is_asked_for_is_read(path, monkeypatch):
     assert sum(read) < path.stat().st_size / 4
 
 
-# --- into learning ---
+# --- learning from recordings ---
 
 
-def test_slices_from_a_replay_buffer(path):
+def test_a_replay_buffer_samples_slices_within_episodes(path):
     rollout = record(SerialEnv(2, cartpole), path, 100)
     episodes = load(path)
     buffer = episodes.replay_buffer(batch_size=32, slice_len=4)
@@ -568,7 +604,7 @@ def test_slices_from_a_replay_buffer(path):
     wanted = {number: of_episodes(rollout)[each.properties.id] for number, each in enumerate(episodes)}
     for _ in range(20):
         for piece in buffer.sample().reshape(-1, 4):
-            [number] = piece["collector", "traj_ids"].unique().tolist()  # interrupted ones end, too
+            [number] = piece["collector", "traj_ids"].unique().tolist()  # interrupted episodes end, too
             rows = wanted[number]["observation"].tolist()
             first = rows.index(piece["observation"][0].tolist())
             assert piece["observation"].tolist() == rows[first : first + 4]
@@ -588,7 +624,7 @@ def test_a_replay_buffer_holds_every_step_once(tmp_path):
         assert found == sorted(wanted)
 
 
-def test_datasets(path):
+def test_datasets_hold_all_steps_and_slices(path):
     rollout = record(SerialEnv(2, cartpole), path, 60)
     episodes = load(path)
     steps = episodes.dataset()
@@ -607,8 +643,7 @@ def test_datasets(path):
     assert same(pickle.loads(pickle.dumps(slices))[3]["observation"], slices[3]["observation"])
 
 
-def test_a_data_loader_with_workers(path):
-    """Forked ones."""
+def test_a_data_loader_reads_with_forked_workers(path):
     rollout = record(SerialEnv(2, pixel_cartpole), path, 10, image_format="png")
     dataset = load(path).dataset(keys=["pixels", "action"])
     loader = torch.utils.data.DataLoader(dataset, 10, num_workers=2, collate_fn=torch.stack)
@@ -618,7 +653,7 @@ def test_a_data_loader_with_workers(path):
     assert same(found["action"], wanted["action"])
 
 
-def test_a_data_loader_with_spawned_workers(path):
+def test_a_data_loader_reads_with_spawned_workers(path):
     record(cartpole(), path, 40)
     episodes = load(path)
     items = torch.utils.data.ConcatDataset([episodes.dataset(), episodes.dataset(4)])
@@ -656,8 +691,8 @@ print(peak() - before)
 """
 
 
-def test_what_isnt_asked_for_takes_no_memory(tmp_path):
-    """Of 120 MiB; on another process's scales."""
+def test_data_that_is_not_selected_takes_no_memory(tmp_path):
+    """The recording has 120 MiB; a process of its own measures its memory."""
 
     def told(program):
         done = subprocess.run([*python(), "-c", program], cwd=tmp_path, capture_output=True, text=True)

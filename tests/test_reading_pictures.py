@@ -1,4 +1,4 @@
-"""Pictures come back as what they were: whatever they show, and however they are stored."""
+"""Pictures that `load` gives back, for all contents and formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchrl_rerun import Image, RerunRecorder, load
 
 
 @pytest.mark.parametrize("image_format", ["raw", "png"])
-def test_exact_formats(path, image_format):
+def test_pictures_in_exact_formats_come_back_bit_for_bit(path, image_format):
     env = PicturesOfAllShapes((2,)).append_transform(RerunRecorder(path, image_format=image_format))
     env.set_seed(0)
     rollout = env.rollout(5)
@@ -23,7 +23,7 @@ def test_exact_formats(path, image_format):
 
 @pytest.mark.parametrize("image_format", ["jpeg", "h264", "av1"])
 @pytest.mark.filterwarnings("ignore:.*is stored as")
-def test_lossy_formats_have_the_shape_that_was_recorded(path, image_format):
+def test_pictures_in_lossy_formats_come_back_in_their_shape(path, image_format):
     env = PicturesOfAllShapes().append_transform(RerunRecorder(path, image_format=image_format))
     rollout = env.rollout(5)
     env.close()
@@ -36,7 +36,7 @@ def test_lossy_formats_have_the_shape_that_was_recorded(path, image_format):
     assert same(back["depth"], rollout["depth"])
 
 
-def test_the_newest_frame_of_a_stack(path):
+def test_the_newest_frame_of_a_stack_comes_back(path):
     env = PicturesOfAllShapes().append_transform(
         RerunRecorder(
             path, image_format="png", kinds={key: Image(stack="newest") for key in ("stack", "colours", "clip")}

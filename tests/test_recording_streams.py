@@ -1,4 +1,4 @@
-"""Recording streams of the user's own: one timeline with what the user logs, and no harm from one that takes nothing."""
+"""Recording streams of the user: one timeline with the user's logs, and streams that block."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from torchrl.envs import GymEnv
 from environments import LargePictures, Zoo, cartpole
 from looking import opened
 from programs import python
-from readback import frames, frames_so_far, read, same
+from readback import assert_rows, frames, frames_so_far, read, same
 from servers import PATIENCE, free_port, received, started_viewer, wait_until
-from torchrl_rerun import RecordingError, RerunRecorder, layout, load
+from torchrl_rerun import RecordingError, RerunRecorder, layout
 from torchrl_rerun.writing import live as live_sinks
 
 KEYS = ["x", "pixels"]
@@ -33,7 +33,7 @@ KEYS = ["x", "pixels"]
 
 @pytest.fixture
 def stream(tmp_path):
-    """A stream that is saved to a file."""
+    """Make a stream that is saved to a file."""
     stream = rr.RecordingStream("mine", recording_id="one")
     stream.save(tmp_path / "stream.rrd")
     return stream
@@ -46,7 +46,7 @@ def saved(tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Streams are given up sooner."""
+    """Give up streams sooner."""
     monkeypatch.setattr(live_sinks, "STALL_SECONDS", 3.0)
     monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 3.0)
 
@@ -56,7 +56,7 @@ def rows_of(path, entity):
     return [chunk.to_record_batch() for chunk in chunks]
 
 
-def test_a_stream_gets_what_a_file_gets_bit_for_bit(path, stream, saved):
+def test_a_stream_and_a_file_get_equal_rows_bit_for_bit(path, stream, saved):
     env = Zoo((2,)).append_transform(RerunRecorder([path, stream], image_format="png"))
     env.rollout(30, break_when_any_done=False)
     env.close()
@@ -70,8 +70,8 @@ def test_a_stream_gets_what_a_file_gets_bit_for_bit(path, stream, saved):
         assert all(same(a, b) for a, b in zip(theirs[entity].values, rows.values, strict=True)), entity
 
 
-def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(stream, saved):
-    """64 MB of raw pictures through a queue of 32 MB at most."""
+def test_no_frame_is_lost_if_a_stream_alone_is_slower_than_the_environment(stream, saved):
+    """64 MB of raw pictures pass a queue of at most 32 MB."""
     env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS, image_format="raw"))
     env.rollout(600, break_when_any_done=False)
     env.transform.dump()
@@ -83,7 +83,7 @@ def test_nothing_is_lost_where_a_stream_alone_is_slower_than_the_environment(str
     assert frames(saved, "/env_0/pixels") == list(range(int(stats["frames"])))
 
 
-def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
+def test_user_logs_and_recorded_rows_share_a_timeline(stream, saved):
     recorder = RerunRecorder(stream, in_keys=KEYS)
     env = LargePictures().append_transform(recorder)
     for update in range(3):
@@ -91,7 +91,7 @@ def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
         stream.set_time("step", sequence=int(recorder.stats()["steps"]))
         stream.log("loss", rr.Scalars(float(update)))
     env.close()
-    stream.log("loss", rr.Scalars(3.0))  # it is still the user's
+    stream.log("loss", rr.Scalars(3.0))  # the stream still belongs to the user
     stream.disconnect()
     loss, x = rows_of(saved, "/loss"), rows_of(saved, "/env_0/x")
     assert [step for batch in loss for step in batch.column("step").to_pylist()] == [5, 10, 15, 15]
@@ -99,8 +99,8 @@ def test_user_logs_and_recorded_rows_meet_on_one_timeline(stream, saved):
     assert len(RrdReader(saved).recordings()) == 1
 
 
-def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, saved, tmp_path, viewer):
-    """In one recording it plots one type of numbers alone."""
+def test_the_viewer_plots_user_logs_beside_recorded_rows(stream, saved, tmp_path, viewer):
+    """The viewer plots a single type of numbers in a recording."""
 
     def mine(recorded):
         views = [rrb.TimeSeriesView(origin=origin, axis_x=layout.whole()) for origin in ("/loss", "/env_0/reward")]
@@ -117,15 +117,15 @@ def test_the_viewer_plots_what_the_user_logs_beside_what_is_recorded(stream, sav
     opened(viewer, saved, 10)
     viewer.save_screenshot(str(picture))
     shown = np.asarray(Image.open(picture).convert("HSV"))[80:-80]
-    lines = (shown[..., 1] > 120) & (shown[..., 2] > 120)  # colours: all else is grey
+    lines = (shown[..., 1] > 120) & (shown[..., 2] > 120)  # only plots have colours
     for half in np.array_split(lines, 2, axis=1):
         rows, columns = np.nonzero(half)
         assert np.ptp(rows) > 0.2 * len(half)
         assert np.ptp(columns) > 0.4 * half.shape[1]
 
 
-def test_what_is_in_a_nan_comes_back_from_a_stream(stream, saved):
-    """Also of one that signals, which no conversion leaves as it is."""
+def test_bits_of_nan_come_back_from_a_stream(stream, saved):
+    """Signaling NaN included, which conversions change."""
     bits = torch.tensor([[0x7F800001, 0x7FC00123], [0x3F800000, 0xFF800001 - (1 << 32)]], dtype=torch.int32)
     half = torch.tensor([[0x7F81, 0x3F80], [0x3F80, 0x7FC3]], dtype=torch.int16).view(torch.bfloat16)
     seen = TensorDict({"x": bits.view(torch.float32), "h": half}, [2])
@@ -133,26 +133,25 @@ def test_what_is_in_a_nan_comes_back_from_a_stream(stream, saved):
     with RerunRecorder(stream, in_keys=["x", "h", "done"]) as recorder:
         recorder.log_rollout(rollout)
     stream.disconnect()
-    back = load(saved).rollout()
-    for part, moment in ((back, 0), (back["next"], 1)):
-        assert part["x"].view(torch.int32).tolist() == bits[moment : moment + 1].tolist()
-        assert part["h"].view(torch.int16).tolist() == half[moment : moment + 1].view(torch.int16).tolist()
+    recorded = read(saved)
+    assert_rows(recorded["/env_0/x"], dict(enumerate(bits.view(torch.float32))))
+    assert_rows(recorded["/env_0/h"], dict(enumerate(half)))
 
 
 def test_large_integers_come_back_from_a_stream(stream, saved):
-    """Those of states, too, of which the stream's own numbers are rounded."""
+    """States included, whose own numbers in the stream are rounded."""
     numbers = torch.tensor([[2**60 + 1, 3], [-(2**60) - 1, 4]])
     seen = TensorDict({"s": numbers[:, :1], "n": numbers}, [2])
     rollout = TensorDict({**seen[:1], "next": TensorDict({**seen[1:], "done": torch.zeros(1, 1).bool()}, [1])}, [1])
     with RerunRecorder(stream, in_keys=["s", "n", "done"], kinds={"s": "state"}) as recorder:
         recorder.log_rollout(rollout)
     stream.disconnect()
-    back = load(saved).rollout()
+    recorded = read(saved)
     for key in ("s", "n"):
-        assert torch.cat([back[key], back["next", key]]).tolist() == seen[key].tolist()
+        assert_rows(recorded[f"/env_0/{key}"], dict(enumerate(seen[key])))
 
 
-def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
+def test_the_layout_is_sent_unless_the_user_sent_one(stream, saved, tmp_path):
     bare = rr.RecordingStream("mine", recording_id="two")
     bare.save(tmp_path / "bare.rrd")
     for each, wanted in ((stream, True), (bare, False)):
@@ -164,7 +163,7 @@ def test_the_layout_is_sent_unless_the_user_has_one(stream, saved, tmp_path):
     assert RrdReader(tmp_path / "bare.rrd").blueprints() == []
 
 
-def test_the_name_of_the_recording_is_the_users(stream, saved):
+def test_a_recording_stream_keeps_the_name_that_the_user_sent(stream, saved):
     stream.send_recording_name("best run")
     env = LargePictures().append_transform(RerunRecorder(stream, in_keys=KEYS))
     env.rollout(3)
@@ -177,7 +176,7 @@ def test_the_name_of_the_recording_is_the_users(stream, saved):
     assert said == [[["best run"]]]
 
 
-def test_the_active_recording_at_the_first_reset(tmp_path):
+def test_the_active_recording_is_used_at_the_first_reset(tmp_path):
     env = LargePictures().append_transform(RerunRecorder(in_keys=KEYS))
     with pytest.raises(ConnectionError, match=r"no active recording: call rr.init"):
         env.reset()
@@ -190,14 +189,14 @@ def test_the_active_recording_at_the_first_reset(tmp_path):
     assert recorded["/env_0/x"].along("frame") == list(range(6))
 
 
-def test_sinks_of_reruns_that_do_not_tell_where_they_lead_are_refused(path):
+def test_file_and_grpc_sinks_of_rerun_are_refused(path):
     with pytest.raises(TypeError, match=r"pass a path that ends in '\.rrd' \(that of an rr\.FileSink, too\)"):
         RerunRecorder(rr.FileSink(path))
     with pytest.raises(TypeError, match=r"the URL of a viewer \(that of an rr\.GrpcSink, too\)"):
         RerunRecorder(rr.GrpcSink())
 
 
-def test_all_at_once(path, stream, saved, tmp_path):
+def test_a_file_a_stream_a_viewer_and_a_server_get_equal_frames(path, stream, saved, tmp_path):
     serve, shown, served = rr.GrpcServerSink("127.0.0.1", free_port()), tmp_path / "shown.rrd", tmp_path / "served.rrd"
     with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 32):
         recorder = RerunRecorder([path, stream, url, serve], in_keys=KEYS)
@@ -215,10 +214,10 @@ def test_all_at_once(path, stream, saved, tmp_path):
         assert frames(each) == list(range(32))
 
 
-# --- what can't be ---
+# --- invalid uses ---
 
 
-def test_what_a_stream_has_to_say_itself(stream, tmp_path):
+def test_options_that_the_stream_determines_are_refused(stream, tmp_path):
     with pytest.raises(ValueError, match="leave them out"):
         RerunRecorder(stream, recording_id="another")
     with pytest.raises(ValueError, match="one recording stream"):
@@ -228,17 +227,17 @@ def test_what_a_stream_has_to_say_itself(stream, tmp_path):
             RerunRecorder([tmp_path, stream], split=split)
 
 
-def test_two_recorders_of_one_stream_would_be_in_each_others_way(stream, saved):
+def test_a_second_recorder_of_a_stream_is_refused(stream, saved):
     first, second = (cartpole().append_transform(RerunRecorder(stream)) for _ in range(2))
     first.rollout(3)
     with pytest.raises(OSError, match=r"'mine' holds env_0 of another recorder: give each"):
         second.rollout(3)
     first.close()
-    second.rollout(3)  # now it is free
+    second.rollout(3)  # now the stream is free
     second.close()
 
 
-def test_copies_find_the_stream_in_their_process(stream, saved):
+def test_copies_of_a_recorder_use_the_stream_of_their_process(stream, saved):
     recorder = pickle.loads(pickle.dumps(copy.deepcopy(RerunRecorder(stream))))
     env = cartpole().append_transform(recorder)
     env.rollout(3)
@@ -247,8 +246,8 @@ def test_copies_find_the_stream_in_their_process(stream, saved):
     assert read(saved)["/env_0/reward"].values
 
 
-def test_a_frame_is_sent_though_no_other_comes(tmp_path):
-    """Long before it would be flushed to a file."""
+def test_a_last_frame_is_sent_without_a_later_one(tmp_path):
+    """The frame comes long before the flush of a file."""
     shown = tmp_path / "shown.rrd"
     with started_viewer() as (_, url), received(url, shown, lambda: len(frames_so_far(shown)) == 18):
         env = LargePictures().append_transform(RerunRecorder(url, in_keys=KEYS, flush_seconds=1e6))
@@ -259,7 +258,7 @@ def test_a_frame_is_sent_though_no_other_comes(tmp_path):
     env.close()
 
 
-def test_a_worker_records_nothing_and_says_what_to_do(stream, saved):
+def test_a_worker_with_a_stream_records_nothing_and_gives_advice(stream, saved):
     def work(said):
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -280,11 +279,11 @@ def test_a_worker_records_nothing_and_says_what_to_do(stream, saved):
     assert not [c for c in RrdReader(saved).stream() if c.entity_path.startswith("/env_")]
 
 
-# --- streams that take nothing ---
+# --- streams that block ---
 
 
 def train_until_frames_are_dropped(env, warned):
-    """Until it is said, too: the writer notices with the next block, and the frame after that says so."""
+    """Train until the warning, too: the writer notices the loss with the next block, and the next frame warns."""
 
     def trained():
         env.rollout(10)
@@ -297,7 +296,7 @@ def train_until_frames_are_dropped(env, warned):
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("fate", ["killed", "stopped", "absent"])
-def test_a_stream_that_takes_nothing_is_given_up(fate):
+def test_a_stream_that_blocks_is_given_up(fate):
     with started_viewer() as (viewer, url):
         stream = rr.RecordingStream("mine")
         stream.connect_grpc(f"rerun+http://127.0.0.1:{free_port()}/proxy" if fate == "absent" else url)
@@ -318,7 +317,7 @@ def test_a_stream_that_takes_nothing_is_given_up(fate):
 
 
 def test_a_file_does_not_wait_for_the_stream_beside_it(path, monkeypatch):
-    """The stream isn't given up for as long as the rollout takes: if the file waited for it, the rollout would, too."""
+    """The stream is not given up within the rollout: if the file waited, the rollout would hang."""
     monkeypatch.setattr("torchrl_rerun.writing.rerun_streams.STALL_SECONDS", 1e6)
     monkeypatch.setattr(live_sinks, "STALL_SECONDS", 1e6)
     with started_viewer() as (viewer, url):
@@ -366,7 +365,7 @@ print("end", flush=True)
 
 
 @pytest.mark.parametrize(("fate", "beside"), [("stopped", False), ("stopped", True), ("absent", False)])
-def test_the_process_ends_beside_a_stream_that_takes_nothing(path, fate, beside):
+def test_the_process_ends_beside_a_stream_that_blocks(path, fate, beside):
     with started_viewer() as (viewer, url):
         if fate == "absent":
             url = f"rerun+http://127.0.0.1:{free_port()}/proxy"
@@ -382,7 +381,7 @@ def test_the_process_ends_beside_a_stream_that_takes_nothing(path, fate, beside)
         assert frames(path) == list(range(107))
 
 
-def test_who_forgets_to_close_loses_nothing_at_the_end_of_the_program(saved):
+def test_a_stream_gets_all_frames_without_close(saved):
     script = f"""
 import rerun as rr
 rr.init("mine")

@@ -1,4 +1,4 @@
-"""Keys whose names would be one name in another format: nothing is lost there, and each name says which key it is of."""
+"""Keys that would have one name in another format: each gets its own name, and a warning says which."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ OF_PARQUET = {key: key for key in (*OBSERVED, *DONE)} | {
 
 
 def seen(key, t):
-    """What is observed and done under a key: of each key another number."""
+    """Return the value of a key at time t, different for each key."""
     return torch.full((2,), 100.0 * [*OBSERVED, *DONE].index(key) + t)
 
 
@@ -103,7 +103,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def other_way_round(tmp_path_factory):
-    """The same, where keys come in another order."""
+    """Record equal keys in another order."""
     return recorded(tmp_path_factory.mktemp("run") / "run.rrd", KEYS[::-1])
 
 
@@ -113,12 +113,12 @@ def data_sets(tmp_path, monkeypatch):
 
 
 def wanted(key):
-    """The values that a key has at all steps."""
+    """Return the values of a key at all steps."""
     return np.stack([seen(key, t) for t in range(STEPS)])
 
 
 def told(export):
-    """What an export warns of."""
+    """Return the warnings of an export."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         export()
@@ -129,7 +129,7 @@ def told(export):
 
 
 @given(st.lists(st.text("aAé_2", min_size=1, max_size=3), max_size=12), st.randoms())
-def test_names_are_all_different_and_depend_on_no_order(names, random):
+def test_names_differ_and_do_not_depend_on_order(names, random):
     wishes = [Wish(number, str(number), name, name) for number, name in enumerate(names)]
     shuffled = random.sample(wishes, len(wishes))
     with warnings.catch_warnings():
@@ -140,13 +140,13 @@ def test_names_are_all_different_and_depend_on_no_order(names, random):
     assert len({name.casefold() for name in found.values()} | {"a", "a_2"}) == len(names) + 2
 
 
-def test_a_name_that_one_key_alone_wants_is_never_given_to_another():
+def test_a_name_without_a_conflict_is_not_given_to_another_key():
     wishes = [Wish(key, key, name, name) for key, name in [("1", "x"), ("2", "x"), ("3", "x_2")]]
     with pytest.warns(UserWarning, match="2 is 'x_3'"):
         assert distinct(wishes, "a test") == {"1": "x", "2": "x_3", "3": "x_2"}
 
 
-def test_a_key_that_is_spelled_as_the_name_has_it_before_others():
+def test_a_key_spelled_like_the_name_gets_it_first():
     with pytest.warns(UserWarning, match="'joint pos' is 'joint_pos_2'"):
         names = distinct([dotted(key, repr(key), [key]) for key in ("joint pos", "joint_pos")], "a test")
     assert names == {"joint_pos": "joint_pos", "joint pos": "joint_pos_2"}
@@ -155,7 +155,7 @@ def test_a_key_that_is_spelled_as_the_name_has_it_before_others():
 # --- the formats ---
 
 
-def test_lerobot_has_each_key_under_a_name_of_its_own(path, tmp_path, read_by_lerobot):  # noqa: F811
+def test_lerobot_has_each_key_under_its_own_name(path, tmp_path, read_by_lerobot):  # noqa: F811
     [warning] = told(lambda: to_lerobot(load(path), tmp_path / "set"))
     for key in ("state", "joint pos", "index", "timestamp"):
         assert f"{key!r} is {OF_LEROBOT[key]!r}" in warning
@@ -175,7 +175,7 @@ def test_lerobot_has_each_key_under_a_name_of_its_own(path, tmp_path, read_by_le
             assert np.abs(shown[t] - pixels.numpy()).mean() < 0.02
 
 
-def test_parquet_has_each_key_under_a_name_of_its_own(path, tmp_path):
+def test_parquet_has_each_key_under_its_own_name(path, tmp_path):
     file = tmp_path / "run.parquet"
     [warning] = told(lambda: to_parquet(load(path), file))
     assert warning.endswith(": 'Env' is 'Env_2', 'env' is 'env_3', 'a/b' is 'a/b_2', 'next/reward' is 'next/reward_2'")
@@ -198,7 +198,7 @@ def test_parquet_has_each_key_under_a_name_of_its_own(path, tmp_path):
         assert [float(each) for each in table["next/reward"]] == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_minari_has_each_key_under_a_name_of_its_own(path):
+def test_minari_has_each_key_under_its_own_name(path):
     warned = told(lambda: to_minari(load(path), "renamed-v0"))
     assert ["of what is observed" in each for each in warned] == [True, False]
     [episode] = minari.load_dataset("renamed-v0")
@@ -209,7 +209,7 @@ def test_minari_has_each_key_under_a_name_of_its_own(path):
         assert (held == wanted(key)).all(), key
 
 
-def test_videos_have_files_of_their_own(path, tmp_path):
+def test_each_video_has_its_own_file(path, tmp_path):
     done = CliRunner().invoke(app, ["export", str(path), "--mp4", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.stderr
     assert sorted(each.name for each in tmp_path.glob("*.mp4")) == ["run.left_cam.mp4", "run.left_cam_2.mp4"]
@@ -219,7 +219,7 @@ def test_videos_have_files_of_their_own(path, tmp_path):
     assert grids == {"run.left_cam.mp4": [("left_cam",)], "run.left_cam_2.mp4": [("left cam",)]}
 
 
-def test_videos_of_two_recordings_have_files_of_their_own(tmp_path):
+def test_videos_of_two_recordings_have_different_files(tmp_path):
     for name, keys in (("run", ["x", "y"]), ("run.x", ["z"])):
         env = Scripted(lambda t, keys=keys: {key: picture(t, (32, 48, 3)) for key in keys})
         env = env.append_transform(RerunRecorder(tmp_path / f"{name}.rrd", image_format="png"))
@@ -231,7 +231,7 @@ def test_videos_of_two_recordings_have_files_of_their_own(tmp_path):
     assert sorted(names) == ["run.x.mp4", "run.x_2.mp4", "run.y.mp4"]
 
 
-def test_names_depend_on_no_order_of_keys(path, other_way_round, tmp_path):
+def test_names_in_exports_do_not_depend_on_the_order_of_keys(path, other_way_round, tmp_path):
     files = {}
     for name, source in (("one", path), ("other", other_way_round)):
         told(lambda name=name, source=source: to_lerobot(load(source), tmp_path / name, keys=[*OBSERVED, *DONE]))
@@ -253,21 +253,21 @@ def test_a_key_that_is_exported_alone_keeps_its_name(path, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["a/b", ("a", "b")])
-def test_keys_are_asked_for_as_they_are_spelled(path, tmp_path, key):
-    """On the command line nested keys and those with a slash are spelled alike: both come."""
+def test_nested_keys_and_keys_with_a_slash_are_selected_by_spelling(path, tmp_path, key):
+    """A nested key and a key with a slash have one spelling on the command line: both are exported."""
     told(lambda: to_parquet(load(path), tmp_path / "run.parquet", keys=[key]))
     columns = [name for name in pd.read_parquet(tmp_path / "run.parquet") if not name.startswith("next/")]
     assert set(columns) == {"env", "episode", "row", "a/b", *(["a/b_2"] if key == "a/b" else [])}
 
 
-def test_of_several_runs_columns_are_in_one_order(path, other_way_round, tmp_path):
+def test_columns_of_several_runs_are_in_one_order(path, other_way_round, tmp_path):
     both = list(itertools.chain(load(path), load(other_way_round)))
     told(lambda: to_parquet(both, tmp_path / "both.parquet"))
     table = pd.read_parquet(tmp_path / "both.parquet")
     assert (np.stack(table["state"][:STEPS]) == np.stack(table["state"][STEPS:])).all()
 
 
-def test_names_that_are_not_changed_are_not_told(tmp_path):
+def test_unchanged_names_give_no_warning(tmp_path):
     env = Scripted(lambda t: {"observation": torch.full((3,), float(t))})
     env = env.append_transform(RerunRecorder(tmp_path / "run.rrd"))
     env.rollout(2)

@@ -1,4 +1,4 @@
-"""render=True: pictures of what is recorded, and no others."""
+"""render=True: pictures of recorded frames, and no others."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from torchrl_rerun import Image, RerunRecorder
 
 cartpole = functools.partial(GymEnv, "CartPole-v1", render_mode="rgb_array")
 Recorder = functools.partial(RerunRecorder, render=True, image_format="raw", blueprint=False)
-Exact = functools.partial(RerunRecorder, render=True, image_format="png", blueprint=False)  # read back much faster
+Exact = functools.partial(RerunRecorder, render=True, image_format="png", blueprint=False)  # is read much faster
 
 
 class Noting(Lengths):
-    """Notes which moments were rendered."""
+    """Note the moments that are rendered."""
 
     def __init__(self, shift=0):
         super().__init__(shift)
@@ -42,7 +42,7 @@ def batch(*envs):
 
 
 def pictured(recorded, env=0):
-    """The moments that the pictures of an environment say that they are of."""
+    """Return the moments that the pictures of an environment show."""
     rows = recorded.entities.get(f"/env_{env}/pixels")
     return [] if rows is None else [(int(picture[0, 0, 0]), int(picture[0, 0, 1])) for picture in rows.values]
 
@@ -53,7 +53,7 @@ def observed(recorded, env=0):
 
 
 def check(recorded, *envs, indices=None):
-    """Each recorded observation has its picture, at its times, and nothing else was rendered but the very first moment."""
+    """Assert that each observation has its picture and times, and that only the first moment was rendered besides."""
     for i, env in zip(indices or range(len(envs)), envs, strict=True):
         assert pictured(recorded, i) == observed(recorded, i)
         if recorded.entities.get(f"/env_{i}/pixels"):
@@ -64,7 +64,7 @@ def check(recorded, *envs, indices=None):
 
 @pytest.mark.parametrize("options", [{}, {"skip": 4}, {"recording_length": 2}])
 @pytest.mark.parametrize("triggers", TRIGGERS)
-def test_single(path, triggers, options):
+def test_a_single_environment_is_rendered_at_recorded_frames(path, triggers, options):
     env = Noting()
     recording = GymWrapper(env).append_transform(Recorder(path, **TRIGGERS[triggers], **options))
     recording.rollout(STEPS, break_when_any_done=False)
@@ -72,7 +72,7 @@ def test_single(path, triggers, options):
     check(read(path), env)
 
 
-def test_pictures_of_everything(path):
+def test_each_frame_is_rendered_by_default(path):
     env = Noting()
     recording = GymWrapper(env).append_transform(Recorder(path))
     recording.rollout(STEPS, break_when_any_done=False)
@@ -85,7 +85,7 @@ def test_pictures_of_everything(path):
 
 
 @pytest.mark.parametrize("triggers", TRIGGERS)
-def test_in_series_each_environment_by_itself(path, triggers):
+def test_each_environment_in_series_is_rendered_at_its_recorded_frames(path, triggers):
     envs = [Noting(shift) for shift in range(3)]
     recording = batch(*envs).append_transform(Recorder(path, skip=2, **TRIGGERS[triggers]))
     recording.rollout(STEPS, break_when_any_done=False)
@@ -93,7 +93,7 @@ def test_in_series_each_environment_by_itself(path, triggers):
     check(read(path), *envs)
 
 
-def test_only_logged_environments(path):
+def test_only_logged_environments_are_rendered(path):
     envs = [Noting(shift) for shift in range(4)]
     recording = batch(*envs).append_transform(Recorder(path, logged_envs=[1, 3]))
     recording.rollout(STEPS, break_when_any_done=False)
@@ -105,7 +105,7 @@ def test_only_logged_environments(path):
     assert [int(picture[0, 0, 2]) for picture in recorded["/env_3/pixels"].values] == [3] * len(observed(recorded, 3))
 
 
-def test_partial_resets_and_steps(path):
+def test_partial_resets_and_steps_are_rendered(path):
     envs = [Noting(shift) for shift in range(3)]
     env = batch(*envs).append_transform(Recorder(path))
     tensordict = env.reset()
@@ -124,7 +124,7 @@ def test_partial_resets_and_steps(path):
     assert len({len(observed(recorded, i)) for i in range(3)}) > 1
 
 
-def test_switch(path):
+def test_a_recorder_that_is_off_renders_nothing(path):
     env = Noting()
     recording = GymWrapper(env).append_transform(Recorder(path))
     recorder = recording.transform
@@ -140,7 +140,7 @@ def test_switch(path):
     assert pictured(recorded) == observed(recorded) == env.rendered[1:]
 
 
-def test_episodes(tmp_path):
+def test_only_triggered_episodes_are_rendered(tmp_path):
     envs = [Noting(shift) for shift in range(2)]
     recording = batch(*envs).append_transform(
         Recorder(tmp_path / "run", split="episode", episode_trigger=lambda episode: episode % 2 == 1)
@@ -174,9 +174,9 @@ def test_episodes(tmp_path):
     ],
     ids=["single", "serial", "parallel", "vector"],
 )
-def test_same_pictures_as_of_pixel_render_transform(path, make):
+def test_pictures_equal_those_of_pixel_render_transform(path, make):
     env = make()
-    env.reset()  # which PixelRenderTransform wants first
+    env.reset()  # PixelRenderTransform needs it first
     env = env.append_transform(PixelRenderTransform(out_keys=["drawn"], preproc=np.asarray))
     env = env.append_transform(Exact(path, step_trigger=lambda step: step == 4, recording_length=22))
     env.rollout(60, break_when_any_done=False)
@@ -193,7 +193,7 @@ def test_same_pictures_as_of_pixel_render_transform(path, make):
 
 
 class Counted(Lengths):
-    """Says how often it was rendered in the picture itself, which is all that a worker's environment can tell."""
+    """Draws the number of renderings into the picture: the only output of an environment in a worker."""
 
     def render(self):
         picture = super().render()
@@ -214,7 +214,7 @@ def test_workers_that_are_not_recorded_do_not_render(path):
         ]
 
 
-def test_in_workers(path):
+def test_environments_render_in_workers(path):
     def make(shift):
         return GymWrapper(Counted(shift)).append_transform(Recorder(path))
 
@@ -230,7 +230,7 @@ def test_in_workers(path):
         assert len(observed(one, i)) > 8
 
 
-def test_vectorized_gymnasium(path):
+def test_vectorized_gymnasium_is_rendered(path):
     env = GymEnv("CartPole-v1", num_envs=2, render_mode="rgb_array").append_transform(
         Exact(path, logged_envs=1, skip=3)
     )
@@ -243,8 +243,8 @@ def test_vectorized_gymnasium(path):
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.DISABLED, AutoresetMode.SAME_STEP])
-def test_vector_environments_that_reset_themselves(path, mode):
-    """The last picture of an episode is lost where the next one has begun by then."""
+def test_vector_environments_that_reset_themselves_are_rendered(path, mode):
+    """The last picture of an episode is lost if the next episode has begun."""
     env = GymWrapper(SyncVectorEnv([Lengths, lambda: Lengths(2)], autoreset_mode=mode)).append_transform(Recorder(path))
     env.rollout(STEPS, break_when_any_done=False)
     env.close()
@@ -257,7 +257,7 @@ def test_vector_environments_that_reset_themselves(path, mode):
         assert pictured(recorded, i) == [(0, 0) if end and lost else at for at, end in zip(seen, ends, strict=True)]
 
 
-def test_auto_reset_environment(path):
+def test_an_auto_reset_environment_is_rendered(path):
     env = AutoResettingCartPole("CartPole-v1", auto_reset=True, auto_reset_replace=True, render_mode="rgb_array")
     env = env.append_transform(Exact(path))
     env.rollout(60, break_when_any_done=False)
@@ -269,13 +269,13 @@ def test_auto_reset_environment(path):
 
 
 class Painted(NativelyAutoResetting):
-    """All environments in one picture each, as a simulator on tensors gives them."""
+    """Renders a picture for each environment, like a simulator on tensors."""
 
     def render(self):
         return (self.age[:, :, None, None] * 10 + 1).expand(2, 5, 6, 3).to(torch.uint8)
 
 
-def test_natively_auto_resetting_environment(path):
+def test_a_natively_auto_resetting_environment_is_rendered(path):
     env = Painted().append_transform(Recorder(path))
     following = env.reset()
     for _ in range(12):
@@ -289,7 +289,7 @@ def test_natively_auto_resetting_environment(path):
 
 
 class Faulty(Noting):
-    """Its pictures go wrong at some steps."""
+    """Renders bad pictures at some steps."""
 
     def __init__(self, fault):
         super().__init__()
@@ -313,7 +313,7 @@ def fails(_):
         (lambda _: None, "it gave None, not a picture"),
     ],
 )
-def test_a_bad_picture_is_left_out_and_said_once(path, fault, what):
+def test_a_bad_picture_is_left_out_with_one_warning(path, fault, what):
     env = GymWrapper(Faulty(fault)).append_transform(Recorder(path))
     with pytest.warns(UserWarning, match=what) as said:
         env.rollout(STEPS, break_when_any_done=False)
@@ -326,7 +326,7 @@ def test_a_bad_picture_is_left_out_and_said_once(path, fault, what):
     assert pictured(recorded) == [moment for moment in observed(recorded) if moment[1] != 1]
 
 
-def test_after_closing_in_the_middle_of_an_episode(path):
+def test_rendering_goes_on_after_close_in_the_middle_of_an_episode(path):
     env = Noting()
     recording = GymWrapper(env).append_transform(Recorder(path))
     tensordict = recording.reset()
@@ -340,7 +340,7 @@ def test_after_closing_in_the_middle_of_an_episode(path):
     assert env.rendered == [(0, 0), (0, 1), (0, 2)]
 
 
-def test_pictures_that_fail_when_a_recording_goes_on(path):
+def test_a_failing_picture_after_close_loses_no_other_key(path):
     env = Noting()
     recording = GymWrapper(env).append_transform(Recorder(path))
     recording.rollout(2)
@@ -356,7 +356,7 @@ def test_pictures_that_fail_when_a_recording_goes_on(path):
     assert pictured(after) == [(2, 0), (2, 1), (2, 2)]
 
 
-def test_a_recorder_that_comes_late_has_no_picture_of_before(path):
+def test_a_recorder_that_is_appended_late_has_no_picture_of_the_reset(path):
     env = Noting()
     base = GymWrapper(env)
     tensordict = base.rand_action(base.reset())
@@ -368,7 +368,7 @@ def test_a_recorder_that_comes_late_has_no_picture_of_before(path):
     assert pictured(recorded) == env.rendered == [(0, 1)]
 
 
-def test_random_numbers_stay_as_they_are(path):
+def test_rendering_does_not_change_random_numbers(path):
     class Random(Lengths):
         def render(self):
             torch.rand(3)
@@ -392,13 +392,13 @@ def test_checking_the_specs_renders_nothing(path):
     assert not env.rendered
 
 
-def test_vmas(path):
+def test_vmas_is_rendered(path):
     env = VmasEnv("flocking", num_envs=3, n_agents=2, seed=0).append_transform(
         RerunRecorder(path, render=True, logged_envs=[0, 2])
     )
     try:
         env.rollout(2)
-    except ValueError as error:  # where there is neither a display nor EGL
+    except ValueError as error:  # without a display and EGL
         pytest.skip(str(error))
     env.close()
     recorded = read(path)
@@ -446,7 +446,7 @@ class Text(Lengths):
         (lambda: cartpole().append_transform(PixelRenderTransform()), "the environment gives already"),
     ],
 )
-def test_what_cannot_be_rendered_is_refused_at_the_first_reset(path, make, what):
+def test_environments_without_rendering_are_refused_at_the_first_reset(path, make, what):
     env = make().append_transform(Recorder(path))
     with pytest.raises(ValueError, match=what):
         env.reset()
@@ -454,7 +454,7 @@ def test_what_cannot_be_rendered_is_refused_at_the_first_reset(path, make, what)
     assert not path.exists()
 
 
-def test_it_is_a_key_like_others(path):
+def test_pixels_may_be_selected_and_have_a_kind(path):
     env = cartpole().append_transform(
         RerunRecorder(path, render=True, in_keys=["pixels", "reward"], kinds={"pixels": "tensor"})
     )
@@ -466,7 +466,7 @@ def test_it_is_a_key_like_others(path):
     assert "/env_0/observation" not in recorded.entities
 
 
-def test_formats_apply(path):
+def test_rendered_pixels_may_have_an_image_format(path):
     env = cartpole().append_transform(RerunRecorder(path, render=True, kinds={"pixels": Image("h264")}))
     env.rollout(5)
     env.close()

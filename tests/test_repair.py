@@ -1,4 +1,4 @@
-"""`torchrl-rerun repair`: what a killed process left behind becomes what it would have been."""
+"""`torchrl-rerun repair`: files of killed processes become complete recordings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMAND = [sys.executable, "-m", "torchrl_rerun.cli", "repair"]
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """The bytes of a recording after its first dump, after its second one, and when it is closed."""
+    """Return the bytes of a recording after its first dump, its second dump, and close."""
     path = tmp_path_factory.mktemp("recorded") / "run.rrd"
     env = SerialEnv(2, pixel_cartpole).append_transform(RerunRecorder(path, image_format="png"))
     states = []
@@ -44,7 +44,7 @@ def rows_of(recorded: Recorded) -> dict[str, int]:
 
 
 def assert_begins_like(mended: Recorded, whole: Recorded) -> None:
-    """Every row of ``mended`` is a row of ``whole``, from the first one on without a gap."""
+    """Assert that ``mended`` has the first rows of ``whole``, without a gap."""
     for entity, rows in mended.entities.items():
         length = len(rows.values)
         assert rows.times == whole[entity].times[:length]
@@ -52,7 +52,7 @@ def assert_begins_like(mended: Recorded, whole: Recorded) -> None:
 
 
 def assert_is_whole(path) -> None:
-    """It has a footer and a layout, and Rerun finds nothing wrong with it."""
+    """Assert that a file has a footer and a layout, and that Rerun verifies it."""
     reader = RrdReader(path)
     assert reader.store() is not None
     assert len(reader.blueprints()) == 1
@@ -61,7 +61,7 @@ def assert_is_whole(path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_without_a_footer(path, recorded):
+def test_a_file_without_a_footer_is_repaired(path, recorded):
     path.write_bytes(recorded[1])
     before = read(path)
     repaired = repair(path)
@@ -79,7 +79,7 @@ def test_a_file_without_a_footer(path, recorded):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.6, 1.0])
-def test_a_file_torn_within_a_message(path, recorded, fraction):
+def test_a_file_torn_within_a_message_is_repaired(path, recorded, fraction):
     dumped, later, closed = recorded
     size = len(dumped) + 5 + int(fraction * (len(later) - len(dumped) - 10))
     path.write_bytes(later[:size])
@@ -93,7 +93,7 @@ def test_a_file_torn_within_a_message(path, recorded, fraction):
     assert all(length <= rows_of(mended)[entity] for entity, length in rows_of(read(path)).items())
 
 
-def test_fewer_pictures_than_frames_are_said_and_none_is_wrong(path, recorded):
+def test_a_repair_counts_lost_pictures(path, recorded):
     whole, out = path.with_name("whole.rrd"), path.with_name("out.rrd")
     whole.write_bytes(recorded[2])
     path.write_bytes(recorded[1][:-1000])
@@ -118,8 +118,8 @@ def test_fewer_pictures_than_frames_are_said_and_none_is_wrong(path, recorded):
 
 
 @pytest.mark.parametrize("missing", [1, 33, 1000, 60_000])
-def test_a_finished_file_of_which_the_end_is_missing(path, recorded, missing):
-    """A copy that was interrupted, say: the data is all there, the footer or the layout isn't."""
+def test_a_finished_file_without_its_end_is_repaired(path, recorded, missing):
+    """For example after an interrupted copy: all data is there, the footer or the layout is not."""
     path.write_bytes(recorded[2])
     whole = read(path)
     path.write_bytes(recorded[2][:-missing])
@@ -131,13 +131,13 @@ def test_a_finished_file_of_which_the_end_is_missing(path, recorded, missing):
 
 
 def test_zeros_at_the_end_are_cut_off(path, recorded):
-    """What some file systems leave of a file that was growing when the power went."""
+    """Some file systems leave zeros in a growing file after a power cut."""
     path.write_bytes(recorded[1] + bytes(5000))
     assert repair(path).cut_bytes == 5000
     assert_is_whole(path)
 
 
-def test_the_layout_is_the_one_that_closing_makes(path, recorded):
+def test_a_repair_adds_the_layout_of_close(path, recorded):
     def views(file) -> Counter[str]:
         reader = RrdReader(file)
         (layout,) = reader.blueprints()
@@ -150,8 +150,8 @@ def test_the_layout_is_the_one_that_closing_makes(path, recorded):
     assert views(path) == closed
 
 
-def test_a_footer_without_a_layout(path):
-    """The process was killed while it closed."""
+def test_a_footer_without_a_layout_is_completed(path):
+    """A process was killed within close."""
     env = pixel_cartpole().append_transform(RerunRecorder(path, blueprint=False))
     env.rollout(5)
     env.close()
@@ -177,7 +177,12 @@ def test_the_layout_of_a_part_of_a_workers_file_shows_all_workers_too(path, reco
     from torchrl_rerun.kinds.schema import shown_envs
     from torchrl_rerun.rrd.runs import family
 
-    names = ["worker_0", "worker_0.part_1", "worker_0.part_2", "worker_2.part_7"]  # the second one has moved its first
+    names = [
+        "worker_0",
+        "worker_0.part_1",
+        "worker_0.part_2",
+        "worker_2.part_7",
+    ]  # the second worker has moved its first file
     files = [path.with_name(f"run.{name}.rrd") for name in names]
     for file in (*files, path.with_name("run.part_1.rrd"), path.with_name("other.worker_5.part_1.rrd")):
         file.write_bytes(recorded[1])
@@ -190,7 +195,7 @@ def test_the_layout_of_a_part_of_a_workers_file_shows_all_workers_too(path, reco
     assert "env_4" in shown
 
 
-def test_another_place_leaves_the_file_as_it_is(path, recorded):
+def test_a_repair_to_another_path_leaves_the_file_unchanged(path, recorded):
     out = path.with_name("out.rrd")
     path.write_bytes(recorded[1][:-7])
     assert repair(path, out).path == out
@@ -202,7 +207,7 @@ def test_another_place_leaves_the_file_as_it_is(path, recorded):
     assert out.read_bytes() == precious
 
 
-def test_a_whole_file_stays_as_it_is(path, recorded):
+def test_a_complete_file_is_unchanged(path, recorded):
     path.write_bytes(recorded[2])
     before = path.stat()
     assert repair(path) is None
@@ -224,7 +229,7 @@ def test_a_link_stays_a_link(path, recorded):
     assert_is_whole(path)
 
 
-def test_what_is_no_recording(path, recorded):
+def test_files_that_are_no_recordings_are_refused(path, recorded):
     with pytest.raises(FileNotFoundError):
         repair(path)
     with pytest.raises(IsADirectoryError):
@@ -242,7 +247,7 @@ def test_what_is_no_recording(path, recorded):
     assert [file.name for file in path.parent.iterdir()] == ["run.rrd"]
 
 
-def test_somebody_elses_recording(path):
+def test_recordings_of_other_programs_are_refused(path):
     chunk = Chunk.from_columns("/a", [rr.TimeColumn("frame", sequence=[0, 1])], rr.Scalars.columns(scalars=[1, 2]))
     LazyChunkStream.from_iter([chunk]).write_rrd(path, application_id="other", recording_id="other")
     content = path.read_bytes()
@@ -251,8 +256,8 @@ def test_somebody_elses_recording(path):
     assert path.read_bytes() == content
 
 
-def test_damage_that_no_kill_leaves_is_an_error(path, recorded):
-    """Cutting there would lose what comes after."""
+def test_damage_in_the_middle_of_a_file_is_an_error(path, recorded):
+    """Cutting there would lose the data behind."""
     content = bytearray(recorded[1])
     content[12:28] = os.urandom(15) + b"\x01"  # the header of the first message
     path.write_bytes(content)
@@ -276,7 +281,7 @@ def test_a_file_that_is_being_recorded_is_refused(path):
     assert len(read(path)["/env_0/reward"].values) == 6
 
 
-def test_no_room_for_the_repaired_file(path, recorded):
+def test_a_full_disk_leaves_the_file_unchanged(path, recorded):
     path.write_bytes(recorded[1][:-7])
     source = f"""
 import resource, sys
@@ -296,7 +301,7 @@ app()
 # --- the command line ---
 
 
-def test_the_command_says_what_it_did(path, recorded):
+def test_the_command_prints_its_result(path, recorded):
     torn, whole, text = path, path.with_name("[whole].rrd"), path.with_name("text.rrd")
     torn.write_bytes(recorded[1][:-7])
     whole.write_bytes(recorded[2])
@@ -319,13 +324,13 @@ def test_the_command_says_what_it_did(path, recorded):
     assert_is_whole(torn)
 
 
-def test_one_place_is_not_for_several_files(path, recorded):
+def test_out_is_refused_with_several_files(path, recorded):
     done = CliRunner().invoke(app, ["repair", "a.rrd", "b.rrd", "-o", str(path)])
     assert done.exit_code == 2
     assert not path.exists()
 
 
-def test_help():
+def test_help_describes_the_command():
     done = CliRunner().invoke(app, ["repair", "--help"], env={"COLUMNS": "200"})
     assert done.exit_code == 0
     for said in ("killed process", "--out", "FILE"):
@@ -333,7 +338,7 @@ def test_help():
     assert "repair" in CliRunner().invoke(app, []).output
 
 
-def test_the_command_itself(path, recorded):
+def test_the_repair_command_runs_as_a_program(path, recorded):
     path.write_bytes(recorded[1][:-7])
     out = path.with_name("out.rrd")
     done = subprocess.run([*COMMAND, path, "-o", out], capture_output=True, text=True, check=True)
@@ -343,6 +348,6 @@ def test_the_command_itself(path, recorded):
     json.dumps(read(out).schema)
 
 
-def test_the_command_line_does_without_torch():
+def test_the_command_line_does_not_import_torch():
     code = "import sys, torchrl_rerun.cli; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

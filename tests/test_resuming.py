@@ -1,4 +1,4 @@
-"""A run that goes on after a restart: where it is, the recordings themselves say."""
+"""Runs that are resumed after a restart, by their recordings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torchrl.envs import GymWrapper, ParallelEnv, RewardSum, SerialEnv
 from environments import Count, Lengths
 from programs import python
 from readback import hold_the_same, read, read_folder
-from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
+from rebuilt import files_of, rollout_in
+from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes
 from torchrl_rerun.recording.session import shared_paths
 
 
@@ -30,12 +31,25 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def first_steps(place):
+    """Return the first step of each episode, by environment and episode, in the order of file names."""
+    found = {}
+    for file in files_of(place):
+        recorded = read(file)
+        by_episode = recorded.schema["split"] == "episode"
+        for env in [recorded.episode["env"]] if by_episode else recorded.schema["envs"]:
+            for times in recorded["/observation" if by_episode else f"/env_{env}/observation"].times:
+                at = (env, times["episode"])
+                found[at] = min(times["step"], found.get(at, times["step"]))
+    return found
+
+
 def make(folder, **arguments):
     return GymWrapper(Lengths()).append_transform(RerunRecorder(folder, **arguments))
 
 
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
-def test_numbers_go_on(folder, split):
+def test_numbers_of_episodes_and_steps_go_on(folder, split):
     env = make(folder, split=split)
     env.rollout(6, break_when_any_done=False)
     env.close()
@@ -61,25 +75,25 @@ def test_numbers_go_on(folder, split):
 
 @pytest.mark.parametrize("sink", ["run.rrd", "run"])
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_with_nothing_there_a_run_begins(tmp_path, sink, split):
+def test_resume_begins_a_run_in_an_empty_place(tmp_path, sink, split):
     if (sink, split) == ("run.rrd", "episode"):
         return
     env = make(tmp_path / sink, split=split, resume=True)
     env.rollout(2)
     env.close()
-    assert load(tmp_path / sink)[0].properties.first_step == 0
+    assert first_steps(tmp_path / sink) == {(0, 0): 0}
 
 
-def test_it_goes_on_again_and_again(folder):
+def test_a_run_may_be_resumed_several_times(folder):
     for _ in range(3):
         env = make(folder, resume=True)
         env.rollout(2, break_when_any_done=False)
         env.close()
     assert names(folder) == ["run.resumed_1.rrd", "run.resumed_2.rrd", "run.rrd"]
-    assert [each.properties.first_step for each in load(folder)] == [0, 2, 4]
+    assert first_steps(folder) == {(0, 0): 0, (0, 1): 2, (0, 2): 4}
 
 
-def test_a_file_goes_on_beside_it(path):
+def test_a_resumed_file_goes_on_in_a_new_file(path):
     env = make(path)
     env.rollout(2)
     env.close()
@@ -89,21 +103,21 @@ def test_a_file_goes_on_beside_it(path):
     assert read(path.with_name("run.resumed_1.rrd"))["/env_0/observation"].along("step") == [2, 3]
 
 
-def test_it_is_one_recording_and_one_rollout(tmp_path):
-    """What was given to the recorder is enough to read it all."""
+def test_a_resumed_run_is_one_recording_and_one_rollout(tmp_path):
     rollouts = []
     for _ in range(3):
         env = SerialEnv(2, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(2)])
         env = env.append_transform(RerunRecorder(tmp_path / "run.rrd", resume=True))
         rollouts.append(env.rollout(5, break_when_any_done=False))
         env.close()
-    found = load(tmp_path / "run.rrd")
-    assert hold_the_same(found.rollout(), torch.cat(rollouts, -1))
-    assert {each.schema.split for each in found} == {"run"}
-    assert len({read(path).recording_id for path in tmp_path.glob("run*.rrd")}) == 1
+    assert hold_the_same(rollout_in(tmp_path / "run.rrd"), torch.cat(rollouts, -1))
+    recordings = [read(path) for path in tmp_path.glob("run*.rrd")]
+    assert len(recordings) == 3
+    assert {each.schema["split"] for each in recordings} == {"run"}
+    assert len({each.recording_id for each in recordings}) == 1
 
 
-def test_overwriting_removes_what_was_resumed(tmp_path):
+def test_overwriting_removes_the_files_of_resumed_runs(tmp_path):
     for arguments in ({}, {"resume": True}, {"resume": True}, {"overwrite": True}):
         env = make(tmp_path / "run.rrd", **arguments)
         env.rollout(2)
@@ -128,8 +142,8 @@ def test_an_earlier_run_is_refused_when_the_recorder_is_made(tmp_path, name, spl
 
 
 @pytest.mark.parametrize("split", ["run", "dump", "episode"])
-def test_recorders_that_share_a_folder_do_not_refuse_one_another(folder, split):
-    """Copies, and recorders that workers make when others have recorded already."""
+def test_recorders_that_share_a_folder_are_accepted(folder, split):
+    """Copies, and recorders that workers make after others have recorded."""
     env = make(folder, split=split)
     env.rollout(20)
     env.transform.dump()
@@ -140,7 +154,7 @@ def test_recorders_that_share_a_folder_do_not_refuse_one_another(folder, split):
     env.close()
     assert len(list(folder.rglob("*.rrd"))) > 1
     inside = folder.with_name("inside")
-    for number in range(2):  # as each worker of a ParallelEnv does, when the one before it has recorded
+    for number in range(2):  # like a worker of a ParallelEnv after another one has recorded
         shared_paths.add(str(inside / "run.rrd" if split == "run" else inside))
         env = make(inside, split=split)
         env.rollout(20)
@@ -159,7 +173,7 @@ def test_a_run_that_is_being_recorded_is_not_resumed(folder):
     env.close()
 
 
-def test_a_damaged_file_is_named_and_left_out(folder):
+def test_a_damaged_file_is_left_out_with_a_warning(folder):
     env = make(folder)
     env.rollout(2)
     env.close()
@@ -171,7 +185,7 @@ def test_a_damaged_file_is_named_and_left_out(folder):
     assert read(folder / "run.resumed_1.rrd")["/env_0/observation"].along("step") == [2, 3]
 
 
-def test_it_excludes_overwrite_and_needs_a_file(folder):
+def test_resume_excludes_overwrite_and_needs_a_file(folder):
     with pytest.raises(ValueError, match="contradict one another"):
         RerunRecorder(folder, overwrite=True, resume=True)
     with pytest.raises(ValueError, match="file or folder"):
@@ -180,7 +194,7 @@ def test_it_excludes_overwrite_and_needs_a_file(folder):
         RerunRecorder(folder, resume="yes")
 
 
-def test_batches(folder):
+def test_numbers_of_recorded_environments_of_a_batch_go_on(folder):
     def batch(**arguments):
         return SerialEnv(3, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(3)]).append_transform(
             RerunRecorder(folder, logged_envs=[0, 2], **arguments)
@@ -199,7 +213,7 @@ def test_batches(folder):
         assert second[f"/env_{i}/observation"].along("episode") == [last + 1] * 2
 
 
-def test_in_workers(folder):
+def test_files_of_workers_are_resumed(folder):
     for resume in (False, True):
         env = ParallelEnv(2, lambda resume=resume: make(folder, resume=resume))
         env.rollout(4, break_when_any_done=False)
@@ -209,23 +223,18 @@ def test_in_workers(folder):
 
 
 @pytest.mark.parametrize("split", ["run", "episode", "dump"])
-def test_in_the_environments_of_a_serial_batch(folder, split):
-    """Each goes on with its own file, however many there are."""
+def test_files_of_environments_in_series_are_resumed(folder, split):
+    """Each environment resumes its own file."""
     place = folder / "run.rrd" if split == "run" else folder / "runs"
     for resume, envs in ((False, 2), (True, 2), (True, 3)):
         program(f"inside {envs}", place, split, resume)
-    found = load(place)
-    assert sorted(
-        (each.properties.env, each.properties.episode, each.properties.first_step) for each in found
-    ) == sorted(
-        [(env, episode, 4 * (episode // 2) + 3 * (episode % 2)) for env in range(2) for episode in range(6)]
-        + [(2, 0, 0), (2, 1, 3)]
-    )
+    wanted = {(env, episode): 4 * (episode // 2) + 3 * (episode % 2) for env in range(2) for episode in range(6)}
+    assert first_steps(place) == wanted | {(2, 0): 0, (2, 1): 3}
 
 
 @pytest.mark.parametrize("split", ["run", "episode", "dump"])
 @pytest.mark.parametrize(("before", "then"), [("inside 2", "outside 2"), ("outside 2", "inside 2")])
-def test_a_run_goes_on_where_its_recorders_were(folder, split, before, then):
+def test_resuming_with_recorders_at_another_place_is_refused(folder, split, before, then):
     place = folder / "run.rrd" if split == "run" else folder / "runs"
     program(before, place, split, False)
     there = sorted(folder.rglob("*"))
@@ -235,7 +244,7 @@ def test_a_run_goes_on_where_its_recorders_were(folder, split, before, then):
 
 
 def program(what, place, split, resume):
-    """What a program does that records two episodes of 3 steps, the second of which it cuts after one, in each environment."""
+    """Record, in each environment, an episode of 3 steps, and an episode that is interrupted after one step."""
     where, envs = what.split()
 
     def inside():
@@ -252,14 +261,14 @@ def program(what, place, split, resume):
             env.rollout(4, break_when_any_done=False)
         finally:
             env.close()
-            shared_paths.clear()  # as in another process
+            shared_paths.clear()  # like in another process
 
 
-def test_what_is_kept_goes_on(folder):
-    """The folder is what a policy knows of the run before."""
+def test_keep_policies_are_resumed(folder):
+    """A policy knows the earlier run by its folder."""
     keep = KeepLast(2) | KeepWorst(1)
     env = make(folder, split="episode", keep=keep)
-    env.rollout(17, break_when_any_done=False)  # episodes of 3, 1, 6, 2, 4 steps and one that is cut
+    env.rollout(17, break_when_any_done=False)  # episodes of 3, 1, 6, 2, 4 steps, and an interrupted one
     env.close()
     assert [id_[1] for id_ in read_folder(folder)] == [1, 4, 5]
     env = make(folder, split="episode", keep=keep, resume=True)
@@ -269,7 +278,7 @@ def test_what_is_kept_goes_on(folder):
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_after_a_crash_the_numbers_follow_what_is_recorded(folder, split):
+def test_numbers_after_a_crash_follow_the_recordings(folder, split):
     script = """
         import os, sys
         sys.path.insert(0, "tests")
@@ -290,13 +299,13 @@ def test_after_a_crash_the_numbers_follow_what_is_recorded(folder, split):
     crashed = names(folder)
     subprocess.run([*command, "close"], check=True)
     assert set(crashed) < set(names(folder))
-    episodes = load(folder)
-    assert [each.properties.episode for each in episodes] == list(range(len(episodes)))
-    assert [each.properties.first_step for each in episodes][2:5] == [4, 10, 13]
+    begin = dict(sorted(first_steps(folder).items()))
+    assert list(begin) == [(0, episode) for episode in range(len(begin))]
+    assert list(begin.values())[2:5] == [4, 10, 13]
 
 
-def test_numbers_that_come_again_are_recordings_of_their_own(folder):
-    """Another program may have recorded to the same folder meanwhile, under the name that the user has given the run."""
+def test_repeated_episode_numbers_are_separate_recordings(folder):
+    """Another program may have recorded to the folder meanwhile, with the run id of the user."""
     env = make(folder, split="episode", recording_id="mine")
     env.rollout(4, break_when_any_done=False)
     env.close()
@@ -320,7 +329,7 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-def test_checkpoints_hold_nothing_of_a_recorder(folder):
+def test_checkpoints_have_no_state_of_a_recorder(folder):
     def plain():
         return GymWrapper(Lengths()).append_transform(RewardSum())
 
@@ -351,7 +360,7 @@ def test_checkpoints_of_version_0_1_0_load(folder):
     env.close()
 
 
-def test_checkpoints_of_replay_buffers_hold_nothing_of_a_recorder(path):
+def test_checkpoints_of_replay_buffers_have_no_state_of_a_recorder(path):
     def buffer(**arguments):
         return TensorDictReplayBuffer(storage=LazyTensorStorage(10), batch_size=2, **arguments)
 

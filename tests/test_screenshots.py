@@ -1,4 +1,4 @@
-"""`torchrl-rerun screenshot`: what the real viewer shows, as a picture."""
+"""`torchrl-rerun screenshot`: pictures of the real viewer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def shoot(*arguments):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Pictures of one colour each, as video, another colour at each frame."""
+    """Record a video whose pictures are of one colour each, another one at each frame."""
     path = tmp_path_factory.mktemp("screenshots") / "run.rrd"
     env = Scripted(lambda t: {"x": COLOURS[t % 3].expand(64, 64, 3)})
     record(env, path, 8, image_format="h264", fps=10)
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 
 def share(picture, colour) -> float:
-    """How much of a picture is of about a colour."""
+    """Return the share of a picture that is close to a colour."""
     pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
     return float((np.abs(pixels - colour.numpy()).max(-1) < 12).mean())
 
@@ -49,7 +49,7 @@ def needs_a_driver(done):
     return done
 
 
-def test_pictures_of_several_moments(run, tmp_path):
+def test_screenshots_of_several_moments_are_saved(run, tmp_path):
     done = needs_a_driver(
         shoot(run, tmp_path / "at_{}.png", "--at", "frame=4", "--at", "sim_time=0.2", "--size", "800x600")
     )
@@ -62,8 +62,8 @@ def test_pictures_of_several_moments(run, tmp_path):
         assert sum(share(picture, other) for other in COLOURS) - share(picture, colour) < 0.01
 
 
-def test_a_view_that_fails(tmp_path):
-    """Its exit status says so; there is a picture nevertheless."""
+def test_a_view_that_fails_gives_an_error_and_a_picture(tmp_path):
+    """The exit status is 1."""
     path = tmp_path / "broken.rrd"
     size = rr.components.ImageFormat(width=64, height=64, color_model="RGB", channel_datatype="U8")
     images = rr.Image.columns(buffer=[b"too short"], format=[size])
@@ -74,7 +74,7 @@ def test_a_view_that_fails(tmp_path):
     assert (tmp_path / "out.png").exists()
 
 
-def test_refused(run, tmp_path):
+def test_invalid_files_and_options_are_refused(run, tmp_path):
     (tmp_path / "there.png").write_text("mine")
     (tmp_path / "text.rrd").write_text("not a recording")
     for why, *arguments in [
@@ -90,7 +90,7 @@ def test_refused(run, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".png"] == ["there.png"]
 
 
-def test_places_on_timelines():
+def test_places_on_timelines_are_parsed():
     second = 1_000_000_000
     timelines = [
         Timeline("frame", "sequence", 0, 8),
@@ -116,7 +116,7 @@ def test_places_on_timelines():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="drivers are found by the environment on Linux")
-def test_without_a_graphics_driver(run, tmp_path):
+def test_a_missing_graphics_driver_is_an_error_with_advice(run, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "torchrl_rerun.cli", "screenshot", run, tmp_path / "out.png"],
         env=os.environ | {"VK_DRIVER_FILES": "/nothing", "VK_ICD_FILENAMES": "/nothing", "WGPU_BACKEND": "vulkan"},

@@ -1,4 +1,4 @@
-"""Which frames are recorded: RecordVideo's own choices, and random ones against plain lists."""
+"""Frames that are recorded: compared with Gymnasium's RecordVideo, and with a reference for random options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchrl_rerun import RerunRecorder
 
 
 class _Noting:
-    """RecordVideo that notes what it would encode."""
+    """RecordVideo that notes the frames that it would encode."""
 
     def stop_recording(self):
         self.videos = [
@@ -80,7 +80,7 @@ def moments_of(video):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7])
 @pytest.mark.parametrize("triggers", TRIGGERS)
-def test_moments_are_those_of_record_video(path, tmp_path, triggers, length):
+def test_recorded_moments_equal_those_of_record_video(path, tmp_path, triggers, length):
     env = GymWrapper(Lengths()).append_transform(
         RerunRecorder(path, recording_length=length, blueprint=False, **TRIGGERS[triggers])
     )
@@ -91,7 +91,7 @@ def test_moments_are_those_of_record_video(path, tmp_path, triggers, length):
 
 @pytest.mark.parametrize("length", [0, 4])
 @pytest.mark.parametrize("triggers", TRIGGERS)
-def test_each_environment_of_a_batch_goes_by_itself(path, tmp_path, triggers, length):
+def test_each_environment_of_a_batch_is_triggered_by_itself(path, tmp_path, triggers, length):
     env = SerialEnv(3, [lambda shift=shift: GymWrapper(Lengths(shift)) for shift in range(3)]).append_transform(
         RerunRecorder(path, recording_length=length, blueprint=False, **TRIGGERS[triggers])
     )
@@ -104,7 +104,7 @@ def test_each_environment_of_a_batch_goes_by_itself(path, tmp_path, triggers, le
 
 @dataclass
 class Model:
-    """What is recorded of one environment: RecordVideo's rules and the skipping, step by step."""
+    """Recorded frames of one environment, by RecordVideo's rules and skipping, step by step."""
 
     episode_trigger: object
     step_trigger: object
@@ -141,7 +141,7 @@ class Model:
 
 
 def only_shown(reference, models):
-    """The reference without what isn't recorded; frames are counted anew."""
+    """Return the reference without frames that are not recorded, and with new frame numbers."""
     numbers = {frame: number for number, frame in enumerate(sorted({f for model in models for f in model.shown}))}
     for (env, key), rows in list(reference.rows.items()):
         rows[:] = [row for row in rows if row.frame in models[env].shown]
@@ -156,7 +156,7 @@ numbers = st.sets(st.integers(0, 12), max_size=6)
 
 @examples(40)
 @given(sequences(), st.none() | numbers, st.none() | numbers, st.integers(0, 5), st.integers(1, 4))
-def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, skip):
+def test_recorded_frames_of_random_options_equal_a_reference(run, episodes, steps, length, skip):
     envs, events, ends, buffer_bytes = run
     choice = (None if episodes is None else episodes.__contains__, None if steps is None else steps.__contains__)
     length = 0 if choice == (None, None) else length
@@ -195,7 +195,7 @@ def test_random_choices_are_those_of_plain_lists(run, episodes, steps, length, s
         recorded = read(path)
         found = {p for p in recorded.entities if "episode_return" not in p}
         assert found == {f"/env_{i}/{key}" for i, key in reference.rows}
-        reference.compare_returns = lambda *_: None  # it knows no rewards but those that are recorded
+        reference.compare_returns = lambda *_: None  # the sums are of recorded rewards alone
         reference.compare(recorded)
         for i in range(envs):
             rows = recorded.entities.get(f"/env_{i}/episode_return")
@@ -209,7 +209,7 @@ def test_the_first_and_the_last_frame_are_never_skipped(path):
     assert recorded_moments(path) == [(0, 0), (0, 3), (1, 0), (1, 1), (2, 0), (2, 4), (2, 6)]
 
 
-def test_switch(path):
+def test_switch_turns_recording_on_and_off(path):
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder(path, blueprint=False))
     recorder = env.transform
     assert recorder.enabled
@@ -233,7 +233,7 @@ def test_switch(path):
         recorder.switch("maybe")
 
 
-def test_off_from_the_beginning(path):
+def test_a_recorder_may_be_off_from_the_beginning(path):
     recorder = RerunRecorder(path, blueprint=False)
     recorder.switch("off")
     env = GymEnv("CartPole-v1").append_transform(recorder)
@@ -254,6 +254,6 @@ def test_off_from_the_beginning(path):
         ({"episode_trigger": 100}, TypeError, "episode_trigger=100 can't be called"),
     ],
 )
-def test_wrong_arguments(path, arguments, error, what):
+def test_wrong_arguments_are_refused(path, arguments, error, what):
     with pytest.raises(error, match=what):
         RerunRecorder(path, **arguments)

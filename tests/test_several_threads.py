@@ -1,4 +1,4 @@
-"""Several threads may use a recorder at once: rows aren't mixed."""
+"""Several threads that use one recorder: rows are not mixed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import SerialEnv
 
 from environments import Count
-from rebuilt import episodes_in, rollout_in
+from rebuilt import episodes_in, rollout_in, steps_in
 from servers import wait_until
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import RerunRecorder
 
 
 def wrong(path):
-    """How many transitions never existed."""
+    """Return the number of recorded transitions that never existed."""
     steps = rollout_in(path)
     bad = (steps["next", "observation"] != steps["observation"] + 1) | (
         steps["next", "reward"] != steps["next", "observation"] + 10
@@ -24,7 +24,7 @@ def wrong(path):
     return int(bad.sum()), len(steps)
 
 
-def test_a_buffer_that_samples_in_threads(path):
+def test_a_buffer_that_samples_in_threads_is_recorded(path):
     recorder = RerunRecorder(path)
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(70), batch_size=8, prefetch=3, transform=recorder)
     buffer.extend(Count(7).rollout(70, break_when_any_done=False))
@@ -39,8 +39,8 @@ def test_a_buffer_that_samples_in_threads(path):
 
 @pytest.mark.parametrize("at", [1, 3, 7])
 @pytest.mark.parametrize("envs", [1, 2])
-def test_a_rollout_that_is_logged_in_the_middle_of_an_episode(path, at, envs):
-    """The episode goes on as another one, and neither is mixed with the rollout."""
+def test_a_rollout_that_is_logged_within_an_episode_is_not_mixed_with_it(path, at, envs):
+    """The episode goes on as another episode."""
     recorder = RerunRecorder(path)
     env = SerialEnv(envs, lambda: Count(7)).append_transform(recorder)
     logged = SerialEnv(envs, lambda: Count(5)).rollout(5)
@@ -58,7 +58,7 @@ def test_a_rollout_that_is_logged_in_the_middle_of_an_episode(path, at, envs):
     assert lengths == [length for length in (at, 5, 5, 7 - at, 5) if length]
 
 
-def test_environments_that_are_stepped_in_part_come_back_one_by_one(path):
+def test_partial_steps_after_a_logged_rollout_are_recorded_by_environment(path):
     recorder = RerunRecorder(path)
     env = SerialEnv(2, lambda: Count(7)).append_transform(recorder)
     tensordict = env.reset()
@@ -70,14 +70,13 @@ def test_environments_that_are_stepped_in_part_come_back_one_by_one(path):
         tensordict.pop("_step", None)
     env.close()
     lengths = {number: [] for number in range(2)}
-    for each in load(path):
-        lengths[each.properties.env].append(each.properties.length)
-        steps = each.tensordict()
+    for (number, _), steps in steps_in(path).items():
+        lengths[number].append(len(steps))
         assert torch.equal(steps["next", "observation"], steps["observation"] + 1)
     assert lengths == {0: [1, 5, 1], 1: [1, 5, 3]}
 
 
-def test_a_rollout_is_logged_by_another_thread(path):
+def test_a_rollout_that_another_thread_logs_is_not_mixed_with_others(path):
     recorder = RerunRecorder(path)
     env = Count(7).append_transform(recorder)
     rollout = Count(5).rollout(5)
@@ -99,14 +98,14 @@ def test_a_rollout_is_logged_by_another_thread(path):
 
 
 def wrong_of_each(path):
-    """How many transitions never existed, of how many, episode by episode."""
-    found = [each.tensordict() for each in load(path)]
+    """Return the number of transitions that never existed, and of all, by episode."""
+    found = list(steps_in(path).values())
     bad = sum(int((each["next", "observation"] != each["observation"] + 1).sum()) for each in found)
     return bad, sum(map(len, found))
 
 
 @pytest.mark.parametrize("way", ["log_rollout", "forward", "callback"])
-def test_every_way_in(path, way):
+def test_each_way_of_recording_works_in_several_threads(path, way):
     recorder = RerunRecorder(path)
     failed = []
 

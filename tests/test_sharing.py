@@ -1,4 +1,4 @@
-"""One path, several recorders; one recorder, several copies and processes; and interruptions in between."""
+"""Several recorders on one path; copies of a recorder in several processes; and interruptions."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def files_beside(path) -> list[str]:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_two_recorders_on_one_path(path, overwrite):
-    """The second one is refused, whatever it was told; the first one's recording is none the worse."""
+def test_a_second_recorder_on_a_path_is_refused(path, overwrite):
+    """The second recorder is refused with any options. The recording of the first one is complete."""
     first = cartpole().append_transform(RerunRecorder(path))
-    second = cartpole().append_transform(RerunRecorder(path, overwrite=overwrite))  # neither has begun
+    second = cartpole().append_transform(RerunRecorder(path, overwrite=overwrite))  # no recorder has begun
     first.rollout(5)
     with pytest.raises(FileInUseError, match="being written by another recorder"):
         second.rollout(5)
@@ -55,7 +55,7 @@ def test_a_path_is_free_again_when_its_recorder_is_closed(path):
         assert recorded_steps(path) == steps
 
 
-def test_two_processes_on_one_path(path):
+def test_a_second_process_on_a_path_is_refused(path):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     env.transform.dump()
@@ -85,7 +85,7 @@ def test_a_copy_of_a_recorder_in_use_writes_a_file_of_its_own(path, copied):
     env = cartpole().append_transform(RerunRecorder(path))
     env.rollout(5)
     other = copied(env.transform)
-    assert files_beside(path) == ["run.rrd"]  # it has seen nothing yet
+    assert files_beside(path) == ["run.rrd"]  # the recorder has no frame yet
     beside = TransformedEnv(cartpole(), other)
     beside.rollout(3)
     env.rollout(5)
@@ -96,7 +96,7 @@ def test_a_copy_of_a_recorder_in_use_writes_a_file_of_its_own(path, copied):
     assert recorded_steps(path.with_name("run.worker_0.rrd")) == 3
 
 
-def test_a_deep_copy_of_an_environment_that_is_recorded(path):
+def test_a_deep_copy_of_a_recorder_in_use_leaves_its_recording_unchanged(path):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     env.rollout(5)
     state = copy.deepcopy(env.transform)
@@ -123,8 +123,8 @@ def test_a_clone_beside_a_recorder_in_use_records_nothing(path):
 # --- interruptions ---
 
 
-def test_ctrl_c_during_dump(path):
-    """`dump()` can be interrupted, and called again; nothing is lost, and the process ends by itself."""
+def test_a_dump_after_ctrl_c_in_dump_writes_the_rest(path):
+    """No frame is lost, and the process ends by itself."""
     done = run(
         """
         import threading
@@ -185,8 +185,8 @@ def test_ctrl_c_ends_a_training_and_its_recording(path):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_worker_process_that_ends_with_data_undumped(path, method):
-    """A process of the user's own, which neither dumps nor closes."""
+def test_a_worker_process_writes_its_frames_at_its_end(path, method):
+    """The process neither dumps nor closes."""
     worker = multiprocessing.get_context(method).Process(target=work, args=(path,))
     worker.start()
     worker.join(60)
@@ -200,8 +200,8 @@ def work(path):
     env.rollout(7)
 
 
-def test_workers_that_get_a_recorder_of_their_parents(path):
-    """Made in the parent, used in its forked children: each has a file of its own, the parent has the path."""
+def test_forked_workers_with_the_recorder_of_their_parent_have_their_own_files(path):
+    """The parent keeps the path of the recorder."""
     script = """
         import multiprocessing
         env = cartpole().append_transform(RerunRecorder(path))
@@ -223,8 +223,8 @@ def test_workers_that_get_a_recorder_of_their_parents(path):
     assert files_beside(path) == ["run.rrd", "run.worker_0.rrd", "run.worker_1.rrd"]
 
 
-def test_workers_whose_environment_is_tried_out_before(path):
-    """Lambdas become an ``EnvCreator``, which makes one environment here, and steps it, to know what it is like."""
+def test_a_trial_environment_of_workers_takes_no_file(path):
+    """TorchRL wraps a lambda in an ``EnvCreator``, which makes and steps a trial environment in the parent."""
     env = ParallelEnv(2, lambda: GymEnv("CartPole-v1").append_transform(RerunRecorder(path)))
     env.rollout(3)
     env.close()

@@ -1,4 +1,4 @@
-"""The soak, a short one: `make soak` goes on for ten minutes."""
+"""A short soak: `make soak` runs for ten minutes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def soak(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
 
-def test_a_short_soak():
+def test_a_short_soak_has_no_failures():
     done = soak("--seconds", "15", "--seed", "5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failures" in done.stdout
 
 
-def test_a_hang_is_a_failure_that_says_where():
+def test_a_hang_is_a_failure_with_a_stack_trace():
     script = """
 import sys, time
 sys.path.insert(0, "tests")

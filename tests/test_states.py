@@ -36,7 +36,7 @@ def step(recording, value=1.0):
     recording.step(FrameValues([np.full((2, 3), value, np.float32)], [], []))
 
 
-def test_from_open_to_closed(recording):
+def test_a_recording_goes_from_open_to_closed(recording):
     step(recording)
     assert recording.status.state is State.OPEN
     recording.dump()
@@ -48,8 +48,8 @@ def test_from_open_to_closed(recording):
     assert recording.status.state is State.CLOSED
 
 
-def test_a_closed_one_keeps_no_blocks(recording):
-    """Somebody may refer to it for long, and a cycle of references does until the garbage is collected."""
+def test_a_closed_recording_keeps_no_blocks(recording):
+    """References to a closed recording may live long, for example in a reference cycle until garbage is collected."""
     step(recording)
     blocks = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Block) and each.bytes]
     assert blocks
@@ -61,7 +61,7 @@ def test_a_closed_one_keeps_no_blocks(recording):
         gc.enable()
 
 
-def test_one_that_was_interrupted_while_it_was_closed_is_closing(recording):
+def test_a_recording_that_was_interrupted_in_close_is_closing(recording):
     states, count, came = set(), 0, True
     while came and not recording.is_over:
         with interrupted(count, Recording.close) as came:
@@ -73,7 +73,7 @@ def test_one_that_was_interrupted_while_it_was_closed_is_closing(recording):
     assert recording.status.state is State.CLOSED
 
 
-def test_one_that_lost_its_file_fails(recording, path):
+def test_a_recording_that_lost_its_file_is_failed(recording, path):
     path.unlink()
     step(recording)
     with pytest.raises(RecordingError, match="was removed"):
@@ -84,14 +84,14 @@ def test_one_that_lost_its_file_fails(recording, path):
         recording.dump()
 
 
-def test_one_without_frames_leaves_no_file(path):
+def test_a_recording_without_frames_leaves_no_file(path):
     recording = Recording(FileTarget(path).open(), Source((2,)), Options(), run_id="run")
     recording.close()
     assert recording.status.state is State.CLOSED
     assert not path.exists()
 
 
-def test_a_forked_process_leaves_it_to_its_parent(recording):
+def test_a_forked_process_does_not_change_the_recording_of_its_parent(recording):
     child = os.fork()
     if child == 0:
         os._exit(recording.status.state is not State.CLOSED)
@@ -100,7 +100,7 @@ def test_a_forked_process_leaves_it_to_its_parent(recording):
     recording.close()
 
 
-def test_old_frames_are_written_though_no_other_comes(recording):
+def test_old_frames_are_written_without_a_later_frame(recording):
     step(recording)
     deadline = time.monotonic() + 30
     while recording.stats().frames_waiting:
@@ -109,7 +109,7 @@ def test_old_frames_are_written_though_no_other_comes(recording):
     recording.close()
 
 
-def test_an_error_of_the_clock_is_told_of_at_the_next_frame(recording):
+def test_an_error_of_the_clock_gives_a_warning_at_the_next_frame(recording):
     def fails(at_once):
         raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""What arrays hold is what is recorded of them: layouts by their names, where episodes begin and end, several sources."""
+"""Replays of arrays: layouts by names, beginnings and ends of episodes, and several sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 from environments import Count
 from readback import same
-from torchrl_rerun import load, replay
+from rebuilt import episodes_in, steps_in
+from torchrl_rerun import replay
 from torchrl_rerun.cli import app
 from torchrl_rerun.stored.formats import open_source
 
@@ -33,16 +34,19 @@ def column(*values, dtype="f4"):
 
 
 def episodes(path):
-    return [each.tensordict() for each in load(path)]
+    return list(steps_in(path).values())
 
 
 def ends(path):
-    facts = [each.properties for each in load(path)]
-    return [(each.length, each.terminated, each.truncated, each.interrupted) for each in facts]
+    """Return, for each episode, its length and whether it was terminated, truncated or interrupted."""
+    return [
+        (each.length, each.terminated, each.truncated, not (each.terminated or each.truncated))
+        for each in episodes_in(path)
+    ]
 
 
 def saved(path, **arrays):
-    """Arrays in an HDF5 or a NumPy file."""
+    """Save arrays in an HDF5 or a NumPy file."""
     if path.suffix == ".npz":
         np.savez(path, **arrays)
     else:
@@ -63,10 +67,10 @@ def file(request, tmp_path):
     return tmp_path / f"stored.{request.param}"
 
 
-# --- which array is what ---
+# --- arrays and keys ---
 
 
-def test_two_arrays_never_become_one_key(file, path):
+def test_two_arrays_never_share_a_key(file, path):
     arrays = {
         "states": np.full((5, 4), 7, "f4"),
         "obs": np.arange(10, dtype="f4").reshape(5, 2),
@@ -91,7 +95,7 @@ def test_two_arrays_never_become_one_key(file, path):
     }
 
 
-def test_robomimic_demos_keep_their_observations_and_their_states(path, tmp_path):
+def test_robomimic_demos_are_replayed_with_observations_and_states(path, tmp_path):
     with h5py.File(tmp_path / "demos.hdf5", "w") as written:
         for demo, length in (10, 3), (9, 4):
             group = written.create_group(f"data/demo_{demo}")
@@ -112,7 +116,7 @@ def test_robomimic_demos_keep_their_observations_and_their_states(path, tmp_path
     assert same(second["states"], torch.full((3, 6), 10.0, dtype=torch.float64))
 
 
-def test_d4rl(file, path):
+def test_d4rl_arrays_are_replayed(file, path):
     seen, led_to = np.arange(12, dtype="f4").reshape(6, 2), np.arange(2, 14, dtype="f4").reshape(6, 2)
     led_to[[2, 4]] = 100
     arrays = {
@@ -134,7 +138,7 @@ def test_d4rl(file, path):
 
 
 def leaping(by):
-    """Six steps of one episode, of which three lead a little beside where the next row begins."""
+    """Save six steps of one episode. The next observations of three differ slightly from the next row."""
     seen = np.arange(12, dtype="f4").reshape(6, 2)
     led_to = seen + 2
     led_to[[0, 3], 1] += by
@@ -143,8 +147,8 @@ def leaping(by):
 
 
 @pytest.mark.parametrize("flags", [{"dones": np.arange(6) == 5}, {}])
-def test_steps_that_lead_beside_the_next_row_are_counted(file, path, monkeypatch, flags):
-    """Each begins an episode, which rounding in a file makes many of: that is said."""
+def test_steps_whose_next_observation_differs_from_the_next_row_are_counted(file, path, monkeypatch, flags):
+    """Each difference begins an episode. Rounding in a file makes many, hence the warning."""
     for moments in (1024, 2):
         monkeypatch.setattr("torchrl_rerun.stored.segments._MOST_TIME_STEPS", moments)
         with pytest.warns(UserWarning, match="next row") as caught:
@@ -158,14 +162,14 @@ def test_steps_that_lead_beside_the_next_row_are_counted(file, path, monkeypatch
         assert [len(each) for each in episodes(path)] == [1, 3, 1, 1]
 
 
-def test_nothing_is_said_of_steps_that_lead_elsewhere_at_an_end(file, path, recwarn):
+def test_next_observations_that_differ_at_an_end_give_no_warning(file, path, recwarn):
     arrays = leaping(0.25) | {"dones": np.isin(np.arange(6), [0, 3, 4, 5])}
     replay(saved(file, **arrays), path)
     assert not [each for each in recwarn if "next row" in str(each.message)]
 
 
 @pytest.mark.parametrize("way", ["saved", "mapped"])
-def test_a_rollout_that_says_no_ends_is_said_to(path, tmp_path, way):
+def test_a_rollout_without_flags_gives_a_warning(path, tmp_path, way):
     rollout = Count(9).rollout(4)
     for flag in "done", "terminated":
         del rollout[flag], rollout["next", flag]
@@ -175,13 +179,13 @@ def test_a_rollout_that_says_no_ends_is_said_to(path, tmp_path, way):
     assert [len(each) for each in episodes(path)] == [4]
 
 
-def test_a_flag_of_a_whole_trajectory_is_refused_and_says_what_to_do(file, path):
+def test_a_flag_of_a_whole_trajectory_is_refused_with_advice(file, path):
     arrays = {"obs": column(1, 2, 3), "acts": np.ones((3, 1), "f4"), "terminal": np.array(True)}
     with pytest.raises(ValueError, match="store that in the row of its last step"):
         replay(saved(file, **arrays), path)
 
 
-def test_imitation_transitions_leave_pickled_infos_alone(path, tmp_path):
+def test_pickled_infos_of_imitation_are_never_loaded(path, tmp_path):
     arrays = {
         "obs": column(0, 1, 2, 3),
         "acts": np.arange(4),
@@ -195,17 +199,17 @@ def test_imitation_transitions_leave_pickled_infos_alone(path, tmp_path):
     assert [each["action"].tolist() for each in episodes(path)] == [[0, 1], [2, 3]]
 
 
-def test_what_is_said_to_be_a_key_is_it_and_what_was_called_so_is_named(file, path):
+def test_an_array_named_by_the_user_takes_the_key_and_the_other_is_left_out(file, path):
     arrays = {"img": column(5, 6, 7), "observation": column(1, 2, 3), "act": column(0, 0, 0), "done": column(0, 0, 1)}
     with pytest.warns(UserWarning, match=r"left out observation \(img is 'observation' already\)"):
         replay(saved(file, **arrays), path, keys={"observation": "img"})
     assert same(episodes(path)[0]["observation"], torch.from_numpy(arrays["img"]))
 
 
-# --- where episodes begin and end ---
+# --- beginnings and ends of episodes ---
 
 
-def test_where_an_episode_begins_the_one_before_has_ended(file, path):
+def test_the_beginning_of_an_episode_ends_the_one_before(file, path):
     starts = np.array([1, 0, 0, 0, 1, 0], bool)
     seen = column(*range(6))
     replay(saved(file, obs=seen, actions=seen, rewards=seen[:, 0], episode_starts=starts), path)
@@ -224,8 +228,8 @@ def test_an_episode_that_ended_without_a_terminal_was_truncated(file, path):
     assert ends(path) == [(2, True, False, False), (2, False, True, False), (1, False, False, True)]
 
 
-def test_a_step_that_is_the_last_has_an_observation_alone(file, path):
-    """RLDS: rows with is_last have neither an action nor a reward; is_terminal says whether the state is terminal."""
+def test_a_row_with_is_last_has_only_an_observation(file, path):
+    """RLDS: rows with is_last have no action and no reward. is_terminal is True if the state is terminal."""
     rows = 8
     arrays = {
         "observation": column(*range(rows)),
@@ -248,7 +252,7 @@ def test_a_step_that_is_the_last_has_an_observation_alone(file, path):
     assert two["next", "discount"].flatten().tolist() == [4, 5, 6], "nothing else is lost"
 
 
-def test_rewards_where_rlds_has_none_are_named(file, path):
+def test_rewards_in_rows_with_is_last_give_a_warning(file, path):
     arrays = {"obs": column(0, 1, 2), "acts": column(0, 1, 2), "rews": np.ones(3), "is_last": np.array([0, 0, 1], bool)}
     with pytest.warns(UserWarning, match=r"'rews' is not 0 in 1 of 1 rows with is_last.*--key done=is_last"):
         replay(saved(file, **arrays), path)
@@ -257,14 +261,14 @@ def test_rewards_where_rlds_has_none_are_named(file, path):
     assert [len(each) for each in episodes(path)] == [3]
 
 
-def test_if_nothing_says_where_episodes_end_a_warning_does(file, path):
+def test_arrays_without_ends_of_episodes_give_a_warning(file, path):
     saved(file, obs=column(0, 1, 2), actions=column(0, 1, 2))
     done = asked(file, "-o", path)
     assert done.exit_code == 0
     assert f"{file}: NOTHING SAYS WHERE EPISODES END" in done.stderr
 
 
-def test_a_group_for_each_episode_says_where_they_end(path, tmp_path):
+def test_each_group_of_a_file_is_an_episode(path, tmp_path):
     saved(
         tmp_path / "it.hdf5", **{"a/obs": column(0, 1), "a/acts": column(0, 1), "b/obs": column(2), "b/acts": column(2)}
     )
@@ -274,7 +278,7 @@ def test_a_group_for_each_episode_says_where_they_end(path, tmp_path):
     assert [len(each) for each in episodes(path)] == [2, 1]
 
 
-def test_flags_may_be_columns_beside_flags_that_are_not(file, path):
+def test_flags_may_be_columns_or_vectors(file, path):
     terminals, timeouts = column(0, 1, 0, 0, dtype="?"), np.array([0, 0, 0, 1], bool)
     replay(saved(file, obs=column(*range(4)), acts=column(*range(4)), terminals=terminals, timeouts=timeouts), path)
     assert ends(path) == [(2, True, False, False), (2, False, True, False)]
@@ -356,10 +360,10 @@ def test_text_observations_of_minari(data_format, path, tmp_path):
         assert [each["next", "observation", "told"] for each in steps] == texts[1:]
 
 
-# --- numbers that torch hasn't ---
+# --- dtypes that torch lacks ---
 
 
-def test_longdouble_is_recorded_if_float64_holds_it(file, path):
+def test_longdouble_is_recorded_if_float64_is_exact(file, path):
     exact = np.arange(3, dtype=np.longdouble)
     fine = exact + np.longdouble(1) / 3
     saved(file, obs=exact[:, None], acts=column(0, 1, 2), dones=column(0, 0, 1), fine=fine)
@@ -380,8 +384,8 @@ def one_file(path, begin, count=3):
     )
 
 
-def test_several_files_follow_one_another(path, tmp_path):
-    """Though nothing in them ends, and the second goes on where the first one stops."""
+def test_several_files_are_replayed_in_order(path, tmp_path):
+    """No file has an end of an episode, and the second goes on at the end of the first."""
     files = [one_file(tmp_path / "a.npz", 0), one_file(tmp_path / "b.hdf5", 3)]
     done = asked(*files, "-o", path)
     assert done.exit_code == 0, done.stderr
@@ -389,7 +393,7 @@ def test_several_files_follow_one_another(path, tmp_path):
     assert "2 episodes, 6 steps of 1 environment" in " ".join(done.stdout.split())
 
 
-def test_a_folder_of_files_in_the_order_of_their_numbers(path, tmp_path):
+def test_files_of_a_folder_are_replayed_by_number(path, tmp_path):
     folder = tmp_path / "all"
     folder.mkdir()
     for number in 9, 10, 1:
@@ -401,7 +405,7 @@ def test_a_folder_of_files_in_the_order_of_their_numbers(path, tmp_path):
     assert replayed.description.endswith("all: 3 files")
 
 
-def test_a_file_in_a_folder_that_is_cut_off_is_named(path, tmp_path):
+def test_a_truncated_file_in_a_folder_is_named(path, tmp_path):
     folder = tmp_path / "all"
     folder.mkdir()
     one_file(folder / "1.npz", 0)
@@ -413,7 +417,7 @@ def test_a_file_in_a_folder_that_is_cut_off_is_named(path, tmp_path):
 
 
 @pytest.mark.parametrize("as_tuple", [False, True])
-def test_a_saved_list_of_rollouts(as_tuple, path, tmp_path):
+def test_a_saved_list_of_rollouts_is_replayed(as_tuple, path, tmp_path):
     env = GymEnv("CartPole-v1")
     env.set_seed(0)
     rollouts = [env.rollout(steps) for steps in (4, 2, 6)]
@@ -432,7 +436,7 @@ def test_a_saved_list_of_steps_is_a_rollout(path, tmp_path):
     assert same(steps["observation"], stored["observation"])
 
 
-def test_a_saved_list_of_something_else_is_refused(path, tmp_path):
+def test_a_saved_list_of_other_objects_is_refused(path, tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt was saved with torch.save, but is a list of Tensor and neither"):
         replay(tmp_path / "list.pt", path)
@@ -448,7 +452,7 @@ def test_sources_of_different_batches_are_refused(path, tmp_path):
     assert not path.exists()
 
 
-# --- sources are only read ---
+# --- sources are not changed ---
 
 
 def snapshot(folder):
@@ -469,7 +473,7 @@ def mapped(folder):
 
 
 @pytest.mark.parametrize("make", [mapped, dumped])
-def test_a_cut_memory_map_is_refused_and_left_as_it_is(make, path, tmp_path):
+def test_a_truncated_memory_map_is_refused_and_unchanged(make, path, tmp_path):
     cut = make(tmp_path / "source")
     os.truncate(cut, cut.stat().st_size // 2)
     before = snapshot(tmp_path / "source")
@@ -480,7 +484,7 @@ def test_a_cut_memory_map_is_refused_and_left_as_it_is(make, path, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["", ".tdz"])
-def test_a_whole_memory_map_of_texts_and_stacks_is_read(ending, path, tmp_path):
+def test_a_memory_map_of_texts_and_stacks_is_read(ending, path, tmp_path):
     stored = GymEnv("CartPole-v1").rollout(4)
     stored["told"], stored["a b/c"] = NonTensorStack("a", "b", "", "d"), torch.ones(4, 2)
     stored = lazy_stack([stored, stored.clone()])
@@ -500,7 +504,7 @@ def test_a_memory_map_that_lacks_a_file_is_refused(make, path, tmp_path):
         replay(tmp_path / "source", path)
 
 
-def test_a_replay_buffer_that_is_to_hold_more_than_there_is_is_refused(path, tmp_path):
+def test_a_replay_buffer_whose_files_are_too_short_is_refused(path, tmp_path):
     dumped(tmp_path / "source")
     described = tmp_path / "source" / "storage" / "storage_metadata.json"
     described.write_text(described.read_text().replace('"len": 50', '"len": 500'))
@@ -512,7 +516,7 @@ def test_a_replay_buffer_that_is_to_hold_more_than_there_is_is_refused(path, tmp
 
 
 @pytest.mark.parametrize("make", [mapped, dumped, lambda folder: one_file(folder.with_suffix(".npz"), 0)])
-def test_a_source_that_can_only_be_read_is_replayed_and_left_as_it_is(make, path, tmp_path):
+def test_a_read_only_source_is_replayed_and_unchanged(make, path, tmp_path):
     folder = tmp_path / "sources"
     folder.mkdir()
     make(folder / "it")
@@ -522,12 +526,12 @@ def test_a_source_that_can_only_be_read_is_replayed_and_left_as_it_is(make, path
     [source] = folder.iterdir()
     replay(source, path)
     assert snapshot(folder) == before
-    assert len(load(path))
+    assert len(episodes_in(path))
     for each in folder.rglob("*"):
         each.chmod(0o700)
 
 
-# --- what isn't known has no picture ---
+# --- unknown observations have no picture ---
 
 
 def test_a_last_observation_that_is_not_stored_has_a_black_picture(path, tmp_path):
@@ -546,7 +550,7 @@ def test_a_last_observation_that_is_not_stored_has_a_black_picture(path, tmp_pat
     assert steps["next", "observation"][-1].isnan().all()
 
 
-def test_an_observation_that_is_not_known_has_a_black_picture_and_is_gone_on_from(path, tmp_path):
+def test_an_unknown_observation_has_a_black_picture_and_rendering_goes_on(path, tmp_path):
     stored = GymEnv("CartPole-v1").rollout(4)
     stored["observation"][2] = stored["next", "observation"][1] = np.nan
     torch.save(stored, tmp_path / "it.pt")
@@ -558,7 +562,7 @@ def test_an_observation_that_is_not_known_has_a_black_picture_and_is_gone_on_fro
 
 
 def padded(own_mask=False):
-    """Twenty trajectories of 30 to 49 steps, of 40 kB each, which take no room on the disk."""
+    """Save a sparse file of twenty trajectories of 30 to 49 steps, of 40 kB each."""
     size = [20, 50]
     taken = torch.arange(50) < torch.arange(30, 50)[:, None]
     done = torch.zeros(*size, 1, dtype=torch.bool)
@@ -569,7 +573,7 @@ def padded(own_mask=False):
     return TensorDict({"image": image, "collector": {"mask": taken}, "next": following}, size), taken
 
 
-def test_trajectories_of_a_padded_batch_are_read_whole_and_a_few_at_a_time(tmp_path):
+def test_trajectories_of_a_padded_batch_are_read_a_few_at_a_time(tmp_path):
     stored, taken = padded()
     torch.save(stored, tmp_path / "it.pt")
     segments = list(open_source(tmp_path / "it.pt").read())
@@ -579,7 +583,7 @@ def test_trajectories_of_a_padded_batch_are_read_whole_and_a_few_at_a_time(tmp_p
     assert sum(segment.num_steps for segment in segments) == taken.sum()
 
 
-def test_the_environments_own_mask_is_no_padding(tmp_path):
+def test_a_mask_of_the_environment_is_not_padding(tmp_path):
     stored, taken = padded(own_mask=True)
     torch.save(stored, tmp_path / "it.pt")
     segments = list(open_source(tmp_path / "it.pt").read())

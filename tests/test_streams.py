@@ -1,4 +1,4 @@
-"""From a key and its data to a kind: what people expect of their arrays."""
+"""The kind of a key, by its name, spec and data."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def described(dtype, shape, key="key", **leaf):
         ("uint8", (5,), "scalars", ""),
     ],
 )
-def test_kind_of_data(dtype, shape, kind, channels):
+def test_the_kind_follows_from_dtype_and_shape(dtype, shape, kind, channels):
     found = described(dtype, shape).kind
     assert (found.name, getattr(found, "channels", "")) == (kind, channels)
 
@@ -60,16 +60,16 @@ def test_kind_of_data(dtype, shape, kind, channels):
         ("float32", (84, 84, 3), "jpeg", "raw"),
         ("uint8", (84, 84, 3), "h264", "h264"),
         ("uint8", (84, 84, 4), "h264", "png"),
-        ("uint8", (4, 84, 84), "h264", "h264"),  # frames of grey, and no alpha
+        ("uint8", (4, 84, 84), "h264", "h264"),  # grey frames without alpha
         ("float32", (84, 84, 3), "h264", "raw"),
     ],
 )
-def test_image_format(dtype, shape, asked, stored):
+def test_the_image_format_follows_from_dtype_and_shape(dtype, shape, asked, stored):
     assert described(dtype, shape, image_format=asked).kind.format == stored
     assert described(dtype, shape, image_format="av1", kinds={"key": Image(asked)}).kind.format == stored
 
 
-def test_an_image_without_a_format_has_that_of_the_recorder():
+def test_an_image_without_a_format_has_the_format_of_the_recorder():
     assert described("uint8", (84, 84, 3), image_format="png", kinds={"key": Image()}).kind.format == "png"
     assert described("uint8", (84, 84, 3), image_format="png", kinds={"key": "image"}).kind.format == "png"
     assert (
@@ -97,7 +97,7 @@ def test_an_image_without_a_format_has_that_of_the_recorder():
         ("segment", "uint8", (48, 64), "image"),
     ],
 )
-def test_names_that_say_what_a_picture_is(name, dtype, shape, kind):
+def test_the_kind_of_a_picture_follows_from_its_name(name, dtype, shape, kind):
     assert described(dtype, shape, key=name).kind.name == kind
 
 
@@ -122,19 +122,19 @@ def test_names_that_say_what_a_picture_is(name, dtype, shape, kind):
         ("uint8", (84, 84), 4, 0),
     ],
 )
-def test_stacks_of_frames(dtype, shape, known, stack):
+def test_frame_stacks_are_recognized(dtype, shape, known, stack):
     found = described(dtype, shape, stack=known).kind
     assert getattr(found, "frames", 0) == stack
     assert isinstance(found, Image) is (dtype != "int64")
 
 
-def test_no_stack_of_frames_if_the_user_says_so():
+def test_stack_none_prevents_a_frame_stack():
     assert described("uint8", (4, 84, 84), kinds={"key": Image(stack="none")}).kind.format == "png", "RGBA"
     with pytest.raises(ValueError, match="an image is uint8 or float with 1, 3 or 4 channels"):
         described("uint8", (12, 84, 84), kinds={"key": Image(stack="none")})
 
 
-def test_a_matrix_that_is_a_picture_after_all():
+def test_a_matrix_may_be_a_picture_by_choice():
     assert described("float32", (64, 64), kinds={("key",): "image"}).kind.channels == "HW"
 
 
@@ -143,7 +143,7 @@ def test_an_agent_dimension_is_not_part_of_the_row():
     assert (stream.kind, stream.row_shape, stream.agent_count) == (Scalars(), (18,), 2)
 
 
-def test_the_spec_decides_before_the_data():
+def test_the_spec_is_preferred_to_the_data():
     assert described("int64", (), discrete="index", categories=(5,)).kind == State((), "index", (5,))
     assert described("int64", ()).kind == Scalars()
 
@@ -176,7 +176,7 @@ def test_keys_that_vary_in_shape_are_pictures_or_tensors(shape, kind):
         ({"kinds": {("key",): Points3D()}, "shape": (8, 2)}, r"points are \[n, 3\]"),
     ],
 )
-def test_overrides_that_do_not_fit(leaf, message):
+def test_options_that_do_not_fit_are_refused(leaf, message):
     with pytest.raises(ValueError, match=message):
         described("float32", leaf.pop("shape"), **leaf)
 
@@ -200,19 +200,19 @@ def test_overrides_that_do_not_fit(leaf, message):
         Stream(("__properties", "x"), Scalars(), "float32", (1,), place=("__properties_2", "x")),
     ],
 )
-def test_a_stream_comes_back_from_its_json(stream):
+def test_a_stream_equals_its_json_round_trip(stream):
     assert stream_from_schema(json.loads(json.dumps(stream_to_schema(stream) | {"moment": "observed"}))) == stream
 
 
-def test_every_field_of_a_stream_has_been_in_that_test():
-    given = test_a_stream_comes_back_from_its_json.pytestmark[0].args[1]
-    where_it_came_from = {"device"}  # of no interest to a reader
+def test_every_field_of_a_stream_is_in_the_round_trip():
+    given = test_a_stream_equals_its_json_round_trip.pytestmark[0].args[1]
+    where_it_came_from = {"device"}  # not needed by a reader
     for field in (field for field in dataclasses.fields(Stream) if field.name not in where_it_came_from):
         assert len({getattr(stream, field.name) for stream in given}) > 1, field.name
 
 
-def test_every_kind_and_every_option_has_been_in_that_test():
-    given = [stream.kind for stream in test_a_stream_comes_back_from_its_json.pytestmark[0].args[1]]
+def test_every_kind_and_option_is_in_the_round_trip():
+    given = [stream.kind for stream in test_a_stream_equals_its_json_round_trip.pytestmark[0].args[1]]
     for kind in KINDS:
         of_kind = [each for each in given if isinstance(each, kind)]
         for field in dataclasses.fields(kind):
@@ -220,7 +220,7 @@ def test_every_kind_and_every_option_has_been_in_that_test():
         assert of_kind, kind
 
 
-def test_two_kinds_never_share_a_name():
+def test_kinds_with_equal_names_are_refused():
     with pytest.raises(
         ValueError,
         match=r"Photo has the name of torchrl_rerun\.kinds\.image\.Image, 'image': two kinds never share one",
@@ -230,7 +230,7 @@ def test_two_kinds_never_share_a_name():
             name = "image"
 
 
-def test_a_kind_whose_class_is_not_there_can_be_listed_and_not_read():
+def test_a_kind_without_its_class_can_be_listed_and_not_read():
     told = {"key": ["x"], "dtype": "float32", "shape": [3], "kind": "wind", "options": {"scale": 2}}
     stream = stream_from_schema(told)
     assert (stream.kind.name, stream.kind.format, stream.kind.view(stream)) == ("wind", None, None)

@@ -1,4 +1,4 @@
-"""Targets hold nothing open; what they open claims the place, and is the only one that writes there."""
+"""Targets open writers. A writer claims its place, and alone writes there."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_target_can_be_copied_into_another_process(target):
     assert pickle.loads(pickle.dumps(target)).identity == target.identity
 
 
-def test_what_comes_after_a_close_can_be_written_to(target):
+def test_a_continuation_after_close_can_be_written(target):
     for _ in range(3):
         writer = target.open()
         writer.write(chunks(), **NAMES)
@@ -62,7 +62,7 @@ def test_a_place_is_claimed_once(target):
     writer.close()
 
 
-def test_siblings_write_beside_one_another(target):
+def test_siblings_write_to_different_places(target):
     siblings = [target.sibling(f"worker_{number}") for number in range(2)]
     writers = [each.open() for each in (target, *siblings)]
     assert len({writer.location for writer in writers}) == (1 if target.path is None else 3)
@@ -70,7 +70,7 @@ def test_siblings_write_beside_one_another(target):
         writer.close()
 
 
-def test_discarding_leaves_nothing_and_gives_back_a_file_that_was_replaced(tmp_path):
+def test_discarding_leaves_no_file_and_restores_a_replaced_one(tmp_path):
     path = tmp_path / "run.rrd"
     FileTarget(path).open().discard()
     assert not path.exists()
@@ -80,7 +80,7 @@ def test_discarding_leaves_nothing_and_gives_back_a_file_that_was_replaced(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_discarding_the_first_dump_leaves_the_dumps_that_it_was_to_replace(tmp_path):
+def test_discarding_the_first_dump_leaves_earlier_dumps(tmp_path):
     folder = tmp_path / "dumps"
     writer = DumpTarget(folder).open()
     writer.write(chunks(), **NAMES)
@@ -106,7 +106,7 @@ def test_all_parts_of_a_dump_get_its_suffix(tmp_path, monkeypatch):
     assert names == ["dump_000000_best.part_1.rrd", "dump_000000_best.part_2.rrd", "dump_000000_best.rrd"]
 
 
-def test_a_removed_file_is_an_error_and_a_closed_one_is_not(tmp_path):
+def test_a_removed_file_is_an_error_until_it_is_closed(tmp_path):
     writer = FileTarget(tmp_path / "run.rrd").open()
     assert writer.error() is None
     writer.path.unlink()
@@ -115,7 +115,7 @@ def test_a_removed_file_is_an_error_and_a_closed_one_is_not(tmp_path):
     assert writer.error() is None
 
 
-def test_a_folder_goes_on_with_the_decisions_so_far_and_counts_its_bytes_anew(tmp_path):
+def test_a_folder_keeps_its_decisions_over_closes_and_counts_bytes_from_0(tmp_path):
     target = EpisodeTarget(tmp_path / "run", new_kept=KeepLast(1).new_kept)
     for number in range(3):
         writer = target.open()
@@ -133,8 +133,8 @@ def test_a_folder_goes_on_with_the_decisions_so_far_and_counts_its_bytes_anew(tm
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["env_0_episode_000002.rrd"]
 
 
-def test_the_files_of_a_place_that_was_removed_are_none(target, tmp_path):
-    """Recorders that share a path in one process ask for them, those that are about another folder, too."""
+def test_a_removed_place_has_no_files(target, tmp_path):
+    """Recorders that share a path in one process ask for these files, also for those of other folders."""
     writer = target.open()
     for each in tmp_path.iterdir():
         shutil.rmtree(each) if each.is_dir() else each.unlink()

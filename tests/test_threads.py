@@ -1,4 +1,4 @@
-"""Threads that encode: order, errors, forks and the end of the program."""
+"""Threads that encode pictures: order, errors, forks and the end of the program."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.writing.encoding_threads import submit
 
 
-def test_tasks_are_done_and_raise():
+def test_tasks_return_results_and_errors():
     done = [submit(lambda i=i: (i, threading.current_thread().name)) for i in range(200)]
     assert [future.result(10)[0] for future in done] == list(range(200))
     assert {future.result()[1] for future in done} == {"torchrl_rerun-encoder"}
@@ -28,16 +28,16 @@ def test_tasks_are_done_and_raise():
     assert submit(lambda: "goes on").result(10) == "goes on"
 
 
-def test_they_dont_hold_up_the_end_of_the_program():
+def test_encoding_threads_do_not_delay_the_end_of_the_program():
     code = "import time; from torchrl_rerun.writing.encoding_threads import submit; submit(lambda: time.sleep(60))"
     subprocess.run([*python(), "-c", code], check=True, timeout=30)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
-def test_a_forked_process_has_its_own():
+def test_a_forked_process_has_its_own_encoding_threads():
     submit(lambda: None).result(10)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks of programs with threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # warnings of forks of programs with threads
         child = os.fork()
     if not child:
         os._exit(submit(lambda: 7).result(10))
@@ -46,8 +46,8 @@ def test_a_forked_process_has_its_own():
 
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "h264"])
 @pytest.mark.parametrize("split", ["run", "episode"])
-def test_each_environment_gets_its_own_pictures_in_order(tmp_path, image_format, split):
-    """Of several environments and two keys, in several blocks."""
+def test_pictures_of_each_environment_are_in_order(tmp_path, image_format, split):
+    """Two keys of several environments, in several blocks."""
 
     def observed(env):
         return lambda t: {"a": picture(5 * t + 50 * env, (24, 40, 3)), "b": picture(9 * t + 70 * env, (24, 40, 1))}
@@ -66,8 +66,8 @@ def test_each_environment_gets_its_own_pictures_in_order(tmp_path, image_format,
                 assert psnr(value, observed(index)(t)[key]) > 25, (index, key, t)
 
 
-def test_what_an_encoder_cant_do_is_told(path):
-    """x264 makes no video that is wider than 16384."""
+def test_an_encoder_that_fails_gives_an_error(path):
+    """x264 encodes no video wider than 16384 px."""
     env = Scripted(lambda t: {"x": torch.zeros(2, 20_000, 3, dtype=torch.uint8)})
     env = env.append_transform(RerunRecorder(path, image_format="h264"))
     with warnings.catch_warnings():
@@ -80,8 +80,8 @@ def test_what_an_encoder_cant_do_is_told(path):
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "av1"])
-def test_who_forgets_to_close_loses_nothing(path, image_format):
-    """Pictures are encoded when the program has come to its end."""
+def test_a_program_without_close_loses_no_picture(path, image_format):
+    """Pictures are encoded at the end of the program."""
     code = f"""
 import torch
 from torchrl.envs import GymEnv, SerialEnv

@@ -1,4 +1,4 @@
-"""Positions and sums worked out afterwards equal those counted frame by frame."""
+"""Positions and sums that are computed by block equal those counted frame by frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_rerun.recording.counters import Counters
 
 @st.composite
 def histories(draw):
-    """A number of environments, and what happens to them: (a step or a reset, of which ones)."""
+    """Draw a number of environments, and their events: (step or reset, environments)."""
     envs = draw(st.integers(1, 4))
     some = st.one_of(st.none(), st.lists(st.integers(0, envs - 1), min_size=1, unique=True).map(sorted))
     return envs, draw(st.lists(st.tuples(st.booleans(), some), max_size=12)), draw(st.integers(0, 12))
@@ -23,7 +23,7 @@ def histories(draw):
 
 @given(histories())
 @examples(120)
-def test_positions_are_those_of_counting(history):
+def test_positions_equal_counted_ones(history):
     envs, happened, before_block = history
     episodes = Counters(envs)
     start, events, counted = episodes.positions(), Events(), []
@@ -47,7 +47,7 @@ def test_positions_are_those_of_counting(history):
 
 @given(histories(), st.integers(0, 2**32 - 1))
 @examples(80)
-def test_sums_are_those_of_adding(history, seed):
+def test_sums_equal_added_ones(history, seed):
     envs, happened, _ = history
     episodes, rng = Counters(envs), np.random.default_rng(seed)
     start = total = rng.normal(size=(envs, 2))

@@ -1,4 +1,4 @@
-"""What people see: recordings opened in the real viewer, without a display."""
+"""Recordings in the real viewer, without a display."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def test_a_cell_for_each_environment(viewer, path, tmp_path):
     picture = tmp_path / "picture.png"
     viewer.save_screenshot(str(picture))
     pixels = np.asarray(Image.open(picture).convert("RGB"))
-    assert (pixels == 255).all(-1).mean() > 0.1  # the white of the two CartPoles is on the screen
+    assert (pixels == 255).all(-1).mean() > 0.1  # the white pictures of two CartPoles are on the screen
 
 
-def test_agents(viewer, path):
+def test_agents_are_shown_without_errors(viewer, path):
     record(VmasEnv("flocking", num_envs=2, n_agents=3, max_steps=20), path, 15)
     views = opened(viewer, path, 10)
     assert views
     assert trouble(views) == []
 
 
-def test_every_kind(viewer, path):
+def test_each_kind_is_shown_without_errors(viewer, path):
     record(Zoo((2,)), path, 12, image_format="png")
     views = opened(viewer, path, 8)
     assert {view.view_class for view in views} == {
@@ -67,7 +67,7 @@ def test_every_kind(viewer, path):
 
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("image_format", ["raw", "png"])
-def test_grey_and_transparent_pictures(viewer, path, image_format, channels):
+def test_grey_and_transparent_pictures_are_shown(viewer, path, image_format, channels):
     record(
         Scripted(lambda t: {"x": torch.full((24, 32, channels), 20 * t, dtype=torch.uint8)}),
         path,
@@ -79,7 +79,7 @@ def test_grey_and_transparent_pictures(viewer, path, image_format, channels):
     assert trouble(views) == []
 
 
-def test_what_is_wrong_behind_a_tab_is_seen(viewer, path):
+def test_errors_of_views_behind_tabs_are_found(viewer, path):
     views = [rrb.Spatial2DView(origin=origin, name=origin) for origin in ("/fine", "/broken")]
     with rr.RecordingStream("tabs") as stream:
         stream.save(path, default_blueprint=rrb.Blueprint(rrb.Tabs(*views), auto_views=False))
@@ -92,8 +92,8 @@ def test_what_is_wrong_behind_a_tab_is_seen(viewer, path):
     assert "Invalid data length" in reports[0].summary
 
 
-def test_many_states(viewer, path):
-    """500 of them in one lane, and names in the other."""
+def test_many_states_are_shown_in_one_lane(viewer, path):
+    """500 states are one lane, and named actions another one."""
     record(GymEnv("Taxi-v4"), path, 15)
     views = opened(viewer, path, 10)
     assert rerun_views(views) == [
@@ -104,20 +104,20 @@ def test_many_states(viewer, path):
     assert trouble(views) == []
 
 
-def test_a_layout_of_the_users_own(viewer, path):
+def test_a_layout_of_the_user_is_shown(viewer, path):
     mine = rrb.Blueprint(rrb.TimeSeriesView(origin="/env_0/reward", name="mine"), auto_views=False)
     record(cartpole(), path, 5, blueprint=mine)
     assert rerun_views(opened(viewer, path, 3)) == [("TimeSeries", "/env_0/reward", "mine")]
 
 
-def test_no_layout(path):
+def test_a_recording_without_blueprint_has_no_layout(path):
     record(cartpole(), path, 5, blueprint=False)
     assert RrdReader(path).blueprints() == []
     assert len(RrdReader(path).recordings()) == 1
 
 
-def test_a_run_folder(viewer, tmp_path):
-    """Each episode opens with its layout; the picture is of the one that is shown."""
+def test_a_run_folder_opens_with_all_episodes(viewer, tmp_path):
+    """Each episode opens with its layout. The picture is of the selected episode."""
     folder = tmp_path / "run"
     record(SerialEnv(2, pixel_cartpole), folder, 60, split="episode")
     files = sorted(folder.glob("*.rrd"))

@@ -1,4 +1,4 @@
-"""A file and live viewers at once: real viewers on loopback, which die, stop and come back."""
+"""A file and live viewers at once: real viewers on loopback that are killed, stopped and continued."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from torchrl_rerun import RerunRecorder, layout
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Viewers that take nothing are given up sooner."""
+    """Give up viewers that block sooner."""
     for module in ("live", "viewers"):
         monkeypatch.setattr(f"torchrl_rerun.writing.{module}.STALL_SECONDS", 2.0)
 
 
 @pytest.fixture
 def viewer():
-    """A viewer's server, without its windows: the process and its URL."""
+    """Start a viewer's server without windows. Return its process and URL."""
     with started_viewer() as server:
         yield server
 
@@ -50,7 +50,7 @@ def test_file_and_viewer_get_every_frame(path, viewer, tmp_path):
     assert frames(shown) == list(range(41))
 
 
-def test_a_viewer_alone(viewer, tmp_path):
+def test_a_viewer_alone_gets_every_frame(viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown, lambda: len(frames_so_far(shown)) == 21):
@@ -62,8 +62,8 @@ def test_a_viewer_alone(viewer, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["shown.rrd"]
 
 
-def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
-    """The one that is made from the streams of an environment as it is, which names and colours lines."""
+def test_a_viewer_gets_the_layout(path, viewer, tmp_path):
+    """The default layout, which names and colours lines."""
     _, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown, lambda: frames_so_far(shown, "/env_0/observation") == frames(path, "/env_0/observation")):
@@ -78,10 +78,10 @@ def test_a_viewer_is_sent_the_layout(path, viewer, tmp_path):
     assert ("TimeSeries", "/", "episode_return, whole run") in views
 
 
-def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
+def test_a_layout_that_cannot_be_sent_loses_no_frame(path, viewer):
     def mine(recorded):
         made = layout.layout(recorded)
-        made.of_mine = lambda: None  # which can't be pickled
+        made.of_mine = lambda: None  # can't be pickled
         return made
 
     env = GymEnv("CartPole-v1").append_transform(RerunRecorder([path, viewer[1]], blueprint=mine))
@@ -92,7 +92,7 @@ def test_a_layout_that_cant_be_sent_harms_nothing(path, viewer):
     assert RrdReader(path).blueprints()
 
 
-def test_a_server_that_viewers_connect_to(tmp_path):
+def test_viewers_may_connect_to_a_server(tmp_path):
     port, shown = free_port(), tmp_path / "shown.rrd"
     sink = rr.GrpcServerSink("127.0.0.1", port)
     env = LargePictures().append_transform(RerunRecorder(sink, in_keys=["x", "pixels"]))
@@ -102,10 +102,10 @@ def test_a_server_that_viewers_connect_to(tmp_path):
         env.rollout(20)
         env.transform.dump()
     env.close()
-    assert frames(shown) == list(range(42))  # a viewer that comes late sees all
+    assert frames(shown) == list(range(42))  # a viewer that connects late gets all frames
 
 
-def test_workers_that_share_a_viewer(viewer, tmp_path):
+def test_workers_may_share_a_viewer(viewer, tmp_path):
     _, url = viewer
     shown = tmp_path / "shown.rrd"
 
@@ -120,7 +120,7 @@ def test_workers_that_share_a_viewer(viewer, tmp_path):
     assert {"/env_0/reward", "/env_1/reward"} <= entities
 
 
-def test_no_viewer_is_an_error_when_recording_starts(path):
+def test_a_missing_viewer_is_an_error_at_the_first_reset(path):
     url = f"rerun+http://127.0.0.1:{free_port()}/proxy"
     env = cartpole().append_transform(RerunRecorder([path, url]))
     with pytest.raises(ConnectionError, match=r"no viewer at .*start one with"):
@@ -128,7 +128,7 @@ def test_no_viewer_is_an_error_when_recording_starts(path):
     assert not path.exists()
 
 
-def test_a_viewer_that_does_not_answer_is_an_error_when_recording_starts(path, viewer):
+def test_a_viewer_that_does_not_answer_is_an_error_at_the_first_reset(path, viewer):
     process, url = viewer
     process.send_signal(signal.SIGSTOP)
     env = cartpole().append_transform(RerunRecorder([path, url]))
@@ -138,7 +138,7 @@ def test_a_viewer_that_does_not_answer_is_an_error_when_recording_starts(path, v
 
 
 def train_until(env, condition):
-    """Train at 60 steps a second, as a real environment might, until something has come about."""
+    """Train at 60 steps a second, like a real environment, until a condition holds."""
 
     def trained():
         env.rollout(5)
@@ -148,7 +148,7 @@ def train_until(env, condition):
     wait_until(trained)
 
 
-def test_a_viewer_that_is_killed(path, viewer):
+def test_a_killed_viewer_gives_one_warning_and_the_file_is_complete(path, viewer):
     process, url = viewer
     env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"]))
     env.rollout(5)
@@ -166,7 +166,7 @@ def test_a_viewer_that_is_killed(path, viewer):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_viewer_that_stops_reading(path, viewer):
+def test_a_viewer_that_stops_reading_does_not_stop_the_file(path, viewer):
     process, url = viewer
     env = LargePictures().append_transform(RerunRecorder([path, url], in_keys=["x", "pixels"], image_format="raw"))
     env.rollout(5)
@@ -181,7 +181,7 @@ def test_a_viewer_that_stops_reading(path, viewer):
     assert recorded == list(range(len(recorded)))
 
 
-def test_a_viewer_that_goes_on_after_a_while(path, viewer, tmp_path):
+def test_a_viewer_that_goes_on_gets_later_frames(path, viewer, tmp_path):
     process, url = viewer
     shown = tmp_path / "shown.rrd"
     with received(url, shown, lambda: frames_so_far(shown)[-1:] == frames(path)[-1:]):
@@ -206,7 +206,7 @@ def test_a_viewer_that_goes_on_after_a_while(path, viewer, tmp_path):
 
 
 @pytest.mark.parametrize("end", ["", "env.close()", "os._exit(0)"])
-def test_the_process_ends_beside_a_viewer_that_stopped(path, viewer, end):
+def test_the_process_ends_beside_a_stopped_viewer(path, viewer, end):
     process, url = viewer
     script = f"""
 import os, signal, sys, warnings
@@ -237,7 +237,7 @@ print("end", flush=True)
         assert frames(path) == list(range(207))
 
 
-def test_what_is_no_sink(path):
+def test_invalid_sinks_are_refused(path):
     with pytest.raises(ValueError, match="one file, viewers"):
         RerunRecorder([path, path.with_name("other.rrd")])
     with pytest.raises(ValueError, match="no address of a viewer"):

@@ -1,4 +1,4 @@
-"""`torchrl-rerun view`: the real viewer, for as long as the command runs."""
+"""`torchrl-rerun view`: the real viewer runs as long as the command."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def ports_in(said):
 
 @pytest.fixture
 def run(tmp_path):
-    """Three episodes."""
+    """Write three episodes."""
     for number, value in enumerate([1.0, -5.0, 3.0]):
         write_episode(tmp_path / "ppo", episode(number, value, terminated=True))
     return tmp_path / "ppo"
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_with_its_viewer(run, end):
+def test_the_command_ends_with_its_viewer(run, end):
     with viewing(run) as (process, said):
         web_port, port = ports_in(said)
         viewer = viewer_of(process)
@@ -55,7 +55,7 @@ def test_it_ends_with_its_viewer(run, end):
         assert is_free("127.0.0.1", web_port)
 
 
-def test_episodes_are_chosen_as_ls_chooses_them(run):
+def test_episodes_are_selected_like_in_ls(run):
     with viewing(run, "--worst", 2, "--where", "episode_return<2") as (process, _):
         assert opened(process) == [str(run / f"env_0_episode_{number:06}.rrd") for number in (1, 0)]
     listed = subprocess.run([*COMMAND, "ls", run, "--paths", "--best", "2"], capture_output=True, check=True, text=True)
@@ -63,7 +63,7 @@ def test_episodes_are_chosen_as_ls_chooses_them(run):
         assert opened(process) == [str(run / f"env_0_episode_{number:06}.rrd") for number in (2, 0)]
 
 
-def test_an_address_and_ports_of_ones_choice(run):
+def test_address_and_ports_can_be_chosen(run):
     ports = find_free_port("127.0.0.2"), find_free_port("127.0.0.2")
     with viewing(run, "--bind", "127.0.0.2", "--web-port", ports[0], "--port", ports[1]) as (process, said):
         assert said == (f"open http://127.0.0.2:{ports[0]}/?url=rerun%2Bhttp%3A%2F%2F127.0.0.2%3A{ports[1]}%2Fproxy\n")
@@ -71,14 +71,14 @@ def test_an_address_and_ports_of_ones_choice(run):
         assert addresses == {("127.0.0.2", port) for port in ports}
 
 
-def test_a_port_that_is_taken(run):
+def test_a_port_in_use_is_an_error(run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert find_free_port("127.0.0.1", port) != port
         assert_refused(f"nothing can listen on port {port} of 127.0.0.1", run, "--web", "--port", port)
 
 
-def test_the_viewer_ends_by_itself(run):
+def test_the_command_ends_if_the_viewer_ends(run):
     with viewing(run) as (process, _):
         viewer_of(process).kill()
         _, complained = process.communicate(timeout=10)
@@ -86,7 +86,7 @@ def test_the_viewer_ends_by_itself(run):
         assert "Rerun's viewer ended: exit status -9" in complained
 
 
-def test_what_cannot_be_opened_is_left_out_of_a_folder(run):
+def test_unreadable_files_of_a_folder_are_left_out(run):
     whole = write_run(run / "whole.rrd")
     torn = run / "torn.rrd"
     torn.write_bytes(whole.read_bytes()[:-100])
@@ -107,7 +107,7 @@ def assert_refused(why, *arguments):
     assert why in done.stderr
 
 
-def test_refused(run, tmp_path):
+def test_files_and_options_that_show_nothing_are_refused(run, tmp_path):
     torn = tmp_path / "torn [1].rrd"
     torn.write_bytes(write_run(tmp_path / "whole.rrd").read_bytes()[:-100])
     assert_refused(f"`torchrl-rerun repair '{torn}'` makes it whole", torn)
@@ -131,22 +131,22 @@ def test_refused(run, tmp_path):
         (["--best", "1", "--worst", "1"], "choose one of these"),
     ],
 )
-def test_what_makes_no_sense(run, arguments, why):
+def test_contradictory_options_are_refused(run, arguments, why):
     done = view(run, *arguments)
     assert done.exit_code == 2
     assert why in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="displays are asked of the environment on Linux alone")
-def test_without_a_display(run, monkeypatch):
+def test_a_missing_display_is_an_error_with_advice(run, monkeypatch):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert_refused("there is no display to open a window on. Use `--web` for a browser", run)
-    monkeypatch.setenv("DISPLAY", ":987")  # there is no such one
+    monkeypatch.setenv("DISPLAY", ":987")  # there is no such display
     assert_refused("Rerun's viewer ended: ", run)
 
 
-def test_help_comes_at_once():
-    """Neither Rerun nor NumPy is imported for it, let alone torch."""
+def test_help_imports_no_large_package():
+    """Neither Rerun nor NumPy nor torch is imported."""
     code = "import sys, torchrl_rerun.cli; print({'rerun', 'numpy', 'torch'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""Every way in which a rollout reaches the recorder gives the same rows."""
+"""Ways of recording: each gives the rows of the rollout."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from torchrl.envs import (
 from torchrl.envs.utils import RandomPolicy
 
 from readback import read, same
+from rebuilt import steps_in
 from reference import Reference, assert_same, of_rollout, per_env
-from torchrl_rerun import RerunRecorder, load
+from torchrl_rerun import RerunRecorder
 
 DONE = ["done", "terminated", "truncated"]
 OBSERVED = ["observation", *DONE]
@@ -44,7 +45,7 @@ def recorded_cartpole(path, **options):
 # --- rollouts ---
 
 
-def test_break_when_any_done(path):
+def test_rollouts_with_break_when_any_done_are_recorded(path):
     env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path))
     rollout = env.rollout(200)
     assert rollout.shape[1] < 200
@@ -52,7 +53,7 @@ def test_break_when_any_done(path):
     of_rollout(rollout, observed=OBSERVED).compare(read(path))
 
 
-def test_break_when_all_done_leaves_out_those_that_wait(path):
+def test_break_when_all_done_leaves_out_waiting_environments(path):
     env = SerialEnv(3, cartpole).append_transform(RerunRecorder(path))
     rollout = env.rollout(200, break_when_all_done=True)
     env.close()
@@ -86,7 +87,7 @@ def test_auto_reset_false_goes_on_with_the_episode(path):
     of_rollout(second, observed=OBSERVED, reference=reference, continues=True).compare(read(path))
 
 
-def test_a_reset_before_the_recorder_was_there(path):
+def test_a_reset_before_the_recorder_is_the_first_frame(path):
     env = SerialEnv(2, pendulum)
     start = env.reset()
     env = env.append_transform(RerunRecorder(path))
@@ -95,7 +96,7 @@ def test_a_reset_before_the_recorder_was_there(path):
     of_rollout(rollout, observed=OBSERVED).compare(read(path))
 
 
-def test_a_reset_before_the_recorder_was_there_has_no_row_of_the_policys(path):
+def test_a_reset_before_the_recorder_has_no_row_of_the_policy(path):
     env = SerialEnv(2, pendulum)
     start = env.reset()
     env = env.append_transform(RerunRecorder(path, in_keys=["observation", "action", "log_prob"]))
@@ -109,7 +110,7 @@ def test_a_reset_before_the_recorder_was_there_has_no_row_of_the_policys(path):
 # --- loops ---
 
 
-def test_step_and_maybe_reset(path):
+def test_step_and_maybe_reset_is_recorded(path):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     following = env.reset()
     moments = []
@@ -125,7 +126,7 @@ def test_step_and_maybe_reset(path):
     reference.compare(recorded)
 
 
-def test_step_and_reset_by_hand(path):
+def test_steps_and_resets_by_hand_are_recorded(path):
     env = recorded_cartpole(path)
     reference = Reference(1)
     for _ in range(3):
@@ -155,7 +156,7 @@ def test_terminal_and_first_observations_are_two_rows(path):
     assert rows.along("step")[end + 1 : end + 3] == [end + 1, end + 1]
 
 
-def test_times(path):
+def test_sim_time_counts_frames_and_log_time_grows(path):
     env = recorded_cartpole(path, fps=20)
     env.rollout(10)
     env.close()
@@ -169,14 +170,14 @@ def test_times(path):
 
 
 @pytest.mark.parametrize("mode", ["any", "all"])
-def test_callback_of_a_stopping_rollout(path, mode):
+def test_the_callback_of_a_stopping_rollout_records_from_the_second_observation(path, mode):
     recorder = RerunRecorder(path)
     env = SerialEnv(2, cartpole)
     rollout = env.rollout(100, callback=recorder.callback, **({"break_when_all_done": True} if mode == "all" else {}))
     recorder.close()
     recorded = read(path)
     rows = recorded["/env_0/observation"]
-    # TorchRL keeps the first observation to itself; from the second one on everything is there, the last step included.
+    # TorchRL does not pass the first observation; all later frames are there, the last step included.
     alive = (
         int(rollout["next", "done"][0].flatten().long().cumsum(0).eq(0).sum()) + 1
         if mode == "all"
@@ -190,14 +191,14 @@ def test_callback_of_a_stopping_rollout(path, mode):
     assert [v.item() for v in rewards.values] == rollout[0, 1:alive]["next", "reward"].flatten().tolist()
 
 
-def test_callback_of_a_rollout_that_goes_on(path):
+def test_the_callback_of_a_long_rollout_records_all_but_the_last_transition(path):
     recorder = RerunRecorder(path)
     rollout = SerialEnv(2, cartpole).rollout(60, break_when_any_done=False, callback=recorder.callback)
     recorder.close()
-    of_rollout(rollout[:, :-1], observed=OBSERVED).compare(read(path))  # the last transition is never passed
+    of_rollout(rollout[:, :-1], observed=OBSERVED).compare(read(path))  # TorchRL never passes the last transition
 
 
-def test_callback_of_an_appended_recorder_records_nothing_twice(path):
+def test_the_callback_of_an_appended_recorder_records_no_frame_twice(path):
     recorder = RerunRecorder(path)
     env = SerialEnv(2, cartpole).append_transform(recorder)
     rollout = env.rollout(60, break_when_any_done=False, callback=recorder.callback)
@@ -205,7 +206,7 @@ def test_callback_of_an_appended_recorder_records_nothing_twice(path):
     of_rollout(rollout, observed=OBSERVED).compare(read(path))
 
 
-def test_log_rollout(path):
+def test_log_rollout_records_a_rollout(path):
     rollout = SerialEnv(3, cartpole).rollout(60, break_when_any_done=False)
     recorder = RerunRecorder(path)
     recorder.log_rollout(rollout)
@@ -244,7 +245,7 @@ def test_log_rollout_of_unrelated_data_begins_episodes(path):
 
 
 @pytest.mark.parametrize("appended", [True, False])
-def test_without_the_reward_there_is_no_return(path, appended):
+def test_a_recording_without_rewards_has_no_return(path, appended):
     recorder = RerunRecorder(path, in_keys=["observation"])
     env = SerialEnv(2, cartpole)
     if appended:
@@ -255,12 +256,12 @@ def test_without_the_reward_there_is_no_return(path, appended):
     assert read(path).keys() == {("observation",)}
 
 
-def test_log_rollout_needs_a_rollout(path):
+def test_log_rollout_refuses_other_data(path):
     with pytest.raises(KeyError, match="'next' is missing"):
         RerunRecorder(path).log_rollout(TensorDict(observation=torch.zeros(3, 2), batch_size=[3]))
 
 
-def test_replay_buffer_transform(path):
+def test_samples_of_a_replay_buffer_are_recorded(path):
     rollout = SerialEnv(2, pendulum).rollout(20)
     recorder = RerunRecorder(path)
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(4), batch_size=2, transform=recorder)
@@ -276,7 +277,7 @@ def test_replay_buffer_transform(path):
 # --- collectors ---
 
 
-def test_collector(path):
+def test_frames_of_a_collector_are_recorded(path):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     collector = Collector(env, RandomPolicy(env.action_spec), frames_per_batch=40, total_frames=200)
     reference, last = None, None
@@ -292,7 +293,7 @@ def test_collector(path):
     collector.shutdown()
     recorded = read(path)
     ended = last["next", "done"].flatten().nonzero().flatten().tolist()
-    if ended:  # the collector reset them, and closed before it stepped
+    if ended:  # the collector reset these environments, and closed before a step
         for env_index in ended:
             for path_ in recorded.entities:
                 if path_.startswith(f"/env_{env_index}/") and recorded[path_].times[-1]["episode_step"] == 0:
@@ -306,7 +307,7 @@ def make_recorded(path):
 
 
 @pytest.mark.parametrize("collector_class", [MultiSyncCollector, MultiAsyncCollector])
-def test_multi_process_collectors(path, collector_class):
+def test_frames_of_multi_process_collectors_are_recorded(path, collector_class):
     make = functools.partial(make_recorded, path)
     collector = collector_class(
         [make, make], RandomPolicy(cartpole().action_spec), frames_per_batch=40, total_frames=120
@@ -318,18 +319,18 @@ def test_multi_process_collectors(path, collector_class):
     recordings = [read(file) for file in files]
     assert len({recorded.recording_id for recorded in recordings}) == 1
     assert [recorded.schema["envs"] for recorded in recordings] == [[0], [1]]
-    episodes = load(path)
-    left = [torch.cat([each.tensordict() for each in episodes if each.properties.env == env]) for env in range(2)]
+    episodes = steps_in(path)
+    left = [torch.cat([steps for (of_env, _), steps in episodes.items() if of_env == env]) for env in range(2)]
     assert sum(batch.numel() for batch in batches) == 120
     for piece in [piece for batch in batches for piece in batch.split(20, -1)]:
-        for delivered in piece.reshape(-1, 20):  # of one worker; more may have been collected than was delivered
+        for delivered in piece.reshape(-1, 20):  # frames of one worker, which may have collected more than it delivered
             first = delivered["observation"][0].tolist()
             [env] = [env for env in range(2) if left[env]["observation"][:1].tolist() == [first]]
             assert_same(left[env][:20], delivered)
             left[env] = left[env][20:]
 
 
-def test_evaluator_dumps(path):
+def test_an_evaluator_dumps(path):
     from torchrl.collectors import Evaluator
 
     env = cartpole().append_transform(RerunRecorder(path))
@@ -344,7 +345,7 @@ def test_evaluator_dumps(path):
 
 
 @pytest.mark.parametrize("envs", [ParallelEnv, SerialEnv])
-def test_a_recorder_in_each_environment_of_a_batch(path, envs):
+def test_recorders_in_each_environment_of_a_batch_have_their_own_files(path, envs):
     make = functools.partial(make_recorded, path)
     with pytest.warns(UserWarning, match="inside the environments of a batch"):
         env = envs(2, make)
@@ -361,7 +362,7 @@ def test_a_recorder_in_each_environment_of_a_batch(path, envs):
     assert len(ids) == 1
 
 
-def test_a_copy_has_a_file_of_its_own(path):
+def test_a_copy_of_a_recorder_has_its_own_file(path):
     recorder = RerunRecorder(path)
     env = cartpole().append_transform(recorder)
     for copied in (copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
@@ -375,7 +376,7 @@ def test_a_copy_has_a_file_of_its_own(path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["run.rrd", "run.worker_0.rrd", "run.worker_1.rrd"]
 
 
-def test_a_parallel_environment_of_different_environments(path):
+def test_different_environments_in_parallel_are_recorded(path):
     makers = [functools.partial(GymEnv, "Pendulum-v1"), functools.partial(GymEnv, "Pendulum-v1", frame_skip=2)]
     env = ParallelEnv(2, makers).append_transform(RerunRecorder(path))
     rollout = env.rollout(5)
@@ -386,7 +387,7 @@ def test_a_parallel_environment_of_different_environments(path):
 # --- in the chain of transforms ---
 
 
-def test_dump_inside_compose(path):
+def test_dump_of_a_compose_reaches_the_recorder(path):
     env = TransformedEnv(cartpole(), Compose(StepCounter(), RewardSum(), RerunRecorder(path)))
     env.rollout(5)
     env.transform.dump(step=3)
@@ -397,7 +398,7 @@ def test_dump_inside_compose(path):
     assert ("episode_reward",) in read(path).keys()
 
 
-def test_parents_of_later_transforms_record_nothing(path):
+def test_parents_of_later_transforms_open_no_file(path):
     env = cartpole().append_transform(RerunRecorder(path)).append_transform(NoopResetEnv(3, random=False))
     env.append_transform(StepCounter())
     with pytest.warns(UserWarning, match="can't be seen"):
@@ -426,7 +427,7 @@ def test_two_environments_on_one_path_are_refused(path):
     first.close()
 
 
-def test_check_env_specs_leaves_nothing(path):
+def test_check_env_specs_records_no_frame(path):
     env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
     check_env_specs(env)
     assert not path.exists()
@@ -452,7 +453,7 @@ def test_a_closed_recorder_that_is_used_again_goes_on_in_another_file(path):
     reference.compare(later)
 
 
-def test_a_recorder_that_is_closed_in_the_middle_of_an_episode_goes_on_with_it(path):
+def test_an_episode_goes_on_after_close_in_its_middle(path):
     env = SerialEnv(2, pendulum).append_transform(RerunRecorder(path))
     first = env.rollout(5)
     env.transform.close()
@@ -464,13 +465,13 @@ def test_a_recorder_that_is_closed_in_the_middle_of_an_episode_goes_on_with_it(p
     assert rows.along("step") == rows.along("episode_step") == [6, 7, 8, 9, 10]
 
 
-# --- what a recorder must never do ---
+# --- no side effects ---
 
 
 @pytest.mark.parametrize(
     "make", [functools.partial(SerialEnv, 3, cartpole), functools.partial(ParallelEnv, 2, pendulum)]
 )
-def test_a_seeded_run_is_the_same_with_and_without(path, make):
+def test_a_seeded_run_is_equal_with_and_without_a_recorder(path, make):
     def run(with_recorder):
         torch.manual_seed(3)
         env = make()
@@ -508,7 +509,7 @@ def test_gradients_pass_unchanged(path):
     assert all(not value.requires_grad for value in read(path)["/env_0/reward"].values)
 
 
-def test_in_a_model_without_an_environment(path):
+def test_a_recorder_in_a_model_passes_data_through(path):
     recorder = RerunRecorder(path)
     model = torch.nn.Sequential(recorder, TensorDictModule(torch.nn.Identity(), ["x"], ["y"]))
     out = model(TensorDict(x=torch.ones(3), batch_size=[]))

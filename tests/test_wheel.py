@@ -1,4 +1,4 @@
-"""What users install: a wheel, in an environment of its own, with whatever versions pip chooses for it today."""
+"""The wheel in a new environment, with the newest versions that pip chooses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(*command, folder):
 
 
 def link(distribution, site):
-    """Make a distribution of this interpreter one of another environment: a copy of torch takes 750 MB."""
+    """Link a distribution of this interpreter into another environment: a copy of torch takes 750 MB."""
     here = Path(importlib.metadata.distribution(distribution).locate_file(""))
     for name in {file.parts[0] for file in importlib.metadata.files(distribution)} - {"..", "__pycache__"}:
         (site / name).symlink_to(here / name)

@@ -1,4 +1,4 @@
-"""Steps that a transform in front of the recorder makes, or leaves out, within a step."""
+"""Transforms in front of the recorder that make several steps within one, or skip steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def agree(path, rollout, keys=("observation", "done", "terminated")):
 
 @pytest.mark.parametrize("stack_rewards", [True, False])
 @pytest.mark.parametrize("n", [3, 4, 5, 7])
-def test_an_episode_may_end_in_the_middle_of_a_chunk(path, n, stack_rewards):
+def test_an_episode_may_end_within_a_chunk_of_actions(path, n, stack_rewards):
     env = TransformedEnv(Count(n), MultiAction(stack_rewards=stack_rewards)).append_transform(RerunRecorder(path))
     rollout = env.rollout(6, chunks(env, 3), break_when_any_done=False)
     env.close()
@@ -34,7 +34,7 @@ def test_an_episode_may_end_in_the_middle_of_a_chunk(path, n, stack_rewards):
     assert ends == [True] * int(rollout["next", "done"].sum()) + [False] * (not rollout["next", "done"][-1])
 
 
-def test_the_last_step_of_all_is_recorded_though_no_hook_is_called(path):
+def test_the_last_step_is_recorded_without_a_later_hook(path):
     env = TransformedEnv(Count(4), MultiAction()).append_transform(RerunRecorder(path))
     rollout = env.rollout(2, chunks(env, 3))
     env.transform[-1].dump()
@@ -67,7 +67,7 @@ def test_environments_that_were_not_stepped_get_no_rows(path, batch):
         assert recorded[f"/env_{number}/reward"].along("step") == (moved.nonzero().flatten() + 1).tolist()
 
 
-def test_where_all_are_skipped_none_get_rows(path):
+def test_no_environment_gets_rows_if_all_are_skipped(path):
     env = TransformedEnv(Count(9), ConditionalSkip(lambda data: data["observation"] == 2)).append_transform(
         RerunRecorder(path)
     )
@@ -83,8 +83,8 @@ def skips():
 
 
 @pytest.mark.parametrize("inner", [skips, lambda: SerialEnv(2, skips)], ids=["inner", "of a batch"])
-def test_steps_that_an_inner_environment_skips_are_what_the_rollout_holds(path, inner):
-    """Nothing outside tells them from steps: that is said."""
+def test_steps_that_an_inner_environment_skips_are_recorded_like_in_the_rollout(path, inner):
+    """Skipped steps look like steps from outside, hence a warning."""
     env = TransformedEnv(inner(), RerunRecorder(path), auto_unwrap=False)
     with pytest.warns(UserWarning, match="ConditionalSkip skips inside an inner environment"):
         rollout = env.rollout(6, break_when_any_done=False)
@@ -102,7 +102,7 @@ def test_calls_that_skip_all_are_counted(path):
     assert read(path)["/env_0/observation"].along("step") == [0, 1, 4, 5]
 
 
-def test_a_step_that_fails_is_none(path):
+def test_a_step_that_fails_is_not_counted(path):
     class Fails(Count):
         def _step(self, tensordict):
             if self.t == 2:

@@ -1,4 +1,4 @@
-"""Training that is a program of its own, for what kills, fills or hangs it."""
+"""Training scripts that run as programs, for tests that kill or hang them, or fill the disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ torch.manual_seed(0)
 
 
 def run(script: str, path, *, timeout: float = PATIENCE, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a script as a program of its own; it must end by itself."""
+    """Run a script as a program. Fail unless it ends by itself with the expected status."""
     source = PREAMBLE + textwrap.dedent(script)
     done = subprocess.run(
         [*python(), "-c", source, str(path)], capture_output=True, text=True, timeout=timeout, check=False

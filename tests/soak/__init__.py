@@ -1,1 +1,1 @@
-"""A soak: random environments, recorder options, sinks and faults for as long as you like, and the contract checked."""
+"""A soak: check the contract with random environments, recorder options, sinks and faults, for any time."""

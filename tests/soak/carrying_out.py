@@ -1,4 +1,4 @@
-"""Carry out the plan of a seed, in this process, and check what it left."""
+"""Carry out the plan of a seed in this process, and check its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def carry_out(seed: int, viewer: tuple[str, int] | None) -> Tally:
     """Carry out the plan of a seed, in this process.
 
     Raises:
-        AssertionError: the contract was broken.
+        AssertionError: The contract was broken.
     """
     plan = Plan.draw(seed)
     with tempfile.TemporaryDirectory(prefix="soak.") as name:
@@ -59,7 +59,7 @@ def carry_out(seed: int, viewer: tuple[str, int] | None) -> Tally:
 
 
 def _check_that_nothing_changed(plan: Plan, iteration: Iteration, state: torch.Tensor) -> None:
-    """The same without a recorder gives the same data, and leaves torch's random numbers where they are."""
+    """Check that a plan without a recorder gives equal data and an equal state of torch's random numbers."""
     plain = Iteration(plan, iteration.path.parent, None, rehearsal=True)
     plain.run()
     assert torch.equal(torch.get_rng_state(), state), "torch's random state is another one without the recorder"
@@ -71,7 +71,7 @@ def _check_that_nothing_changed(plan: Plan, iteration: Iteration, state: torch.T
 
 
 def _kill(plan: Plan, iteration: Iteration, notes: Path) -> None:
-    """Fork a process that carries out the plan, kill it at a random moment, and look at what it left."""
+    """Fork a process that carries out the plan, kill it at a random moment, and check its files."""
     starting, started = os.pipe()
     child = os.fork()
     if child == 0:

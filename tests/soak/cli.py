@@ -1,4 +1,4 @@
-"""The command: iterations one after the other, a line that moves, and a table at the end."""
+"""The command: run iterations one after the other, show progress in a line, and a table at the end."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from soak.plans import FAULTS, Plan
 from soak.runners import Outcome, Runners
 
 WARM_UP = 20
-"""After so many iterations a process has allocated what it keeps; its growth is counted from there."""
+"""Iterations after which the growth of a process's memory is measured."""
 
 MAX_GROWTH = 64 << 20
-"""Bytes that a process may grow by after that."""
+"""Allowed growth of the bytes in use after the warm-up."""
 
 
 @dataclass
 class Soak:
-    """What was done so far."""
+    """Counts and failures of all iterations so far."""
 
     seed: int
     began: float = field(default_factory=time.monotonic)
@@ -39,14 +39,14 @@ class Soak:
     growth: int = 0
 
     def add(self, outcome: Outcome, seconds: float) -> None:
-        """Count an iteration in."""
+        """Add the outcome of an iteration."""
         self.tally.update(outcome.tally)
         self.slowest = max(self.slowest, (seconds, outcome.seed))
         if outcome.failure:
             self.failures.append(outcome)
 
     def line(self) -> str:
-        """How it is going."""
+        """Return the line of progress."""
         t = self.tally
         faults = sum(count for name, count in t.items() if name.startswith("fault "))
         return (
@@ -55,7 +55,7 @@ class Soak:
         )
 
     def table(self) -> Table:
-        """What was done, all of it."""
+        """Return the table of all counts."""
         t, seconds = self.tally, time.monotonic() - self.began
         table = Table(title=f"soak of {seconds:.0f} s, seed {self.seed}", show_header=False)
         table.add_column(style="bold")
@@ -81,7 +81,7 @@ class Soak:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Soak, and say what came of it; 1 if anything failed."""
+    """Run the soak and print its results. Return 1 if anything failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long, 600 if not said")
     parser.add_argument("--seed", type=int, default=None, help="what all is drawn from, a new one if not said")
@@ -104,13 +104,13 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _shared_viewer() -> Iterator[tuple[str, int]]:
-    """The URL and the process id of a viewer for all iterations."""
+    """Start a viewer for all iterations. Yield its URL and process id."""
     with started_viewer(*FORGETFUL) as (process, url):
         yield url, process.pid
 
 
 def soak(seconds: float, seed: int, console: Console | None = None, told=lambda _: None) -> Soak:
-    """Iterations for so many seconds. The iteration that is going on then is the last."""
+    """Run iterations for a number of seconds, and finish the last one."""
     rng, done = random.Random(seed), Soak(seed)
     with _shared_viewer() as viewer, contextlib.closing(_Closing(Runners(viewer))) as ending:
         runners, said = ending.runners, 0.0
@@ -134,7 +134,7 @@ def soak(seconds: float, seed: int, console: Console | None = None, told=lambda 
 
 
 def growth_of(used: list[list[int]]) -> int:
-    """How much the processes grew after their first iterations, the worst of them: medians, for it goes up and down."""
+    """Return the largest growth of a process's bytes in use after its first iterations, between medians."""
     grown = [0]
     for process in used:
         later = process[WARM_UP:]
@@ -145,7 +145,7 @@ def growth_of(used: list[list[int]]) -> int:
 
 
 def only(seed: int) -> int:
-    """Carry out one iteration, and show what it is."""
+    """Carry out one iteration, and print its plan."""
     console, plan = Console(), Plan.draw(seed)
     console.print(plan)
     with _shared_viewer() as viewer, contextlib.closing(_Closing(Runners(viewer))) as ending:

@@ -1,4 +1,4 @@
-"""Random environments: any batch size, keys, dtypes and shapes; new random data at each call, for stale rows too."""
+"""Random environments: any batch size, keys, dtypes and shapes. Each call gives new random data, in stale rows, too."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PICTURES = ((6, 7, 3), (3, 12, 16), (1, 9, 9), (16, 16, 1), (8, 8, 4), (12, 12),
 GROUPS = ("agents", "rivals")
 NEVER = 1 << 30
 ODD_TEXTS: tuple[Any, ...] = ("\ud83d", {"tool": [1, None]}, 5, -0.5, True, None, b"\x00\xff")
-"""What is no text, or no valid one, among texts."""
+"""Values in place of a text: other objects, and a string that is not valid Unicode."""
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One key, its dtype (or ``"text"``) and the shape of one environment's value."""
+    """A key, its dtype (or ``"text"``) and the shape of one environment's value."""
 
     key: tuple[str, ...]
     dtype: str
@@ -45,22 +45,21 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an environment looks like.
+    """Batch size, keys, agents and episodes of an environment.
 
     Attributes:
-        batch_size: the environment's.
-        leaves: what is observed, beside a clock that never shows the same time twice.
-        actions: per key, what kind of action.
-        groups: names of the groups of agents, and the number of agents of each. Agents observe, act and are rewarded by
-            themselves.
-        apart: whether agents have flags of their own, which end nothing.
-        reward: dtype and shape of the reward outside of the group.
+        batch_size: batch size of the environment.
+        leaves: observed keys, besides a clock that never shows a time twice.
+        actions: type of action, by key.
+        groups: number of agents by group. Each agent has its own observations, actions and rewards.
+        apart: whether agents have flags of their own, which end no episodes.
+        reward: dtype and shape of the reward outside of groups.
         truncates: whether there is a "truncated" flag.
-        lengths: episodes are between so many steps long.
-        seed: of the data.
-        rootless: whether the flags of agents are the only ones: agents are reset apart, and an episode of an environment ends
-            when all of its agents are done at once.
-        missing: the first leaf is missing after each step whose number this divides; 0: it is always there.
+        lengths: least and greatest number of steps of an episode.
+        seed: seed of the data.
+        rootless: whether only agents have flags. Agents are reset one by one, and an episode of an environment ends when
+            all of its agents are done at once.
+        missing: the first leaf is missing after each step whose number this divides. 0: never.
     """
 
     batch_size: tuple[int, ...]
@@ -79,7 +78,7 @@ class Layout:
     def draw(
         cls, rng: random.Random, batch_size: tuple[int, ...], *, text: bool = True, rootless: bool = False
     ) -> Layout:
-        """Any layout."""
+        """Draw a random layout."""
         count, names = rng.randint(0, 4), [*NAMES]
         rng.shuffle(names)
         leaves = []
@@ -93,7 +92,7 @@ class Layout:
             else:
                 dtype = rng.choice([*FLOATS, *INTEGERS, "bool", "category"])
                 leaves.append(Leaf(key, dtype, rng.choice(SMALL_SHAPES)))
-        if ("mask",) not in [leaf.key for leaf in leaves] and rng.random() < 0.15:  # which is no mask of padding
+        if ("mask",) not in [leaf.key for leaf in leaves] and rng.random() < 0.15:  # not a mask of padding
             leaves.append(Leaf(("mask",), "bool", rng.choice([(), (1,), (3,)])))
         kinds = ["float", "one_hot", "category", "multi_one_hot", "multi_category", "binary", "integer"]
         actions = [(("action",), rng.choice(kinds))]
@@ -116,7 +115,7 @@ class Layout:
 
     @property
     def observed(self) -> list[tuple[str, ...]]:
-        """Keys that have rows at resets and steps, the flags included."""
+        """Return the keys with rows at resets and steps, flags included."""
         group = [(name, "observation") for name, _ in self.groups]
         group += [(name, flag) for name, _ in self.groups for flag in ("done", "terminated") if self.apart]
         flags = [] if self.rootless else [("done",), ("terminated",), *([("truncated",)] if self.truncates else [])]
@@ -124,17 +123,17 @@ class Layout:
 
     @property
     def acted(self) -> list[tuple[str, ...]]:
-        """Keys of actions."""
+        """Return the keys of actions."""
         return [*(key for key, _ in self.actions), *((name, "action") for name, _ in self.groups)]
 
     @property
     def rewards(self) -> list[tuple[str, ...]]:
-        """Keys of rewards."""
+        """Return the keys of rewards."""
         return [(name, "reward") for name, _ in self.groups] or [("reward",)]
 
 
 class Random(EnvBase):
-    """An environment of a layout. Nothing it gives depends on the actions, nor on torch's own random state."""
+    """An environment with a given layout. Its data depends neither on actions nor on torch's random state."""
 
     def __init__(self, layout: Layout, number: int = 0) -> None:
         super().__init__(batch_size=torch.Size(layout.batch_size))
@@ -211,7 +210,7 @@ class Random(EnvBase):
         return self._observe()
 
     def _reset_apart(self, tensordict: TensorDict | None) -> TensorDict:
-        """Begin anew with some agents; all else is as it was, unless these are all agents of an environment."""
+        """Reset some agents. All other data stays unless these are all agents of an environment."""
         new = self._observe()
         masks = (
             {}

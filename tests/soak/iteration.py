@@ -1,4 +1,4 @@
-"""One iteration: a plan is carried out, and the contract checked at every turn."""
+"""One iteration: carry out a plan, and check the contract after each operation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors.utils import split_trajectories
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, StepCounter, step_mdp
 
-import agreement  # noqa: F401 - what is read back is read by the library, too
+import agreement  # noqa: F401 - the library reads each file, too
 from readback import read
 from servers import FORGETFUL, free_port, started_viewer
 from soak.environments import Random
@@ -35,20 +35,20 @@ from torchrl_rerun import RecordingError, RerunRecorder
 from torchrl_rerun.writing.encoding_threads import NAME as ENCODER
 
 SETTLE_SECONDS = 10.0
-"""How long threads and processes may take to end."""
+"""Seconds that threads and processes may take to end."""
 
 Tally = collections.Counter[str]
 
 
 class Iteration:
-    """Carries out a plan.
+    """Carry out a plan.
 
     Args:
-        plan: what happens.
-        folder: for the files; empty.
-        viewer: url and process id of the viewer that all iterations share; None: there is none.
-        rehearsal: without a recorder, to see what it would have to record.
-        noted: called after each dump and close that succeeded.
+        plan: the plan.
+        folder: empty folder for the files.
+        viewer: URL and process id of the viewer that all iterations share, or None.
+        rehearsal: whether to run without a recorder, to note the expected rows.
+        noted: called after each successful dump and close.
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class Iteration:
         count = plan.envs * (len(plan.ops) + 1) if plan.padded else plan.envs
         self.witness = Witness(count, range(count) if plan.padded else plan.logged, keys)
         self._indices = Indices()
-        self._ids = torch.zeros(plan.envs, dtype=torch.int64)  # of the trajectories that the environments are in
+        self._ids = torch.zeros(plan.envs, dtype=torch.int64)  # ids of the current trajectories, by environment
         self.messages: list[str] = []
         self.dumped: dict[tuple[int, str], int] = {}
-        self._kept: dict[int, dict[tuple[int, str], int]] = {}  # of each part that was lost, what was dumped before
+        self._kept: dict[int, dict[tuple[int, str], int]] = {}  # rows dumped before the loss of a part, by part
         self._counts: dict[str, float] = {}
         self._noted = noted
-        self._failed = False  # the file is lost: dump() and close() may say so
+        self._failed = False  # whether the file is lost, so that dump() and close() may raise
         self._has_lost = False
         self._is_cut_off = False
         self._rehearsal = rehearsal
         self._td: TensorDictBase | None = None
-        self._gone: set[int] = set()  # parts that a fault took away
+        self._gone: set[int] = set()  # parts that a fault removed
         self._cleaning = contextlib.ExitStack()
         self._recorder: RerunRecorder | None = None
         self._generator = torch.Generator().manual_seed(plan.layout.seed)
@@ -121,7 +121,7 @@ class Iteration:
     # --- doing ---
 
     def run(self) -> None:
-        """Do it all, and check it."""
+        """Carry out the whole plan, and check the files."""
         torch.manual_seed(self.plan.seed % (1 << 31))
         before = _Leftovers()
         with warnings.catch_warnings(record=True) as warned, self._cleaning:
@@ -149,7 +149,7 @@ class Iteration:
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[None]:
-        """Another thread dumps and asks, if the plan says so."""
+        """Let another thread dump and ask for statistics, if the plan has one."""
         if self._recorder is None or not self.plan.is_asked:
             yield
             return
@@ -189,11 +189,11 @@ class Iteration:
 
     @property
     def _form(self) -> dict[str, bool]:
-        """Moments with different keys can't be stacked."""
+        """Options of a rollout: steps with different keys can't be stacked."""
         return {"return_contiguous": False} if self.plan.layout.missing else {}
 
     def _see(self, rollout: TensorDictBase, mode: str, *, continues: bool = False) -> None:
-        """Note a rollout, as it was made live or as it is logged now."""
+        """Note a rollout that was recorded live, or is logged now."""
         flags = self._flags(rollout["next"])  # [envs, time, flags]
         done = flags.any(-1)
         if self.plan.padded:
@@ -213,17 +213,17 @@ class Iteration:
                 going = [env for env in going if not done[env, t]]
             ended = done[:, t].nonzero().flatten().tolist()
             if mode == "on" and ended and t + 1 < rollout.shape[-1]:
-                begun = flags[:, t].all(-1).nonzero().flatten().tolist()  # else only some agents were reset
+                begun = flags[:, t].all(-1).nonzero().flatten().tolist()  # otherwise only some agents were reset
                 self._seen_reset(rollout[..., t + 1], ended, begun if self.plan.layout.rootless else None)
 
     def _flags(self, td: TensorDictBase) -> torch.Tensor:
-        """Those by which TorchRL resets: ``[envs, *time, flags]``, a flag for each agent if there is none at the root."""
+        """Return the flags by which TorchRL resets: ``[envs, *time, flags]``. If the root has none, one for each agent."""
         keys = [(name, "done") for name, _ in self.plan.layout.groups] if self.plan.layout.rootless else ["done"]
         time = td.batch_size[len(self.plan.batch_size) :]
         return torch.cat([td[key].reshape(self.plan.envs, *time, -1) for key in keys], -1)
 
     def _see_padded(self, rollout: TensorDictBase, done: torch.Tensor, *, continues: bool) -> None:
-        """Log a rollout as a list of trajectories, and note these; ``done``: ``[envs, time]``."""
+        """Log a rollout as a list of trajectories, and note them. ``done``: ``[envs, time]``."""
         ids = torch.zeros_like(done, dtype=torch.int64)
         for t in range(done.shape[1]):
             begins = done[:, t - 1] if t else torch.full((self.plan.envs,), not continues)
@@ -251,7 +251,7 @@ class Iteration:
 
     @property
     def _zeros(self) -> dict[str, torch.Tensor]:
-        """The paths of rewards, and a zero of each."""
+        """Return a zero for each path of a reward."""
         layout = self.plan.layout
         paths = [f"{name}/reward/agent_{i}" for name, agents in layout.groups for i in range(agents)] or ["reward"]
         return dict.fromkeys(paths, torch.zeros(1 if layout.groups else layout.reward[1]))
@@ -262,7 +262,7 @@ class Iteration:
     def _values_of_step(
         self, td: TensorDictBase, envs: list[int] | None
     ) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
-        """The policy's values, and what came of the step."""
+        """Return the policy's values, and the results of the step."""
         layout, keys = self.plan.layout, self.plan.options["in_keys"]
         policys: list[Key] = [*layout.acted]
         if keys is not None or self.plan.way == "logged":
@@ -299,7 +299,7 @@ class Iteration:
         td = self._policy(self._td)
         if envs is not None:
             if not envs:
-                return  # TorchRL asks nobody then
+                return  # TorchRL steps no environment then
             mask = torch.zeros(self.plan.envs, dtype=torch.bool)
             mask[envs] = True
             td["_step"] = mask.reshape(self.plan.batch_size)
@@ -336,11 +336,11 @@ class Iteration:
             self._note_end()
             return
         if self._is_cut_off and not at_end:
-            return  # there would be nowhere to go for what comes then
+            return  # no place would be left for later frames
         was_open = self._is_recording and self._recorder._front_end.recording.alive
         with self._may_fail("close"):
             self._recorder.close()
-            if was_open:  # closing again does nothing, and says nothing
+            if was_open:  # a second close does nothing, without a warning
                 self.dumped = self.witness.lengths()
                 self._noted("closed")
         self.tally["closes"] += 1
@@ -352,7 +352,7 @@ class Iteration:
             if self._failed:
                 self._kept[len(self.witness.ended) - 1] = self.dumped
             self.witness.end_part(lost=self._failed)
-            self._failed = False  # what comes now has a file of its own
+            self._failed = False  # later frames go to a new file
 
     def _look(self) -> None:
         """Dump, and read the file while it is being recorded."""
@@ -364,7 +364,7 @@ class Iteration:
             shutil.copyfile(self._files()[-1], copy)
             if copy.stat().st_size:
                 self._compare(copy, len(self.witness.ended) - 1)
-            else:  # no key has had a row, as where the action alone is recorded, and there was a reset
+            else:  # no key has a row, for example after a reset if only actions are recorded
                 assert self.witness.lengths() == self.witness.ended[-1], f"{copy} is empty"
             copy.unlink()
             self.tally["looks"] += 1
@@ -427,14 +427,14 @@ class Iteration:
 
     @contextlib.contextmanager
     def _may_fail(self, what: str) -> Iterator[None]:
-        """What fails with a disk that has failed may fail; what a fault took away must be missed."""
+        """Allow errors of a call after a fault of the disk. Require one after a fault that removed the file."""
         began = time.monotonic()
         try:
             yield
         except RecordingError as error:
             self.tally["errors raised"] += 1
             if what == "dump" and self._has_lost and not self._recorder._front_end.recording.alive:
-                return  # of the file that was closed: what comes now has one of its own
+                return  # the error is about the closed file: later frames go to a new one
             if not self._failed and self.plan.fault != "disk":
                 raise AssertionError(f"{what}() failed without a reason") from error
             self._failed = self._has_lost = True
@@ -456,7 +456,7 @@ class Iteration:
         return self.plan.sink != "viewer"
 
     def _files(self) -> list[Path]:
-        """All parts, in their order."""
+        """Return all parts in order."""
         parts = [self.path.with_name(f"run.part_{i}.rrd") for i in range(1, 100)]
         return [file for file in (self.path, *parts) if file.exists()]
 
@@ -484,7 +484,7 @@ class Iteration:
         self.tally["checks"] += 1
 
     def check_files(self) -> None:
-        """All files are there and hold what they must."""
+        """Check that all files exist and hold the expected rows."""
         folder, parts = self.path.parent, len(self.witness.ended) - 1
         names = ["run.rrd", *(f"run.part_{i}.rrd" for i in range(1, parts))][:parts] if self._has_file else []
         there = {file.name for file in folder.iterdir()}
@@ -508,7 +508,7 @@ class Iteration:
         self.tally["files"] += len(names)
 
     def check_messages(self) -> None:
-        """Warnings are said where there is something to say, and once."""
+        """Check that failures give at most one warning for each part, and that none comes without a fault."""
         troubles = [message for message in self.messages if "training goes on" in message]
         expected = {"": 0, "folder": 0, "kill": 0}.get(self.plan.fault, len(self.witness.ended) + 1)
         assert len(troubles) <= expected, troubles
@@ -520,7 +520,7 @@ def _name(key: Key) -> str | Key:
 
 
 def _obey_permissions() -> None:
-    """Give up root's right to write where it says that nobody may, for this process."""
+    """Drop root's right to write to read-only files, for this process."""
     if os.geteuid():
         return
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
@@ -534,7 +534,7 @@ def _obey_permissions() -> None:
 
 
 class _Leftovers:
-    """Threads, processes and open files, which must be as many after an iteration as before."""
+    """Counts of threads, processes and open files, which must be equal before and after an iteration."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -546,7 +546,7 @@ class _Leftovers:
         for number in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
                 file = os.readlink(f"/proc/self/fd/{number}").split(":")[0]
-                files[file] += not file.startswith("/dev/shm/")  # what ParallelEnv shares with its workers
+                files[file] += not file.startswith("/dev/shm/")  # memory that ParallelEnv shares with its workers
         children = [child for task in Path("/proc/self/task").iterdir() for child in text_of(task / "children").split()]
         return {
             "threads": sorted(each.name for each in threading.enumerate() if each.name != ENCODER),  # they stay
@@ -570,7 +570,7 @@ class _Leftovers:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file of ``/proc``; none if it is gone."""
+    """Return the text of a file of ``/proc``. Empty if the file is gone."""
     with contextlib.suppress(OSError):
         return path.read_text()
     return ""

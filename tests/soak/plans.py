@@ -1,4 +1,4 @@
-"""Plans: all that happens in an iteration, drawn from its seed alone, before anything happens."""
+"""Plans: all operations of an iteration, drawn in advance from its seed alone."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from typing import Any
 from soak.environments import Layout
 
 FAULTS = ("kill", "disk", "removed", "emptied", "folder", "viewer_killed", "viewer_stopped")
-"""``kill -9``, a full disk, the file removed or emptied, a folder that can't be written, a viewer that dies or hangs."""
+"""Faults: ``kill -9``, a full disk, a file removed or emptied, a read-only folder, a viewer that dies or hangs."""
 
 OWN_PROCESS = ("kill", "disk", "folder")
-"""Faults that are a process's own."""
+"""Faults that need a process of their own."""
 
 Op = tuple[Any, ...]
-"""What is done next: its name, then its arguments."""
+"""An operation: its name, then its arguments."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An iteration.
+    """The plan of an iteration.
 
     Attributes:
-        seed: what it was drawn from.
-        way: how the data gets in: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"``, ``"parallel"``,
+        seed: seed that the plan was drawn from.
+        way: how data reaches the recorder: ``"appended"``, ``"logged"`` (``log_rollout``), ``"serial"``, ``"parallel"``,
             ``"threads"`` (which log rollouts at once), ``"workers"`` or ``"pool"`` (a recorder in each environment of a
             ``ParallelEnv``, or of a pool of threads).
         padded: whether rollouts are logged as lists of trajectories.
-        layout: the environment; one of several below a batched environment.
-        workers: of a batched environment; 0: it isn't one.
+        layout: layout of the environment, or of each worker of a batched environment.
+        workers: number of workers of a batched environment. 0: the environment is not batched.
         sink: ``"file"``, ``"file+viewer"``, ``"file+server"`` or ``"viewer"``.
         fault: one of ``FAULTS``, or none.
-        fault_at: before which op it comes.
-        amount: how large a disk is, in bytes, and how long a process lives or a viewer hangs, in seconds.
-        options: of the recorder.
-        is_asked: whether another thread dumps and asks for statistics all the time.
-        behind: steps after which a transform behind the recorder truncates an episode; 0: there is none.
-        ops: what is done.
+        fault_at: index of the operation before which the fault comes.
+        amount: size of the disk in bytes; or seconds that a process lives or a viewer hangs.
+        options: options of the recorder.
+        is_asked: whether another thread keeps dumping and asking for statistics.
+        behind: steps after which a transform behind the recorder truncates an episode. 0: no such transform.
+        ops: operations, in order.
         end: how the recorder ends.
-        turns: of each worker that has a recorder, when its first reset is: 0 is first.
+        turns: order of the first resets of workers with recorders. 0 is first.
     """
 
     seed: int
@@ -62,28 +62,28 @@ class Plan:
 
     @property
     def batch_size(self) -> tuple[int, ...]:
-        """Of the environment that is recorded."""
+        """Batch size of the recorded environment."""
         return (self.workers, *self.layout.batch_size) if self.workers else self.layout.batch_size
 
     @property
     def envs(self) -> int:
-        """How many environments there are."""
+        """Number of environments."""
         return math.prod(self.batch_size)
 
     @property
     def logged(self) -> list[int]:
-        """Which of them are recorded."""
+        """Indices of the environments that are recorded."""
         chosen = self.options["logged_envs"]
         return list(range(self.envs)) if chosen in (None, "all") else sorted(chosen)
 
     @property
     def needs_own_process(self) -> bool:
-        """Whether what it does would be in the way of later ones."""
+        """Whether the plan would disturb later iterations in its process."""
         return self.fault in OWN_PROCESS or self.way == "workers"
 
     @classmethod
     def draw(cls, seed: int) -> Plan:
-        """The plan of a seed."""
+        """Draw the plan of a seed."""
         rng = random.Random(seed)
         way = rng.choices(
             ["appended", "logged", "serial", "parallel", "threads", "workers", "pool"], [50, 20, 15, 7, 8, 8, 6]
@@ -102,7 +102,7 @@ class Plan:
         faults = ["kill", "disk", "removed", "emptied", "folder"] if sink == "file" and way != "threads" else []
         faults = ["viewer_killed", "viewer_stopped"] if sink == "file+viewer" else faults
         if way == "parallel" and "disk" in faults:
-            faults.remove("disk")  # what ParallelEnv shares with its workers is bound by the limit, too
+            faults.remove("disk")  # the limit also applies to the memory that ParallelEnv shares with its workers
         fault = rng.choice(faults) if faults and rng.random() < 0.45 else ""
         everything = [*layout.observed, *layout.acted, *layout.rewards, ("logits",)]
         logged = rng.choice([None, None, "all", sorted(rng.sample(range(envs), rng.randint(1, envs)))])
@@ -116,7 +116,7 @@ class Plan:
             "fps": rng.choice([None, 30]),
         }
         together = math.prod(batch) if workers else 1
-        # The flags of the last frame that a kill leaves are those that the recorder's hook saw.
+        # After a kill the flags of the last frame are those that the recorder's hook saw.
         behind = rng.choice([0, 2, 7]) if way == "appended" and layout.truncates and fault != "kill" else 0
         ops = tuple(_op(rng, envs, together, way, layout) for _ in range(rng.randint(3, 25)))
         amount = rng.choice([20_000, 100_000, 400_000]) * rng.random() if fault == "disk" else rng.random() ** 2 * 1.5
@@ -126,17 +126,15 @@ class Plan:
         is_asked = not fault and way != "parallel" and rng.random() < 0.2
         can_miss = way == "appended" and not fault and options["in_keys"] is None and layout.leaves and not rootless
         if can_miss and rng.random() < 0.3:
-            # TorchRL's rollout has what was there before a key went missing, and a reset of some agents keeps that.
-            # A key that isn't in the first step of a recording is not in that recording: there is one alone.
+            # TorchRL's rollout keeps the old value of a missing key, also at a reset of some agents.
+            # A key that is missing in the first step of a recording is not recorded. Hence a single recording.
             layout = dataclasses.replace(layout, missing=rng.randint(2, 5))
             ops = tuple(op for op in ops if op[0] != "close")
-            # `break_when_all_done` takes no moments with different keys (torchrl 0.14).
+            # torchrl 0.14: `break_when_all_done` fails if moments have different keys.
             ops = tuple((*op[:2], "any") if op[0] == "rollout" and op[2] == "all" else op for op in ops)
             fault_at = len(ops)
         if padded or way == "threads":
-            options |= {
-                "logged_envs": "all"
-            }  # trajectories have indices of their own, of which there may be any number
+            options |= {"logged_envs": "all"}  # trajectories have their own indices, any number of them
         if way == "threads":
             options |= {"in_keys": None, "image_format": rng.choice(["raw", "png"])}
         return cls(
@@ -145,7 +143,7 @@ class Plan:
 
     @classmethod
     def _draw_workers(cls, seed: int, rng: random.Random, way: str) -> Plan:
-        """A plan in which each worker has a recorder of its own, and the workers begin in any order."""
+        """Draw a plan whose workers each have a recorder, and begin in any order."""
         workers = rng.randint(2, 4)
         batch = rng.choice([(), (1,), (2,)]) if way == "workers" else ()
         layout = Layout.draw(rng, batch, text=False)
@@ -170,13 +168,13 @@ class Plan:
 
 
 def _op(rng: random.Random, envs: int, together: int, way: str, layout: Layout) -> Op:
-    """``together``: so many environments can only be stepped together, those of a worker (torchrl 0.14)."""
+    """Draw an operation. ``together``: number of environments of a worker, stepped together only (torchrl 0.14)."""
     names = {"rollout": 6, "go on": 2, "dump": 3, "stats": 2, "close": 1, "look": 1}
     if way not in ("logged", "threads"):
         names |= {"reset": 3, "some reset": 5, "steps": 12, "some step": 5}
     name = rng.choices([*names], [*names.values()])[0]
     if name == "rollout":
-        # `break_when_all_done` fails if some agents have ended and their environment has not (torchrl 0.14).
+        # torchrl 0.14: `break_when_all_done` fails if some agents are done and their environment is not.
         modes = [
             "any",
             "on",

@@ -1,4 +1,4 @@
-"""Processes that carry out iterations, watched: one that hangs tells where, is ended, and another one takes its place."""
+"""Processes that carry out iterations. A process that hangs prints its stacks, is killed, and is replaced."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from soak.carrying_out import carry_out  # before anything is forked
 from soak.plans import Plan
 
 PATIENCE = 60.0
-"""How long an iteration may take, in seconds."""
+"""Seconds that an iteration may take."""
 
 
 @dataclass
 class Outcome:
-    """What became of an iteration: what was done in it, what went wrong, and the memory of its process after it."""
+    """The result of an iteration: its counts, its failure, and the memory of its process afterwards."""
 
     seed: int
     tally: dict[str, int] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class Outcome:
 
 
 class Runner:
-    """A process, forked from one that has imported everything and used nothing: Rerun's threads survive no fork.
+    """A process that is forked after all imports, and before Rerun starts threads: a fork has none of them.
 
     Args:
-        viewer: URL and process id of the viewer that all share.
+        viewer: URL and process id of the shared viewer.
     """
 
     def __init__(self, viewer: tuple[str, int] | None) -> None:
@@ -61,7 +61,7 @@ class Runner:
     def _serve(self, orders: int, answers: int, viewer: tuple[str, int] | None) -> None:
         torch.set_num_threads(1)
         gc.collect()
-        gc.freeze()  # what was imported stays: looking through it takes 0.2 s each time
+        gc.freeze()  # imported objects stay: a collection of them takes 0.2 s each time
         while order := os.read(orders, 8):
             outcome = Outcome(int.from_bytes(order))
             faulthandler.dump_traceback_later(PATIENCE, exit=True, file=self._trace)
@@ -75,7 +75,7 @@ class Runner:
             os.write(answers, len(data).to_bytes(8) + data)
 
     def carry_out(self, seed: int) -> Outcome:
-        """What became of the iteration of a seed."""
+        """Carry out the iteration of a seed, and return its outcome."""
         os.write(self._orders, seed.to_bytes(8))
         deadline = time.monotonic() + PATIENCE + 10.0
         size = self._read(8, deadline)
@@ -98,14 +98,14 @@ class Runner:
         return data
 
     def end(self) -> str:
-        """End the process and all that it started; how it ended by itself, if it did."""
+        """End the process and its children. Return its own exit status, if it has ended by itself."""
         if self.pid == 0:
             return ""
         pid, self.pid = self.pid, 0
         time.sleep(0.05)
         ended, status = os.waitpid(pid, os.WNOHANG)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # its own session: what it started, and nothing else
+            os.killpg(pid, signal.SIGKILL)  # its session holds its own children only
         if not ended:
             os.waitpid(pid, 0)
         os.close(self._orders)
@@ -114,10 +114,10 @@ class Runner:
 
 
 class Runners:
-    """A runner that is used again and again, and others for what needs a process of its own.
+    """A lasting runner for most plans, and a new runner for each plan that needs a process of its own.
 
     Attributes:
-        used: bytes in use of the process that is used again and again, after each of its iterations; a list per process.
+        used: bytes in use of the lasting process after each iteration. A list for each process.
     """
 
     def __init__(self, viewer: tuple[str, int] | None) -> None:
@@ -126,7 +126,7 @@ class Runners:
         self.used: list[list[int]] = []
 
     def carry_out(self, plan: Plan) -> Outcome:
-        """Carry out a plan, in the process that it needs."""
+        """Carry out a plan in a suitable process."""
         if plan.needs_own_process:
             runner = Runner(self._viewer)
             try:
@@ -139,19 +139,19 @@ class Runners:
         outcome = self._lasting.carry_out(plan.seed)
         if outcome.used_bytes:
             self.used[-1].append(outcome.used_bytes)
-        if outcome.failure:  # whatever it left behind is not to be blamed on the next one
+        if outcome.failure:  # its leftovers must not count for the next iteration
             self.end()
         return outcome
 
     def end(self) -> None:
-        """End the process that lasts."""
+        """End the lasting process."""
         if self._lasting is not None:
             self._lasting.end()
             self._lasting = None
 
 
 class _MallocInfo(ctypes.Structure):
-    """What ``mallinfo2`` returns."""
+    """The result of ``mallinfo2``."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -173,8 +173,8 @@ class _MallocInfo(ctypes.Structure):
 def bytes_in_use() -> int:
     """Return the bytes that Python, NumPy, PyTorch and Arrow hold in this process.
 
-    Resident memory tells less: glibc keeps hundreds of MB that were freed, and rerun-sdk 0.41 keeps 0.3 to 3 MB of each
-    recording stream that is gone, of which a new layout takes two.
+    Resident memory is no measure: glibc keeps hundreds of MB that were freed, and rerun-sdk 0.41 keeps 0.3 to 3 MB of
+    each closed recording stream. A new layout takes two streams.
     """
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _MallocInfo

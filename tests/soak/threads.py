@@ -1,4 +1,4 @@
-"""Several threads log their own rollouts at once: the recording holds their episodes, in whatever order."""
+"""Several threads log their own rollouts at once. The recording holds all episodes, in any order."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torchrl_rerun import RerunRecorder, load
 
 THREADS = 4
 MAX_STEPS = 20
-"""Rollouts are this long at the most: thousands of episodes take long to compare."""
+"""Most steps of a rollout: comparing thousands of episodes takes long."""
 
 
 def log_at_once(plan: Plan, folder: Path) -> collections.Counter[str]:
-    """Log the rollouts of a plan, of which each thread makes all with an environment of its own, and compare.
+    """Log the rollouts of a plan from several threads, each with its own environment, and compare.
 
     Args:
-        plan: its ops that are rollouts and dumps are carried out, in each thread.
-        folder: for the file; empty.
+        plan: each thread carries out its rollouts and dumps.
+        folder: empty folder for the file.
     """
     torch.manual_seed(plan.seed % (1 << 31))
     path, tally = folder / "run.rrd", collections.Counter[str]()
@@ -72,7 +72,7 @@ def log_at_once(plan: Plan, folder: Path) -> collections.Counter[str]:
 
 
 def _rollouts(plan: Plan, number: int) -> Iterator[TensorDictBase | None]:
-    """Rollouts, and None for each dump."""
+    """Yield rollouts, and None for each dump."""
     env = Random(plan.layout, number)
     for name, *how in plan.ops:
         if name == "rollout":
@@ -83,7 +83,7 @@ def _rollouts(plan: Plan, number: int) -> Iterator[TensorDictBase | None]:
 
 
 def _episodes(plan: Plan, rollout: TensorDictBase) -> Iterator[TensorDictBase]:
-    """The steps of each episode, of one environment after the other."""
+    """Yield the steps of each episode, one environment after the other."""
     keys = [(name, "done") for name, _ in plan.layout.groups] if plan.layout.rootless else ["done"]
     time = rollout.batch_size[-1]
     done = torch.cat([rollout["next"][key].reshape(plan.envs, time, -1) for key in keys], -1)
@@ -96,5 +96,5 @@ def _episodes(plan: Plan, rollout: TensorDictBase) -> Iterator[TensorDictBase]:
 
 
 def _when(episode: TensorDictBase) -> float:
-    """The clock at its beginning, which never shows the same time twice."""
+    """Return the clock at the first step. The clock never shows a time twice."""
     return episode["clock"][0].item()

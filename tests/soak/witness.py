@@ -1,4 +1,4 @@
-"""What the recordings of an iteration must hold: the tests' plain reference, with returns, parts and chosen keys."""
+"""Expected rows of an iteration's recordings: the tests' reference, with returns, parts and chosen keys."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Key = tuple[str, ...]
 
 
 class Witness(Reference):
-    """Notes what is seen, as `Reference` does, for those environments and keys that are recorded.
+    """Notes observed values, like `Reference`, of the environments and keys that are recorded.
 
     Args:
         envs: number of environments.
-        logged: which of them are recorded.
-        keys: what is recorded; None: everything.
+        logged: indices of the environments that are recorded.
+        keys: recorded keys. None: all.
         first_env: index of the first environment, not 0 in the workers of a batched environment.
     """
 
@@ -34,7 +34,7 @@ class Witness(Reference):
         self._returns: dict[tuple[int, str], torch.Tensor] = {}
         self._rewards: dict[str, torch.Tensor] = {}
         self.in_doubt: dict[int, int] = {}  # the last episode of each environment whose rewards may have been lost
-        self.ended = [self.lengths()]  # how many rows each key had at the end of each part
+        self.ended = [self.lengths()]  # number of rows of each key at the end of each part
 
     def lengths(self) -> dict[tuple[int, str], int]:
         return {key: len(rows) for key, rows in self.rows.items()}
@@ -45,7 +45,13 @@ class Witness(Reference):
         rewards: dict[str, torch.Tensor] | None = None,
         begun: list[int] | None = None,
     ) -> None:
-        """``rewards``: the paths of rewards, and a zero of each. ``begun``: whose episodes begin; None: all of these."""
+        """Note a reset.
+
+        Args:
+            observed: by environment, key -> value.
+            rewards: a zero for each path of a reward.
+            begun: environments whose episodes begin. Default: None, all of ``observed``.
+        """
         observed = {env: values for env, values in observed.items() if env in self.logged}
         if not observed:
             return
@@ -78,30 +84,30 @@ class Witness(Reference):
 
     @property
     def episodes(self) -> int:
-        """Episodes that have begun, of all recorded environments together."""
+        """Number of episodes that have begun, over all recorded environments."""
         return sum(at["episode"] + 1 for env, at in enumerate(self.at) if env in self.logged)
 
     def end_part(self, *, lost: bool = False) -> None:
-        """The recording was closed: what comes now is in another file.
+        """Note that the recording was closed. Later frames are in another file.
 
         Args:
-            lost: some of it may not have been written. Returns are summed up while that is done, so that those of an
-                episode that was lost in part may be unknown: not a number.
+            lost: whether rows may be missing. Returns are summed when rows are written: the return of an episode that
+                was lost in part may be NaN.
         """
         if lost:
             self.in_doubt = {env: at["episode"] for env, at in enumerate(self.at)}
         self.ended.append(self.lengths())
 
     def check(self, recorded: Recorded, part: int, *, least: dict[tuple[int, str], int] | None = None) -> int:
-        """Compare a file with what happened, bit for bit, video aside.
+        """Compare a file with the noted values, bit for bit except video.
 
         Args:
-            recorded: what is in it.
-            part: which of the files it is.
-            least: how many rows of each key it must hold, all parts together; None: all that there were.
+            recorded: content of the file.
+            part: index of the file.
+            least: number of rows of each key that all parts together must hold. None: all rows.
 
         Returns:
-            How many rows were compared.
+            Number of rows that were compared.
         """
         first = self.ended[part]
         last = self.ended[part + 1] if part + 1 < len(self.ended) else self.lengths()
@@ -127,7 +133,7 @@ class Witness(Reference):
                 in_doubt = "episode_return" in key[1] and wanted[at].episode <= self.in_doubt.get(key[0], -1)
                 if in_doubt and found.isnan().all():
                     continue
-                if path in video:  # which is not what it was, but as large
+                if path in video:  # lossy video: equal in size, not in values
                     found, right = (found.dtype, found.shape), (right.dtype, right.shape)
                 assert same(found, right), f"{where}: {found!r}, not {right!r}"
             compared += length
@@ -135,22 +141,27 @@ class Witness(Reference):
 
 
 class Indices:
-    """Gives trajectories environment indices: one keeps the index that its id first got, a new one takes the lowest of which
-    the trajectory has ended, or isn't heard of any more."""
+    """Environment indices of trajectories.
+
+    A trajectory keeps the index that its id got first. A new one takes the lowest index without an open trajectory.
+    A trajectory is open until it ends, or is missing in more than ``MOST_ABSENT`` batches.
+    """
 
     def __init__(self) -> None:
-        self._open: dict[int, tuple[int, int]] = {}  # by index: the id, and the batch in which it was last
+        self._open: dict[int, tuple[int, int]] = {}  # by index: the id, and the last batch with that id
         self._batch = 0
 
     def of(self, batch: TensorDictBase) -> dict[int, list[tuple[TensorDictBase, bool]]]:
-        """The moments of a padded batch ``[trajectories, time]`` by index, and whether an episode begins with each.
+        """Return the moments of a padded batch ``[trajectories, time]`` by index, and whether each begins an episode.
 
         Args:
-            batch: as `split_trajectories` makes it, with ids.
+            batch: a batch with ids, from `split_trajectories`.
         """
         self._batch += 1
         lanes: dict[int, list[tuple[TensorDictBase, bool]]] = {}
-        for row in batch.reshape(-1, batch.batch_size[-1]):  # torchrl 0.14: one of single steps keeps its batch size
+        for row in batch.reshape(
+            -1, batch.batch_size[-1]
+        ):  # torchrl 0.14: a batch of single steps keeps its batch size
             row = row[row["collector", "mask"]]
             number = int(row["collector", "traj_ids"][0])
             known = [index for index, (other, _) in self._open.items() if other == number]
@@ -164,7 +175,7 @@ class Indices:
 
 
 def values_of(tensordict: TensorDictBase, keys: Sequence[Key], envs: list[int] | None = None) -> dict[int, dict]:
-    """As `per_env`, with texts as strings."""
+    """Return values by environment and path, like `per_env`, with texts as strings."""
     names = [key[0] if len(key) == 1 else key for key in keys if tensordict.get(key, None) is not None]
     batch = tensordict if tensordict.batch_dims else tensordict.unsqueeze(0)
     out = per_env(batch, names, envs)

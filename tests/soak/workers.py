@@ -1,4 +1,4 @@
-"""Each worker of a batch has a recorder of its own, and they begin in any order: environments keep their places."""
+"""Workers with a recorder each begin in any order. Environments keep their indices."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from soak.plans import Plan
 from torchrl_rerun import RerunRecorder
 
 PATIENCE = 40.0
-"""How long a worker waits for its turn, in seconds."""
+"""Seconds that a worker waits for its turn."""
 
 
 class InTurn(Random):
-    """An environment whose first reset waits until it is its turn."""
+    """An environment whose first reset waits for its turn."""
 
     def __init__(self, layout: Layout, number: int, turn: Event) -> None:
         super().__init__(layout, number)
@@ -38,7 +38,7 @@ class InTurn(Random):
 
 
 class Passes(Transform):
-    """Makes it another worker's turn after the first reset, which a recorder before this transform has recorded."""
+    """Passes the turn to another worker after the first reset, which the recorder in front has recorded."""
 
     def __init__(self, turn: Event) -> None:
         super().__init__()
@@ -50,15 +50,15 @@ class Passes(Transform):
 
 
 def record_in_workers(plan: Plan, folder: Path) -> Tally:
-    """Carry out a plan of which each worker has a recorder, and compare the file of each with what it did.
+    """Carry out a plan whose workers have a recorder each, and compare each file with the values of its worker.
 
     Args:
-        plan: its way is ``"workers"``, processes of a `ParallelEnv`, or ``"pool"``, threads.
-        folder: for the files; empty.
+        plan: a plan whose way is ``"workers"``, processes of a `ParallelEnv`; or ``"pool"``, threads.
+        folder: empty folder for the files.
     """
     torch.manual_seed(plan.seed % (1 << 31))
     each = plan.envs // plan.workers
-    # What a worker does is what a recorder appended to an environment of its own sees.
+    # A worker is equal to a recorder appended to an environment of its own.
     own = dataclasses.replace(plan, way="appended", workers=0, turns=())
     notes = [Iteration(own, folder, None, rehearsal=True) for _ in range(plan.workers)]
     with warnings.catch_warnings():
@@ -67,7 +67,7 @@ def record_in_workers(plan: Plan, folder: Path) -> Tally:
             for name, *how in plan.ops:
                 _do(env, plan, notes, name, *how)
             for one in env.envs if plan.way == "pool" else ():
-                one.close()  # which the pool leaves to those who made them
+                one.close()  # the pool does not close its environments
     tally = Tally()
     names = [f"run.worker_{number}.rrd" for number in range(plan.workers)]
     assert sorted(file.name for file in folder.iterdir()) == names
@@ -100,7 +100,7 @@ def _batch(plan: Plan, path: Path) -> EnvBase:
 
 
 def _do(env: EnvBase, plan: Plan, notes: list[Iteration], name: str, *how: Any) -> None:
-    """Do what is next with all workers, and note of each what it did."""
+    """Carry out an operation with all workers, and note the values of each."""
     match name:
         case "rollout":
             steps, mode = how
