@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from torchrl_rerun.kinds.picture import Picture as PictureKind
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.reading.rows import values_of, with_any
+from torchrl_rerun.reading.rows import naming_damage, values_of, with_any
 from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.reader import FilePart, parts_in
 
@@ -157,7 +157,9 @@ def encoded_in(stream: Stream, batch: pa.RecordBatch) -> Iterator[EncodedPicture
         return
     batch = with_any(batch, kind.components)
     times = zip(*(batch.column(name).to_pylist() for name in ("frame", "episode", "episode_step")), strict=True)
-    for (frame, episode, step), (data, is_keyframe) in zip(times, kind.stored(batch), strict=True):
+    with naming_damage(stream):
+        pictures = list(kind.stored(batch))
+    for (frame, episode, step), (data, is_keyframe) in zip(times, pictures, strict=True):
         yield EncodedPicture(frame, episode, step, data, is_keyframe)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -191,7 +192,8 @@ def rows_in(held: Iterable[RawRows], stream: Stream) -> DecodedRows:
     shape = () if stream.is_object else stream.row_shape
     places, values = [], [np.zeros((0, *shape), stream.storage)]
     for at, batch in held:
-        found = decode(stream, batch)
+        with naming_damage(stream):
+            found = decode(stream, batch)
         if found.dtype != stream.storage or found.shape[1:] != shape or len(found) != len(batch):
             raise ValueError(
                 f"{type(stream.kind).__name__}.values gave {found.dtype} {found.shape} for {len(batch)} rows of "
@@ -200,6 +202,15 @@ def rows_in(held: Iterable[RawRows], stream: Stream) -> DecodedRows:
         places.append(at)
         values.append(found)
     return in_order(DecodedRows(joined(places), np.concatenate(values)))
+
+
+@contextlib.contextmanager
+def naming_damage(stream: Stream) -> Iterator[None]:
+    """Raise ValueError, with the name of the key, if a chunk lacks a column."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"a chunk of {name_of(stream.key)} is damaged: {error}") from error
 
 
 def in_order(rows: DecodedRows) -> DecodedRows:

@@ -14,6 +14,9 @@ Span = tuple[int, int]
 
 ALL: Span = 0, 2**63 - 1
 
+TIMES = ("frame", "episode", "episode_step", "log_time")
+"""The timelines by which rows are read back."""
+
 
 def episode_span(episode: int) -> Span:
     """Return the span of all rows of an episode."""

@@ -33,7 +33,7 @@ from torchrl_rerun.rrd.encoding import (
     repeated_fields_of,
     table_in,
 )
-from torchrl_rerun.rrd.frame_codes import ALL, Span
+from torchrl_rerun.rrd.frame_codes import ALL, TIMES, Span
 from torchrl_rerun.rrd.framing import CHUNK, FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, Footer, messages
 from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.parts import PROPERTY_PATHS, Properties, RecordingPart, add_property
@@ -110,7 +110,12 @@ class FilePart(RecordingPart):
             ValueError: another file is in its place, or it is damaged.
         """
         for at in self.index.within(path, span).tolist():
-            yield _CACHE.chunk(self, at)
+            batch = _CACHE.chunk(self, at)
+            if damaged := [name for name in TIMES if not _is_timeline(batch.schema, name)]:
+                raise ValueError(
+                    f"{format_path(self.file)} is damaged: a chunk of {path} has no times called {', '.join(damaged)}"
+                )
+            yield batch
 
     def count(self, path: str) -> int:
         """Return how many rows an entity has."""
@@ -289,6 +294,12 @@ def _part(file: Path, store: bytes, **known: Any) -> FilePart:
 def _read(opened: BinaryIO, offset: int, size: int) -> bytes:
     opened.seek(offset)
     return opened.read(size)
+
+
+def _is_timeline(schema: pa.Schema, name: str) -> bool:
+    """Return whether a chunk has a timeline of a name."""
+    at = schema.get_field_index(name)
+    return at >= 0 and bool(pa.types.is_int64(schema.field(at).type) or pa.types.is_timestamp(schema.field(at).type))
 
 
 def _read_chunk(part: FilePart, at: int) -> pa.RecordBatch:
