@@ -214,14 +214,20 @@ def test_log_rollout_records_a_rollout(path):
     of_rollout(rollout, observed=OBSERVED).compare(read(path))
 
 
-def test_log_rollout_of_the_batches_of_a_collector_goes_on(path):
-    collector = Collector(
-        SerialEnv(2, cartpole), RandomPolicy(cartpole().action_spec), frames_per_batch=40, total_frames=160
-    )
+@pytest.mark.parametrize("is_postproc", [False, True])
+def test_episodes_go_on_over_the_batches_of_a_collector(path, is_postproc):
     recorder = RerunRecorder(path, in_keys=[*OBSERVED, "action", "reward"])
+    collector = Collector(
+        SerialEnv(2, cartpole),
+        RandomPolicy(cartpole().action_spec),
+        frames_per_batch=40,
+        total_frames=160,
+        postproc=recorder if is_postproc else None,
+    )
     reference, last = None, None
     for batch in collector:
-        recorder.log_rollout(batch)
+        if not is_postproc:
+            recorder.log_rollout(batch)
         going_on = last is not None
         if going_on:
             ended = last["next", "done"].flatten().nonzero().flatten().tolist()

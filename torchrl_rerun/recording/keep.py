@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode, EpisodeKey, Predicate
-from torchrl_rerun.writing.folder import KeptEpisodes
+from torchrl_rerun.writing.episode_folder import KeptEpisodes
 
 Rank = tuple[bool, float]
 """Whether an episode ended, which counts first, and a number."""

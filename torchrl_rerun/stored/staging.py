@@ -14,7 +14,7 @@ from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.locks import is_locked, lock
 from torchrl_rerun.rrd.runs import make_folder, parts_of, refuse_earlier_run
 from torchrl_rerun.writing.dumps import dumps_in
-from torchrl_rerun.writing.folder import episodes_in
+from torchrl_rerun.writing.episode_folder import episodes_in
 
 _EARLIER: Mapping[Split, Callable[[Path], Sequence[Path]]] = {"episode": episodes_in, "dump": dumps_in}
 """Functions that list the recordings of an earlier run in a folder."""

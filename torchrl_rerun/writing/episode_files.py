@@ -29,8 +29,8 @@ from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.writing.chunks import static_chunks
+from torchrl_rerun.writing.episode_folder import EpisodeFolder
 from torchrl_rerun.writing.episode_rows import EpisodeRows
-from torchrl_rerun.writing.folder import EpisodeFolder
 from torchrl_rerun.writing.losses import Losses
 
 

@@ -18,7 +18,7 @@ from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 from torchrl_rerun.writing.chunks import ChunkFactory
 from torchrl_rerun.writing.encoding import Encoding
-from torchrl_rerun.writing.folder import EpisodeFolder
+from torchrl_rerun.writing.episode_folder import EpisodeFolder
 from torchrl_rerun.writing.losses import Losses
 
 _Recorded = tuple[Key, bool]

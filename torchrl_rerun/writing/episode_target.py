@@ -14,7 +14,7 @@ from torchrl_rerun.paths import check_name, make_absolute
 from torchrl_rerun.rrd.listing import list_episodes
 from torchrl_rerun.rrd.locks import lock
 from torchrl_rerun.rrd.runs import check_folder, elsewhere, make_folder, refuse_earlier_run
-from torchrl_rerun.writing.folder import EpisodeFolder, KeptEpisodes, episodes_in
+from torchrl_rerun.writing.episode_folder import EpisodeFolder, KeptEpisodes, episodes_in
 
 
 class EpisodeTarget:

@@ -9,7 +9,7 @@ from typing import Protocol
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
-from torchrl_rerun.writing.folder import EpisodeFolder
+from torchrl_rerun.writing.episode_folder import EpisodeFolder
 
 
 class Target(Protocol):
