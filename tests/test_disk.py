@@ -237,13 +237,15 @@ def test_a_closed_recording_without_a_place_for_its_next_part_loses_frames_and_t
     env.transform.close()
     shutil.rmtree(path.parent)
     path.parent.touch()  # a file where the folder was
-    with pytest.warns(RuntimeWarning, match=r"after run\.rrd was closed is not recorded.*training goes on"):
+    with pytest.warns(
+        RuntimeWarning, match=r"frames were lost: they came after close\(\) of run\.rrd.*training goes on"
+    ):
         rollout = env.rollout(5)
     assert len(rollout) == 5
     env.rollout(5)
-    with pytest.raises(RecordingError, match="is not recorded"):
+    with pytest.raises(RecordingError, match="frames were lost: they came after close"):
         env.transform.dump()
-    with pytest.raises(RecordingError, match="is not recorded"):
+    with pytest.raises(RecordingError, match="frames were lost: they came after close"):
         env.close()
     path.parent.unlink()
 
@@ -261,7 +263,7 @@ def test_a_closed_recording_goes_on_when_its_next_part_has_a_place(path, monkeyp
     env.transform.close()
     shutil.rmtree(path.parent)
     path.parent.touch()
-    with pytest.warns(RuntimeWarning, match=r"after run\.rrd was closed is not recorded"):
+    with pytest.warns(RuntimeWarning, match=r"frames were lost: they came after close\(\) of run\.rrd"):
         env.rollout(5)
     path.parent.unlink()
     lost = env.rollout(3)
@@ -293,7 +295,7 @@ def test_lost_frames_of_another_batch_size_are_counted(path):
     recorder.close()
     shutil.rmtree(path.parent)
     path.parent.touch()
-    with pytest.warns(RuntimeWarning, match=r"after run\.rrd was closed is not recorded"):
+    with pytest.warns(RuntimeWarning, match=r"frames were lost: they came after close\(\) of run\.rrd"):
         recorder.log_rollout(SerialEnv(3, cartpole).rollout(4))
     assert_counts(recorder, frames=11, steps=9, episodes=2, frames_written=6, frames_lost=5)
     with pytest.raises(RecordingError, match="5 frames were lost: "):

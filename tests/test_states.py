@@ -12,7 +12,7 @@ import pytest
 
 from interrupts import interrupted
 from torchrl_rerun import RecordingError
-from torchrl_rerun.blocks.block import Block, FrameValues
+from torchrl_rerun.blocks.block import FrameValues
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.schema import Moment, Source
 from torchrl_rerun.recording.options import Options
@@ -51,7 +51,7 @@ def test_a_recording_goes_from_open_to_closed(recording):
 def test_a_closed_recording_keeps_no_blocks(recording):
     """References to a closed recording may live long, for example in a reference cycle until garbage is collected."""
     step(recording)
-    blocks = [weakref.ref(each) for each in gc.get_objects() if isinstance(each, Block) and each.bytes]
+    blocks = [weakref.ref(block) for buffer in recording._buffers.in_use for block in buffer._blocks]
     assert blocks
     gc.disable()
     try:

@@ -55,7 +55,7 @@ class Missed:
 
     def _error(self) -> RecordingError:
         error = RecordingError(
-            f"{self._frames} frames after close() of {self._chunk_writer.label} were lost: {self._hindrance}"
+            f"{self._frames} frames were lost: they came after close() of {self._chunk_writer.label}, and {self._hindrance}"
         )
         error.__cause__ = self._hindrance
         return error
