@@ -25,6 +25,7 @@ from PIL import Image
 
 from torchrl_rerun.export.renaming import Wish, distinct, dotted
 from torchrl_rerun.kinds.keys import name_of
+from torchrl_rerun.kinds.streams import env_path
 from torchrl_rerun.kinds.video import USUAL_FPS, VideoEncoder, check_fps, decoder_of
 from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.pictures import (
@@ -183,7 +184,7 @@ def _named(found: Sequence[CameraTrack], root: Path, *, grid: bool) -> Iterator[
         for number, track in enumerate(tracks):
             key, agents = track.stream.key, track.stream.agents[track.agent : track.agent + 1]
             parts = [
-                *([] if one_env or grid else [f"env_{track.env}"]),
+                *env_path(None if one_env or grid else track.env),
                 *([] if one_key else key),
                 *([] if grid else agents),
             ]

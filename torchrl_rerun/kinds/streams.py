@@ -172,10 +172,22 @@ class Stream:
         >>> Stream(("agents", "reward"), Scalars(), "float32", (2, 1), agents=("fox", "hare")).path(3, 1)
         ['env_3', 'agents', 'reward', 'hare']
         """
-        return [*([] if env is None else [f"env_{env}"]), *(self.place or self.key), *self.agents[agent : agent + 1]]
+        return [*env_path(env), *(self.place or self.key), *self.agents[agent : agent + 1]]
 
 
 @functools.lru_cache(maxsize=1 << 16)
+def env_path(env: int | None) -> list[str]:
+    """Return the parts of the entity path below which the streams of an environment lie.
+
+    Args:
+        env: environment index; None: the recording is of one environment.
+
+    >>> env_path(3), env_path(None)
+    (['env_3'], [])
+    """
+    return [] if env is None else [f"env_{env}"]
+
+
 def entity_path(stream: Stream, env: int | None, agent: int = 0) -> str:
     """Return the entity path at which a stream of an environment is recorded, escaped by Rerun's own rules.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema
-from torchrl_rerun.kinds.streams import Stream, entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path, env_path
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Recorded:
 
     def origin(self, env: int | None) -> str:
         """Return the entity path below which the streams of an environment lie."""
-        return self.under("" if env is None else f"/env_{env}") or "/"
+        return self.under("".join(f"/{part}" for part in env_path(env))) or "/"
 
     def under(self, path: str) -> str:
         """Return the path of an entity that is at ``path`` in a recording by itself."""

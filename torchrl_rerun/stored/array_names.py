@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.endings import DONE, TERMINATED, TRUNCATED
+from torchrl_rerun.kinds.keys import REWARD, Key, name_of
 
-OBSERVATION, NEXT, ACTION, REWARD = "observation", "next_observation", "action", "reward"
-TERMINATED, TRUNCATED, DONE = "terminated", "truncated", "done"
+OBSERVATION, NEXT, ACTION = "observation", "next_observation", "action"
 FIRST, LAST, TERMINAL, EPISODE = "is_first", "is_last", "is_terminal", "episode"
 
 ROLES: Mapping[str, tuple[str, ...]] = {

@@ -226,7 +226,7 @@ class FrontEnd:
         if stepping is None:
             self.step(env, root, self.acted(env, root), following, may_change=True)
         elif following.batch_size == stepping.root.batch_size:
-            stepping.is_recorded = True
+            stepping.mark_recorded()
             given = tensordicts.value_at_root(root, "_step")
             mask = None if given is None else stepping.mask(following, given)
             self.step(env, root, stepping.acted, following, mask, may_change=True)
@@ -239,7 +239,7 @@ class FrontEnd:
         """
         self.record_unseen_step(following)
         if self._outcome is not None:
-            self._outcome.following = following
+            self._outcome.follow(following)
             self.revise_last_step()
 
     def record_unseen_step(self, following: TensorDictBase | None = None) -> None:
@@ -256,7 +256,7 @@ class FrontEnd:
             following = call.following()
         if following is None or following.batch_size != stepping.root.batch_size:
             return  # it goes on, on another thread perhaps, or has failed
-        stepping.is_recorded = True
+        stepping.mark_recorded()
         given = None if call is None else call.partial_steps()
         nobody = torch.zeros(following.batch_size, dtype=torch.bool)
         mask = stepping.mask(following, nobody if given is None else given)
@@ -433,6 +433,24 @@ class FrontEnd:
         if displaced.any():
             observed = _observed_in(root, following)
             self.reset(env, observed, None if displaced.all() else displaced, is_past=True)
+
+    def displace(self) -> None:
+        """Note that a stored rollout interrupts the episodes of all environments."""
+        assert self.recording is not None, "the rollout was recorded"
+        self.displaced = np.ones(self.recording.source.envs, np.bool_)
+
+    def put_back(self) -> None:
+        """Note that a stored rollout goes on: no episode of an environment is interrupted until it is over."""
+        self.displaced = None
+
+    def grow(self, envs: int) -> None:
+        """Read the data of more environments from now on.
+
+        Args:
+            envs: the number of environments, in one batch dimension.
+        """
+        if self.plan is not None:
+            self.plan = self.plan.grown(envs)
 
     def _come_back(self, mask: Mask) -> npt.NDArray[np.bool_]:
         """Return the environments in ``mask`` whose episode a stored rollout has interrupted, and count them as resumed."""

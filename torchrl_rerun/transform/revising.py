@@ -59,6 +59,10 @@ class Outcome:
         self._versions = _versions_of(values)
         self._arrays = arrays
 
+    def follow(self, following: TensorDictBase) -> None:
+        """Look at other data after the step: a transform has put it in the place of the data before."""
+        self.following = following
+
     def revise(self, at_once: bool) -> Revision | Pending | None:
         """Return the flags of the step as they are now; None if they haven't changed.
 

@@ -91,7 +91,7 @@ class Rollouts:
         has_come_back = front_end.displaced is not self._displaced  # the environments were reset or stepped since
         if has_come_back or recording is None or recording.process != os.getpid():
             self._continuity.forget()
-        front_end.displaced = None
+        front_end.put_back()
         led_to = tensordicts.data_keys(rollout.get("next"))  # any of the steps may lack one of them, the first one too
         at_once = _steps_at_once(rollout)
         for at in range(0, rollout.batch_size[-1], at_once):
@@ -105,7 +105,7 @@ class Rollouts:
         self._warn_of_late_outcomes(led_to)
         recording = front_end.recording
         if recording is not None and rollout.batch_size[:-1] == recording.source.batch_size:
-            front_end.displaced = np.ones(recording.source.envs, np.bool_)
+            front_end.displace()
         self._displaced = front_end.displaced
 
     def _record_part(
@@ -189,8 +189,7 @@ class Rollouts:
             return
         recording.grow(envs)
         self._continuity.grow(envs)
-        if front_end.plan is not None:
-            front_end.plan = front_end.plan.grown(envs)
+        front_end.grow(envs)
 
     def _warn_of_late_outcomes(self, led_to: Sequence[Key]) -> None:
         """Warn of keys that steps lead to, but that are recorded as the policy's: no step had led to them at first."""

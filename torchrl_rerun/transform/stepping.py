@@ -53,6 +53,10 @@ class Stepping:
         self.is_recorded = False
         self.thread = threading.get_ident()
 
+    def mark_recorded(self) -> None:
+        """Note that the step has been recorded."""
+        self.is_recorded = True
+
     @property
     def goes_on(self) -> bool:
         """Whether transforms are still at work on the step, as far as is known."""
