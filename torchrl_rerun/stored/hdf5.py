@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.keys import Key
-from torchrl_rerun.stored.array_names import ACTION, OBSERVATION, REWARD, ROLES
+from torchrl_rerun.kinds.keys import REWARD, Key
+from torchrl_rerun.stored.array_names import ACTION, OBSERVATION, ROLES
 from torchrl_rerun.stored.columns import TEXT, Column, DamagedError, MissingColumn
 from torchrl_rerun.stored.segments import StoredTrajectories, split_numbers
 from torchrl_rerun.stored.trajectories import Trajectory, open_arrays, warn_of_left_out

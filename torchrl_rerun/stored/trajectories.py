@@ -15,11 +15,11 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.endings import DONE, TERMINATED, TRUNCATED
+from torchrl_rerun.kinds.keys import REWARD, Key, name_of
 from torchrl_rerun.stored.array_names import (
     ACTION,
     BOUNDARIES,
-    DONE,
     EPISODE,
     ESSENTIAL,
     FIRST,
@@ -28,10 +28,7 @@ from torchrl_rerun.stored.array_names import (
     MAY_BE_LONGER,
     NEXT,
     OBSERVATION,
-    REWARD,
     TERMINAL,
-    TERMINATED,
-    TRUNCATED,
     assign_keys,
 )
 from torchrl_rerun.stored.columns import (
