@@ -13,13 +13,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensordict import TensorDict
+from tensordict import LazyStackedTensorDict, TensorDict
 
 from effort import examples
 from readback import read, same
 from rebuilt import files_of
 from torchrl_rerun import KeepLast, RerunRecorder
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.recording.counters import Counters
+from torchrl_rerun.recording.episode_log import EpisodeLog
+from torchrl_rerun.recording.steps import Steps
 from torchrl_rerun.transform.front_end import FrontEnd
 
 
@@ -142,29 +145,111 @@ def test_a_long_rollout_is_copied_in_a_few_pieces(tmp_path, monkeypatch):
     assert len(read(tmp_path / "run.rrd")["/env_3/reward"].values) == 5000
 
 
-@pytest.mark.parametrize("where", ["add_many", "add_many_late"])
-def test_an_interrupt_while_steps_are_copied_loses_no_counted_step(tmp_path, monkeypatch, where):
-    rollout = rollout_of((2,), 300, 0.02, 1)
-    recorder = RerunRecorder(tmp_path / "run.rrd", blueprint=False)
-    recorder.log_rollout(rollout[:, :100])
-    add_many, calls = Block.add_many, []
+@pytest.mark.parametrize("split", ["run", "episode"])
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("nth", [1, 5])
+@pytest.mark.parametrize(
+    "method",
+    [Block.add_many, Block.drop_after, Counters.apply, Counters.event, EpisodeLog.step, EpisodeLog.reset, Steps._copy],
+)
+def test_an_interrupt_costs_no_frame_that_was_counted(tmp_path, monkeypatch, method, nth, is_late, split):
+    rollout = rollout_of((2,), 60, 0.1, 1)
+    folder = tmp_path / "run"
+    options = {"split": split, "blueprint": False, "buffer_bytes": 1 << 12}
+    recorder = RerunRecorder(folder if split == "episode" else tmp_path / "run.rrd", **options)
+    recorder.log_rollout(rollout[:, :10])
+    calls = []
 
-    def interrupted(block, *args):
-        calls.append(block)
-        if where == "add_many_late":
-            add_many(block, *args)
-        if len(calls) == 1:
+    def interrupted(*args, **arguments):
+        calls.append(args)
+        if len(calls) == nth and not is_late:
             raise KeyboardInterrupt
-        if where == "add_many":
-            add_many(block, *args)
+        found = method(*args, **arguments)
+        if len(calls) == nth and is_late:
+            raise KeyboardInterrupt
+        return found
 
-    monkeypatch.setattr(Block, "add_many", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        recorder.log_rollout(rollout[:, 100:])
+    owner = {"Block": Block, "Counters": Counters, "EpisodeLog": EpisodeLog, "Steps": Steps}[
+        method.__qualname__.split(".")[0]
+    ]
+    monkeypatch.setattr(owner, method.__name__, interrupted)
+    was_interrupted = False
+    try:
+        recorder.log_rollout(rollout[:, 10:])
+    except KeyboardInterrupt:
+        was_interrupted = True
     monkeypatch.undo()
     recorder.close()
-    observed = read(tmp_path / "run.rrd")["/env_1/reward"]
+    assert was_interrupted is (len(calls) >= nth)
     counted = recorder.stats()["steps"]
-    assert len(observed.values) == counted
-    assert all(same(a, b) for a, b in zip(observed.values, rollout["next", "reward"][1], strict=False))
-    assert observed.along("frame") == sorted(set(observed.along("frame")))
+    assert recorder.stats()["frames_lost"] == 0
+    rewards = [[] for _ in range(2)]
+    for path in files_of(tmp_path):
+        recorded = read(path)
+        for env in recorded.schema["envs"]:
+            rows = recorded.entities.get("/reward" if split == "episode" else f"/env_{env}/reward")
+            rewards[env] += rows.values if rows else []
+            if split == "episode":
+                assert recorded.episode["length"] == len(rows.values)
+                assert recorded.episode["episode_return"] == pytest.approx(float(sum(map(float, rows.values))))
+    for env, values in enumerate(rewards):
+        assert len(values) == counted
+        assert all(same(a, b) for a, b in zip(values, rollout["next", "reward"][env], strict=False))
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "conjugate", "negative", "lazy", "memmap"])
+def test_values_that_cannot_be_read_at_once_are_read_step_by_step(tmp_path, monkeypatch, change):
+    rollout = rollout_of((2,), 30, 0.1, 2)
+    if change in ("conjugate", "negative"):
+        values = torch.randn(2, 31, 3, dtype=torch.complex64).conj()
+        values = values if change == "conjugate" else values.imag
+        rollout["z"], rollout["next", "z"] = values[:, :-1], values[:, 1:]
+    elif change == "lazy":
+        parts = [rollout[:, t].clone() for t in range(30)]
+        parts[7]["next", "observation"] = parts[7]["next", "observation"].double()
+        rollout = LazyStackedTensorDict(*parts, stack_dim=1)
+    elif change == "memmap":
+        rollout = rollout.memmap(tmp_path / "mapped")
+    later = rollout.clone() if change == "bfloat16" else rollout
+    if change == "bfloat16":
+        later["next", "observation"] = later["next", "observation"].bfloat16()
+    found = []
+    for at_once in (False, True):
+        folder = tmp_path / str(at_once)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            record(folder / "run.rrd", [rollout, later], {}, at_once=at_once, monkeypatch=monkeypatch)
+        found.append((rows_in(folder), [str(each.message) for each in told]))
+    (one_by_one, told), (at_once, told_at_once) = found
+    assert told == told_at_once
+    assert one_by_one.keys() == at_once.keys()
+    for name, (times, values, _) in one_by_one.items():
+        assert at_once[name][0] == times, name
+        assert all(same(a, b) for a, b in zip(at_once[name][1], values, strict=True)), name
+
+
+def test_a_trigger_may_call_the_recorder(tmp_path):
+    recorders = []
+
+    def trigger(episode):
+        if episode == 3:
+            recorders[0].dump()
+        return True
+
+    recorders.append(RerunRecorder(tmp_path / "run.rrd", episode_trigger=trigger, blueprint=False))
+    recorders[0].log_rollout(rollout_of((2,), 40, 0.2, 0))
+    recorders[0].close()
+    assert len(read(tmp_path / "run.rrd")["/env_0/reward"].values) == 40
+
+
+@pytest.mark.parametrize("size", [(0, 5), (2, 0, 3), (3, 0)])
+def test_an_empty_rollout_changes_nothing(tmp_path, size):
+    recorder = RerunRecorder(tmp_path / "run.rrd", blueprint=False)
+    rollout = rollout_of((3,), 10, 0.2, 0)
+    recorder.log_rollout(rollout[:, :5])
+    recorder.log_rollout(TensorDict({"next": {"reward": torch.zeros(*size, 1)}}, size))
+    recorder.log_rollout(rollout[:, 5:])
+    recorder.close()
+    episodes = read(tmp_path / "run.rrd")["/env_0/reward"].along("episode")
+    assert len(episodes) == 10
+    assert episodes[4] == episodes[5] or bool(rollout["next", "done"][0, 4])

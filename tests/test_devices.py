@@ -30,7 +30,7 @@ class LateTransfers:
     def add(self, target, value):
         self._added.append((target, value))
 
-    def send(self):
+    def send(self, *, is_late=False):
         LateTransfers.begun += len(self._added)
         self._pending += [(target, value.detach().clone()) for target, value in self._added]
         self.forget()
@@ -54,7 +54,7 @@ def device(request, monkeypatch):
     if request.param == "fake":
         for module in (block, devices):
             monkeypatch.setattr(module, "Transfers", LateTransfers)
-        monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
+        monkeypatch.setattr(specs, "device_of", lambda value: "cpu")
         LateTransfers.begun = LateTransfers.waited = 0
         return torch.device("cpu")
     return torch.device(request.param)
@@ -96,7 +96,7 @@ def _return(rollout, number):
 def test_values_are_written_after_their_transfer(path, monkeypatch):
     for module in (block, devices):
         monkeypatch.setattr(module, "Transfers", LateTransfers)
-    monkeypatch.setattr(specs, "device_of", lambda value: "fake:0")
+    monkeypatch.setattr(specs, "device_of", lambda value: "cpu")
     LateTransfers.begun = LateTransfers.waited = 0
     recorder = RerunRecorder(path, image_format="raw", flush_seconds=1000.0)
     env = Simulator(4, "cpu").append_transform(recorder)

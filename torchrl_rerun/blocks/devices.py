@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,6 +37,7 @@ class Transfers:
         self._device = torch.device(device)
         self._targets: list[torch.Tensor] = []
         self._values: list[torch.Tensor] = []
+        self._last: torch.cuda.Stream | None = None
         self._streams: dict[int, torch.cuda.Stream] = {}  # by their handles: those that copies were put into
 
     @staticmethod
@@ -60,15 +62,21 @@ class Transfers:
         self._targets.append(target)
         self._values.append(value)
 
-    def send(self) -> None:
-        """Begin the copies that were added, in one call. The values may be changed afterwards, by the same CUDA stream."""
+    def send(self, *, is_late: bool = False) -> None:
+        """Begin the copies that were added, in one call. The values may be changed afterwards, by the same CUDA stream.
+
+        Args:
+            is_late: whether the values belong to the frame of the last call. Another thread may make this one, and its own
+                stream isn't that in which they were computed. Default: False.
+        """
         if not self._targets:
             return
         torch = self._torch
-        stream = torch.cuda.current_stream(self._device)
-        with torch.no_grad():  # targets would become part of the graph of values that require a gradient
+        stream = self._last if is_late and self._last is not None else torch.cuda.current_stream(self._device)
+        with torch.no_grad(), torch.cuda.stream(stream) if is_late else contextlib.nullcontext():
+            # With gradients the targets would become part of the graph of values that require them.
             torch._foreach_copy_(self._targets, self._values, non_blocking=True)
-        self._streams[stream.cuda_stream] = stream
+        self._last = self._streams[stream.cuda_stream] = stream
         self.forget()
 
     def forget(self) -> None:
@@ -96,10 +104,14 @@ class Devices:
             self._transfers[device] = Transfers(device)
         return self._transfers[device]
 
-    def send(self) -> None:
-        """Begin the copies of a frame: one call for each device."""
+    def send(self, *, is_late: bool = False) -> None:
+        """Begin the copies of a frame: one call for each device.
+
+        Args:
+            is_late: whether values of the last frame are copied again. Default: False.
+        """
         for transfers in self._transfers.values():
-            transfers.send()
+            transfers.send(is_late=is_late)
 
     def forget(self) -> None:
         """Forget the copies of a frame, which isn't recorded."""

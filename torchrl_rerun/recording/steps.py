@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -103,8 +103,11 @@ class Steps:
 
     @property
     def takes_many(self) -> bool:
-        """Whether :meth:`steps` can be called: all streams are arrays in main memory."""
-        return all(buffer.takes_many for buffer in self._buffers.targets)
+        """Whether :meth:`steps` can be called: all streams are arrays in main memory, and no trigger of the user is called.
+
+        A trigger may call the recorder, whose blocks must have all frames by then.
+        """
+        return self._selection.calls_nobody and all(buffer.takes_many for buffer in self._buffers.targets)
 
     def steps(
         self,
@@ -152,7 +155,7 @@ class Steps:
             ends: which episodes end with each step.
             seeds: the seed of each environment.
         """
-        logged, batch = self._state.logged, self._buffers.batch
+        batch = self._buffers.batch
         first = self._next_event(coming, 0, ends)
         if first is None:
             return coming.after(1)
@@ -161,38 +164,50 @@ class Steps:
             if self._make_room(buffer, self._of_batch(first, coming.mask(0)) if buffer is batch else first):
                 targets.append(buffer)
                 room = min(room, buffer.room)
-        counts = [buffer.count for buffer in targets]
-        events: list[Event] = []
-        numbers: list[int] = []
+        piece = _Piece(coming, [(buffer, buffer.count) for buffer in targets], [])
         try:
             for number in range(room):
                 event = self._next_event(coming, number, ends) if number else first
-                if event is None:
-                    continue
-                events.append(event)
-                numbers.append(number)
-                self._counters.apply(event)
-                if self._episode_log is not None:
-                    at = int(coming.times[number])
-                    self._log_episodes(event, at_time(of_logged.after.stepped, at), ends_at(ends, at, logged), seeds)
-        except BaseException:  # Ctrl-C, for one: blocks get the frames that were counted
-            if events and not self._counters.has_seen(events[-1]):
-                events.pop(), numbers.pop()
+                if event is not None:
+                    piece.taken.append((event, number))
+                    self._counters.apply(event)
+                    self._log_episodes_at(coming, piece.taken[-1], of_logged, ends, seeds)
+            self._copy(piece, values, of_logged)
+        except BaseException:  # Ctrl-C, for one: blocks get the frames that were counted, and no others
+            if piece.taken and not self._counters.has_seen(piece.taken[-1][0]):
+                piece.taken.pop()
+            elif piece.taken:
+                self._log_episodes_at(coming, piece.taken[-1], of_logged, ends, seeds)
+            self._copy(piece, values, of_logged)
             raise
-        finally:
-            frames = Frames(events, coming.times[numbers], coming.is_step[numbers])
-            masks = [coming.mask(number) for number in numbers] if batch in targets else []
-            of_batch = frames._replace(events=[*map(self._of_batch, events, masks)]) if masks else frames
-            parts = [(of_batch, values) if buffer is batch else (frames, of_logged) for buffer in targets]
-            try:
-                for buffer, part in zip(targets, parts, strict=True):
-                    buffer.add_many(*part)
-            except BaseException:  # Ctrl-C, for one: the counters have counted these frames
-                for buffer, count, part in zip(targets, counts, parts, strict=True):
-                    buffer.drop_after(count)
-                    buffer.add_many(*part)
-                raise
         return coming.after(room)
+
+    def _copy(self, piece: _Piece, values: RolloutValues, of_logged: RolloutValues) -> None:
+        """Copy frames that were counted. Called again it does the same."""
+        batch, coming = self._buffers.batch, piece.coming
+        numbers = [number for _, number in piece.taken]
+        frames = Frames([event for event, _ in piece.taken], coming.times[numbers], coming.is_step[numbers])
+        for buffer, count in piece.targets:
+            buffer.drop_after(count)
+            if buffer is batch:
+                events = [self._of_batch(event, coming.mask(number)) for event, number in piece.taken]
+                buffer.add_many(frames._replace(events=events), values)
+            else:
+                buffer.add_many(frames, of_logged)
+
+    def _log_episodes_at(
+        self,
+        coming: Coming,
+        taken: tuple[Event, int],
+        of_logged: RolloutValues,
+        ends: Ends | None,
+        seeds: Sequence[int | None],
+    ) -> None:
+        """Note a frame that was counted in the episode log, if there is one."""
+        if self._episode_log is not None:
+            event, at = taken[0], int(coming.times[taken[1]])
+            stepped = at_time(of_logged.after.stepped, at)
+            self._log_episodes(event, stepped, ends_at(ends, at, self._state.logged), seeds)
 
     def _next_event(self, coming: Coming, number: int, ends: Ends | None) -> Event | None:
         """Return the event of a coming frame; None if it concerns no recorded environment."""
@@ -258,7 +273,7 @@ class Steps:
     def _amend(self, event: Event, amended: Event, values: FrameValues, ends: Ends | None) -> None:
         for buffer in self._buffers.in_use:
             buffer.amend(event, amended, values)
-        self._buffers.devices.send()
+        self._buffers.devices.send(is_late=True)
         if ends is not None and self._episode_log is not None:
             self._episode_log.correct_ends(event, ends)
         self._counters.amend(event, amended)
@@ -418,6 +433,20 @@ class Steps:
             return event  # nearly always
         recorded = everyone if event.is_recorded else NO_ENVS
         return event._replace(envs=everyone, envs_before=recorded, envs_after=recorded)
+
+
+class _Piece(NamedTuple):
+    """Frames that are recorded at once.
+
+    Attributes:
+        coming: the frames, and those after them.
+        targets: the buffers that get them, and the number of events that each block had before.
+        taken: the events of the frames that were counted, and their numbers among the coming ones.
+    """
+
+    coming: Coming
+    targets: Sequence[tuple[Buffer, int]]
+    taken: list[tuple[Event, int]]
 
 
 def _lacks_a_key(values: FrameValues) -> bool:

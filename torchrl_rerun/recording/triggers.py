@@ -40,6 +40,11 @@ class Selection:
         self._has_warned = False
         self.takes_all = options.selects_all_frames
 
+    @property
+    def calls_nobody(self) -> bool:
+        """Whether no trigger of the user is called."""
+        return not self._options.has_triggers
+
     def grow(self, envs: int) -> None:
         """Follow more environments, which haven't been reset."""
         more = envs - len(self._everyone)

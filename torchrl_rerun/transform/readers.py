@@ -113,7 +113,7 @@ class Reader:
             raise ChangedError(f"{dtype} {shape}", advice="Give it one dtype from the first reset on")
         if _without_ones(shape) != _without_ones(stream.shape):
             raise ChangedError(f"{dtype} {shape}", is_shape_alone=True)
-        array = value if stream.device else tensordicts.as_array(value, size)
+        array = value.to(stream.device) if stream.device else tensordicts.as_array(value, size)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
 
 
@@ -126,6 +126,7 @@ class Readers:
     Attributes:
         each: as given.
         keys: their keys.
+        devices: the accelerator that the values of each are on; None: in main memory.
         simple: for each simple key the dtype and the shape of its values, the shape of its arrays if it is another one, and
             whether its values are on an accelerator; None for other keys.
     """
@@ -139,6 +140,7 @@ class Readers:
             else None
             for each in self.each
         )
+        self.devices = tuple(torch.device(each.stream.device) if each.stream.device else None for each in self.each)
         names = [reader.name for reader in self.each]
         # One call for all keys, if all are at the root. `itemgetter` gives no tuple of a single item.
         self._get: Callable[[Any], Sequence[Any]] | None = (
@@ -173,12 +175,15 @@ class Readers:
         arrays = []
         time = rollout.batch_size[-1]
         for simple, value in zip(self.simple, self.values(rollout), strict=True):
-            if simple is None or type(value) is not torch.Tensor or value.requires_grad or value.device.type != "cpu":
+            if simple is None or not isinstance(value, torch.Tensor):
                 return None
             dtype, given_shape, shape, is_on_device = simple
-            if is_on_device or value.layout is not torch.strided or value.is_nested:
+            if is_on_device or value.is_nested:
                 return None
-            array: npt.NDArray[Any] = value.numpy()
+            try:
+                array: npt.NDArray[Any] = value.numpy()
+            except Exception:  # it requires a gradient, is on another device, or of another layout or dtype
+                return None
             dims = len(rollout.batch_size) - 1
             if array.dtype is not dtype or (*array.shape[:dims], *array.shape[dims + 1 :]) != given_shape:
                 return None
@@ -221,6 +226,7 @@ class ArrayReader:
                 try:
                     array: Any = value if is_on_device else value.numpy()
                     is_as_ever = array.dtype is dtype and array.shape == given_shape
+                    is_as_ever &= not is_on_device or value.device == readers.devices[i]
                 except Exception:  # it requires a gradient, is on another device, or no tensor at all
                     is_as_ever = False
                 if is_as_ever:

@@ -19,8 +19,8 @@ from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.stepping import Mask
 
-_LEAST_AT_ONCE, _MOST_AT_ONCE = 64, 4096
-"""Bounds on the steps of a rollout that are compared and recorded at once."""
+_LEAST_AT_ONCE, _MOST_AT_ONCE = 4, 4096
+"""Bounds on the steps of a rollout that are compared and recorded at once. Fewer are quicker one by one."""
 
 _BYTES_AT_ONCE = 32 << 20
 """Bytes of these steps, about."""
@@ -48,6 +48,8 @@ class Rollouts:
                 ``[*trajectories, time]`` with the mask of a padded batch.
             begins: whether episodes begin with the rollout, though it looks as if it went on; or for each environment.
         """
+        if not rollout.batch_size.numel():
+            return
         mask = padding_mask(rollout)
         if mask is not None:
             recording = self._front_end.recording
@@ -128,9 +130,10 @@ class Rollouts:
             regrouped: those of which only some groups of agents are reset, ``[envs, time]``.
             stepped: the environments that are stepped, ``[envs, time]``. Default: all, each time.
         """
-        front_end, can_be_many = self._front_end, not regrouped.any()
-        for at in range(part.batch_size[-1]):
-            if can_be_many and front_end.takes_many():
+        front_end, time = self._front_end, part.batch_size[-1]
+        can_be_many = tensordicts.is_dense(part) and not regrouped.any()
+        for at in range(time):
+            if can_be_many and time - at >= _LEAST_AT_ONCE and front_end.takes_many():
                 some = slice(at, None)
                 of_some = None if stepped is None else stepped[:, some]
                 if front_end.steps(lambda: env, part[..., some], begun[:, some], of_some):

@@ -67,6 +67,13 @@ def value_at_root(tensordict: TensorDictBase, name: str) -> Any:
     return tensordict.get(name, None)
 
 
+def is_dense(tensordict: TensorDictBase) -> bool:
+    """Return whether a tensordict holds tensors: those of a lazy stack may be of several dtypes, and are stacked as one."""
+    if type(tensordict) is not TensorDict:
+        return False
+    return all(is_dense(value) for value in tensordict.values() if isinstance(value, TensorDictBase))
+
+
 def data_keys(tensordict: TensorDictBase) -> list[Key]:
     """Return the keys of all leaves of a tensordict that are data, without those under ``"next"``."""
     if isinstance(tensordict, LazyStackedTensorDict):  # it names only the keys that all of its parts have

@@ -62,7 +62,7 @@ class EpisodeRows:
 
     def clear(self) -> None:
         """Forget the rows: they are written."""
-        self._pieces: dict[tuple[_Recorded, ...], list[EnvRows]] = {}
+        self._pieces: list[EnvRows] = []
         self.first = 0
         self.bytes = 0
 
@@ -80,8 +80,7 @@ class EpisodeRows:
         for stream, rows in values:
             if stream.reward_key and self._return_key in (None, stream.key):  # the first of several rewards
                 self._return_key, self._return = stream.key, float(returns_of(rows[-1:])[0])
-        streams = tuple((stream.key, stream.varies) for stream, _ in values)
-        self._pieces.setdefault(streams, []).append(EnvRows(piece.env, positions, values))
+        self._pieces.append(EnvRows(piece.env, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
     def so_far(self) -> Episode:
@@ -102,8 +101,8 @@ class EpisodeRows:
         # A new encoder: each part of a video begins with a keyframe.
         pictures = Encoding(self._fps, self._losses, max_age=float("inf"))
         factory = ChunkFactory(self._fps, pictures, self._losses)
-        for group in self._pieces.values():
-            yield from factory.chunks(_joined(group), None)
+        for rows in _by_streams(self._pieces):
+            yield from factory.chunks(rows, None)
         yield from pictures.flush()
 
     def remove_parts(self) -> None:
@@ -113,16 +112,23 @@ class EpisodeRows:
         self.parts.clear()
 
 
-def _joined(group: Sequence[EnvRows]) -> EnvRows:
-    """Join rows of an episode that are of the same streams."""
-    if len(group) == 1:
-        return group[0]
-    columns = zip(*(piece.values for piece in group), strict=True)
-    return EnvRows(
-        group[0].env,
-        np.asfortranarray(np.concatenate([piece.positions for piece in group])),
-        [(column[0][0], np.concatenate([rows for _, rows in column])) for column in columns],
-    )
+def _by_streams(pieces: Sequence[EnvRows]) -> Iterator[EnvRows]:
+    """Yield the rows of an episode: of each stream all rows together, in their order; streams with the same times together."""
+    numbers: dict[_Recorded, list[int]] = {}  # of the pieces with rows of a stream
+    for number, piece in enumerate(pieces):
+        for stream, _ in piece.values:
+            numbers.setdefault((stream.key, stream.varies), []).append(number)
+    together: dict[tuple[int, ...], list[_Recorded]] = {}
+    for recorded, of_stream in numbers.items():
+        together.setdefault(tuple(of_stream), []).append(recorded)
+    for of_streams, streams in together.items():
+        group = [pieces[number] for number in of_streams]
+        found = [{(stream.key, stream.varies): (stream, rows) for stream, rows in piece.values} for piece in group]
+        yield EnvRows(
+            group[0].env,
+            np.asfortranarray(np.concatenate([piece.positions for piece in group])),
+            [(found[0][each][0], np.concatenate([rows[each][1] for rows in found])) for each in streams],
+        )
 
 
 def _bytes(rows: npt.NDArray[Any]) -> int:
