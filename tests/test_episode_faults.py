@@ -144,8 +144,8 @@ def check(folder: Path, number: int) -> str:
     ]
     at_close = [end for end in at_close if end.length]
     stay_at_close = ids(kept(keep, [*over_by(made), *at_close]))
-    is_closing = not closed and made == killed_episodes.STEPS and folder.name != "slow"
-    if is_closing:  # the policy may have dropped episodes for those that close() interrupts
+    may_be_closing = made == killed_episodes.STEPS and folder.name != "slow"
+    if may_be_closing:  # the policy may have dropped episodes for those that close() interrupts
         over += at_close
         stay &= stay_at_close
     for steps in (dumped, settled):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv, StepCounter
 
@@ -479,3 +480,22 @@ def test_the_return_is_of_the_first_of_several_rewards(folder):
     returns.append(read(whole).episode["episode_return"])
     assert env.reward_keys[0] == "cost"
     assert returns == [21.0, 21.0]
+
+
+def test_states_of_an_episode_over_several_blocks_are_drawn_in_their_order(tmp_path):
+    """Values are observed at times 0 to 12, and the episode ends at time 9: a block with its reset has rows of its own times."""
+    values = torch.tensor([0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0], dtype=torch.bool)
+    done = torch.zeros(12, 1, dtype=torch.bool)
+    done[8] = True
+    following = {"contact": values[1:], "reward": torch.zeros(12, 1), "done": done}
+    rollout = TensorDict({"contact": values[:-1], "action": torch.zeros(12), "next": following}, (12,))
+    recorder = RerunRecorder(tmp_path / "run", split="episode", flush_seconds=0.01, blueprint=False)
+    for first, last in ((0, 3), (3, 6), (6, 12)):
+        recorder.log_rollout(rollout[first:last])
+        wait_until(lambda: recorder._front_end.recording._buffers.small.oldest_waiting is None)
+    recorder.close()
+    rows = read_folder(tmp_path / "run")[0, 0]["/contact"]
+    assert [bool(value.any()) for value in rows.values] == values[:10].tolist()
+    in_force = itertools.accumulate(rows.states, lambda last, state: last if state is None else state)
+    drawn = list(in_force)
+    assert [state == drawn[4] for state in drawn] == values[:10].tolist()
