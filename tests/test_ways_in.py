@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
+import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -217,6 +220,7 @@ def test_log_rollout_records_a_rollout(path):
 @pytest.mark.parametrize("is_postproc", [False, True])
 def test_episodes_go_on_over_the_batches_of_a_collector(path, is_postproc):
     recorder = RerunRecorder(path, in_keys=[*OBSERVED, "action", "reward"])
+    warnings.simplefilter("error", RuntimeWarning)  # of several workers: there is one
     collector = Collector(
         SerialEnv(2, cartpole),
         RandomPolicy(cartpole().action_spec),
@@ -238,6 +242,44 @@ def test_episodes_go_on_over_the_batches_of_a_collector(path, is_postproc):
     recorder.close()
     collector.shutdown()
     reference.compare(read(path))
+
+
+def batches_of_two_workers(split_trajs):
+    """Yield the batches of two collectors in turns, as a ``MultiAsyncCollector`` does."""
+    options = {"frames_per_batch": 10, "total_frames": 60, "split_trajs": split_trajs}
+    collectors = [Collector(cartpole(), RandomPolicy(cartpole().action_spec), **options) for _ in range(2)]
+    for pair in zip(*collectors, strict=True):
+        for worker, batch in enumerate(pair):
+            batch["collector", "traj_ids"] += 1000 * worker
+            yield batch
+    for collector in collectors:
+        collector.shutdown()
+
+
+def test_batches_of_several_workers_are_warned_of(path):
+    recorder = RerunRecorder(path)
+    with pytest.warns(RuntimeWarning, match=r"the data comes from several workers: .* split_trajs=True"):
+        collections.deque(map(recorder.log_rollout, batches_of_two_workers(split_trajs=False)), maxlen=0)
+    recorder.close()
+
+
+def test_split_trajectories_of_several_workers_are_recorded_whole(path, recwarn):
+    recorder = RerunRecorder(path)
+    lengths = collections.Counter()
+    for batch in batches_of_two_workers(split_trajs=True):
+        recorder.log_rollout(batch)
+        lengths.update(batch["collector", "traj_ids"][batch["collector", "mask"]].tolist())
+    recorder.close()
+    assert sorted(len(steps) for steps in steps_in(path).values()) == sorted(lengths.values())
+    assert not [each for each in recwarn if "several workers" in str(each.message)]
+
+
+def test_workers_whose_batches_are_joined_in_time_are_warned_of(path):
+    first, second = itertools.islice(batches_of_two_workers(split_trajs=False), 2)
+    recorder = RerunRecorder(path)
+    with pytest.warns(RuntimeWarning, match="the data comes from several workers"):
+        recorder.log_rollout(torch.cat([first, second]))
+    recorder.close()
 
 
 def test_log_rollout_of_unrelated_data_begins_episodes(path):

@@ -181,8 +181,15 @@ def draw_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     for at, name in enumerate(names):
         _add_column(table, name, [row[at] for row in rows])
     for row in rows:
-        table.add_row(*(Text("" if value is None else _format_value(value)) for value in row))
+        table.add_row(*(Text(_format_named(name, value)) for name, value in zip(names, row, strict=True)))
     return table
+
+
+def _format_named(name: str, value: Any) -> str:
+    """Return a value as text. Ids are written as options take them, without thousands separators."""
+    if value is None:
+        return ""
+    return str(value) if name in _IDS and isinstance(value, int) else _format_value(value)
 
 
 def _make_table() -> Table:

@@ -36,6 +36,11 @@ class Continuity:
     def __init__(self) -> None:
         self._last: TensorDictBase | None = None
 
+    @property
+    def last(self) -> TensorDictBase | None:
+        """The data after the last step of each environment, ``[*batch]``; None: there is none."""
+        return self._last
+
     def forget(self) -> None:
         """Let episodes begin with the next moment."""
         self._last = None
@@ -78,6 +83,17 @@ class Continuity:
         found = _begun(self._last, moment, moment.batch_size, ())
         assert found is not None, "what can't be stacked is left out"
         return found
+
+
+def begins_anew(last: TensorDictBase, moment: TensorDictBase) -> bool:
+    """Return whether a moment of one environment doesn't go on with the data after a step.
+
+    Args:
+        last: the data after the step, ``[]``.
+        moment: the moment, ``[]``.
+    """
+    found = _begun(last, moment, moment.batch_size, ())
+    return found is None or bool(found.episodes.any())
 
 
 def stepped_in(rollout: TensorDictBase) -> Mask | None:

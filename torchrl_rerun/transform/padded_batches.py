@@ -81,7 +81,7 @@ class Trajectories:
         self._batch += 1
         time = batch.batch_size[-1]
         rows, valid = batch.reshape(-1, time), mask.reshape(-1, time)
-        ids, ended = _ids(rows), _ended(rows)
+        ids, ended = traj_ids_in(rows), ended_in(rows)
         trajectories: dict[int, list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], bool]]] = {}
         for row, moments in enumerate(map(np.flatnonzero, valid)):
             if len(moments):
@@ -117,7 +117,8 @@ class _Open(NamedTuple):
     batch: int
 
 
-def _ids(rows: TensorDictBase) -> npt.NDArray[np.int64] | None:
+def traj_ids_in(rows: TensorDictBase) -> npt.NDArray[np.int64] | None:
+    """Return the trajectory of each step, ``[trajectories, time]``; None: it isn't known."""
     ids = rows.get(TRAJ_IDS, None)
     if not isinstance(ids, torch.Tensor) or ids.numel() != rows.numel():
         return None
@@ -125,7 +126,7 @@ def _ids(rows: TensorDictBase) -> npt.NDArray[np.int64] | None:
     return numbers
 
 
-def _ended(rows: TensorDictBase) -> npt.NDArray[np.bool_]:
+def ended_in(rows: TensorDictBase) -> npt.NDArray[np.bool_]:
     """Return which steps end an episode, ``[trajectories, time]``."""
     following = rows.get("next")
     ends = Endings(tensordicts.data_keys(following)).ended(

@@ -16,6 +16,7 @@ from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 from torchrl_rerun.transform.front_end import FrontEnd
+from torchrl_rerun.transform.interleaved import Interleaved
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
 from torchrl_rerun.transform.stepping import Mask
 
@@ -37,6 +38,7 @@ class Rollouts:
         self._front_end = front_end
         self._continuity = Continuity()
         self._trajectories = Trajectories()
+        self._interleaved = Interleaved()
         self._displaced: Mask = None  # the environments that the last rollout has displaced
 
     def record(self, env: EnvBase | None, rollout: TensorDictBase, begins: bool | Sequence[bool] = False) -> None:
@@ -57,6 +59,7 @@ class Rollouts:
             self._make_room(self._trajectories.envs)
             self._record(env, laid.tensordict, laid.begins, laid.stepped)
             return
+        self._interleaved.look(rollout, self._continuity.last)
         first = np.zeros((rollout.batch_size[:-1].numel(), rollout.batch_size[-1]), bool)
         first[:, :1] = np.asarray(begins, bool).reshape(-1, 1)
         self._record(env, rollout, first, stepped_in(rollout))
