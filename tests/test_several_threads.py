@@ -31,6 +31,7 @@ def test_a_buffer_that_samples_in_threads_is_recorded(path):
     for _ in range(40):
         buffer.sample()
     wait_until(lambda: recorder.stats()["steps"] >= 8 * 40)
+    buffer._prefetch_executor.shutdown()  # samples that come after close() begin another file, which would still be written
     recorder.close()
     bad, steps = wrong(path)
     assert bad == 0
