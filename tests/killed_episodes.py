@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase, GymWrapper, SerialEnv
 
 from environments import Lengths
 from killed import kill_after
+from servers import wait_until
 from torchrl_rerun import Keep, KeepBest, KeepIf, KeepLast, RerunRecorder
 
 RUNS = 12
@@ -84,6 +85,7 @@ def main(folder: Path, seed: int) -> None:
     for first in range(0, RUNS, AT_ONCE):
         children = [fork(folder / f"run_{i}", i) for i in range(first, first + AT_ONCE)]
         kill_after({each: rng.randint(1, STEPS * 5 // 4) for each in children}, lambda: rng.uniform(0, 0.01))
+    wait_until(lambda: any((folder / "slow").glob("env_*.rrd")))
     os.kill(slow, signal.SIGKILL)
     os.waitpid(slow, 0)
 

@@ -99,7 +99,10 @@ def test_kill_9_at_random_moments_keeps_dumped_and_ended_episodes(tmp_path):
     found = collections.Counter(check(tmp_path / f"run_{i}", i) for i in range(killed_episodes.RUNS))
     print(dict(found))
     assert check(tmp_path / "whole", 1) == "closed"
-    assert check(tmp_path / "slow", 4) == "recorded"
+    assert (
+        check(tmp_path / "slow", 4) == "recorded"
+    )  # never dumped: it was killed when an episode had been written for its age
+    assert any((tmp_path / "slow").glob("env_*.rrd"))
     assert found["dumped"] > 1
     for number in range(5):
         resume(tmp_path / f"run_{number}", number)
@@ -112,10 +115,6 @@ def check(folder: Path, number: int) -> str:
     notes = [(what, int(step), int(moment)) for what, step, moment in lines]
     made, dumped = (max([step for what, step, _ in notes if what == wanted], default=0) for wanted in ("step", "dump"))
     closed = notes[-1:] and notes[-1][0] == "closed"
-    killed_at = notes[-1][2] if notes else 0
-    # A block, and then an episode, may wait for `flush_seconds`; and other processes share the processor.
-    long_ago = killed_at - int((2 * killed_episodes.FLUSH_SECONDS + 1.5) * 1e9)
-    settled = max([step for what, step, moment in notes if what == "step" and moment < long_ago], default=0)
     seen = {"whole": set(), "parts": collections.defaultdict(list)}
     for path in folder.iterdir():
         if path.name.startswith("."):
@@ -148,9 +147,8 @@ def check(folder: Path, number: int) -> str:
     if may_be_closing:  # the policy may have dropped episodes for those that close() interrupts
         over += at_close
         stay &= stay_at_close
-    for steps in (dumped, settled):
-        missing = ids(kept(keep, [*over_by(steps)])) & stay - seen["whole"]
-        assert not missing, f"{folder.name}: {missing} were over after {steps} steps of {made}"
+    missing = ids(kept(keep, [*over_by(dumped)])) & stay - seen["whole"]
+    assert not missing, f"{folder.name}: {missing} were over after {dumped} steps of {made}, and dumped"
     if closed:
         assert seen["whole"] == stay_at_close
         assert not seen["parts"]
