@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.devices import Arrival, Transfers, host_bits
-from torchrl_rerun.blocks.events import Event, Events
+from torchrl_rerun.blocks.events import EnvIndices, Event, Events
 from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import PAGE, Stream
@@ -184,24 +184,19 @@ class _GroupCopy(NamedTuple):
 
     def having_rows(self, frames: Frames) -> npt.NDArray[np.intp]:
         """Return the numbers of the frames in which the group has rows."""
-        is_of_steps = self.moment is not Moment.OBSERVED
-        found = [
-            number
-            for number, event in enumerate(frames.events)
-            if (event.is_step or not is_of_steps)
-            and (
-                (
-                    envs := event.envs
-                    if self.has_rewards
-                    else event.envs_before
-                    if self.moment is ACTED
-                    else event.envs_after
-                )
-                is None
-                or len(envs)
-            )
-        ]
+        found = []
+        for number, event in enumerate(frames.events):
+            if event.is_step or self.moment is Moment.OBSERVED:
+                envs = self.envs_with_rows(event)
+                if envs is None or len(envs):
+                    found.append(number)
         return np.array(found, np.intp)
+
+    def envs_with_rows(self, event: Event) -> EnvIndices:
+        """Return the environments that have a row of an event, if it has values of the group; None: all."""
+        if self.has_rewards:
+            return event.envs
+        return event.envs_before if self.moment is ACTED else event.envs_after
 
 
 class Block:
@@ -329,6 +324,7 @@ class Block:
             arrays = values[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
+            # As `envs_with_rows` has it: a call for each group would take 3 % of a step.
             envs = event.envs if has_rewards else event.envs_before if moment is ACTED else after
             if envs is not None and not len(envs):
                 continue
@@ -397,14 +393,16 @@ class Block:
             count: number of the events that stay.
         """
         self.events.drop_after(count)
-        for event_of_slot in self.event_of_slot:
-            while event_of_slot and event_of_slot[-1] >= count:
-                event_of_slot.pop()
+        self._drop_slots()
         self.room = 0  # to be counted anew
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of its frame was copied."""
         self.events.drop(event)
+        self._drop_slots()
+
+    def _drop_slots(self) -> None:
+        """Forget the slots of events that were forgotten."""
         for event_of_slot in self.event_of_slot:
             while event_of_slot and event_of_slot[-1] >= len(self.events):
                 event_of_slot.pop()

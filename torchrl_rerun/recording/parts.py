@@ -58,7 +58,7 @@ class Parts(NamedTuple):
     writer: WriterThread
 
 
-def parts_for_run(
+def make_parts(
     chunk_writer: ChunkWriter,
     source: Source,
     options: Options,
@@ -68,10 +68,10 @@ def parts_for_run(
     live_sinks: Sequence[LiveSink],
     max_age: float,
 ) -> Parts:
-    """Return the parts of a recording of all environments together.
+    """Return the parts of a recording: of all environments together, or with a file for each episode.
 
     Args:
-        chunk_writer: takes the chunks.
+        chunk_writer: takes the chunks. If it has a folder of episodes, each episode has a file.
         source: the environments.
         options: how to record them.
         state: where the environments are.
@@ -79,73 +79,39 @@ def parts_for_run(
         live_sinks: get copies of the chunks.
         max_age: seconds that a frame may wait.
     """
+    folder = chunk_writer.episodes
+    capacity = options.buffer_bytes if folder is None else options.buffer_bytes // BLOCKS_SHARE
     devices = Devices()
-    small, bulky = _pair(state, options.buffer_bytes, max_age, devices)
-    output = WholeRun(
-        source,
-        state.envs,
-        state.returns,
-        split=options.split,
-        max_age=max_age,
-        first_frame=state.counters.frames if options.split == "dump" else 0,
-    )
-    writer = _writer(chunk_writer, live_sinks, output, ids)
-    buffers = Buffers(small, bulky, writer, output, capacity=options.buffer_bytes, devices=devices)
-    return Parts(state, Description(), None, buffers, output, writer)
-
-
-def parts_for_episodes(
-    chunk_writer: ChunkWriter,
-    source: Source,
-    options: Options,
-    state: EnvState,
-    *,
-    ids: Ids,
-    live_sinks: Sequence[LiveSink],
-    max_age: float,
-) -> Parts:
-    """Return the parts of a recording with a file for each episode.
-
-    Args:
-        chunk_writer: takes the chunks, and has the folder of the files.
-        source: the environments.
-        options: how to record them.
-        state: where the environments are.
-        ids: the ids of the recording.
-        live_sinks: get copies of the chunks.
-        max_age: seconds that a frame may wait.
-    """
-    assert chunk_writer.episodes is not None, "episodes have files in a folder"
-    capacity = options.buffer_bytes // BLOCKS_SHARE
-    devices = Devices()
-    small, bulky = _pair(state, capacity, max_age, devices)
-    log = EpisodeLog(state.envs)
-    output = EpisodeFiles(
-        chunk_writer.episodes,
-        source,
-        state.envs,
-        state.returns,
-        ended=log.ended,
-        buffers=(small, bulky),
-        application_id=ids.application_id,
-        recording_id=ids.run_id,
-        capacity=options.buffer_bytes - capacity,
-        max_age=options.flush_seconds,
-    )
-    writer = _writer(chunk_writer, live_sinks, output, ids)
-    # A recording of one episode has no `/env_{i}` before its keys.
-    description = Description(reserved=(PROPERTIES_ENTITY,))
-    buffers = Buffers(small, bulky, writer, output, capacity=capacity, devices=devices)
-    return Parts(state, description, log, buffers, output, writer)
-
-
-def _pair(state: EnvState, capacity: int, max_age: float, devices: Devices) -> tuple[Buffer, Buffer]:
-    """Return buffers for small and for bulky rows of the environments that are recorded in detail."""
     small, bulky = (Buffer(len(state.envs), capacity, max_age=max_age, devices=devices) for _ in range(2))
-    return small, bulky
-
-
-def _writer(chunk_writer: ChunkWriter, live_sinks: Sequence[LiveSink], output: Output, ids: Ids) -> WriterThread:
-    return WriterThread(
+    log: EpisodeLog | None = None
+    output: Output
+    if folder is None:
+        output = WholeRun(
+            source,
+            state.envs,
+            state.returns,
+            split=options.split,
+            max_age=max_age,
+            first_frame=state.counters.frames if options.split == "dump" else 0,
+        )
+    else:
+        log = EpisodeLog(state.envs)
+        output = EpisodeFiles(
+            folder,
+            source,
+            state.envs,
+            state.returns,
+            ended=log.ended,
+            buffers=(small, bulky),
+            application_id=ids.application_id,
+            recording_id=ids.run_id,
+            capacity=options.buffer_bytes - capacity,
+            max_age=options.flush_seconds,
+        )
+    writer = WriterThread(
         chunk_writer, live_sinks, output, application_id=ids.application_id, recording_id=ids.recording_id
     )
+    buffers = Buffers(small, bulky, writer, output, capacity=capacity, devices=devices)
+    # A recording of one episode has no `/env_{i}` before its keys.
+    description = Description(reserved=() if folder is None else (PROPERTIES_ENTITY,))
+    return Parts(state, description, log, buffers, output, writer)

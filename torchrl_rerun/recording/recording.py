@@ -27,7 +27,7 @@ from torchrl_rerun.recording.description import varying
 from torchrl_rerun.recording.env_state import EnvState
 from torchrl_rerun.recording.layouts import layout_of
 from torchrl_rerun.recording.options import Options
-from torchrl_rerun.recording.parts import Ids, parts_for_episodes, parts_for_run
+from torchrl_rerun.recording.parts import Ids, make_parts
 from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.steps import Steps
@@ -85,7 +85,6 @@ class Recording(Steps):
         recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if options.split == "dump" else run_id
         ids = Ids(application_id(options, source), recording_id, run_id)
         state = _state_for(source, options, continues)
-        make_parts = parts_for_episodes if is_by_episode else parts_for_run
         parts = make_parts(chunk_writer, source, options, state, ids=ids, live_sinks=live_sinks, max_age=max_age)
         status = Status(chunk_writer, live_sinks, parts, None if continues is None else continues.status)
         super().__init__(parts, status)

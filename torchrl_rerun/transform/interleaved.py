@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.transform.continuity import begins_anew
-from torchrl_rerun.transform.padded_batches import ended_in, traj_ids_in
+from torchrl_rerun.transform.padded_batches import TRAJ_IDS, ended_in, traj_ids_in
 
 MOST_INTERRUPTED = 64
 """Interrupted trajectories that are remembered."""
@@ -32,7 +32,7 @@ class Interleaved:
             rollout: ``[*batch, time]``.
             last: the data after the last steps of the rollout before, ``[*batch]``; None: there was none.
         """
-        if self._has_warned:
+        if self._has_warned or rollout.get(TRAJ_IDS, None) is None:
             return
         rows = rollout.reshape(-1, rollout.batch_size[-1])
         ids = traj_ids_in(rows)

@@ -213,8 +213,11 @@ class Rollouts:
 
 def _steps_at_once(rollout: TensorDictBase) -> int:
     """Return the number of steps of a rollout that are compared and recorded at once."""
+    time: int = rollout.batch_size[-1]
+    if time <= _LEAST_AT_ONCE:  # single frames of a callback, for one: there is nothing to bound
+        return time
     both = rollout, rollout.get("next")
     found = [tensordicts.value_of(data, key) for data in both for key in tensordicts.data_keys(data)]
     values = [value for value in found if isinstance(value, torch.Tensor) and not value.is_nested]
-    step_bytes: int = sum(value.numel() * value.element_size() for value in values) // max(1, rollout.batch_size[-1])
+    step_bytes: int = sum(value.numel() * value.element_size() for value in values) // time
     return min(max(_BYTES_AT_ONCE // max(1, step_bytes), _LEAST_AT_ONCE), _MOST_AT_ONCE)
