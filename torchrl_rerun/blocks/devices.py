@@ -128,5 +128,5 @@ def host_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
 
 
 def fetched(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """Return a copy of a tensor's values, waited for; bfloat16 as uint16."""
+    """Copy a tensor to main memory, wait for the copy, and return it as an array. bfloat16 becomes uint16."""
     return host_bits(tensor.detach().cpu())

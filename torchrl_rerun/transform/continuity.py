@@ -86,7 +86,7 @@ class Continuity:
 
 
 def begins_anew(last: TensorDictBase, moment: TensorDictBase) -> bool:
-    """Return whether a moment of one environment doesn't go on with the data after a step.
+    """Return whether a moment of one environment begins an episode, and doesn't continue the data after a step.
 
     Args:
         last: the data after the step, ``[]``.

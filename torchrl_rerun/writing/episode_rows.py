@@ -113,7 +113,7 @@ class EpisodeRows:
 
 
 def _by_streams(pieces: Sequence[EnvRows]) -> Iterator[EnvRows]:
-    """Yield the rows of an episode: of each stream all rows together, in their order; streams with the same times together."""
+    """Yield the rows of an episode, joined over its pieces. Streams that have rows in the same pieces are yielded together."""
     numbers: dict[_Recorded, list[int]] = {}  # of the pieces with rows of a stream
     for number, piece in enumerate(pieces):
         for stream, _ in piece.values:
