@@ -33,8 +33,8 @@ from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.timelines import TIMELINES
 from torchrl_rerun.writing import encoding
-from torchrl_rerun.writing.chunks import ChunkFactory
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.chunks.chunks import ChunkFactory
+from torchrl_rerun.chunks.losses import Losses
 
 Stack = npt.NDArray[np.uint8]
 """Stack, ``[n, height, width, depth]``."""

@@ -122,7 +122,7 @@ def test_a_track_without_values_gets_no_rows():
     driver.add(0)
     driver.add(1)
     driver.flush()
-    assert driver.handed[-1].event_of_slot == [[0, 1], []]
+    assert [each.tolist() for each in driver.handed[-1].event_of_slot] == [[0, 1], []]
 
 
 def test_the_environment_waits_for_a_slow_writer():

@@ -23,8 +23,9 @@ PACKAGE = Path(torchrl_rerun.__file__).parent
 FLOORS = (
     "kinds",
     "layout",
-    "rrd",
     "blocks",
+    "chunks",
+    "rrd",
     "writing",
     "recording",
     "reading",

@@ -16,7 +16,7 @@ from pictures import picture, psnr
 from programs import python
 from readback import read, read_folder
 from torchrl_rerun import RecordingError, RerunRecorder
-from torchrl_rerun.writing.encoding_threads import submit
+from torchrl_rerun.chunks.encoding_threads import submit
 
 
 def test_tasks_return_results_and_errors():
@@ -29,7 +29,7 @@ def test_tasks_return_results_and_errors():
 
 
 def test_encoding_threads_do_not_delay_the_end_of_the_program():
-    code = "import time; from torchrl_rerun.writing.encoding_threads import submit; submit(lambda: time.sleep(60))"
+    code = "import time; from torchrl_rerun.chunks.encoding_threads import submit; submit(lambda: time.sleep(60))"
     subprocess.run([*python(), "-c", code], check=True, timeout=30)
 
 

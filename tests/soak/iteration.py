@@ -32,7 +32,7 @@ from soak.environments import Random
 from soak.plans import Op, Plan
 from soak.witness import Indices, Key, Witness, values_of
 from torchrl_rerun import RecordingError, RerunRecorder
-from torchrl_rerun.writing.encoding_threads import NAME as ENCODER
+from torchrl_rerun.chunks.encoding_threads import NAME as ENCODER
 
 SETTLE_SECONDS = 10.0
 """Seconds that threads and processes may take to end."""

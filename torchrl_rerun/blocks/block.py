@@ -2,6 +2,9 @@
 
 Small rows lie frame by frame, so that a step of thousands of environments is one copy. Rows of a page of memory and more lie
 environment by environment, so that the writer can wrap them as they are.
+
+All of a block but its Python objects, which are copied into an :class:`~torchrl_rerun.blocks.object_log.ObjectLog`, and values
+from accelerators, lies in arrays that may outlive the process. A frame is in a block when its event is counted.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.devices import Arrival, Transfers, host_bits
 from torchrl_rerun.blocks.events import EnvIndices, Event, Events
+from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Shape
+from torchrl_rerun.blocks.object_log import ObjectLog, logged_objects
 from torchrl_rerun.kinds.objects import size_of
-from torchrl_rerun.kinds.schema import Moment
+from torchrl_rerun.kinds.schema import Moment, stream_from_schema, stream_to_schema
 from torchrl_rerun.kinds.streams import PAGE, Stream
-from torchrl_rerun.kinds.timelines import Positions
+from torchrl_rerun.kinds.timelines import COLUMNS, Positions
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +120,26 @@ class StreamGroup:
         """Bytes of a row of one environment."""
         return sum(stream.row_bytes for stream in self.streams if not stream.reward_key)
 
+    @property
+    def stored(self) -> tuple[Stream, ...]:
+        """The streams whose values are stored."""
+        return tuple(stream for stream in self.streams if not stream.reward_key)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the group as JSON has it."""
+        return {
+            "moment": self.moment.name,
+            "at": self.at,
+            "has_rewards": self.has_rewards,
+            "streams": [stream_to_schema(stream) | {"device": stream.device} for stream in self.streams],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> StreamGroup:
+        """Return the group that :meth:`to_json` described."""
+        streams = tuple(replace(stream_from_schema(each), device=each["device"]) for each in said["streams"])
+        return cls(Moment[said["moment"]], streams, tuple(said["at"]), said["has_rewards"])
+
 
 class Values:
     """The values of one stream in a block.
@@ -123,6 +148,7 @@ class Values:
         stream: the stream.
         envs: number of recorded environments.
         slots: number of frames that there is room for.
+        array: memory for them, of :meth:`shape`. Default: new memory.
 
     Attributes:
         stream: the stream.
@@ -132,21 +158,32 @@ class Values:
         slots: for each slot its part of the array, if the values come from an accelerator; else empty.
     """
 
-    def __init__(self, stream: Stream, envs: int, slots: int) -> None:
+    def __init__(self, stream: Stream, envs: int, slots: int, array: npt.NDArray[Any] | None = None) -> None:
         self.stream = stream
         self.is_objects = stream.is_object
-        # From an accelerator a frame comes in one piece.
-        self.lies_by_env = stream.is_large and not stream.device
-        envs = 1 if stream.shared else envs
-        sizes = (envs, slots) if self.lies_by_env else (slots, envs)
-        shape = *sizes, *stream.slot_shape
+        self.lies_by_env = _lies_by_env(stream)
         self.slots: Sequence[torch.Tensor] = ()
         self.array: npt.NDArray[Any]
-        if stream.device:
-            pinned = Transfers.allocate(shape, stream.dtype)
+        if array is not None:
+            self.array = array
+        elif stream.device:
+            pinned = Transfers.allocate(self.shape(stream, envs, slots).shape, stream.dtype)
             self.array, self.slots = host_bits(pinned), pinned.unbind()
         else:
-            self.array = np.empty(shape, stream.storage)  # which takes no memory until it is written to
+            self.array = np.empty(self.shape(stream, envs, slots).shape, stream.storage)
+
+    @staticmethod
+    def shape(stream: Stream, envs: int, slots: int) -> Shape:
+        """Return dtype and shape of the array.
+
+        Args:
+            stream: the stream.
+            envs: number of recorded environments.
+            slots: number of frames that there is room for.
+        """
+        envs = 1 if stream.shared else envs
+        sizes = (envs, slots) if _lies_by_env(stream) else (slots, envs)
+        return Shape(stream.storage, (*sizes, *stream.slot_shape))
 
     @property
     def by_frame(self) -> npt.NDArray[Any]:
@@ -159,6 +196,10 @@ class Values:
         return of_env
 
 
+def _lies_by_env(stream: Stream) -> bool:
+    return stream.is_large and not stream.device  # from an accelerator a frame comes in one piece
+
+
 class _GroupCopy(NamedTuple):
     """How :meth:`Block.add` copies the values of a group. A number says where a value is among those of its moment.
 
@@ -166,7 +207,7 @@ class _GroupCopy(NamedTuple):
         moment: when the group gets rows.
         has_rewards: whether it gets rows of all environments that are stepped, recorded or not.
         first: the number of its first value; None: it has none.
-        event_of_slot: the number of the event of each slot.
+        number: the number of the group.
         by_frame: arrays ``[slots, envs, ...]`` in main memory, and the numbers of their values.
         by_env: arrays ``[envs, slots, ...]`` in main memory, and the numbers of their values.
         objects: the numbers of the values that are Python objects.
@@ -176,7 +217,7 @@ class _GroupCopy(NamedTuple):
     moment: Moment
     has_rewards: bool
     first: int | None
-    event_of_slot: list[int]
+    number: int
     by_frame: list[tuple[npt.NDArray[Any], int]]
     by_env: list[tuple[npt.NDArray[Any], int]]
     objects: list[int]
@@ -208,16 +249,22 @@ class Block:
         slots: number of frames that there is room for.
         object_capacity: bytes of Python objects that make it full. Default: 1 GiB.
         transfers: what copies from each device that values lie on. Default: all values are in main memory.
+        memory: where it lies. Default: memory of this process.
+        role: what a black box calls it. Default: nothing.
 
     Attributes:
         groups: the groups of streams.
         start: where the environments were before its first frame, ``[envs, 6]``.
         events: the resets and steps, one for each frame.
-        event_of_slot: per group, the number of the event of each of its slots.
         values: per group, the values of each stream; running returns have none.
+        lease: the number of its lease, higher than those before; 0: it is free.
         object_bytes: bytes of the Python objects in it.
         room: lower bound on the number of further frames that there is room for.
         is_heavy: whether it is full of Python objects, though there is room for more frames.
+        is_retired: whether it is not used again when it is free.
+
+    Raises:
+        OSError: the memory can't be had.
     """
 
     def __init__(
@@ -228,28 +275,37 @@ class Block:
         *,
         object_capacity: int = MAX_STREAM_BYTES,
         transfers: Mapping[str, Transfers] | None = None,
+        memory: Memory | None = None,
+        role: str = "",
     ) -> None:
         self.groups = tuple(groups)
-        self.start: Positions = np.empty((0, 0), np.int64)
-        self.events = Events()
-        self.event_of_slot: list[list[int]] = [[] for _ in self.groups]
-        self.values = [
-            [Values(stream, envs, slots) for stream in group.streams if not stream.reward_key] for group in self.groups
-        ]
+        self._memory = memory or Heap()
+        shapes = _shapes(self.groups, envs, slots)
+        about = {"role": role, "envs": envs, "slots": slots, "groups": [group.to_json() for group in self.groups]}
+        self._region = self._memory.allocate(shapes, about)
+        arrays = self._region.arrays
+        self._head = memoryview(arrays["head"])
+        self.start: Positions = arrays["start"]
+        self.events = Events(arrays)
+        self.values = _values(self.groups, envs, slots, arrays)
+        self.lease = 0
         self.object_bytes = 0
         self.is_heavy = False
+        self.is_retired = False
         self._object_capacity = object_capacity
+        self._objects = ObjectLog(self._memory, self._region)
         self._envs = envs
         self._many = envs / MANY
         self._slots = slots
+        self._filled = [0] * len(self.groups)  # slots
         self.room = slots
         self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
         self._copies = [
-            self._copy_of(*parts) for parts in zip(self.groups, self.event_of_slot, self.values, strict=True)
+            self._copy_of(number, *parts) for number, parts in enumerate(zip(self.groups, self.values, strict=True))
         ]
 
-    def _copy_of(self, group: StreamGroup, event_of_slot: list[int], stored: Sequence[Values]) -> _GroupCopy:
+    def _copy_of(self, number: int, group: StreamGroup, stored: Sequence[Values]) -> _GroupCopy:
         """Return how the values of a group are copied."""
         pairs = list(zip(stored, group.at, strict=True))
         on_host = [(values, i) for values, i in pairs if not values.stream.device]
@@ -261,7 +317,7 @@ class Block:
             group.moment,
             group.has_rewards,
             group.at[0] if group.at else None,
-            event_of_slot,
+            number,
             by_frame=[(values.array, i) for values, i in on_host if not values.lies_by_env],
             by_env=[(values.array, i) for values, i in on_host if values.lies_by_env],
             objects=[i for values, i in pairs if values.is_objects],
@@ -272,22 +328,30 @@ class Block:
         """Begin at a position.
 
         Args:
-            start: where the environments are before the first frame, ``[envs, 6]``.
+            start: where the environments are before the first frame, ``[envs, 6]``; no environments: nobody will ask.
         """
-        self.start = start
+        self._head[_COUNT] = 0
+        self.start[: len(start)] = start
+        self.lease = self._head[_LEASE] = self._memory.lease()
 
     def clear(self) -> None:
         """Empty the block."""
+        self.lease = self._head[_LEASE] = 0
         self.events.clear()
-        for event_of_slot in self.event_of_slot:
-            event_of_slot.clear()
+        self._filled = [0] * len(self.groups)
         for group in self.values:
             for values in group:
                 if values.is_objects:
                     values.array[:] = None  # let go of the strings and arrays
+        self._objects.clear()
         self.object_bytes = 0
         self.is_heavy = False
         self.room = self._slots
+
+    def free(self) -> None:
+        """Give the memory back."""
+        self._objects.free()
+        self._region.free()
 
     def touch(self) -> None:
         """Write to each page of the block's memory, so that the system has mapped it before it is needed."""
@@ -297,17 +361,20 @@ class Block:
                     values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
 
     @property
+    def event_of_slot(self) -> list[npt.NDArray[np.intp]]:
+        """Per group, the number of the event of each of its slots."""
+        return [self.events.of_group(group) for group in range(len(self.groups))]
+
+    @property
     def bytes(self) -> int:
         """Bytes of the frames in the block."""
-        slots = [*map(len, self.event_of_slot)]
-        rows = sum(group.row_bytes * n for group, n in zip(self.groups, slots, strict=True))
+        rows = sum(group.row_bytes * n for group, n in zip(self.groups, self._filled, strict=True))
         return self._envs * rows + self.object_bytes
 
     def has_room(self) -> bool:
         """Return whether there is room for one more frame."""
         if self.room <= 0:  # so many frames have come, but perhaps no group had rows in all of them
-            most = max(map(len, self.event_of_slot), default=0)
-            self.room = min(self._slots - most, EVENTS_PER_SLOT * self._slots - len(self.events))
+            self.room = min(self._slots - max(self._filled, default=0), self.events.room(self._envs))
         return self.room > 0
 
     def add(self, event: Event, values: FrameValues) -> None:
@@ -317,10 +384,9 @@ class Block:
             event: the reset or step.
             values: the values of all environments. A group without values gets no rows.
         """
-        number, after = len(self.events), event.envs_after
-        self.events.append(event)
+        after, filled, having_rows = event.envs_after, self._filled, 0
         self.room -= 1
-        for moment, has_rewards, first, event_of_slot, by_frame, by_env, objects, on_device in self._copies:
+        for moment, has_rewards, first, number, by_frame, by_env, objects, on_device in self._copies:
             arrays = values[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
@@ -328,8 +394,9 @@ class Block:
             envs = event.envs if has_rewards else event.envs_before if moment is ACTED else after
             if envs is not None and not len(envs):
                 continue
-            slot = len(event_of_slot)
-            event_of_slot.append(number)
+            slot = filled[number]
+            filled[number] = slot + 1
+            having_rows |= 1 << number
             if envs is None or len(envs) >= self._many:
                 for array, i in by_frame:  # `presence` leaves out the environments without a row
                     array[slot] = arrays[i]
@@ -346,9 +413,23 @@ class Block:
                     array[envs, slot] = arrays[i][envs]
             if objects:
                 self._weigh(arrays[i] for i in objects)
+                self._objects.append(len(self.events), number, slot, [arrays[i] for i in objects])
             for transfers, arrays_there in on_device:  # whole frames: `presence` tells which of their rows count
                 for slots, i in arrays_there:
                     transfers.add(slots[slot], arrays[i])
+        self.events.append(event, having_rows, self._memory.moment)
+        self._head[_COUNT] = len(self.events)
+
+    def amend(self, event: Event, amended: Event, values: FrameValues) -> None:
+        """Put another event, with other values, in the place of the last one. A black box has one or the other.
+
+        Args:
+            event: the last event.
+            amended: the event in its place. Groups that have a row of the last one have a row of it.
+            values: the values of all environments.
+        """
+        self._forget_last(event)
+        self.add(amended, values)
 
     def add_many(self, frames: Frames, values: RolloutValues) -> None:
         """Copy frames into the block, which must have room for them. No stream may be of Python objects, or on a device.
@@ -357,8 +438,7 @@ class Block:
             frames: the frames.
             values: the values of all environments.
         """
-        number = len(self.events)
-        self.events.extend(frames.events)
+        having_rows = np.zeros((len(frames.events), len(self.groups)), np.bool_)
         self.room -= len(frames.events)
         for each in self._copies:
             after = values.after[each.moment]
@@ -367,8 +447,9 @@ class Block:
             chosen = each.having_rows(frames)
             if not len(chosen):
                 continue
-            first = len(each.event_of_slot)
-            each.event_of_slot.extend((chosen + number).tolist())
+            first = self._filled[each.number]
+            self._filled[each.number] += len(chosen)
+            having_rows[chosen, each.number] = True
             is_step, times = frames.is_step[chosen], frames.times[chosen]
             parts = [(after, np.flatnonzero(is_step))]
             if each.moment is Moment.OBSERVED:
@@ -380,11 +461,10 @@ class Block:
                         array[slots] = arrays[i][:, where].swapaxes(0, 1)
                     for array, i in each.by_env:
                         array[:, slots] = arrays[i][:, where]
-
-    @property
-    def takes_many(self) -> bool:
-        """Whether :meth:`add_many` can be used: all values are arrays in main memory."""
-        return not any(each.objects or each.on_device for each in self._copies)
+        packed = np.packbits(having_rows, axis=1, bitorder="little").tolist()
+        for event, groups in zip(frames.events, packed, strict=True):
+            self.events.append(event, int.from_bytes(bytes(groups), "little"), self._memory.moment)
+        self._head[_COUNT] = len(self.events)
 
     def drop_after(self, count: int) -> None:
         """Forget all events but the first ones, however much of their frames was copied.
@@ -394,18 +474,22 @@ class Block:
         """
         self.events.drop_after(count)
         self._drop_slots()
+        self._head[_COUNT] = len(self.events)
         self.room = 0  # to be counted anew
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of its frame was copied."""
+        self._forget_last(event)
+        self._head[_COUNT] = len(self.events)
+
+    def _forget_last(self, event: Event) -> None:
         self.events.drop(event)
         self._drop_slots()
 
     def _drop_slots(self) -> None:
         """Forget the slots of events that were forgotten."""
-        for event_of_slot in self.event_of_slot:
-            while event_of_slot and event_of_slot[-1] >= len(self.events):
-                event_of_slot.pop()
+        self._filled = [*map(len, self.event_of_slot)]
+        self._objects.drop_after(len(self.events))
 
     def _weigh(self, objects: Iterable[npt.NDArray[Any]]) -> None:
         self.object_bytes += sum(size_of(value) for values in objects for value in values.flat)
@@ -423,7 +507,7 @@ class Block:
 
     def presence(self, group: int) -> npt.NDArray[np.bool_] | None:
         """Return in which slots of a group each environment has a row, ``[slots, envs]``; None if in all of them."""
-        events = np.array(self.event_of_slot[group], np.intp)
+        events = self.events.of_group(group)
         present = None
         for event, envs in self.events.partial(before=self.groups[group].moment is ACTED):
             slot = int(np.searchsorted(events, event))
@@ -433,6 +517,31 @@ class Block:
                 present[slot] = False
                 present[slot, envs] = True
         return present
+
+
+_LEASE, _COUNT = range(2)
+
+
+def _shapes(groups: Sequence[StreamGroup], envs: int, slots: int) -> dict[str, Shape]:
+    """Return the shapes of all arrays of a block but those of Python objects, and of values from accelerators."""
+    shapes = {
+        "head": Shape(np.dtype(np.int64), (2,)),
+        "start": Shape(np.dtype(np.int64), (envs, COLUMNS)),
+        **Events.shapes(EVENTS_PER_SLOT * slots, envs, len(groups)),
+    }
+    for number, group in enumerate(groups):
+        for at, stream in enumerate(group.stored):
+            if not (stream.is_object or stream.device):
+                shapes[f"{number}.{at}"] = Values.shape(stream, envs, slots)
+    return shapes
+
+
+def _values(groups: Sequence[StreamGroup], envs: int, slots: int, arrays: NamedArrays) -> list[list[Values]]:
+    """Return the values of each group, in these arrays if they have a place there."""
+    return [
+        [Values(stream, envs, slots, arrays.get(f"{number}.{at}")) for at, stream in enumerate(group.stored)]
+        for number, group in enumerate(groups)
+    ]
 
 
 def as_slice(numbers: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:

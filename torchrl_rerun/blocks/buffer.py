@@ -9,6 +9,7 @@ from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, Frames, FrameVal
 from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
+from torchrl_rerun.blocks.memory import Heap, Memory
 from torchrl_rerun.kinds.timelines import Positions
 
 MAX_SLOTS = 2048
@@ -30,16 +31,29 @@ class Buffer:
         max_age: seconds after which a block is full though it has room, if the other one is free.
         devices: copy values from accelerators, when their :meth:`~torchrl_rerun.blocks.devices.Devices.send` is called after
             a frame was added to all buffers. Default: no value is on one.
+        memory: where blocks lie. Default: memory of this process.
+        role: what a black box calls its blocks. Default: nothing.
     """
 
-    def __init__(self, envs: int, capacity: int, *, max_age: float, devices: Devices | None = None) -> None:
+    def __init__(
+        self,
+        envs: int,
+        capacity: int,
+        *,
+        max_age: float,
+        devices: Devices | None = None,
+        memory: Memory | None = None,
+        role: str = "",
+    ) -> None:
+        self._memory = memory or Heap()
+        self._role = role
         self._devices = devices or Devices()
         self._capacity = capacity
         self._envs = envs
         self._max_age = max_age * 1e9
         self._groups: tuple[StreamGroup, ...] = ()
         self._has_rewards = False
-        self._blocks: list[Block] = []
+        self._blocks: list[Block] | None = None  # None: they are made when the first is needed
         self._block: Block | None = None
         self._expires = 0.0
         # In order. Which blocks are free follows from the leases that aren't released: Ctrl-C can't lose one.
@@ -55,12 +69,34 @@ class Buffer:
         self.seal()
         self._groups = tuple(groups)
         self._has_rewards = any(group.has_rewards for group in groups)
-        devices = sorted({stream.device for group in groups for stream in group.streams if stream.device})
-        transfers = {device: self._devices.transfers(device) for device in devices}
-        self._blocks = [
-            Block(self._groups, self._envs, self.slots, object_capacity=self._capacity // BLOCKS, transfers=transfers)
-            for _ in range(BLOCKS if groups else 0)
-        ]
+        self._retire()
+
+    def _retire(self) -> None:
+        """Use the blocks no more: their memory is given back when they are written."""
+        for block in self._blocks or ():
+            block.is_retired = True
+            if block not in self._taken:
+                block.free()
+        self._blocks = None
+
+    def _made(self) -> list[Block]:
+        """Return the blocks, made by now."""
+        if self._blocks is None:
+            devices = sorted({stream.device for group in self._groups for stream in group.streams if stream.device})
+            transfers = {device: self._devices.transfers(device) for device in devices}
+            self._blocks = [
+                Block(
+                    self._groups,
+                    self._envs,
+                    self.slots,
+                    object_capacity=self._capacity // BLOCKS,
+                    transfers=transfers,
+                    memory=self._memory,
+                    role=self._role,
+                )
+                for _ in range(BLOCKS if self._groups else 0)
+            ]
+        return self._blocks
 
     def grow(self, envs: int) -> None:
         """Seal the block in use, and start blocks of more environments."""
@@ -145,7 +181,7 @@ class Buffer:
     @property
     def takes_many(self) -> bool:
         """Whether :meth:`add_many` can be used: all values are arrays in main memory."""
-        return all(block.takes_many for block in self._blocks)
+        return not any(stream.is_object or stream.device for group in self._groups for stream in group.streams)
 
     @property
     def room(self) -> int:
@@ -186,8 +222,7 @@ class Buffer:
             values: the values of all environments.
         """
         if self._block is not None:
-            self._block.drop(event)
-            self._block.add(amended, values)
+            self._block.amend(event, amended, values)
 
     def seal(self) -> Iterator[BlockLease]:
         """Add no more to the block in use. Return the leases to enqueue, oldest first.
@@ -218,7 +253,9 @@ class Buffer:
 
     def free(self) -> None:
         """Let go of the memory: nothing is added any more."""
-        self._blocks, self._block, self._leases = [], None, deque()
+        for block in self._blocks or ():
+            block.free()
+        self._groups, self._blocks, self._block, self._leases = (), None, None, deque()
 
     def is_stale(self, now: int) -> bool:
         """Return whether the first frame of the block in use is older than it may be.
@@ -263,8 +300,13 @@ class Buffer:
         return None
 
     def _free_block(self) -> Block | None:
-        taken = [lease.block for lease in tuple(self._leases) if not lease.is_released]
-        return next((block for block in self._blocks if block not in taken), None)
+        taken = self._taken
+        return next((block for block in self._made() if block not in taken), None)
+
+    @property
+    def _taken(self) -> list[Block]:
+        """The blocks that aren't free."""
+        return [lease.block for lease in tuple(self._leases) if not lease.is_released]
 
 
 def oldest_waiting(buffers: Sequence[Buffer]) -> int | None:

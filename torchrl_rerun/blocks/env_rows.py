@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,9 +41,9 @@ def rows_by_env(block: Block, envs: int, returns: RunningReturns) -> Iterator[En
     block.wait()
     timelines = Timelines(block.start, block.events)
     running = returns.advance(block)
-    event_of_slot = [np.array(each, np.intp) for each in block.event_of_slot]
+    event_of_slot = block.event_of_slot
     present = [block.presence(group) for group in range(len(block.groups))]
-    together = _groups_with_the_same_times(block)
+    together = _groups_with_the_same_times(block, event_of_slot)
     for env in range(envs):
         for groups in together:
             first = groups[0]
@@ -66,20 +66,10 @@ def rows_by_env(block: Block, envs: int, returns: RunningReturns) -> Iterator[En
                 yield EnvRows(env, positions, values)
 
 
-def _groups_with_the_same_times(block: Block) -> list[list[int]]:
+def _groups_with_the_same_times(block: Block, event_of_slot: Sequence[npt.NDArray[np.intp]]) -> list[list[int]]:
     """Return the numbers of the groups that have any rows, together those whose rows have the same times."""
-    sets: list[list[int]] = []
-    for group, event_of_slot in enumerate(block.event_of_slot):
-        is_before = block.groups[group].moment is Moment.ACTED
-        for together in sets:
-            first = together[0]
-            if (
-                block.event_of_slot[first] == event_of_slot
-                and (block.groups[first].moment is Moment.ACTED) is is_before
-            ):
-                together.append(group)
-                break
-        else:
-            if event_of_slot:
-                sets.append([group])
-    return sets
+    together: dict[tuple[bool, bytes], list[int]] = {}
+    for number, (group, events) in enumerate(zip(block.groups, event_of_slot, strict=True)):
+        if len(events):
+            together.setdefault((group.moment is Moment.ACTED, events.tobytes()), []).append(number)
+    return list(together.values())

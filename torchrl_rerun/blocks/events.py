@@ -1,14 +1,15 @@
-"""Events: the resets and steps of a block, noted in a few numbers each on the environment's thread."""
+"""Events: the resets and steps of a block, rows of fixed size that are written on the environment's thread."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.blocks.memory import NamedArrays, Shape
 from torchrl_rerun.kinds.episode import Episode
 
 EnvIndices = npt.NDArray[np.intp] | None
@@ -58,76 +59,146 @@ class Event(NamedTuple):
         return not self.is_recorded and self.envs_before is not None and not len(self.envs_before)
 
 
+_ENVS, _BEFORE, _AFTER, _BEGUN = range(4)
+_ALL = -1  # in place of a number of environments
+_OF_ALL = (_ALL, 0) * 4
+_FRAME, _STEP, _LOG_TIME, _MOMENT, _USED = range(5)
+
+
 class Events:
     """The events of a block, in order.
 
-    Steps of all environments, which nearly all events are, are stored as numbers: to go through thousands of Python objects
-    would keep the GIL from the environment's thread for milliseconds.
+    What happened is noted in arrays that may lie in a black box: to go through thousands of Python objects would keep the GIL
+    from the environment's thread for milliseconds. A row is of one event:
+
+    - int64 ``[5]``: frame, step and time; the moment, see :class:`~torchrl_rerun.blocks.memory.Memory`; how many of the picks
+      are used by the events so far;
+    - int32 ``[4, 2]``: of the environments that it is about, of those whose frame before and whose frame after it is recorded,
+      and of those whose episodes begin, how many there are, and where they are among the picks. -1 stands for all;
+    - flags: whether it is a step, and which groups of streams have a row.
+
+    Args:
+        arrays: the arrays of :meth:`shapes`. Default: new ones, for 64 events of some groups and environments.
+        count: number of the events in them. Default: 0.
 
     >>> events = Events()
     >>> second = np.array([1])
     >>> events.append(Event(7, 6, 0, True, None, None, None))
-    >>> events.append(Event(8, 7, 1, True, None, None, None))
-    >>> events.append(Event(9, 7, 2, False, second, second, second))
+    >>> events.append(Event(8, 7, 1, True, None, None, None), 0b001)
+    >>> events.append(Event(9, 7, 2, False, second, second, second), 0b101)
     >>> len(events), events.frames, [(first, last, event and event.frame) for first, last, event in events.runs()]
     (3, (7, 10), [(0, 2, None), (2, 3, 9)])
+    >>> [events.of_group(group).tolist() for group in range(3)]
+    [[1, 2], [], [2]]
     """
 
-    def __init__(self) -> None:
-        self._numbers = array("q")
-        self._others: dict[int, Event] = {}  # all that aren't steps of all environments
-        self._picked: dict[int, Event] = {}  # steps of all environments of which not all is recorded
-        self._count = 0
+    def __init__(self, arrays: NamedArrays | None = None, count: int = 0) -> None:
+        if arrays is None:
+            arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.shapes(64, 64, 8).items()}
+        rows, self._picks = arrays["events"], arrays["picks"]
+        self._flag_bytes = rows.shape[1] - _HEAD
+        self._row = struct.Struct(f"<5q8i{self._flag_bytes}s")
+        fields = [("stamps", "<i8", 5), ("picks", "<i4", (4, 2)), ("flags", "u1", self._flag_bytes)]
+        self._rows = rows.view(np.dtype(fields)).reshape(-1)
+        self._bytes = memoryview(rows).cast("B") if rows.flags.writeable else None
+        self._count = count
+        self._used = int(self._rows["stamps"][count - 1, _USED]) if count else 0
+
+    @staticmethod
+    def shapes(capacity: int, envs: int, groups: int) -> dict[str, Shape]:
+        """Return the shapes of the arrays.
+
+        Args:
+            capacity: number of events.
+            envs: number of recorded environments.
+            groups: number of groups of streams.
+        """
+        return {
+            "events": Shape(np.dtype(np.uint8), (capacity, _HEAD + 8 * (1 + groups // 64))),
+            "picks": Shape(np.dtype(np.int32), (max(1, envs) * (len(_OF_ALL) // 2 + capacity),)),
+        }
 
     def __len__(self) -> int:
         return self._count
 
-    def append(self, event: Event) -> None:
-        """Note an event."""
-        frame, step, log_time, is_step, envs, before, after, _ = event
-        self._numbers.extend((frame, step, log_time))
-        if envs is not None or not is_step:
-            self._others[self._count] = event
-        elif before is not None or after is not None:
-            self._picked[self._count] = event
+    def room(self, envs: int) -> int:
+        """Return a lower bound on the number of further events that there is room for.
+
+        Args:
+            envs: number of recorded environments.
+        """
+        return min(len(self._rows) - self._count, (len(self._picks) - self._used) // max(1, 4 * envs))
+
+    def append(self, event: Event, groups: int = 0, moment: int = 0) -> None:
+        """Note an event.
+
+        Args:
+            event: the event.
+            groups: the groups of streams that have a row: bit ``i`` stands for group ``i``.
+            moment: the number of the moment.
+        """
+        frame, step, log_time, is_step, envs, before, after, begun = event
+        if envs is None and before is None and after is None and begun is None:
+            picks: Sequence[int] = _OF_ALL
+        else:
+            picks = self._pick(envs, before, after, begun)
+        flags = (groups << 1 | is_step).to_bytes(self._flag_bytes, "little")
+        self._row.pack_into(
+            self._bytes, self._count * self._row.size, frame, step, log_time, moment, self._used, *picks, flags
+        )
         self._count += 1
 
-    def extend(self, events: Iterable[Event]) -> None:
-        """Note several events."""
-        for event in events:
-            self.append(event)
+    def _pick(self, *several: EnvIndices) -> list[int]:
+        """Note environments among the picks. Return how many they are, and where, of each."""
+        picks: list[int] = []
+        places: dict[int, tuple[int, int]] = {}
+        for envs in several:
+            if envs is None:
+                picks += (_ALL, 0)
+                continue
+            place = places.get(id(envs))
+            if place is None:
+                count, at = len(envs), self._used
+                self._picks[at : at + count] = envs
+                self._used += count
+                place = places[id(envs)] = count, at
+            picks += place
+        return picks
 
     def drop_after(self, count: int) -> None:
         """Forget all events but the first ones, however much of the others was noted."""
-        del self._numbers[3 * count :]
-        self._count = len(self._numbers) // 3
-        for noted in (self._others, self._picked):
-            for number in [number for number in noted if number >= count]:
-                del noted[number]
+        self._count = min(count, self._count)
+        self._used = int(self._rows["stamps"][self._count - 1, _USED]) if self._count else 0
 
     def drop(self, event: Event) -> None:
         """Forget an event if it is the last one, however much of it was noted."""
-        if self._numbers and (self._numbers[-3], self._numbers[-1]) == (event.frame, event.log_time):
-            del self._numbers[-3:]
-        self._count = len(self._numbers) // 3
-        self._others.pop(self._count, None)
-        self._picked.pop(self._count, None)
+        last = self._rows["stamps"][self._count - 1] if self._count else None
+        is_last = last is not None and (last[_FRAME], last[_LOG_TIME]) == (event.frame, event.log_time)
+        self.drop_after(self._count - is_last)
 
     def clear(self) -> None:
         """Forget all events."""
-        self._numbers = array("q")
-        self._others.clear()
-        self._picked.clear()
-        self._count = 0
+        self._count = self._used = 0
 
     @property
     def frames(self) -> tuple[int, int]:
         """The frames ``[first, last)`` of the events, of which there must be one."""
-        return self._numbers[0], self._numbers[-3] + 1
+        frames = self._rows["stamps"][: self._count, _FRAME]
+        return int(frames[0]), int(frames[-1]) + 1
 
     def numbers(self) -> npt.NDArray[np.int64]:
         """Return frame, step and time of each event, ``[n, 3]``."""
-        return np.array(self._numbers, np.int64).reshape(-1, 3)
+        numbers: npt.NDArray[np.int64] = self._rows["stamps"][: self._count, :_MOMENT]
+        return numbers
+
+    def before(self, moment: int) -> int:
+        """Return how many events were noted before a moment."""
+        return int(np.searchsorted(self._rows["stamps"][: self._count, _MOMENT], moment))
+
+    def of_group(self, group: int) -> npt.NDArray[np.intp]:
+        """Return the numbers of the events in which a group of streams has a row: of each of its slots."""
+        at = group + 1
+        return np.flatnonzero(self._rows["flags"][: self._count, at // 8] & (1 << at % 8))
 
     def partial(self, *, before: bool) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
         """Return the positions of the events in which not all environments are recorded, and the recorded environments.
@@ -135,21 +206,37 @@ class Events:
         Args:
             before: whether it is about the frames before the events, not those after them.
         """
-        for position, event in (*self._others.items(), *self._picked.items()):
-            envs = event.envs_before if before else event.envs_after
-            if envs is not None:
-                yield position, envs
+        picks = self._rows["picks"][: self._count, _BEFORE if before else _AFTER]
+        for position in np.flatnonzero(picks[:, 0] != _ALL).tolist():
+            yield position, self._picked(picks[position])
 
     def runs(self) -> Iterator[tuple[int, int, Event | None]]:
         """Return stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
+        rows = self._rows[: self._count]
         first = 0
-        for position, event in self._others.items():
+        for position in np.flatnonzero(
+            (rows["picks"][:, _ENVS, 0] != _ALL) | (rows["flags"][:, 0] & 1 == 0)
+        ).tolist():
             if first < position:
                 yield first, position, None
-            yield position, position + 1, event
+            yield position, position + 1, self._event(position)
             first = position + 1
         if first < self._count:
             yield first, self._count, None
+
+    def _event(self, position: int) -> Event:
+        row = self._rows[position]
+        frame, step, log_time = row["stamps"][:_MOMENT].tolist()
+        envs, before, after, begun = (None if pick[0] == _ALL else self._picked(pick) for pick in row["picks"])
+        return Event(frame, step, log_time, bool(row["flags"][0] & 1), envs, before, after, begun)
+
+    def _picked(self, pick: npt.NDArray[np.int32]) -> npt.NDArray[np.intp]:
+        count, at = pick.tolist()
+        return self._picks[at : at + count].astype(np.intp)
+
+
+_HEAD = struct.calcsize("<5q8i")
+"""Bytes of a row before its flags."""
 
 
 class EndedEpisode(NamedTuple):

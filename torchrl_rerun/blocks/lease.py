@@ -55,6 +55,8 @@ class BlockLease:
         if not self.is_released:
             self.block.clear()
             self._released.set()
+            if self.block.is_retired:
+                self.block.free()
 
     def wait(self, seconds: float) -> bool:
         """Wait until the block is free again. Return whether it is."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.events import EnvIndices, Events
+from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Events
 from torchrl_rerun.kinds.keys import Key
 
 
@@ -42,22 +42,23 @@ class RunningReturns:
 
     def advance(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
         """Add the rewards of a block. Return its running returns, at the slots of their group: per key ``[slots, envs, *shape]``."""
+        event_of_slots = block.event_of_slot
         rewards = {
             values.stream.key: (values.stream.numbers(values.by_frame[: len(event_of_slot)]), event_of_slot)
-            for group, event_of_slot in zip(block.values, block.event_of_slot, strict=True)
+            for group, event_of_slot in zip(block.values, event_of_slots, strict=True)
             for values in group
         }
         found = {}
-        for group, event_of_slot in zip(block.groups, block.event_of_slot, strict=True):
+        for group, event_of_slot in zip(block.groups, event_of_slots, strict=True):
             for stream in group.streams:
                 if stream.reward_key:
                     total = self._totals.get(stream.key)
                     if total is None:
                         total = np.full((self._envs, *stream.shape), self._before)
-                    array, slots = rewards.get(stream.reward_key, (None, []))
+                    array, slots = rewards.get(stream.reward_key, (None, NO_ENVS))
                     after = running_sums(total, block.events, array, slots)
                     self._totals[stream.key] = after[-1]
-                    found[stream.key] = after[np.array(event_of_slot, np.intp) + 1]
+                    found[stream.key] = after[event_of_slot + 1]
         return found
 
 
@@ -65,7 +66,7 @@ def running_sums(
     before: npt.NDArray[np.float64],
     events: Events,
     rewards: npt.NDArray[Any] | None,
-    event_of_slot: Sequence[int],
+    event_of_slot: Sequence[int] | npt.NDArray[np.intp],
 ) -> npt.NDArray[np.float64]:
     """Return running sums before the first event and after each, ``[events + 1, *before.shape]``.
 

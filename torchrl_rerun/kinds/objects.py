@@ -54,6 +54,9 @@ class Lost:
     def __init__(self, what: str) -> None:
         self.what = what
 
+    def __reduce__(self) -> Any:
+        return "MISSING" if self is MISSING else (Lost, (self.what,))
+
 
 MISSING = Lost("nothing")
 """Stands for a value that an environment did not give, though others of its batch did."""

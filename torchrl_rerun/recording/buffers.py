@@ -15,7 +15,7 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS
-from torchrl_rerun.writing.output import BlockOutput, Output
+from torchrl_rerun.chunks.output import BlockOutput, Output
 from torchrl_rerun.writing.writer import WriterThread
 
 SHORT_BLOCK = 100

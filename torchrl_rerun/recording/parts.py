@@ -15,9 +15,9 @@ from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.writing.output import Output
+from torchrl_rerun.chunks.output import Output
 from torchrl_rerun.writing.target import ChunkWriter
-from torchrl_rerun.writing.whole_run import WholeRun
+from torchrl_rerun.chunks.whole_run import WholeRun
 from torchrl_rerun.writing.writer import WriterThread
 
 BLOCKS_SHARE = 4

@@ -32,7 +32,7 @@ from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.steps import Steps
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.writing.statistics import BatchStatistics
+from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.writing.target import ChunkWriter
 
 LIVE_SECONDS = 0.5

@@ -28,10 +28,10 @@ from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
-from torchrl_rerun.writing.chunks import static_chunks
+from torchrl_rerun.chunks.chunks import static_chunks
 from torchrl_rerun.writing.episode_folder import EpisodeFolder
 from torchrl_rerun.writing.episode_rows import EpisodeRows
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.chunks.losses import Losses
 
 
 class EpisodeFiles:

@@ -16,10 +16,10 @@ from torchrl_rerun.kinds.episode import Episode, returns_of
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
-from torchrl_rerun.writing.chunks import ChunkFactory
-from torchrl_rerun.writing.encoding import Encoding
+from torchrl_rerun.chunks.chunks import ChunkFactory
+from torchrl_rerun.chunks.encoding import Encoding
 from torchrl_rerun.writing.episode_folder import EpisodeFolder
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.chunks.losses import Losses
 
 _Recorded = tuple[Key, bool]
 """A key, and whether its values vary in shape; they may begin to do so within an episode."""

@@ -17,7 +17,7 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import TimedStream
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.writing.live import Frames, LiveSink
-from torchrl_rerun.writing.output import BlockOutput, Output
+from torchrl_rerun.chunks.output import BlockOutput, Output
 from torchrl_rerun.writing.target import ChunkWriter
 
 

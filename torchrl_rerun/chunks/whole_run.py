@@ -15,9 +15,9 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import FRAME
-from torchrl_rerun.writing.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.writing.encoding import Encoding
-from torchrl_rerun.writing.losses import Losses
+from torchrl_rerun.chunks.chunks import ChunkFactory, static_chunks
+from torchrl_rerun.chunks.encoding import Encoding
+from torchrl_rerun.chunks.losses import Losses
 
 
 class WholeRun:

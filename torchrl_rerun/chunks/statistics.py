@@ -49,7 +49,7 @@ class BatchStatistics:
         block.wait()
         returns = self._returns.advance(block)
         for number, group in enumerate(block.groups):
-            events, present = np.array(block.event_of_slot[number], np.intp), block.presence(number)
+            events, present = block.events.of_group(number), block.presence(number)
             slots = np.arange(len(events)) if present is None else np.flatnonzero(present.any(axis=1))
             events = events[slots]
             if not len(events):

@@ -19,8 +19,8 @@ from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
 from torchrl_rerun.kinds.kind import Encoded, Encoder
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
-from torchrl_rerun.writing.encoding_threads import submit
-from torchrl_rerun.writing.losses import LossError, Losses, reason_of
+from torchrl_rerun.chunks.encoding_threads import submit
+from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 
 FULL_BYTES = 1 << 19
 """Bytes of a chunk that is worth what a chunk costs."""

@@ -1,0 +1,242 @@
+"""Memory of blocks: arrays of this process alone, or in files that are mapped into memory and outlive the process."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.kinds.streams import PAGE
+
+MAGIC = b"rlblack1"
+"""The first bytes of a file of arrays."""
+
+LINE = 64
+"""Bytes of a line of the processor's cache, at a multiple of which each array begins."""
+
+
+class Shape(NamedTuple):
+    """The dtype and the shape of an array."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array."""
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+
+NamedArrays = dict[str, npt.NDArray[Any]]
+"""Arrays by their names."""
+
+
+class Region:
+    """Some arrays that were allocated together.
+
+    Args:
+        arrays: the arrays by their names.
+        path: the file that they are in; None: none.
+
+    Attributes:
+        arrays: the arrays by their names.
+        path: the file that they are in, if it is kept when the process ends; else None.
+    """
+
+    def __init__(self, arrays: NamedArrays, path: Path | None = None) -> None:
+        self.arrays = arrays
+        self.path = path
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the arrays outlive the process."""
+        return self.path is not None
+
+    def free(self) -> None:
+        """Remove the file. Those that hold the arrays may use them as before."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class Journal(Protocol):
+    """A file that records are added to, and that is emptied when they are no longer needed."""
+
+    def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
+        """Add a record.
+
+        Args:
+            about: what it is, as JSON.
+            arrays: its arrays.
+        """
+
+    def clear(self) -> None:
+        """Forget all records."""
+
+    def remove(self) -> None:
+        """Forget all records, and remove the file."""
+
+
+class Memory(Protocol):
+    """A place for what waits to be written.
+
+    Attributes:
+        is_kept: whether what is in it outlives the process.
+        moment: the number of frames that were copied whole.
+    """
+
+    @property
+    def is_kept(self) -> bool: ...  # noqa: D102
+
+    @property
+    def moment(self) -> int: ...  # noqa: D102
+
+    def complete(self) -> None:
+        """Note that all of a frame was copied."""
+
+    def lease(self) -> int:
+        """Return a number from 1 on, higher than all before."""
+
+    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+        """Return new arrays, full of zeros.
+
+        Args:
+            shapes: their dtypes and shapes by their names.
+            about: a description that is kept with them, as JSON.
+        """
+
+    def journal(self, name: str) -> Journal:
+        """Return a journal. It has a file as soon as it has a record."""
+
+
+class _NoJournal:
+    def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
+    def remove(self) -> None:
+        pass
+
+
+class Heap:
+    """Memory of this process, which is gone with it."""
+
+    is_kept = False
+    moment = 0
+
+    def __init__(self) -> None:
+        self._leases = 0
+
+    def complete(self) -> None:
+        """Do nothing: nobody will ask."""
+
+    def lease(self) -> int:
+        """Return a number from 1 on, higher than all before."""
+        self._leases += 1
+        return self._leases
+
+    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+        """Return new arrays. The system gives them memory when they are written to."""
+        del about
+        return Region({name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()})
+
+    def journal(self, name: str) -> Journal:
+        """Return a journal that keeps nothing."""
+        del name
+        return _NoJournal()
+
+
+def reserve(handle: int, size: int) -> None:
+    """Give a file its size, and all its room on the disk, so that a full disk is an error now and never a signal later.
+
+    Raises:
+        OSError: there is no room, or the file system can't reserve it.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+        return
+    zeros = bytes(1 << 20)  # macOS
+    while size > 0:
+        size -= os.write(handle, zeros[:size])
+
+
+def make_file(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+    """Return new arrays in a file that is mapped into memory. It gets its name when its description is in it.
+
+    Args:
+        path: the file.
+        shapes: the dtypes and shapes of the arrays by their names.
+        about: a description, as JSON.
+
+    Raises:
+        OSError: the file can't be made, reserved or mapped.
+
+    >>> import tempfile
+    >>> region = make_file(Path(tempfile.mkdtemp(), "a"), {"x": Shape(np.dtype(np.int64), (3,))}, {"name": "a"})
+    >>> region.arrays["x"][:] = 1, 2, 3
+    >>> about, arrays = read_file(region.path)
+    >>> about, arrays["x"].tolist()
+    ({'name': 'a'}, [1, 2, 3])
+    """
+    layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    at = 0
+    for name, each in shapes.items():
+        unit = PAGE if each.bytes >= PAGE else LINE
+        at = -(-at // unit) * unit
+        layout[name] = each.dtype.str, each.shape, at
+        at += each.bytes
+    head = json.dumps({"about": about, "arrays": layout}).encode()
+    begin = _begin(len(head))
+    hidden = path.with_name(f".{path.name}")
+    handle = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        reserve(handle, begin + max(1, at))
+        mapped = mmap.mmap(handle, begin + max(1, at))
+        mapped[: len(MAGIC) + 8 + len(head)] = MAGIC + len(head).to_bytes(8, "little") + head
+        hidden.rename(path)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(handle)
+    return Region(_arrays_in(mapped, layout, begin), path)
+
+
+def read_file(path: Path) -> tuple[dict[str, Any], NamedArrays]:
+    """Return the description and the arrays in a file, as they are now. Its owner may write to it meanwhile.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: the file is damaged.
+    """
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ValueError(f"{path} is no file of arrays")
+        size = int.from_bytes(file.read(8), "little")
+        if len(MAGIC) + 8 + size > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"{path} is damaged: its description ends behind it")
+        try:
+            head = json.loads(file.read(size))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return head["about"], _arrays_in(mapped, head["arrays"], _begin(size))
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _begin(size: int) -> int:
+    """Return where arrays begin behind a description of some bytes."""
+    return -(-(len(MAGIC) + 8 + size) // PAGE) * PAGE
+
+
+def _arrays_in(buffer: Any, layout: Mapping[str, Any], begin: int) -> NamedArrays:
+    return {
+        name: np.frombuffer(buffer, dtype, int(np.prod(shape, dtype=np.int64)), begin + at).reshape(shape)
+        for name, (dtype, shape, at) in layout.items()
+    }

@@ -1,0 +1,1 @@
+"""Chunks: what is made of blocks, each stream by its kind, before it is written anywhere."""
