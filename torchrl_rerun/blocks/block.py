@@ -9,7 +9,7 @@ from accelerators, lies in arrays that may outlive the process. A frame is in a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from torchrl_rerun.blocks.devices import Arrival, Transfers, host_bits
 from torchrl_rerun.blocks.events import EnvIndices, Event, Events
 from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Shape
-from torchrl_rerun.blocks.object_log import ObjectLog, logged_objects
-from torchrl_rerun.kinds.objects import size_of
+from torchrl_rerun.blocks.object_log import ObjectLog
+from torchrl_rerun.kinds.objects import MISSING, size_of
 from torchrl_rerun.kinds.schema import Moment, stream_from_schema, stream_to_schema
 from torchrl_rerun.kinds.streams import PAGE, Stream
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
@@ -254,6 +254,7 @@ class Block:
 
     Attributes:
         groups: the groups of streams.
+        envs: number of recorded environments.
         start: where the environments were before its first frame, ``[envs, 6]``.
         events: the resets and steps, one for each frame.
         values: per group, the values of each stream; running returns have none.
@@ -294,7 +295,7 @@ class Block:
         self.is_retired = False
         self._object_capacity = object_capacity
         self._objects = ObjectLog(self._memory, self._region)
-        self._envs = envs
+        self.envs = envs
         self._many = envs / MANY
         self._slots = slots
         self._filled = [0] * len(self.groups)  # slots
@@ -304,6 +305,49 @@ class Block:
         self._copies = [
             self._copy_of(number, *parts) for number, parts in enumerate(zip(self.groups, self.values, strict=True))
         ]
+
+    @classmethod
+    def copied(cls, about: Mapping[str, Any], arrays: NamedArrays, moment: int) -> Block | None:
+        """Return a copy of a block in a black box, without its Python objects; None: it is free.
+
+        Args:
+            about: what the box says of it.
+            arrays: its arrays, which its owner may write to meanwhile.
+            moment: the number of frames that were copied whole. Later ones are left out.
+        """
+        lease, count = arrays["head"].tolist()
+        events = Events({name: np.array(arrays[name]) for name in ("events", "picks")}, count)
+        events.drop_after(events.before(moment))
+        if not lease or not len(events):
+            return None
+        groups = [StreamGroup.from_json(each) for each in about["groups"]]
+        block = cls([*_kept(groups)], about["envs"], 1)
+        block.lease, block.start, block.events = lease, np.array(arrays["start"]), events
+        block.values = [
+            [
+                Values(stream, about["envs"], 0, _filled(stream, f"{number}.{at}", events.of_group(number), about, arrays))
+                for at, stream in enumerate(group.stored)
+                if not stream.device
+            ]
+            for number, group in enumerate(groups)
+        ]
+        return block
+
+    def is_as_in(self, arrays: NamedArrays) -> bool:
+        """Return whether the block in a black box that this is a copy of was not used for something else meanwhile."""
+        return bool(arrays["head"][_LEASE] == self.lease)
+
+    def put_objects(self, group: int, slot: int, objects: Sequence[npt.NDArray[Any]]) -> None:
+        """Put back Python objects of a frame.
+
+        Args:
+            group: the number of the group of streams.
+            slot: the group's slot.
+            objects: object arrays ``[envs, ...]``, one for each of its streams that are of objects.
+        """
+        of_objects = (values for values in self.values[group] if values.is_objects)
+        for values, array in zip(of_objects, objects, strict=True):
+            values.array[slot] = array
 
     def _copy_of(self, number: int, group: StreamGroup, stored: Sequence[Values]) -> _GroupCopy:
         """Return how the values of a group are copied."""
@@ -369,12 +413,12 @@ class Block:
     def bytes(self) -> int:
         """Bytes of the frames in the block."""
         rows = sum(group.row_bytes * n for group, n in zip(self.groups, self._filled, strict=True))
-        return self._envs * rows + self.object_bytes
+        return self.envs * rows + self.object_bytes
 
     def has_room(self) -> bool:
         """Return whether there is room for one more frame."""
         if self.room <= 0:  # so many frames have come, but perhaps no group had rows in all of them
-            self.room = min(self._slots - max(self._filled, default=0), self.events.room(self._envs))
+            self.room = min(self._slots - max(self._filled, default=0), self.events.room(self.envs))
         return self.room > 0
 
     def add(self, event: Event, values: FrameValues) -> None:
@@ -402,7 +446,7 @@ class Block:
                     array[slot] = arrays[i]
             else:
                 for array, i in by_frame:
-                    if array.shape[1] == self._envs:
+                    if array.shape[1] == self.envs:
                         array[slot, envs] = arrays[i][envs]
                     elif envs[0] == 0:  # values that all environments share are stored with the first one
                         array[slot] = arrays[i]
@@ -513,7 +557,7 @@ class Block:
             slot = int(np.searchsorted(events, event))
             if slot < len(events) and events[slot] == event:
                 if present is None:
-                    present = np.ones((len(events), self._envs), np.bool_)
+                    present = np.ones((len(events), self.envs), np.bool_)
                 present[slot] = False
                 present[slot, envs] = True
         return present
@@ -534,6 +578,24 @@ def _shapes(groups: Sequence[StreamGroup], envs: int, slots: int) -> dict[str, S
             if not (stream.is_object or stream.device):
                 shapes[f"{number}.{at}"] = Values.shape(stream, envs, slots)
     return shapes
+
+
+def _kept(groups: Sequence[StreamGroup]) -> Iterator[StreamGroup]:
+    """Return groups without the streams that a black box lacks: those from accelerators, and the returns of such rewards."""
+    lacking = {stream.key for group in groups for stream in group.streams if stream.device}
+    for group in groups:
+        yield replace(
+            group, streams=tuple(each for each in group.streams if not (each.device or each.reward_key in lacking))
+        )
+
+
+def _filled(
+    stream: Stream, name: str, slots: npt.NDArray[np.intp], about: Mapping[str, Any], arrays: NamedArrays
+) -> npt.NDArray[Any]:
+    """Return a copy of the filled slots of a stream in a black box; of Python objects as many that are missing."""
+    if stream.is_object:
+        return np.full(Values.shape(stream, about["envs"], len(slots)).shape, MISSING, object)
+    return np.array(arrays[name][:, : len(slots)] if _lies_by_env(stream) else arrays[name][: len(slots)])
 
 
 def _values(groups: Sequence[StreamGroup], envs: int, slots: int, arrays: NamedArrays) -> list[list[Values]]:

@@ -87,6 +87,7 @@ class Memory(Protocol):
 
     Attributes:
         is_kept: whether what is in it outlives the process.
+        error: why it isn't kept, although it was to be; None: no reason.
         moment: the number of frames that were copied whole.
     """
 
@@ -94,7 +95,17 @@ class Memory(Protocol):
     def is_kept(self) -> bool: ...  # noqa: D102
 
     @property
+    def error(self) -> OSError | None: ...  # noqa: D102
+
+    @property
     def moment(self) -> int: ...  # noqa: D102
+
+    def describe(self, said: Mapping[str, Any]) -> None:
+        """Describe the recording.
+
+        Args:
+            said: the description, as JSON.
+        """
 
     def complete(self) -> None:
         """Note that all of a frame was copied."""
@@ -113,6 +124,9 @@ class Memory(Protocol):
     def journal(self, name: str) -> Journal:
         """Return a journal. It has a file as soon as it has a record."""
 
+    def remove(self) -> None:
+        """Give all of it back: nothing waits any more."""
+
 
 class _NoJournal:
     def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
@@ -129,10 +143,14 @@ class Heap:
     """Memory of this process, which is gone with it."""
 
     is_kept = False
+    error = None
     moment = 0
 
     def __init__(self) -> None:
         self._leases = 0
+
+    def describe(self, said: Mapping[str, Any]) -> None:
+        """Do nothing: nobody will ask."""
 
     def complete(self) -> None:
         """Do nothing: nobody will ask."""
@@ -151,6 +169,9 @@ class Heap:
         """Return a journal that keeps nothing."""
         del name
         return _NoJournal()
+
+    def remove(self) -> None:
+        """Do nothing: it is gone when nobody holds it."""
 
 
 def reserve(handle: int, size: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Events
+from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Region, Shape
 from torchrl_rerun.kinds.keys import Key
 
 
@@ -24,6 +25,59 @@ class RunningReturns:
         self._envs = envs
         self._totals: dict[Key, npt.NDArray[np.float64]] = {}
         self._before = 0.0  # of keys that have no total yet
+        self._memory: Memory = Heap()
+        self._role = ""
+        self._kept: Region | None = None
+        self._turn = 0
+        self._lease = 0  # of the last block
+
+    def keep_in(self, memory: Memory, role: str) -> None:
+        """Copy the totals before and after each block to where they outlive the process, from now on.
+
+        Args:
+            memory: where that is.
+            role: the role of the blocks that they are of.
+        """
+        self._memory, self._role, self._kept, self._lease = memory, role, None, 0
+        if self._totals or np.isnan(self._before):
+            self._keep()
+
+    def _keep(self) -> None:
+        """Copy the totals after the last block. Those after the block before it stay, too: it may not be written yet."""
+        if not self._memory.is_kept:
+            return
+        wanted = [(2, *total.shape) for total in self._totals.values()]
+        if self._kept is None or [array.shape for array in list(self._kept.arrays.values())[1:]] != wanted:
+            if self._kept is not None:
+                self._kept.free()
+            shapes = {str(number): Shape(np.dtype(np.float64), shape) for number, shape in enumerate(wanted)}
+            about = {"role": "returns", "of": self._role, "keys": list(self._totals), "before": self._before}
+            self._kept = self._memory.allocate({"leases": Shape(np.dtype(np.int64), (2,)), **shapes}, about)
+            self._kept.arrays["leases"][:] = _NOTHING
+        leases = self._kept.arrays["leases"]
+        self._turn = 1 - self._turn
+        leases[self._turn] = _NOTHING
+        for number, total in enumerate(self._totals.values()):
+            self._kept.arrays[str(number)][self._turn] = total
+        leases[self._turn] = self._lease
+
+    @classmethod
+    def kept(cls, envs: int, about: Mapping[str, Any], arrays: NamedArrays, lease: int) -> RunningReturns:
+        """Return the returns before a block, from a black box.
+
+        Args:
+            envs: number of environments.
+            about: what the box says of them.
+            arrays: its arrays.
+            lease: the lease of the block.
+        """
+        returns = cls(envs)
+        returns._before = about["before"]  # noqa: SLF001 - its own
+        leases = np.where(arrays["leases"] < lease, arrays["leases"], _NOTHING)
+        at = int(leases.argmax())
+        if leases[at] != _NOTHING:
+            returns._totals = {tuple(key): arrays[str(number)][at] for number, key in enumerate(about["keys"])}  # noqa: SLF001
+        return returns
 
     def grow(self, envs: int) -> None:
         """Add up the rewards of more environments, whose episodes begin. No block may be waiting.
@@ -34,6 +88,9 @@ class RunningReturns:
         for key, total in self._totals.items():
             self._totals[key] = np.concatenate([total, np.zeros((envs - self._envs, *total.shape[1:]))])
         self._envs = envs
+        if self._kept is not None:
+            self._kept.free()
+            self._kept = None
 
     def forget(self) -> None:
         """Make the returns of the episodes in progress NaN until these end: rewards were lost."""
@@ -42,6 +99,13 @@ class RunningReturns:
 
     def advance(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
         """Add the rewards of a block. Return its running returns, at the slots of their group: per key ``[slots, envs, *shape]``."""
+        summed = [stream for group in block.groups for stream in group.streams if stream.reward_key]
+        if not summed:
+            return {}
+        if self._kept is None or any(stream.key not in self._totals for stream in summed):
+            for stream in summed:
+                self._totals.setdefault(stream.key, np.full((self._envs, *stream.shape), self._before))
+            self._keep()
         event_of_slots = block.event_of_slot
         rewards = {
             values.stream.key: (values.stream.numbers(values.by_frame[: len(event_of_slot)]), event_of_slot)
@@ -52,14 +116,18 @@ class RunningReturns:
         for group, event_of_slot in zip(block.groups, event_of_slots, strict=True):
             for stream in group.streams:
                 if stream.reward_key:
-                    total = self._totals.get(stream.key)
-                    if total is None:
-                        total = np.full((self._envs, *stream.shape), self._before)
+                    total = self._totals[stream.key]
                     array, slots = rewards.get(stream.reward_key, (None, NO_ENVS))
                     after = running_sums(total, block.events, array, slots)
                     self._totals[stream.key] = after[-1]
                     found[stream.key] = after[event_of_slot + 1]
+        self._lease = block.lease
+        self._keep()
         return found
+
+
+_NOTHING = -1
+"""In place of the number of a lease."""
 
 
 def running_sums(

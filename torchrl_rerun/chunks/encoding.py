@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from rerun.chunk import Chunk
 
+from torchrl_rerun.blocks.memory import Heap, Journal, Memory
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
 from torchrl_rerun.kinds.kind import Encoded, Encoder
 from torchrl_rerun.kinds.streams import Stream
@@ -30,6 +32,9 @@ FULL_ROWS = 2048
 WAITING_BYTES = 8 << 20
 """Bytes of all encoded values that may wait."""
 
+ENCODED = "encoded"
+"""The name of journals of encoded values, each record of which is a chunk, as a stream of Arrow's."""
+
 TOGETHER = 8
 """Values of one environment that one task encodes, if each is a file by itself."""
 
@@ -41,9 +46,11 @@ class Encoding:
         fps: frames per second of simulated time; None: no ``sim_time``.
         losses: told of values that no file can hold.
         max_age: seconds after which a value is due.
+        memory: where the values that wait are copied to. Default: nowhere.
     """
 
-    def __init__(self, fps: float | None, losses: Losses, *, max_age: float) -> None:
+    def __init__(self, fps: float | None, losses: Losses, *, max_age: float, memory: Memory | None = None) -> None:
+        self._memory = memory or Heap()
         self._fps = fps
         self._losses = losses
         self._max_age = max_age * 1e9
@@ -66,13 +73,20 @@ class Encoding:
             except Exception as error:
                 raise LossError(reason_of(stream, error, "encoder")) from error
             if encoder is not None:
-                queue = self._queues[path] = EncodedQueue(path, stream, encoder, self._fps, self._losses)
+                journal = self._memory.journal(ENCODED)
+                queue = self._queues[path] = EncodedQueue(path, stream, encoder, self._fps, self._losses, journal)
         return queue
 
     def finish(self) -> None:
         """Return when all that was added is encoded, or raise what went wrong with it."""
         for queue in self._queues.values():
             queue.finish()
+
+    def keep(self) -> None:
+        """Copy the values that wait to where they outlive the process."""
+        if self._memory.is_kept:
+            for queue in self._queues.values():
+                queue.keep()
 
     def due(self, now: int) -> Iterator[Chunk]:
         """Yield chunks of entities with enough values for one; of all entities if the oldest value is due or too many wait.
@@ -117,7 +131,11 @@ class EncodedQueue:
         bytes: size of the encoded values. Other threads read this and ``first``.
     """
 
-    def __init__(self, path: str, stream: Stream, encoder: Encoder, fps: float | None, losses: Losses) -> None:
+    def __init__(
+        self, path: str, stream: Stream, encoder: Encoder, fps: float | None, losses: Losses, journal: Journal
+    ) -> None:
+        self._journal = journal
+        self._kept = 0  # of the files
         self._path = path
         self._stream = stream
         self._fps = fps
@@ -175,18 +193,35 @@ class EncodedQueue:
             self.bytes += sum(map(len, files))
         self._encoding.clear()
 
+    def keep(self) -> None:
+        """Add a chunk of the values that came since the last call to the journal."""
+        first = self._kept
+        if first == len(self._files):
+            return
+        self._kept = len(self._files)
+        for chunk in self._chunks(slice(first, None)):
+            batch = chunk.to_record_batch()
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as stream:
+                stream.write_batch(batch)
+            self._journal.append({}, {"chunk": np.frombuffer(sink.getvalue(), np.uint8)})
+
     def chunks(self) -> Iterator[Chunk]:
         """Yield a chunk of all values. They are forgotten when the next chunk is asked for: this one is kept by then."""
-        positions = np.concatenate(self._positions)
+        yield from self._chunks(slice(None))
+        self._files, self._keyframes, self._positions = [], [], []
+        self._kept = self.bytes = 0
+        self._journal.clear()
+
+    def _chunks(self, part: slice) -> list[Chunk]:
+        """Return a chunk of some of the values; none if they can't be stored."""
+        positions = np.concatenate(self._positions)[part]
         try:
-            columns = self._encoder.columns(self._files, self._keyframes)
-            chunks = list(chunks_of(times_of(positions, self._fps), [Entity(self._path, columns)]))
+            columns = self._encoder.columns(self._files[part], self._keyframes[part])
+            return list(chunks_of(times_of(positions, self._fps), [Entity(self._path, columns)]))
         except Exception as error:
             self._losses.add(self._stream.key, positions[:, FRAME], reason_of(self._stream, error, "columns"))
-            chunks = []
-        yield from chunks
-        self._files, self._keyframes, self._positions = [], [], []
-        self.bytes = 0
+            return []
 
 
 def _whole(encoded: Encoded, count: int) -> Encoded:

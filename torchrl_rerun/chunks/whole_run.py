@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.env_rows import rows_by_env
+from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
+from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
@@ -30,6 +31,10 @@ class WholeRun:
         split: whether the recording is of a run, or of one dump.
         max_age: seconds after which an encoded image is due.
         first_frame: number of the frame that is 0 in the recording.
+        memory: where the values that wait are copied to. Default: nowhere.
+
+    Attributes:
+        returns: the running returns so far.
     """
 
     def __init__(
@@ -41,14 +46,15 @@ class WholeRun:
         split: Split,
         max_age: float,
         first_frame: int = 0,
+        memory: Memory | None = None,
     ) -> None:
         self._source = source
         self._envs = list(envs)
-        self._returns = returns
+        self.returns = returns
         self._split = split
         self._first_frame = first_frame
         losses = Losses()
-        self._encoding = Encoding(source.fps, losses, max_age=max_age)
+        self._encoding = Encoding(source.fps, losses, max_age=max_age, memory=memory)
         self._factory = ChunkFactory(source.fps, self._encoding, losses)
 
     def lay_out(self, layout: rrb.Blueprint) -> None:
@@ -79,10 +85,15 @@ class WholeRun:
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """Return the chunks of a block, those of encoded images excepted."""
-        for piece in rows_by_env(block, len(self._envs), self._returns):
+        yield from self.chunks_of(rows_by_env(block, len(self._envs), self.returns))
+
+    def chunks_of(self, rows: Iterable[EnvRows]) -> Iterator[Chunk]:
+        """Return the chunks of rows of environments, those of encoded images excepted."""
+        for piece in rows:
             piece.positions[:, FRAME] -= self._first_frame
             yield from self._factory.chunks(piece, self._envs[piece.env])
         self._encoding.finish()  # the images that are being encoded are views of the block
+        self._encoding.keep()
 
     def due(self) -> Iterator[Chunk]:
         """Return chunks of the images that have waited long enough, or are enough for a chunk."""

@@ -235,7 +235,22 @@ def property_chunk(
         ends: flags that end an environment's episode, recorded or not.
         split: unit of the recording. Recordings of one episode have no ``/env_{i}``.
     """
-    schema = {
+    schema = schema_fields(source, envs, described, statistics, ends, split=split)
+    summary = rr.AnyValues(env_name=source.name or "", envs=len(envs), schema=json.dumps(schema))
+    return Chunk.from_property(PROPERTY, summary)
+
+
+def schema_fields(
+    source: Source,
+    envs: Sequence[int],
+    described: Sequence[TimedStream],
+    statistics: Sequence[Key] = (),
+    ends: Sequence[Key] = (),
+    *,
+    split: Split = "run",
+) -> dict[str, Any]:
+    """Return the fields of a schema, as JSON has them. The arguments are those of :func:`property_chunk`."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "env_name": source.name,
         "batch_size": list(source.batch_size),
@@ -247,8 +262,6 @@ def property_chunk(
         "ends": [list(key) for key in ends],
         "versions": _versions(),
     }
-    summary = rr.AnyValues(env_name=source.name or "", envs=len(envs), schema=json.dumps(schema))
-    return Chunk.from_property(PROPERTY, summary)
 
 
 def episode_chunk(episode: Episode) -> Chunk:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torchrl_rerun.blocks.buffer import Buffer
+from torchrl_rerun.blocks.black_box import BATCH, RECORDED
 from torchrl_rerun.blocks.devices import Devices
+from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Source
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.description import Description
@@ -67,6 +69,8 @@ def make_parts(
     ids: Ids,
     live_sinks: Sequence[LiveSink],
     max_age: float,
+    first_frame: int,
+    memory: Memory,
 ) -> Parts:
     """Return the parts of a recording: of all environments together, or with a file for each episode.
 
@@ -78,11 +82,18 @@ def make_parts(
         ids: the ids of the recording.
         live_sinks: get copies of the chunks.
         max_age: seconds that a frame may wait.
+        first_frame: number of the frame that is 0 in the recording.
+        memory: where what waits lies.
     """
+    state.returns.keep_in(memory, RECORDED)
+    state.batch_returns.keep_in(memory, BATCH)
     folder = chunk_writer.episodes
     capacity = options.buffer_bytes if folder is None else options.buffer_bytes // BLOCKS_SHARE
     devices = Devices()
-    small, bulky = (Buffer(len(state.envs), capacity, max_age=max_age, devices=devices) for _ in range(2))
+    small, bulky = (
+        Buffer(len(state.envs), capacity, max_age=max_age, devices=devices, memory=memory, role=RECORDED)
+        for _ in range(2)
+    )
     log: EpisodeLog | None = None
     output: Output
     if folder is None:
@@ -92,7 +103,8 @@ def make_parts(
             state.returns,
             split=options.split,
             max_age=max_age,
-            first_frame=state.counters.frames if options.split == "dump" else 0,
+            first_frame=first_frame,
+            memory=memory,
         )
     else:
         log = EpisodeLog(state.envs)

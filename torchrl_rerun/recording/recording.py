@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import rerun.blueprint as rrb
 
+from torchrl_rerun.blocks.black_box import BATCH
 from torchrl_rerun.blocks.block import StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Value
 from torchrl_rerun.kinds.keys import Key
-from torchrl_rerun.kinds.schema import Moment, Source, info_chunk, shown_envs
+from torchrl_rerun.kinds.schema import Moment, Source, info_chunk, schema_fields, shown_envs
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.clock import CLOCK
@@ -85,9 +86,20 @@ class Recording(Steps):
         recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if options.split == "dump" else run_id
         ids = Ids(application_id(options, source), recording_id, run_id)
         state = _state_for(source, options, continues)
-        parts = make_parts(chunk_writer, source, options, state, ids=ids, live_sinks=live_sinks, max_age=max_age)
+        self._first_frame = state.counters.frames if options.split == "dump" else 0
+        parts = make_parts(
+            chunk_writer,
+            source,
+            options,
+            state,
+            ids=ids,
+            live_sinks=live_sinks,
+            max_age=max_age,
+            first_frame=self._first_frame,
+            memory=chunk_writer.memory,
+        )
         status = Status(chunk_writer, live_sinks, parts, None if continues is None else continues.status)
-        super().__init__(parts, status)
+        super().__init__(parts, status, chunk_writer.memory)
         self.source = source
         self.chunk_writer = chunk_writer
         self.run_id = run_id
@@ -96,7 +108,8 @@ class Recording(Steps):
         self.stale_check_seconds = max_age / STALE_CHECKS
         self.process = os.getpid()
         self._options = options
-        self._application_id = ids.application_id
+        self._application_id, self._recording_id = ids.application_id, recording_id
+        self._began = 0
         self._live_sinks = live_sinks
         self._max_age = max_age
         self._is_by_episode = is_by_episode
@@ -145,7 +158,8 @@ class Recording(Steps):
             is_of_batch = moment is Moment.STEPPED and self.has_statistics
             statistics = self._store_batch() if is_of_batch else ()
             if not self._writer.has_begun:
-                self._writer.put([info_chunk(Path(self.chunk_writer.label).stem, time.time_ns())])
+                self._began = time.time_ns()
+                self._writer.put([info_chunk(Path(self.chunk_writer.label).stem, self._began)])
                 self._writer.start()
             self._put_description(placed)
             self._writer.put(self._batch_statistics.static(statistics))
@@ -171,6 +185,27 @@ class Recording(Steps):
     def _put_description(self, new: Sequence[Stream]) -> None:
         description = self._description
         self._writer.put_description(description.described, new, self._statistics, description.ends)
+        fields = schema_fields(
+            self.source,
+            self.envs,
+            description.described,
+            self._statistics,
+            description.ends,
+            split=self._options.split,
+        )
+        keep = self._options.keep
+        self._memory.describe(
+            {
+                "application_id": self._application_id,
+                "recording_id": self._recording_id,
+                "name": Path(self.chunk_writer.label).stem,
+                "start_time": self._began,
+                "first_env": self.source.first_env,
+                "first_frame": self._first_frame,
+                "keep": None if keep is None else repr(keep),
+                "schema": fields,
+            }
+        )
 
     @property
     def has_statistics(self) -> bool:
@@ -191,7 +226,7 @@ class Recording(Steps):
             StreamGroup(Moment.STEPPED, tuple(self._description.returns)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
-        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age, devices=self._buffers.devices)
+        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age, devices=self._buffers.devices, memory=self._memory, role=BATCH)
         self._buffers.store_batch(buffer, self._batch_statistics, groups)
         return groups
 

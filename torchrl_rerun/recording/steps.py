@@ -15,6 +15,7 @@ from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.devices import fetched
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
 from torchrl_rerun.blocks.lease import BlockLease
+from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
@@ -31,13 +32,15 @@ class Steps:
     Args:
         parts: the parts of the recording.
         status: warns of lost frames.
+        memory: where frames are copied to.
 
     Attributes:
         status: the state of the recording, and counts of its frames.
     """
 
-    def __init__(self, parts: Parts, status: Status) -> None:
+    def __init__(self, parts: Parts, status: Status, memory: Memory) -> None:
         self.status = status
+        self._memory = memory
         self._state = parts.state
         self._counters, self._selection = parts.state.counters, parts.state.selection
         self._description = parts.description
@@ -194,6 +197,7 @@ class Steps:
                 buffer.add_many(frames._replace(events=events), values)
             else:
                 buffer.add_many(frames, of_logged)
+        self._memory.complete()
 
     def _log_episodes_at(
         self,
@@ -351,6 +355,7 @@ class Steps:
                             is_kept = False
                             break
             buffers.devices.send()
+            self._memory.complete()
             self._last = None if revise is None else LastStep(event, values, revise, render)
             self._counters.apply(event)
             if self._episode_log is not None:

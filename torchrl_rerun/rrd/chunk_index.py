@@ -107,6 +107,20 @@ class ChunkIndex:
             b"".join(entry.id for entry in entries),
         )
 
+    def with_more(self, more: ChunkIndex) -> ChunkIndex:
+        """Return the index of these chunks and others."""
+        paths = list(dict.fromkeys((*self.paths, *more.paths)))
+        number_of = {path: number for number, path in enumerate(paths)}
+        entities = [number_of[each.paths[at]] for each in (self, more) for at in each.entities.tolist()]
+        offsets, sizes, rows, is_static = (
+            np.concatenate([getattr(each, name) for each in (self, more)])
+            for name in ("offsets", "sizes", "rows", "is_static")
+        )
+        bounds = pa.concat_tables([self.bounds, more.bounds])
+        return ChunkIndex(
+            paths, np.array(entities, np.int64), offsets, sizes, rows, is_static, bounds, self.ids + more.ids
+        )
+
     @functools.cached_property
     def times(self) -> Integers:
         """The first and the last value on each of :data:`TIMELINES`, int64 ``[n, 5, 2]``; -1: the chunk isn't on it."""

@@ -13,14 +13,17 @@ import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.kinds.schema import NewerSchemaError
+from torchrl_rerun.blocks.black_box import Snapshot, box_of, read_box
+from torchrl_rerun.kinds.schema import PROPERTY, NewerSchemaError
 from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
 from torchrl_rerun.rrd.encoding import (
@@ -75,6 +78,7 @@ class FilePart(RecordingPart):
         version: the file that was looked at.
         torn_bytes: bytes behind the last whole message, in a file without a footer.
         is_torn: whether these are of a recorded message; else the process was killed while it wrote the footer.
+        recovered: the chunks that were left behind in the black box beside an unfinished file.
     """
 
     index: ChunkIndex
@@ -82,6 +86,7 @@ class FilePart(RecordingPart):
     version: FileVersion
     torn_bytes: int = 0
     is_torn: bool = False
+    recovered: tuple[pa.RecordBatch, ...] = ()
 
     @functools.cached_property
     def began(self) -> int:
@@ -110,7 +115,7 @@ class FilePart(RecordingPart):
             ValueError: another file is in its place, or it is damaged.
         """
         for at in self.index.within(path, span).tolist():
-            batch = _CACHE.chunk(self, at)
+            batch = _recovered(self, at) or _CACHE.chunk(self, at)
             if damaged := [name for name in TIMES if not _is_timeline(batch.schema, name)]:
                 raise ValueError(
                     f"{format_path(self.file)} is damaged: a chunk of {path} has no times called {', '.join(damaged)}"
@@ -130,7 +135,7 @@ class FilePart(RecordingPart):
         """
         for at in self.index.offsets.argsort().tolist():
             try:
-                chunks = Chunk.from_record_batch(_read_chunk(self, at))
+                chunks = Chunk.from_record_batch(_recovered(self, at) or _read_chunk(self, at))
             except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
                 raise ValueError(f"{format_path(self.file)} is damaged: {error}") from error
             yield from chunks
@@ -139,17 +144,25 @@ class FilePart(RecordingPart):
 def parts_in(file: Path) -> list[FilePart]:
     """Return the parts of recordings in a file. Of a finished file only the footer and the properties are read.
 
-    A file without a footer, which a process writes or left when it was killed, is read as far as its messages are whole.
+    A file without a footer, which a process writes or left when it was killed, is read as far as its messages are whole. What
+    is in the black box beside it comes on top: all up to the last step.
 
     Raises:
         OSError: the file can't be read.
         ValueError: the file is no recording, or is damaged.
     """
     with file.open("rb") as opened:
-        _check_magic(opened.read(len(MAGIC)), file)
-        footer = _footer_of(opened)
+        begins = opened.read(len(MAGIC))
+        footer = _footer_of(opened) if begins == MAGIC else None
+        # Before the file: its owner may write a block meanwhile.
+        box = read_box(box_of(file)) if footer is None and box_of(file).exists() else None
+        if box is None:
+            _check_magic(begins, file)
         try:
-            return _scan(opened, file) if footer is None else _by_footer(opened, file, footer)
+            if footer is not None:
+                return _by_footer(opened, file, footer)
+            found = _scan(opened, file)
+            return found if box is None else _with_rest(opened, file, found, box)
         except (NewerSchemaError, _FileError):
             raise
         except _DAMAGES as error:
@@ -265,11 +278,15 @@ def _scan(opened: BinaryIO, file: Path) -> list[FilePart]:
 
 def _entry(fields: Fields, offset: int, size: int, properties: dict[bytes, Properties]) -> ChunkEntry:
     """Return what a chunk says of itself, and add it to the properties of its recording if it is of one."""
-    batch = chunk_in(fields)
+    return _entry_of(chunk_in(fields), offset, size, properties.setdefault(fields[STORE], {}))
+
+
+def _entry_of(batch: pa.RecordBatch, offset: int, size: int, properties: Properties) -> ChunkEntry:
+    """Return what a chunk says of itself, and add it to the properties of its recording if it is of one."""
     said = batch.schema.metadata
     path = said[b"rerun:entity_path"].decode()
     if path in PROPERTY_PATHS:
-        add_property(properties.setdefault(fields[STORE], {}), path, batch)
+        add_property(properties, path, batch)
     timelines = {each.name for each in batch.schema if (each.metadata or {}).get(b"rerun:kind") == b"index"}
     times: list[int] = []
     for name in TIMELINES:
@@ -284,6 +301,61 @@ def _entry(fields: Fields, offset: int, size: int, properties: dict[bytes, Prope
         not timelines,
         tuple(times),
     )
+
+
+def _with_rest(opened: BinaryIO, file: Path, found: list[FilePart], box: Snapshot) -> list[FilePart]:
+    """Return the parts in an unfinished file, together with what is in its black box."""
+    # Which few recordings need: it makes chunks.
+    from torchrl_rerun.rrd.left_behind import rest_of_run  # noqa: PLC0415
+
+    ids = box.said["application_id"], box.said["recording_id"]
+    part = next((part for part in found if part.recording_id == ids[1]), None)
+    if part is None:
+        nothing = ChunkIndex.of_entries([])
+        part = FilePart(
+            file=file,
+            application_id=ids[0],
+            recording_id=ids[1],
+            properties={},
+            is_finished=False,
+            has_layout=False,
+            index=nothing,
+            store=b"",
+            version=FileVersion.of(opened),
+        )
+    schema = part.properties.get(PROPERTY, {}).get("schema")
+    recovered = tuple(rest_of_run(box, functools.partial(_frames_in, part), schema))
+    properties: dict[bytes, Properties] = {part.store: dict(part.properties)}
+    entries = [
+        _entry_of(batch, _RECOVERED + number, batch.nbytes, properties[part.store])
+        for number, batch in enumerate(recovered)
+    ]
+    whole = replace(
+        part,
+        properties=properties[part.store],
+        index=part.index.with_more(ChunkIndex.of_entries(entries)),
+        recovered=recovered,
+    )
+    return [*(each for each in found if each is not part), whole]
+
+
+_RECOVERED = 1 << 62
+"""In place of the offset of the first chunk that isn't in the file."""
+
+
+def _recovered(part: FilePart, at: int) -> pa.RecordBatch | None:
+    """Return one of a part's chunks if it was left behind in the black box; else None."""
+    number = int(part.index.offsets[at]) - _RECOVERED
+    return part.recovered[number] if number >= 0 else None
+
+
+def _frames_in(part: FilePart, path: str, first: int) -> npt.NDArray[np.int64]:
+    """Return the frames of an entity's rows in a file, from some frame on."""
+    at = part.index.at(path)
+    last = part.index.times[at, TIMELINES.index("frame"), 1]
+    batches = (_read_chunk(part, each) for each in at[last >= first].tolist())
+    frames = [batch.column("frame").cast(pa.int64()).to_numpy() for batch in batches]
+    return np.concatenate([np.empty(0, np.int64), *frames])
 
 
 def _part(file: Path, store: bytes, **known: Any) -> FilePart:

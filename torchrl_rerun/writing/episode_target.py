@@ -10,6 +10,7 @@ from pathlib import Path
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
+from torchrl_rerun.blocks.black_box import BlackBox, box_of
 from torchrl_rerun.paths import check_name, make_absolute
 from torchrl_rerun.rrd.listing import list_episodes
 from torchrl_rerun.rrd.locks import lock
@@ -136,11 +137,13 @@ class EpisodeWriter:
     Attributes:
         target: the folder.
         episodes: the recordings in it.
+        memory: the black box in it.
     """
 
     def __init__(self, target: EpisodeTarget, episodes: EpisodeFolder, handle: int, *, is_new: bool) -> None:
         self.target = target
         self.episodes = episodes
+        self.memory = BlackBox(box_of(target.path))
         self._handle: int | None = handle
         self._is_new = is_new
         self._bytes_before = episodes.bytes
@@ -211,6 +214,7 @@ class EpisodeWriter:
 
     def close(self) -> None:
         """Let go of the folder."""
+        self.memory.remove()
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None

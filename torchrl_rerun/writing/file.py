@@ -11,6 +11,7 @@ from pathlib import Path
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk, LazyChunkStream
 
+from torchrl_rerun.blocks.black_box import BlackBox, box_of
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.paths import check_name, find_target
 from torchrl_rerun.rrd.blueprints import add_layout, encode
@@ -198,6 +199,7 @@ class FileWriter:
 
     Attributes:
         target: the file that is written.
+        memory: the black box beside it.
     """
 
     episodes = None
@@ -209,6 +211,7 @@ class FileWriter:
         self._replaced = replaced
         self._finished: list[tuple[Path, int]] = []  # the files before this one; their locks are held to the end
         self._following: Chunk | None = None
+        self.memory = BlackBox(box_of(target.path))
         self._begin_file()
 
     @property
@@ -275,6 +278,7 @@ class FileWriter:
         self._finished.append((self.path, self._handle))
         self._begin_file()
         self.target, self._handle = another, handle
+        self.memory.move(box_of(another.path))
 
     def error(self) -> OSError | None:
         """Return an error if the file was removed, replaced or overwritten, else None."""
@@ -356,6 +360,7 @@ class FileWriter:
         self._release()
 
     def _release(self) -> None:
+        self.memory.remove()
         if self._handle is not None:
             for handle in (*(handle for _, handle in self._finished), self._handle):
                 os.close(handle)

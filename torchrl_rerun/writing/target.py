@@ -9,6 +9,7 @@ from typing import Protocol
 import rerun.blueprint as rrb
 from rerun.chunk import Chunk
 
+from torchrl_rerun.blocks.memory import Heap, Memory
 from torchrl_rerun.writing.episode_folder import EpisodeFolder
 
 
@@ -70,7 +71,11 @@ class ChunkWriter(Protocol):
         label: its name in messages.
         location: where it is found.
         episodes: the folder in which each episode has a recording of its own; None if all are in one recording.
+        memory: where what waits to be written lies. It is given back when the target is let go of.
     """
+
+    @property
+    def memory(self) -> Memory: ...  # noqa: D102
 
     @property
     def target(self) -> Target: ...  # noqa: D102
@@ -180,6 +185,7 @@ class _LiveWriter:
     def __init__(self, target: LiveTarget) -> None:
         self.target = target
         self.label = self.location = target.label
+        self.memory = Heap()
 
     def continuation(self) -> LiveTarget:
         return self.target
