@@ -16,13 +16,13 @@ import numpy as np
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
+from torchrl_rerun.chunks import encoding
+from torchrl_rerun.chunks import encoding_threads as threads
+from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.timelines import TIMELINES
-from torchrl_rerun.writing import encoding
-from torchrl_rerun.writing import encoding_threads as threads
-from torchrl_rerun.chunks.losses import Losses
 
 SIZES: Mapping[Sizes, int] = {Sizes(8, 1, 1, (400, 600, 3)): 8, Sizes(16, 1, 1, (84, 84, 3)): 64}
 """Number of pictures of each environment, by the sizes of the data."""

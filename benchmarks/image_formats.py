@@ -27,14 +27,14 @@ from tensordict import TensorDict
 from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.env_rows import EnvRows
+from torchrl_rerun.chunks import encoding
+from torchrl_rerun.chunks.chunks import ChunkFactory
+from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.kinds import image
 from torchrl_rerun.kinds.describe import describe
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.timelines import TIMELINES
-from torchrl_rerun.writing import encoding
-from torchrl_rerun.chunks.chunks import ChunkFactory
-from torchrl_rerun.chunks.losses import Losses
 
 Stack = npt.NDArray[np.uint8]
 """Stack, ``[n, height, width, depth]``."""

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Region, Shape, make_file, read_file
+from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Record, Region, Shape, make_file, read_file
 from torchrl_rerun.blocks.object_log import logged_objects, unpickled
 
 VERSION = 1
@@ -134,7 +134,7 @@ class BlackBox:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir()
             region = self._file({"moment": Shape(np.dtype(np.int64), (1,))}, {"role": _MOMENT})
-            self._moment = memoryview(region.arrays["moment"])
+            self._moment = region.arrays["moment"].data
             self._moment[0] = self.moment
 
     def _file(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
@@ -159,6 +159,7 @@ class BlackBox:
             self._is_removed = True
             if self._moment is not None:
                 shutil.rmtree(self.path, ignore_errors=True)
+                self._moment = None  # while it is mapped, its disk can't be unmounted
 
 
 _RECORD = struct.Struct("<4sIQ")
@@ -192,7 +193,7 @@ class _FileJournal:
             if array.dtype == object:
                 data: Any = pickle.dumps([array], 5)
             else:
-                data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             layout[name] = array.dtype.str, array.shape, len(data)
             held.append(data)
         said = json.dumps({"about": about, "arrays": layout}).encode()
@@ -213,7 +214,7 @@ class _FileJournal:
     def _write(self, data: Any) -> None:
         assert self._file is not None, "it is open"
         rest = memoryview(data)
-        while len(rest):
+        while rest:
             rest = rest[self._file.write(rest) :]
 
     def clear(self) -> None:
@@ -230,18 +231,6 @@ class _FileJournal:
 
 
 # --- reading ---
-
-
-class Record(NamedTuple):
-    """A record of a journal.
-
-    Attributes:
-        about: what it is.
-        arrays: its arrays.
-    """
-
-    about: dict[str, Any]
-    arrays: NamedArrays
 
 
 class Snapshot(NamedTuple):
@@ -306,7 +295,9 @@ def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
     for name, (about, arrays) in files.items():
         if "groups" not in about:
             continue
-        objects = [each.arrays["objects"] for each in sorted(areas.get(name, ()), key=lambda each: each.about["number"])]
+        objects = [
+            each.arrays["objects"] for each in sorted(areas.get(name, ()), key=lambda each: each.about["number"])
+        ]
         block = Block.copied(about, arrays, moment)
         if block is None:
             continue

@@ -131,14 +131,24 @@ class StreamGroup:
             "moment": self.moment.name,
             "at": self.at,
             "has_rewards": self.has_rewards,
-            "streams": [stream_to_schema(stream) | {"device": stream.device} for stream in self.streams],
+            "streams": [*map(stream_to_json, self.streams)],
         }
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> StreamGroup:
         """Return the group that :meth:`to_json` described."""
-        streams = tuple(replace(stream_from_schema(each), device=each["device"]) for each in said["streams"])
+        streams = tuple(map(stream_from_json, said["streams"]))
         return cls(Moment[said["moment"]], streams, tuple(said["at"]), said["has_rewards"])
+
+
+def stream_to_json(stream: Stream) -> dict[str, Any]:
+    """Return a stream as JSON has it."""
+    return stream_to_schema(stream) | {"device": stream.device}
+
+
+def stream_from_json(said: Mapping[str, Any]) -> Stream:
+    """Return the stream that :func:`stream_to_json` described."""
+    return replace(stream_from_schema(said), device=said["device"])
 
 
 class Values:
@@ -285,7 +295,7 @@ class Block:
         about = {"role": role, "envs": envs, "slots": slots, "groups": [group.to_json() for group in self.groups]}
         self._region = self._memory.allocate(shapes, about)
         arrays = self._region.arrays
-        self._head = memoryview(arrays["head"])
+        self._head = arrays["head"].data
         self.start: Positions = arrays["start"]
         self.events = Events(arrays)
         self.values = _values(self.groups, envs, slots, arrays)
@@ -325,7 +335,9 @@ class Block:
         block.lease, block.start, block.events = lease, np.array(arrays["start"]), events
         block.values = [
             [
-                Values(stream, about["envs"], 0, _filled(stream, f"{number}.{at}", events.of_group(number), about, arrays))
+                Values(
+                    stream, about["envs"], 0, _filled(stream, f"{number}.{at}", events.of_group(number), about, arrays)
+                )
                 for at, stream in enumerate(group.stored)
                 if not stream.device
             ]

@@ -100,7 +100,7 @@ class Events:
         self._row = struct.Struct(f"<5q8i{self._flag_bytes}s")
         fields = [("stamps", "<i8", 5), ("picks", "<i4", (4, 2)), ("flags", "u1", self._flag_bytes)]
         self._rows = rows.view(np.dtype(fields)).reshape(-1)
-        self._bytes = memoryview(rows).cast("B") if rows.flags.writeable else None
+        self._bytes = rows.data.cast("B")
         self._count = count
         self._used = int(self._rows["stamps"][count - 1, _USED]) if count else 0
 
@@ -214,9 +214,7 @@ class Events:
         """Return stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
         rows = self._rows[: self._count]
         first = 0
-        for position in np.flatnonzero(
-            (rows["picks"][:, _ENVS, 0] != _ALL) | (rows["flags"][:, 0] & 1 == 0)
-        ).tolist():
+        for position in np.flatnonzero((rows["picks"][:, _ENVS, 0] != _ALL) | (rows["flags"][:, 0] & 1 == 0)).tolist():
             if first < position:
                 yield first, position, None
             yield position, position + 1, self._event(position)

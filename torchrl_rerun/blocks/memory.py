@@ -64,6 +64,18 @@ class Region:
             self.path.unlink(missing_ok=True)
 
 
+class Record(NamedTuple):
+    """A record of a journal.
+
+    Attributes:
+        about: what it is.
+        arrays: its arrays.
+    """
+
+    about: dict[str, Any]
+    arrays: NamedArrays
+
+
 class Journal(Protocol):
     """A file that records are added to, and that is emptied when they are no longer needed."""
 

@@ -58,7 +58,7 @@ class ObjectLog:
             )
             if not region.is_kept:
                 return  # these will be missing if the process is killed
-            self._areas.append(_Area(region, memoryview(region.arrays["objects"])))
+            self._areas.append(_Area(region, region.arrays["objects"].data))
             at = 0
         else:
             at = self._end
@@ -141,7 +141,7 @@ def logged_objects(area: npt.NDArray[np.uint8], events: int) -> Iterator[LoggedO
     Raises:
         ValueError: the area is damaged.
     """
-    data, at = memoryview(area), 0
+    data, at = area.data, 0
     while at + _ENTRY.size <= len(data):
         event, group, slot, size = _ENTRY.unpack_from(data, at)
         begin = at + _ENTRY.size

@@ -72,11 +72,11 @@ class RunningReturns:
             lease: the lease of the block.
         """
         returns = cls(envs)
-        returns._before = about["before"]  # noqa: SLF001 - its own
+        returns._before = about["before"]
         leases = np.where(arrays["leases"] < lease, arrays["leases"], _NOTHING)
         at = int(leases.argmax())
         if leases[at] != _NOTHING:
-            returns._totals = {tuple(key): arrays[str(number)][at] for number, key in enumerate(about["keys"])}  # noqa: SLF001
+            returns._totals = {tuple(key): arrays[str(number)][at] for number, key in enumerate(about["keys"])}
         return returns
 
     def grow(self, envs: int) -> None:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.env_rows import EnvRows
+from torchrl_rerun.chunks.encoding import Encoding
+from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
 from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
 from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import FRAME, Positions
-from torchrl_rerun.chunks.encoding import Encoding
-from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 
 MOST_FAILURES = 32
 """Rows of a block that a kind may fail to store one by one. The rest of them is given up together."""

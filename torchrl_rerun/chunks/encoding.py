@@ -17,12 +17,12 @@ import pyarrow as pa
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.memory import Heap, Journal, Memory
+from torchrl_rerun.chunks.encoding_threads import submit
+from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
 from torchrl_rerun.kinds.kind import Encoded, Encoder
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE, FRAME, LOG_TIME, Positions
-from torchrl_rerun.chunks.encoding_threads import submit
-from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 
 FULL_BYTES = 1 << 19
 """Bytes of a chunk that is worth what a chunk costs."""
@@ -74,7 +74,9 @@ class Encoding:
                 raise LossError(reason_of(stream, error, "encoder")) from error
             if encoder is not None:
                 journal = self._memory.journal(ENCODED)
-                queue = self._queues[path] = EncodedQueue(path, stream, encoder, self._fps, self._losses, journal)
+                queue = self._queues[path] = EncodedQueue(
+                    path, stream, encoder, fps=self._fps, losses=self._losses, journal=journal
+                )
         return queue
 
     def finish(self) -> None:
@@ -132,7 +134,7 @@ class EncodedQueue:
     """
 
     def __init__(
-        self, path: str, stream: Stream, encoder: Encoder, fps: float | None, losses: Losses, journal: Journal
+        self, path: str, stream: Stream, encoder: Encoder, *, fps: float | None, losses: Losses, journal: Journal
     ) -> None:
         self._journal = journal
         self._kept = 0  # of the files

@@ -12,13 +12,13 @@ from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.blocks.returns import RunningReturns
+from torchrl_rerun.chunks.chunks import ChunkFactory, static_chunks
+from torchrl_rerun.chunks.encoding import Encoding
+from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import FRAME
-from torchrl_rerun.chunks.chunks import ChunkFactory, static_chunks
-from torchrl_rerun.chunks.encoding import Encoding
-from torchrl_rerun.chunks.losses import Losses
 
 
 class WholeRun:

@@ -10,12 +10,12 @@ from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
+from torchrl_rerun.chunks.output import BlockOutput, Output
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.logged_envs import MAX_LOGGED_ENVS
-from torchrl_rerun.chunks.output import BlockOutput, Output
 from torchrl_rerun.writing.writer import WriterThread
 
 SHORT_BLOCK = 100

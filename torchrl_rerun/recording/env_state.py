@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torchrl_rerun.blocks.black_box import BATCH, RECORDED
+from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.kinds.schema import Source
 from torchrl_rerun.recording.counters import Counters
@@ -51,6 +53,15 @@ class EnvState:
         self.selection.grow(count)
         self.returns.grow(count)
         self.batch_returns.grow(source.envs)
+
+    def keep_in(self, memory: Memory) -> None:
+        """Copy running returns to where they outlive the process.
+
+        Args:
+            memory: where that is.
+        """
+        self.returns.keep_in(memory, RECORDED)
+        self.batch_returns.keep_in(memory, BATCH)
 
     def forget_returns(self) -> None:
         """Forget the returns of the episodes in progress: rewards were lost."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torchrl_rerun.blocks.black_box import RECORDED
 from torchrl_rerun.blocks.buffer import Buffer
-from torchrl_rerun.blocks.black_box import BATCH, RECORDED
 from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.blocks.memory import Memory
+from torchrl_rerun.chunks.output import Output
+from torchrl_rerun.chunks.whole_run import WholeRun
 from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Source
 from torchrl_rerun.recording.buffers import Buffers
 from torchrl_rerun.recording.description import Description
@@ -17,9 +19,7 @@ from torchrl_rerun.recording.episode_log import EpisodeLog
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.writing.episode_files import EpisodeFiles
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.chunks.output import Output
 from torchrl_rerun.writing.target import ChunkWriter
-from torchrl_rerun.chunks.whole_run import WholeRun
 from torchrl_rerun.writing.writer import WriterThread
 
 BLOCKS_SHARE = 4
@@ -85,8 +85,7 @@ def make_parts(
         first_frame: number of the frame that is 0 in the recording.
         memory: where what waits lies.
     """
-    state.returns.keep_in(memory, RECORDED)
-    state.batch_returns.keep_in(memory, BATCH)
+    state.keep_in(memory)
     folder = chunk_writer.episodes
     capacity = options.buffer_bytes if folder is None else options.buffer_bytes // BLOCKS_SHARE
     devices = Devices()
@@ -119,6 +118,7 @@ def make_parts(
             recording_id=ids.run_id,
             capacity=options.buffer_bytes - capacity,
             max_age=options.flush_seconds,
+            memory=memory,
         )
     writer = WriterThread(
         chunk_writer, live_sinks, output, application_id=ids.application_id, recording_id=ids.recording_id

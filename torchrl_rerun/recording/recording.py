@@ -16,6 +16,8 @@ import rerun.blueprint as rrb
 from torchrl_rerun.blocks.black_box import BATCH
 from torchrl_rerun.blocks.block import StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
+from torchrl_rerun.blocks.memory import Heap
+from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Value
 from torchrl_rerun.kinds.keys import Key
@@ -33,7 +35,6 @@ from torchrl_rerun.recording.stats import Stats
 from torchrl_rerun.recording.status import State, Status
 from torchrl_rerun.recording.steps import Steps
 from torchrl_rerun.writing.live import LiveSink
-from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.writing.target import ChunkWriter
 
 LIVE_SECONDS = 0.5
@@ -226,7 +227,14 @@ class Recording(Steps):
             StreamGroup(Moment.STEPPED, tuple(self._description.returns)),
         )
         capacity = self._options.buffer_bytes // BATCH_SHARE
-        buffer = Buffer(self.source.envs, capacity, max_age=self._max_age, devices=self._buffers.devices, memory=self._memory, role=BATCH)
+        buffer = Buffer(
+            self.source.envs,
+            capacity,
+            max_age=self._max_age,
+            devices=self._buffers.devices,
+            memory=self._memory,
+            role=BATCH,
+        )
         self._buffers.store_batch(buffer, self._batch_statistics, groups)
         return groups
 
@@ -347,7 +355,7 @@ class Recording(Steps):
             self.chunk_writer.close()
             for live_sink in self._live_sinks:
                 live_sink.close()
-            self._buffers.free()
+            self._free()
 
     def finish_describing(self) -> None:
         """Finish the description: lay out viewers, prepare memory, and remove the file that this one replaces.
@@ -364,6 +372,8 @@ class Recording(Steps):
             self._output.lay_out(made)
         if self._writer.has_begun:
             self._buffers.prepare()
+        if self._memory.error is not None:
+            self._warn_user()
         self._buffers.warn_of_short_blocks(len(self.envs), self._options.buffer_bytes)
         for live_sink in self._live_sinks:
             if (made := self.layout(live=True)) is not None:
@@ -434,6 +444,12 @@ class Recording(Steps):
         self.chunk_writer.discard()
         for live_sink in self._live_sinks:
             live_sink.close()
+        self._free()
+
+    def _free(self) -> None:
+        """Let go of the memory."""
+        self._buffers.free()
+        self._state.keep_in(Heap())
 
     def fail(self, error: Exception) -> None:
         """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it."""

@@ -20,6 +20,7 @@ class Stats:
         seconds_waited: seconds that the environment has waited for the writer.
         frames_per_second: frames divided by the time since the first.
         bytes_per_second: bytes divided by the time that the writer was at work.
+        has_black_box: whether frames that wait outlive the process. If not, a kill costs them.
     """
 
     frames: int = 0
@@ -34,3 +35,4 @@ class Stats:
     seconds_waited: float = 0.0
     frames_per_second: float = 0.0
     bytes_per_second: float = 0.0
+    has_black_box: bool = False

@@ -79,7 +79,7 @@ class Status:
         self._end: tuple[str, BaseException | None] | None = None  # message and cause of the error that it ended with
         self.missed = Missed(chunk_writer)
         self._warned = False
-        self._warned_of_waiting = False
+        self._warned_of_waiting = self._warned_of_memory = False
         self._warned_of: set[str] = set()
         self._before, self._began, self._busy_before = Stats(), time.monotonic(), 0.0
         if continues is not None:
@@ -167,6 +167,7 @@ class Status:
             seconds_waited=before.seconds_waited + self._buffers.seconds_waited,
             frames_per_second=frames / seconds,
             bytes_per_second=size / busy if busy else 0.0,
+            has_black_box=self._chunk_writer.memory.is_kept,
         )
 
     @property
@@ -263,6 +264,18 @@ class Status:
         self._warn_of_failure()
         self._warn_of_waiting()
         self._warn_of_live_sinks()
+        self._warn_of_memory()
+
+    def _warn_of_memory(self) -> None:
+        """Warn that there is no black box; the recording lacks nothing without it, unless the process is killed."""
+        error = self._chunk_writer.memory.error
+        if error is not None and not self._warned_of_memory:
+            self._warned_of_memory = True
+            warn(
+                f"there is no black box for {self._chunk_writer.label} ({error}): what waits to be written is in memory alone, and "
+                "lost if the process is killed (training goes on, and is recorded)",
+                RuntimeWarning,
+            )
 
     def _warn_of_failure(self) -> None:
         failure = None if self._warned else self._failure()

@@ -393,7 +393,7 @@ class Steps:
         try:
             return self._buffers.free_block_for(buffer, blocking_lease)
         finally:
-            if self._buffers.seconds_waited > waited:
+            if self._buffers.seconds_waited > waited or self._memory.error is not None:
                 self._must_check_warnings = True  # the wait may be so long by now that the user is warned
 
     def _warn_user(self) -> None:

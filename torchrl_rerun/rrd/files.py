@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.paths import format_path, is_file, make_absolute
 from torchrl_rerun.rrd.reader import why_unreadable
 
@@ -18,7 +19,8 @@ _MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.resumed_(?P<resumed>\d+))
 def files_of(path: str | os.PathLike[str]) -> list[Path]:
     """Return the files that a path stands for, as absolute paths.
 
-    - A folder stands for all ``.rrd`` files in it and in the folders in it, except hidden ones.
+    - A folder stands for all ``.rrd`` files in it and in the folders in it, except hidden ones, and for the black box of a
+      folder of episodes.
     - ``run.rrd`` stands for itself and for the other files of its recording: its parts (``run.part_1.rrd``), the files of a
       restart (``run.resumed_1.rrd``) and of its workers (``run.worker_0.rrd``). The file itself needn't exist.
     - A link to ``run.rrd`` stands for that file and its parts, too.
@@ -48,7 +50,7 @@ def files_of(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def recordings_in(folder: Path) -> Iterator[Path]:
-    """Yield the ``.rrd`` files in a folder and in the folders in it, except hidden ones.
+    """Yield the ``.rrd`` files in a folder and in the folders in it, except hidden ones; and black boxes of episodes.
 
     Links to folders are followed, after all other folders, and no folder is looked into twice. Folders that can't be
     read are left out.
@@ -77,6 +79,8 @@ def _recordings_below(folder: Path, seen: set[tuple[int, int]], links: list[Path
         found = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
     # A pipe may be called like a recording, and opening it blocks.
     yield from (Path(each) for each in found if each.name.endswith(".rrd") and _is(each.is_file))
+    if (box := box_of(folder)).is_dir():
+        yield box
     for each in found:
         if _is(each.is_dir):
             if each.is_symlink():

@@ -7,9 +7,10 @@ in the file, and others aren't: of each entity the rows of those frames are left
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,19 @@ import pyarrow as pa
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS, Snapshot
-from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.chunks.encoding import ENCODED
+from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings
+from torchrl_rerun.chunks.episode_rows import EPISODES, EpisodeRows, parts_by_episode
+from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.chunks.whole_run import WholeRun
+from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Schema, info_chunk
 from torchrl_rerun.kinds.streams import entity_path
-from torchrl_rerun.kinds.timelines import FRAME, TIMELINES
+from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, REGROUPED, TIMELINES
 
 _FRAME = TIMELINES[FRAME]
 
@@ -133,8 +138,135 @@ def _returns_before(box: Snapshot, role: str) -> RunningReturns:
     """Return the running returns before the first block of a role."""
     blocks = [block for each, block in box.blocks if each == role]
     envs = max((block.envs for block in blocks), default=0)
-    summing = [block for block in blocks if any(stream.reward_key for group in block.groups for stream in group.streams)]
+    summing = [
+        block for block in blocks if any(stream.reward_key for group in block.groups for stream in group.streams)
+    ]
     kept = [each for each in box.others if each.about["role"] == RETURNS and each.about["of"] == role]
     if not (summing and kept):
         return RunningReturns(envs)
     return RunningReturns.kept(envs, kept[-1].about, kept[-1].arrays, summing[0].lease)
+
+
+KEEP = "keep"
+"""The annotation of an episode that tells which policy was to decide whether it is kept."""
+
+
+class LeftEpisode(NamedTuple):
+    """An episode that waited in a black box, or was in progress.
+
+    Attributes:
+        stem: the name that its file would have, without ``.rrd``.
+        recording_id: id of its recording.
+        chunks: the chunks of its recording; those of its parts that are on the disk are not among them.
+        parts: the files of the rows before these.
+    """
+
+    stem: str
+    recording_id: str
+    chunks: list[pa.RecordBatch]
+    parts: list[Path]
+
+
+Part = tuple[Path, Episode, Callable[[str], Frames]]
+"""A recording of an episode in the folder: its file, the episode, and the frames of which it has rows at an entity."""
+
+
+def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Iterator[LeftEpisode]:
+    """Yield the episodes in a black box that have no file of their own yet.
+
+    Args:
+        box: what is in the box.
+        folder: the recordings of episodes in the folder, by their names without suffixes and ``.rrd``.
+    """
+    said = box.said
+    described = Schema.from_fields(said["schema"])
+    source = replace(described.source, first_env=said["first_env"])
+    recordings = EpisodeRecordings(source, said["recording_id"], described.described, described.ends)
+    losses = Losses()
+    found: dict[tuple[int, int], EpisodeRows] = {}
+    over: dict[tuple[int, int], Episode] = {}
+
+    def rows_of(env: int, episode: int) -> EpisodeRows:
+        return found.setdefault((env, episode), EpisodeRows(env, episode, source.fps, losses))
+
+    for name, records in box.journals.items():
+        if name.startswith(EPISODES):
+            for record in records:
+                at = record.about["env"], record.about["episode"]
+                ended = rows_of(*at).restore(record)
+                if ended is not None:
+                    over[at] = ended
+    returns = _returns_before(box, RECORDED)
+    for _, block in box.blocks:
+        taken = {at: rows.frames() for at, rows in found.items()}
+        for piece in rows_by_env(block, block.envs, returns):
+            env = described.envs[piece.env]
+            for episode, part in parts_by_episode(piece):
+                of_episode = EnvRows(
+                    piece.env, piece.positions[part], [(key, rows[part]) for key, rows in piece.values]
+                )
+                for rest in _not_in(of_episode, taken.get((env, episode), {})):
+                    rows_of(env, episode).add(rest, slice(None))
+    for at, rows in sorted(found.items()):
+        of_it = over.get(at) or rows.ended(described.ends)
+        if said["keep"] is not None:
+            of_it = replace(of_it, annotations={**of_it.annotations, KEEP: said["keep"]})
+        left = _left(rows, of_it, recordings, folder.get(recordings.name(rows), ()))
+        if left is not None:
+            yield left
+
+
+def _left(
+    rows: EpisodeRows, episode: Episode, recordings: EpisodeRecordings, there: Sequence[Part]
+) -> LeftEpisode | None:
+    """Return an episode; None: it is whole in the folder, or was over before its first step."""
+    of_it = [part for part in there if part[1].start_time == episode.start_time]
+    if not episode.length or any(".part_" not in file.name for file, *_ in of_it):
+        return None
+    name = recordings.name(rows)
+    if of_it:
+        suffix = of_it[0][0].name[len(name) :].partition(".")[0]
+    else:
+        suffix = rows.suffix(name, lambda stem: _free_number(stem, there))
+    chunks = (chunk.to_record_batch() for chunk in recordings.chunks(rows, episode, f"{name}{suffix}"))
+    lacking = [part for chunk in chunks for part in _lacking(chunk, [frames for *_, frames in of_it])]
+    return LeftEpisode(f"{name}{suffix}", recordings.recording_id(rows, suffix), lacking, [file for file, *_ in of_it])
+
+
+def _lacking(chunk: pa.RecordBatch, written: Sequence[Callable[[str], Frames]]) -> Iterator[pa.RecordBatch]:
+    """Yield a chunk without the rows that are in some files; nothing if all are."""
+    if not written or _FRAME not in chunk.schema.names:
+        yield chunk
+        return
+    path = chunk.schema.metadata[b"rerun:entity_path"].decode()
+    there = np.concatenate([frames(path) for frames in written])
+    lacking = ~np.isin(chunk.column(_FRAME).cast(pa.int64()).to_numpy(), there)
+    if lacking.any():
+        yield chunk.filter(pa.array(lacking))
+
+
+def _free_number(stem: str, there: Sequence[Part]) -> str:
+    """Return the suffix that makes a name free, as a recorder chooses it."""
+    taken = {file.name.partition(".")[0] for file, *_ in there}
+    number, added = 1, ""
+    while f"{stem}{added}" in taken:
+        number += 1
+        added = f"_{number}"
+    return added
+
+
+def _not_in(piece: EnvRows, taken: Mapping[Key, Frames]) -> Iterator[EnvRows]:
+    """Yield the rows of an episode that weren't taken, together those of streams that lack the same ones.
+
+    Args:
+        piece: the rows.
+        taken: the frames within the episode that were taken, of each key.
+    """
+    frames = piece.positions[:, EPISODE_STEP] + piece.positions[:, REGROUPED]
+    parts: dict[bytes, EnvRows] = {}
+    for stream, rows in piece.values:
+        lacking = ~np.isin(frames, taken.get(stream.key, ()))
+        if lacking.any():
+            part = parts.setdefault(lacking.tobytes(), EnvRows(piece.env, piece.positions[lacking], []))
+            part.values.append((stream, rows[lacking]))
+    yield from parts.values()

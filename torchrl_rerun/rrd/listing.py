@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
-from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode
-from torchrl_rerun.kinds.schema import EPISODE_PROPERTY, PROPERTY, RECORDING_INFO
+from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.schema import EPISODE_PROPERTY, PROPERTY
 from torchrl_rerun.paths import check_name, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.copies import Copies, copies_claimed
 from torchrl_rerun.rrd.files import recordings_in
-from torchrl_rerun.rrd.parts import Properties
+from torchrl_rerun.rrd.parts import EPOCH, episode_in
 from torchrl_rerun.rrd.reader import FilePart, parts_in
-
-_NEEDED = frozenset({"env", "episode", "episode_return", "length"})
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def complete_parts_in(file: Path) -> list[FilePart]:
     """
     check_name(file)
     found = parts_in(file)
-    if not found:
+    if not found and not file.is_dir():
         raise ValueError(f"there is nothing in {format_path(file)}")
     for part in found:
         if part.is_torn or not (part.is_finished or EPISODE_PROPERTY in part.properties):
@@ -153,8 +150,8 @@ class _EpisodePart:
 
     @property
     def is_partial(self) -> bool:
-        """Whether the file was written before the episode was over."""
-        return ".part_" in self.file.name
+        """Whether the file was written before the episode was over, or is a black box."""
+        return ".part_" in self.file.name or self.file.is_dir()
 
 
 def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
@@ -169,17 +166,4 @@ def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
 
 def beginning(episode: Episode) -> tuple[datetime, int, int, int]:
     """Return the sort key that puts episodes into the order in which they began."""
-    return episode.start_time or _EPOCH, episode.first_step, episode.env, episode.episode
-
-
-def episode_in(properties: Properties) -> Episode | None:
-    """Return the episode that a recording's properties describe; None: it isn't the recording of one episode."""
-    fields = properties.get(EPISODE_PROPERTY, {})
-    if PROPERTY not in properties or not fields.keys() >= _NEEDED:
-        return None
-    nanoseconds = properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
-    return Episode(
-        **{name: value for name, value in fields.items() if name in EPISODE_PROPERTIES},
-        start_time=None if nanoseconds is None else _EPOCH + timedelta(microseconds=nanoseconds // 1000),
-        annotations={name: value for name, value in fields.items() if name not in EPISODE_PROPERTIES},
-    )
+    return episode.start_time or EPOCH, episode.first_step, episode.env, episode.episode

@@ -6,11 +6,13 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Episode
 from torchrl_rerun.kinds.schema import (
     EPISODE_PROPERTY,
     PROPERTIES_ENTITY,
@@ -101,3 +103,21 @@ def add_property(properties: Properties, path: str, batch: pa.RecordBatch) -> No
     row = {name: column[-1].as_py() for name, column in columns if name != "rerun.controls.RowId"}
     fields = {name: values[0] if len(values) == 1 else values for name, values in row.items() if values is not None}
     properties.setdefault(PROPERTY_PATHS[path], {}).update(fields)
+
+
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+_NEEDED = frozenset({"env", "episode", "episode_return", "length"})
+
+
+def episode_in(properties: Properties) -> Episode | None:
+    """Return the episode that a recording's properties describe; None: it isn't the recording of one episode."""
+    fields = properties.get(EPISODE_PROPERTY, {})
+    if PROPERTY not in properties or not fields.keys() >= _NEEDED:
+        return None
+    nanoseconds = properties.get(RECORDING_INFO, {}).get("RecordingInfo:start_time")
+    return Episode(
+        **{name: value for name, value in fields.items() if name in EPISODE_PROPERTIES},
+        start_time=None if nanoseconds is None else EPOCH + timedelta(microseconds=nanoseconds // 1000),
+        annotations={name: value for name, value in fields.items() if name not in EPISODE_PROPERTIES},
+    )

@@ -7,15 +7,17 @@ of an entity one after the other, refuses a file that a killed process left, and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import re
 import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +41,10 @@ from torchrl_rerun.rrd.encoding import (
 from torchrl_rerun.rrd.frame_codes import ALL, TIMES, Span
 from torchrl_rerun.rrd.framing import CHUNK, FOOTER, HEADER_BYTES, MAGIC, MESSAGE, MESSAGES, Footer, messages
 from torchrl_rerun.rrd.locks import is_locked
-from torchrl_rerun.rrd.parts import PROPERTY_PATHS, Properties, RecordingPart, add_property
+from torchrl_rerun.rrd.parts import PROPERTY_PATHS, Properties, RecordingPart, add_property, episode_in
+
+if TYPE_CHECKING:
+    from torchrl_rerun.rrd.left_behind import LeftEpisode
 
 CACHE_BYTES = 64 << 20
 """Bytes of decompressed chunks that are kept in memory: the episodes that are read next are often in the same chunks."""
@@ -151,6 +156,8 @@ def parts_in(file: Path) -> list[FilePart]:
         OSError: the file can't be read.
         ValueError: the file is no recording, or is damaged.
     """
+    if file.is_dir():
+        return _in_box_of_episodes(file)
     with file.open("rb") as opened:
         begins = opened.read(len(MAGIC))
         footer = _footer_of(opened) if begins == MAGIC else None
@@ -337,6 +344,45 @@ def _with_rest(opened: BinaryIO, file: Path, found: list[FilePart], box: Snapsho
         recovered=recovered,
     )
     return [*(each for each in found if each is not part), whole]
+
+
+def _in_box_of_episodes(path: Path) -> list[FilePart]:
+    """Return the episodes in the black box of a folder, which have no files yet, or not all of their rows in one."""
+    from torchrl_rerun.rrd.left_behind import Part, rest_of_episodes  # noqa: PLC0415 - it makes chunks
+
+    box = read_box(path)
+    there: dict[str, list[Part]] = {}
+    for file in () if box is None else sorted(path.parent.glob("env_*_episode_*.rrd")):
+        with contextlib.suppress(OSError, ValueError):  # other readers tell of it
+            for part in parts_in(file):
+                episode = episode_in(part.properties)
+                if episode is not None:
+                    name = _WITHOUT_SUFFIX.sub("", file.name)
+                    there.setdefault(name, []).append((file, episode, functools.partial(_frames_in, part, first=0)))
+    return [] if box is None else [_left_part(path, box, each) for each in rest_of_episodes(box, there)]
+
+
+_WITHOUT_SUFFIX = re.compile(r"(?<=_episode_\d{6})(_\d+)?(\.part_\d+)?\.rrd")
+
+
+def _left_part(path: Path, box: Snapshot, left: LeftEpisode) -> FilePart:
+    properties: Properties = {}
+    entries = [
+        _entry_of(batch, _RECOVERED + number, batch.nbytes, properties) for number, batch in enumerate(left.chunks)
+    ]
+    found = path.stat()
+    return FilePart(
+        file=path,
+        application_id=box.said["application_id"],
+        recording_id=left.recording_id,
+        properties=properties,
+        is_finished=False,
+        has_layout=False,
+        index=ChunkIndex.of_entries(entries),
+        store=b"",
+        version=FileVersion(found.st_dev, found.st_ino, found.st_mtime_ns),
+        recovered=tuple(left.chunks),
+    )
 
 
 _RECOVERED = 1 << 62

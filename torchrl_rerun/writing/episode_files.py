@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
-import itertools
 import sys
 import time
 import warnings
@@ -20,18 +18,18 @@ from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer, oldest_waiting
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.events import EndedEpisode
+from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.blocks.returns import RunningReturns
+from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings
+from torchrl_rerun.chunks.episode_rows import EpisodeRows, parts_by_episode
+from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
 from torchrl_rerun.kinds.keys import Key
-from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
+from torchrl_rerun.kinds.schema import Source, TimedStream
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.kinds.timelines import EPISODE
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
 from torchrl_rerun.rrd.reader import parts_in
-from torchrl_rerun.chunks.chunks import static_chunks
 from torchrl_rerun.writing.episode_folder import EpisodeFolder
-from torchrl_rerun.writing.episode_rows import EpisodeRows
-from torchrl_rerun.chunks.losses import Losses
 
 
 class EpisodeFiles:
@@ -51,6 +49,7 @@ class EpisodeFiles:
         application_id, recording_id: ids of the run.
         capacity: bytes that may wait in memory.
         max_age: seconds that an episode waits, when it is over, for others to take its place.
+        memory: where rows that wait are copied to.
     """
 
     def __init__(
@@ -66,23 +65,21 @@ class EpisodeFiles:
         recording_id: str,
         capacity: int,
         max_age: float,
+        memory: Memory,
     ) -> None:
         self._folder = folder
-        self._source = source
+        self._recordings = EpisodeRecordings(source, recording_id)
         self._envs = list(envs)
         self._returns = returns
         self._application_id = application_id
-        self._recording_id = recording_id
+        self._memory = memory
         self._capacity = capacity
         self._max_age = max_age
-        self._described: tuple[TimedStream, ...] = ()
-        self._ends: tuple[Key, ...] = ()
         self._layout: EncodedLayout | None = None
         self._ended = ended
         self._buffers = buffers
         self._in_progress: dict[tuple[int, int], EpisodeRows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
-        self._schemas: dict[int, Chunk] = {}
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
         self._losses = Losses()
@@ -104,25 +101,21 @@ class EpisodeFiles:
             envs: the environment index of each recorded environment.
         """
         self._last_over = np.append(self._last_over, np.full(len(envs) - len(self._envs), -1))
-        self._source, self._envs = source, list(envs)
+        self._recordings.source, self._envs = source, list(envs)
 
     def describe(
         self, described: Sequence[TimedStream], new: Sequence[Stream], statistics: Sequence[Key], ends: Sequence[Key]
     ) -> Iterable[Chunk]:
         """Note the description, which each file contains. Return no chunks."""
         del new, statistics
-        self._described, self._ends = tuple(described), tuple(ends)
-        self._schemas.clear()
-        self.__dict__.pop("_static", None)
+        self._recordings.describe(described, ends)
         return ()
 
     def chunks(self, block: Block) -> Iterable[Chunk]:
         """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
         for piece in rows_by_env(block, len(self._envs), self._returns):
-            episodes = piece.positions[:, EPISODE]
-            bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
-            for first, last in itertools.pairwise(bounds):
-                self._take(piece, int(episodes[first]), slice(first, last))
+            for episode, part in parts_by_episode(piece):
+                self._take(piece, episode, part)
         self._relieve()
         return ()
 
@@ -179,7 +172,9 @@ class EpisodeFiles:
         key = piece.env, episode
         rows = self._in_progress.get(key)
         if rows is None:
-            rows = self._in_progress[key] = EpisodeRows(self._envs[piece.env], episode, self._source.fps, self._losses)
+            rows = self._in_progress[key] = EpisodeRows(
+                self._envs[piece.env], episode, self._recordings.source.fps, self._losses, self._memory
+            )
         rows.add(piece, part)
 
     def _relieve(self) -> None:
@@ -202,8 +197,9 @@ class EpisodeFiles:
             if rows is None:
                 continue  # no row of it was recorded, or it was over before: Ctrl-C came in between
             if not over.episode.length:  # it was reset, or the recording closed, before its first step
-                rows.remove_parts()
+                rows.discard()
                 continue
+            rows.end(over.episode)
             self._decide(_Finished(over.episode, rows, over.since, []))
 
     def _decide(self, finished: _Finished) -> None:
@@ -219,10 +215,10 @@ class EpisodeFiles:
             elif waiting is None:
                 finished.replaces.append(gone)
             else:
-                waiting.rows.remove_parts()
+                waiting.rows.discard()
                 finished.replaces.extend(waiting.replaces)
         if not stays:
-            finished.rows.remove_parts()
+            finished.rows.discard()
             self._remove(finished.replaces)
             return
         self._waiting[finished.episode.key] = finished
@@ -236,7 +232,7 @@ class EpisodeFiles:
     def _write(self, finished: _Finished) -> None:
         episode, rows = finished.episode, finished.rows
         self._write_file(rows, episode, self._stem(rows), of=episode)
-        rows.remove_parts()
+        rows.discard()
         del self._waiting[episode.key]
         self._remove(finished.replaces)
 
@@ -250,46 +246,25 @@ class EpisodeFiles:
     def _write_file(self, rows: EpisodeRows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
         return self._folder.write_file(
             stem,
-            self._chunks(rows, episode, stem, [] if of is None else rows.parts),
+            self._recordings.chunks(rows, episode, stem, () if of is None else _chunks_in(rows.parts)),
             application_id=self._application_id,
-            # The viewer shows the first letters of an id alone.
-            recording_id=f"e{rows.env:0{self._width}}_ep{rows.episode:06}{self._suffix(rows)}_{self._recording_id}",
+            recording_id=self._recordings.recording_id(rows, self._suffix(rows)),
             layout=self._layout,
             of=of,
         )
 
-    def _chunks(self, rows: EpisodeRows, episode: Episode, stem: str, parts: Sequence[Path]) -> Iterator[Chunk]:
-        began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
-        yield info_chunk(stem, began)
-        yield self._schema_of(episode.env)
-        yield episode_chunk(episode)
-        yield from self._static
-        for part in parts:
-            yield from (chunk for each in parts_in(part) for chunk in each.all_chunks() if not chunk.is_static)
-        yield from rows.chunks()
-
     def _stem(self, rows: EpisodeRows) -> str:
-        return f"{self._name(rows)}{self._suffix(rows)}"
-
-    def _name(self, rows: EpisodeRows) -> str:
-        return f"env_{rows.env:0{self._width}}_episode_{rows.episode:06}"
+        return f"{self._recordings.name(rows)}{self._suffix(rows)}"
 
     def _suffix(self, rows: EpisodeRows) -> str:
-        return rows.suffix(self._folder, self._name(rows))
+        return rows.suffix(self._recordings.name(rows), self._folder.free_number)
 
-    @property
-    def _width(self) -> int:
-        """Digits of environment indices, so that names sort."""
-        return len(str(self._source.first_env + self._source.envs - 1))
 
-    @functools.cached_property
-    def _static(self) -> list[Chunk]:
-        return [*static_chunks((stream for stream, _ in self._described), [None])]
-
-    def _schema_of(self, env: int) -> Chunk:
-        if env not in self._schemas:
-            self._schemas[env] = property_chunk(self._source, [env], self._described, ends=self._ends, split="episode")
-        return self._schemas[env]
+def _chunks_in(parts: Sequence[Path]) -> Iterator[Chunk]:
+    """Yield the chunks of rows in files that are parts of an episode."""
+    for part in parts:
+        for each in parts_in(part):
+            yield from (chunk for chunk in each.all_chunks() if not chunk.is_static)
 
 
 class _Finished(NamedTuple):

@@ -13,11 +13,11 @@ from typing import NamedTuple
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.lease import BlockLease
+from torchrl_rerun.chunks.output import BlockOutput, Output
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import TimedStream
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.writing.live import Frames, LiveSink
-from torchrl_rerun.chunks.output import BlockOutput, Output
 from torchrl_rerun.writing.target import ChunkWriter
 
 

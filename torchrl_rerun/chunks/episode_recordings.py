@@ -1,0 +1,79 @@
+"""Recordings of episodes: their names and ids, and the chunks that each of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rerun.chunk import Chunk
+
+from torchrl_rerun.chunks.chunks import static_chunks
+from torchrl_rerun.chunks.episode_rows import EpisodeRows
+from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
+
+
+class EpisodeRecordings:
+    """The recordings of the episodes of one run, each of one episode.
+
+    Args:
+        source: the environments.
+        run_id: id of the run.
+        described: the streams of each environment.
+        ends: the flags that end episodes.
+
+    Attributes:
+        source: the environments.
+    """
+
+    def __init__(
+        self, source: Source, run_id: str, described: Sequence[TimedStream] = (), ends: Sequence[Key] = ()
+    ) -> None:
+        self.source = source
+        self._run_id = run_id
+        self.describe(described, ends)
+
+    def describe(self, described: Sequence[TimedStream], ends: Sequence[Key]) -> None:
+        """Note the description, which each recording contains from now on.
+
+        Args:
+            described: the streams of each environment.
+            ends: the flags that end episodes.
+        """
+        self._described, self._ends = tuple(described), tuple(ends)
+        self._schemas: dict[int, Chunk] = {}
+        self._static = [*static_chunks((stream for stream, _ in self._described), [None])]
+
+    def name(self, rows: EpisodeRows) -> str:
+        """Return the name of an episode's file, without its suffix and ``.rrd``."""
+        return f"env_{self._number(rows)}_episode_{rows.episode:06}"
+
+    def recording_id(self, rows: EpisodeRows, suffix: str) -> str:
+        """Return the id of an episode's recording. The viewer shows the first letters alone."""
+        return f"e{self._number(rows)}_ep{rows.episode:06}{suffix}_{self._run_id}"
+
+    def _number(self, rows: EpisodeRows) -> str:
+        """Return the environment index with as many digits as any has, so that names sort."""
+        return f"{rows.env:0{len(str(self.source.first_env + self.source.envs - 1))}}"
+
+    def chunks(self, rows: EpisodeRows, episode: Episode, stem: str, before: Iterable[Chunk] = ()) -> Iterator[Chunk]:
+        """Yield the chunks of a recording.
+
+        Args:
+            rows: the rows.
+            episode: the properties of the episode.
+            stem: the name of the recording.
+            before: chunks of rows that come before them.
+        """
+        began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
+        yield info_chunk(stem, began)
+        yield self._schema_of(episode.env)
+        yield episode_chunk(episode)
+        yield from self._static
+        yield from before
+        yield from rows.chunks()
+
+    def _schema_of(self, env: int) -> Chunk:
+        if env not in self._schemas:
+            self._schemas[env] = property_chunk(self.source, [env], self._described, ends=self._ends, split="episode")
+        return self._schemas[env]

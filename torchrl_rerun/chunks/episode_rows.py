@@ -1,0 +1,236 @@
+"""Rows of an episode: they wait in memory until it is over, and become a chunk for each key."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rerun.chunk import Chunk
+
+from torchrl_rerun.blocks.block import stream_from_json, stream_to_json
+from torchrl_rerun.blocks.env_rows import EnvRows
+from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Record
+from torchrl_rerun.chunks.chunks import ChunkFactory
+from torchrl_rerun.chunks.encoding import Encoding
+from torchrl_rerun.chunks.losses import Losses
+from torchrl_rerun.kinds.endings import Endings
+from torchrl_rerun.kinds.episode import Episode, returns_of
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.objects import size_of
+from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
+
+EPISODES = "episode"
+"""The name of journals of episodes."""
+
+_Recorded = tuple[Key, bool]
+"""A key, and whether its values vary in shape; they may begin to do so within an episode."""
+
+
+class EpisodeRows:
+    """The rows of an episode that are in memory, and a copy of them that outlives the process.
+
+    Args:
+        env: environment index.
+        episode: number of the episode.
+        fps: frames per second of simulated time; None: no ``sim_time``.
+        losses: told of values that could not be stored.
+        memory: where the copy is. Default: there is none.
+
+    Attributes:
+        env: environment index.
+        episode: number of the episode.
+        first: number of the run's frame that the first of them is at.
+        bytes: their size.
+        parts: the files of the rows before them.
+    """
+
+    def __init__(self, env: int, episode: int, fps: float | None, losses: Losses, memory: Memory | None = None) -> None:
+        self._memory = memory or Heap()
+        self._journal = self._memory.journal(EPISODES)
+        self.env = env
+        self.episode = episode
+        self.parts: list[Path] = []
+        self._suffix: str | None = None
+        self._fps = fps
+        self._losses = losses
+        self._length = 0
+        self._began: tuple[int, int] | None = None
+        self._return_key: Key | None = None
+        self._return = np.nan
+        self.clear()
+
+    def suffix(self, stem: str, free_number: Callable[[str], str]) -> str:
+        """Return the suffix of the names of its files, chosen once: another episode may have the name without.
+
+        Args:
+            stem: the name without a suffix.
+            free_number: returns the suffix that makes a name free.
+        """
+        if self._suffix is None:
+            self._suffix = free_number(stem)
+        return self._suffix
+
+    def clear(self) -> None:
+        """Forget the rows: they are written."""
+        self._pieces: list[EnvRows] = []
+        self.first = 0
+        self.bytes = 0
+        self._journal.clear()
+        if self._began is not None:
+            self._note()
+
+    def _note(self, over: Episode | None = None) -> None:
+        """Note in the journal what the rows in it don't tell: how the episode began, and how it ended."""
+        if self._memory.is_kept:
+            said = None if over is None else json.loads(json.dumps(over.properties | {"start_time": None}))
+            annotations = None if over is None else dict(over.annotations)
+            self._journal.append(
+                {"env": self.env, "episode": self.episode, "began": self._began, "suffix": self._suffix}
+                | ({} if over is None else {"over": said, "annotations": annotations})
+            )
+
+    def end(self, episode: Episode) -> None:
+        """Note that the episode is over, and waits.
+
+        Args:
+            episode: its properties.
+        """
+        self._note(episode)
+
+    def add(self, piece: EnvRows, part: slice) -> None:
+        """Copy a part of the rows of a block."""
+        positions = piece.positions[part].copy(order="F")
+        if self._memory.is_kept:
+            self._copy(piece, part)
+        if not self.bytes:
+            self.first = int(positions[0, FRAME])
+        if self._began is None:
+            self._began = int(positions[0, STEP] - positions[0, EPISODE_STEP]), int(positions[0, LOG_TIME])
+        self.first = min(self.first, int(positions[0, FRAME]))
+        self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
+        positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
+        values = [(stream, rows[part].copy()) for stream, rows in piece.values]
+        for stream, rows in values:
+            if stream.reward_key and self._return_key in (None, stream.key):  # the first of several rewards
+                self._return_key, self._return = stream.key, float(returns_of(rows[-1:])[0])
+        self._pieces.append(EnvRows(piece.env, positions, values))
+        self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
+
+    def _copy(self, piece: EnvRows, part: slice) -> None:
+        arrays: NamedArrays = {"positions": np.ascontiguousarray(piece.positions[part])}
+        arrays |= {str(number): rows[part] for number, (_, rows) in enumerate(piece.values)}
+        streams = [stream_to_json(stream) for stream, _ in piece.values]
+        self._journal.append({"env": self.env, "episode": self.episode, "at": piece.env, "streams": streams}, arrays)
+
+    def restore(self, record: Record) -> Episode | None:
+        """Take a record of a journal. Return the episode's properties if it says that the episode is over.
+
+        Args:
+            record: the record.
+        """
+        about, arrays = record
+        if "streams" in about:
+            rows = [(stream_from_json(said), arrays[str(at)]) for at, said in enumerate(about["streams"])]
+            self.add(EnvRows(about["at"], np.asfortranarray(arrays["positions"]), rows), slice(None))
+            return None
+        self._began, self._suffix = tuple(about["began"]), about["suffix"]
+        if "over" not in about:
+            return None
+        said = about["over"] | {"start_time": self._start_time, "annotations": about["annotations"]}
+        return Episode(**said)
+
+    @property
+    def _start_time(self) -> datetime:
+        return datetime.fromtimestamp((self._began or (0, 0))[1] / 1e9, UTC)
+
+    def frames(self) -> dict[Key, npt.NDArray[np.int64]]:
+        """Return the frames of the rows in memory, of each key."""
+        found: dict[Key, list[npt.NDArray[np.int64]]] = {}
+        for piece in self._pieces:
+            for stream, _ in piece.values:
+                found.setdefault(stream.key, []).append(piece.positions[:, FRAME])
+        return {key: np.concatenate(frames) for key, frames in found.items()}
+
+    def so_far(self) -> Episode:
+        """Return the episode's properties as far as its rows tell them."""
+        first_step, _ = self._began or (0, 0)
+        return Episode(
+            self.env,
+            self.episode,
+            self._return,
+            self._length,
+            interrupted=True,
+            first_step=first_step,
+            start_time=self._start_time,
+        )
+
+    def ended(self, ends: Sequence[Key]) -> Episode:
+        """Return the episode's properties as far as its rows tell them, with how it ended if it did.
+
+        Args:
+            ends: the flags that end episodes.
+        """
+        found: dict[Key, npt.NDArray[Any]] = {}
+        for piece in self._pieces:
+            if piece.positions[-1, EPISODE_STEP] == self._length:
+                found |= {stream.key: rows[-1:] for stream, rows in piece.values}
+        how = Endings(ends).ended(found.get, 1) if self._length else None
+        episode = self.so_far()
+        if how is None:
+            return episode
+        terminated, truncated = bool(how.terminated[0]), bool(how.truncated[0])
+        return replace(episode, interrupted=False, terminated=terminated, truncated=truncated)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Return one chunk for each key and agent."""
+        # A new encoder: each part of a video begins with a keyframe.
+        pictures = Encoding(self._fps, self._losses, max_age=float("inf"))
+        factory = ChunkFactory(self._fps, pictures, self._losses)
+        for rows in _by_streams(self._pieces):
+            yield from factory.chunks(rows, None)
+        yield from pictures.flush()
+
+    def discard(self) -> None:
+        """Remove the files that hold the rows before these, and the copy: the episode is written, or isn't kept."""
+        for part in self.parts:
+            part.unlink(missing_ok=True)
+        self.parts.clear()
+        self._journal.remove()
+
+
+def parts_by_episode(piece: EnvRows) -> Iterator[tuple[int, slice]]:
+    """Yield the number of each episode in the rows of an environment, and which rows are of it."""
+    episodes = piece.positions[:, EPISODE]
+    bounds = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
+    for first, last in itertools.pairwise(bounds):
+        yield int(episodes[first]), slice(first, last)
+
+
+def _by_streams(pieces: Sequence[EnvRows]) -> Iterator[EnvRows]:
+    """Yield the rows of an episode, joined over its pieces. Streams that have rows in the same pieces are yielded together."""
+    numbers: dict[_Recorded, list[int]] = {}  # of the pieces with rows of a stream
+    for number, piece in enumerate(pieces):
+        for stream, _ in piece.values:
+            numbers.setdefault((stream.key, stream.varies), []).append(number)
+    together: dict[tuple[int, ...], list[_Recorded]] = {}
+    for recorded, of_stream in numbers.items():
+        together.setdefault(tuple(of_stream), []).append(recorded)
+    for of_streams, streams in together.items():
+        group = [pieces[number] for number in of_streams]
+        found = [{(stream.key, stream.varies): (stream, rows) for stream, rows in piece.values} for piece in group]
+        yield EnvRows(
+            group[0].env,
+            np.asfortranarray(np.concatenate([piece.positions for piece in group])),
+            [(found[0][each][0], np.concatenate([rows[each][1] for rows in found])) for each in streams],
+        )
+
+
+def _bytes(rows: npt.NDArray[Any]) -> int:
+    return sum(map(size_of, rows.reshape(-1))) if rows.dtype == object else rows.nbytes
