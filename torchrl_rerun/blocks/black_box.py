@@ -3,7 +3,8 @@
 Its files are mapped into memory. The operating system keeps their pages when the process is killed, however that happens.
 
 - ``recording.json`` describes the recording.
-- Numbered files are arrays: those of the blocks, and the number of frames that were copied whole.
+- ``moment`` is the number of frames that were copied whole.
+- Numbered files are arrays: those of the blocks, and running returns before them.
 - ``*.journal`` are records of what was taken from the blocks, but isn't in the recording yet.
 
 The owner of the recording owns the box: it holds the lock of the recording's file. Others only read.
@@ -33,8 +34,10 @@ VERSION = 1
 
 DESCRIPTION = "recording.json"
 
-RECORDED, BATCH, _MOMENT, RETURNS = "recorded", "batch", "moment", "returns"
-"""Roles of arrays: blocks of the environments that are recorded in detail, of the rewards of all, ..."""
+MOMENT = "moment"
+
+RECORDED, BATCH, RETURNS = "recorded", "batch", "returns"
+"""Roles of arrays: blocks of the environments that are recorded in detail, those of the rewards of all, running returns."""
 
 TRIES = 10
 """How often a box is read anew because its owner has written a block meanwhile."""
@@ -133,8 +136,8 @@ class BlackBox:
         if self._moment is None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir()
-            region = self._file({"moment": Shape(np.dtype(np.int64), (1,))}, {"role": _MOMENT})
-            self._moment = region.arrays["moment"].data
+            region = make_file(self.path / MOMENT, {MOMENT: Shape(np.dtype(np.int64), (1,))}, {})
+            self._moment = region.arrays[MOMENT].data
             self._moment[0] = self.moment
 
     def _file(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
@@ -277,11 +280,11 @@ def read_box(path: Path) -> Snapshot | None:
 
 def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
     """Return what is in a box; None: a block was written and used again meanwhile."""
+    moment = _moment_of(path)
     files: dict[str, Record] = {}
     for file in sorted(path.glob("[0-9]*")):
         with contextlib.suppress(FileNotFoundError):  # its block isn't needed any more
             files[file.name] = Record(*read_file(file))
-    moment = next((int(each.arrays["moment"][0]) for each in files.values() if each.about["role"] == _MOMENT), 0)
     areas: dict[str, list[Record]] = {}
     for each in files.values():
         if "objects_of" in each.about:
@@ -309,6 +312,29 @@ def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
         blocks.append((about["role"], block))
     blocks.sort(key=lambda each: each[1].lease)
     return Snapshot(said, blocks, dict(_journals(path)), others)
+
+
+def _moment_of(path: Path) -> int:
+    try:
+        return int(read_file(path / MOMENT)[1][MOMENT][0])
+    except FileNotFoundError:
+        return 0
+
+
+def state_of(path: Path) -> tuple[Any, ...]:
+    """Return what differs if there is more in a black box than before.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ValueError: the box is damaged.
+    """
+    sizes = []
+    for file in path.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append((file.name, file.stat().st_ino, file.stat().st_size))
+    return _moment_of(path), *sorted(sizes)
 
 
 def _journals(path: Path) -> Iterator[tuple[str, list[Record]]]:

@@ -61,7 +61,7 @@ def save_screenshots(
     """
     with show_status("looking"):
         from torchrl_rerun.rrd.atomic import written_aside
-        from torchrl_rerun.rrd.files import whole_files_of
+        from torchrl_rerun.rrd.openable import whole_files_of
         from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
         from torchrl_rerun.viewing.viewer import ViewerError, end_on_sigterm
 

@@ -129,6 +129,7 @@ def watch(
 def _select_files(given: Path, options: dict[str, Any]) -> list[Path]:
     """Return the files to open. Leave out unreadable files of a folder; raise if no file can be opened."""
     from torchrl_rerun.rrd.files import files_of
+    from torchrl_rerun.rrd.openable import openable
     from torchrl_rerun.rrd.reader import why_unreadable
 
     if any(options.values()):
@@ -144,6 +145,7 @@ def _select_files(given: Path, options: dict[str, Any]) -> list[Path]:
             )
     else:
         files = files_of(given)
+    files = openable(show_progress(files, len(files), "looking"))
     reasons = {file: why_unreadable(file) for file in show_progress(files, len(files), "checking")}
     unreadable = {file: reason for file, reason in reasons.items() if reason is not None}
     if given in unreadable or len(unreadable) == len(files):

@@ -39,7 +39,7 @@ from torchrl_rerun.reading.pictures import (
     stored,
 )
 from torchrl_rerun.rrd.atomic import written_aside
-from torchrl_rerun.rrd.files import whole_files_of
+from torchrl_rerun.rrd.openable import whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
 
 GRID_SIZE = (2160, 3840)

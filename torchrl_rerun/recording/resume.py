@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.recording.counters import Progress
 from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
+from torchrl_rerun.rrd.repair import repair
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class Reached:
 def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | None:
     """Return where a run is, from its files; None if they hold no frame.
 
-    The recording of a whole run goes on if its batch size is the same. The file of a killed process counts up to its last whole
-    chunk. A damaged file is left out, with a warning that names it.
+    The recording of a whole run goes on if its batch size is the same. The file of a killed process is repaired if it has a black
+    box, else it counts up to its last whole chunk. A damaged file is left out, with a warning that names it.
 
     Args:
         files: the files of the run.
@@ -60,6 +62,8 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
             raise FileInUseError(
                 f"{file} is being written by another recorder: a run goes on when the one before has ended"
             )
+        if box_of(file).is_dir():
+            repair(file)
         try:
             found += [(part, schema) for part in parts_in(file) if (schema := part.schema) is not None]
         except ValueError as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.paths import format_path, is_file, make_absolute
-from torchrl_rerun.rrd.reader import why_unreadable
 
 _MORE = re.compile(r"(?:\.worker_(?P<worker>\d+))?(?:\.resumed_(?P<resumed>\d+))?(?:\.part_(?P<part>\d+))?\.rrd")
 
@@ -106,21 +105,6 @@ def _with_its_parts(file: Path) -> list[Path]:
         if more is not None and other.is_file():
             order[other] = tuple(int(more[name] or -1) for name in ("worker", "resumed", "part"))
     return sorted(order, key=order.__getitem__)
-
-
-def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the files that a path stands for, see :func:`files_of`, all of which Rerun can open.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: a file can't be opened; says why, and what to do.
-    """
-    found = files_of(path)
-    for file in found:
-        trouble = why_unreadable(file)
-        if trouble is not None:
-            raise ValueError(trouble)
-    return found
 
 
 def not_ours(path: str | os.PathLike[str]) -> str:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.black_box import Snapshot, box_of, read_box
+from torchrl_rerun.blocks.black_box import Snapshot, box_of, read_box, state_of
 from torchrl_rerun.kinds.schema import PROPERTY, NewerSchemaError
 from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
@@ -157,7 +157,7 @@ def parts_in(file: Path) -> list[FilePart]:
         ValueError: the file is no recording, or is damaged.
     """
     if file.is_dir():
-        return _in_box_of_episodes(file)
+        return list(_in_box_of_episodes(file, state_of(file)))
     with file.open("rb") as opened:
         begins = opened.read(len(MAGIC))
         footer = _footer_of(opened) if begins == MAGIC else None
@@ -176,6 +176,16 @@ def parts_in(file: Path) -> list[FilePart]:
             raise ValueError(f"{format_path(file)} is damaged: {error}") from error
 
 
+def is_unfinished(path: Path) -> bool:
+    """Return whether something was recorded at a path that isn't finished: its program still runs, or was killed."""
+    if path.is_dir():
+        return path == box_of(path.parent)
+    try:
+        return any(not part.is_finished and len(part.index) for part in parts_in(path))
+    except (OSError, ValueError):
+        return False
+
+
 def why_unreadable(file: Path) -> str | None:
     """Return why Rerun can't open a file, and what to do about it; None: it can.
 
@@ -183,6 +193,8 @@ def why_unreadable(file: Path) -> str | None:
         OSError: the file can't be looked at.
     """
     name = format_path(file)
+    if file.is_dir():
+        return _unfinished(file.parent)
     try:
         check_name(file)
         is_file(file)
@@ -190,15 +202,21 @@ def why_unreadable(file: Path) -> str | None:
             begins = opened.read(len(MAGIC))
             if begins in (b"", MAGIC) and is_locked(file):
                 return f"{name} is still being recorded: it can be opened when its environment is closed"
-            _check_magic(begins, file)
-            if _footer_of(opened) is None:
-                return (
-                    f"{name} isn't finished: its program still runs, or was killed; then "
-                    f"`torchrl-rerun repair {shlex.quote(name)}` makes it whole"
-                )
+            if not (begins == b"" and box_of(file).is_dir()):
+                _check_magic(begins, file)
+            if begins == b"" or _footer_of(opened) is None:
+                return _unfinished(file)
     except ValueError as error:
         return str(error)
     return None
+
+
+def _unfinished(path: Path) -> str:
+    name = format_path(path)
+    return (
+        f"{name} isn't finished: its program still runs, or was killed; then "
+        f"`torchrl-rerun repair {shlex.quote(name)}` makes it whole"
+    )
 
 
 def _footer_of(opened: BinaryIO) -> Footer | None:
@@ -346,8 +364,15 @@ def _with_rest(opened: BinaryIO, file: Path, found: list[FilePart], box: Snapsho
     return [*(each for each in found if each is not part), whole]
 
 
-def _in_box_of_episodes(path: Path) -> list[FilePart]:
-    """Return the episodes in the black box of a folder, which have no files yet, or not all of their rows in one."""
+@functools.lru_cache(maxsize=2)  # readers come for one episode after the other
+def _in_box_of_episodes(path: Path, state: tuple[Any, ...]) -> tuple[FilePart, ...]:
+    """Return the episodes in the black box of a folder, which have no files yet, or not all of their rows in one.
+
+    Args:
+        path: the box.
+        state: what differs if there is more in it.
+    """
+    del state
     from torchrl_rerun.rrd.left_behind import Part, rest_of_episodes  # noqa: PLC0415 - it makes chunks
 
     box = read_box(path)
@@ -359,7 +384,7 @@ def _in_box_of_episodes(path: Path) -> list[FilePart]:
                 if episode is not None:
                     name = _WITHOUT_SUFFIX.sub("", file.name)
                     there.setdefault(name, []).append((file, episode, functools.partial(_frames_in, part, first=0)))
-    return [] if box is None else [_left_part(path, box, each) for each in rest_of_episodes(box, there)]
+    return () if box is None else tuple(_left_part(path, box, each) for each in rest_of_episodes(box, there))
 
 
 _WITHOUT_SUFFIX = re.compile(r"(?<=_episode_\d{6})(_\d+)?(\.part_\d+)?\.rrd")

@@ -1,25 +1,27 @@
-"""Repairing a file that a killed process left, which lacks its footer, its layout and maybe the end of a message."""
+"""Repairing what a killed process left: a file without a footer and a layout, and a black box beside it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rerun.chunk import LazyChunkStream
+from rerun.chunk import Chunk, LazyChunkStream
 
+from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.kinds.keys import Key
-from torchrl_rerun.kinds.schema import Schema, shown_envs
+from torchrl_rerun.kinds.schema import RECORDING_INFO, Schema, shown_envs
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
+from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.locks import lock
-from torchrl_rerun.rrd.reader import FilePart, parts_in
+from torchrl_rerun.rrd.reader import FilePart, is_unfinished, parts_in
 from torchrl_rerun.rrd.runs import family
 
 
@@ -49,29 +51,31 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     """Make a recording whole that a killed process left: torn within a message, without a footer or a layout.
 
     - Whole chunks stay, bit for bit. The unfinished message at the end is cut off.
+    - What is in the black box beside it is added: all up to the last step before the process was killed. The box is removed.
     - The layout is made from the recording's own schema.
     - The repaired file is written beside the other one and takes its place at the very end, so that nothing is lost
       whatever goes wrong.
     - A link stays: the file that it leads to is repaired, or written.
 
     Args:
-        path: the recording. A leading ``~`` is the user's home, as in all paths.
+        path: the recording, or a folder, of which all recordings are repaired. A leading ``~`` is the user's home, as in all
+            paths.
         out: path of the repaired file. Default: the place of the other one.
 
     Returns:
-        The result; None if the file is whole already. It is then left as it is, and copied to ``out`` if given.
+        The result, of a folder the sum over its recordings; None if all is whole already. A file is then left as it is, and
+        copied to ``out`` if given.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IsADirectoryError: the path is a folder.
+        IsADirectoryError: the path is a folder, and ``out`` is given.
         FileExistsError: ``out`` exists, or a live recorder still writes to ``path``.
         ValueError: the file isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere
             than at its end; or ``path`` or ``out`` is no regular file.
         OSError: the file can't be read or written.
 
     Examples:
-        >>> import tempfile
-        >>> from torchrl.envs import GymEnv
+        >>>         >>> from torchrl.envs import GymEnv
         >>> import torchrl_rerun
         >>> path = f"{tempfile.mkdtemp()}/run.rrd"
         >>> env = GymEnv("CartPole-v1").append_transform(torchrl_rerun.RerunRecorder(path))
@@ -83,7 +87,9 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     source = make_absolute(path).resolve()
     target = source if out is None else find_target(out).resolve()
     if not is_file(source):
-        raise IsADirectoryError(f"{format_path(source)} is a folder: pass the files in it that are to be repaired")
+        if out is not None:
+            raise IsADirectoryError(f"{format_path(source)} is a folder: out is for one file")
+        return _repair_folder(source)
     check_name(source)
     with source.open("rb") as file:
         if target != source and target.exists():
@@ -96,7 +102,11 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
                     shutil.copyfile(source, hidden)
             return None
         with written_aside(target, overwrite=target == source) as hidden:
-            return _repair(part, target, hidden)
+            repaired = _repair(part, target, hidden)
+            shutil.copymode(source, hidden)
+        if target == source:
+            shutil.rmtree(box_of(source), ignore_errors=True)
+        return repaired
 
 
 def _part_to_repair(source: Path) -> FilePart:
@@ -116,22 +126,103 @@ def _part_to_repair(source: Path) -> FilePart:
     return found[0]
 
 
-def _repair(part: FilePart, target: Path, mended: Path) -> Repaired:
-    """Write a recording anew, with a footer and a layout."""
+def _repair_folder(folder: Path) -> Repaired | None:
+    """Repair all recordings in a folder. Those that are still written stay as they are."""
+    found: list[Repaired | None] = []
+    for path in list(recordings_in(folder)):
+        if path.is_dir():
+            handle = os.open(path.parent, os.O_RDONLY)
+            try:
+                lock(handle, path.parent)
+                found.append(finish_episodes(path.parent))
+            finally:
+                os.close(handle)
+        elif is_unfinished(path):
+            found.append(repair(path))
+    done = [each for each in found if each is not None]
+    if not done:
+        return None
+    return Repaired(
+        folder,
+        frames=sum(each.frames for each in done),
+        episodes=sum(each.episodes for each in done),
+        envs=sum(each.envs for each in done),
+        cut_bytes=sum(each.cut_bytes for each in done),
+        lacking={},
+    )
+
+
+def finish_episodes(folder: Path) -> Repaired | None:
+    """Give the episodes in the black box of a folder files of their own, and remove the box.
+
+    Args:
+        folder: the folder, which the caller has locked.
+
+    Returns:
+        What was in the box; None: there is none.
+
+    Raises:
+        OSError: a file can't be written. The box stays then.
+        ValueError: the box is damaged.
+    """
+    box = box_of(folder)
+    if not box.is_dir():
+        return None
+    frames, envs, parts = 0, set(), parts_in(box)
+    for part in parts:
+        before = sorted(folder.glob(f"{name_of(part)}.part_*.rrd"))
+        with written_aside(folder / f"{name_of(part)}.rrd", overwrite=False) as hidden:
+            write_whole(part, hidden, [*_rows_in(before)])
+        for each in before:
+            each.unlink()
+        span = part.index.span("frame")
+        frames += 0 if span is None else span[1] + 1
+        envs |= {part.schema.envs} if part.schema is not None else set()
+    shutil.rmtree(box, ignore_errors=True)
+    return Repaired(folder, frames, episodes=len(parts), envs=len(envs), cut_bytes=0, lacking={})
+
+
+def name_of(part: FilePart) -> str:
+    """Return the name that a recording gives itself."""
+    return str(part.properties[RECORDING_INFO]["RecordingInfo:name"])
+
+
+def _rows_in(files: Sequence[Path]) -> Iterator[Chunk]:
+    for file in files:
+        for part in parts_in(file):
+            yield from (chunk for chunk in part.all_chunks() if not chunk.is_static)
+
+
+def write_whole(part: FilePart, target: Path, before: Iterable[Chunk] = ()) -> None:
+    """Write a recording anew, with a footer and a layout.
+
+    Args:
+        part: the recording.
+        target: the new file.
+        before: chunks of rows to put before its own.
+    """
     source, schema = part.file, part.schema
     assert schema is not None, "it is a recording of torchrl_rerun"
     try:
-        LazyChunkStream.from_iter(part.all_chunks()).write_rrd(
-            mended, application_id=part.application_id, recording_id=part.recording_id
+        LazyChunkStream.from_iter((*before, *part.all_chunks()) if before else part.all_chunks()).write_rrd(
+            target, application_id=part.application_id, recording_id=part.recording_id
         )
     except RuntimeError as error:
         raise OSError(f"{format_path(source)} could not be repaired: {error}") from error
     try:
-        envs = shown_envs(schema.envs, schema.source.envs, family(source))
-        add_layout(mended, encode(layout(Recorded.of_schema(schema, envs)), part.application_id))
+        envs: Sequence[int | None] = [None]
+        if schema.split != "episode":
+            envs = shown_envs(schema.envs, schema.source.envs, family(source))
+        add_layout(target, encode(layout(Recorded.of_schema(schema, envs)), part.application_id))
     except Exception as error:  # of a future version, perhaps: the data is worth more than its layout
         warnings.warn(f"the recording is complete, but has no layout: {error}", RuntimeWarning, stacklevel=3)
-    shutil.copymode(source, mended)
+
+
+def _repair(part: FilePart, target: Path, mended: Path) -> Repaired:
+    """Write a recording anew, with a footer and a layout. Return what is in it."""
+    write_whole(part, mended)
+    schema = part.schema
+    assert schema is not None, "it is a recording of torchrl_rerun"
     frames = part.index.span("frame")
     return Repaired(
         target,

@@ -32,8 +32,9 @@ from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
-from torchrl_rerun.rrd.files import not_ours, whole_files_of
+from torchrl_rerun.rrd.files import not_ours
 from torchrl_rerun.rrd.listing import RecordedEpisode, list_episodes
+from torchrl_rerun.rrd.openable import whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
 
 APPLICATION = "comparison"

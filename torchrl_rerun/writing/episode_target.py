@@ -14,6 +14,7 @@ from torchrl_rerun.blocks.black_box import BlackBox, box_of
 from torchrl_rerun.paths import check_name, make_absolute
 from torchrl_rerun.rrd.listing import list_episodes
 from torchrl_rerun.rrd.locks import lock
+from torchrl_rerun.rrd.repair import finish_episodes
 from torchrl_rerun.rrd.runs import check_folder, elsewhere, make_folder, refuse_earlier_run
 from torchrl_rerun.writing.episode_folder import EpisodeFolder, KeptEpisodes, episodes_in
 
@@ -100,6 +101,8 @@ class EpisodeTarget:
         """Raise FileExistsError if an earlier run left recordings in the folder."""
         if there := episodes_in(self.path):
             refuse_earlier_run(self.path, there[0])
+        if box_of(self.path).is_dir():
+            refuse_earlier_run(self.path, box_of(self.path))
 
     def open(self) -> EpisodeWriter:
         """Claim the folder, and return what writes into it.
@@ -116,6 +119,7 @@ class EpisodeTarget:
             if self._run is None and not self.overwrite:
                 self.check_free()
             if self._run is not None:
+                finish_episodes(self.path)
                 self._run.take_over()
         except FileExistsError:
             os.close(handle)
