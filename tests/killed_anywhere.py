@@ -95,12 +95,15 @@ class Told(EnvBase):
         self.action_spec = Unbounded((*shape, 2))
         self.reward_spec = Unbounded((*shape, 1))
         self.full_done_spec = Composite(
-            {flag: Binary(shape=(*shape, 1), dtype=torch.bool) for flag in ("done", "terminated", "truncated")}, shape=shape
+            {flag: Binary(shape=(*shape, 1), dtype=torch.bool) for flag in ("done", "terminated", "truncated")},
+            shape=shape,
         )
 
     def _observed(self) -> TensorDict:
         shape = self.batch_size
-        out = TensorDict(age=self.age[..., None].clone(), clock=torch.full((*shape, 3), float(self.steps)), batch_size=shape)
+        out = TensorDict(
+            age=self.age[..., None].clone(), clock=torch.full((*shape, 3), float(self.steps)), batch_size=shape
+        )
         if self.run.pictures:
             out["pixels"] = torch.full((*shape, 32, 32, 3), self.steps % 200, dtype=torch.uint8)
         if self.run.texts:
@@ -156,9 +159,7 @@ def record(run: Run, path: Path, told: int) -> None:
     elif run.where == "parallel":
         env = ParallelEnv(run.envs, lambda: Told(run, 0), mp_start_method="fork").append_transform(recorder(run, where))
     else:
-        env = ParallelEnv(
-            run.envs, lambda: Told(run, 0).append_transform(recorder(run, where)), mp_start_method="fork"
-        )
+        env = ParallelEnv(run.envs, lambda: Told(run, 0).append_transform(recorder(run, where)), mp_start_method="fork")
     data = env.reset()
     steps: list[TensorDict] = []
     while True:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import itertools
 import json
+import multiprocessing
+import os
 import random
+import shutil
+import signal
+import struct
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from rerun.chunk import RrdReader
+from torchrl.envs import ParallelEnv
+from typer.testing import CliRunner
 
 import killed_anywhere
-from killed_anywhere import Run
-from torchrl_rerun import load
+from killed_anywhere import Run, Told
+from servers import PATIENCE, wait_until
+from torchrl_rerun import KeepLast, RecordingError, RerunRecorder, load, repair
+from torchrl_rerun.blocks.black_box import box_of
+from torchrl_rerun.blocks.object_log import logged_objects
+from torchrl_rerun.cli import app
+from torchrl_rerun.rrd.openable import whole_files_of
 
+RUN = Run(2, "batch", "run", keep=False, pictures="", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
 KILLS = 200
 
 
@@ -51,7 +71,9 @@ def check(path: Path, run: Run, told: int) -> None:
             assert list(rollout["next", "note"]) == [f"step {step}" for step in steps.tolist()], where
         if run.pictures:
             colors = (steps % 200)[:, None, None, None].expand(-1, 32, 32, 3)
-            assert ((rollout["next", "pixels"].int() - colors).abs() <= (0 if run.pictures == "png" else 12)).all(), where
+            assert ((rollout["next", "pixels"].int() - colors).abs() <= (0 if run.pictures == "png" else 12)).all(), (
+                where
+            )
         if episode.properties is not None:
             assert episode.properties.length == len(steps), where
         number += steps.tolist()
@@ -66,3 +88,250 @@ def check(path: Path, run: Run, told: int) -> None:
             assert first <= max(1, steps[-1] - killed_anywhere.KEPT * length + 1), where
         assert steps == list(range(first, first + len(steps))), (where, env)
         assert told <= steps[-1] <= told + under_way, (where, env)
+
+
+# --- what ends a process, and what remains ---
+
+LAST = 30
+
+
+class Ends(Told):
+    """Something happens within the 31st step."""
+
+    def __init__(self, run, envs, happens):
+        super().__init__(run, envs)
+        self.happens = happens
+
+    def _step(self, tensordict):
+        if self.steps == LAST:
+            self.happens()
+        return super()._step(tensordict)
+
+
+def record_until(happens, place, first, options):
+    env = Ends(RUN, 2, happens).append_transform(RerunRecorder(place, **options))
+    data = env.reset()
+    if first is not None:
+        env.transform.annotate(1, **first)
+    for _ in range(40):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+    env.close()
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segfault():
+    ctypes.string_at(0)
+
+
+def hang():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def recording_until(happens, place, first=None, **options):
+    """Start a process that records until its environment's 31st step."""
+    process = multiprocessing.Process(target=record_until, args=(happens, place, first, options))
+    process.start()
+    return process
+
+
+def recorded_until(*arguments, **options):
+    """Run a process that records until its environment's 31st step. Return its exit status."""
+    process = recording_until(*arguments, **options)
+    process.join()
+    return process.exitcode
+
+
+def steps_in(place):
+    """Return the numbers of the steps of each environment, in order."""
+    found: dict[int, list[int]] = {}
+    for episode in load(place):
+        clock = episode.tensordict(["clock"])["next", "clock"]
+        found.setdefault(episode.properties.env, []).extend(clock[:, 0].long().tolist())
+    return found
+
+
+EVERY_STEP = {env: list(range(1, LAST + 1)) for env in range(2)}
+
+
+def test_after_a_segfault_the_last_step_is_there(path):
+    assert recorded_until(segfault, path) == -signal.SIGSEGV
+    assert box_of(path).is_dir()
+    assert steps_in(path) == EVERY_STEP
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_repair_finishes_a_recording_and_removes_its_black_box(tmp_path, split):
+    place = tmp_path / ("run.rrd" if split == "run" else "run")
+    recorded_until(die, place, split=split)
+    assert repair(place).envs == 2
+    assert not box_of(place).exists()
+    for file in [place] if split == "run" else sorted(place.iterdir()):
+        assert RrdReader(file).store() is not None
+        assert len(RrdReader(file).blueprints()) == 1
+    assert steps_in(place) == EVERY_STEP
+    assert repair(place) is None
+
+
+def test_a_copy_is_repaired_and_the_recording_stays(path):
+    recorded_until(die, path)
+    out = path.with_name("copy.rrd")
+    repair(path, out)
+    assert box_of(path).is_dir()
+    assert steps_in(out) == steps_in(path) == EVERY_STEP
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_a_resumed_run_goes_on_after_the_last_step(tmp_path, split):
+    place = tmp_path / ("run.rrd" if split == "run" else "run")
+    recorded_until(die, place, split=split)
+    env = Told(RUN, 2)
+    env.steps = LAST
+    env = env.append_transform(RerunRecorder(place, split=split, resume=True))
+    env.rollout(10, break_when_any_done=False)
+    env.close()
+    assert steps_in(place) == {env: list(range(1, LAST + 11)) for env in range(2)}
+    assert not box_of(place).exists()
+
+
+def test_an_earlier_run_in_a_black_box_alone_is_not_replaced(tmp_path):
+    recorded_until(die, tmp_path / "run", split="episode")
+    with pytest.raises(FileExistsError, match="holds recordings of an earlier run"):
+        RerunRecorder(tmp_path / "run", split="episode")
+    assert steps_in(tmp_path / "run") == EVERY_STEP
+
+
+def test_seeds_annotations_and_the_policy_survive(tmp_path):
+    place = tmp_path / "run"
+    first = {"level": 3.0, "why": "x" * 3000}
+    assert recorded_until(die, place, first, split="episode", keep=KeepLast(50)) == -signal.SIGKILL
+    [episode] = [each for each in load(place) if each.properties.id == (1, 0)]
+    assert episode.properties["level"] == 3.0
+    assert episode.properties["why"] == "x" * 3000
+    last = [each.properties for each in load(place)][-1]
+    assert last.interrupted
+    assert last["keep"] == repr(KeepLast(50))
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_a_hung_process_is_looked_into(tmp_path, split):
+    place = tmp_path / ("run.rrd" if split == "run" else "run")
+    process = recording_until(hang, place, split=split)
+    try:
+        wait_until(lambda: "T (stopped)" in Path(f"/proc/{process.pid}/status").read_text())
+        before = {file: file.read_bytes() for file in sorted(tmp_path.rglob("*")) if file.is_file()}
+        assert steps_in(place) == EVERY_STEP
+        info = CliRunner().invoke(app, ["info", str(place)])
+        assert info.exit_code == 0, info.output
+        if split == "episode":
+            listed = json.loads(CliRunner().invoke(app, ["ls", "--json", str(place)]).output)
+            assert sum(each["length"] for each in listed) == 2 * LAST
+        for file in whole_files_of(place):  # what is viewed
+            assert RrdReader(file).store() is not None
+        with pytest.raises(OSError, match="is being written by another"):
+            repair(place)
+        after = {file: file.read_bytes() for file in sorted(tmp_path.rglob("*")) if file.is_file()}
+        assert after == before
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+        process.join(PATIENCE)
+    assert process.exitcode == 0
+    assert not box_of(place).exists()
+    assert {env: len(steps) for env, steps in steps_in(place).items()} == {0: 40, 1: 40}
+
+
+def test_the_recording_of_a_killed_worker_ends_with_its_last_step(tmp_path):
+    path = tmp_path / "run.rrd"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = ParallelEnv(2, functools.partial(recording_worker, path), serial_for_single=False, mp_start_method="fork")
+        data = env.reset()
+        for _ in range(10):
+            _, data = env.step_and_maybe_reset(env.rand_action(data))
+        os.kill(env._workers[0].pid, signal.SIGKILL)
+        env._workers[0].join()
+        env._workers[1].kill()
+        env._workers[1].join()
+    found = [steps_in(file) for file in sorted(tmp_path.glob("*.rrd"))]
+    assert found == [{0: list(range(1, 11))}, {1: list(range(1, 11))}]
+
+
+def recording_worker(path):
+    return Told(RUN, 0).append_transform(RerunRecorder(path))
+
+
+# --- when there can be no black box ---
+
+
+def test_a_finished_recording_has_no_black_box(path):
+    recorder = RerunRecorder(path)
+    env = Told(RUN, 2).append_transform(recorder)
+    env.rollout(5, break_when_any_done=False)
+    assert recorder.stats()["has_black_box"]
+    assert box_of(path).is_dir()
+    env.close()
+    assert [file.name for file in path.parent.iterdir()] == ["run.rrd"]
+
+
+def test_without_room_for_a_black_box_memory_serves(small_disk):
+    path = small_disk / "run.rrd"
+    recorder = RerunRecorder(path)
+    env = Told(Run(**{**RUN.__dict__, "pictures": "jpeg"}), 2).append_transform(recorder)
+    with pytest.warns(RuntimeWarning, match=r"there is no black box for run.rrd \(.*No space left") as warned:
+        env.rollout(30, break_when_any_done=False)
+    assert len([each for each in warned if "black box" in str(each.message)]) == 1
+    assert not recorder.stats()["has_black_box"]
+    env.close()
+    assert steps_in(path) == EVERY_STEP
+
+
+def test_a_folder_that_is_removed_costs_its_recording_alone(tmp_path):
+    folder = tmp_path / "folder"
+    recorder = RerunRecorder(folder / "run.rrd", flush_seconds=0.01)
+    env = Told(RUN, 2).append_transform(recorder)
+    env.rollout(5, break_when_any_done=False)
+    shutil.rmtree(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env.rollout(50, break_when_any_done=False)
+    with pytest.raises(RecordingError):
+        recorder.close()
+
+
+# --- boxes from elsewhere ---
+
+
+def test_a_black_box_runs_no_code():
+    with pytest.raises(ValueError, match=r"posix\.system is no plain value"):
+        list(logged_objects(_area_with(b"cposix\nsystem\n(S'true'\ntR."), 1))
+
+
+def _area_with(pickled):
+    area = np.zeros(200, np.uint8)
+    entry = struct.pack("<4q", 0, 0, 0, len(pickled)) + pickled
+    area[: len(entry)] = np.frombuffer(entry, np.uint8)
+    return area
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_damaged_black_box_is_an_error_or_costs_rows(tmp_path_factory, seed, crashed):
+    place = tmp_path_factory.mktemp("damaged") / "run"
+    shutil.copytree(crashed, place)
+    rng = random.Random(seed)
+    for file in box_of(place / "run.rrd").iterdir():
+        data = bytearray(file.read_bytes())
+        for _ in range(rng.choice([0, 1, 20])):
+            data[rng.randrange(min(len(data), 6000))] = rng.randrange(256)
+        file.write_bytes(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data)
+    with contextlib.suppress(ValueError):
+        for episode in load(place / "run.rrd"):
+            episode.tensordict()
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crashed")
+    recorded_until(die, folder / "run.rrd")
+    return folder

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from torchrl_rerun.blocks.block import Block
+from torchrl_rerun.blocks.episode_notes import NOTES
 from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Record, Region, Shape, make_file, read_file
 from torchrl_rerun.blocks.object_log import logged_objects, unpickled
 
@@ -292,7 +293,7 @@ def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
     others = [
         Record(each.about, {key: np.array(array) for key, array in each.arrays.items()})
         for each in files.values()
-        if each.about.get("role") == RETURNS
+        if each.about.get("role") in (RETURNS, NOTES)
     ]
     blocks: list[tuple[str, Block]] = []
     for name, (about, arrays) in files.items():

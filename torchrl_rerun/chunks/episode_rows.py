@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -89,12 +88,8 @@ class EpisodeRows:
     def _note(self, over: Episode | None = None) -> None:
         """Note in the journal what the rows in it don't tell: how the episode began, and how it ended."""
         if self._memory.is_kept:
-            said = None if over is None else json.loads(json.dumps(over.properties | {"start_time": None}))
-            annotations = None if over is None else dict(over.annotations)
-            self._journal.append(
-                {"env": self.env, "episode": self.episode, "began": self._began, "suffix": self._suffix}
-                | ({} if over is None else {"over": said, "annotations": annotations})
-            )
+            said = {"env": self.env, "episode": self.episode, "began": self._began, "suffix": self._suffix}
+            self._journal.append(said | ({} if over is None else {"over": over.to_json()}))
 
     def end(self, episode: Episode) -> None:
         """Note that the episode is over, and waits.
@@ -141,10 +136,7 @@ class EpisodeRows:
             self.add(EnvRows(about["at"], np.asfortranarray(arrays["positions"]), rows), slice(None))
             return None
         self._began, self._suffix = tuple(about["began"]), about["suffix"]
-        if "over" not in about:
-            return None
-        said = about["over"] | {"start_time": self._start_time, "annotations": about["annotations"]}
-        return Episode(**said)
+        return Episode.from_json(about["over"]) if "over" in about else None
 
     @property
     def _start_time(self) -> datetime:

@@ -64,6 +64,17 @@ class Episode:
         """All properties without the annotations."""
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "annotations"}
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the episode as JSON has it."""
+        began = None if self.start_time is None else self.start_time.isoformat()
+        return self.properties | {"start_time": began, "annotations": dict(self.annotations)}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Episode:
+        """Return the episode that :meth:`to_json` described."""
+        began = said["start_time"]
+        return cls(**{**said, "start_time": None if began is None else datetime.fromisoformat(began)})
+
     @property
     def id(self) -> tuple[int, int]:
         """Environment and episode."""

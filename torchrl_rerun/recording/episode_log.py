@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from torchrl_rerun.blocks.episode_notes import EpisodeNotes
 from torchrl_rerun.blocks.events import EndedEpisode, EnvIndices, Event
+from torchrl_rerun.blocks.memory import Memory
 from torchrl_rerun.blocks.returns import with_rewards
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
@@ -32,13 +34,15 @@ class EpisodeLog:
 
     Args:
         envs: the environments' indices.
+        memory: where what rows don't tell of an episode is kept, too.
 
     Attributes:
         ended: the episodes that are over, in order. The writer's thread takes them.
     """
 
-    def __init__(self, envs: Sequence[int]) -> None:
+    def __init__(self, envs: Sequence[int], memory: Memory) -> None:
         count = len(envs)
+        self._notes = EpisodeNotes(count, memory)
         self._envs = list(envs)
         self.ended: collections.deque[EndedEpisode] = collections.deque()
         self._is_open = np.zeros(count, np.bool_)
@@ -126,6 +130,7 @@ class EpisodeLog:
             returns = np.concatenate([returns, np.zeros((more, *returns.shape[1:]))])
         self._totals = _EpisodeTotals(self._totals.event, np.append(self._totals.length, zeros), returns)
         self._seeds += [None] * more
+        self._notes.grow(len(envs))
         self._annotations += [{} for _ in range(more)]
         self._all_open = False
 
@@ -161,6 +166,7 @@ class EpisodeLog:
                 "close() that follows the episode's end"
             )
         self._annotations[position].update(values)
+        self._notes.annotate(position, int(self._number[position]), self._annotations[position])
         for name, value in values.items():
             first = self._types.setdefault(name, type(value))
             if not isinstance(value, first):
@@ -190,6 +196,7 @@ class EpisodeLog:
         if self._totals.returns is not None:
             self._totals.returns[at] = 0.0
         self._number[at] = episodes
+        self._notes.begin(at, episodes, self._seeds)
         self._is_open[at] = True
         self._all_open = bool(self._is_open.all())
 
@@ -223,6 +230,7 @@ class EpisodeLog:
                 seed=self._seeds[env],
                 annotations=self._annotations[env],
             )
+            self._notes.end(episode, len(self.ended))
             self.ended.append(EndedEpisode(int(env), episode, before, since))
             self._all_open = False
             self._is_open[env] = False

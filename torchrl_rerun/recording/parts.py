@@ -106,7 +106,7 @@ def make_parts(
             memory=memory,
         )
     else:
-        log = EpisodeLog(state.envs)
+        log = EpisodeLog(state.envs, memory)
         output = EpisodeFiles(
             folder,
             source,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS, Snapshot
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
+from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, noted
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.chunks.encoding import ENCODED
 from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings
@@ -196,6 +197,10 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
                 ended = rows_of(*at).restore(record)
                 if ended is not None:
                     over[at] = ended
+        elif name.startswith(ENDED):
+            for record in records:
+                ended = Episode.from_json(record.about)
+                over[ended.id] = ended
     returns = _returns_before(box, RECORDED)
     for _, block in box.blocks:
         taken = {at: rows.frames() for at, rows in found.items()}
@@ -209,11 +214,19 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
                     rows_of(env, episode).add(rest, slice(None))
     for at, rows in sorted(found.items()):
         of_it = over.get(at) or rows.ended(described.ends)
+        if at not in over:
+            of_it = replace(of_it, **_noted(box, described.envs.index(rows.env), rows.episode))
         if said["keep"] is not None:
             of_it = replace(of_it, annotations={**of_it.annotations, KEEP: said["keep"]})
         left = _left(rows, of_it, recordings, folder.get(recordings.name(rows), ()))
         if left is not None:
             yield left
+
+
+def _noted(box: Snapshot, env: int, episode: int) -> dict[str, Any]:
+    """Return what was noted of an episode in progress."""
+    notes = [each.arrays for each in box.others if each.about["role"] == NOTES]
+    return noted(notes[-1], env, episode) if notes else {}
 
 
 def _left(

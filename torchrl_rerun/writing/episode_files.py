@@ -190,17 +190,21 @@ class EpisodeFiles:
 
     def _finish(self, count: int, complete: int) -> None:
         while count and self._ended[0].before <= complete:
-            over = self._ended.popleft()
+            over = self._ended[0]
+            self._end(over)
+            self._ended.popleft()
             count -= 1
-            self._last_over[over.env] = max(self._last_over[over.env], over.episode.episode)
-            rows = self._in_progress.pop((over.env, over.episode.episode), None)
-            if rows is None:
-                continue  # no row of it was recorded, or it was over before: Ctrl-C came in between
-            if not over.episode.length:  # it was reset, or the recording closed, before its first step
-                rows.discard()
-                continue
-            rows.end(over.episode)
-            self._decide(_Finished(over.episode, rows, over.since, []))
+
+    def _end(self, over: EndedEpisode) -> None:
+        self._last_over[over.env] = max(self._last_over[over.env], over.episode.episode)
+        rows = self._in_progress.pop((over.env, over.episode.episode), None)
+        if rows is None:
+            return  # no row of it was recorded, or it was over before: Ctrl-C came in between
+        if not over.episode.length:  # it was reset, or the recording closed, before its first step
+            rows.discard()
+            return
+        rows.end(over.episode)
+        self._decide(_Finished(over.episode, rows, over.since, []))
 
     def _decide(self, finished: _Finished) -> None:
         """Decide whether an episode that is over is kept, and which others it takes the place of.

@@ -1,0 +1,134 @@
+"""Notes on episodes that their rows don't tell, kept where they outlive the process: seeds, annotations, how they ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.blocks.memory import Memory, NamedArrays, Region, Shape
+from torchrl_rerun.kinds.episode import Episode
+
+NOTES = "notes"
+"""The role of the arrays in a black box."""
+
+BYTES = 1024
+"""Bytes for the annotations of an episode at first. They are doubled when they don't suffice."""
+
+ENDED = "ended"
+"""The name of journals of episodes that are over, and may not have come to the writer's thread yet."""
+
+MANY_ENDED = 256
+"""Records after which another journal is begun, if no record of the one before is needed any more."""
+
+_NO_SEED = np.iinfo(np.int64).min
+
+
+class EpisodeNotes:
+    """Notes on the episode of each environment that is in progress, and on those that are over and wait.
+
+    Args:
+        envs: number of environments.
+        memory: where the notes are kept.
+    """
+
+    def __init__(self, envs: int, memory: Memory) -> None:
+        self._envs = envs
+        self._memory = memory
+        self._region: Region | None = None
+        self._bytes = BYTES
+        self._journals = [memory.journal(ENDED) for _ in range(2)]
+        self._in_journal = 0  # records in the first of them
+        self._ended = self._in_other = 0  # how many episodes were over, and how many when the other journal was left
+
+    def begin(self, at: npt.NDArray[np.intp], episodes: npt.NDArray[np.int64], seeds: Sequence[int | None]) -> None:
+        """Note the beginning of episodes.
+
+        Args:
+            at: their environments.
+            episodes: their numbers.
+            seeds: the seed of each environment, of those with no beginning too.
+        """
+        if not self._memory.is_kept:
+            return
+        arrays = self._arrays()
+        turn = episodes % 2
+        arrays["sizes"][at, turn] = 0
+        arrays["seeds"][at, turn] = [_NO_SEED if (seed := seeds[env]) is None else seed for env in at.tolist()]
+        arrays["episodes"][at, turn] = episodes
+
+    def annotate(self, env: int, episode: int, annotations: Mapping[str, Any]) -> None:
+        """Note the annotations of an episode in progress.
+
+        Args:
+            env: its environment.
+            episode: its number.
+            annotations: all of its annotations.
+        """
+        if not self._memory.is_kept:
+            return
+        said = json.dumps(annotations).encode()
+        while len(said) > self._bytes:
+            self._grow(self._envs, 2 * self._bytes)
+        arrays, turn = self._arrays(), episode % 2
+        arrays["sizes"][env, turn] = 0
+        arrays["annotations"][env, turn, : len(said)] = np.frombuffer(said, np.uint8)
+        arrays["sizes"][env, turn] = len(said)
+
+    def end(self, episode: Episode, waiting: int) -> None:
+        """Note that an episode is over.
+
+        Args:
+            episode: its properties.
+            waiting: how many of those that are over haven't come to the writer's thread.
+        """
+        if not self._memory.is_kept:
+            return
+        if self._in_journal >= MANY_ENDED and self._in_other <= self._ended - waiting:
+            self._journals.reverse()
+            self._journals[0].clear()
+            self._in_journal, self._in_other = 0, self._ended
+        self._journals[0].append(episode.to_json())
+        self._in_journal += 1
+        self._ended += 1
+
+    def grow(self, envs: int) -> None:
+        """Make room for more environments."""
+        self._grow(envs, self._bytes)
+
+    def _grow(self, envs: int, size: int) -> None:
+        before = self._region
+        self._envs, self._bytes, self._region = envs, size, None
+        if before is not None:
+            for name, array in self._arrays().items():
+                old = before.arrays[name]
+                array[tuple(map(slice, old.shape))] = old
+            before.free()
+
+    def _arrays(self) -> NamedArrays:
+        if self._region is None:
+            integers = Shape(np.dtype(np.int64), (self._envs, 2))
+            shapes = dict.fromkeys(("episodes", "seeds", "sizes"), integers)
+            shapes["annotations"] = Shape(np.dtype(np.uint8), (self._envs, 2, self._bytes))
+            self._region = self._memory.allocate(shapes, {"role": NOTES})
+            self._region.arrays["episodes"][:] = -1
+        return self._region.arrays
+
+
+def noted(arrays: NamedArrays, env: int, episode: int) -> dict[str, Any]:
+    """Return what was noted of an episode: fields of its properties.
+
+    Args:
+        arrays: the notes.
+        env: its environment.
+        episode: its number.
+    """
+    turn = episode % 2
+    if env >= len(arrays["episodes"]) or arrays["episodes"][env, turn] != episode:
+        return {}
+    seed, size = int(arrays["seeds"][env, turn]), int(arrays["sizes"][env, turn])
+    said = json.loads(arrays["annotations"][env, turn, :size].tobytes() or b"{}")
+    return {"annotations": said} | ({} if seed == _NO_SEED else {"seed": seed})
