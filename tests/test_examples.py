@@ -11,7 +11,7 @@ from rerun.chunk import RrdReader
 
 from readback import frames_so_far, read
 from servers import received, started_viewer
-from torchrl_rerun import list_episodes
+from torchrl_rerun import list_episodes, load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -37,6 +37,14 @@ def test_record_training_runs(tmp_path, capsys):
     main_of("record_training")(["--iterations", "2", "--frames-per-batch", "64", "--every", "1", "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     assert max(read(out)["/env_0/reward"].along("episode")) >= 1
+
+
+def test_after_a_crash_runs(tmp_path, capsys):
+    out = tmp_path / "crash.rrd"
+    main_of("after_a_crash")(["--crash-after", "40", "--out", str(out)])
+    said = capsys.readouterr().out
+    assert f"40 steps are in {out}" in said
+    assert sum(each.properties.length for each in load(out)) == 40
 
 
 def test_keep_the_failures_runs(tmp_path, capsys):

@@ -36,7 +36,7 @@ FLOORS = (
     "cli",
 )
 """Folders from the bottom up: a folder imports only from folders before it."""
-BESIDE = {"reading": ("blocks", "recording", "writing")}
+BESIDE = {"reading": ("blocks", "chunks", "recording", "writing")}
 """Folders that a folder must not import, although they are below it."""
 FRAMEWORKS = ("torch", "tensordict", "torchrl", "gymnasium")
 ENGINE = FLOORS[: FLOORS.index("recording") + 1]

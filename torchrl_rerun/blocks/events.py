@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -61,7 +61,8 @@ class Event(NamedTuple):
 
 _ENVS, _BEFORE, _AFTER, _BEGUN = range(4)
 _ALL = -1  # in place of a number of environments
-_OF_ALL = (_ALL, 0) * 4
+_PICKS = struct.Struct("<8i")
+_OF_ALL = _PICKS.pack(*(_ALL, 0) * 4)
 _FRAME, _STEP, _LOG_TIME, _MOMENT, _USED = range(5)
 
 
@@ -75,7 +76,7 @@ class Events:
       are used by the events so far;
     - int32 ``[4, 2]``: of the environments that it is about, of those whose frame before and whose frame after it is recorded,
       and of those whose episodes begin, how many there are, and where they are among the picks. -1 stands for all;
-    - flags: whether it is a step, and which groups of streams have a row.
+    - flags, a bit each: whether it is a step, and which groups of streams have a row.
 
     Args:
         arrays: the arrays of :meth:`shapes`. Default: new ones, for 64 events of some groups and environments.
@@ -97,7 +98,8 @@ class Events:
             arrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self.shapes(64, 64, 8).items()}
         rows, self._picks = arrays["events"], arrays["picks"]
         self._flag_bytes = rows.shape[1] - _HEAD
-        self._row = struct.Struct(f"<5q8i{self._flag_bytes}s")
+        self._row = struct.Struct(f"<5q{_PICKS.size}s{self._flag_bytes}s")
+        self._flags: dict[int, bytes] = {}
         fields = [("stamps", "<i8", 5), ("picks", "<i4", (4, 2)), ("flags", "u1", self._flag_bytes)]
         self._rows = rows.view(np.dtype(fields)).reshape(-1)
         self._bytes = rows.data.cast("B")
@@ -115,7 +117,7 @@ class Events:
         """
         return {
             "events": Shape(np.dtype(np.uint8), (capacity, _HEAD + 8 * (1 + groups // 64))),
-            "picks": Shape(np.dtype(np.int32), (max(1, envs) * (len(_OF_ALL) // 2 + capacity),)),
+            "picks": Shape(np.dtype(np.int32), (max(1, envs) * (4 + capacity),)),
         }
 
     def __len__(self) -> int:
@@ -139,13 +141,15 @@ class Events:
         """
         frame, step, log_time, is_step, envs, before, after, begun = event
         if envs is None and before is None and after is None and begun is None:
-            picks: Sequence[int] = _OF_ALL
+            picks = _OF_ALL
         else:
-            picks = self._pick(envs, before, after, begun)
-        flags = (groups << 1 | is_step).to_bytes(self._flag_bytes, "little")
-        self._row.pack_into(
-            self._bytes, self._count * self._row.size, frame, step, log_time, moment, self._used, *picks, flags
-        )
+            picks = _PICKS.pack(*self._pick(envs, before, after, begun))
+        said = groups << 1 | is_step
+        flags = self._flags.get(said)
+        if flags is None:
+            flags = self._flags[said] = said.to_bytes(self._flag_bytes, "little")
+        row = self._row
+        row.pack_into(self._bytes, self._count * row.size, frame, step, log_time, moment, self._used, picks, flags)
         self._count += 1
 
     def _pick(self, *several: EnvIndices) -> list[int]:
@@ -233,7 +237,7 @@ class Events:
         return self._picks[at : at + count].astype(np.intp)
 
 
-_HEAD = struct.calcsize("<5q8i")
+_HEAD = struct.calcsize("<5q") + _PICKS.size
 """Bytes of a row before its flags."""
 
 
