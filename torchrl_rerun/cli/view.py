@@ -137,7 +137,7 @@ def _select_files(given: Path, options: dict[str, Any]) -> list[Path]:
         files = [
             path
             for each in select_episodes(listing, make_run_columns(listing, given), **options)
-            for path in each.paths
+            for path in openable(each.paths, each.recording_id)
         ]
         if not files:
             raise ValueError(
@@ -145,7 +145,7 @@ def _select_files(given: Path, options: dict[str, Any]) -> list[Path]:
             )
     else:
         files = files_of(given)
-    files = openable(show_progress(files, len(files), "looking"))
+        files = openable(show_progress(files, len(files), "looking"))
     reasons = {file: why_unreadable(file) for file in show_progress(files, len(files), "checking")}
     unreadable = {file: reason for file, reason in reasons.items() if reason is not None}
     if given in unreadable or len(unreadable) == len(files):

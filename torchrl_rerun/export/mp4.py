@@ -39,7 +39,7 @@ from torchrl_rerun.reading.pictures import (
     stored,
 )
 from torchrl_rerun.rrd.atomic import written_aside
-from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.rrd.openable import folder_of, whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
 
 GRID_SIZE = (2160, 3840)
@@ -199,7 +199,7 @@ def _named(found: Sequence[CameraTrack], root: Path, *, grid: bool) -> Iterator[
 
 def _place(root: Path, track: CameraTrack, name: str, out: str | os.PathLike[str] | None) -> Path:
     """Return the path of a video: beside its recording, or at the same place below another folder."""
-    folder = track.files[0].parent
+    folder = folder_of(track.files[0])
     if out is not None:
         folder = make_absolute(out) / (folder.relative_to(root) if root.is_dir() else "")
     return folder / f"{name}.mp4"

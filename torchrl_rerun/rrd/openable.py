@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -31,24 +32,45 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
     return found
 
 
-def openable(files: Iterable[Path]) -> list[Path]:
+def openable(files: Iterable[Path], recording_id: str | None = None) -> list[Path]:
     """Return files that Rerun can open: copies of those that aren't finished, as they are now, with all up to the last step.
 
-    The copies are in a folder that is removed when the program ends. Nobody waits for the program that writes the others.
+    The copies are in a folder that is removed when the program ends. The programs that write the others aren't disturbed.
 
     Args:
         files: recordings, and black boxes of folders of episodes. What can't be read is returned as it is.
+        recording_id: the recording in a black box that is wanted. Default: all.
     """
-    found = []
+    found: list[Path] = []
     for file in files:
-        if not is_unfinished(file):
-            found.append(file)
-            continue
-        folder = Path(tempfile.mkdtemp(prefix="torchrl-rerun-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        for part in parts_in(file):
-            if part.schema is not None:
-                copy = folder / (f"{name_of(part)}.rrd" if file.is_dir() else file.name)
-                write_whole(part, copy)
-                found.append(copy)
+        copies: list[Path] = []
+        if is_unfinished(file):
+            with contextlib.suppress(OSError, ValueError):  # the caller finds out
+                copies = _copies(file, recording_id if file.is_dir() else None)
+        found += copies or [file]
     return found
+
+
+def _copies(file: Path, recording_id: str | None) -> list[Path]:
+    """Return copies of the recordings in a file that isn't finished."""
+    parts = [part for part in parts_in(file) if part.schema is not None and recording_id in (None, part.recording_id)]
+    if not parts:
+        return []
+    folder = Path(tempfile.mkdtemp(prefix="torchrl-rerun-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copies = []
+    for part in parts:
+        copy = folder / (f"{name_of(part)}.rrd" if file.is_dir() else file.name)
+        write_whole(part, copy)
+        _folders[copy] = file.parent
+        copies.append(copy)
+    return copies
+
+
+def folder_of(file: Path) -> Path:
+    """Return the folder that a file is in; of a copy that :func:`openable` made, that of what it is a copy of."""
+    return _folders.get(file, file.parent)
+
+
+_folders: dict[Path, Path] = {}
+"""Where the originals of copies are."""

@@ -181,8 +181,10 @@ def is_unfinished(path: Path) -> bool:
     if path.is_dir():
         return path == box_of(path.parent)
     try:
-        return any(not part.is_finished and len(part.index) for part in parts_in(path))
-    except (OSError, ValueError):
+        with path.open("rb") as opened:
+            begins = opened.read(len(MAGIC))
+            return begins in (b"", MAGIC) and (not begins or _footer_of(opened) is None)
+    except OSError:
         return False
 
 

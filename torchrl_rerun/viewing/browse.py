@@ -14,6 +14,7 @@ from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.load import load
 from torchrl_rerun.reading.loaded_episode import LoadedEpisode
+from torchrl_rerun.rrd.openable import openable
 from torchrl_rerun.rrd.reader import why_unreadable
 from torchrl_rerun.viewing.notebook import NotebookViewer, Size, in_notebook
 
@@ -114,7 +115,9 @@ class Browser:
 def _find_files(episode: LoadedEpisode) -> tuple[Path, ...]:
     if not episode.files:
         raise ValueError(f"{name_episode(episode)} is in a catalog, and not in a file: open its dataset in the viewer")
-    return episode.files
+    if not any(file.is_dir() for file in episode.files):
+        return episode.files
+    return tuple(openable(episode.files, episode.history.recording.parts[-1].recording_id))  # a black box holds several
 
 
 def _describe(episode: Episode) -> str:

@@ -34,7 +34,7 @@ from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
 from torchrl_rerun.rrd.files import not_ours
 from torchrl_rerun.rrd.listing import RecordedEpisode, list_episodes
-from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.rrd.openable import openable, whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
 
 APPLICATION = "comparison"
@@ -178,11 +178,12 @@ def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
     episodes = list_episodes(run).episodes if run.exists() else []
     if episodes:
         episode = choose(episodes)
-        schema = parts_in(episode.path)[0].schema
+        chosen = tuple(openable(episode.paths, episode.recording_id))
+        schema = parts_in(chosen[-1])[0].schema
         assert schema is not None, "listed episodes have one"
         properties = episode.episode
         label = f"{format_path(run)}, episode {properties.episode} of env {properties.env}, return {properties.episode_return:g}"
-        return ComparedRun(name, label, episode.paths, schema, (None,))
+        return ComparedRun(name, label, chosen, schema, (None,))
     files = whole_files_of(run)
     parts = [each for file in files for each in parts_in(file)]
     copies = copies_among(parts)
