@@ -13,6 +13,7 @@ The owner of the recording owns the box: it holds the lock of the recording's fi
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -76,7 +77,7 @@ class BlackBox:
         self.moment = 0
         self._heap = Heap()
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the writer's thread may move the folder
         self._files = 0
         self._journals = 0
         self._moment: memoryview | None = None
@@ -106,10 +107,11 @@ class BlackBox:
         if not self.is_kept:
             return
         try:
-            self._make()
-            hidden = self.path / f".{DESCRIPTION}"
-            hidden.write_text(json.dumps({"version": VERSION, **said}))
-            hidden.replace(self.path / DESCRIPTION)
+            with self._lock:
+                self._make()
+                hidden = self.path / f".{DESCRIPTION}"
+                hidden.write_text(json.dumps({"version": VERSION, **said}))
+                hidden.replace(self.path / DESCRIPTION)
         except OSError as error:
             self._give_up(error)
 
@@ -117,8 +119,13 @@ class BlackBox:
         """Return new arrays, full of zeros; in memory of the process if they can't be had in a file."""
         if self.is_kept:
             try:
-                self._make()
-                return self._file(shapes, about)
+                with self._lock:
+                    self._make()
+                    self._files += 1
+                    name = f"{self._files:06}"
+                    return Region(
+                        make_file(self.path / name, shapes, about), name, functools.partial(self._remove, name)
+                    )
             except OSError as error:
                 self._give_up(error)
         return self._heap.allocate(shapes, about)
@@ -137,14 +144,13 @@ class BlackBox:
         if self._moment is None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir()
-            region = make_file(self.path / MOMENT, {MOMENT: Shape(np.dtype(np.int64), (1,))}, {})
-            self._moment = region.arrays[MOMENT].data
+            arrays = make_file(self.path / MOMENT, {MOMENT: Shape(np.dtype(np.int64), (1,))}, {})
+            self._moment = arrays[MOMENT].data
             self._moment[0] = self.moment
 
-    def _file(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
-        with self._lock:
-            self._files += 1
-            return make_file(self.path / f"{self._files:06}", shapes, about)
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self.path / name).unlink(missing_ok=True)
 
     def _give_up(self, error: OSError) -> None:
         if self.error is None:
@@ -152,7 +158,7 @@ class BlackBox:
 
     def move(self, path: Path) -> None:
         """Give the folder another name: that of the file in which the recording goes on."""
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             shutil.rmtree(path, ignore_errors=True)
             self.path.rename(path)
             self.path = path
@@ -204,7 +210,8 @@ class _FileJournal:
         begin = 0
         try:
             if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
+                with self._box._lock:  # noqa: SLF001 - its own journal
+                    self._file = self._path.open("ab", buffering=0)
             begin = os.fstat(self._file.fileno()).st_size
             self._write(_RECORD.pack(_RECORD_MAGIC, len(said), sum(map(len, held))) + said)
             for data in held:
@@ -242,12 +249,14 @@ class Snapshot(NamedTuple):
 
     Attributes:
         said: the description of the recording.
+        moment: the number of frames that were copied whole.
         blocks: the blocks that aren't written, with their roles, in the order in which they were begun.
         journals: the records of each journal that has any, in order, by their names.
         others: other arrays, with what they are about.
     """
 
     said: dict[str, Any]
+    moment: int
     blocks: list[tuple[str, Block]]
     journals: dict[str, list[Record]]
     others: list[Record]
@@ -276,7 +285,7 @@ def read_box(path: Path) -> Snapshot | None:
         found = _read(path, said)
         if found is not None:
             return found
-    return Snapshot(said, [], dict(_journals(path)), [])
+    return Snapshot(said, _moment_of(path), [], dict(_journals(path)), [])
 
 
 def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
@@ -312,7 +321,7 @@ def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
             return None
         blocks.append((about["role"], block))
     blocks.sort(key=lambda each: each[1].lease)
-    return Snapshot(said, blocks, dict(_journals(path)), others)
+    return Snapshot(said, moment, blocks, dict(_journals(path)), others)
 
 
 def _moment_of(path: Path) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.memory import Memory, NamedArrays, Region, Shape
+from torchrl_rerun.blocks.memory import Memory, NamedArrays, Record, Region, Shape
 from torchrl_rerun.kinds.episode import Episode
 
 NOTES = "notes"
@@ -78,12 +78,13 @@ class EpisodeNotes:
         arrays["annotations"][env, turn, : len(said)] = np.frombuffer(said, np.uint8)
         arrays["sizes"][env, turn] = len(said)
 
-    def end(self, episode: Episode, waiting: int) -> None:
+    def end(self, episode: Episode, waiting: int, *, is_within_frame: bool) -> None:
         """Note that an episode is over.
 
         Args:
             episode: its properties.
             waiting: how many of those that are over haven't come to the writer's thread.
+            is_within_frame: whether the frame by which it is over, and perhaps those before, are being copied.
         """
         if not self._memory.is_kept:
             return
@@ -91,7 +92,8 @@ class EpisodeNotes:
             self._journals.reverse()
             self._journals[0].clear()
             self._in_journal, self._in_other = 0, self._ended
-        self._journals[0].append(episode.to_json())
+        after = self._memory.moment - (not is_within_frame)
+        self._journals[0].append({"after": after, "episode": episode.to_json()})
         self._in_journal += 1
         self._ended += 1
 
@@ -132,3 +134,15 @@ def noted(arrays: NamedArrays, env: int, episode: int) -> dict[str, Any]:
     seed, size = int(arrays["seeds"][env, turn]), int(arrays["sizes"][env, turn])
     said = json.loads(arrays["annotations"][env, turn, :size].tobytes() or b"{}")
     return {"annotations": said} | ({} if seed == _NO_SEED else {"seed": seed})
+
+
+def ended(records: Iterable[Record], moment: int) -> Iterator[Episode]:
+    """Yield the episodes that are over.
+
+    Args:
+        records: the records of a journal of these.
+        moment: the number of frames that were copied whole.
+    """
+    for record in records:
+        if record.about["after"] < moment:
+            yield Episode.from_json(record.about["episode"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -42,26 +42,28 @@ class Region:
 
     Args:
         arrays: the arrays by their names.
-        path: the file that they are in; None: none.
+        name: the name of the file that they are in. Default: none.
+        remove: removes that file. Default: there is none.
 
     Attributes:
         arrays: the arrays by their names.
-        path: the file that they are in, if it is kept when the process ends; else None.
+        name: the name of the file that they are in; empty if they are gone with the process.
     """
 
-    def __init__(self, arrays: NamedArrays, path: Path | None = None) -> None:
+    def __init__(self, arrays: NamedArrays, name: str = "", remove: Callable[[], None] | None = None) -> None:
         self.arrays = arrays
-        self.path = path
+        self.name = name
+        self._remove = remove
 
     @property
     def is_kept(self) -> bool:
         """Whether the arrays outlive the process."""
-        return self.path is not None
+        return bool(self.name)
 
     def free(self) -> None:
-        """Remove the file. Those that hold the arrays may use them as before."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """Give the memory back. Those that hold the arrays may use them as before."""
+        if self._remove is not None:
+            self._remove()
 
 
 class Record(NamedTuple):
@@ -200,7 +202,7 @@ def reserve(handle: int, size: int) -> None:
         size -= os.write(handle, zeros[:size])
 
 
-def make_file(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+def make_file(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> NamedArrays:
     """Return new arrays in a file that is mapped into memory. It gets its name when its description is in it.
 
     Args:
@@ -212,9 +214,10 @@ def make_file(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, Any])
         OSError: the file can't be made, reserved or mapped.
 
     >>> import tempfile
-    >>> region = make_file(Path(tempfile.mkdtemp(), "a"), {"x": Shape(np.dtype(np.int64), (3,))}, {"name": "a"})
-    >>> region.arrays["x"][:] = 1, 2, 3
-    >>> about, arrays = read_file(region.path)
+    >>> path = Path(tempfile.mkdtemp(), "a")
+    >>> arrays = make_file(path, {"x": Shape(np.dtype(np.int64), (3,))}, {"name": "a"})
+    >>> arrays["x"][:] = 1, 2, 3
+    >>> about, arrays = read_file(path)
     >>> about, arrays["x"].tolist()
     ({'name': 'a'}, [1, 2, 3])
     """
@@ -239,7 +242,7 @@ def make_file(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, Any])
         raise
     finally:
         os.close(handle)
-    return Region(_arrays_in(mapped, layout, begin), path)
+    return _arrays_in(mapped, layout, begin)
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], NamedArrays]:

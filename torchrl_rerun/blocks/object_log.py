@@ -47,14 +47,14 @@ class ObjectLog:
             slot: the group's slot.
             arrays: object arrays ``[envs, ...]``, one for each of its streams that are of objects.
         """
-        if self._block.path is None:
+        if not self._block.is_kept:
             return
         data = pickle.dumps(list(arrays), 5)
         size = _ENTRY.size + len(data)
         if not self._areas or self._areas[-1].room(self._end) < size:
             region = self._memory.allocate(
                 {"objects": Shape(np.dtype(np.uint8), (max(size + _ENTRY.size, AREA_BYTES << len(self._areas)),))},
-                {"objects_of": self._block.path.name, "number": len(self._areas)},
+                {"objects_of": self._block.name, "number": len(self._areas)},
             )
             if not region.is_kept:
                 return  # these will be missing if the process is killed

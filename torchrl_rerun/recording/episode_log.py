@@ -66,7 +66,7 @@ class EpisodeLog:
             seeds: the seed of each recorded environment; empty if none is known.
         """
         at = self._at(event.envs_begun)
-        self._close(at[self._number[at] != episodes], event.frame)
+        self._close(at[self._number[at] != episodes], event.frame, is_within_frame=True)
         self._terminated[at] = self._truncated[at] = False
         for env in at:
             self._seeds[env] = seeds[env] if seeds else None
@@ -213,7 +213,7 @@ class EpisodeLog:
         self._terminated[at] |= ends.terminated[at]
         self._truncated[at] |= ends.truncated[at]
 
-    def _close(self, envs: npt.NDArray[np.intp], before: int) -> None:
+    def _close(self, envs: npt.NDArray[np.intp], before: int, *, is_within_frame: bool = False) -> None:
         since, lengths = time.monotonic(), self._totals.length
         for env in envs[self._is_open[envs]]:
             has_ended = self._terminated[env] or self._truncated[env]
@@ -230,7 +230,7 @@ class EpisodeLog:
                 seed=self._seeds[env],
                 annotations=self._annotations[env],
             )
-            self._notes.end(episode, len(self.ended))
+            self._notes.end(episode, len(self.ended), is_within_frame=is_within_frame)
             self.ended.append(EndedEpisode(int(env), episode, before, since))
             self._all_open = False
             self._is_open[env] = False

@@ -62,9 +62,9 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
             raise FileInUseError(
                 f"{file} is being written by another recorder: a run goes on when the one before has ended"
             )
-        if box_of(file).is_dir():
-            repair(file)
         try:
+            if box_of(file).is_dir():
+                repair(file)
             found += [(part, schema) for part in parts_in(file) if (schema := part.schema) is not None]
         except ValueError as error:
             warnings.warn(f"the run goes on without {why_unreadable(file) or error}", RuntimeWarning, stacklevel=2)

@@ -355,11 +355,11 @@ class Steps:
                             is_kept = False
                             break
             buffers.devices.send()
-            self._memory.complete()
             self._last = None if revise is None else LastStep(event, values, revise, render)
             self._counters.apply(event)
             if self._episode_log is not None:
                 self._log_episodes(event, values.stepped, ends, seeds)
+            self._memory.complete()
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be arbitrary memory
             if self._counters.has_seen(event):
                 self._log_episodes(event, values.stepped, ends, seeds)

@@ -19,7 +19,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS, Snapshot
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
-from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, noted
+from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, ended, noted
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.chunks.encoding import ENCODED
 from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings
@@ -194,24 +194,22 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
         if name.startswith(EPISODES):
             for record in records:
                 at = record.about["env"], record.about["episode"]
-                ended = rows_of(*at).restore(record)
-                if ended is not None:
-                    over[at] = ended
+                episode = rows_of(*at).restore(record)
+                if episode is not None:
+                    over[at] = episode
         elif name.startswith(ENDED):
-            for record in records:
-                ended = Episode.from_json(record.about)
-                over[ended.id] = ended
+            over |= {episode.id: episode for episode in ended(records, box.moment)}
     returns = _returns_before(box, RECORDED)
     for _, block in box.blocks:
         taken = {at: rows.frames() for at, rows in found.items()}
         for piece in rows_by_env(block, block.envs, returns):
             env = described.envs[piece.env]
-            for episode, part in parts_by_episode(piece):
+            for number, part in parts_by_episode(piece):
                 of_episode = EnvRows(
                     piece.env, piece.positions[part], [(key, rows[part]) for key, rows in piece.values]
                 )
-                for rest in _not_in(of_episode, taken.get((env, episode), {})):
-                    rows_of(env, episode).add(rest, slice(None))
+                for rest in _not_in(of_episode, taken.get((env, number), {})):
+                    rows_of(env, number).add(rest, slice(None))
     for at, rows in sorted(found.items()):
         of_it = over.get(at) or rows.ended(described.ends)
         if at not in over:

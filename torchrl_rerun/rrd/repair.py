@@ -100,6 +100,8 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
             if target != source:
                 with written_aside(target, overwrite=False) as hidden:
                     shutil.copyfile(source, hidden)
+            else:  # it was finished, and its process killed before the box was removed
+                shutil.rmtree(box_of(source), ignore_errors=True)
             return None
         with written_aside(target, overwrite=target == source) as hidden:
             repaired = _repair(part, target, hidden)
@@ -178,6 +180,8 @@ def finish_episodes(folder: Path) -> Repaired | None:
         span = part.index.span("frame")
         frames += 0 if span is None else span[1] + 1
         envs |= {part.schema.envs} if part.schema is not None else set()
+    for torn in folder.glob(".env_*_episode_*.rrd"):  # the file that was being written
+        torn.unlink()
     shutil.rmtree(box, ignore_errors=True)
     return Repaired(folder, frames, episodes=len(parts), envs=len(envs), cut_bytes=0, lacking={})
 
