@@ -12,6 +12,7 @@ import threading
 import pytest
 import rerun as rr
 import torch
+from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from programs import python
 from rebuilt import episodes_in
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app, console
+from torchrl_rerun.rrd.openable import whole_files_of
 
 STEPS = 40
 BAR = "━"
@@ -74,9 +76,9 @@ COMMANDS = (
 LOOKS = ("view FILE --web", "screenshot FILE out.png")  # the viewer shows any recording of Rerun
 READS = (
     "query",
-    "export FILE --parquet",
-    "export FILE --minari",
-    "export FILE --lerobot",
+    "compare",
+    "info",
+    "export",
     "replay",
     "repair",
 )  # up to the last complete message
@@ -92,7 +94,7 @@ SAID = {
 
 def cases():
     for name in SAID:
-        done = {"foreign.rrd": LOOKS, "torn.rrd": READS}.get(name, "nothing")
+        done = {"foreign.rrd": LOOKS, "torn.rrd": (*LOOKS, *READS)}.get(name, "nothing")
         yield from ((command, name) for command in COMMANDS if not command.startswith(done))
 
 
@@ -116,6 +118,14 @@ def test_a_torn_file_is_read_up_to_its_last_complete_message(here, command):
     done = CliRunner().invoke(app, command.replace("FILE", "torn.rrd").split())
     assert done.exit_code == 0, done.stderr or done.exception
     assert done.stdout
+
+
+def test_copies_are_viewed_of_files_that_are_torn(here):
+    before = sorted(here.rglob("*"))
+    [copy] = whole_files_of("torn.rrd")
+    assert copy.name == "torn.rrd"
+    assert RrdReader(copy).store() is not None
+    assert sorted(here.rglob("*")) == before
 
 
 def test_files_left_out_of_a_list_are_named_with_the_reason(here):

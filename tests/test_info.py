@@ -130,7 +130,7 @@ def test_info_names_unreadable_files(run, tmp_path):
     (tmp_path / "torn.rrd").write_bytes(whole[: size // 2])
     (tmp_path / "other.rrd").write_text("something else")
     done = info(tmp_path / "torn.rrd")
-    assert done.exit_code == 1
+    assert done.exit_code == 0
     assert f"`torchrl-rerun repair {tmp_path / 'torn.rrd'}`" in done.stderr
     done = info(tmp_path / "other.rrd", "--json")
     assert (done.exit_code, json.loads(done.stdout)) == (1, [])

@@ -152,5 +152,5 @@ def _format_cells(key: KeySummary) -> Iterator[str]:
     yield key.dtype
     yield "x".join(map(str, key.shape)) + (f" ({format_count(len(key.agents), 'agent')})" if key.agents else "")
     yield key.image_format or ""
-    yield "" if key.rows is None else f"{key.rows:,}"
-    yield "" if key.bytes is None else decimal(key.bytes)
+    yield f"{key.rows:,}"
+    yield decimal(key.bytes)

@@ -48,8 +48,8 @@ class KeySummary:
         shape: shape of one environment's value, the agent dimension included.
         image_format: how images are stored; None for other kinds.
         agents: names of the agents.
-        rows: the number of rows; None: a file has no index that knows.
-        bytes: the bytes of the rows in the files, compressed; None: a file has no index that knows.
+        rows: the number of rows.
+        bytes: the bytes of the rows in the files, compressed; of rows in a black box, those in memory.
     """
 
     key: Key
@@ -58,8 +58,8 @@ class KeySummary:
     shape: tuple[int, ...]
     image_format: str | None
     agents: tuple[str, ...]
-    rows: int | None
-    bytes: int | None
+    rows: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RecordingSummary:
         fps: frames per second of simulated time, if it is known.
         split: what a recording is of.
         spans: the first and the last value on the timelines ``frame``, ``step``, ``episode`` and ``log_time``
-            (nanoseconds since the epoch), as far as the files' indexes know.
+            (nanoseconds since the epoch).
         keys: the recorded keys.
         versions: versions of Python and the libraries, by their names.
         files: the files. Of several copies there is one.
@@ -135,7 +135,7 @@ def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
         is_ours = any(part.schema is not None for part in found)
     except ValueError as error:
         return FileSummary(path, size, trouble=trouble or str(error)), []
-    if not found or any(part.is_torn for part in found):
+    if not found:
         return FileSummary(path, size, trouble=trouble or f"there is nothing in {format_path(path)}"), []
     if trouble is None and not is_ours:
         trouble = not_ours(path)
@@ -153,16 +153,12 @@ class _Sum:
         self._rows: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._spans: dict[str, Span] = {}
-        self._is_counted = True
 
     def add(self, file: FileSummary, part: FilePart, schema: Schema) -> None:
         self._files[file.path] = file
         self._recording_ids.add(part.recording_id)
         self._schemas.append(schema)
         self._application_id = part.application_id
-        if not part.is_finished:
-            self._is_counted = False
-            return
         for path, rows, size in part.index.sums():
             self._rows[path] += rows
             self._bytes[path] += size
@@ -209,9 +205,7 @@ class _Sum:
         for key, paths in statistics.items():
             yield KeySummary(("batch", *key), "statistics", "float64", (), None, (), *self._counted(paths))
 
-    def _counted(self, paths: Iterable[str]) -> tuple[int | None, int | None]:
+    def _counted(self, paths: Iterable[str]) -> tuple[int, int]:
         """Return the rows of some entities, and their bytes."""
-        if not self._is_counted:
-            return None, None
         found = list(paths)
         return sum(self._rows[path] for path in found), sum(self._bytes[path] for path in found)
