@@ -36,7 +36,6 @@ from torchrl_rerun import (
     RerunRecorder,
     list_episodes,
 )
-from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.recording.episode_log import EpisodeLog
@@ -51,7 +50,7 @@ def folder(tmp_path):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir() if path != box_of(folder))
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith("black_box"))
 
 
 # --- kill -9 ---

@@ -233,7 +233,7 @@ def test_files_that_are_no_recordings_are_refused(path, recorded):
     with pytest.raises(FileNotFoundError):
         repair(path)
     with pytest.raises(IsADirectoryError):
-        repair(path.parent)
+        repair(path.parent, path)
     for content, message in (
         (b"", "is empty"),
         (b"precious text", "doesn't begin as an .rrd file does"),
