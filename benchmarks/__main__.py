@@ -46,6 +46,7 @@ MEASUREMENTS = {
     "image_formats": "benchmarks.image_formats:measure",
     "disk": "benchmarks.disk:measure",
     "encoding": "benchmarks.encoding:measure",
+    "listing": "benchmarks.listing:measure",
 }
 
 

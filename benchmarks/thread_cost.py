@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import types
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from torchrl.record.loggers import CSVLogger
 
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import Contender, Timings, micro, take_turns
-from benchmarks.workloads import PIXELS, Hooked, Recorded, Workload, copy_into_ring
+from benchmarks.workloads import PIXELS, SCALARS, Hooked, Recorded, Workload, copy_into_ring
+from torchrl_rerun.blocks.memory import Heap
+from torchrl_rerun.writing import file
 
 BUFFER_BYTES = 64 << 20  # the recorder's default
 
-COPIES, ADDED_US, TIMES_VIDEO = 1.5, 20.0, 15.0
+COPIES, ADDED_US, TIMES_VIDEO = 1.25, 20.0, 15.0
+SMALL_US, WITH_BOX = 15.0, 1.05
 
 
 def measure(effort: Effort) -> Report:
@@ -38,10 +42,38 @@ def measure(effort: Effort) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         contenders = _contenders(workload, Path(folder))
         _fill_buffer(contenders["recorder"], workload)
+        _fill_buffer(contenders["recorder without a black box"], workload)
         timings = take_turns(contenders, workload.renew, rounds=effort.of(15, 7), steps=20)
         contenders["rr.log"].after_round()
         del contenders
-    return Report(_rows(timings), _details(timings))
+        small = _time_small_rows(Path(folder), rounds=effort.of(20, 7))
+    return Report((*_rows(timings), _small_row(small)), _details(timings))
+
+
+def _time_small_rows(folder: Path, *, rounds: int) -> Timings:
+    """Time the hooks of environments with small rows, warm: steps follow one another."""
+    workload = Workload(SCALARS)
+    recorded = Recorded(workload, folder / "small.rrd")
+    contenders = {"recorder": Contender(recorded.step)}
+    return take_turns(contenders, workload.renew, rounds=rounds, steps=500, pause=0.05)["recorder"]
+
+
+def _without_black_box(workload: Workload, path: Path) -> Recorded:
+    """Return a recorder whose blocks lie in memory."""
+    with unittest.mock.patch.object(file, "BlackBox", return_value=Heap()):
+        return Recorded(workload, path, image_format="raw")
+
+
+def _small_row(timing: Timings) -> Row:
+    return Row(
+        "small rows, on the env's thread",
+        f"{SCALARS}, flags, warm",
+        f"{timing}",
+        micro(timing.median),
+        f"<= {SMALL_US:.0f} us",
+        timing.median <= SMALL_US,
+        timing.numbers("small_rows"),
+    )
 
 
 def _contenders(workload: Workload, folder: Path) -> dict[str, Contender]:
@@ -57,6 +89,7 @@ def _contenders(workload: Workload, folder: Path) -> dict[str, Contender]:
         "copy": Contender(copy_into_ring(workload, BUFFER_BYTES)),
         "copy in cache": Contender(copy_into_ring(workload, 1)),
         "recorder": Contender(recorded.step),
+        "recorder without a black box": Contender(_without_black_box(workload, folder / "no_box.rrd").step),
         # These three keep their frames, as until the dump of an episode, and never encode them. If frames were dropped after
         # each round, these contenders would reuse warm memory.
         "VideoRecorder": Contender(record_video),
@@ -126,7 +159,7 @@ def _record_video(workload: Workload, folder: Path) -> RecordVideo[Any, Any]:
 
 
 def _rows(timings: dict[str, Timings]) -> tuple[Row, ...]:
-    recorder, copy = timings["recorder"], timings["copy"]
+    recorder, copy, without = timings["recorder"], timings["copy"], timings["recorder without a black box"]
     video = min((timings["VideoRecorder"], timings["VideoRecorder, all threads"]), key=lambda timing: timing.median)
     allowed = COPIES * copy.median + ADDED_US
     times_video = video.median / recorder.median
@@ -143,6 +176,14 @@ def _rows(timings: dict[str, Timings]) -> tuple[Row, ...]:
             numbers,
         ),
         Row(
+            "black box, on the env's thread",
+            workload,
+            f"{micro(recorder.median)} a step; without {micro(without.median)}",
+            f"{recorder.median / without.median:.2f} x",
+            f"<= {WITH_BOX} x",
+            recorder.median <= WITH_BOX * without.median,
+        ),
+        Row(
             "cost on the env's thread, beside VideoRecorder(skip=1)",
             workload,
             f"{micro(recorder.median)} a step; VideoRecorder {micro(video.median)}",
@@ -157,6 +198,7 @@ _REMARKS = {
     "copy": f"np.copyto into a ring of {BUFFER_BYTES >> 20} MiB, touched before",
     "copy in cache": "np.copyto into the same place each time, which stays in the cache",
     "recorder": "RerunRecorder's two hooks",
+    "recorder without a black box": "the same, with blocks in memory that is gone with the process",
     "VideoRecorder": "TorchRL's; pixels only, into one grid; encoding not included",
     "VideoRecorder, all threads": "the same, with as many threads as torch takes by itself",
     "RecordVideo": "gymnasium.wrappers.vector's; pixels only, into one grid; encoding not included",

@@ -1,8 +1,9 @@
 """Live training loop, with and without recording.
 
-Several PPO trainings take turns of one iteration, with equal random numbers: one that records all keys of its eight CartPoles; two
-without recording, whose difference is the noise of the machine; and one with a transform that does nothing. All do equal work, and
-the benchmark checks that recording doesn't change the learned parameters.
+Several PPO trainings take turns of one iteration, with equal random numbers: one that records all keys of its eight CartPoles
+step by step, one that records its batches (``postproc``), two without recording, whose difference is the noise of the machine,
+and one with a transform that does nothing. All do equal work, and the benchmark checks that recording doesn't change the
+learned parameters. The processor time of the environment's thread is compared: the clock differs by more from run to run.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.report import Detail, Effort, Report, Row
 from torchrl_rerun import RerunRecorder
 
 ENVS, FRAMES = 8, 1024
-SLOWER = 1.03
+SLOWER = 1.01
 WARM_UP = 3
 
 
@@ -38,9 +39,10 @@ class Training:
 
     Args:
         last: Last transform of the environment, such as the recorder. Default: None, no further transform.
+        postproc: Recorder that gets the batches. Default: None.
     """
 
-    def __init__(self, last: Transform | None) -> None:
+    def __init__(self, last: Transform | None, postproc: RerunRecorder | None = None) -> None:
         torch.manual_seed(0)
         actor, critic = _actor(), _critic()
         self._advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
@@ -55,7 +57,12 @@ class Training:
         if last is not None:
             env = env.append_transform(last)
         self._collector = Collector(
-            env, actor, frames_per_batch=FRAMES, total_frames=-1, auto_register_policy_transforms=True
+            env,
+            actor,
+            frames_per_batch=FRAMES,
+            total_frames=-1,
+            auto_register_policy_transforms=True,
+            postproc=postproc,
         )
         self._batches = iter(self._collector)
         self._random = torch.get_rng_state()
@@ -65,10 +72,10 @@ class Training:
     def iterate(self) -> None:
         """Collect and learn once, and note the time."""
         torch.set_rng_state(self._random)
-        start = time.perf_counter()
+        start = time.thread_time()
         batch = next(self._batches)
         self._learn(batch)
-        self.seconds.append(time.perf_counter() - start)
+        self.seconds.append(time.thread_time() - start)
         self._random = torch.get_rng_state()
         self.episodes += int(batch["next", "done"].sum())
 
@@ -94,12 +101,13 @@ class Training:
 
 
 def measure(effort: Effort) -> Report:
-    """Measure 40 iterations of 1024 frames after 3 of warm-up (quick: 10)."""
+    """Measure 20 iterations of 1024 frames after 3 of warm-up (quick: 10)."""
     torch.set_num_threads(1)  # small networks: otherwise, waiting threads would dominate the measurement
-    iterations = WARM_UP + effort.of(40, 10)
+    iterations = WARM_UP + effort.of(20, 10)
     with tempfile.TemporaryDirectory() as folder:
         trainings = {
             "recording": Training(RerunRecorder(Path(folder, "run.rrd"))),
+            "batches": Training(None, RerunRecorder(Path(folder, "batches.rrd"))),
             "not": Training(None),
             "not either": Training(None),
             "idle": Training(Transform()),
@@ -109,7 +117,8 @@ def measure(effort: Effort) -> Report:
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 trainings[name].iterate()
-        same = torch.equal(trainings["recording"].learned(), trainings["not"].learned())
+        learned = trainings["not"].learned()
+        same = all(torch.equal(trainings[name].learned(), learned) for name in ("recording", "batches"))
         for training in trainings.values():
             training.close()
         size = Path(folder, "run.rrd").stat().st_size
@@ -120,14 +129,15 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
     seconds = {name: training.seconds[WARM_UP:] for name, training in trainings.items()}
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     without = [statistics.mean(pair) for pair in zip(seconds["not"], seconds["not either"], strict=True)]
-    ratio, floor = _ratio(seconds["recording"], without), _ratio(seconds["not either"], seconds["not"])
-    idle = _ratio(seconds["idle"], without)
+    ratio, floor = _ratio(seconds["recording"], seconds["idle"]), _ratio(seconds["not either"], seconds["not"])
+    idle, batches = _ratio(seconds["idle"], without), _ratio(seconds["batches"], without)
     steps = FRAMES // ENVS
     figure = "a live training loop"
+    workload = f"PPO on {ENVS} CartPoles, all keys, {len(seconds['not'])} iterations of {FRAMES} frames"
     row = Row(
         figure,
-        f"PPO on {ENVS} CartPoles, all keys, {len(seconds['not'])} iterations of {FRAMES} frames",
-        f"{medians['recording'] * 1e3:.0f} ms an iteration; without {medians['not'] * 1e3:.0f} ms",
+        workload,
+        f"{medians['recording'] * 1e3:.0f} ms an iteration; with a transform that does nothing {medians['idle'] * 1e3:.0f} ms",
         f"{ratio:.3f} x",
         f"<= {SLOWER} x",
         ratio <= SLOWER,
@@ -138,9 +148,18 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
             **{f"{name}_s": value for name, value in medians.items()},
         },
     )
+    of_batches = Row(
+        "a training loop that records its batches",
+        f"{workload}, as postproc",
+        f"{medians['batches'] * 1e3:.0f} ms an iteration; without {medians['not'] * 1e3:.0f} ms",
+        f"{batches:.3f} x",
+        f"<= {SLOWER} x",
+        batches <= SLOWER,
+        {"ratio": batches},
+    )
     recording = trainings["recording"]
     return Report(
-        (row,),
+        (row, of_batches),
         (
             Detail(figure, "the same training beside itself, neither recording", f"{floor:.3f} x"),
             Detail(figure, "with a transform that does nothing, beside without", f"{idle:.3f} x"),
@@ -149,7 +168,7 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
                 f"difference of the medians, for each of the {steps} steps of an iteration",
                 f"{(medians['recording'] - medians['not']) / steps * 1e6:.0f} us of {medians['not'] / steps * 1e6:.0f} us",
             ),
-            Detail(figure, "both learned the very same parameters", "yes" if same else "NO"),
+            Detail(figure, "all learned the very same parameters", "yes" if same else "NO"),
             Detail(
                 figure,
                 "recorded",
