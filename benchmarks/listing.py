@@ -49,9 +49,10 @@ def _record(folder: Path, count: int) -> None:
     recorder = RerunRecorder(folder, split="episode", blueprint=False)
     steps = 2 * count
     ends = torch.arange(steps) % 2 == 1
-    data = {"observation": torch.randn(steps, 4), "done": torch.zeros(steps, 1, dtype=torch.bool)}
+    observed = torch.randn(steps + 1, 4)
+    data = {"observation": observed[:-1], "done": torch.zeros(steps, 1, dtype=torch.bool)}
     after = {
-        "observation": torch.randn(steps, 4),
+        "observation": observed[1:],
         "reward": torch.ones(steps, 1),
         "done": ends[:, None],
         "terminated": ends[:, None],
