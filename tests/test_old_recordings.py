@@ -24,7 +24,7 @@ from torchrl_rerun.cli import app
 from torchrl_rerun.kinds.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
 from torchrl_rerun.rrd.reader import parts_in
 
-FOLDERS = [Path(__file__).parent / "recordings_v1"]
+FOLDERS = [Path(__file__).parent / f"recordings_v{version}" for version in (1, 2)]
 RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"))
 
 
