@@ -85,7 +85,7 @@ def test_an_old_run_folder_is_listed():
 
 def test_recordings_have_the_version_of_the_format(path):
     record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
-    assert read(path).schema["schema_version"] == SCHEMA_VERSION == 2
+    assert read(path).schema["schema_version"] == SCHEMA_VERSION == 3
     single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
     [part] = parts_in(single)
     assert json.loads(part.properties["torchrl_rerun"]["schema"])["schema_version"] == 1

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 from rerun.chunk import Chunk
 
+from torchrl_rerun.kinds.lasting import DamagedRowsError, counts_in
 from torchrl_rerun.kinds.schema import NewerSchemaError
 from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
@@ -118,8 +119,34 @@ class FilePart(RecordingPart):
             yield batch
 
     def count(self, path: str) -> int:
-        """Return how many rows an entity has."""
-        return self.index.count(path)
+        """Return how many rows an entity has, with those that a stored row stands for.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
+        if path not in self._lasting_paths:
+            return self.index.count(path)
+        return sum(self._rows_in(at) for at in self.index.of_entity(path).tolist())
+
+    @functools.cached_property
+    def _lasting_paths(self) -> frozenset[str]:
+        """The entities of which a stored row may stand for several."""
+        schema = self.schema
+        if schema is None:
+            return frozenset()
+        return frozenset(
+            path for stream, _ in schema.described if stream.kind.lasts for path in schema.paths_of(stream)
+        )
+
+    def _rows_in(self, at: int) -> int:
+        """Return how many rows a chunk stands for. Chunks with as many rows as steps hold all of them, and aren't read."""
+        rows, (first, last) = int(self.index.rows[at]), self.index.times[at, TIMELINES.index("step")]
+        try:
+            counts = None if rows > last - first else counts_in(_CACHE.chunk(self, at))
+        except DamagedRowsError as error:
+            raise ValueError(f"{format_path(self.file)} is damaged: {error}") from error
+        return rows if counts is None else int(counts.sum())
 
     def all_chunks(self) -> Iterator[Chunk]:
         """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file.
