@@ -8,7 +8,6 @@ made, and is not run by the tests.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import sys
 import warnings
@@ -21,17 +20,13 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, SerialEnv
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # the helpers of the tests
+sys.path[:0] = [str(HERE.parent / "recordings_v1"), str(HERE.parent)]  # its `make.py`, and the helpers of the tests
+
+import make as make_v1  # noqa: E402
 
 from environments import Groups, Missing, Scripted, Zoo  # noqa: E402
 from torchrl_rerun import RerunRecorder, load  # noqa: E402
 
-_SPEC = importlib.util.spec_from_file_location("make_v1", HERE.parent / "recordings_v1" / "make.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-make_v1 = importlib.util.module_from_spec(_SPEC)
-sys.modules["make_v1"] = make_v1
-_SPEC.loader.exec_module(make_v1)
 make_v1.HERE = HERE
 
 

@@ -109,8 +109,10 @@ def together(several: Iterable[RowFrames]) -> RowFrames:
     codes, frames = found_in_order.codes, found_in_order.frames
     is_new = np.ones(len(codes), np.bool_)
     is_new[1:] = (codes[1:] != codes[:-1]) | (frames[1:] != frames[:-1])
-    is_new[:-1] &= (frames[:-1] != UNKNOWN) | (codes[1:] != codes[:-1])  # the one behind has its number
-    return found_in_order[is_new]
+    apart = found_in_order[is_new]
+    is_told = np.zeros(len(apart), np.bool_)  # by another key, which has a row behind that knows its number
+    is_told[:-1] = (apart.frames[:-1] == UNKNOWN) & (apart.codes[1:] == apart.codes[:-1])
+    return apart[~is_told]
 
 
 class DecodedRows(NamedTuple):
