@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -347,3 +349,21 @@ def test_a_recording_is_found_whole_by_the_time_of_its_first_row(path):
     [episode] = load(path)
     began = episode.properties.start_time.timestamp() * 1e9
     assert round(began) % (1 << LOG_TIME_BITS) > 1000
+
+
+@pytest.mark.parametrize("command", ["merge", "optimize"])
+def test_chunks_that_other_programs_joined_or_split_hold_the_same_flags(path, tmp_path, command):
+    recorder = RerunRecorder(path, buffer_bytes=20_000, blueprint=False)
+    ends = [[t % 50 == 49, t % 70 == 69] for t in range(350)]
+    env = Lamps((2,), ends, rate=0.03).append_transform(recorder)
+    rollout = env.rollout(400, break_when_any_done=False)
+    env.close()
+    other = tmp_path / f"{command}.rrd"
+    subprocess.run([sys.executable, "-m", "rerun_cli", "rrd", command, path, "-o", other], check=True)
+    assert hold_the_same(load(other).rollout(), rollout)
+    [first, *_] = [episode for episode in load(other) if episode.properties.env == 1]
+    assert hold_the_same(first.tensordict(), of_episodes(rollout)[1, 0])
+    slices = load(other).dataset(5, ["lit", "done"])
+    assert hold_the_same(
+        slices[31], of_episodes(rollout)[0, 0][31:36].select("lit", "done", ("next", "lit"), ("next", "done"))
+    )

@@ -148,17 +148,13 @@ def raw_rows_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span:
         path: the entity path.
         span: first and last code of the frames.
     """
-    lasts = stream.kind.lasts
-    since = (
-        (span[0] >> 32 << 32, span[1]) if lasts and span != ALL else span
-    )  # a value may last from the episode's start
+    # A value may last from the episode's start, and other programs may have split chunks.
+    since = (span[0] >> 32 << 32, span[1]) if stream.kind.lasts and span != ALL else span
     for part in parts:
         for batch in part.chunks(path, since):
             held = with_any(batch, values_of(stream))
-            places = RowFrames(codes_of(held), frames_of(held))
-            if lasts:
-                with naming_damage(stream):
-                    places, held = _with_lasting(places, held)
+            with naming_damage(stream):
+                places, held = _with_lasting(RowFrames(codes_of(held), frames_of(held)), held)
             first, end = np.searchsorted(places.codes, [span[0], span[1] + 1]) if span != ALL else (0, len(held))
             if end > first:
                 yield RawRows(places[first:end], held.slice(first, end - first))
