@@ -157,7 +157,8 @@ def _fill(rows: Rows, of_env: list[Rows]) -> None:
                 "a row stands for none at a frame that only its number tells from another"
             )
             shifted = {name: times[name] + later for name in ("frame", "step", "episode_step")}
-            filled.times.append(times if later == 0 else known[0] if known else times | shifted)
+            of_step = times if later == 0 else (known[0] if known else times | shifted) | {"log_time": None}
+            filled.times.append(of_step)
             filled.values.append(value)
             filled.states.append(None if later else state)
     rows.times, rows.values, rows.states, rows.counts = filled.times, filled.values, filled.states, filled.counts

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from torchrl_rerun.kinds.keys import name_of
-from torchrl_rerun.kinds.lasting import DamagedRowsError, counts_in
+from torchrl_rerun.kinds.lasting import ROWS, DamagedRowsError, counts_in
 from torchrl_rerun.kinds.objects import OBJECTS, objects_in
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.rrd.frame_codes import ALL, FrameCodes, Span, codes_of, frames_of
@@ -152,12 +152,27 @@ def raw_rows_of(parts: Iterable[RecordingPart], stream: Stream, path: str, span:
     since = (span[0] >> 32 << 32, span[1]) if stream.kind.lasts and span != ALL else span
     for part in parts:
         for batch in part.chunks(path, since):
-            held = with_any(batch, values_of(stream))
+            # The row before the first one may stand for that, too.
+            first, end = _between(codes_of(batch), span)
+            first = max(0, first - 1)
+            held = with_any(batch.slice(first, end - first), values_of(stream))
             with naming_damage(stream):
                 places, held = _with_lasting(RowFrames(codes_of(held), frames_of(held)), held)
-            first, end = np.searchsorted(places.codes, [span[0], span[1] + 1]) if span != ALL else (0, len(held))
+            first, end = _between(places.codes, span)
             if end > first:
                 yield RawRows(places[first:end], held.slice(first, end - first))
+
+
+def _between(codes: FrameCodes, span: Span) -> tuple[int, int]:
+    """Return the bounds of the rows in a span."""
+    if span == ALL:
+        return 0, len(codes)
+    first, end = np.searchsorted(codes, [span[0], span[1] + 1])
+    return int(first), int(end)
+
+
+_NOT_REPEATED = (ROWS, "rerun.controls.RowId", "frame", "episode", "episode_step", "sim_time")
+"""Columns of a stored row that the rows after it don't have in common with it."""
 
 
 def _with_lasting(places: RowFrames, held: pa.RecordBatch) -> tuple[RowFrames, pa.RecordBatch]:
@@ -172,7 +187,8 @@ def _with_lasting(places: RowFrames, held: pa.RecordBatch) -> tuple[RowFrames, p
     rows = np.repeat(np.arange(len(held)), counts)
     later = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     frames = np.where(later == 0, places.frames[rows], UNKNOWN)
-    return RowFrames(places.codes[rows] + later, frames), held.take(pa.array(rows))
+    needed = held.select([name for name in held.schema.names if name not in _NOT_REPEATED])
+    return RowFrames(places.codes[rows] + later, frames), needed.take(pa.array(rows))
 
 
 def values_of(stream: Stream) -> tuple[str, ...]:
