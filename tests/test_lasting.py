@@ -32,14 +32,23 @@ from reference import of_episodes
 from rrd_files import rows_of
 from torchrl_rerun import Kind, RerunRecorder, load
 from torchrl_rerun.cli import app
+from torchrl_rerun.kinds import lasting
 from torchrl_rerun.kinds.arrow import LOG_TIME_BITS, Column, Entity, chunks_of, number_lists, times_of
-from torchrl_rerun.kinds.lasting import ROWS, stored_rows
+from torchrl_rerun.kinds.lasting import LEAST_LEFT_OUT, ROWS, pays, stored_rows
 from torchrl_rerun.kinds.schema import Moment, Source, property_chunk
 from torchrl_rerun.kinds.state import State
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, REGROUPED
+from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, REGROUPED, STEP
 from torchrl_rerun.rrd.framing import HEADER_BYTES, messages
 from torchrl_rerun.writing.file import FileTarget
+
+
+@contextlib.contextmanager
+def leaving_out(least):
+    """Leave rows out if they are at least so many."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lasting, "LEAST_LEFT_OUT", least)
+        yield
 
 
 def stored_in(path, entity):
@@ -95,6 +104,17 @@ def test_stored_rows_tell_all_rows(walk):
     assert all(stored[at] for at, step in enumerate(steps) if step in twice | was_regrouped)
 
 
+def test_few_rows_are_not_left_out():
+    positions = np.zeros((40, 6), np.int64)
+    positions[:, EPISODE_STEP] = positions[:, STEP] = range(40)
+    rows = np.zeros(40, np.bool_)
+    assert [pays(stored_rows(rows[:n], positions[:n]), positions[:n]) for n in (13, 14, 40)] == [False, True, True]
+    rows[:18:2] = True
+    assert pays(stored_rows(rows, positions), positions)
+    rows[:22:2] = True
+    assert not pays(stored_rows(rows, positions), positions)
+
+
 def test_a_negative_zero_and_each_nan_are_values_of_their_own():
     positions = np.zeros((4, 6), np.int64)
     positions[:, EPISODE_STEP] = range(4)
@@ -121,14 +141,15 @@ def runs(draw):
         "buffer_bytes": draw(st.sampled_from([2_000, 20_000, 1 << 20])),
         "split": draw(st.sampled_from(["run", "dump", "episode"])),
     }
-    return batch, ends, rate, steps, draw(st.booleans()), draw(st.integers(0, 99)), draw(st.booleans()), options
+    least = draw(st.sampled_from([1, LEAST_LEFT_OUT]))
+    return batch, ends, rate, steps, draw(st.booleans()), draw(st.integers(0, 99)), draw(st.booleans()), least, options
 
 
 @examples(30)
 @given(runs())
 def test_flags_and_categories_that_seldom_change_come_back(run):
-    batch, ends, rate, steps, agents, seed, is_logged, options = run
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    batch, ends, rate, steps, agents, seed, is_logged, least, options = run
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), leaving_out(least):
         warnings.simplefilter("ignore", UserWarning)
         path = Path(folder, "run.rrd" if options["split"] == "run" else "run")
         recorder = RerunRecorder(path, blueprint=False, **options)
@@ -172,7 +193,7 @@ def test_a_flag_that_is_missing_at_some_steps_is_not_invented(changes, missing, 
         seen = {"x": torch.full((1,), float(t))}
         return seen if t in missing and t else seen | {"lit": torch.tensor([bool(lit[t])])}
 
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), leaving_out(1):
         warnings.simplefilter("ignore")
         path = Path(folder, "run.rrd")
         specs = {"x": Unbounded((1,)), "lit": Unbounded((1,), dtype=torch.bool)}
@@ -240,7 +261,7 @@ def test_each_dump_and_each_part_begins_with_a_row(tmp_path, monkeypatch):
 def test_a_file_that_was_cut_anywhere_holds_no_flag_that_did_not_happen(path, tmp_path):
     recorder = RerunRecorder(path, buffer_bytes=4_000, blueprint=False)
     ends = [[t % 5 == 4, t % 7 == 6] for t in range(35)]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), leaving_out(1):
         warnings.simplefilter("ignore", UserWarning)
         env = Lamps((2,), ends, rate=0.05).append_transform(recorder)
         rollout = env.rollout(60, break_when_any_done=False)
