@@ -18,8 +18,8 @@ from torchrl_rerun.kinds.timelines import FRAME, LOG_TIME, TIMELINES, Positions
 
 NANOSECONDS = 1_000_000_000
 
-LOG_TIME_BITS = 24
-"""Bits by which ``log_time`` is rounded down, to 17 ms: LZ4 needs 6 bytes for each time that differs from the one before."""
+LOG_TIME_BITS = 25
+"""Bits by which ``log_time`` is rounded down, to 34 ms: LZ4 needs 5 bytes for each time that differs from the one before."""
 
 
 class Column(NamedTuple):
@@ -47,7 +47,7 @@ class Entity(NamedTuple):
 def times_of(positions: Positions, fps: float | None, timelines: Sequence[int] = range(len(TIMELINES))) -> Times:
     """Return the time columns of rows, by the names of their timelines.
 
-    ``log_time`` is rounded down to ``2**24`` ns, but for that of the first row.
+    ``log_time`` is rounded down to ``2**25`` ns, but for that of the first row.
 
     Args:
         positions: positions of the rows, ``[n, 6]``.

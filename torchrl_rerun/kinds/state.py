@@ -12,7 +12,7 @@ import pyarrow as pa
 import rerun as rr
 
 from torchrl_rerun.kinds.arrow import Column, number_lists
-from torchrl_rerun.kinds.exact import exact_column, flattened, restored
+from torchrl_rerun.kinds.exact import flattened, restored
 from torchrl_rerun.kinds.fits import as_names, is_number, refuse_complex, refuse_large, refuse_objects
 from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.kind import Discrete, Kind, Plot
@@ -104,17 +104,7 @@ class State(Kind):
         offsets = np.zeros(len(flat) + 1, np.int32)
         np.cumsum(changed * codes.shape[1], out=offsets[1:])
         states = pa.ListArray.from_arrays(pa.array(offsets), labels, mask=pa.array(~changed))
-        return [Column("StateChange:state", "StateChange", "Text", states), *self._numbers(stream, rows)]
-
-    def _numbers(self, stream: Stream, rows: npt.NDArray[Any]) -> list[Column]:
-        """Return the columns of the numbers: in one byte each if the categories fit in it, else as they are."""
-        numbers = stream.numbers(rows)
-        most = 1 if self.discrete == "one_hot" else max(self.categories, default=1 << 8) - 1
-        if self.discrete is None or most >= 1 << 8 or numbers.dtype.itemsize == 1:
-            return [number_lists(numbers)]
-        columns = [number_lists(numbers.astype(np.uint8))]
-        is_category = ((numbers >= 0) & (numbers <= most)).all()
-        return columns if is_category else [*columns, exact_column(numbers)]
+        return [Column("StateChange:state", "StateChange", "Text", states), number_lists(stream.numbers(rows))]
 
     def codes(self, stream: Stream, rows: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], list[str]]:
         """Return the state of each lane as a code, ``[n, lanes]``, and the label of each code.
