@@ -31,6 +31,7 @@ MEASUREMENTS = {
     "sustained": "benchmarks.throughput:measure_all",
     "batch": "benchmarks.throughput:measure_batch",
     "scalar_files": "benchmarks.files:measure_scalars",
+    "training_files": "benchmarks.disk:measure_training",
     "end_to_end": "benchmarks.files:measure_end_to_end",
     "memory": "benchmarks.memory:measure",
     "bulk": "benchmarks.bulk:measure",

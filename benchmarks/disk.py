@@ -9,9 +9,14 @@ from pathlib import Path
 import torch
 from torchrl.envs import GymEnv
 
-from benchmarks.report import DISK_USE_OF, Detail, Effort, Report
+from benchmarks.report import DISK_USE_OF, Detail, Effort, Report, Row
+from benchmarks.timing import mega
+from benchmarks.training import ENVS, FRAMES, Training
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.picture import ImageFormat
+from torchrl_rerun.rrd.reader import parts_in
+
+TRAINED_ITERATIONS, MOST_BYTES_A_STEP = 98, 150
 
 FORMATS: tuple[ImageFormat, ...] = ("av1", "h264", "jpeg", "png", "raw")
 
@@ -31,6 +36,39 @@ def measure(effort: Effort) -> Report:
         for what, measured in (("bytes a step", f"{size:,.0f}"), ("a million steps", f"{size / 1e3:.1f} GB"))
     )
     return Report((), tuple(details))
+
+
+def measure_training(effort: Effort) -> Report:
+    """Measure the recording of a PPO training of 100,000 steps, quick or not."""
+    del effort
+    torch.set_num_threads(1)
+    steps = TRAINED_ITERATIONS * FRAMES
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.rrd")
+        training = Training(RerunRecorder(path))
+        for _ in range(TRAINED_ITERATIONS):
+            training.iterate()
+        training.close()
+        size = path.stat().st_size
+        [part] = parts_in(path)
+    figure = "bytes on disk, small envs"
+    row = Row(
+        figure,
+        f"CartPole, {ENVS} envs, {steps:,} steps in PPO, all keys",
+        f"{mega(size)}; {size / steps:.0f} bytes a step of an environment",
+        "",
+        f"<= {MOST_BYTES_A_STEP} bytes a step",
+        size <= MOST_BYTES_A_STEP * steps,
+        {"bytes": size, "bytes_a_step": size / steps},
+    )
+    seconds = sum(training.seconds)
+    detail = Detail(
+        figure,
+        "steps of an environment a second, and chunks: a block is written when it is 5 s old",
+        f"{steps / ENVS / seconds:,.0f} and {len(part.index):,}",
+        {"steps_a_second": steps / ENVS / seconds, "chunks": len(part.index)},
+    )
+    return Report((row,), (detail,))
 
 
 def _bytes_a_step(steps: int, image_format: ImageFormat, *, is_seen: bool) -> float:

@@ -29,7 +29,7 @@ from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.video import CODECS
 
-TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.5, 20.0, 0.7, 1.1
+TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.7, 20.0, 0.7, 1.1
 
 VIDEO_FRAMES, VIDEO_FPS = 1000, 30
 
@@ -49,7 +49,7 @@ def measure_scalars(effort: Effort) -> Report:
     sizes = {name: _scalar_sizes(make(SCALARS, steps)) for name, make in (("noise", noise), ("random walks", smooth))}
     recorded, parquet, _, raw = sizes["noise"]
     row = Row(
-        "file size, scalars",
+        "bytes on disk, numbers",
         f"{SCALARS}, {steps:,} steps of noise",
         f"{mega(recorded)}; Parquet with zstd {mega(parquet)}; raw {mega(raw)}",
         f"{recorded / parquet:.2f} x",
@@ -90,7 +90,7 @@ def _parquet(pool: Pool, path: Path, **options: Any) -> int:
 def _scalar_details(name: str, steps: int, found: tuple[int, int, int, int]) -> tuple[Detail, ...]:
     recorded, parquet, split, raw = found
     rows, keys = steps * SCALARS.envs, len(SCALARS.shapes())
-    figure = f"file size, scalars, {name}"
+    figure = f"bytes on disk, numbers, {name}"
     return (
         Detail(
             figure,

@@ -754,6 +754,51 @@ def with_gaps(name: str, absent: str) -> Callable[[int], dict[str, torch.Tensor]
     return observe
 
 
+class Lamps(EnvBase):
+    """Flags and categories that seldom change, of environments or of two agents each.
+
+    ``ends``: whether each environment's episode ends, by time. ``rate``: how probable it is that a value changes. The reward
+    is a category.
+    """
+
+    def __init__(self, batch, ends, *, rate=0.1, seed=0, agents=False):
+        super().__init__(batch_size=torch.Size(batch))
+        self.ends, self.rate, self.t, self.agents = ends, rate, 0, agents
+        self.generator = torch.Generator().manual_seed(seed)
+        b, of_each = self.batch_size, (*batch, 2) if agents else tuple(batch)
+        specs = {"lit": Binary(3, (*of_each, 3), dtype=torch.bool), "phase": Categorical(3, of_each)}
+        self.lit, self.phase = torch.zeros(*of_each, 3, dtype=torch.bool), torch.zeros(of_each, dtype=torch.int64)
+        specs = {"lamps": Composite(specs, shape=of_each)} if agents else specs
+        self.observation_spec = Composite({"x": Unbounded((*b, 1))} | specs, shape=b)
+        self.action_spec = Categorical(2, b)
+        self.reward_spec = Categorical(2, (*b, 1))
+        flags = ("done", "terminated", "truncated")
+        self.done_spec = Composite({flag: Categorical(2, (*b, 1), dtype=torch.bool) for flag in flags}, shape=b)
+
+    def _changes(self, shape):
+        return torch.rand(shape, generator=self.generator) < self.rate
+
+    def _seen(self):
+        self.lit = self.lit ^ self._changes(self.lit.shape)
+        self.phase = torch.where(self._changes(self.phase.shape), (self.phase + 1) % 3, self.phase)
+        lamps = {"lit": self.lit.clone(), "phase": self.phase.clone()}
+        lamps = {"lamps": TensorDict(lamps, [*self.batch_size, 2])} if self.agents else lamps
+        return TensorDict({"x": torch.full((*self.batch_size, 1), float(self.t))} | lamps, self.batch_size)
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self._seen()
+
+    def _step(self, tensordict):
+        ended = torch.tensor(self.ends[self.t % len(self.ends)], dtype=torch.bool).reshape(*self.batch_size, 1)
+        self.t += 1
+        is_odd = torch.full_like(ended, self.t % 2 == 1)
+        flags = {"done": ended, "terminated": ended & is_odd, "truncated": ended & ~is_odd}
+        return self._seen().update({"reward": self._changes(ended.shape).long(), **flags})
+
+    def _set_seed(self, seed):
+        pass
+
+
 class OfOwnSizes(EnvBase):
     """A group of two agents, ``"small"`` and ``"large"``, whose observations have 2 and 5 numbers."""
 

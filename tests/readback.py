@@ -35,6 +35,7 @@ class Rows:
     states: list[Any] = field(default_factory=list)
     samples: list[bytes] = field(default_factory=list)
     keyframes: list[bool] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # of the rows that each stored row stands for
 
     def along(self, timeline: str) -> list[Any]:
         return [times[timeline] for times in self.times]
@@ -109,11 +110,15 @@ def read(path: str | Path) -> Recorded:
         for i in range(batch.num_rows):
             rows.times.append({name: columns[name][i] for name in timelines})
             entry = paths.get(path_, BATCH) if path_.startswith("/batch/") else paths[path_]
+            rows.counts.append((columns.get("torchrl_rerun:rows") or {i: None})[i] or [1])
             rows.values.append(_value(entry, {n: columns[n][i] for n in columns if ":" in n}, batch))
             rows.states.append(columns["StateChange:state"][i] if "StateChange:state" in columns else None)
             if "VideoStream:sample" in columns:
                 rows.samples.append(bytes(columns["VideoStream:sample"][i][0]))
                 rows.keyframes += columns["VideoStream:is_keyframe"][i]
+    for path_, rows in entities.items():
+        if any(count > [1] for count in rows.counts):
+            _fill(rows, [other for each, other in entities.items() if _env_of(each, schema) == _env_of(path_, schema)])
     for path_, rows in entities.items():
         order = sorted(range(len(rows.times)), key=lambda i: rows.times[i]["frame"])
         rows.times = [rows.times[i] for i in order]
@@ -128,6 +133,35 @@ def read(path: str | Path) -> Recorded:
     for check in checks:
         check(Path(path), found)
     return found
+
+
+def _env_of(path: str, schema: dict[str, Any]) -> str:
+    return path.split("/")[1] if schema["split"] != "episode" else ""
+
+
+def _fill(rows: Rows, of_env: list[Rows]) -> None:
+    """Add the rows that stored ones stand for: at the following steps of the episode, where other keys have rows."""
+    frames: dict[tuple[int, int], dict[int, dict[str, Any]]] = {}
+    for other in of_env:
+        for times, (count,) in zip(other.times, other.counts, strict=True):
+            if count == 1:
+                place = times.get("episode", 0), times["episode_step"]
+                frames.setdefault(place, {})[times["frame"]] = times
+    filled = Rows(counts=[[1]] * sum(count for (count,) in rows.counts))
+    for times, value, state, (count,) in zip(rows.times, rows.values, rows.states, rows.counts, strict=True):
+        for later in range(count):
+            step = times["episode_step"] + later
+            there = frames.get((times.get("episode", 0), step), {})
+            known = list(there.values())
+            assert later == 0 or len(known) < 2, (
+                "a row stands for none at a frame that only its number tells from another"
+            )
+            shifted = {name: times[name] + later for name in ("frame", "step", "episode_step")}
+            of_step = times if later == 0 else (known[0] if known else times | shifted) | {"log_time": None}
+            filled.times.append(of_step)
+            filled.values.append(value)
+            filled.states.append(None if later else state)
+    rows.times, rows.values, rows.states, rows.counts = filled.times, filled.values, filled.states, filled.counts
 
 
 def read_folder(folder: str | Path) -> dict[tuple[int, int], Recorded]:

@@ -26,7 +26,7 @@ from torchrl.envs import ParallelEnv
 from typer.testing import CliRunner
 
 import killed_anywhere
-from killed_anywhere import Run, Told
+from killed_anywhere import Run, Told, recorder
 from servers import PATIENCE, wait_until
 from torchrl_rerun import KeepLast, RecordingError, RerunRecorder, load, repair
 from torchrl_rerun.blocks.black_box import box_of
@@ -173,6 +173,36 @@ def test_repair_finishes_a_recording_and_removes_its_black_box(tmp_path, split):
         assert len(RrdReader(file).blueprints()) == 1
     assert steps_in(place) == EVERY_STEP
     assert repair(place) is None
+
+
+@pytest.mark.parametrize("how", [{}, {"pictures": "png"}, {"pictures": "h264"}, {"texts": True}])
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_rows_that_are_in_the_file_already_are_left_out(tmp_path, split, how):
+    """A process may be killed when a block is written, and isn't free yet. Some of its rows may be missing in the file."""
+    run = Run(**{**RUN.__dict__, **how, "split": split, "buffer_bytes": 64 << 20, "flush_seconds": 100.0})
+    place = tmp_path / ("run.rrd" if split == "run" else "run")
+    env = Told(run, 2).append_transform(recorder(run, place))
+    rollout = env.rollout(60, break_when_any_done=False)
+    shutil.copytree(box_of(place), tmp_path / "box")
+    env.transform.dump()
+    for cut in [0, 2_000, 30_000, 60_000] if split == "run" else [0]:
+        found = tmp_path / f"{cut}"
+        if split == "run":
+            found.mkdir()
+            data = place.read_bytes()
+            (found / place.name).write_bytes(data[: len(data) - cut])
+        else:
+            shutil.copytree(place, found / place.name)
+            shutil.rmtree(box_of(found / place.name))
+        shutil.copytree(tmp_path / "box", box_of(found / place.name))
+        back = load(found / place.name).rollout()
+        for key in ["clock", "age", ("next", "reward"), ("next", "done"), ("next", "terminated"), ("next", "clock")]:
+            assert torch.equal(back[key], rollout[key]), (cut, key)
+        if run.texts:
+            assert list(back["next", "note"]) == list(rollout["next", "note"])
+        if run.pictures == "png":
+            assert torch.equal(back["next", "pixels"], rollout["next", "pixels"])
+    env.close()
 
 
 def test_a_copy_is_repaired_and_the_recording_stays(path):

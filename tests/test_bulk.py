@@ -38,11 +38,18 @@ def rollout_of(batch_size, time, rate, seed, *, pixels=False, steps=None):
     begins = torch.cat([torch.ones_like(done.narrow(dims, 0, 1)), done.narrow(dims, 0, time - 1)], dims)
     root[begins.expand_as(root)] += 1.0  # the first observation of an episode differs from the last one before
     flags = {"done": done, "terminated": done & ~cut, "truncated": cut}
+    lit = (torch.rand(*batch_size, time + 1, 2, generator=rng) < 0.1).cumsum(dims) % 2 == 1
     data = {
         "observation": root,
+        "lit": lit[..., :-1, :],
         "action": torch.randint(0, 5, size, generator=rng),
         **{name: torch.zeros_like(flag) for name, flag in flags.items()},
-        "next": {"observation": seen[..., 1:, :], "reward": torch.randn(*size, 1, generator=rng), **flags},
+        "next": {
+            "observation": seen[..., 1:, :],
+            "lit": lit[..., 1:, :],
+            "reward": torch.randn(*size, 1, generator=rng),
+            **flags,
+        },
     }
     if pixels:
         pictures = torch.randint(0, 256, (*batch_size, time + 1, 40, 40, 3), dtype=torch.uint8, generator=rng)

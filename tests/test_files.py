@@ -45,7 +45,7 @@ def test_the_schema_property_describes_keys_and_versions(path):
     env.close()
     recorded = read(path)
     schema = recorded.schema
-    assert schema["schema_version"] == 2
+    assert schema["schema_version"] == 3
     assert schema["env_name"] == recorded.application_id == "CartPole-v1"
     assert schema["batch_size"] == [2]
     assert schema["versions"].keys() >= {"torchrl", "rerun-sdk", "torch", "tensordict", "gymnasium", "torchrl-rerun"}

@@ -24,7 +24,7 @@ from torchrl_rerun.cli import app
 from torchrl_rerun.kinds.schema import SCHEMA_VERSION, Source, episode_chunk, property_chunk
 from torchrl_rerun.rrd.reader import parts_in
 
-FOLDERS = [Path(__file__).parent / "recordings_v1"]
+FOLDERS = [Path(__file__).parent / f"recordings_v{version}" for version in (1, 2)]
 RECORDINGS = sorted(file for folder in FOLDERS for file in folder.glob("*.pt.gz"))
 
 
@@ -85,7 +85,7 @@ def test_an_old_run_folder_is_listed():
 
 def test_recordings_have_the_version_of_the_format(path):
     record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
-    assert read(path).schema["schema_version"] == SCHEMA_VERSION == 2
+    assert read(path).schema["schema_version"] == SCHEMA_VERSION == 3
     single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
     [part] = parts_in(single)
     assert json.loads(part.properties["torchrl_rerun"]["schema"])["schema_version"] == 1

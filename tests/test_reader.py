@@ -10,6 +10,7 @@ from rerun.chunk import RrdReader
 from torchrl.envs import GymEnv
 
 from torchrl_rerun import RerunRecorder, list_episodes, load, repair
+from torchrl_rerun.kinds.lasting import ROWS
 from torchrl_rerun.rrd import reader
 from torchrl_rerun.rrd.framing import Footer
 from torchrl_rerun.rrd.reader import parts_in, why_unreadable
@@ -57,7 +58,8 @@ def test_the_index_has_the_rows_and_places_of_chunks(recorded):
     for chunk in RrdReader(recorded).stream():
         if not chunk.is_static:
             batch = chunk.to_record_batch()
-            rows[chunk.entity_path] += len(batch)
+            counts = batch.column(ROWS).flatten().to_pylist() if ROWS in batch.schema.names else [1] * len(batch)
+            rows[chunk.entity_path] += sum(counts)
             frames.setdefault(chunk.entity_path, []).extend(batch.column("frame").to_pylist())
     assert {path: part.count(path) for path in part.index.recorded_paths} == rows
     for path, wanted in frames.items():

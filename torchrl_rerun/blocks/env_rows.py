@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +64,27 @@ def rows_by_env(block: Block, envs: int, returns: RunningReturns) -> Iterator[En
             values += [(stream, running[stream.key][slots, env]) for stream in returns_here]
             if values:
                 yield EnvRows(env, positions, values)
+
+
+def rows_not_in(
+    piece: EnvRows, frames: npt.NDArray[np.int64], there: Callable[[Stream], npt.NDArray[np.int64]]
+) -> Iterator[EnvRows]:
+    """Yield the rows of an environment that aren't there yet, together those of streams that lack the same ones.
+
+    Args:
+        piece: the rows.
+        frames: their frames, ``[n]``.
+        there: returns the frames of the rows of a stream that are there.
+    """
+    parts: dict[bytes, EnvRows] = {}
+    for stream, rows in piece.values:
+        lacking = ~np.isin(frames, there(stream))
+        if lacking.any():
+            key = lacking.tobytes()
+            if key not in parts:
+                parts[key] = EnvRows(piece.env, np.asfortranarray(piece.positions[lacking]), [])
+            parts[key].values.append((stream, rows[lacking]))
+    yield from parts.values()
 
 
 def _groups_with_the_same_times(block: Block, event_of_slot: Sequence[npt.NDArray[np.intp]]) -> list[list[int]]:

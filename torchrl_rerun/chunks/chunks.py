@@ -17,6 +17,7 @@ from torchrl_rerun.chunks.encoding import Encoding
 from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
 from torchrl_rerun.kinds.keys import name_of
+from torchrl_rerun.kinds.lasting import pays, rows_column, stored_rows
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
 from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import FRAME, Positions
@@ -46,15 +47,49 @@ class ChunkFactory:
             rows_of_env: the rows.
             env: environment index; None: the recording is of one environment.
         """
+        positions = rows_of_env.positions
         together: list[_StreamColumns] = []
+        lasting: list[_Lasting] = []
         for stream, values in rows_of_env.values:
             for agent in range(stream.agent_count):
                 path, rows = entity_path(stream, env, agent), values[:, agent] if stream.agents else values
                 if stream.is_object:
-                    yield from self._of_objects(stream, path, rows, rows_of_env.positions, together)
+                    yield from self._of_objects(stream, path, rows, positions, together)
+                    continue
+                stored = stored_rows(rows, positions) if stream.kind.lasts else None
+                if stored is not None and pays(stored, positions):
+                    lasting.append(_Lasting(stream, path, rows, stored))
                 else:
-                    yield from self._of_values(stream, path, rows, rows_of_env.positions, together)
-        yield from self._chunks(rows_of_env.positions, together)
+                    yield from self._of_values(stream, path, rows, positions, together)
+        changes = [*self._of_changes(lasting, positions, together)]
+        yield from self._chunks(positions, together)
+        yield from changes
+
+    def _of_changes(
+        self, lasting: Sequence[_Lasting], positions: Positions, together: list[_StreamColumns]
+    ) -> Iterator[Chunk]:
+        """Yield chunks of the rows at which values change. Streams that change at the same times are made together.
+
+        Args:
+            lasting: the streams.
+            positions: positions of all rows.
+            together: takes the columns of all rows of a stream if its changes can't be stored.
+        """
+        if not lasting:
+            return
+        stored = np.logical_or.reduce([each.stored for each in lasting])
+        if len(lasting) > 1 and not pays(stored, positions):
+            for each in lasting:
+                yield from self._of_changes([each], positions, together)
+            return
+        made: list[_StreamColumns] = []
+        counts = rows_column(stored)
+        for stream, path, rows, _ in lasting:
+            try:
+                made.append(_StreamColumns(stream, Entity(path, [*_columns(stream, rows[stored]), counts])))
+            except LossError:
+                yield from self._of_values(stream, path, rows, positions, together)
+        yield from self._chunks(np.asfortranarray(positions[stored]), made)
 
     def _of_values(
         self,
@@ -203,6 +238,22 @@ def _together(stream: Stream, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
     except Exception:  # `columns` is asked with values of the usual shape, and its failure is told
         is_of_any_size = False
     return rows if is_of_any_size else np.stack(list(rows))
+
+
+class _Lasting(NamedTuple):
+    """An entity's rows, of which some are stored.
+
+    Attributes:
+        stream: the stream.
+        path: the entity path.
+        rows: all rows, ``[n, *stream.row_shape]``.
+        stored: the rows that must be stored, bool ``[n]``.
+    """
+
+    stream: Stream
+    path: str
+    rows: npt.NDArray[Any]
+    stored: npt.NDArray[np.bool_]
 
 
 class _StreamColumns(NamedTuple):

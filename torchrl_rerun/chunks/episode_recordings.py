@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 
 from rerun.chunk import Chunk
 
@@ -11,6 +12,9 @@ from torchrl_rerun.chunks.episode_rows import EpisodeRows
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
+
+
+_EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
 
 
 class EpisodeRecordings:
@@ -65,8 +69,9 @@ class EpisodeRecordings:
             stem: the name of the recording.
             before: chunks of rows that come before them.
         """
-        began = 0 if episode.start_time is None else round(episode.start_time.timestamp() * 1e9)
-        yield info_chunk(stem, began)
+        began = episode.start_time
+        # A float of seconds since the epoch would be a microsecond off at times.
+        yield info_chunk(stem, 0 if began is None else (began - _EPOCH) // _MICROSECOND * 1000)
         yield self._schema_of(episode.env)
         yield episode_chunk(episode)
         yield from self._static

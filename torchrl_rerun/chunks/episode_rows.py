@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import stream_from_json, stream_to_json
-from torchrl_rerun.blocks.env_rows import EnvRows
+from torchrl_rerun.blocks.env_rows import EnvRows, rows_not_in
 from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Record
 from torchrl_rerun.chunks.chunks import ChunkFactory
 from torchrl_rerun.chunks.encoding import Encoding
@@ -23,6 +23,7 @@ from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.episode import Episode, returns_of
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.objects import size_of
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
 
 EPISODES = "episode"
@@ -149,6 +150,15 @@ class EpisodeRows:
             for stream, _ in piece.values:
                 found.setdefault(stream.key, []).append(piece.positions[:, FRAME])
         return {key: np.concatenate(frames) for key, frames in found.items()}
+
+    def leave_out(self, there: Callable[[Stream], npt.NDArray[np.int64]]) -> None:
+        """Forget the rows that are there already.
+
+        Args:
+            there: returns the frames within the episode of the rows of a stream that are there.
+        """
+        pieces = self._pieces
+        self._pieces = [part for piece in pieces for part in rows_not_in(piece, piece.positions[:, FRAME], there)]
 
     def so_far(self) -> Episode:
         """Return the episode's properties as far as its rows tell them."""

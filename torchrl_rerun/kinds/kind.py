@@ -112,6 +112,8 @@ class Kind:
         is_camera: whether values are pictures in the colours of a camera, which video players show. Subclasses of ``Image``
             alone are.
         is_bulky: whether arrays without a fixed shape are as large as pictures, so that they wait in blocks of their own.
+        lasts: whether values often stay as they are for many steps. Rows are then stored where a value changes, and are
+            given back for all steps. A kind with an :meth:`encoder` stores each value.
     """
 
     name: ClassVar[str]
@@ -120,6 +122,7 @@ class Kind:
     is_picture: ClassVar[bool] = False
     is_camera: ClassVar[bool] = False
     is_bulky: ClassVar[bool] = False
+    lasts: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -128,6 +131,8 @@ class Kind:
                 f"{cls.__qualname__} is no subclass of Image, Depth or Segmentation, by which pictures are decoded: leave out "
                 "is_picture and is_camera, which drawing and reading back don't need"
             )
+        if cls.lasts and cls.encoder is not Kind.encoder:
+            raise TypeError(f"{cls.__qualname__} has an encoder, by which each value is stored: leave out lasts = True")
         if "name" not in cls.__dict__:
             return
         known = _KINDS.get(cls.name)

@@ -30,10 +30,12 @@ PROPERTIES_ENTITY = "__properties"
 PROPERTY = "torchrl_rerun"
 EPISODE_PROPERTY = "episode"
 RECORDING_INFO = "RecordingInfo"
-SCHEMA_VERSION = 2
-"""Version of the schema that is written. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` has some.
+SCHEMA_VERSION = 3
+"""Version of the schema that is written. Recordings of earlier versions are read for ever: ``tests/recordings_v1`` and
+``tests/recordings_v2`` have some.
 
 Version 2: values of a key may vary in shape (``varies``), complex numbers, and non-tensor data of any kind (``objects.py``).
+Version 3: flags and categories are stored where they change (``lasting.py``), and ``log_time`` is rounded (``arrow.py``).
 """
 
 Split = Literal["run", "dump", "episode"]

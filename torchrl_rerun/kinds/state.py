@@ -46,6 +46,7 @@ class State(Kind):
     name = "state"
     components = (SCALARS,)
     plot: ClassVar[Plot | None] = Plot.LANES
+    lasts = True
 
     names: tuple[str, ...] = ()
     discrete: Discrete | None = None

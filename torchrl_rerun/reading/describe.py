@@ -99,7 +99,7 @@ def describe_files(
 ) -> tuple[list[RecordingSummary], list[FileSummary]]:
     """Return what is recorded at a path, and the files that hold no recording of ``torchrl_rerun`` that can be read.
 
-    Copies of a recording are left out, and a warning names them. DecodedRows aren't read.
+    Copies of a recording are left out, and a warning names them. Of the rows only flags and categories are read.
 
     Args:
         path: a recording, or a folder of them.
@@ -160,7 +160,7 @@ class _Sum:
         self._schemas.append(schema)
         self._application_id = part.application_id
         for path, rows, size in part.index.sums():
-            self._rows[path] += rows
+            self._rows[path] += max(rows, part.count(path))  # a row of a flag may stand for several
             self._bytes[path] += size
         for timeline in _TIMELINES:
             span = part.index.span(timeline)

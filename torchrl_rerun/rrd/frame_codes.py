@@ -30,7 +30,7 @@ def codes_of(batch: pa.RecordBatch) -> FrameCodes:
     return codes
 
 
-def times_of(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Return when the rows of a chunk were recorded, int64 ``[n]``: nanoseconds since the epoch."""
-    times: npt.NDArray[np.int64] = batch.column("log_time").cast(pa.int64()).to_numpy()
-    return times
+def frames_of(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Return the numbers of the frames of a chunk's rows, int64 ``[n]``."""
+    frames: npt.NDArray[np.int64] = batch.column("frame").to_numpy()
+    return frames

@@ -6,6 +6,7 @@ in the file, and others aren't: of each entity the rows of those frames are left
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pyarrow as pa
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS, Snapshot
-from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
+from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env, rows_not_in
 from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, ended, noted
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.chunks.encoding import ENCODED
@@ -29,14 +30,17 @@ from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.chunks.whole_run import WholeRun
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.lasting import frames_of
 from torchrl_rerun.kinds.schema import Schema, info_chunk
-from torchrl_rerun.kinds.streams import entity_path
+from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, REGROUPED, TIMELINES
 
 _FRAME = TIMELINES[FRAME]
 
 Frames = npt.NDArray[np.int64]
 """Numbers of frames."""
+
+NOTHING: Frames = np.empty(0, np.int64)
 
 
 def rest_of_run(box: Snapshot, written: Callable[[str, int], Frames], schema: str | None) -> Iterator[pa.RecordBatch]:
@@ -108,18 +112,12 @@ class _Rest:
             envs: the indices of all environments.
         """
         frames = piece.positions[:, FRAME] - self._first_frame
-        parts: dict[bytes, EnvRows] = {}
-        for stream, rows in piece.values:
-            lacking = np.zeros(len(frames), np.bool_)
-            for agent in range(stream.agent_count):
-                path = entity_path(stream, envs[piece.env], agent)
-                lacking |= ~np.isin(frames, self._there(path, int(frames.min())))
-            if lacking.any():
-                part = parts.setdefault(
-                    lacking.tobytes(), EnvRows(piece.env, np.asfortranarray(piece.positions[lacking]), [])
-                )
-                part.values.append((stream, rows[lacking]))
-        yield from parts.values()
+
+        def there(stream: Stream) -> Frames:
+            paths = (entity_path(stream, envs[piece.env], agent) for agent in range(stream.agent_count))
+            return functools.reduce(np.intersect1d, (self._there(path, int(frames.min())) for path in paths))
+
+        yield from rows_not_in(piece, frames, there)
 
     def of_chunk(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yield a chunk without the rows that are there; nothing if all are. They are there from then on."""
@@ -127,11 +125,10 @@ class _Rest:
             yield batch
             return
         path = batch.schema.metadata[b"rerun:entity_path"].decode()
-        frames = batch.column(_FRAME).cast(pa.int64()).to_numpy()
-        there = self._there(path, int(frames.min()))
-        lacking = ~np.isin(frames, there)
+        there = self._there(path, int(frames_of(batch).min()))
+        lacking = ~np.isin(batch.column(_FRAME).cast(pa.int64()).to_numpy(), there)
         if lacking.any():
-            self._found[path] = np.concatenate([there, frames[lacking]])
+            self._found[path] = np.concatenate([there, frames_of(batch)])
             yield batch if lacking.all() else batch.filter(pa.array(lacking))
 
 
@@ -208,7 +205,9 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
                 of_episode = EnvRows(
                     piece.env, piece.positions[part], [(key, rows[part]) for key, rows in piece.values]
                 )
-                for rest in _not_in(of_episode, taken.get((env, number), {})):
+                frames = of_episode.positions[:, EPISODE_STEP] + of_episode.positions[:, REGROUPED]
+                before = functools.partial(_of_key, taken.get((env, number), {}))
+                for rest in rows_not_in(of_episode, frames, before):
                     rows_of(env, number).add(rest, slice(None))
     for at, rows in sorted(found.items()):
         of_it = over.get(at) or rows.ended(described.ends)
@@ -219,6 +218,10 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
         left = _left(rows, of_it, recordings, folder.get(recordings.name(rows), ()))
         if left is not None:
             yield left
+
+
+def _of_key(frames: Mapping[Key, Frames], stream: Stream) -> Frames:
+    return frames.get(stream.key, NOTHING)
 
 
 def _noted(box: Snapshot, env: int, episode: int) -> dict[str, Any]:
@@ -239,21 +242,15 @@ def _left(
         suffix = of_it[0][0].name[len(name) :].partition(".")[0]
     else:
         suffix = rows.suffix(name, lambda stem: _free_number(stem, there))
-    chunks = (chunk.to_record_batch() for chunk in recordings.chunks(rows, episode, f"{name}{suffix}"))
-    lacking = [part for chunk in chunks for part in _lacking(chunk, [frames for *_, frames in of_it])]
-    return LeftEpisode(f"{name}{suffix}", recordings.recording_id(rows, suffix), lacking, [file for file, *_ in of_it])
+    if of_it:
+        rows.leave_out(lambda stream: _written(stream, [frames for *_, frames in of_it]))
+    chunks = [chunk.to_record_batch() for chunk in recordings.chunks(rows, episode, f"{name}{suffix}")]
+    return LeftEpisode(f"{name}{suffix}", recordings.recording_id(rows, suffix), chunks, [file for file, *_ in of_it])
 
 
-def _lacking(chunk: pa.RecordBatch, written: Sequence[Callable[[str], Frames]]) -> Iterator[pa.RecordBatch]:
-    """Yield a chunk without the rows that are in some files; nothing if all are."""
-    if not written or _FRAME not in chunk.schema.names:
-        yield chunk
-        return
-    path = chunk.schema.metadata[b"rerun:entity_path"].decode()
-    there = np.concatenate([frames(path) for frames in written])
-    lacking = ~np.isin(chunk.column(_FRAME).cast(pa.int64()).to_numpy(), there)
-    if lacking.any():
-        yield chunk.filter(pa.array(lacking))
+def _written(stream: Stream, files: Sequence[Callable[[str], Frames]]) -> Frames:
+    """Return the frames of which some files have rows of a stream."""
+    return np.concatenate([frames(entity_path(stream, None)) for frames in files])
 
 
 def _free_number(stem: str, there: Sequence[Part]) -> str:
@@ -264,20 +261,3 @@ def _free_number(stem: str, there: Sequence[Part]) -> str:
         number += 1
         added = f"_{number}"
     return added
-
-
-def _not_in(piece: EnvRows, taken: Mapping[Key, Frames]) -> Iterator[EnvRows]:
-    """Yield the rows of an episode that weren't taken, together those of streams that lack the same ones.
-
-    Args:
-        piece: the rows.
-        taken: the frames within the episode that were taken, of each key.
-    """
-    frames = piece.positions[:, EPISODE_STEP] + piece.positions[:, REGROUPED]
-    parts: dict[bytes, EnvRows] = {}
-    for stream, rows in piece.values:
-        lacking = ~np.isin(frames, taken.get(stream.key, ()))
-        if lacking.any():
-            part = parts.setdefault(lacking.tobytes(), EnvRows(piece.env, piece.positions[lacking], []))
-            part.values.append((stream, rows[lacking]))
-    yield from parts.values()

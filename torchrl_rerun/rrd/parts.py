@@ -86,7 +86,7 @@ class RecordingPart(ABC):
 
     @abstractmethod
     def count(self, path: str) -> int | None:
-        """Return how many rows an entity has; None: only reading them tells."""
+        """Return how many rows an entity has, with those that a stored row stands for; None: only reading them tells."""
 
 
 def add_property(properties: Properties, path: str, batch: pa.RecordBatch) -> None:

@@ -25,6 +25,7 @@ import pyarrow as pa
 from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.black_box import Snapshot, box_of, read_box, state_of
+from torchrl_rerun.kinds.lasting import DamagedRowsError, counts_in, frames_of
 from torchrl_rerun.kinds.schema import PROPERTY, NewerSchemaError
 from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import TIMELINES, ChunkEntry, ChunkIndex
@@ -120,7 +121,7 @@ class FilePart(RecordingPart):
             ValueError: another file is in its place, or it is damaged.
         """
         for at in self.index.within(path, span).tolist():
-            batch = _recovered(self, at) or _CACHE.chunk(self, at)
+            batch = _chunk(self, at)
             if damaged := [name for name in TIMES if not _is_timeline(batch.schema, name)]:
                 raise ValueError(
                     f"{format_path(self.file)} is damaged: a chunk of {path} has no times called {', '.join(damaged)}"
@@ -128,8 +129,34 @@ class FilePart(RecordingPart):
             yield batch
 
     def count(self, path: str) -> int:
-        """Return how many rows an entity has."""
-        return self.index.count(path)
+        """Return how many rows an entity has, with those that a stored row stands for.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
+        if path not in self._lasting_paths:
+            return self.index.count(path)
+        return sum(self._rows_in(at) for at in self.index.of_entity(path).tolist())
+
+    @functools.cached_property
+    def _lasting_paths(self) -> frozenset[str]:
+        """The entities of which a stored row may stand for several."""
+        schema = self.schema
+        if schema is None:
+            return frozenset()
+        return frozenset(
+            path for stream, _ in schema.described if stream.kind.lasts for path in schema.paths_of(stream)
+        )
+
+    def _rows_in(self, at: int) -> int:
+        """Return how many rows a chunk stands for. Chunks with as many rows as steps hold all of them, and aren't read."""
+        rows, (first, last) = int(self.index.rows[at]), self.index.times[at, TIMELINES.index("step")]
+        try:
+            counts = None if rows > last - first else counts_in(_chunk(self, at))
+        except DamagedRowsError as error:
+            raise ValueError(f"{format_path(self.file)} is damaged: {error}") from error
+        return rows if counts is None else int(counts.sum())
 
     def all_chunks(self) -> Iterator[Chunk]:
         """Yield all chunks of the recording, as Rerun's writers and viewers take them, in the order of the file.
@@ -140,7 +167,8 @@ class FilePart(RecordingPart):
         """
         for at in self.index.offsets.argsort().tolist():
             try:
-                chunks = Chunk.from_record_batch(_recovered(self, at) or _read_chunk(self, at))
+                recovered = _recovered(self, at)
+                chunks = Chunk.from_record_batch(_read_chunk(self, at) if recovered is None else recovered)
             except (RuntimeError, pa.ArrowException) as error:  # Rerun's own checks
                 raise ValueError(f"{format_path(self.file)} is damaged: {error}") from error
             yield from chunks
@@ -416,6 +444,12 @@ _RECOVERED = 1 << 62
 """In place of the offset of the first chunk that isn't in the file."""
 
 
+def _chunk(part: FilePart, at: int) -> pa.RecordBatch:
+    """Return one of a part's chunks, which may be kept in memory."""
+    recovered = _recovered(part, at)
+    return _CACHE.chunk(part, at) if recovered is None else recovered
+
+
 def _recovered(part: FilePart, at: int) -> pa.RecordBatch | None:
     """Return one of a part's chunks if it was left behind in the black box; else None."""
     number = int(part.index.offsets[at]) - _RECOVERED
@@ -426,9 +460,8 @@ def _frames_in(part: FilePart, path: str, first: int) -> npt.NDArray[np.int64]:
     """Return the frames of an entity's rows in a file, from some frame on."""
     at = part.index.at(path)
     last = part.index.times[at, TIMELINES.index("frame"), 1]
-    batches = (_read_chunk(part, each) for each in at[last >= first].tolist())
-    frames = [batch.column("frame").cast(pa.int64()).to_numpy() for batch in batches]
-    return np.concatenate([np.empty(0, np.int64), *frames])
+    chunks = (_read_chunk(part, each) for each in at[last >= first].tolist())
+    return np.concatenate([np.empty(0, np.int64), *map(frames_of, chunks)])
 
 
 def _part(file: Path, store: bytes, **known: Any) -> FilePart:
