@@ -27,12 +27,14 @@ from typer.testing import CliRunner
 
 import killed_anywhere
 from killed_anywhere import Run, Told, recorder
+from readback import read, same
 from servers import PATIENCE, wait_until
 from torchrl_rerun import KeepLast, RecordingError, RerunRecorder, load, repair
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
 from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.writing import file as sinks
 
 RUN = Run(2, "batch", "run", keep=False, pictures="", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
 KILLS = 200
@@ -203,6 +205,38 @@ def test_rows_that_are_in_the_file_already_are_left_out(tmp_path, split, how):
         if run.pictures == "png":
             assert torch.equal(back["next", "pixels"], rollout["next", "pixels"])
     env.close()
+
+
+def test_the_black_box_goes_with_the_file_that_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "CHUNKS_PER_FILE", 20)
+    folder = tmp_path / "folder"
+    env = Told(RUN, 2).append_transform(RerunRecorder(folder / "run.rrd"))
+    data = env.reset()
+    for number in range(30):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+        if number % 5 == 4:
+            env.transform.dump()
+    _, data = env.step_and_maybe_reset(env.rand_action(data))
+    assert len(list(folder.glob("run*.rrd"))) > 2
+    assert len(list(folder.glob(".*black_box"))) == 1
+    crashed = shutil.copytree(folder, tmp_path / "crashed")
+    assert steps_in(crashed / "run.rrd") == {env: list(range(1, 32)) for env in range(2)}
+    env.close()
+    assert not list(folder.glob(".*"))
+
+
+def test_statistics_over_all_environments_survive(path):
+    env = Told(RUN, 100).append_transform(RerunRecorder(path, logged_envs=[0, 1], aggregate=True))
+    env.rollout(20, break_when_any_done=False)
+    crashed = path.with_name("crashed.rrd")
+    shutil.copy(path, crashed)
+    shutil.copytree(box_of(path), box_of(crashed))
+    env.close()
+    repair(crashed)
+    wanted, found = read(path), read(crashed)
+    for entity in ("/batch/reward", "/batch/episode_return", "/env_1/episode_return"):
+        assert same(found[entity].values, wanted[entity].values)
+        assert found[entity].along("frame") == wanted[entity].along("frame")
 
 
 def test_a_copy_is_repaired_and_the_recording_stays(path):
