@@ -11,7 +11,7 @@ from torchrl.envs import GymEnv
 
 from torchrl_rerun import RerunRecorder, list_episodes, load, repair
 from torchrl_rerun.kinds.lasting import ROWS
-from torchrl_rerun.rrd import reader
+from torchrl_rerun.rrd import file_part
 from torchrl_rerun.rrd.framing import Footer
 from torchrl_rerun.rrd.reader import parts_in, why_unreadable
 
@@ -92,9 +92,9 @@ def test_a_footer_with_a_wrong_checksum_counts_as_missing(recorded, tmp_path):
 
 def test_a_chunk_of_several_episodes_is_decoded_once(recorded, monkeypatch):
     read = []
-    original = reader._read_chunk
-    monkeypatch.setattr(reader, "_read_chunk", lambda part, at: read.append(at) or original(part, at))
-    monkeypatch.setattr(reader, "_CACHE", reader._Cache())
+    original = file_part._read_chunk
+    monkeypatch.setattr(file_part, "_read_chunk", lambda part, at: read.append(at) or original(part, at))
+    monkeypatch.setattr(file_part, "_CACHE", file_part._Cache())
     episodes = load(recorded)
     dataset = episodes.dataset(2)
     for episode in episodes:
@@ -106,8 +106,8 @@ def test_a_chunk_of_several_episodes_is_decoded_once(recorded, monkeypatch):
 
 
 def test_the_cache_is_bounded(recorded, monkeypatch):
-    monkeypatch.setattr(reader, "CACHE_BYTES", 5_000)
-    cache = reader._Cache()
+    monkeypatch.setattr(file_part, "CACHE_BYTES", 5_000)
+    cache = file_part._Cache()
     [part] = parts_in(recorded)
     for at in range(len(part.index)):
         cache.chunk(part, at)
@@ -123,8 +123,8 @@ def test_the_cache_counts_the_overhead_of_short_chunks(tmp_path, monkeypatch):
         env.reset()
         recorder.dump()
     env.close()
-    monkeypatch.setattr(reader, "CACHE_BYTES", 1 << 20)
-    cache = reader._Cache()
+    monkeypatch.setattr(file_part, "CACHE_BYTES", 1 << 20)
+    cache = file_part._Cache()
     [part] = parts_in(path)
     assert len(part.index) > 100
     for at in range(len(part.index)):

@@ -575,13 +575,13 @@ def test_episodes_can_be_selected_by_annotations(tmp_path):
 
 
 def test_only_chunks_of_selected_episodes_and_keys_are_read(path, monkeypatch):
-    from torchrl_rerun.rrd import reader
+    from torchrl_rerun.rrd import file_part
 
     record(SerialEnv(2, pixel_cartpole), path, 120, buffer_bytes=1 << 20, image_format="jpeg")
     read = []
-    original = reader._read_chunk
+    original = file_part._read_chunk
     monkeypatch.setattr(
-        reader, "_read_chunk", lambda part, at: read.append(int(part.index.sizes[at])) or original(part, at)
+        file_part, "_read_chunk", lambda part, at: read.append(int(part.index.sizes[at])) or original(part, at)
     )
     episodes = load(path)
     assert not read

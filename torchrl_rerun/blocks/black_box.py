@@ -20,16 +20,13 @@ import pickle
 import shutil
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from torchrl_rerun.blocks.block import Block
-from torchrl_rerun.blocks.episode_notes import NOTES
-from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Record, Region, Shape, make_file, read_file
-from torchrl_rerun.blocks.object_log import logged_objects, unpickled
+from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Region, Shape, make_file
 
 VERSION = 1
 """Version of black boxes. One of another version isn't read: it must be repaired by the release that made it."""
@@ -40,9 +37,6 @@ MOMENT = "moment"
 
 RECORDED, BATCH, RETURNS = "recorded", "batch", "returns"
 """Roles of arrays: blocks of the environments that are recorded in detail, those of the rewards of all, running returns."""
-
-TRIES = 10
-"""How often a box is read anew because its owner has written a block meanwhile."""
 
 
 def box_of(recording: Path) -> Path:
@@ -172,8 +166,8 @@ class BlackBox:
                 self._moment = None  # while it is mapped, its disk can't be unmounted
 
 
-_RECORD = struct.Struct("<4sIQ")
-_RECORD_MAGIC = b"rec1"
+RECORD = struct.Struct("<4sIQ")
+RECORD_MAGIC = b"rec1"
 
 
 class _FileJournal:
@@ -213,7 +207,7 @@ class _FileJournal:
                 with self._box._lock:  # noqa: SLF001 - its own journal
                     self._file = self._path.open("ab", buffering=0)
             begin = os.fstat(self._file.fileno()).st_size
-            self._write(_RECORD.pack(_RECORD_MAGIC, len(said), sum(map(len, held))) + said)
+            self._write(RECORD.pack(RECORD_MAGIC, len(said), sum(map(len, held))) + said)
             for data in held:
                 self._write(data)
         except OSError as error:
@@ -239,139 +233,3 @@ class _FileJournal:
             self._file.close()
             self._file = None
             self._path.unlink(missing_ok=True)
-
-
-# --- reading ---
-
-
-class Snapshot(NamedTuple):
-    """What is in a black box at a moment.
-
-    Attributes:
-        said: the description of the recording.
-        moment: the number of frames that were copied whole.
-        blocks: the blocks that aren't written, with their roles, in the order in which they were begun.
-        journals: the records of each journal that has any, in order, by their names.
-        others: other arrays, with what they are about.
-    """
-
-    said: dict[str, Any]
-    moment: int
-    blocks: list[tuple[str, Block]]
-    journals: dict[str, list[Record]]
-    others: list[Record]
-
-
-def read_box(path: Path) -> Snapshot | None:
-    """Return what is in a black box; None: there is none, or nothing in it yet. Its owner may go on meanwhile.
-
-    What the owner takes out of it meanwhile is in the recording: read that afterwards.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        ValueError: it is damaged, or of another version.
-    """
-    for _ in range(TRIES):
-        try:
-            said = json.loads((path / DESCRIPTION).read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            raise ValueError(f"{path / DESCRIPTION} is damaged: {error}") from error
-        if said.get("version") != VERSION:
-            raise ValueError(f"{path} is of version {said.get('version')}, and this release reads version {VERSION}")
-        found = _read(path, said)
-        if found is not None:
-            return found
-    return Snapshot(said, _moment_of(path), [], dict(_journals(path)), [])
-
-
-def _read(path: Path, said: dict[str, Any]) -> Snapshot | None:
-    """Return what is in a box; None: a block was written and used again meanwhile."""
-    moment = _moment_of(path)
-    files: dict[str, Record] = {}
-    for file in sorted(path.glob("[0-9]*")):
-        with contextlib.suppress(FileNotFoundError):  # its block isn't needed any more
-            files[file.name] = Record(*read_file(file))
-    areas: dict[str, list[Record]] = {}
-    for each in files.values():
-        if "objects_of" in each.about:
-            areas.setdefault(each.about["objects_of"], []).append(each)
-    others = [
-        Record(each.about, {key: np.array(array) for key, array in each.arrays.items()})
-        for each in files.values()
-        if each.about.get("role") in (RETURNS, NOTES)
-    ]
-    blocks: list[tuple[str, Block]] = []
-    for name, (about, arrays) in files.items():
-        if "groups" not in about:
-            continue
-        objects = [
-            each.arrays["objects"] for each in sorted(areas.get(name, ()), key=lambda each: each.about["number"])
-        ]
-        block = Block.copied(about, arrays, moment)
-        if block is None:
-            continue
-        for area in objects:
-            for logged in logged_objects(area, len(block.events)):
-                block.put_objects(*logged)
-        if not block.is_as_in(arrays):
-            return None
-        blocks.append((about["role"], block))
-    blocks.sort(key=lambda each: each[1].lease)
-    return Snapshot(said, moment, blocks, dict(_journals(path)), others)
-
-
-def _moment_of(path: Path) -> int:
-    try:
-        return int(read_file(path / MOMENT)[1][MOMENT][0])
-    except FileNotFoundError:
-        return 0
-
-
-def state_of(path: Path) -> tuple[Any, ...]:
-    """Return what differs if there is more in a black box than before.
-
-    Args:
-        path: the folder.
-
-    Raises:
-        ValueError: the box is damaged.
-    """
-    sizes = []
-    for file in path.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append((file.name, file.stat().st_ino, file.stat().st_size))
-    return _moment_of(path), *sorted(sizes)
-
-
-def _journals(path: Path) -> Iterator[tuple[str, list[Record]]]:
-    for file in sorted(path.glob("*.journal")):
-        with contextlib.suppress(FileNotFoundError):
-            records = list(_records(file.read_bytes()))
-            if records:
-                yield file.name, records
-
-
-def _records(data: bytes) -> Iterator[Record]:
-    """Yield the whole records of a journal."""
-    at = 0
-    while at + _RECORD.size <= len(data):
-        magic, described, size = _RECORD.unpack_from(data, at)
-        begin = at + _RECORD.size
-        at = begin + described + size
-        if magic != _RECORD_MAGIC or at > len(data):
-            return
-        said = json.loads(data[begin : begin + described])
-        arrays: NamedArrays = {}
-        end = begin + described
-        for name, (dtype, shape, length) in said["arrays"].items():
-            part = data[end : end + length]
-            end += length
-            if np.dtype(dtype) == object:
-                [arrays[name]] = unpickled(part)
-            else:
-                arrays[name] = np.frombuffer(part, dtype).reshape(shape)
-        yield Record(said["about"], arrays)

@@ -13,7 +13,6 @@ from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
 
-
 _EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
 
 

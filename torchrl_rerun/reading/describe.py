@@ -13,9 +13,10 @@ from torchrl_rerun.kinds.schema import Schema, Split
 from torchrl_rerun.kinds.streams import Stream, batch_path
 from torchrl_rerun.paths import check_name, format_path
 from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.frame_codes import Span
-from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
+from torchrl_rerun.rrd.reader import parts_in, why_unreadable
 
 _TIMELINES = ("frame", "step", "episode", "log_time")
 

@@ -16,10 +16,11 @@ from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.recordings import EpisodeRecording, OpenedRecording, schema_of
 from torchrl_rerun.rrd.copies import copies_in, warn_of_copies
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.listing import listing_of
 from torchrl_rerun.rrd.parts import episode_in
-from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
+from torchrl_rerun.rrd.reader import parts_in, why_unreadable
 from torchrl_rerun.rrd.segments import SegmentPart
 
 if TYPE_CHECKING:

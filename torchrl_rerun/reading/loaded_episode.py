@@ -15,8 +15,8 @@ from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import as_tensor
 from torchrl_rerun.reading.steps import steps
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.frame_codes import episode_span
-from torchrl_rerun.rrd.reader import FilePart
 
 
 class LoadedEpisode:

@@ -16,7 +16,8 @@ from torchrl_rerun.kinds.picture import Picture as PictureKind
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.rows import naming_damage, values_of, with_any
 from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
-from torchrl_rerun.rrd.reader import FilePart, parts_in
+from torchrl_rerun.rrd.file_part import FilePart
+from torchrl_rerun.rrd.reader import parts_in
 
 
 @dataclass(frozen=True)

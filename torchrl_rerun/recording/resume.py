@@ -13,8 +13,9 @@ from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.recording.counters import Progress
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.locks import is_locked
-from torchrl_rerun.rrd.reader import FilePart, parts_in, why_unreadable
+from torchrl_rerun.rrd.reader import parts_in, why_unreadable
 from torchrl_rerun.rrd.repair import repair
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.paths import format_path
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.parts import RecordingPart
-from torchrl_rerun.rrd.reader import FilePart, parts_in
+from torchrl_rerun.rrd.reader import parts_in
 
 Copies = Mapping[tuple[Path, str], Path]
 """The file and the recording id of each copy, with the file that counts instead."""

@@ -18,10 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS, Snapshot
+from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env, rows_not_in
 from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, ended, noted
 from torchrl_rerun.blocks.returns import RunningReturns
+from torchrl_rerun.blocks.snapshot import Snapshot
 from torchrl_rerun.chunks.encoding import ENCODED
 from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings
 from torchrl_rerun.chunks.episode_rows import EPISODES, EpisodeRows, parts_by_episode

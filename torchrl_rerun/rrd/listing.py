@@ -12,9 +12,10 @@ from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.schema import EPISODE_PROPERTY, PROPERTY
 from torchrl_rerun.paths import check_name, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.copies import Copies, copies_claimed
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.parts import EPOCH, episode_in
-from torchrl_rerun.rrd.reader import FilePart, parts_in
+from torchrl_rerun.rrd.reader import parts_in
 
 
 @dataclass(frozen=True)

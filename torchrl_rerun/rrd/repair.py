@@ -19,9 +19,10 @@ from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.locks import lock
-from torchrl_rerun.rrd.reader import FilePart, is_unfinished, parts_in
+from torchrl_rerun.rrd.reader import is_unfinished, parts_in
 from torchrl_rerun.rrd.runs import family
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import rerun as rr
 import rerun.blueprint as rrb
 
-from torchrl_rerun.rrd.reader import FilePart, parts_in
+from torchrl_rerun.rrd.file_part import FilePart
+from torchrl_rerun.rrd.reader import parts_in
 
 Size = int | Literal["auto"] | None
 """Pixels; ``"auto"`` for the size of the cell; None for Rerun's default."""
