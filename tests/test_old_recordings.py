@@ -1,4 +1,4 @@
-"""Recordings of older versions can be read: `recordings_v1/make.py` made those in the folder."""
+"""Recordings of older versions can be read: `make.py` in each folder made those that are there."""
 
 from __future__ import annotations
 
@@ -51,8 +51,10 @@ def leaves(steps):
 
 
 def test_there_are_recordings_of_each_kind():
-    names = {file.name.removesuffix(".pt.gz") for file in RECORDINGS}
-    assert names >= {"single", "batch", "agents", "jpeg", "h264", "episodes", "dumps", "workers", "parts", "killed"}
+    kinds = {"single", "batch", "agents", "jpeg", "h264", "episodes", "dumps", "workers", "parts", "skipped", "killed"}
+    later = {"discrete", "gaps", "missing", "objects", "regrouped", "zoo"}
+    for folder, wanted in zip(FOLDERS, (kinds, kinds | later), strict=True):
+        assert {file.name.removesuffix(".pt.gz") for file in RECORDINGS if file.parent == folder} == wanted
 
 
 @pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: f"{file.parent.name}/{file.name.split('.')[0]}")
@@ -86,9 +88,10 @@ def test_an_old_run_folder_is_listed():
 def test_recordings_have_the_version_of_the_format(path):
     record(Scripted(lambda t: {"x": torch.zeros(1)}), path)
     assert read(path).schema["schema_version"] == SCHEMA_VERSION == 3
-    single, *_ = expected_of(FOLDERS[0] / "single.pt.gz")
-    [part] = parts_in(single)
-    assert json.loads(part.properties["torchrl_rerun"]["schema"])["schema_version"] == 1
+    for version, folder in enumerate(FOLDERS, 1):
+        single, *_ = expected_of(folder / "single.pt.gz")
+        [part] = parts_in(single)
+        assert json.loads(part.properties["torchrl_rerun"]["schema"])["schema_version"] == version
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
