@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -131,9 +131,20 @@ def chunk_in(fields: Fields) -> pa.RecordBatch:
         plain = _plain(fields[_CHUNK_PAYLOAD], fields.get(_CHUNK_COMPRESSION), fields.get(_CHUNK_SIZE))
         batch = pa.ipc.open_stream(plain).read_next_batch()
         batch.validate(full=True)  # Arrow's kernels trust offsets: a wrong one ends the process
-    except (KeyError, OSError, StopIteration, pa.ArrowException) as error:
+        if "\N{REPLACEMENT CHARACTER}" in batch.schema.to_string(truncate_metadata=False):
+            _check_names(batch.schema)
+    except (KeyError, OSError, StopIteration, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"a chunk is damaged: {error!r}") from error
     return batch
+
+
+def _check_names(fields: Iterable[pa.Field]) -> None:
+    """Raise UnicodeDecodeError if a name or a text about a field isn't UTF-8, at which Rerun ends the process."""
+    for field in fields:
+        field.name  # noqa: B018 - decoded when it is asked for
+        for text in (field.metadata or {}).items():
+            b"".join(text).decode()
+        _check_names(field.type.field(i) for i in range(field.type.num_fields))
 
 
 def _plain(payload: bytes, compression: int | None, size: int | None) -> Any:
