@@ -140,6 +140,8 @@ def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
         return FileSummary(path, size, trouble=trouble or f"there is nothing in {format_path(path)}"), []
     if trouble is None and not is_ours:
         trouble = not_ours(path)
+    if path.is_dir():
+        size = sum(part.bytes for part in found)
     return FileSummary(path, size, found[0].has_layout, trouble), found
 
 

@@ -92,6 +92,11 @@ class FilePart(RecordingPart):
         """The first and the last ``step`` of each entity."""
         return {path: self.index.span_of(path, "step") for path in self.index.recorded_paths}
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of its chunks: in the file, and in memory of those that were left behind."""
+        return int(self.index.sizes.sum())
+
     def chunk_ids(self) -> frozenset[bytes]:
         """Return the ids of all chunks, which no other recording has."""
         return frozenset(self.index.ids[at : at + 16] for at in range(0, len(self.index.ids), 16))
