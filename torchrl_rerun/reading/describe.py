@@ -141,7 +141,7 @@ def _look(path: Path) -> tuple[FileSummary, list[FilePart]]:
     if trouble is None and not is_ours:
         trouble = not_ours(path)
     if path.is_dir():
-        size = sum(part.bytes for part in found)
+        size = sum(part.size for part in found)
     return FileSummary(path, size, found[0].has_layout, trouble), found
 
 

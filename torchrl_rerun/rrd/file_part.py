@@ -93,7 +93,7 @@ class FilePart(RecordingPart):
         return {path: self.index.span_of(path, "step") for path in self.index.recorded_paths}
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes of its chunks: in the file, and in memory of those that were left behind."""
         return int(self.index.sizes.sum())
 

@@ -101,7 +101,7 @@ def listing_of(files: Iterable[Path]) -> Listing:
         for part in found:
             episode = episode_in(part.properties)
             if episode is not None:
-                of_part = part.bytes if file.is_dir() else size
+                of_part = part.size if file.is_dir() else size
                 parts.append(_EpisodePart(episode, file, part.recording_id, part.start_time, of_part))
             elif PROPERTY in part.properties:
                 runs.append(file)
