@@ -9,6 +9,7 @@ import rerun as rr
 
 import readback
 from readback import Recorded, Rows, same
+from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.padding import as_tensor
@@ -19,7 +20,7 @@ from torchrl_rerun.rrd.reader import parts_in
 def the_library_agrees(path: Path, found: Recorded) -> None:
     """Compare the values of a recording with those that the library's own reader gives."""
     schema = found.schema
-    if not schema:
+    if not schema or box_of(path).is_dir():  # what is in a black box, only the library reads
         return
     recording = OpenedRecording(parts_in(path))
     assert recording.schema == Schema.from_json(json.dumps(schema))

@@ -21,6 +21,7 @@ from rebuilt import episodes_in
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.cli import app, console
 from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.rrd.reader import parts_in
 
 STEPS = 40
 BAR = "━"
@@ -42,7 +43,9 @@ def recorded(tmp_path_factory):
         stream.log("a", rr.Scalars(1.0))
     del stream
     whole = (folder / "run.rrd").read_bytes()
-    (folder / "torn.rrd").write_bytes(whole[: len(whole) // 2])
+    [part] = parts_in(folder / "run.rrd")
+    end = (part.index.offsets + part.index.sizes).max()
+    (folder / "torn.rrd").write_bytes(whole[: end + 100])  # within the layout
     (folder / "folder").mkdir()
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from rerun.chunk import RrdReader
@@ -39,10 +40,10 @@ def test_record_training_runs(tmp_path, capsys):
     assert max(read(out)["/env_0/reward"].along("episode")) >= 1
 
 
-def test_after_a_crash_runs(tmp_path, capsys):
+def test_after_a_crash_runs(tmp_path):
     out = tmp_path / "crash.rrd"
-    main_of("after_a_crash")(["--crash-after", "40", "--out", str(out)])
-    said = capsys.readouterr().out
+    command = [sys.executable, EXAMPLES / "after_a_crash.py", "--crash-after", "40", "--out", out]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"40 steps are in {out}" in said
     assert sum(each.properties.length for each in load(out)) == 40
 

@@ -283,9 +283,6 @@ def test_recordings_and_options_that_give_no_video_are_refused(video, path, tmp_
     text = tmp_path / "text.rrd"
     text.write_text("not a recording")
     assert_refused("text.rrd is not a recording", text)
-    torn = tmp_path / "torn.rrd"
-    torn.write_bytes(run.read_bytes()[:-1000])
-    assert_refused(f"`torchrl-rerun repair {torn}` makes it whole", torn)
     record(Scripted(lambda t: {"x": torch.zeros(3)}), path)
     assert_refused("run.rrd holds no pictures", path)
     assert list(tmp_path.glob("*.mp4")) == []
@@ -294,13 +291,13 @@ def test_recordings_and_options_that_give_no_video_are_refused(video, path, tmp_
     assert "--mp4" in done.stderr
 
 
-def test_a_file_that_is_being_recorded_is_refused(path):
+def test_a_file_that_is_being_recorded_is_exported_as_it_is(path):
     env = pixel_cartpole().append_transform(RerunRecorder(path))
     env.rollout(3)
-    env.transform.dump()
-    assert_refused("run.rrd is still being recorded", path)
+    assert "4 pictures" in exported(path)
+    env.rollout(3)
     env.close()
-    exported(path)
+    assert "8 pictures" in exported(path, "--overwrite")
 
 
 def test_existing_files_are_not_overwritten(path):

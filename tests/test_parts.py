@@ -196,7 +196,8 @@ def test_parts_of_a_replaced_recording_are_removed(path, older):
     env.reset()
     assert all(file.exists() for file in older), "nothing is lost before it is known that the new one begins"
     env.rollout(5)
-    assert sorted(path.parent.iterdir()) == sorted([path, *others, *of_workers])
+    there = [file for file in path.parent.iterdir() if not file.name.endswith("black_box")]
+    assert sorted(there) == sorted([path, *others, *of_workers])
     env.close()
     assert len(read(path)["/env_0/reward"].values) == 5
 

@@ -26,7 +26,7 @@ def recorded_steps(path, env: int = 0) -> int:
 
 
 def files_beside(path) -> list[str]:
-    return sorted(file.name for file in path.parent.iterdir())
+    return sorted(file.name for file in path.parent.iterdir() if not file.name.endswith("black_box"))
 
 
 # --- one path ---

@@ -73,6 +73,7 @@ class BlackBox:
         self._process = os.getpid()
         self._lock = threading.RLock()  # the writer's thread may move the folder
         self._files = 0
+        self._open: list[_FileJournal] = []
         self._journals = 0
         self._moment: memoryview | None = None
         self._is_removed = False
@@ -162,6 +163,8 @@ class BlackBox:
         if self._process == os.getpid() and not self._is_removed:
             self._is_removed = True
             if self._moment is not None:
+                for journal in self._open:
+                    journal.close()
                 shutil.rmtree(self.path, ignore_errors=True)
                 self._moment = None  # while it is mapped, its disk can't be unmounted
 
@@ -206,6 +209,7 @@ class _FileJournal:
             if self._file is None:
                 with self._box._lock:  # noqa: SLF001 - its own journal
                     self._file = self._path.open("ab", buffering=0)
+                    self._box._open.append(self)  # noqa: SLF001
             begin = os.fstat(self._file.fileno()).st_size
             self._write(RECORD.pack(RECORD_MAGIC, len(said), sum(map(len, held))) + said)
             for data in held:
@@ -230,6 +234,13 @@ class _FileJournal:
     def remove(self) -> None:
         """Forget all records, and remove the file."""
         if self._file is not None:
+            self.close()
+            with self._box._lock:  # noqa: SLF001
+                self._box._open.remove(self)  # noqa: SLF001
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
             self._file.close()
             self._file = None
-            self._path.unlink(missing_ok=True)

@@ -130,6 +130,7 @@ def videos_of(
     root = make_absolute(path)
     found = camera_tracks(whole_files_of(root))
     check_fps(fps)
+    found = [track for track in found if _rows(track)]  # in a file that isn't finished some may have none yet
     if not found:
         raise ValueError(f"{format_path(root)} holds no pictures that RerunRecorder recorded")
     chosen = _chosen(found, envs, keys)

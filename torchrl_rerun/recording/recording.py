@@ -449,6 +449,7 @@ class Recording(Steps):
     def _free(self) -> None:
         """Let go of the memory."""
         self._buffers.free()
+        self._writer.free()
         self._state.keep_in(Heap())
 
     def fail(self, error: Exception) -> None:

@@ -269,11 +269,11 @@ class Status:
     def _warn_of_memory(self) -> None:
         """Warn that there is no black box; the recording lacks nothing without it, unless the process is killed."""
         error = self._chunk_writer.memory.error
-        if error is not None and not self._warned_of_memory:
+        if error is not None and not self._warned_of_memory and self._chunk_writer.error() is None:
             self._warned_of_memory = True
             warn(
                 f"there is no black box for {self._chunk_writer.label} ({error}): what waits to be written is in memory alone, and "
-                "lost if the process is killed (training goes on, and is recorded)",
+                "lost if the process is killed. All is recorded as it is otherwise",
                 RuntimeWarning,
             )
 

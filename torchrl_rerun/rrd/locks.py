@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from torchrl_rerun.errors import FileInUseError
@@ -26,14 +27,19 @@ def lock(handle: int, path: Path) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a recorder or a repair has locked a file."""
+    """Return whether a recorder or a repair has locked a file, or a folder."""
     if fcntl is None:
         return False
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
+    finally:
+        os.close(handle)
     return False

@@ -76,7 +76,8 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         OSError: the file can't be read or written.
 
     Examples:
-        >>>         >>> from torchrl.envs import GymEnv
+        >>> import tempfile
+        >>> from torchrl.envs import GymEnv
         >>> import torchrl_rerun
         >>> path = f"{tempfile.mkdtemp()}/run.rrd"
         >>> env = GymEnv("CartPole-v1").append_transform(torchrl_rerun.RerunRecorder(path))

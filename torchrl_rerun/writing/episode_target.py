@@ -13,7 +13,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.black_box import BlackBox, box_of
 from torchrl_rerun.paths import check_name, make_absolute
 from torchrl_rerun.rrd.listing import list_episodes
-from torchrl_rerun.rrd.locks import lock
+from torchrl_rerun.rrd.locks import is_locked, lock
 from torchrl_rerun.rrd.repair import finish_episodes
 from torchrl_rerun.rrd.runs import check_folder, elsewhere, make_folder, refuse_earlier_run
 from torchrl_rerun.writing.episode_folder import EpisodeFolder, KeptEpisodes, episodes_in
@@ -101,8 +101,12 @@ class EpisodeTarget:
         """Raise FileExistsError if an earlier run left recordings in the folder."""
         if there := episodes_in(self.path):
             refuse_earlier_run(self.path, there[0])
-        if box_of(self.path).is_dir():
+        if self._is_left_behind():
             refuse_earlier_run(self.path, box_of(self.path))
+
+    def _is_left_behind(self) -> bool:
+        """Return whether there is a black box of a run that ended, and not of one that is being recorded."""
+        return box_of(self.path).is_dir() and not is_locked(self.path)
 
     def open(self) -> EpisodeWriter:
         """Claim the folder, and return what writes into it.
@@ -113,15 +117,18 @@ class EpisodeTarget:
             OSError: it can't be made.
         """
         make_folder(self.path)
+        is_left_behind = self._is_left_behind()
         handle = os.open(self.path, os.O_RDONLY)
         try:
             lock(handle, self.path)
-            if self._run is None and not self.overwrite:
-                self.check_free()
             if self._run is not None:
                 finish_episodes(self.path)
                 self._run.take_over()
-        except FileExistsError:
+            elif not self.overwrite:
+                self.check_free()
+                if is_left_behind:
+                    refuse_earlier_run(self.path, box_of(self.path))
+        except BaseException:
             os.close(handle)
             raise
         return EpisodeWriter(

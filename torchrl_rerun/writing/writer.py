@@ -138,6 +138,10 @@ class WriterThread:
         while self._thread.is_alive():
             self._thread.join(0.2)  # in slices: an untimed join can't be interrupted by Ctrl-C everywhere
 
+    def free(self) -> None:
+        """Let go of the blocks that were put after an error, and never written. The thread has ended."""
+        self._jobs = queue.SimpleQueue()
+
     def _run(self) -> None:
         try:
             self._chunk_writer.write(
