@@ -149,7 +149,7 @@ class BlackBox:
 
     def _give_up(self, error: OSError) -> None:
         if self.error is None:
-            self.error = error
+            self.error = error.with_traceback(None)  # its frames, and those before them, hold blocks
 
     def move(self, path: Path) -> None:
         """Give the folder another name: that of the file in which the recording goes on."""

@@ -7,6 +7,7 @@ import functools
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -139,8 +140,13 @@ class WriterThread:
             self._thread.join(0.2)  # in slices: an untimed join can't be interrupted by Ctrl-C everywhere
 
     def free(self) -> None:
-        """Let go of the blocks that were put after an error, and never written. The thread has ended."""
+        """Let go of the blocks that weren't written because of an error. The thread has ended."""
         self._jobs = queue.SimpleQueue()
+        errors = [self.error]
+        for error in errors:  # those that caused another one are added meanwhile
+            if error is not None:
+                traceback.clear_frames(error.__traceback__)  # which hold the block that was being written
+                errors += [each for each in (error.__cause__, error.__context__) if each not in errors]
 
     def _run(self) -> None:
         try:
