@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch reads it; the other processors run other tests
 import torch
+from gymnasium.utils import seeding
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside the tests
 os.environ.setdefault("RL_WARNINGS", "0")
@@ -26,8 +28,11 @@ multiprocessing.set_forkserver_preload(["gymnasium", "torchrl.envs", "torchrl_re
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the same actions in each run, and the same first states where nobody gave a seed."""
     torch.manual_seed(0)
+    np_random, seeds = seeding.np_random, itertools.count()
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: np_random(next(seeds) if seed is None else seed))
 
 
 @pytest.fixture(autouse=True, scope="session")

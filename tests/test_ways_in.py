@@ -244,10 +244,10 @@ def test_episodes_go_on_over_the_batches_of_a_collector(path, is_postproc):
     reference.compare(read(path))
 
 
-def batches_of_two_workers(split_trajs):
+def batches_of_two_workers(make_env, split_trajs):
     """Yield the batches of two collectors in turns, as a ``MultiAsyncCollector`` does."""
     options = {"frames_per_batch": 10, "total_frames": 60, "split_trajs": split_trajs}
-    collectors = [Collector(cartpole(), RandomPolicy(cartpole().action_spec), **options) for _ in range(2)]
+    collectors = [Collector(make_env(), RandomPolicy(make_env().action_spec), **options) for _ in range(2)]
     for pair in zip(*collectors, strict=True):
         for worker, batch in enumerate(pair):
             batch["collector", "traj_ids"] += 1000 * worker
@@ -259,14 +259,14 @@ def batches_of_two_workers(split_trajs):
 def test_batches_of_several_workers_are_warned_of(path):
     recorder = RerunRecorder(path)
     with pytest.warns(RuntimeWarning, match=r"the data comes from several workers: .* split_trajs=True"):
-        collections.deque(map(recorder.log_rollout, batches_of_two_workers(split_trajs=False)), maxlen=0)
+        collections.deque(map(recorder.log_rollout, batches_of_two_workers(pendulum, split_trajs=False)), maxlen=0)
     recorder.close()
 
 
 def test_split_trajectories_of_several_workers_are_recorded_whole(path, recwarn):
     recorder = RerunRecorder(path)
     lengths = collections.Counter()
-    for batch in batches_of_two_workers(split_trajs=True):
+    for batch in batches_of_two_workers(cartpole, split_trajs=True):
         recorder.log_rollout(batch)
         lengths.update(batch["collector", "traj_ids"][batch["collector", "mask"]].tolist())
     recorder.close()
@@ -275,7 +275,7 @@ def test_split_trajectories_of_several_workers_are_recorded_whole(path, recwarn)
 
 
 def test_workers_whose_batches_are_joined_in_time_are_warned_of(path):
-    first, second = itertools.islice(batches_of_two_workers(split_trajs=False), 2)
+    first, second = itertools.islice(batches_of_two_workers(pendulum, split_trajs=False), 2)
     recorder = RerunRecorder(path)
     with pytest.warns(RuntimeWarning, match="the data comes from several workers"):
         recorder.log_rollout(torch.cat([first, second]))
