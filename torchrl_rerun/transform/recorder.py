@@ -529,6 +529,7 @@ class RerunRecorder(Transform):
             - ``seconds_waited``: seconds for which the environment has waited for the disk.
             - ``frames_per_second``: recorded frames a second on average; ``bytes_per_second``: speed of the writer, in bytes
               of the file for each second in which it had something to encode and write.
+            - ``has_black_box``: whether what waits outlives the process, so that a kill costs no step.
 
         Examples:
             >>> import tempfile
