@@ -78,7 +78,7 @@ def rest_of_run(box: Snapshot, written: Callable[[str, int], Frames], schema: st
     chunks: list[Iterable[Chunk]] = []
     for role, block in box.blocks:
         if role == BATCH:
-            chunks.append(statistics.chunks(block))
+            chunks += [statistics.static(block.groups) if schema is None else (), statistics.chunks(block)]
         else:
             rows = rows_by_env(block, block.envs, run.returns)
             chunks.append(run.chunks_of(part for piece in rows for part in rest.of_rows(piece, described.envs)))
