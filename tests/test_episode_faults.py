@@ -170,7 +170,8 @@ def resume(folder: Path, number: int) -> None:
     """Resume in the folder of a killed run. The policy counts the episodes that are there."""
     keep = killed_episodes.KEEPS[number % len(killed_episodes.KEEPS)]
     before = [found.episode for found in list_episodes(folder).episodes]
-    numbers = [max([e.episode for e in before if e.env == env], default=-1) for env in range(2)]
+    stay = kept(keep, before)  # numbers go on after the last of these
+    numbers = [max([e.episode for e in stay if e.env == env], default=-1) for env in range(2)]
     env = killed_episodes.environment(folder, keep, resume=True)
     env.rollout(30, break_when_any_done=False)
     env.close()
