@@ -120,6 +120,15 @@ def record_until(happens, place, first, options):
     env.close()
 
 
+def copied(folder, to):
+    """Copy a folder whose owner may remove files meanwhile."""
+    while True:
+        try:
+            return shutil.copytree(folder, to)
+        except shutil.Error:
+            shutil.rmtree(to)
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -185,7 +194,7 @@ def test_rows_that_are_in_the_file_already_are_left_out(tmp_path, split, how):
     place = tmp_path / ("run.rrd" if split == "run" else "run")
     env = Told(run, 2).append_transform(recorder(run, place))
     rollout = env.rollout(60, break_when_any_done=False)
-    shutil.copytree(box_of(place), tmp_path / "box")
+    copied(box_of(place), tmp_path / "box")
     env.transform.dump()
     for cut in [0, 2_000, 30_000, 60_000] if split == "run" else [0]:
         found = tmp_path / f"{cut}"
@@ -219,7 +228,7 @@ def test_the_black_box_goes_with_the_file_that_is_written(tmp_path, monkeypatch)
     _, data = env.step_and_maybe_reset(env.rand_action(data))
     assert len(list(folder.glob("run*.rrd"))) > 2
     assert len(list(folder.glob(".*black_box"))) == 1
-    crashed = shutil.copytree(folder, tmp_path / "crashed")
+    crashed = copied(folder, tmp_path / "crashed")
     assert steps_in(crashed / "run.rrd") == {env: list(range(1, 32)) for env in range(2)}
     env.close()
     assert not list(folder.glob(".*"))
@@ -230,7 +239,7 @@ def test_statistics_over_all_environments_survive(path):
     env.rollout(20, break_when_any_done=False)
     crashed = path.with_name("crashed.rrd")
     shutil.copy(path, crashed)
-    shutil.copytree(box_of(path), box_of(crashed))
+    copied(box_of(path), box_of(crashed))
     env.close()
     repair(crashed)
     wanted, found = read(path), read(crashed)
@@ -324,6 +333,24 @@ def test_the_recording_of_a_killed_worker_ends_with_its_last_step(tmp_path):
 
 def recording_worker(path):
     return Told(RUN, 0).append_transform(RerunRecorder(path))
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_after_a_restart_of_the_machine_the_black_box_is_left_out(tmp_path, split):
+    """Pages come to the disk in any order: what is there after a loss of power may never have been true."""
+    place = tmp_path / ("run.rrd" if split == "run" else "run")
+    recorded_until(die, place, split=split)
+    said = json.loads((box_of(place) / "recording.json").read_text())
+    said["machine"]["booted"] = "before"
+    (box_of(place) / "recording.json").write_text(json.dumps(said))
+    with (
+        pytest.warns(RuntimeWarning, match="is left out: the machine was started again"),
+        contextlib.suppress(ValueError),
+    ):
+        assert not len(load(place))
+    said["machine"]["host"] = "another machine"
+    (box_of(place) / "recording.json").write_text(json.dumps(said))
+    assert steps_in(place) == EVERY_STEP
 
 
 # --- when there can be no black box ---

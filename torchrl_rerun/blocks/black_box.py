@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import pickle
+import platform
 import shutil
 import struct
 import threading
@@ -32,6 +33,18 @@ VERSION = 1
 """Version of black boxes. One of another version isn't read: it must be repaired by the release that made it."""
 
 DESCRIPTION = "recording.json"
+
+
+def _machine() -> dict[str, str]:
+    """Return the name of this machine, and an id of the time since it was started; empty if there is none."""
+    booted = ""
+    with contextlib.suppress(OSError):
+        booted = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"host": platform.node(), "booted": booted}
+
+
+MACHINE = _machine()
+"""The machine, as a box says on which one it was made. What was not on the disk is gone when a machine starts again."""
 
 MOMENT = "moment"
 
@@ -105,7 +118,7 @@ class BlackBox:
             with self._lock:
                 self._make()
                 hidden = self.path / f".{DESCRIPTION}"
-                hidden.write_text(json.dumps({"version": VERSION, **said}))
+                hidden.write_text(json.dumps({"version": VERSION, "machine": MACHINE, **said}))
                 hidden.replace(self.path / DESCRIPTION)
         except OSError as error:
             self._give_up(error)

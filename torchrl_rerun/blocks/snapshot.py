@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchrl_rerun.blocks.black_box import DESCRIPTION, MOMENT, RECORD, RECORD_MAGIC, RETURNS, VERSION
+from torchrl_rerun.blocks.black_box import DESCRIPTION, MACHINE, MOMENT, RECORD, RECORD_MAGIC, RETURNS, VERSION
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.episode_notes import NOTES
 from torchrl_rerun.blocks.memory import NamedArrays, Record, read_file
 from torchrl_rerun.blocks.object_log import logged_objects, unpickled
+from torchrl_rerun.errors import warn
+from torchrl_rerun.paths import format_path
 
 TRIES = 10
 """How often a box is read anew because its owner has written a block meanwhile."""
@@ -38,13 +40,30 @@ class Snapshot(NamedTuple):
     others: list[Record]
 
 
-def read_box(path: Path) -> Snapshot | None:
+def _why_incomplete(machine: Mapping[str, str], *, is_in_use: bool) -> str | None:
+    """Return why not all pages of a box may be here, as a clause; None: all are.
+
+    The pages come to the disk, and to other machines, in any order: what is there may never have been true.
+
+    Args:
+        machine: the machine that it was made on.
+        is_in_use: whether its owner is recording.
+    """
+    if machine == MACHINE or not machine["booted"]:
+        return None
+    if machine["host"] == MACHINE["host"]:
+        return "the machine was started again since, and not all of it may have been on the disk"
+    return f"it is being written on {machine['host']}, and not all of it may be here yet" if is_in_use else None
+
+
+def read_box(path: Path, *, is_in_use: bool) -> Snapshot | None:
     """Return what is in a black box; None: there is none, or nothing in it yet. Its owner may go on meanwhile.
 
     What the owner takes out of it meanwhile is in the recording: read that afterwards.
 
     Args:
         path: the folder.
+        is_in_use: whether its owner is recording.
 
     Raises:
         ValueError: it is damaged, or of another version.
@@ -58,6 +77,9 @@ def read_box(path: Path) -> Snapshot | None:
             raise ValueError(f"{path / DESCRIPTION} is damaged: {error}") from error
         if said.get("version") != VERSION:
             raise ValueError(f"{path} is of version {said.get('version')}, and this release reads version {VERSION}")
+        if why := _why_incomplete(said["machine"], is_in_use=is_in_use):
+            warn(f"what is in {format_path(path)} is left out: {why}", RuntimeWarning)
+            return None
         found = _read(path, said)
         if found is not None:
             return found

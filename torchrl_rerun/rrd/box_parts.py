@@ -15,6 +15,7 @@ from torchrl_rerun.kinds.schema import PROPERTY
 from torchrl_rerun.rrd.chunk_index import ChunkIndex
 from torchrl_rerun.rrd.file_part import RECOVERED, FilePart, FileVersion, entry_of, frames_in
 from torchrl_rerun.rrd.left_behind import LeftEpisode, Part, rest_of_episodes, rest_of_run
+from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.parts import Properties, episode_in
 
 
@@ -66,7 +67,7 @@ def _episodes_in(
     path: Path, parts_in: Callable[[Path], list[FilePart]], state: tuple[Any, ...]
 ) -> tuple[FilePart, ...]:
     del state  # which differs if there is more in the box
-    box = read_box(path)
+    box = read_box(path, is_in_use=is_locked(path.parent))
     there: dict[str, list[Part]] = {}
     for file in () if box is None else sorted(path.parent.glob("env_*_episode_*.rrd")):
         with contextlib.suppress(OSError, ValueError):  # other readers tell of it

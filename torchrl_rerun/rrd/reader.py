@@ -50,7 +50,7 @@ def parts_in(file: Path) -> list[FilePart]:
         begins = opened.read(len(MAGIC))
         footer = _footer_of(opened) if begins == MAGIC else None
         # Before the file: its owner may write a block meanwhile.
-        box = read_box(box_of(file)) if footer is None and box_of(file).exists() else None
+        box = read_box(box_of(file), is_in_use=is_locked(file)) if footer is None and box_of(file).exists() else None
         if box is None:
             _check_magic(begins, file)
         try:
