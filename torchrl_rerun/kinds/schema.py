@@ -22,7 +22,7 @@ from torchrl_rerun.kinds.describe import kind_from_schema
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key, name_of
-from torchrl_rerun.kinds.streams import Stream, entity_path
+from torchrl_rerun.kinds.streams import STORAGE, Stream, entity_path
 
 PROPERTIES_ENTITY = "__properties"
 """Entity below which a recording has its properties."""
@@ -184,6 +184,8 @@ def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
     """
     told: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     kind = kind_from_schema(fields)
+    if told["dtype"] not in STORAGE:
+        raise ValueError(f"there is no dtype {told['dtype']!r}")
     more = {attribute: told[name] for attribute, name in _IF_NOT_EMPTY.items() if name in told}
     return Stream(told["key"], kind, told["dtype"], told["shape"], **more)
 
