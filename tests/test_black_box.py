@@ -30,6 +30,7 @@ from killed_anywhere import Run, Told, recorder
 from readback import read, same
 from servers import PATIENCE, wait_until
 from torchrl_rerun import KeepLast, RecordingError, RerunRecorder, load, repair
+from torchrl_rerun.blocks import black_box
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
@@ -375,6 +376,19 @@ def test_without_room_for_a_black_box_memory_serves(small_disk):
     assert len([each for each in warned if "black box" in str(each.message)]) == 1
     assert not recorder.stats()["has_black_box"]
     env.close()
+    assert steps_in(path) == EVERY_STEP
+
+
+def test_a_black_box_that_cannot_be_made_leaves_nothing(path, monkeypatch):
+    def fail(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(black_box, "make_file", fail)
+    env = Told(RUN, 2).append_transform(RerunRecorder(path))
+    with pytest.warns(RuntimeWarning, match=r"no black box for run.rrd \(.*not supported"):
+        env.rollout(LAST, break_when_any_done=False)
+    env.close()
+    assert [file.name for file in path.parent.iterdir()] == ["run.rrd"]
     assert steps_in(path) == EVERY_STEP
 
 

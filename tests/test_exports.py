@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 
 import av
-import minari
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
+import minari
 from commands import export
 from driving import record
 from environments import Scripted, Zoo

@@ -48,8 +48,8 @@ MACHINE = _machine()
 
 MOMENT = "moment"
 
-RECORDED, BATCH, RETURNS = "recorded", "batch", "returns"
-"""Roles of arrays: blocks of the environments that are recorded in detail, those of the rewards of all, running returns."""
+RECORDED, BATCH = "recorded", "batch"
+"""Roles of blocks: of the environments that are recorded in detail, and of the rewards of all."""
 
 
 def box_of(recording: Path) -> Path:
@@ -89,7 +89,7 @@ class BlackBox:
         self._open: list[_FileJournal] = []
         self._journals = 0
         self._moment: memoryview | None = None
-        self._is_removed = False
+        self._is_made = self._is_removed = False
 
     @property
     def is_kept(self) -> bool:
@@ -152,6 +152,7 @@ class BlackBox:
         if self._moment is None:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir()
+            self._is_made = True
             arrays = make_file(self.path / MOMENT, {MOMENT: Shape(np.dtype(np.int64), (1,))}, {})
             self._moment = arrays[MOMENT].data
             self._moment[0] = self.moment
@@ -175,7 +176,7 @@ class BlackBox:
         """Remove the folder: all that was in it is written, or given up."""
         if self._process == os.getpid() and not self._is_removed:
             self._is_removed = True
-            if self._moment is not None:
+            if self._is_made:
                 for journal in self._open:
                     journal.close()
                 shutil.rmtree(self.path, ignore_errors=True)

@@ -118,7 +118,7 @@ class StreamGroup:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of one environment."""
-        return sum(stream.row_bytes for stream in self.streams if not stream.reward_key)
+        return sum(stream.row_bytes for stream in self.stored)
 
     @property
     def stored(self) -> tuple[Stream, ...]:
@@ -273,9 +273,6 @@ class Block:
         room: lower bound on the number of further frames that there is room for.
         is_heavy: whether it is full of Python objects, though there is room for more frames.
         is_retired: whether it is not used again when it is free.
-
-    Raises:
-        OSError: the memory can't be had.
     """
 
     def __init__(
@@ -415,6 +412,11 @@ class Block:
             for values in group:
                 if not values.is_objects:
                     values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
+
+    @property
+    def returns(self) -> list[Stream]:
+        """The running returns that are derived from rewards in the block."""
+        return [stream for group in self.groups for stream in group.streams if stream.reward_key]
 
     @property
     def event_of_slot(self) -> list[npt.NDArray[np.intp]]:

@@ -13,6 +13,9 @@ from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Events
 from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Region, Shape
 from torchrl_rerun.kinds.keys import Key
 
+RETURNS = "returns"
+"""The role of the arrays in a black box."""
+
 
 class RunningReturns:
     """Running returns in float64, carried on from block to block on the writer's thread.
@@ -51,7 +54,7 @@ class RunningReturns:
             if self._kept is not None:
                 self._kept.free()
             shapes = {str(number): Shape(np.dtype(np.float64), shape) for number, shape in enumerate(wanted)}
-            about = {"role": "returns", "of": self._role, "keys": list(self._totals), "before": self._before}
+            about = {"role": RETURNS, "of": self._role, "keys": list(self._totals), "before": self._before}
             self._kept = self._memory.allocate({"leases": Shape(np.dtype(np.int64), (2,)), **shapes}, about)
             self._kept.arrays["leases"][:] = _NOTHING
         leases = self._kept.arrays["leases"]
@@ -99,11 +102,10 @@ class RunningReturns:
 
     def advance(self, block: Block) -> dict[Key, npt.NDArray[np.float64]]:
         """Add the rewards of a block. Return its running returns, at the slots of their group: per key ``[slots, envs, *shape]``."""
-        summed = [stream for group in block.groups for stream in group.streams if stream.reward_key]
-        if not summed:
+        if not block.returns:
             return {}
-        if self._kept is None or any(stream.key not in self._totals for stream in summed):
-            for stream in summed:
+        if self._kept is None or any(stream.key not in self._totals for stream in block.returns):
+            for stream in block.returns:
                 self._totals.setdefault(stream.key, np.full((self._envs, *stream.shape), self._before))
             self._keep()
         event_of_slots = block.event_of_slot

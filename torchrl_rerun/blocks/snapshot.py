@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchrl_rerun.blocks.black_box import DESCRIPTION, MACHINE, MOMENT, RECORD, RECORD_MAGIC, RETURNS, VERSION
+from torchrl_rerun.blocks.black_box import DESCRIPTION, MACHINE, MOMENT, RECORD, RECORD_MAGIC, VERSION
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.episode_notes import NOTES
 from torchrl_rerun.blocks.memory import NamedArrays, Record, read_file
 from torchrl_rerun.blocks.object_log import logged_objects, unpickled
+from torchrl_rerun.blocks.returns import RETURNS
 from torchrl_rerun.errors import warn
 from torchrl_rerun.paths import format_path
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from rerun.chunk import Chunk
@@ -14,6 +14,23 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
 
 _EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
+
+
+def free_suffix(stem: str, is_taken: Callable[[str], bool]) -> str:
+    """Return the suffix that makes a name free if another episode has it: nothing, ``_2``, ``_3`` and so on.
+
+    Args:
+        stem: the name.
+        is_taken: returns whether an episode has a name.
+
+    >>> free_suffix("a", {"a", "a_2"}.__contains__)
+    '_3'
+    """
+    number, added = 1, ""
+    while is_taken(f"{stem}{added}"):
+        number += 1
+        added = f"_{number}"
+    return added
 
 
 class EpisodeRecordings:

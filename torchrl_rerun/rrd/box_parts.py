@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+
+from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.snapshot import Snapshot, read_box, state_of
 from torchrl_rerun.kinds.schema import PROPERTY
 from torchrl_rerun.rrd.chunk_index import ChunkIndex
@@ -19,37 +22,42 @@ from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.parts import Properties, episode_in
 
 
+def box_beside(file: Path) -> Snapshot | None:
+    """Return what is in the black box beside a file; None: nothing."""
+    return read_box(box_of(file), is_in_use=is_locked(file))
+
+
 def with_rest(opened: BinaryIO, file: Path, found: list[FilePart], box: Snapshot) -> list[FilePart]:
     """Return the parts in an unfinished file, together with what is in its black box."""
     ids = box.said["application_id"], box.said["recording_id"]
     part = next((part for part in found if part.recording_id == ids[1]), None)
-    if part is None:
-        nothing = ChunkIndex.of_entries([])
-        part = FilePart(
-            file=file,
-            application_id=ids[0],
-            recording_id=ids[1],
-            properties={},
-            is_finished=False,
-            has_layout=False,
-            index=nothing,
-            store=b"",
-            version=FileVersion.of(opened),
-        )
-    schema = part.properties.get(PROPERTY, {}).get("schema")
-    recovered = tuple(rest_of_run(box, functools.partial(frames_in, part), schema))
-    properties: dict[bytes, Properties] = {part.store: dict(part.properties)}
-    entries = [
-        entry_of(batch, RECOVERED + number, batch.nbytes, properties[part.store])
-        for number, batch in enumerate(recovered)
-    ]
-    whole = replace(
-        part,
-        properties=properties[part.store],
-        index=part.index.with_more(ChunkIndex.of_entries(entries)),
-        recovered=recovered,
+    whole = part or _empty(file, *ids, FileVersion.of(opened))
+    schema = whole.properties.get(PROPERTY, {}).get("schema")
+    rest = rest_of_run(box, functools.partial(frames_in, whole), schema)
+    return [*(each for each in found if each is not part), _with_chunks(whole, tuple(rest))]
+
+
+def _empty(file: Path, application_id: str, recording_id: str, version: FileVersion) -> FilePart:
+    """Return the part of a recording in a file that has nothing of it."""
+    return FilePart(
+        file=file,
+        application_id=application_id,
+        recording_id=recording_id,
+        properties={},
+        is_finished=False,
+        has_layout=False,
+        index=ChunkIndex.of_entries([]),
+        store=b"",
+        version=version,
     )
-    return [*(each for each in found if each is not part), whole]
+
+
+def _with_chunks(part: FilePart, chunks: tuple[pa.RecordBatch, ...]) -> FilePart:
+    """Return a part together with chunks that are in no file."""
+    properties: Properties = {name: dict(fields) for name, fields in part.properties.items()}
+    entries = [entry_of(chunk, RECOVERED + number, chunk.nbytes, properties) for number, chunk in enumerate(chunks)]
+    index = part.index.with_more(ChunkIndex.of_entries(entries))
+    return replace(part, properties=properties, index=index, recovered=chunks)
 
 
 def episodes_in(path: Path, parts_in: Callable[[Path], list[FilePart]]) -> list[FilePart]:
@@ -74,29 +82,22 @@ def _episodes_in(
             for part in parts_in(file):
                 episode = episode_in(part.properties)
                 if episode is not None:
-                    name = _WITHOUT_SUFFIX.sub("", file.name)
-                    there.setdefault(name, []).append((file, episode, functools.partial(frames_in, part, first=0)))
+                    there.setdefault(_name_of(file), []).append(
+                        (file, episode, functools.partial(frames_in, part, first=0))
+                    )
     return () if box is None else tuple(_left_part(path, box, each) for each in rest_of_episodes(box, there))
 
 
-_WITHOUT_SUFFIX = re.compile(r"(?<=_episode_\d{6})(_\d+)?(\.part_\d+)?\.rrd")
+def _name_of(file: Path) -> str:
+    """Return the name of the file of an episode without its suffix.
+
+    >>> _name_of(Path("env_0_episode_000003_2.part_0.rrd")), _name_of(Path("env_0_episode_1234567.rrd"))
+    ('env_0_episode_000003', 'env_0_episode_1234567')
+    """
+    return re.sub(r"(?<=\d)(_\d+)?(\.part_\d+)?\.rrd", "", file.name)
 
 
 def _left_part(path: Path, box: Snapshot, left: LeftEpisode) -> FilePart:
-    properties: Properties = {}
-    entries = [
-        entry_of(batch, RECOVERED + number, batch.nbytes, properties) for number, batch in enumerate(left.chunks)
-    ]
     found = path.stat()
-    return FilePart(
-        file=path,
-        application_id=box.said["application_id"],
-        recording_id=left.recording_id,
-        properties=properties,
-        is_finished=False,
-        has_layout=False,
-        index=ChunkIndex.of_entries(entries),
-        store=b"",
-        version=FileVersion(found.st_dev, found.st_ino, found.st_mtime_ns),
-        recovered=tuple(left.chunks),
-    )
+    version = FileVersion(found.st_dev, found.st_ino, found.st_mtime_ns)
+    return _with_chunks(_empty(path, box.said["application_id"], left.recording_id, version), tuple(left.chunks))

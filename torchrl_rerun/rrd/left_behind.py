@@ -18,13 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.black_box import BATCH, RECORDED, RETURNS
+from torchrl_rerun.blocks.black_box import BATCH, RECORDED
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env, rows_not_in
 from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, ended, noted
-from torchrl_rerun.blocks.returns import RunningReturns
+from torchrl_rerun.blocks.returns import RETURNS, RunningReturns
 from torchrl_rerun.blocks.snapshot import Snapshot
 from torchrl_rerun.chunks.encoding import ENCODED
-from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings
+from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings, free_suffix
 from torchrl_rerun.chunks.episode_rows import EPISODES, EpisodeRows, parts_by_episode
 from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.chunks.statistics import BatchStatistics
@@ -137,9 +137,7 @@ def _returns_before(box: Snapshot, role: str) -> RunningReturns:
     """Return the running returns before the first block of a role."""
     blocks = [block for each, block in box.blocks if each == role]
     envs = max((block.envs for block in blocks), default=0)
-    summing = [
-        block for block in blocks if any(stream.reward_key for group in block.groups for stream in group.streams)
-    ]
+    summing = [block for block in blocks if block.returns]
     kept = [each for each in box.others if each.about["role"] == RETURNS and each.about["of"] == role]
     if not (summing and kept):
         return RunningReturns(envs)
@@ -154,16 +152,12 @@ class LeftEpisode(NamedTuple):
     """An episode that waited in a black box, or was in progress.
 
     Attributes:
-        stem: the name that its file would have, without ``.rrd``.
         recording_id: id of its recording.
         chunks: the chunks of its recording; those of its parts that are on the disk are not among them.
-        parts: the files of the rows before these.
     """
 
-    stem: str
     recording_id: str
     chunks: list[pa.RecordBatch]
-    parts: list[Path]
 
 
 Part = tuple[Path, Episode, Callable[[str], Frames]]
@@ -239,26 +233,16 @@ def _left(
     if not episode.length or any(".part_" not in file.name for file, *_ in of_it):
         return None
     name = recordings.name(rows)
-    if of_it:
-        suffix = of_it[0][0].name[len(name) :].partition(".")[0]
+    if not of_it:
+        taken = {file.name.partition(".")[0] for file, *_ in there}
+        suffix = rows.suffix(name, lambda stem: free_suffix(stem, taken.__contains__))
     else:
-        suffix = rows.suffix(name, lambda stem: _free_number(stem, there))
-    if of_it:
+        suffix = of_it[0][0].name[len(name) :].partition(".")[0]
         rows.leave_out(lambda stream: _written(stream, [frames for *_, frames in of_it]))
     chunks = [chunk.to_record_batch() for chunk in recordings.chunks(rows, episode, f"{name}{suffix}")]
-    return LeftEpisode(f"{name}{suffix}", recordings.recording_id(rows, suffix), chunks, [file for file, *_ in of_it])
+    return LeftEpisode(recordings.recording_id(rows, suffix), chunks)
 
 
 def _written(stream: Stream, files: Sequence[Callable[[str], Frames]]) -> Frames:
     """Return the frames of which some files have rows of a stream."""
     return np.concatenate([frames(entity_path(stream, None)) for frames in files])
-
-
-def _free_number(stem: str, there: Sequence[Part]) -> str:
-    """Return the suffix that makes a name free, as a recorder chooses it."""
-    taken = {file.name.partition(".")[0] for file, *_ in there}
-    number, added = 1, ""
-    while f"{stem}{added}" in taken:
-        number += 1
-        added = f"_{number}"
-    return added

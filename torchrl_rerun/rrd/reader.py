@@ -8,11 +8,14 @@ of an entity one after the other, refuses a file that a killed process left, and
 from __future__ import annotations
 
 import shlex
+import types
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rerun.chunk import Chunk
+
 from torchrl_rerun.blocks.black_box import box_of
-from torchrl_rerun.blocks.snapshot import read_box
 from torchrl_rerun.kinds.schema import NewerSchemaError
 from torchrl_rerun.paths import check_name, format_path, is_file
 from torchrl_rerun.rrd.chunk_index import ChunkEntry, ChunkIndex
@@ -43,29 +46,38 @@ def parts_in(file: Path) -> list[FilePart]:
         ValueError: the file is no recording, or is damaged.
     """
     if file.is_dir():
-        from torchrl_rerun.rrd.box_parts import episodes_in  # noqa: PLC0415 - few recordings need it: it makes chunks
-
-        return episodes_in(file, parts_in)
+        found: list[FilePart] = _box_parts().episodes_in(file, parts_in)
+        return found
     with file.open("rb") as opened:
         begins = opened.read(len(MAGIC))
         footer = _footer_of(opened) if begins == MAGIC else None
         # Before the file: its owner may write a block meanwhile.
-        box = read_box(box_of(file), is_in_use=is_locked(file)) if footer is None and box_of(file).exists() else None
+        box = _box_parts().box_beside(file) if footer is None and box_of(file).exists() else None
         if box is None:
             _check_magic(begins, file)
         try:
             if footer is not None:
                 return _by_footer(opened, file, footer)
             found = _scan(opened, file)
-            if box is None:
-                return found
-            from torchrl_rerun.rrd.box_parts import with_rest  # noqa: PLC0415 - as above
-
-            return with_rest(opened, file, found, box)
+            return found if box is None else _box_parts().with_rest(opened, file, found, box)
         except (NewerSchemaError, _FileError):
             raise
         except DAMAGES as error:
             raise ValueError(f"{format_path(file)} is damaged: {error}") from error
+
+
+def _box_parts() -> types.ModuleType:
+    """Return the module that reads black boxes, which few recordings need: it makes chunks, and `ls` must start soon."""
+    from torchrl_rerun.rrd import box_parts  # noqa: PLC0415
+
+    return box_parts
+
+
+def rows_in(files: Iterable[Path]) -> Iterator[Chunk]:
+    """Yield the chunks of rows in files that are parts of one recording, without what doesn't change over time."""
+    for file in files:
+        for part in parts_in(file):
+            yield from (chunk for chunk in part.all_chunks() if not chunk.is_static)
 
 
 def is_unfinished(path: Path) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.locks import lock
-from torchrl_rerun.rrd.reader import is_unfinished, parts_in
+from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in
 from torchrl_rerun.rrd.runs import family
 
 
@@ -131,7 +132,11 @@ def _part_to_repair(source: Path) -> FilePart:
 
 
 def _repair_folder(folder: Path) -> Repaired | None:
-    """Repair all recordings in a folder. Those that are still written stay as they are."""
+    """Repair all recordings in a folder, up to one that is still written.
+
+    Raises:
+        FileInUseError: a recorder writes to one of them.
+    """
     found: list[Repaired | None] = []
     for path in list(recordings_in(folder)):
         if path.is_dir():
@@ -176,7 +181,7 @@ def finish_episodes(folder: Path) -> Repaired | None:
     for part in parts:
         before = sorted(folder.glob(f"{name_of(part)}.part_*.rrd"))
         with written_aside(folder / f"{name_of(part)}.rrd", overwrite=False) as hidden:
-            write_whole(part, hidden, [*_rows_in(before)])
+            write_whole(part, hidden, rows_in(before))
         for each in before:
             each.unlink()
         span = part.index.span("frame")
@@ -193,12 +198,6 @@ def name_of(part: FilePart) -> str:
     return str(part.properties[RECORDING_INFO]["RecordingInfo:name"])
 
 
-def _rows_in(files: Sequence[Path]) -> Iterator[Chunk]:
-    for file in files:
-        for part in parts_in(file):
-            yield from (chunk for chunk in part.all_chunks() if not chunk.is_static)
-
-
 def write_whole(part: FilePart, target: Path, before: Iterable[Chunk] = ()) -> None:
     """Write a recording anew, with a footer and a layout.
 
@@ -210,7 +209,7 @@ def write_whole(part: FilePart, target: Path, before: Iterable[Chunk] = ()) -> N
     source, schema = part.file, part.schema
     assert schema is not None, "it is a recording of torchrl_rerun"
     try:
-        LazyChunkStream.from_iter((*before, *part.all_chunks()) if before else part.all_chunks()).write_rrd(
+        LazyChunkStream.from_iter(itertools.chain(before, part.all_chunks())).write_rrd(
             target, application_id=part.application_id, recording_id=part.recording_id
         )
     except RuntimeError as error:

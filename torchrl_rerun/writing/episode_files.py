@@ -6,7 +6,7 @@ import collections
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.rrd.blueprints import EncodedLayout, encode
-from torchrl_rerun.rrd.reader import parts_in
+from torchrl_rerun.rrd.reader import rows_in
 from torchrl_rerun.writing.episode_folder import EpisodeFolder
 
 
@@ -250,7 +250,7 @@ class EpisodeFiles:
     def _write_file(self, rows: EpisodeRows, episode: Episode, stem: str, of: Episode | None = None) -> Path:
         return self._folder.write_file(
             stem,
-            self._recordings.chunks(rows, episode, stem, () if of is None else _chunks_in(rows.parts)),
+            self._recordings.chunks(rows, episode, stem, () if of is None else rows_in(rows.parts)),
             application_id=self._application_id,
             recording_id=self._recordings.recording_id(rows, self._suffix(rows)),
             layout=self._layout,
@@ -262,13 +262,6 @@ class EpisodeFiles:
 
     def _suffix(self, rows: EpisodeRows) -> str:
         return rows.suffix(self._recordings.name(rows), self._folder.free_number)
-
-
-def _chunks_in(parts: Sequence[Path]) -> Iterator[Chunk]:
-    """Yield the chunks of rows in files that are parts of an episode."""
-    for part in parts:
-        for each in parts_in(part):
-            yield from (chunk for chunk in each.all_chunks() if not chunk.is_static)
 
 
 class _Finished(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rerun.chunk import Chunk, LazyChunkStream
 
+from torchrl_rerun.chunks.episode_recordings import free_suffix
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
 from torchrl_rerun.rrd.blueprints import EncodedLayout, add_layout
 from torchrl_rerun.rrd.listing import list_episodes
@@ -67,11 +68,9 @@ class EpisodeFolder:
 
     def free_number(self, stem: str) -> str:
         """Return the suffix that makes a name free if another episode has it: nothing, ``_2``, ``_3`` and so on."""
-        number, added = 1, ""
-        while any((self.path / f"{stem}{added}{part}.rrd").exists() for part in ("", ".part_0")):
-            number += 1
-            added = f"_{number}"
-        return added
+        return free_suffix(
+            stem, lambda name: any((self.path / f"{name}{part}.rrd").exists() for part in ("", ".part_0"))
+        )
 
     def write_file(
         self,
