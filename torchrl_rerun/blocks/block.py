@@ -381,7 +381,8 @@ class Block:
         """Begin at a position.
 
         Args:
-            start: where the environments are before the first frame, ``[envs, 6]``; no environments: nobody will ask.
+            start: where the environments are before the first frame, ``[envs, 6]``; ``[0, 6]`` for statistics,
+                which need none.
         """
         self._head[_COUNT] = 0
         self.start[: len(start)] = start

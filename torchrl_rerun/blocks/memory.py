@@ -164,10 +164,10 @@ class Heap:
         self._leases = 0
 
     def describe(self, said: Mapping[str, Any]) -> None:
-        """Do nothing: nobody will ask."""
+        """Do nothing: no other process can read this memory."""
 
     def complete(self) -> None:
-        """Do nothing: nobody will ask."""
+        """Do nothing: no other process asks which frames are whole."""
 
     def lease(self) -> int:
         """Return a number from 1 on, higher than all before."""
