@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import av
+import minari
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -26,7 +27,6 @@ from torchrl.envs import GymEnv, SerialEnv, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
-import minari
 from commands import export
 from driving import record
 from environments import Scripted, Zoo
