@@ -161,6 +161,27 @@ class _NoJournal:
         pass
 
 
+class MaxAge(NamedTuple):
+    """How long frames wait before they are written though there is room for more.
+
+    Attributes:
+        kept: seconds in memory that outlives the process: only a loss of power would lose them.
+        otherwise: seconds in other memory.
+    """
+
+    kept: float
+    otherwise: float
+
+    @classmethod
+    def always(cls, seconds: float) -> MaxAge:
+        """Return the same time for all memory."""
+        return cls(seconds, seconds)
+
+    def seconds(self, memory: Memory) -> float:
+        """Return how long frames wait in some memory, as it is now."""
+        return self.kept if memory.is_kept else self.otherwise
+
+
 class Heap:
     """Memory of this process, which is gone with it."""
 
