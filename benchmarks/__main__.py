@@ -48,6 +48,7 @@ MEASUREMENTS = {
     "disk": "benchmarks.disk:measure",
     "encoding": "benchmarks.encoding:measure",
     "listing": "benchmarks.listing:measure",
+    "gil": "benchmarks.gil:measure",
 }
 
 
