@@ -7,7 +7,9 @@ Its files are mapped into memory. The operating system keeps their pages when th
 - Numbered files are arrays: those of the blocks, and running returns before them.
 - ``*.journal`` are records of what was taken from the blocks, but isn't in the recording yet.
 
-The owner of the recording owns the box: it holds the lock of the recording's file. Others only read.
+The owner of the recording owns the box: it holds the lock of the recording's file. Others only read. If somebody removes the
+recording and begins another one of its name, the box at that name is the other's: so the owner reaches its own by the folder that
+it has opened, and never by its name.
 """
 
 from __future__ import annotations
@@ -16,20 +18,21 @@ import contextlib
 import functools
 import json
 import os
-import pickle
 import platform
 import shutil
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+import xxhash
 
 from torchrl_rerun.blocks.devices import Landing
-from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Region, Shape, make_file
+from torchrl_rerun.blocks.memory import Fill, Heap, Journal, NamedArrays, Region, Shape, make_file
 from torchrl_rerun.blocks.mirror import Mirror
+from torchrl_rerun.blocks.object_log import pickled
 
 VERSION = 1
 """Version of black boxes. One of another version isn't read: it must be repaired by the release that made it."""
@@ -50,6 +53,9 @@ MACHINE = _machine()
 
 MOMENT = "moment"
 
+MOST_BYTES_OF_A_NAME = 255
+"""Bytes of a file's name on most file systems, at the most."""
+
 RECORDED, BATCH = "recorded", "batch"
 """Roles of blocks: of the environments that are recorded in detail, and of the rewards of all."""
 
@@ -60,9 +66,14 @@ def box_of(recording: Path) -> Path:
     >>> str(box_of(Path("run.rrd"))), str(box_of(Path("run")))
     ('.run.rrd.black_box', 'run/.black_box')
     """
-    if recording.suffix == ".rrd":
-        return recording.with_name(f".{recording.name}.black_box")
-    return recording / ".black_box"
+    if recording.suffix != ".rrd":
+        return recording / ".black_box"
+    if recording.is_symlink():  # the box lies beside the file, not beside the link
+        recording = Path(os.path.realpath(recording))
+    name = f".{recording.name}.black_box"
+    if len(os.fsencode(name)) > MOST_BYTES_OF_A_NAME:
+        name = f".{xxhash.xxh64_hexdigest(os.fsencode(recording.name))}.black_box"
+    return recording.with_name(name)
 
 
 class BlackBox:
@@ -72,7 +83,8 @@ class BlackBox:
     :attr:`error` says why.
 
     Args:
-        path: the folder. One that is there is replaced: the caller owns the recording.
+        path: the folder. The caller owns the recording. A box that is there is of an earlier one, and put aside: see
+            :meth:`replace_earlier`.
 
     Attributes:
         path: the folder.
@@ -86,13 +98,12 @@ class BlackBox:
         self.moment = 0
         self._heap = Heap()
         self._process = os.getpid()
-        self._lock = threading.RLock()  # the writer's thread may move the folder
-        self._files = 0
-        self._open: list[_FileJournal] = []
-        self._journals = 0
+        self._lock = threading.RLock()  # the writer's thread makes journals, too
+        self._files = self._journals = 0
+        self._folder: int | None = None  # open
         self._moment: memoryview | None = None
         self._mirror: Mirror | None = None
-        self._is_made = self._is_removed = False
+        self._is_removed = self._has_put_aside = False
 
     @property
     def is_kept(self) -> bool:
@@ -107,7 +118,7 @@ class BlackBox:
         """
         self.moment += 1
         if landings and self._mirror is None:
-            self._mirror = Mirror(self._publish, self._give_up)
+            self._mirror = Mirror(self._publish, self.give_up)
         if self._mirror is not None:
             self._mirror.put(self.moment, landings)
         elif self._moment is not None:
@@ -136,28 +147,24 @@ class BlackBox:
         if not self.is_kept:
             return
         try:
-            with self._lock:
-                self._make()
-                hidden = self.path / f".{DESCRIPTION}"
-                hidden.write_text(json.dumps({"version": VERSION, "machine": MACHINE, **said}))
-                hidden.replace(self.path / DESCRIPTION)
+            self.replace(DESCRIPTION, json.dumps({"version": VERSION, "machine": MACHINE, **said}).encode())
         except OSError as error:
-            self._give_up(error)
+            self.give_up(error)
 
-    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any], fill: Fill | None = None) -> Region:
         """Return new arrays, full of zeros; in memory of the process if they can't be had in a file."""
         if self.is_kept:
             try:
                 with self._lock:
-                    self._make()
+                    folder = self.opened()
                     self._files += 1
                     name = f"{self._files:06}"
-                    return Region(
-                        make_file(self.path / name, shapes, about), name, functools.partial(self._remove, name)
-                    )
+                arrays = make_file(folder, name, shapes, about, fill)
             except OSError as error:
-                self._give_up(error)
-        return self._heap.allocate(shapes, about)
+                self.give_up(error)
+            else:
+                return Region(arrays, name, functools.partial(self.unlink, name))
+        return self._heap.allocate(shapes, about, fill)
 
     def journal(self, name: str) -> Journal:
         """Return a journal. It has a file as soon as it has a record.
@@ -169,41 +176,106 @@ class BlackBox:
             self._journals += 1
             return _FileJournal(self, f"{name}_{self._journals}.journal")
 
-    def _make(self) -> None:
-        if self._moment is None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir()
-            self._is_made = True
-            arrays = make_file(self.path / MOMENT, {MOMENT: Shape(np.dtype(np.int64), (1,))}, {})
-            self._moment = arrays[MOMENT].data
-            self._moment[0] = self.moment
+    def opened(self) -> int:
+        """Return the open folder, made by now.
 
-    def _remove(self, name: str) -> None:
-        with contextlib.suppress(OSError):
-            (self.path / name).unlink(missing_ok=True)
+        Raises:
+            OSError: it can't be made.
+        """
+        with self._lock:
+            if self._is_removed:
+                raise FileNotFoundError(f"{self.path} was removed: nothing waits any more")
+            if self._folder is None:
+                if self.path.is_dir():
+                    shutil.rmtree(self._replaced, ignore_errors=True)
+                    self.path.rename(self._replaced)
+                    self._has_put_aside = True
+                self.path.mkdir()
+                self._folder = os.open(self.path, os.O_RDONLY)
+                arrays = make_file(self._folder, MOMENT, {MOMENT: Shape(np.dtype(np.int64), (1,))}, {})
+                self._moment = arrays[MOMENT].data
+                self._moment[0] = self.moment
+            return self._folder
 
-    def _give_up(self, error: Exception) -> None:
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file whole: others see it as it was before, or all of it.
+
+        Args:
+            name: its name.
+            data: what is in it.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        folder, hidden = self.opened(), f".{name}"
+        handle = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, dir_fd=folder)
+        try:
+            write_all(handle, data)
+        finally:
+            os.close(handle)
+        os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=self._folder)
+
+    def give_up(self, error: Exception) -> None:
+        """Keep no more, because of an error."""
         if self.error is None:
             self.error = error.with_traceback(None)  # its frames, and those before them, hold blocks
+
+    @property
+    def _is_at_its_path(self) -> bool:
+        """Whether the folder is where it was made. Somebody may have removed it, and another recording have made its own there."""
+        if self._folder is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._folder), self.path.stat())
+        except OSError:
+            return False
 
     def move(self, path: Path) -> None:
         """Give the folder another name: that of the file in which the recording goes on."""
         with self._lock, contextlib.suppress(OSError):
-            shutil.rmtree(path, ignore_errors=True)
-            self.path.rename(path)
+            if self._is_at_its_path:
+                shutil.rmtree(path, ignore_errors=True)
+                self.path.rename(path)
             self.path = path
+
+    @property
+    def _replaced(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.replaced")
+
+    def replace_earlier(self) -> None:
+        """Remove the box of an earlier recording, which this one's takes the place of."""
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def restore_earlier(self) -> None:
+        """Put the box of an earlier recording back, after this one was removed."""
+        if self._has_put_aside:
+            with contextlib.suppress(OSError):
+                self._replaced.rename(self.path)
 
     def remove(self) -> None:
         """Remove the folder: all that was in it is written, or given up."""
-        if self._process == os.getpid() and not self._is_removed:
-            self._is_removed = True
-            if self._mirror is not None:
-                self._mirror.close()
-            if self._is_made:
-                for journal in self._open:
-                    journal.close()
-                shutil.rmtree(self.path, ignore_errors=True)
-                self._moment = None  # while it is mapped, its disk can't be unmounted
+        if self._process != os.getpid() or self._is_removed:
+            return
+        self._is_removed = True
+        if self._mirror is not None:
+            self._mirror.close()
+        with self._lock:
+            folder, self._moment = self._folder, None  # while it is mapped, its disk can't be unmounted
+            if folder is None:
+                return
+            for name in os.listdir(folder):  # noqa: PTH208 - paths have no open folders
+                self.unlink(name)
+            if self._is_at_its_path:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+            self._folder = None
+            os.close(folder)
 
 
 RECORD = struct.Struct("<4sIQ")
@@ -211,16 +283,15 @@ RECORD_MAGIC = b"rec1"
 
 
 class _FileJournal:
-    """A file of records: magic, sizes of description and arrays, the description as JSON, the bytes of the arrays."""
+    """A file of records: magic, sizes of description and arrays, the description as JSON, the bytes of the arrays.
+
+    There may be thousands of journals, of episodes that wait. So none keeps its file open.
+    """
 
     def __init__(self, box: BlackBox, name: str) -> None:
         self._box = box
         self._name = name
-        self._file: BinaryIO | None = None
-
-    @property
-    def _path(self) -> Path:
-        return self._box.path / self._name
+        self._has_file = False
 
     def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
         """Add a record.
@@ -231,53 +302,76 @@ class _FileJournal:
         """
         if not self._box.is_kept:
             return
-        layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
-        held: list[Any] = []
-        for name, array in (arrays or {}).items():
-            if array.dtype == object:
-                data: Any = pickle.dumps([array], 5)
-            else:
-                data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            layout[name] = array.dtype.str, array.shape, len(data)
-            held.append(data)
-        said = json.dumps({"about": about, "arrays": layout}).encode()
-        begin = 0
         try:
-            if self._file is None:
-                with self._box._lock:  # noqa: SLF001 - its own journal
-                    self._file = self._path.open("ab", buffering=0)
-                    self._box._open.append(self)  # noqa: SLF001
-            begin = os.fstat(self._file.fileno()).st_size
-            self._write(RECORD.pack(RECORD_MAGIC, len(said), sum(map(len, held))) + said)
-            for data in held:
-                self._write(data)
+            handle = self._open(os.O_CREAT | os.O_APPEND)
         except OSError as error:
-            if self._file is not None:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._file.fileno(), begin)
-            self._box._give_up(error)  # noqa: SLF001 - its own journal
+            self._box.give_up(error)
+            return
+        begin = os.fstat(handle).st_size
+        try:
+            for part in _record(about, arrays or {}):
+                write_all(handle, part)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, begin)
+            self._box.give_up(error)
+        finally:
+            os.close(handle)
 
-    def _write(self, data: Any) -> None:
-        assert self._file is not None, "it is open"
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._file.write(rest) :]
+    def restart(self, about: Mapping[str, Any]) -> None:
+        """Put one record in the place of all others, at once.
+
+        Args:
+            about: what it is, as JSON.
+        """
+        if not self._box.is_kept:
+            return
+        try:
+            self._box.replace(self._name, b"".join(_record(about, {})))
+            self._has_file = True
+        except OSError as error:
+            self._box.give_up(error)
 
     def clear(self) -> None:
         """Forget all records."""
-        if self._file is not None:
-            os.ftruncate(self._file.fileno(), 0)
+        if self._has_file:
+            with contextlib.suppress(OSError):
+                os.close(self._open(os.O_TRUNC))
 
     def remove(self) -> None:
         """Forget all records, and remove the file."""
-        if self._file is not None:
-            self.close()
-            with self._box._lock:  # noqa: SLF001
-                self._box._open.remove(self)  # noqa: SLF001
-            self._path.unlink(missing_ok=True)
+        if self._has_file:
+            self._has_file = False
+            self._box.unlink(self._name)
 
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _open(self, flags: int) -> int:
+        handle = os.open(self._name, os.O_WRONLY | flags, 0o666, dir_fd=self._box.opened())
+        self._has_file = True
+        return handle
+
+
+def _record(about: Mapping[str, Any], arrays: NamedArrays) -> Iterator[Any]:
+    """Yield the bytes of a record, in parts."""
+    layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    held: list[Any] = []
+    for name, array in arrays.items():
+        if array.dtype == object:
+            data: Any = pickled([array])
+        else:
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+        layout[name] = array.dtype.str, array.shape, len(data)
+        held.append(data)
+    said = json.dumps({"about": about, "arrays": layout}).encode()
+    yield RECORD.pack(RECORD_MAGIC, len(said), sum(map(len, held))) + said
+    yield from held
+
+
+def write_all(handle: int, data: Any) -> None:
+    """Write all bytes to an open file.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(handle, rest) :]

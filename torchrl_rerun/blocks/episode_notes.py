@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,9 @@ _NO_SEED = np.iinfo(np.int64).min
 class EpisodeNotes:
     """Notes on the episode of each environment that is in progress, and on those that are over and wait.
 
+    For each environment, there is room for two episodes, one after the other. For the annotations of each there are two places,
+    which take turns: the annotations change from those before to others by one number (``said``), which tells place and size.
+
     Args:
         envs: number of environments.
         memory: where the notes are kept.
@@ -56,7 +60,7 @@ class EpisodeNotes:
             return
         arrays = self._arrays()
         turn = episodes % 2
-        arrays["sizes"][at, turn] = 0
+        arrays["said"][at, turn] = 0
         arrays["seeds"][at, turn] = [_NO_SEED if (seed := seeds[env]) is None else seed for env in at.tolist()]
         arrays["episodes"][at, turn] = episodes
 
@@ -74,9 +78,9 @@ class EpisodeNotes:
         while len(said) > self._bytes:
             self._grow(self._envs, 2 * self._bytes)
         arrays, turn = self._arrays(), episode % 2
-        arrays["sizes"][env, turn] = 0
-        arrays["annotations"][env, turn, : len(said)] = np.frombuffer(said, np.uint8)
-        arrays["sizes"][env, turn] = len(said)
+        place = 1 - int(arrays["said"][env, turn]) % 2
+        arrays["annotations"][env, turn, place, : len(said)] = np.frombuffer(said, np.uint8)
+        arrays["said"][env, turn] = 2 * len(said) + place
 
     def end(self, episode: Episode, waiting: int, *, is_within_frame: bool) -> None:
         """Note that an episode is over.
@@ -102,22 +106,29 @@ class EpisodeNotes:
         self._grow(envs, self._bytes)
 
     def _grow(self, envs: int, size: int) -> None:
+        self._envs, self._bytes = envs, size
         before = self._region
-        self._envs, self._bytes, self._region = envs, size, None
         if before is not None:
-            for name, array in self._arrays().items():
-                old = before.arrays[name]
-                array[tuple(map(slice, old.shape))] = old
+            self._region = self._allocated(before.arrays)
             before.free()
 
     def _arrays(self) -> NamedArrays:
         if self._region is None:
-            integers = Shape(np.dtype(np.int64), (self._envs, 2))
-            shapes = dict.fromkeys(("episodes", "seeds", "sizes"), integers)
-            shapes["annotations"] = Shape(np.dtype(np.uint8), (self._envs, 2, self._bytes))
-            self._region = self._memory.allocate(shapes, {"role": NOTES})
-            self._region.arrays["episodes"][:] = -1
+            self._region = self._allocated({})
         return self._region.arrays
+
+    def _allocated(self, before: NamedArrays) -> Region:
+        """Return memory for the notes, with those before."""
+
+        def fill(arrays: NamedArrays) -> None:
+            arrays["episodes"][:] = -1
+            for name, old in before.items():
+                arrays[name][tuple(map(slice, old.shape))] = old
+
+        integers = Shape(np.dtype(np.int64), (self._envs, 2))
+        shapes = dict.fromkeys(("episodes", "seeds", "said"), integers)  # in the order in which others copy them
+        shapes["annotations"] = Shape(np.dtype(np.uint8), (self._envs, 2, 2, self._bytes))
+        return self._memory.allocate(shapes, {"role": NOTES}, fill)
 
 
 def noted(arrays: NamedArrays, env: int, episode: int) -> dict[str, Any]:
@@ -131,8 +142,10 @@ def noted(arrays: NamedArrays, env: int, episode: int) -> dict[str, Any]:
     turn = episode % 2
     if env >= len(arrays["episodes"]) or arrays["episodes"][env, turn] != episode:
         return {}
-    seed, size = int(arrays["seeds"][env, turn]), int(arrays["sizes"][env, turn])
-    said = json.loads(arrays["annotations"][env, turn, :size].tobytes() or b"{}")
+    seed, (size, place) = int(arrays["seeds"][env, turn]), divmod(int(arrays["said"][env, turn]), 2)
+    said = {}
+    with contextlib.suppress(ValueError):  # its owner has annotated the episode twice while it was read
+        said = json.loads(arrays["annotations"][env, turn, place, :size].tobytes() or b"{}")
     return {"annotations": said} | ({} if seed == _NO_SEED else {"seed": seed})
 
 

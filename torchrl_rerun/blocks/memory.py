@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -36,6 +37,9 @@ class Shape(NamedTuple):
 
 NamedArrays = dict[str, npt.NDArray[Any]]
 """Arrays by their names."""
+
+Fill = Callable[[NamedArrays], None]
+"""Write to new arrays, before anybody else sees them."""
 
 
 class Region:
@@ -90,6 +94,13 @@ class Journal(Protocol):
             arrays: its arrays.
         """
 
+    def restart(self, about: Mapping[str, Any]) -> None:
+        """Put one record in the place of all others, at once.
+
+        Args:
+            about: what it is, as JSON.
+        """
+
     def clear(self) -> None:
         """Forget all records."""
 
@@ -135,12 +146,13 @@ class Memory(Protocol):
     def lease(self) -> int:
         """Return a number from 1 on, higher than all before."""
 
-    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any], fill: Fill | None = None) -> Region:
         """Return new arrays, full of zeros.
 
         Args:
             shapes: their dtypes and shapes by their names.
             about: a description that is kept with them, as JSON.
+            fill: writes to them before anybody else sees them. Default: nothing is written.
         """
 
     def journal(self, name: str) -> Journal:
@@ -152,6 +164,9 @@ class Memory(Protocol):
 
 class _NoJournal:
     def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
+        pass
+
+    def restart(self, about: Mapping[str, Any]) -> None:
         pass
 
     def clear(self) -> None:
@@ -206,10 +221,13 @@ class Heap:
         self._leases += 1
         return self._leases
 
-    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> Region:
+    def allocate(self, shapes: Mapping[str, Shape], about: Mapping[str, Any], fill: Fill | None = None) -> Region:
         """Return new arrays. The system gives them memory when they are written to."""
         del about
-        return Region({name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()})
+        arrays: NamedArrays = {name: np.zeros(shape, dtype) for name, (dtype, shape) in shapes.items()}
+        if fill is not None:
+            fill(arrays)
+        return Region(arrays)
 
     def journal(self, name: str) -> Journal:
         """Return a journal that keeps nothing."""
@@ -234,47 +252,56 @@ def reserve(handle: int, size: int) -> None:
         size -= os.write(handle, zeros[:size])
 
 
-def make_file(path: Path, shapes: Mapping[str, Shape], about: Mapping[str, Any]) -> NamedArrays:
-    """Return new arrays in a file that is mapped into memory. It gets its name when its description is in it.
+def make_file(
+    folder: int, name: str, shapes: Mapping[str, Shape], about: Mapping[str, Any], fill: Fill | None = None
+) -> NamedArrays:
+    """Return new arrays in a file that is mapped into memory. It gets its name when all is in it.
 
     Args:
-        path: the file.
+        folder: the open folder that it is made in.
+        name: its name.
         shapes: the dtypes and shapes of the arrays by their names.
         about: a description, as JSON.
+        fill: writes to the arrays before the file gets its name. Default: they are full of zeros.
 
     Raises:
         OSError: the file can't be made, reserved or mapped.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "a")
-    >>> arrays = make_file(path, {"x": Shape(np.dtype(np.int64), (3,))}, {"name": "a"})
+    >>> path = tempfile.mkdtemp()
+    >>> folder = os.open(path, os.O_RDONLY)
+    >>> arrays = make_file(folder, "a", {"x": Shape(np.dtype(np.int64), (3,))}, {"name": "a"})
     >>> arrays["x"][:] = 1, 2, 3
-    >>> about, arrays = read_file(path)
+    >>> about, arrays = read_file(Path(path, "a"))
     >>> about, arrays["x"].tolist()
     ({'name': 'a'}, [1, 2, 3])
     """
     layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
     at = 0
-    for name, each in shapes.items():
+    for key, each in shapes.items():
         unit = PAGE if each.bytes >= PAGE else LINE
         at = -(-at // unit) * unit
-        layout[name] = each.dtype.str, each.shape, at
+        layout[key] = each.dtype.str, each.shape, at
         at += each.bytes
     head = json.dumps({"about": about, "arrays": layout}).encode()
     begin = _begin(len(head))
-    hidden = path.with_name(f".{path.name}")
-    handle = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    hidden = f".{name}"
+    handle = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666, dir_fd=folder)
     try:
         reserve(handle, begin + max(1, at))
         mapped = mmap.mmap(handle, begin + max(1, at))
         mapped[: len(MAGIC) + 8 + len(head)] = MAGIC + len(head).to_bytes(8, "little") + head
-        hidden.rename(path)
+        arrays = _arrays_in(mapped, layout, begin)
+        if fill is not None:
+            fill(arrays)
+        os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        hidden.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.unlink(hidden, dir_fd=folder)
         raise
     finally:
         os.close(handle)
-    return _arrays_in(mapped, layout, begin)
+    return arrays
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], NamedArrays]:

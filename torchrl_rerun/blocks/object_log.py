@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.memory import Memory, Region, Shape
-from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.objects import MISSING, Lost
 
 AREA_BYTES = 1 << 18
 """Bytes of the first area for objects. Each further one has twice as many, or as many as an entry needs."""
@@ -49,7 +50,7 @@ class ObjectLog:
         """
         if not self._block.is_kept:
             return
-        data = pickle.dumps(list(arrays), 5)
+        data = pickled(arrays)
         size = _ENTRY.size + len(data)
         if not self._areas or self._areas[-1].room(self._end) < size:
             region = self._memory.allocate(
@@ -100,6 +101,32 @@ class ObjectLog:
         self._entries.clear()
 
 
+def pickled(arrays: Sequence[npt.NDArray[Any]]) -> bytes:
+    """Return object arrays as bytes that :func:`unpickled` takes. A :class:`~torchrl_rerun.kinds.objects.Lost` stands for what it
+    wouldn't take.
+
+    Args:
+        arrays: the arrays.
+
+    >>> [kept] = unpickled(pickled([np.array(["a", print, MISSING], object)]))
+    >>> kept[0], kept[1].what, kept[2] is MISSING
+    ('a', 'builtin_function_or_method', True)
+    """
+    out = io.BytesIO()
+    _Pickler(out, 5).dump(list(arrays))
+    return out.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        """Called for all but plain values of Python, and for the functions and classes that arrays are made of."""
+        if isinstance(obj, np.ndarray | np.generic | np.dtype | Lost | pickle.PickleBuffer) or (
+            (getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)) in _HARMLESS
+        ):
+            return NotImplemented
+        return Lost, (type(obj).__name__,)
+
+
 class _Area(NamedTuple):
     region: Region
     bytes: memoryview
@@ -138,8 +165,7 @@ def logged_objects(area: npt.NDArray[np.uint8], events: int) -> Iterator[LoggedO
         area: the area.
         events: number of events of the block that count.
 
-    Raises:
-        ValueError: the area is damaged.
+    Objects of another kind than are ever logged are left out, with a warning.
     """
     data, at = area.data, 0
     while at + _ENTRY.size <= len(data):
@@ -148,7 +174,10 @@ def logged_objects(area: npt.NDArray[np.uint8], events: int) -> Iterator[LoggedO
         if not 0 < size <= len(data) - begin or event >= events:
             return
         at = begin + size
-        yield LoggedObjects(group, slot, unpickled(bytes(data[begin:at])))
+        try:
+            yield LoggedObjects(group, slot, unpickled(bytes(data[begin:at])))
+        except ValueError as error:
+            warn(f"some objects are left out: {error}", RuntimeWarning)
 
 
 def unpickled(data: bytes) -> list[npt.NDArray[Any]]:

@@ -51,12 +51,14 @@ class RunningReturns:
             return
         wanted = [(2, *total.shape) for total in self._totals.values()]
         if self._kept is None or [array.shape for array in list(self._kept.arrays.values())[1:]] != wanted:
-            if self._kept is not None:
-                self._kept.free()
+            before = self._kept
             shapes = {str(number): Shape(np.dtype(np.float64), shape) for number, shape in enumerate(wanted)}
             about = {"role": RETURNS, "of": self._role, "keys": list(self._totals), "before": self._before}
-            self._kept = self._memory.allocate({"leases": Shape(np.dtype(np.int64), (2,)), **shapes}, about)
-            self._kept.arrays["leases"][:] = _NOTHING
+            self._kept = self._memory.allocate(
+                {"leases": Shape(np.dtype(np.int64), (2,)), **shapes}, about, _note_nothing
+            )
+            if before is not None:
+                before.free()
         leases = self._kept.arrays["leases"]
         self._turn = 1 - self._turn
         leases[self._turn] = _NOTHING
@@ -130,6 +132,10 @@ class RunningReturns:
 
 _NOTHING = -1
 """In place of the number of a lease."""
+
+
+def _note_nothing(arrays: NamedArrays) -> None:
+    arrays["leases"][:] = _NOTHING
 
 
 def running_sums(

@@ -50,8 +50,8 @@ def _why_incomplete(machine: Mapping[str, str], *, is_in_use: bool) -> str | Non
         machine: the machine that it was made on.
         is_in_use: whether its owner is recording.
     """
-    if machine == MACHINE or not machine["booted"]:
-        return None
+    if machine["booted"] == MACHINE["booted"] or not machine["booted"]:
+        return None  # a container may have a name of its own
     if machine["host"] == MACHINE["host"]:
         return "the machine was started again since, and not all of it may have been on the disk"
     return f"it is being written on {machine['host']}, and not all of it may be here yet" if is_in_use else None

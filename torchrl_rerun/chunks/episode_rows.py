@@ -82,15 +82,15 @@ class EpisodeRows:
         self._pieces: list[EnvRows] = []
         self.first = 0
         self.bytes = 0
-        self._journal.clear()
-        if self._began is not None:
-            self._note()
+        if self._began is None:
+            self._journal.clear()
+        else:
+            self._journal.restart(self._about)
 
-    def _note(self, over: Episode | None = None) -> None:
-        """Note in the journal what the rows in it don't tell: how the episode began, and how it ended."""
-        if self._memory.is_kept:
-            said = {"env": self.env, "episode": self.episode, "began": self._began, "suffix": self._suffix}
-            self._journal.append(said | ({} if over is None else {"over": over.to_json()}))
+    @property
+    def _about(self) -> dict[str, Any]:
+        """What the rows in the journal don't tell: how the episode began."""
+        return {"env": self.env, "episode": self.episode, "began": self._began, "suffix": self._suffix}
 
     def end(self, episode: Episode) -> None:
         """Note that the episode is over, and waits.
@@ -98,7 +98,7 @@ class EpisodeRows:
         Args:
             episode: its properties.
         """
-        self._note(episode)
+        self._journal.append(self._about | {"over": episode.to_json()})
 
     def add(self, piece: EnvRows, part: slice) -> None:
         """Copy a part of the rows of a block."""

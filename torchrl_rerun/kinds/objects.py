@@ -73,8 +73,6 @@ def frozen(value: Any) -> Any:
     >>> frozen(history) == history, frozen(history) is history, frozen((1, 2)).what
     (True, False, 'tuple')
     """
-    if isinstance(value, np.ndarray):
-        return np.array(value)
     try:
         return _copied(value)
     except NotStorableError as error:
@@ -85,8 +83,12 @@ def frozen(value: Any) -> Any:
 
 def _copied(value: Any) -> Any:
     kind = type(value)
-    if value is None or kind in (str, bytes, bool, int, float) or isinstance(value, np.generic):
+    if value is None or kind in (str, bytes, bool, int, float):
         return value
+    if isinstance(value, np.ndarray):
+        return np.array(_storable_array(value))
+    if isinstance(value, np.generic):
+        return _storable_scalar(value)
     if kind is list:
         return [_copied(each) for each in _plain(value)]
     if kind is dict:
@@ -174,10 +176,7 @@ def is_unicode(text: str) -> bool:
 
 
 def _as_scalar(value: np.generic) -> Written:
-    plain = value.item()
-    if isinstance(plain, np.generic) or type(value).__name__ not in _SCALARS:
-        raise NotStorableError(f"NumPy's {type(value).__name__}")
-    return _as_text(plain)._replace(type_name=type(value).__name__)
+    return _as_text(_storable_scalar(value).item())._replace(type_name=type(value).__name__)
 
 
 _SCALARS = {
@@ -203,9 +202,21 @@ def _as_tensor(array: npt.NDArray[Any]) -> Written:
         dense = np.ascontiguousarray(array).reshape(array.shape)
         stored = dense[..., None].view(_AS_OTHERS[name])
         return Written(tensor=stored[..., 0] if name == "bool" else stored, type_name=name)
-    if name not in _TENSORS or not array.dtype.isnative:
+    return Written(tensor=_storable_array(array))
+
+
+def _storable_array(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array, or raise if it can't be stored."""
+    if array.dtype.name not in _AS_OTHERS and (array.dtype.name not in _TENSORS or not array.dtype.isnative):
         raise NotStorableError(f"array of {array.dtype}")
-    return Written(tensor=array)
+    return array
+
+
+def _storable_scalar(value: np.generic) -> np.generic:
+    """Return a NumPy scalar, or raise if it can't be stored."""
+    if type(value).__name__ not in _SCALARS:
+        raise NotStorableError(f"NumPy's {type(value).__name__}")
+    return value
 
 
 def is_same(a: Any, b: Any) -> bool:

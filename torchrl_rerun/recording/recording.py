@@ -517,6 +517,7 @@ def _leave_to_the_parent() -> None:
     """Leave recordings to the parent of this forked process, which has the writer's threads and the files."""
     for recording in _open:
         recording.status.leave()
+        recording.chunk_writer.leave()
     CLOCK.forget_all()
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 
 from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.runs import elsewhere, refuse_earlier_run
-from torchrl_rerun.writing.file import FileTarget, FileWriter
+from torchrl_rerun.writing.file import FileTarget, FileWriter, remove_file
 
 _OURS = re.compile(r"dump_\d{6}(_.*)?\.rrd", re.DOTALL)
 
@@ -83,8 +82,7 @@ class DumpTarget(FileTarget):
         if self.overwrite and not self._number:
             for path in dumps_in(self.path.parent):
                 if not is_locked(path):  # this one is
-                    with contextlib.suppress(OSError):
-                        path.unlink()
+                    remove_file(path)
 
     def recorded(self, written: list[Path]) -> list[Path]:
         """Return all dumps so far.

@@ -13,7 +13,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.black_box import BlackBox, box_of
 from torchrl_rerun.paths import check_name, make_absolute
 from torchrl_rerun.rrd.listing import list_episodes
-from torchrl_rerun.rrd.locks import is_locked, lock
+from torchrl_rerun.rrd.locks import is_locked, leave, lock
 from torchrl_rerun.rrd.repair import finish_episodes
 from torchrl_rerun.rrd.runs import check_folder, elsewhere, make_folder, refuse_earlier_run
 from torchrl_rerun.writing.episode_folder import EpisodeFolder, KeptEpisodes, episodes_in
@@ -209,6 +209,7 @@ class EpisodeWriter:
         """Remove the recordings that an earlier run left."""
         if self._is_new and self.target.overwrite:
             self.episodes.remove_all()
+        self.memory.replace_earlier()
         self._is_new = False
 
     def embed(self, layout: rrb.Blueprint, *, application_id: str) -> None:
@@ -219,9 +220,16 @@ class EpisodeWriter:
 
     def discard(self) -> None:
         """Let go of the folder, and remove it if there is nothing in it."""
+        self.memory.remove()
+        self.memory.restore_earlier()
         self.close()
         with contextlib.suppress(OSError):
             self.target.path.rmdir()
+
+    def leave(self) -> None:
+        """Leave the folder to the parent of this forked process."""
+        if self._handle is not None:
+            leave(self._handle)
 
     def close(self) -> None:
         """Let go of the folder."""

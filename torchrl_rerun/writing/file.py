@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from torchrl_rerun.blocks.black_box import BlackBox, box_of
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.paths import check_name, find_target
 from torchrl_rerun.rrd.blueprints import add_layout, encode
-from torchrl_rerun.rrd.locks import is_locked, lock
+from torchrl_rerun.rrd.locks import is_locked, leave, lock
 from torchrl_rerun.rrd.runs import FILE_OF_WORKER, check_folder, family, make_folder, parts_of
 
 CHUNKS_PER_FILE = 1 << 16
@@ -149,8 +150,10 @@ class FileTarget:
         make_folder(self.path.parent)
         replaced = None
         if self.overwrite and self.path.exists() and not is_locked(self.path):
-            replaced = self.path.with_name(f".{self.path.name}.replaced")
-            self.path.replace(replaced)
+            aside = self.path.with_name(f".{self.path.name}.replaced")
+            with contextlib.suppress(FileNotFoundError):  # another recorder puts it aside at the same time
+                self.path.replace(aside)
+                replaced = aside
         flags = os.O_RDWR | os.O_CREAT | (0 if self.overwrite else os.O_EXCL) | getattr(os, "O_BINARY", 0)
         try:
             handle = os.open(self.path, flags, 0o666)
@@ -173,8 +176,7 @@ class FileTarget:
         """
         for part in () if replaced is None else parts_of(self.first):
             if not is_locked(part):  # our own are locked, too
-                with contextlib.suppress(OSError):  # what can't be removed must not cost the recording that has begun
-                    part.unlink()
+                remove_file(part)
 
     def recorded(self, written: list[Path]) -> list[Path]:
         """Return the files of the recording that are where they were written.
@@ -183,6 +185,13 @@ class FileTarget:
             written: the files that were written.
         """
         return [path for path in written if path.exists()]
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file of an earlier run, and its black box. What can't be removed must not cost the recording that has begun."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(box_of(path), ignore_errors=True)
 
 
 class FileWriter:
@@ -211,6 +220,7 @@ class FileWriter:
         self._replaced = replaced
         self._finished: list[tuple[Path, int]] = []  # the files before this one; their locks are held to the end
         self._following: Chunk | None = None
+        self._next: tuple[FileTarget, int] | None = None  # the file after this one, and its handle
         self.memory = BlackBox(box_of(target.path))
         self._begin_file()
 
@@ -269,16 +279,26 @@ class FileWriter:
             chunk = next(coming, None)
             if self._is_full:
                 self._following = chunk
+                if chunk is not None:
+                    with contextlib.suppress(OSError):  # it is tried again when this file is finished
+                        self._claim_next()
                 return
 
+    def _claim_next(self) -> tuple[FileTarget, int]:
+        """Return the next file, claimed. The black box is beside it before this one is finished: of a finished one there is none."""
+        if self._next is None:
+            another = self.target.next_part()
+            handle, _ = another.claim()
+            self._next = another, handle
+            self.memory.move(box_of(another.path))
+        return self._next
+
     def _go_on_in_another_file(self) -> None:
-        another = self.target.next_part()
-        handle, _ = another.claim()
+        another, handle = self._claim_next()
         assert self._handle is not None, "it is open"
         self._finished.append((self.path, self._handle))
         self._begin_file()
-        self.target, self._handle = another, handle
-        self.memory.move(box_of(another.path))
+        self.target, self._handle, self._next = another, handle, None
 
     def error(self) -> OSError | None:
         """Return an error if the file was removed, replaced or overwritten, else None."""
@@ -343,16 +363,24 @@ class FileWriter:
         if replaced is not None:
             replaced.unlink(missing_ok=True)
         self._first.remove_earlier(replaced)
+        self.memory.replace_earlier()
         self._replaced = None
 
     def discard(self) -> None:
         """Let go of the path and remove the file; one that it replaced is back then."""
+        self.memory.remove()
         if self._handle is not None:
             self.path.unlink(missing_ok=True)
         if self._replaced is not None:
             self._replaced.replace(self.path)
             self._replaced = None
+        self.memory.restore_earlier()
         self._release()
+
+    def leave(self) -> None:
+        """Leave the files to the parent of this forked process."""
+        for handle in self._handles:
+            leave(handle)
 
     def close(self) -> None:
         """Let go of the path."""
@@ -361,10 +389,16 @@ class FileWriter:
 
     def _release(self) -> None:
         self.memory.remove()
-        if self._handle is not None:
-            for handle in (*(handle for _, handle in self._finished), self._handle):
-                os.close(handle)
-            self._handle = None
+        for handle in self._handles:
+            os.close(handle)
+        self._handle = self._next = None
+
+    @property
+    def _handles(self) -> list[int]:
+        if self._handle is None:
+            return []
+        after = [] if self._next is None else [self._next[1]]
+        return [*(handle for _, handle in self._finished), self._handle, *after]
 
 
 def _last_bytes(handle: int, size: int) -> bytes:

@@ -132,6 +132,9 @@ class ChunkWriter(Protocol):
     def close(self) -> None:
         """Let go of the target."""
 
+    def leave(self) -> None:
+        """Leave the target to the parent of this forked process."""
+
 
 class LiveTarget:
     """No file: all that is recorded is for live viewers, or for a recording stream.
@@ -223,4 +226,7 @@ class _LiveWriter:
         pass
 
     def close(self) -> None:
+        pass
+
+    def leave(self) -> None:
         pass
