@@ -43,3 +43,13 @@ def as_key(key: AnyKey) -> Key:
     for part in (key,) if isinstance(key, str) else key:
         flat.extend((part,) if isinstance(part, str) else as_key(part))
     return tuple(flat[1:] if len(flat) > 1 and flat[0] == "next" else flat)
+
+
+def return_key(reward: Key) -> Key:
+    """Return the key of the running sum of a reward.
+
+    >>> return_key(("agents", "reward")), return_key(("reward_forward",))
+    (('agents', 'episode_return'), ('episode_return_forward',))
+    """
+    name = reward[-1]
+    return (*reward[:-1], "episode_return" + (name.removeprefix(REWARD) if name.startswith(REWARD) else f"_{name}"))
