@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -15,8 +17,9 @@ class Drawn(gym.Env):
     metadata = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": 20}
 
     def __init__(self, observation_space=None, action_space=None, *, ends=0.2, render_mode=None, noise=0):
-        self.observation_space = observation_space or spaces.Box(-1, 1, (3,))
-        self.action_space = action_space or spaces.Discrete(3)
+        # Copies: a space has a random generator, which environments must not share.
+        self.observation_space = copy.deepcopy(observation_space) or spaces.Box(-1, 1, (3,))
+        self.action_space = copy.deepcopy(action_space) or spaces.Discrete(3)
         self.ends, self.render_mode, self.noise = ends, render_mode, noise
         self.frame = 0
 
@@ -24,6 +27,7 @@ class Drawn(gym.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.observation_space.seed(seed)
+            self.frame = 0
         self.frame += 1
         return self.observation_space.sample(), {"frame": self.frame, "start": 0.5}
 

@@ -104,7 +104,7 @@ def test_what_the_environment_returns_stays_as_it_is(path):
 
 
 def test_the_wrapper_passes_gymnasiums_check(path):
-    check_env(RecordRerun(gym.make("CartPole-v1"), path), skip_render_check=True)
+    check_env(RecordRerun(Drawn(ends=0), path), skip_render_check=True)
 
 
 def test_infos_are_recorded_if_they_are_asked_for(path):

@@ -183,6 +183,21 @@ class Recording(Steps):
             self._put_description([])
         return varying(stream)
 
+    def describe_origin(self, **facts: object) -> None:
+        """Add to what the schema says of the environments. The frames so far are written first.
+
+        Args:
+            facts: what there is to say, as JSON has it.
+        """
+        with self._copying:
+            if self.alive:
+                self._flush()
+                self._writer.flush()  # its thread works with what changes here
+            self.source = dataclasses.replace(self.source, origin={**self.source.origin, **facts})
+            if self.alive:
+                self._output.grow(self.source, self.envs)
+                self._put_description([])
+
     def _put_description(self, new: Sequence[Stream]) -> None:
         description = self._description
         self._writer.put_description(description.described, new, self._statistics, description.ends)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.block import FrameValues
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
@@ -83,6 +84,7 @@ class FrontEnd:
         self._describer = Describer(session.options, about, self._camera, self._vary)
         self._opening = Opening(session, self.close_quietly)
         self._is_enabled = True
+        self._has_lost_rows = False
         self._down: Any = False if about.envs is None else np.zeros(about.envs, np.bool_)
 
     # --- life ---
@@ -178,7 +180,8 @@ class FrontEnd:
                 last, outcomes = observed, plan.stepped.arrays(stepped.outcome)
                 if within is not None:
                     last = plan.observed.replace_rows(observed, within.mask, within.last)
-                    outcomes = plan.stepped.replace_rows(outcomes, within.mask, within.last)
+                    if plan.observed.has_lost_rows and not self._has_lost_rows:
+                        self._tell_lost_rows(recording)
                 render = None
                 if self._camera is not None:
                     gone = None if within is None else _of(within.mask)
@@ -195,6 +198,15 @@ class FrontEnd:
                     self._reset(recording, first, None if begun.all() else begun, seeds)
             except Exception as error:  # training goes on: the next `dump()` raises it
                 recording.fail(error)
+
+    def _tell_lost_rows(self, recording: Recording) -> None:
+        """Say once, in the schema and to the user, that last observations are lost."""
+        self._has_lost_rows = True
+        recording.describe_origin(last_observations="lost")
+        warn(
+            "the last observations of episodes are lost, and recorded as NaN (or 0): the environment resets within step(), and "
+            "gives no info['final_obs']"
+        )
 
     def count_step(self) -> None:
         """Count a call of ``step`` that stepped no environment, but reset some or all."""
@@ -261,7 +273,7 @@ class FrontEnd:
             None if self.session.options.fps else _known(self._about.fps),
             is_worker=workers.in_worker_process(),
             worker=workers.number_among_processes() if number is None else number,
-            origin=self._about.origin,
+            origin={**self._about.origin, **({"last_observations": "lost"} if self._has_lost_rows else {})},
         )
 
     def _the_env(self) -> Any:

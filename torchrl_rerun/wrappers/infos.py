@@ -9,7 +9,7 @@ Vector environments say it in one of two forms:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,23 @@ from torchrl_rerun.wrappers.readers import ObjectReader, Reader, as_array
 
 INFO = "info"
 """The first part of the keys of infos."""
+
+
+FINAL_INFO = "final_info"
+"""The name under which the infos of the last step of an episode stand, if the environment was reset within the step."""
+
+
+class StepInfos(NamedTuple):
+    """The infos of a step within which some environments were reset.
+
+    Attributes:
+        infos: the infos of all environments, in either form.
+        ended: the environments whose episodes ended, bool ``[envs]``. Their infos of the step are within ``"final_info"``, if
+            there is one.
+    """
+
+    infos: Any
+    ended: npt.NDArray[np.bool_]
 
 
 def is_info(key: Key) -> bool:
@@ -37,6 +54,11 @@ def info_of(infos: Any, path: Key, env: int | None) -> Any:
         path: the names on the way to the info.
         env: environment index. Default: there is one environment, and no batch.
     """
+    if isinstance(infos, StepInfos):
+        assert env is not None, "of a batch"
+        if infos.ended[env] and info_of(infos.infos, (FINAL_INFO,), env) is not MISSING:
+            path = (FINAL_INFO, *path)
+        infos = infos.infos
     found = infos
     if env is not None and not isinstance(infos, Mapping):
         found, env = infos[env], None
@@ -46,8 +68,8 @@ def info_of(infos: Any, path: Key, env: int | None) -> Any:
             return MISSING
         there = True if env is None else found.get(f"_{name}", True)
         found = found[name]
-    if env is None:
-        return found
+    if env is None or (isinstance(found, Mapping) and path == (FINAL_INFO,)):
+        return found if there is True or env is None or bool(there[env]) else MISSING
     return found[env] if there is True or bool(there[env]) else MISSING
 
 
@@ -57,6 +79,8 @@ def names_in(infos: Any) -> list[Key]:
     Args:
         infos: the infos of one environment, or of all.
     """
+    if isinstance(infos, StepInfos):
+        return names_in(infos.infos)
     if isinstance(infos, list | tuple):
         return list(dict.fromkeys(key for each in infos for key in names_in(each)))
     found: list[Key] = []

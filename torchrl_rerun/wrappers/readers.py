@@ -192,6 +192,7 @@ class Readers:
 
     Attributes:
         each: as given.
+        has_lost_rows: whether a value that :meth:`replace_rows` asked for wasn't known.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Readers:
     ) -> None:
         self.each = list(readers)
         self._vary = vary
+        self.has_lost_rows = False
         self._warned: set[Key] = set()
 
     def __iter__(self) -> Iterator[Reader]:
@@ -242,6 +244,7 @@ class Readers:
                         changed[env] = reader.row(value_of(reader, env))
                     except KeyError:
                         changed[env] = reader.unknown
+                        self.has_lost_rows = True
                 out[at] = changed
             except Exception as error:
                 self._warn(reader, arrays[at], error)

@@ -13,7 +13,8 @@ from gymnasium.utils import RecordConstructorArgs
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
-from torchrl_rerun.wrappers.cameras import EnvCamera
+from torchrl_rerun.wrappers.batches import Batch, Modes, copied, mode_of, reset_mask_in, single_spaces
+from torchrl_rerun.wrappers.cameras import EnvCamera, VectorCamera
 from torchrl_rerun.wrappers.describing import About
 from torchrl_rerun.wrappers.facts import id_of, names_of, rate_of, seed_of
 from torchrl_rerun.wrappers.front_end import NO_EXTRAS, FrontEnd, Stepped
@@ -42,6 +43,9 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         sink: the path of a file (``run.rrd``) or a folder, the URL of a viewer, a recording stream, or several; see
             :class:`~torchrl_rerun.RerunRecorder`. In the environments of ``SyncVectorEnv`` and ``AsyncVectorEnv`` each recorder
             writes a file beside the path (``run.worker_0.rrd``).
+        autoreset_mode: for an environment that is a batch of environments (``unwrapped.num_envs``), when those that are done are
+            reset: ``"NextStep"``, ``"SameStep"`` or ``"Disabled"``, see :class:`torchrl_rerun.wrappers.vector.RecordRerun`.
+            Default: as is known of Isaac Lab and ManiSkill.
         options: the options of :class:`~torchrl_rerun.RerunRecorder`, by their names. Some have words of Gymnasium's:
 
             - ``in_keys``: keys to record: ``"observation"``, the names of a ``Dict`` space, ``"action"``, ``"reward"``, and what
@@ -56,7 +60,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         OSError: the folder can't be written.
         TypeError: ``env`` is no ``gymnasium.Env``, an option is of the wrong type, or there is none of its name.
         KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
-        ValueError: an option is out of its range; at the first reset, if ``render`` asks for pictures that the environment can't
+        ValueError: an option is out of its range, or ``autoreset_mode`` of a batch isn't known; at the first reset, if ``render`` asks for pictures that the environment can't
             give.
 
     .. note:: Errors of the disk never reach ``reset`` and ``step``: training goes on, there is one warning, and the next
@@ -87,28 +91,43 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         self,
         env: gymnasium.Env[Any, Any],
         sink: Sinks | Sequence[Sinks] = None,
+        *,
+        autoreset_mode: Modes = None,
         **options: Unpack[RecorderOptions],
     ) -> None:
+        told = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
         # Sinks such as recording streams can't be copied.
-        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, sink=saved_sink(sink), **options)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, sink=saved_sink(sink), **told, **options)
         gymnasium.Wrapper.__init__(self, env)
+        envs = getattr(env.unwrapped, "num_envs", None)
+        self._envs = envs if isinstance(envs, int) else None
+        self._mode = None if self._envs is None else mode_of(env, autoreset_mode, None)
         self._start(sink, options)
 
     def _new_front_end(self) -> FrontEnd:
         env = self.env
+        is_batch = self._envs is not None
+        observation, action = single_spaces(env) if is_batch else (env.observation_space, env.action_space)
+        origin = {"front_end": "gymnasium", "spaces": spaces_of(observation, action)}
+        if self._mode is not None:
+            origin["autoreset_mode"] = self._mode.value
         about = About(
-            None,
-            env.observation_space,
-            env.action_space,
+            self._envs,
+            observation,
+            action,
             functools.partial(id_of, env),
             functools.partial(rate_of, env),
             functools.partial(names_of, env),
-            origin={"front_end": "gymnasium", "spaces": spaces_of(env.observation_space, env.action_space)},
+            origin=origin,
             reward_shape=reward_shape_of(env),
         )
         self._camera = EnvCamera()
         self._autoresets, self._will_reset = _autoresets(env), False
-        return FrontEnd(self._session, about, env, self._camera)
+        front_end = FrontEnd(self._session, about, env, VectorCamera() if is_batch else self._camera)
+        self._batch = None
+        if self._envs is not None and self._mode is not None:
+            self._batch = Batch(front_end, self._envs, self._mode)
+        return front_end
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environment, and record its observation.
@@ -117,7 +136,11 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             seed: the seed of the environment.
             options: its options.
         """
+        mask = None if self._envs is None else reset_mask_in(options, self._envs)
         observation, info = self.env.reset(seed=seed, options=options)
+        if self._batch is not None:
+            self._batch.reset(observation, info, mask, seed)
+            return observation, info
         self._will_reset = False
         self._camera.forget()
         front_end = self._front_end
@@ -131,8 +154,11 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             action: the action.
         """
         front_end = self._front_end
-        acted = action.copy() if type(action) is np.ndarray else action  # the environment may change its own
+        acted = copied(action)
         result: tuple[Any, Any, bool, bool, dict[str, Any]] = self.env.step(action)
+        if self._batch is not None:
+            self._batch.step(acted, result)
+            return result
         observation, reward, terminated, truncated, info = result
         done = terminated or truncated
         is_reset, self._will_reset = self._will_reset, self._autoresets and bool(done)

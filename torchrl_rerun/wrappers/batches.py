@@ -1,0 +1,242 @@
+"""Batches: resets and steps of vector environments, in each of Gymnasium's three modes of resetting environments that are done.
+
+========== ============================================================== ==========================================
+mode       a call of ``step``                                             the last observation of an episode
+========== ============================================================== ==========================================
+NEXT_STEP  resets the environments whose episodes ended with the call     returned by the call that ends the episode
+           before, and ignores their actions
+SAME_STEP  resets the environments whose episodes end with this call      ``info["final_obs"]``
+DISABLED   resets nothing; ``reset(options={"reset_mask": ...})`` does    returned by the call that ends the episode
+========== ============================================================== ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.wrappers.front_end import NO_EXTRAS, FrontEnd, Mask, Stepped, Within
+from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of
+from torchrl_rerun.wrappers.readers import Reader, as_array
+
+Modes = AutoresetMode | str | None
+"""A mode, its value (``"SameStep"``), or None: as the environment says."""
+
+FINAL_OBSERVATIONS = ("final_obs", "final_observation", "terminal_observation")
+"""Names of infos that hold the last observations: of Gymnasium 1.1 and later, of earlier ones, of Stable-Baselines3."""
+
+_SIMULATORS = {
+    # Resets within `step`, and gives no last observation.
+    "isaaclab": AutoresetMode.SAME_STEP,
+    "omni": AutoresetMode.SAME_STEP,
+    "mani_skill": AutoresetMode.DISABLED,
+}
+"""Modes of environments that are batched although they are a ``gymnasium.Env``, by the package of their class."""
+
+
+class Batch:
+    """Record the resets and steps of a batch of environments.
+
+    Args:
+        front_end: records them.
+        envs: the number of environments.
+        mode: when environments that are done are reset.
+    """
+
+    def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode) -> None:
+        self._front_end = front_end
+        self._envs = envs
+        self._mode = mode
+        self._was_done: npt.NDArray[np.bool_] | None = None  # None: no environment was
+        self._seeds: list[int | None] = [None] * envs
+
+    def reset(self, observation: Any, info: Any, mask: Mask = None, seed: Any = None) -> None:
+        """Record that environments were reset.
+
+        Args:
+            observation: the observations of all environments.
+            info: their infos.
+            mask: the environments that were reset. Default: all.
+            seed: the seed of the first one, those after it have the following ones; or the seed of each. Default: none.
+        """
+        if mask is None:
+            self._was_done = None
+        elif self._was_done is not None:
+            self._was_done = self._was_done & ~mask
+        self._note_seeds(seed, mask)
+        self._front_end.reset(observation, info, mask, self._known_seeds)
+
+    def step(
+        self, action: Any, result: tuple[Any, Any, Any, Any, Any], *, extras: Mapping[Any, Any] = NO_EXTRAS
+    ) -> None:
+        """Record a call of ``step``.
+
+        Args:
+            action: the actions.
+            result: observation, reward, terminated, truncated and info.
+            extras: what else the policy wrote, by its key.
+        """
+        observation, reward, terminated, truncated, info = result
+        done = terminated | truncated
+        ended = done if type(done) is np.ndarray else as_array(done)
+        reset, ends, within = self._was_done, None, None
+        if ended.any():
+            ended = ended.astype(np.bool_)
+            ends = Ends(as_array(terminated).astype(np.bool_), as_array(truncated).astype(np.bool_))
+            if self._mode is AutoresetMode.SAME_STEP:
+                within = Within(ended, last_of(info))
+        self._was_done = ended if ends is not None and self._mode is AutoresetMode.NEXT_STEP else None
+        front_end = self._front_end
+        said = info if within is None else StepInfos(info, within.mask)
+        stepped = Stepped((observation, info, terminated, truncated, done), (reward, said), (action, extras))
+        if reset is None or not reset.any():
+            front_end.step(stepped, None, ends, within, self._known_seeds if within is not None else ())
+            return
+        if reset.all():
+            front_end.count_step()
+            front_end.reset(observation, info, None, self._known_seeds)
+            return
+        front_end.step(stepped, ~reset, ends)
+        front_end.reset(observation, info, reset, self._known_seeds)
+
+    @property
+    def _known_seeds(self) -> Sequence[int | None]:
+        return self._seeds if self._front_end.must_know_seeds else ()
+
+    def _note_seeds(self, seed: Any, mask: Mask) -> None:
+        if seed is None:
+            return
+        given = [seed + env for env in range(self._envs)] if isinstance(seed, int | np.integer) else list(seed)
+        for env, each in enumerate(given[: self._envs]):
+            if each is not None and (mask is None or mask[env]):
+                self._seeds[env] = int(each)
+
+
+def copied(action: Any) -> Any:
+    """Return a copy of actions: the environment may change its own.
+
+    Args:
+        action: the actions, of one environment or of a batch.
+    """
+    return action.copy() if type(action) is np.ndarray else action
+
+
+def last_of(info: Any) -> Callable[[Reader, int], Any]:
+    """Return the function that finds the last observation and info of an episode in the infos of the step that ended it.
+
+    Args:
+        info: the infos of all environments.
+    """
+
+    def last(reader: Reader, env: int) -> Any:
+        part, *steps = reader.field.steps
+        if reader.stream.key[0] == "info" and part == 1:
+            found = info_of(info, (FINAL_INFO, *steps), env)
+            if found is MISSING:
+                raise KeyError(steps)
+            return found
+        return _observation_of(info, steps, env)
+
+    return last
+
+
+def _observation_of(info: Any, steps: Sequence[Any], env: int) -> Any:
+    """Return a part of an environment's last observation. KeyError: it isn't known."""
+    infos = info if isinstance(info, Mapping) else info[env]
+    name = next((name for name in FINAL_OBSERVATIONS if name in infos), None)
+    if name is None:
+        raise KeyError(FINAL_OBSERVATIONS[0])
+    final = infos[name]
+    is_of_one = infos is not info
+    if not is_of_one and (isinstance(final, list) or (isinstance(final, np.ndarray) and final.dtype == object)):
+        final, is_of_one = final[env], True
+    if final is None:
+        raise KeyError(name)
+    for step in steps:
+        final = final[step]
+    return final if is_of_one else final[env]
+
+
+def reset_mask_in(options: Any, envs: int) -> Mask:
+    """Return which environments a call of ``reset`` is about, by its options; None: all.
+
+    Read them before the call: ``SyncVectorEnv`` removes the mask from them.
+
+    Args:
+        options: the options of the call: ``"reset_mask"``, or ManiSkill's ``"env_idx"``.
+        envs: the number of environments.
+    """
+    if not isinstance(options, Mapping):
+        return None
+    given = options.get("reset_mask")
+    if given is not None:
+        mask = np.array(as_array(given), np.bool_)
+        return None if mask.shape != (envs,) or mask.all() else mask  # the environment refuses another shape
+    indices = options.get("env_idx")
+    if indices is None:
+        return None
+    mask = np.zeros(envs, np.bool_)
+    mask[as_array(indices)] = True
+    return None if mask.all() else mask
+
+
+def mode_of(env: Any, given: Modes, default: AutoresetMode | None) -> AutoresetMode:
+    """Return when an environment resets those of its batch that are done.
+
+    Args:
+        env: the environment.
+        given: the user's word; None: none.
+        default: the mode of an environment that doesn't say; None: it must.
+
+    Raises:
+        ValueError: there is no such mode, or the environment doesn't say.
+    """
+    said = given if given is not None else getattr(env, "metadata", {}).get("autoreset_mode")
+    if said is not None:
+        try:
+            return said if isinstance(said, AutoresetMode) else AutoresetMode(said)
+        except ValueError:
+            known = ", ".join(repr(mode.value) for mode in AutoresetMode)
+            raise ValueError(f"autoreset_mode={said!r}: choose one of {known}") from None
+    found = _SIMULATORS.get(type(env.unwrapped).__module__.partition(".")[0], default)
+    if found is None:
+        raise ValueError(
+            f"{type(env.unwrapped).__name__} is a batch of {env.unwrapped.num_envs} environments, and doesn't say when it resets "
+            "those that are done: pass autoreset_mode='NextStep' (the call of step after it), 'SameStep' (the same call) or "
+            "'Disabled' (the user does)"
+        )
+    return found
+
+
+def single_spaces(env: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+    """Return the spaces of the observation and of the action of one environment of a batch.
+
+    Args:
+        env: the environment.
+    """
+    found = []
+    for name in ("observation_space", "action_space"):
+        single = getattr(env, f"single_{name}", None) or getattr(env.unwrapped, f"single_{name}", None)
+        found.append(_unbatched(getattr(env, name)) if single is None else single)
+    return found[0], found[1]
+
+
+def _unbatched(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """Return the space of one environment, of a batch's: without the first dimension."""
+    match space:
+        case spaces.Dict():
+            return spaces.Dict({name: _unbatched(part) for name, part in space.spaces.items()})
+        case spaces.Box() if space.shape:
+            return spaces.Box(space.low[0], space.high[0], dtype=space.dtype)
+        case spaces.MultiDiscrete() if space.nvec.ndim == 1:
+            return spaces.Discrete(int(space.nvec[0]), start=int(space.start[0]))
+        case spaces.MultiDiscrete():
+            return spaces.MultiDiscrete(space.nvec[0], start=space.start[0])
+    return space
