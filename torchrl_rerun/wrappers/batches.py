@@ -74,14 +74,23 @@ class Batch:
         self._front_end.reset(observation, info, mask, self._known_seeds)
 
     def step(
-        self, action: Any, result: tuple[Any, Any, Any, Any, Any], *, extras: Mapping[Any, Any] = NO_EXTRAS
+        self,
+        action: Any,
+        result: tuple[Any, Any, Any, Any, Any],
+        *,
+        first_info: Any = None,
+        extras: Mapping[Any, Any] = NO_EXTRAS,
+        properties: Mapping[str, Any] = NO_EXTRAS,
     ) -> None:
         """Record a call of ``step``.
 
         Args:
             action: the actions.
             result: observation, reward, terminated, truncated and info.
+            first_info: the infos, of which those of environments that were reset within the step are of the reset. Default:
+                ``info``, as Gymnasium gives it.
             extras: what else the policy wrote, by its key.
+            properties: properties of the episodes that end within the step.
         """
         observation, reward, terminated, truncated, info = result
         done = terminated | truncated
@@ -91,11 +100,12 @@ class Batch:
             ended = ended.astype(np.bool_)
             ends = Ends(as_array(terminated).astype(np.bool_), as_array(truncated).astype(np.bool_))
             if self._mode is AutoresetMode.SAME_STEP:
-                within = Within(ended, last_of(info))
+                within = Within(ended, last_of(info), properties)
         self._was_done = ended if ends is not None and self._mode is AutoresetMode.NEXT_STEP else None
         front_end = self._front_end
         said = info if within is None else StepInfos(info, within.mask)
-        stepped = Stepped((observation, info, terminated, truncated, done), (reward, said), (action, extras))
+        first = info if first_info is None else first_info
+        stepped = Stepped((observation, first, terminated, truncated, done), (reward, said), (action, extras))
         if reset is None or not reset.any():
             front_end.step(stepped, None, ends, within, self._known_seeds if within is not None else ())
             return
@@ -139,6 +149,8 @@ def last_of(info: Any) -> Callable[[Reader, int], Any]:
         part, *steps = reader.field.steps
         if reader.stream.key[0] == "info" and part == 1:
             found = info_of(info, (FINAL_INFO, *steps), env)
+            if found is MISSING and not isinstance(info, Mapping):
+                found = info_of(info, tuple(steps), env)  # Stable-Baselines3's are those of the step
             if found is MISSING:
                 raise KeyError(steps)
             return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
 from torchrl_rerun.recording.camera import Camera
+from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.opening import Opening
 from torchrl_rerun.recording.recording import Recording
@@ -29,7 +30,7 @@ Mask = npt.NDArray[np.bool_] | None
 Seeds = Sequence[int | None]
 """The seed of each environment; None: unknown. Empty: none is known."""
 
-NO_EXTRAS: dict[Any, Any] = {}
+NO_EXTRAS: Mapping[Any, Any] = {}
 
 
 class Stepped(NamedTuple):
@@ -53,10 +54,12 @@ class Within(NamedTuple):
         mask: the environments whose episodes ended, bool ``[envs]``.
         last: returns an environment's last observation or info for a reader, at the end of its steps. KeyError: it isn't known.
             It is called for readers of observations and infos alone.
+        properties: properties of the episodes that ended.
     """
 
     mask: npt.NDArray[np.bool_]
     last: Callable[[Reader, int], Any]
+    properties: Mapping[str, Any] = NO_EXTRAS
 
 
 class FrontEnd:
@@ -190,6 +193,8 @@ class FrontEnd:
                 values = FrameValues(last, outcomes, plan.acted.arrays(stepped.acted))
                 recording.step(values, mask, ends, render=render)
                 if within is not None:
+                    if within.properties and self.must_know_seeds:
+                        _annotate(recording, within)
                     begun = within.mask if begun is None else begun | within.mask
                 if begun is not None and begun.any():
                     first = list(observed)
@@ -281,6 +286,14 @@ class FrontEnd:
 
     def _vary(self, stream: Stream) -> Stream | None:
         return None if self.recording is None else self.recording.vary(stream)
+
+
+def _annotate(recording: Recording, within: Within) -> None:
+    """Add properties to the episodes that ended, unless the user has."""
+    said = checked_annotations(dict(within.properties))
+    for env in np.flatnonzero(within.mask) + recording.source.first_env:
+        with contextlib.suppress(ValueError, IndexError):  # it isn't recorded, or is annotated already
+            recording.annotate(int(env), said)
 
 
 def _of(mask: npt.NDArray[np.bool_]) -> Callable[[], npt.NDArray[np.bool_]]:

@@ -38,6 +38,7 @@ class Reader:
         self._given = stream.shape if envs is None else (envs, *stream.shape)
         self._shape = (envs or 1, *stream.shape)
         self._is_flat = envs is not None
+        self._bare = (envs,) if stream.shape == (1,) else self._given  # rewards and flags of a batch
 
     @property
     def is_replaced(self) -> bool:
@@ -75,8 +76,11 @@ class Reader:
             KeyError: there is none.
         """
         value = self.value(root)
-        if type(value) is np.ndarray and value.dtype is self._dtype and value.shape == self._given:
-            return value if self._is_flat else value.reshape(self._shape)
+        if type(value) is np.ndarray and value.dtype is self._dtype:
+            if value.shape == self._given:
+                return value if self._is_flat else value.reshape(self._shape)
+            if value.shape == self._bare:
+                return value.reshape(self._shape)
         return self.fitted(value, self._shape)
 
     def row(self, value: Any) -> Any:
