@@ -15,6 +15,11 @@ REWARD = "reward"
 """Name of rewards in TorchRL, in any group. An environment may have further ones, such as ``reward_forward``."""
 
 
+RESERVED = frozenset({"action", "reward", "done", "terminated", "truncated", "info", "next"})
+"""Names at the root of a recording of Gymnasium's environments that aren't an observation's. If the space of observations is a
+dictionary with one of them, all of its keys are below ``"observation"``."""
+
+
 def is_reward(key: Key) -> bool:
     """Return whether a key names a reward. Specs of an environment, if there is one, may name others.
 

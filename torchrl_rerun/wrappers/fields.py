@@ -26,11 +26,8 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.keys import RESERVED, Key
 from torchrl_rerun.kinds.objects import MISSING
-
-RESERVED = frozenset({"action", "reward", "done", "terminated", "truncated", "info", "next"})
-"""Names at the root of a recording that aren't an observation's. If a Dict has one of them, its keys are below ``observation``."""
 
 OBSERVATION: Key = ("observation",)
 ACTION: Key = ("action",)

@@ -35,7 +35,7 @@ def space_to_json(space: spaces.Space[Any]) -> dict[str, Any]:
         case spaces.MultiDiscrete():
             said |= {"nvec": space.nvec.tolist(), "start": np.asarray(space.start).tolist(), "dtype": str(space.dtype)}
         case spaces.MultiBinary():
-            said["shape"] = list(space.shape)
+            said["n"] = space.n if isinstance(space.n, int) else list(space.shape)
         case spaces.Text():
             said |= {
                 "min_length": space.min_length,
