@@ -136,13 +136,11 @@ def test_recordings_of_episodes_hold_the_spaces_too(tmp_path):
     assert episode.schema.source.origin["spaces"]["action"]["n"] == 3
 
 
-def test_the_commands_read_these_recordings(path):
+def test_info_tells_of_these_recordings(path):
     env = RecordRerun(gym.make("CartPole-v1"), path)
     env.reset(seed=0)
-    for _ in range(5):
-        env.step(0)
+    env.step(0)
     env.close()
-    for command in ("info", "ls"):
-        said = CliRunner().invoke(app, [command, str(path)])
-        assert not said.exit_code
-        assert "5" in said.output
+    said = CliRunner().invoke(app, ["info", str(path)])
+    assert not said.exit_code
+    assert "CartPole-v1" in said.output
