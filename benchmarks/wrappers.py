@@ -162,12 +162,19 @@ def _train(folder: Path, iterations: int) -> dict[str, list[float]]:
     """Train with the recorder and without, in turns of one iteration, and return the seconds of each iteration."""
     wrappers = {"recorded": VecRerunRecorder(_cartpoles(), folder / "training.rrd"), "idle": Idle(_cartpoles())}
     models = {name: PPO("MlpPolicy", venv, n_steps=STEPS, seed=0) for name, venv in wrappers.items()}
+    random = {name: (torch.get_rng_state(), np.random.get_state()) for name in models}  # noqa: NPY002 - SB3 draws from it
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(iterations):
         for name in sorted(models, reverse=number % 2 == 1):
+            torch.set_rng_state(random[name][0])
+            np.random.set_state(random[name][1])  # noqa: NPY002
             start = time.thread_time()
             models[name].learn(TRAINED * STEPS, reset_num_timesteps=False)
             seconds[name].append(time.thread_time() - start)
+            random[name] = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    learned = [torch.nn.utils.parameters_to_vector(model.policy.parameters()) for model in models.values()]
+    if not torch.equal(*learned):
+        raise AssertionError("the trainings differ: recording has changed one of them")
     for venv in wrappers.values():
         venv.close()
     return {name: each[WARM_UP:] for name, each in seconds.items()}

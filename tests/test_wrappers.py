@@ -361,6 +361,22 @@ def test_recording_can_be_switched_off_and_goes_on_after_a_close(path):
     assert read(path.with_name("run.part_1.rrd"))["/env_0/observation"].along("step") == [5]
 
 
+def test_a_number_makes_recordings_of_so_many_frames(tmp_path):
+    env = RecordRerun(Drawn(ends=0.2), tmp_path / "run", split=7)
+    reference = record(env, 30)
+    env.close()
+    files = sorted((tmp_path / "run").glob("*.rrd"))
+    counts = [len(read(file)["/env_0/observation"].values) for file in files]
+    assert counts[:-1] == [7] * (len(files) - 1)
+    rows = [(episode, step) for episode, step, _ in reference.rows["observation",]]
+    assert [
+        at
+        for file in files
+        for at in zip(*map(read(file)["/env_0/observation"].along, ("episode", "episode_step")), strict=True)
+    ] == rows
+    assert sum(len(episode.tensordict()) for episode in load(tmp_path / "run")) == 30
+
+
 def test_it_records_without_torch(path):
     program = """
         import sys

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import rerun.blueprint as rrb
 
@@ -46,7 +46,7 @@ class RecorderOptions(TypedDict, total=False):
     episode_trigger: Trigger | None
     step_trigger: Trigger | None
     recording_length: int
-    split: Split | None
+    split: Split | int | None
     keep: Keep | None
     blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint]
     application_id: str | None
@@ -119,8 +119,38 @@ def _trigger(name: str, value: Any) -> Any:
     return value
 
 
+class DumpEvery(str):  # noqa: SLOT000 - it has an attribute
+    """The split ``"dump"``, of which dumps come by themselves: a recording ends when it has so many frames.
+
+    Args:
+        frames: frames of a recording.
+
+    Attributes:
+        frames: as given.
+
+    >>> DumpEvery(1000) == "dump", DumpEvery(1000).frames
+    (True, 1000)
+    """
+
+    frames: int
+
+    def __new__(cls, frames: int) -> Self:
+        """Return the split of recordings of so many frames."""
+        made = super().__new__(cls, "dump")
+        made.frames = frames
+        return made
+
+    def __reduce__(self) -> Any:
+        return DumpEvery, (self.frames,)
+
+    def __repr__(self) -> str:
+        return repr(self.frames)
+
+
 def _split(name: str, value: Any) -> Any:
-    return None if value is None else _one_of(SPLITS)(name, value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return DumpEvery(_count(1, "frames of a recording")(name, value))
+    return value if value is None or isinstance(value, DumpEvery) else _one_of(SPLITS)(name, value)
 
 
 # --- the options ---
@@ -196,6 +226,11 @@ class Options:
             raise ValueError(
                 "overwrite=True and resume=True contradict one another: replace the run that is there, or go on with it"
             )
+
+    @property
+    def most_frames(self) -> int | None:
+        """Number of frames after which a recording ends; None: it goes on."""
+        return self.split.frames if isinstance(self.split, DumpEvery) else None
 
     @property
     def has_triggers(self) -> bool:

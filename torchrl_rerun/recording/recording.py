@@ -109,6 +109,7 @@ class Recording(Steps):
         self.stale_check_seconds = max_age / STALE_CHECKS
         self.process = os.getpid()
         self._options = options
+        self._most_frames = options.most_frames
         self._application_id, self._recording_id = ids.application_id, recording_id
         self._began = 0
         self._live_sinks = live_sinks
@@ -127,6 +128,12 @@ class Recording(Steps):
         return self.status.state is State.OPEN
 
     @property
+    def takes_frames(self) -> bool:
+        """Whether the next frame belongs to this recording: it is alive, and hasn't as many frames as it may have."""
+        most = self._most_frames
+        return self.alive and (most is None or self._counters.frames - self._first_frame < most)
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more is written. False after Ctrl-C within ``close()``."""
         return self.status.state.is_over
@@ -134,6 +141,11 @@ class Recording(Steps):
     def stats(self) -> Stats:
         """Return counts of the frames that were recorded, written and lost, and of those that wait."""
         return self.status.stats()
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`steps` can be called: all of its frames belong to this recording, and none needs the others before it."""
+        return self._most_frames is None and super().takes_many
 
     # --- the description ---
 

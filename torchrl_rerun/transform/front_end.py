@@ -111,7 +111,7 @@ class FrontEnd:
     def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
         """Return the recording in progress, opened if need be; None if the frame can't be recorded."""
         recording = self.recording
-        if recording is not None and recording.alive:
+        if recording is not None and recording.takes_frames:
             return recording
         size = tuple(tensordict.batch_size)
         facts = functools.partial(self._facts, env, size)
@@ -291,7 +291,7 @@ class FrontEnd:
             root: the data before the step.
         """
         plan = self.plan
-        if plan is not None and plan.is_complete and self.recording is not None and self.recording.alive:
+        if plan is not None and plan.is_complete and self.recording is not None and self.recording.takes_frames:
             return Acted(plan.acted.keys, plan.acted.values(root))
         if self.session.options.in_keys is not None:
             keys = list(self.session.options.in_keys)
@@ -321,7 +321,7 @@ class FrontEnd:
             may_change: whether transforms behind the recorder have yet to see the data after the step.
         """
         recording = self.recording
-        if recording is None or not recording.alive or self.plan is None or not self.plan.is_complete:
+        if recording is None or not recording.takes_frames or self.plan is None or not self.plan.is_complete:
             recording = self._begun_stepping(env, root, acted, following, mask)
         if recording is None or not self._fits(recording, following):
             return
@@ -363,7 +363,7 @@ class FrontEnd:
         recording, plan = self.recording, self.plan
         return (
             recording is not None
-            and recording.alive
+            and recording.takes_frames
             and recording.takes_many
             and recording.all_begun
             and plan is not None

@@ -109,6 +109,7 @@ class RerunRecorder(Controls, Transform):
 
             - ``"run"``: one recording of the whole run.
             - ``"dump"``: a recording for each :meth:`dump`, in numbered files of a folder.
+            - A number: a recording for each so many frames, as if :meth:`dump` were called after these.
             - ``"episode"``: a recording for each finished episode of each environment, in files of a folder that are named
               by environment and episode. Entity paths have no ``/env_{i}`` (``/reward``), ``frame`` is the
               ``episode_step``, and the outcome of the episode is stored as properties, see :class:`Episode`.
@@ -190,7 +191,7 @@ class RerunRecorder(Controls, Transform):
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,
-        split: Split | None = None,
+        split: Split | int | None = None,
         keep: Keep | None = None,
         blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True,
         application_id: str | None = None,

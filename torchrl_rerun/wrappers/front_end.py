@@ -170,7 +170,7 @@ class FrontEnd:
         """
         with self.lock:
             recording, plan = self.recording, self._plan
-            if recording is None or plan is None or plan.stepped is None or not recording.alive:
+            if recording is None or plan is None or plan.stepped is None or not recording.takes_frames:
                 recording = self._begun_stepping(stepped, mask)
                 plan = self._plan
             if recording is None or plan is None or plan.stepped is None or plan.acted is None:
@@ -216,7 +216,7 @@ class FrontEnd:
     def count_step(self) -> None:
         """Count a call of ``step`` that stepped no environment, but reset some or all."""
         with self.lock:
-            if self.recording is not None and self.recording.alive:
+            if self.recording is not None and self.recording.takes_frames:
                 self.recording.step(FrameValues(), np.zeros(self._about.envs or 1, np.bool_))
 
     def _reset(self, recording: Recording, observed: list[Any], mask: Mask, seeds: Seeds) -> None:
@@ -261,7 +261,7 @@ class FrontEnd:
     def _opened(self, mask: Mask, *, is_step: bool) -> Recording | None:
         """Return the recording in progress, opened if need be; None if the frame can't be recorded."""
         recording = self.recording
-        if recording is not None and recording.alive:
+        if recording is not None and recording.takes_frames:
             return recording
         recording = self._opening.open(recording, self._facts, self._about.batch_size, mask, is_step=is_step)
         if recording is not None:
