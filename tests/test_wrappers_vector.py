@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from effort import examples
 from gym_environments import SPACES, Drawn, Reference, assert_same_rows
 from readback import read, read_folder
-from torchrl_rerun import load
+from torchrl_rerun import RecordingError, load
 from torchrl_rerun.wrappers import RecordRerun as SingleRecorder
 from torchrl_rerun.wrappers.vector import RecordRerun
 
@@ -429,3 +430,30 @@ def test_actions_are_those_of_the_policy(path):
     envs.close()
     assert [read(path)[f"/env_{env}/action"].values[0].item() for env in range(2)] == [2, 1]
     assert len(list(iterate(envs.action_space, np.array([0, 1])))) == 2
+
+
+def test_a_copy_of_the_environments_records_a_file_of_its_own(path):
+    envs = RecordRerun(SyncVectorEnv([functools.partial(Drawn, ends=0.5)] * 2), path)
+    drive(envs, 3)
+    other = copy.deepcopy(envs)
+    drive(other, 5)
+    drive(envs, 2)
+    other.close()
+    envs.close()
+    assert read(path)["/env_0/observation"].along("step")[-1] == 5
+    assert read(path.with_name("run.worker_0.rrd"))["/env_0/observation"].along("step")[-1] == 5
+
+
+def test_flags_of_no_known_form_end_the_recording_and_not_the_training(path):
+    class Odd(Native):
+        def step(self, actions):
+            observation, reward, terminated, truncated, info = super().step(actions)
+            return observation, reward, terminated.tolist(), truncated.tolist(), info
+
+    envs = RecordRerun(Odd(AutoresetMode.NEXT_STEP), path)
+    envs.reset()
+    with pytest.warns(RuntimeWarning):
+        envs.step(np.zeros(3, np.int64))
+    envs.step(np.zeros(3, np.int64))
+    with pytest.raises(RecordingError):
+        envs.close()

@@ -92,17 +92,17 @@ class Batch:
             extras: what else the policy wrote, by its key.
             properties: properties of the episodes that end within the step.
         """
+        front_end, reset, within = self._front_end, self._was_done, None
         observation, reward, terminated, truncated, info = result
-        done = terminated | truncated
-        ended = done if type(done) is np.ndarray else as_array(done)
-        reset, ends, within = self._was_done, None, None
-        if ended.any():
-            ended = ended.astype(np.bool_)
-            ends = Ends(as_array(terminated).astype(np.bool_), as_array(truncated).astype(np.bool_))
-            if self._mode is AutoresetMode.SAME_STEP:
+        try:
+            done = terminated | truncated
+            ended, ends = _ends(terminated, truncated, done)
+            if ended is not None and self._mode is AutoresetMode.SAME_STEP:
                 within = Within(ended, last_of(info), properties)
-        self._was_done = ended if ends is not None and self._mode is AutoresetMode.NEXT_STEP else None
-        front_end = self._front_end
+            self._was_done = ended if self._mode is AutoresetMode.NEXT_STEP else None
+        except Exception as error:  # flags of no form that is known: training goes on
+            front_end.fail(error)
+            return
         said = info if within is None else StepInfos(info, within.mask)
         first = info if first_info is None else first_info
         stepped = Stepped((observation, first, terminated, truncated, done), (reward, said), (action, extras))
@@ -127,6 +127,20 @@ class Batch:
         for env, each in enumerate(given[: self._envs]):
             if each is not None and (mask is None or mask[env]):
                 self._seeds[env] = int(each)
+
+
+def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None]:
+    """Return the environments whose episodes end, and how; None: no episode does.
+
+    Args:
+        terminated: flags of all environments.
+        truncated: flags of all environments.
+        done: either of them.
+    """
+    ended = done if type(done) is np.ndarray else as_array(done)
+    if not ended.any():
+        return None, None
+    return ended.astype(np.bool_), Ends(*(as_array(each).astype(np.bool_) for each in (terminated, truncated)))
 
 
 def copied(action: Any) -> Any:
@@ -187,16 +201,18 @@ def reset_mask_in(options: Any, envs: int) -> Mask:
     """
     if not isinstance(options, Mapping):
         return None
-    given = options.get("reset_mask")
-    if given is not None:
-        mask = np.array(as_array(given), np.bool_)
-        return None if mask.shape != (envs,) or mask.all() else mask  # the environment refuses another shape
-    indices = options.get("env_idx")
-    if indices is None:
+    given, indices = options.get("reset_mask"), options.get("env_idx")
+    if given is None and indices is None:
         return None
-    mask = np.zeros(envs, np.bool_)
-    mask[as_array(indices)] = True
-    return None if mask.all() else mask
+    try:
+        if given is not None:
+            mask = np.array(as_array(given), np.bool_)
+        else:
+            mask = np.zeros(envs, np.bool_)
+            mask[as_array(indices)] = True
+    except Exception:  # the environment refuses it, too
+        return None
+    return None if mask.shape != (envs,) or mask.all() else mask
 
 
 def mode_of(env: Any, given: Modes, default: AutoresetMode | None) -> AutoresetMode:

@@ -204,6 +204,16 @@ class FrontEnd:
             except Exception as error:  # training goes on: the next `dump()` raises it
                 recording.fail(error)
 
+    def fail(self, error: Exception) -> None:
+        """Stop recording because of an error of the package's own; the next :meth:`dump` or :meth:`close` raises it.
+
+        Args:
+            error: the error.
+        """
+        with self.lock:
+            if self.recording is not None and self.recording.alive:
+                self.recording.fail(error)
+
     def _tell_lost_rows(self, recording: Recording) -> None:
         """Say once, in the schema and to the user, that last observations are lost."""
         self._has_lost_rows = True

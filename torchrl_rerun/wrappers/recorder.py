@@ -95,12 +95,16 @@ class Recorder(Controls):
         notebook.show_recording(self._session, self._recording, width=width, height=height)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_front_end"}
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._session = dataclasses.replace(self._session, is_copy=True)
         self._begin()
+
+
+_MADE_ANEW = ("_front_end", "_batch", "_camera")
+"""Attributes that each copy of a recorder makes anew."""
 
 
 def saved_sink(sink: Sinks | Sequence[Sinks]) -> Any:

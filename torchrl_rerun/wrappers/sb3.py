@@ -128,17 +128,22 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         """Wait for the step, and record the actions and what they led to."""
         result = self.venv.step_wait()
         observation, reward, done, infos = result
-        truncated = np.zeros(len(done), np.bool_)
-        first_infos = None
-        if done.any():
-            for env in np.flatnonzero(done):
-                truncated[env] = bool(infos[env].get("TimeLimit.truncated", False))
-            if self._reads_infos:
-                of_reset = self._reset_infos
-                first_infos = [of_reset[env] if done[env] else info for env, info in enumerate(infos)]
+        try:
+            truncated = np.zeros(len(done), np.bool_)
+            first_infos = None
+            if done.any():
+                for env in np.flatnonzero(done):
+                    truncated[env] = bool(infos[env].get("TimeLimit.truncated", False))
+                if self._reads_infos:
+                    of_reset = self._reset_infos
+                    first_infos = [of_reset[env] if done[env] else info for env, info in enumerate(infos)]
+            terminated = done & ~truncated
+        except Exception as error:  # infos of no form that is known: training goes on
+            self._front_end.fail(error)
+            return result
         self._batch.step(
             self._actions,
-            (observation, reward, done & ~truncated, truncated, infos),
+            (observation, reward, terminated, truncated, infos),
             first_info=first_infos,
             extras=self._extras,
             properties=self._properties,

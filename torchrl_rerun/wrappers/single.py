@@ -160,14 +160,20 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             self._batch.step(acted, result)
             return result
         observation, reward, terminated, truncated, info = result
-        done = terminated or truncated
-        is_reset, self._will_reset = self._will_reset, self._autoresets and bool(done)
+        ends = None
+        try:
+            done = bool(terminated or truncated)
+            if done:
+                ends = Ends(np.array([bool(terminated)]), np.array([bool(truncated)]))
+        except Exception as error:  # flags of no form that is known: training goes on
+            front_end.fail(error)
+            return result
+        is_reset, self._will_reset = self._will_reset, self._autoresets and done
         if is_reset:
             front_end.count_step()
             front_end.reset(observation, info, seeds=(seed_of(self.env),) if front_end.must_know_seeds else ())
             return result
-        ends = Ends(np.array([bool(terminated)]), np.array([bool(truncated)])) if done else None
-        observed = (observation, info, terminated, truncated, bool(done))
+        observed = (observation, info, terminated, truncated, done)
         front_end.step(Stepped(observed, (reward, info), (acted, NO_EXTRAS)), None, ends)
         return result
 
