@@ -78,6 +78,7 @@ class Batch:
         action: Any,
         result: tuple[Any, Any, Any, Any, Any],
         *,
+        done: Any = None,
         first_info: Any = None,
         extras: Mapping[Any, Any] = NO_EXTRAS,
         properties: Mapping[str, Any] = NO_EXTRAS,
@@ -87,6 +88,7 @@ class Batch:
         Args:
             action: the actions.
             result: observation, reward, terminated, truncated and info.
+            done: whether the episode of each environment ends. Default: if it is terminated or truncated.
             first_info: the infos, of which those of environments that were reset within the step are of the reset. Default:
                 ``info``, as Gymnasium gives it.
             extras: what else the policy wrote, by its key.
@@ -95,7 +97,7 @@ class Batch:
         front_end, reset, within = self._front_end, self._was_done, None
         observation, reward, terminated, truncated, info = result
         try:
-            done = terminated | truncated
+            done = terminated | truncated if done is None else done
             ended, ends = _ends(terminated, truncated, done)
             if ended is not None and self._mode is AutoresetMode.SAME_STEP:
                 within = Within(ended, last_of(info), properties)
@@ -138,7 +140,7 @@ def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None
         done: either of them.
     """
     ended = done if type(done) is np.ndarray else as_array(done)
-    if not ended.any():
+    if not np.count_nonzero(ended):  # a quarter of the time of `any`
         return None, None
     return ended.astype(np.bool_), Ends(*(as_array(each).astype(np.bool_) for each in (terminated, truncated)))
 

@@ -105,6 +105,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         )
         front_end = FrontEnd(self._session, about, venv, VecEnvCamera())
         self._batch = Batch(front_end, venv.num_envs, AutoresetMode.SAME_STEP)
+        self._down = np.zeros(venv.num_envs, np.bool_)
         self._reads_infos = any(map(is_info, self._session.options.in_keys or ()))
         return front_end
 
@@ -129,21 +130,22 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         result = self.venv.step_wait()
         observation, reward, done, infos = result
         try:
-            truncated = np.zeros(len(done), np.bool_)
-            first_infos = None
-            if done.any():
+            terminated, truncated, first_infos = done, self._down, None
+            if np.count_nonzero(done):
+                truncated = self._down.copy()
                 for env in np.flatnonzero(done):
                     truncated[env] = bool(infos[env].get("TimeLimit.truncated", False))
                 if self._reads_infos:
                     of_reset = self._reset_infos
                     first_infos = [of_reset[env] if done[env] else info for env, info in enumerate(infos)]
-            terminated = done & ~truncated
+                terminated = done & ~truncated
         except Exception as error:  # infos of no form that is known: training goes on
             self._front_end.fail(error)
             return result
         self._batch.step(
             self._actions,
             (observation, reward, terminated, truncated, infos),
+            done=done,
             first_info=first_infos,
             extras=self._extras,
             properties=self._properties,
