@@ -12,6 +12,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import rerun as rr
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
@@ -400,6 +401,45 @@ def test_it_records_without_torch(path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert len(read(path)["/env_0/reward"].values) == 5
+
+
+def test_a_killed_process_leaves_every_step(path):
+    program = """
+        import os, signal, sys
+        import gymnasium as gym
+        from torchrl_rerun.wrappers import RecordRerun
+
+        env = RecordRerun(gym.make("CartPole-v1"), sys.argv[1])
+        env.reset(seed=0)
+        for _ in range(5):
+            env.step(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], check=False)
+    assert done.returncode == -9
+    [episode] = load(path)
+    assert episode.arrays()["observation"].shape == (6, 4)
+    assert episode.schema.source.origin["front_end"] == "gymnasium"
+
+
+def test_a_recording_stream_of_the_user_is_recorded_to(path):
+    stream = rr.RecordingStream("mine")
+    stream.save(path)
+    env = RecordRerun(Drawn(ends=0), stream)
+    record(env, 4)
+    env.close()
+    stream.flush()
+    stream.disconnect()
+    assert len(read(path)["/env_0/observation"].values) == 5
+
+
+def test_recordings_go_on_after_a_restart(path):
+    for _ in range(2):
+        env = RecordRerun(Drawn(ends=0), path, resume=True)
+        record(env, 3)
+        env.close()
+    assert read(path.with_name("run.resumed_1.rrd"))["/env_0/observation"].along("step") == [3, 4, 5, 6]
+    assert [episode.properties.episode for episode in load(path)] == [0, 1]
 
 
 def test_a_forgotten_close_loses_nothing(path):
