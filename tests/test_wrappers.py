@@ -142,6 +142,13 @@ def test_pictures_are_recorded_if_render_asks_for_them(path):
     assert [int(value[0, 0, 0]) for value in read(path)["/env_0/pixels"].values] == [1, 2, 3, 4]
 
 
+def test_pictures_alone_are_recorded_if_in_keys_names_them(path):
+    env = RecordRerun(Drawn(ends=0, render_mode="rgb_array"), path, render=True, in_keys=["pixels"])
+    record(env, 3)
+    env.close()
+    assert read(path).keys() == {("pixels",)}
+
+
 def test_frames_of_a_list_are_recorded_and_left_to_the_user(path):
     env = RecordRerun(gym.make("CartPole-v1", render_mode="rgb_array_list"), path, render=True, image_format="raw")
     env.reset(seed=0)

@@ -301,7 +301,8 @@ class Describer:
         """Raise KeyError if ``in_keys`` names a key that the environment doesn't give."""
         if self._options.in_keys is None:
             return
-        there = {each.key for each in (*self._observable, *self._doable)} | {*_OUTCOMES, *extras} | known
+        rendered = () if self._camera is None else (PIXELS,)
+        there = {each.key for each in (*self._observable, *self._doable)} | {*_OUTCOMES, *extras, *rendered} | known
         given = {key for key in infos if self._has_info(info, key)}
         missing = [key for key in self._options.in_keys if key not in there | given]
         if missing:

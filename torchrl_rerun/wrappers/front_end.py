@@ -87,7 +87,7 @@ class FrontEnd:
         self._describer = Describer(session.options, about, self._camera, self._vary)
         self._opening = Opening(session, self.close_quietly)
         self._is_enabled = True
-        self._has_lost_rows = False
+        self._has_lost_rows = self._has_warned = False
         self._down: Any = False if about.envs is None else np.zeros(about.envs, np.bool_)
 
     # --- life ---
@@ -213,6 +213,9 @@ class FrontEnd:
         with self.lock:
             if self.recording is not None and self.recording.alive:
                 self.recording.fail(error)
+            elif self.recording is None and not self._has_warned:
+                self._has_warned = True
+                warn(f"nothing is recorded: {type(error).__name__}: {error}", RuntimeWarning)
 
     def _tell_lost_rows(self, recording: Recording) -> None:
         """Say once, in the schema and to the user, that last observations are lost."""
