@@ -142,7 +142,12 @@ def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None
     ended = done if type(done) is np.ndarray else as_array(done)
     if not np.count_nonzero(ended):  # a quarter of the time of `any`
         return None, None
-    return ended.astype(np.bool_), Ends(*(as_array(each).astype(np.bool_) for each in (terminated, truncated)))
+    return _as_flags(ended), Ends(_as_flags(terminated), _as_flags(truncated))
+
+
+def _as_flags(value: Any) -> npt.NDArray[np.bool_]:
+    is_there = type(value) is np.ndarray and value.dtype == np.bool_
+    return value if is_there else as_array(value).astype(np.bool_)
 
 
 def copied(action: Any) -> Any:

@@ -88,6 +88,7 @@ class FrontEnd:
         self._opening = Opening(session, self.close_quietly)
         self._is_enabled = True
         self._has_lost_rows = self._has_warned = False
+        self._down_rows = np.zeros((about.envs or 1, 1), np.bool_)
         self._down: Any = False if about.envs is None else np.zeros(about.envs, np.bool_)
 
     # --- life ---
@@ -199,7 +200,7 @@ class FrontEnd:
                 if begun is not None and begun.any():
                     first = list(observed)
                     for at in plan.flags:
-                        first[at] = np.zeros((self._about.envs or 1, 1), np.bool_)
+                        first[at] = self._down_rows
                     self._reset(recording, first, None if begun.all() else begun, seeds)
             except Exception as error:  # training goes on: the next `dump()` raises it
                 recording.fail(error)

@@ -25,9 +25,11 @@ class Reader:
 
     Attributes:
         stream, field, envs: as given.
+        is_replaced: whether a reset within a step replaces the value: that of an observation or an info, and no reward or flag.
     """
 
     def __init__(self, stream: Stream, field: Field, envs: int | None) -> None:
+        self.is_replaced = len(stream.key) > 1 or stream.key[0] not in _OUTCOMES
         self.stream = stream
         self.field = field
         self.envs = envs
@@ -39,11 +41,6 @@ class Reader:
         self._shape = (envs or 1, *stream.shape)
         self._is_flat = envs is not None
         self._bare = (envs,) if stream.shape == (1,) else self._given  # rewards and flags of a batch
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether a reset within a step replaces the value: that of an observation or an info, and no reward or flag."""
-        return len(self.stream.key) > 1 or self.stream.key[0] not in _OUTCOMES
 
     @property
     def unknown(self) -> Any:
@@ -92,6 +89,8 @@ class Reader:
         Raises:
             ChangedError: the value has another dtype or shape than the first value.
         """
+        if type(value) is np.ndarray and value.dtype is self._dtype and value.shape == self.stream.shape:
+            return value
         return self.fitted(value, self.stream.shape)
 
     def varied(self, stream: Stream) -> Reader:
@@ -237,13 +236,13 @@ class Readers:
             value_of: returns an environment's value for a reader, at the end of its steps. KeyError: it isn't known, and
                 NaN (or 0) stands for it.
         """
-        out = list(arrays)
+        out, envs = list(arrays), np.flatnonzero(gone).tolist()
         for at, reader in enumerate(self.each):
             if out[at] is None or not reader.is_replaced:
                 continue
             try:
                 changed = out[at].clone() if hasattr(out[at], "clone") else out[at].copy()
-                for env in np.flatnonzero(gone).tolist():
+                for env in envs:
                     try:
                         changed[env] = reader.row(value_of(reader, env))
                     except KeyError:
