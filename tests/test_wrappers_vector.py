@@ -111,6 +111,34 @@ def test_processes_give_the_rows_of_one_process(tmp_path, mode):
     assert_same_rows(read(tmp_path / "run.rrd"), references)
 
 
+@examples(10)
+@given(st.data())
+def test_frames_that_are_left_out_are_neither_the_first_nor_the_last_of_an_episode(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("random") / "run.rrd"
+    references, mode, skip = [], data.draw(st.sampled_from(MODES)), data.draw(st.integers(2, 5))
+    chosen = data.draw(st.sampled_from([None, [0], [1, 2]]))
+    inner = SyncVectorEnv(seen_envs(references, 3, ends=0.15), autoreset_mode=mode)
+    envs = RecordRerun(inner, path, skip=skip, logged_envs=chosen)
+    drive(envs, 30, mode=mode)
+    envs.close()
+    recorded = read(path)
+    for env in chosen or range(3):
+        ended = {row[:2] for row in references[env].rows["done",] if row[2].item()}
+        wanted = [row[:2] for row in references[env].rows["observation",] if row[1] % skip == 0 or row[:2] in ended]
+        rows = recorded[f"/env_{env}/observation"]
+        assert list(zip(rows.along("episode"), rows.along("episode_step"), strict=True)) == wanted
+        returns = dict(
+            zip(
+                zip(rows.along("episode"), rows.along("episode_step"), strict=True),
+                recorded[f"/env_{env}/episode_return"].values,
+                strict=True,
+            )
+        )
+        for episode, step in ended:
+            rewards = [row[2].item() for row in references[env].rows["reward",] if row[0] == episode]
+            assert returns[episode, step].item() == pytest.approx(sum(rewards), abs=1e-12)
+
+
 class Native(VectorEnv):
     """A vector environment of its own, that counts. It gives last observations in one array, as ALE's do, or not at all."""
 
