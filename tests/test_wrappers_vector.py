@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 
 from effort import examples
 from gym_environments import SPACES, Drawn, Reference, assert_same_rows
+from late_transfers import LateTransfers
 from readback import read, read_folder
 from torchrl_rerun import RecordingError, load
+from torchrl_rerun.blocks import block, devices
 from torchrl_rerun.wrappers import RecordRerun as SingleRecorder
+from torchrl_rerun.wrappers import describing
 from torchrl_rerun.wrappers.vector import RecordRerun
 
 MODES = list(AutoresetMode)
@@ -420,6 +424,28 @@ def test_isaac_lab_resets_within_the_step_and_loses_last_observations(path):
         "0.0",
     ]
     assert recorded.schema["batch_size"] == [3]
+
+
+def test_tensors_on_an_accelerator_are_copied_beside_the_environment(path, monkeypatch):
+    for module in (block, devices):
+        monkeypatch.setattr(module, "Transfers", LateTransfers)
+    monkeypatch.setattr(describing, "device_of", lambda value: "cpu" if hasattr(value, "is_cuda") else "")
+    LateTransfers.begun = 0
+    env = SingleRecorder(batched("isaaclab.envs.manager_based_rl_env", resets=True), path)
+    env.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(4):
+            env.step(env.unwrapped.torch.full((3, 1), float(step)))
+    env.close()
+    recorded = read(path)
+    assert LateTransfers.begun > 10
+    for env_index, wanted in enumerate(
+        (["0.0", "1.0", "nan", "0.0", "1.0", "nan", "0.0"], ["0.0", "1.0", "2.0", "nan", "0.0", "1.0"])
+    ):
+        assert [str(value[0].item()) for value in recorded[f"/env_{env_index}/policy"].values] == wanted
+        assert [value.item() for value in recorded[f"/env_{env_index}/reward"].values] == [1, 1, 1, 1]
+        assert [value.item() for value in recorded[f"/env_{env_index}/action"].values] == [0, 1, 2, 3]
 
 
 def test_maniskill_resets_what_the_user_resets(path):

@@ -156,7 +156,9 @@ def copied(action: Any) -> Any:
     Args:
         action: the actions, of one environment or of a batch.
     """
-    return action.copy() if type(action) is np.ndarray else action
+    if type(action) is np.ndarray:
+        return action.copy()
+    return action.detach().clone() if hasattr(action, "detach") else action
 
 
 def last_of(info: Any) -> Callable[[Reader, int], Any]:

@@ -261,9 +261,9 @@ class Describer:
                 return Leaf(found.key, "object", (), sample=frozen(there[0]) if there else "")
             first = as_array(there[0]) if there else np.zeros(found.shape, found.dtype)
             return Leaf(found.key, first.dtype.name, tuple(first.shape), varies=True)
-        device, dtype = "", found.dtype
-        if getattr(value, "is_cuda", False):
-            device, name, shape = str(value.device), str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        device, dtype = device_of(value), found.dtype
+        if device:
+            name, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
         else:
             array = as_array(value)
             has_dtype = hasattr(value, "dtype") and not (envs is None and found.key in _OUTCOMES)
@@ -311,6 +311,11 @@ class Describer:
                 f"in_keys asks for {', '.join(map(name_of, missing))}, which the environment doesn't give; "
                 f"there are {', '.join(all_keys)}"
             )
+
+
+def device_of(value: Any) -> str:
+    """Return the accelerator that a tensor is on, if copies from it run beside the environment; else an empty string."""
+    return str(value.device) if getattr(value, "is_cuda", False) else ""
 
 
 def _below(root: Sequence[str], name: str, found: Iterable[Field]) -> list[Field]:
