@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from effort import examples
 from gym_environments import SPACES, Drawn, Reference, assert_same_rows
 from readback import read, read_folder
 from torchrl_rerun import KeepLast, RecordingError, load
+from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.wrappers import RecordRerun
 
 
@@ -461,3 +463,12 @@ def test_a_forgotten_close_loses_nothing(path):
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], check=True)
     assert len(read(path)["/env_0/observation"].values) == 2
+
+
+def test_a_recorder_that_is_gone_has_closed_its_recording(path):
+    env = RecordRerun(Drawn(ends=0), path)
+    record(env, 3)
+    del env
+    gc.collect()
+    assert len(read(path)["/env_0/observation"].values) == 4
+    assert parts_in(path)[0].is_finished
