@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
-from torchrl_rerun.kinds.endings import DONE, TERMINATED, TRUNCATED
 from torchrl_rerun.kinds.entity_paths import free_key
 from torchrl_rerun.kinds.keys import REWARD, Key, name_of, return_key
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
@@ -21,72 +17,13 @@ from torchrl_rerun.kinds.objects import MISSING, frozen
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.camera import PIXELS, Camera, described_pictures
-from torchrl_rerun.recording.known_names import Names, names_for
+from torchrl_rerun.recording.known_names import names_for
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.wrappers.fields import ACTION, Field, fields, observation_fields
 from torchrl_rerun.wrappers.infos import InfoObjectReader, InfoReader, info_of, is_info, names_in
+from torchrl_rerun.wrappers.plan import ACTED_ROOT, FLAGS, OBSERVED_ROOT, OUTCOMES, STEPPED_ROOT, About, Plan
 from torchrl_rerun.wrappers.readers import NumberReader, ObjectReader, Reader, Readers, as_array
-
-OBSERVED_ROOT = ("observation", "info", "terminated", "truncated", "done")
-"""The parts of what is read at a reset and after a step. Flags are down at a reset, as TorchRL has them."""
-STEPPED_ROOT = ("reward", "info")
-"""The parts of what is read after a step alone."""
-ACTED_ROOT = ("action", "extras")
-"""The parts of what is read of the policy."""
-
-FLAGS = ((DONE,), (TERMINATED,), (TRUNCATED,))
-_OUTCOMES = ((REWARD,), *FLAGS)
-
-
-@dataclass(frozen=True)
-class About:
-    """The environments that a front end records.
-
-    Attributes:
-        envs: the number of environments in a batch; None: one environment, whose values have no batch dimension.
-        observation_space: the space of one environment's observation.
-        action_space: the space of one environment's action.
-        name: returns the name of the environment; None: it has none.
-        fps: returns the frames per second of simulated time; None: unknown.
-        names: returns names of the numbers of observations and actions.
-        origin: the front end, spaces and whatever else the schema says, as JSON has it.
-        reward_shape: the shape of one environment's reward.
-    """
-
-    envs: int | None
-    observation_space: spaces.Space[Any]
-    action_space: spaces.Space[Any]
-    name: Callable[[], str | None]
-    fps: Callable[[], float | None]
-    names: Callable[[], Names] = Names
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    reward_shape: tuple[int, ...] = (1,)
-
-    @property
-    def batch_size(self) -> tuple[int, ...]:
-        """The batch size of the environments, as TorchRL has it."""
-        return () if self.envs is None else (self.envs,)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The readers of all that is recorded.
-
-    Attributes:
-        observed: of observations and flags. They read :data:`OBSERVED_ROOT`.
-        stepped: of what else a step leads to; None: no step has been seen. They read :data:`STEPPED_ROOT`.
-        acted: of what the policy wrote. They read :data:`ACTED_ROOT`.
-    """
-
-    observed: Readers
-    stepped: Readers | None = None
-    acted: Readers | None = None
-
-    @functools.cached_property
-    def flags(self) -> list[int]:
-        """Where the flags are among the observations."""
-        return [at for at, reader in enumerate(self.observed) if reader.stream.key in FLAGS]
 
 
 class Describer:
@@ -266,12 +203,12 @@ class Describer:
             name, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
         else:
             array = as_array(value)
-            has_dtype = hasattr(value, "dtype") and not (envs is None and found.key in _OUTCOMES)
+            has_dtype = hasattr(value, "dtype") and not (envs is None and found.key in OUTCOMES)
             name = array.dtype.name if has_dtype or dtype is None else dtype.name
             shape = tuple(array.shape)
         if name == "object":
             raise UnsupportedLeafError(f"{type(value).__name__} of objects")
-        shape = found.shape if found.key in _OUTCOMES else shape if envs is None else shape[1:]
+        shape = found.shape if found.key in OUTCOMES else shape if envs is None else shape[1:]
         is_discrete = found.discrete and name != "bool"
         leaf = Leaf(
             found.key,
@@ -302,7 +239,7 @@ class Describer:
         if self._options.in_keys is None:
             return
         rendered = () if self._camera is None else (PIXELS,)
-        there = {each.key for each in (*self._observable, *self._doable)} | {*_OUTCOMES, *extras, *rendered} | known
+        there = {each.key for each in (*self._observable, *self._doable)} | {*OUTCOMES, *extras, *rendered} | known
         given = {key for key in infos if self._has_info(info, key)}
         missing = [key for key in self._options.in_keys if key not in there | given]
         if missing:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,45 +21,9 @@ from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.opening import Opening
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Facts, Session
-from torchrl_rerun.wrappers.describing import About, Describer, Plan
-from torchrl_rerun.wrappers.readers import Reader
-
-Mask = npt.NDArray[np.bool_] | None
-"""Which environments are meant, bool ``[envs]``; None: all."""
-
-Seeds = Sequence[int | None]
-"""The seed of each environment; None: unknown. Empty: none is known."""
-
-NO_EXTRAS: Mapping[Any, Any] = {}
-
-
-class Stepped(NamedTuple):
-    """What a call of ``step`` took and returned.
-
-    Attributes:
-        observed: observation, info, terminated, truncated and done.
-        outcome: reward and info.
-        acted: the action, and what else the policy wrote, by its key.
-    """
-
-    observed: tuple[Any, Any, Any, Any, Any]
-    outcome: tuple[Any, Any]
-    acted: tuple[Any, Any]
-
-
-class Within(NamedTuple):
-    """Resets within a step: episodes ended, and the observation that was returned is the first of the next ones.
-
-    Attributes:
-        mask: the environments whose episodes ended, bool ``[envs]``.
-        last: returns an environment's last observation or info for a reader, at the end of its steps. KeyError: it isn't known.
-            It is called for readers of observations and infos alone.
-        properties: properties of the episodes that ended.
-    """
-
-    mask: npt.NDArray[np.bool_]
-    last: Callable[[Reader, int], Any]
-    properties: Mapping[str, Any] = NO_EXTRAS
+from torchrl_rerun.wrappers.describing import Describer
+from torchrl_rerun.wrappers.plan import About, Plan
+from torchrl_rerun.wrappers.stepped import Mask, Seeds, Stepped, Within
 
 
 class FrontEnd:

@@ -13,13 +13,15 @@ from gymnasium.utils import RecordConstructorArgs
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
-from torchrl_rerun.wrappers.batches import Batch, Modes, copied, mode_of, reset_mask_in, single_spaces
+from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in, single_spaces
+from torchrl_rerun.wrappers.batches import Batch, copied
 from torchrl_rerun.wrappers.cameras import EnvCamera, VectorCamera
-from torchrl_rerun.wrappers.describing import About
 from torchrl_rerun.wrappers.facts import id_of, names_of, rate_of, seed_of
-from torchrl_rerun.wrappers.front_end import NO_EXTRAS, FrontEnd, Stepped
+from torchrl_rerun.wrappers.front_end import FrontEnd
+from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.recorder import Recorder, saved_sink
 from torchrl_rerun.wrappers.space_json import space_to_json
+from torchrl_rerun.wrappers.stepped import NO_EXTRAS, Stepped
 
 
 class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

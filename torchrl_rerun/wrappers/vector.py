@@ -10,11 +10,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
-from torchrl_rerun.wrappers.batches import Batch, Modes, copied, mode_of, reset_mask_in
+from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in
+from torchrl_rerun.wrappers.batches import Batch, copied
 from torchrl_rerun.wrappers.cameras import VectorCamera
-from torchrl_rerun.wrappers.describing import About
 from torchrl_rerun.wrappers.facts import id_of, names_of_batch, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
+from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.recorder import Recorder
 from torchrl_rerun.wrappers.single import reward_shape_of, spaces_of
 
