@@ -49,6 +49,7 @@ MEASUREMENTS = {
     "disk": "benchmarks.disk:measure",
     "encoding": "benchmarks.encoding:measure",
     "listing": "benchmarks.listing:measure",
+    "gil": "benchmarks.gil:measure",
 }
 
 

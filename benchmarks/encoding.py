@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import Sizes, smooth
+from torchrl_rerun.blocks.memory import MaxAge
 from torchrl_rerun.chunks import encoding
 from torchrl_rerun.chunks import encoding_threads as threads
 from torchrl_rerun.chunks.losses import Losses
@@ -50,7 +51,7 @@ class Encoding:
 
     def run(self) -> None:
         """Encode all pictures."""
-        encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
+        encoded = encoding.Encoding(30.0, Losses(), max_age=MaxAge.always(math.inf))
         for env, rows in enumerate(self._pixels):
             queue = encoded.queue_for(f"/env_{env}", self._stream)
             assert queue is not None, "pictures of this format are encoded"

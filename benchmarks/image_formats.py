@@ -27,6 +27,7 @@ from tensordict import TensorDict
 from benchmarks.report import FORMATS_OF, Detail, Effort, Report
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.blocks.env_rows import EnvRows
+from torchrl_rerun.blocks.memory import MaxAge
 from torchrl_rerun.chunks import encoding
 from torchrl_rerun.chunks.chunks import ChunkFactory
 from torchrl_rerun.chunks.losses import Losses
@@ -112,7 +113,7 @@ def _seconds(each: Format, pictures: Stack) -> float:
     positions = np.zeros((len(pictures), len(TIMELINES)), np.int64)
     times = []
     for _ in range(3):
-        encoded = encoding.Encoding(30.0, Losses(), max_age=math.inf)
+        encoded = encoding.Encoding(30.0, Losses(), max_age=MaxAge.always(math.inf))
         factory = ChunkFactory(30.0, encoded, Losses())
         start = time.process_time()
         chunks = [*factory.chunks(EnvRows(0, positions, [(stream, pictures)]), 0), *encoded.flush()]

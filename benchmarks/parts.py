@@ -18,6 +18,7 @@ from tensordict import TensorDict
 
 from benchmarks.report import Detail, Effort, Report
 from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, looking, noise
+from torchrl_rerun.blocks.block import Block, FrameValues
 from torchrl_rerun.kinds.arrow import Entity, Times, chunks_of, number_lists, times_of
 from torchrl_rerun.kinds.timelines import TIMELINES
 
@@ -70,11 +71,48 @@ def _steps(repetitions: int) -> Iterator[Detail]:
             if name == "16 environments":
                 reset = _median(_partial_reset(recorded), repetitions)
                 yield _detail("a reset of 4 of 16 environments: the hook", f"{reset:.1f} us", reset_us=reset)
+                yield from _parts_of_a_step(recorded, repetitions)
             recorded.close()
     floor = _median(looking(Workload(Sizes(16, 17, 6))), repetitions)
     yield _detail(
         "of it: only to look at its 5 values as arrays, by `get` and `numpy`", f"{floor:.1f} us", look_us=floor
     )
+
+
+def _parts_of_a_step(recorded: Recorded, repetitions: int) -> Iterator[Detail]:
+    """Measure the parts of the hooks, each by itself. The rest is in the hooks: who steps, whether the last step was changed."""
+    front_end = recorded.recorder._front_end
+    assert front_end is not None, "it records"
+    plan, recording = front_end.plan, front_end.recording
+    assert plan is not None, "it has seen a step"
+    assert recording is not None, "it has seen a step"
+    root, following = recorded.env.workload.root, recorded.env.workload.following
+    counters, count = recording._counters, len(plan.observed)
+    after, before = plan.following.values(following), plan.acted.values(root)
+    arrays = front_end.reader.arrays(plan.following, after)
+    values = FrameValues(arrays[:count], arrays[count:], front_end.reader.arrays(plan.acted, before))
+    block = Block(recording._buffers.small.groups, len(recording.envs), 2 * repetitions)
+    event = counters.event(None, time.time_ns(), is_step=True, picked=None, begun=None)
+
+    def look_up() -> None:
+        plan.following.values(following)
+        plan.acted.values(root)
+
+    def view() -> None:
+        front_end.reader.arrays(plan.following, after)
+        front_end.reader.arrays(plan.acted, before)
+
+    def count_on() -> None:
+        counters.apply(counters.event(None, time.time_ns(), is_step=True, picked=None, begun=None))
+
+    for what, part in {
+        "to look up 6 values in tensordicts": look_up,
+        "to view them as arrays of the dtype and shape that are expected": view,
+        "to copy them into a block, and note the event": lambda: block.add(event, values),
+        "to number the step": count_on,
+    }.items():
+        cost = _median(part, repetitions)
+        yield _detail(f"of it: {what}", f"{cost:.1f} us", part_us=cost)
 
 
 def _partial_reset(recorded: Recorded) -> Callable[[], None]:

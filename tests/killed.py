@@ -17,7 +17,7 @@ from torchrl.envs import GymEnv, SerialEnv
 
 from torchrl_rerun import RerunRecorder
 
-PROCESSES = 24
+PROCESSES = 12
 AT_ONCE = 4
 ROLLOUTS = 6
 

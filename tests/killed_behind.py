@@ -18,7 +18,7 @@ from killed import fork, kill_after
 from torchrl_rerun import RerunRecorder
 
 STEPS = 120
-LAST = (2, 3, 4, 6)
+LAST = (2, 3)
 """Steps at which processes are killed. Behind the recorder an episode is truncated at 3; at 6 others also terminate."""
 
 MOMENTS = ("any", "written", "in front of the counter", "behind the counter")

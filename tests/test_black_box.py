@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from rerun.chunk import RrdReader
-from torchrl.envs import ParallelEnv
+from torchrl.envs import ParallelEnv, Transform
 from typer.testing import CliRunner
 
 import killed_anywhere
@@ -172,6 +172,27 @@ def test_after_a_segfault_the_last_step_is_there(path):
     assert recorded_until(segfault, path) == -signal.SIGSEGV
     assert box_of(path).is_dir()
     assert steps_in(path) == EVERY_STEP
+
+
+class Lowers(Transform):
+    """An environment ends no episode, whatever it says."""
+
+    def _step(self, tensordict, next_tensordict):
+        return next_tensordict.update(
+            {flag: torch.zeros_like(next_tensordict[flag]) for flag in ("done", "terminated")}
+        )
+
+
+def test_a_step_that_was_revised_is_the_last_one(path):
+    if os.fork() == 0:
+        env = Told(RUN, 2).append_transform(RerunRecorder(path)).append_transform(Lowers())
+        data = env.reset()
+        for _ in range(12):  # both environments are done in the last one
+            _, data = env.step_and_maybe_reset(env.rand_action(data))
+        die()
+    os.wait()
+    assert steps_in(path) == {env: list(range(1, 13)) for env in range(2)}
+    assert not any(episode.tensordict()["next", "done"].any() for episode in load(path))
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])
@@ -397,7 +418,8 @@ def test_a_folder_that_is_removed_costs_its_recording_alone(tmp_path):
     recorder = RerunRecorder(folder / "run.rrd", flush_seconds=0.01)
     env = Told(RUN, 2).append_transform(recorder)
     env.rollout(5, break_when_any_done=False)
-    shutil.rmtree(folder)
+    folder.rename(tmp_path / "gone")  # the recorder may write while it is removed
+    shutil.rmtree(tmp_path / "gone")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         env.rollout(50, break_when_any_done=False)

@@ -14,6 +14,7 @@ from torchrl_rerun.blocks.block import Block, FrameValues, StreamGroup
 from torchrl_rerun.blocks.buffer import BLOCKS, Buffer
 from torchrl_rerun.blocks.events import NO_ENVS
 from torchrl_rerun.blocks.lease import BlockLease
+from torchrl_rerun.blocks.memory import MaxAge
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
@@ -32,7 +33,7 @@ class Driver:
         self.stream = stream
         self.leases = []
         self.episodes = Counters(ENVS)
-        self.buffer = Buffer(ENVS, capacity, max_age=max_age)
+        self.buffer = Buffer(ENVS, capacity, max_age=MaxAge.always(max_age))
         self.buffer.store((StreamGroup(Moment.OBSERVED, (stream,), (0,)),))
         self._put = put or self.leases.append
         self._is_writer_there = is_writer_there
@@ -231,7 +232,7 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
 
 
 def test_the_action_of_a_step_without_a_frame_waits_as_a_row_of_the_frame_before_it():
-    buffer = Buffer(ENVS, 1 << 20, max_age=1e9)
+    buffer = Buffer(ENVS, 1 << 20, max_age=MaxAge.always(1e9))
     buffer.store((StreamGroup(Moment.ACTED, (SMALL,), (0,)),))
     counters = Counters(ENVS)
     values = FrameValues([np.zeros((ENVS, 10), np.float32)], [], [np.zeros((ENVS, 10), np.float32)])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+
 import pytest
 import torch
 
 from environments import Simulator
 from late_transfers import LateTransfers
 from readback import read, same
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import RerunRecorder, repair
 from torchrl_rerun.blocks import block, devices
 from torchrl_rerun.transform import specs
 
@@ -63,6 +68,7 @@ def test_values_are_written_after_their_transfer(path, monkeypatch):
     for module in (block, devices):
         monkeypatch.setattr(module, "Transfers", LateTransfers)
     monkeypatch.setattr(specs, "device_of", lambda value: "cpu")
+    monkeypatch.setattr(LateTransfers, "are_kept", False)
     LateTransfers.begun = LateTransfers.waited = 0
     recorder = RerunRecorder(path, image_format="raw", flush_seconds=1000.0)
     env = Simulator(4, "cpu").append_transform(recorder)
@@ -83,3 +89,40 @@ def test_statistics_over_many_environments_on_an_accelerator(path, device):
     env.close()
     means = [float(row[0]) for row in read(path)["/batch/reward"].values]
     assert means == pytest.approx(rollout["next", "reward"].double().mean(0)[:, 0].tolist())
+
+
+AT_MOST_MISSING = 2
+"""Steps that a kill may cost: those whose values are on their way from the accelerator."""
+
+
+def step_until_killed(path, device, steps):
+    """Record steps, a few milliseconds each, and be killed when the last one has returned."""
+    if device == "cpu":
+        for module in (block, devices):
+            module.Transfers = LateTransfers
+        specs.device_of = lambda value: "cpu"
+    env = Simulator(4, device).append_transform(RerunRecorder(path, image_format="raw", flush_seconds=1000.0))
+    data = env.reset()
+    for _ in range(steps):
+        time.sleep(0.005)
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_values_that_have_arrived_from_an_accelerator_outlive_the_process(path, device):
+    process = multiprocessing.get_context("spawn").Process(target=step_until_killed, args=(path, str(device), 30))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    env = Simulator(4, device)
+    data = env.reset()
+    for _ in range(30):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+    repair(path)
+    recording = read(path)
+    for number in range(4):
+        for key in ("x", "half", "picture"):
+            rows = recording[f"/env_{number}/{key}"]
+            seen = zip(rows.along("frame"), rows.values, strict=True)
+            assert all(same(value, env.seen[frame][key][number]) for frame, value in seen)
+        assert 30 - AT_MOST_MISSING <= recording[f"/env_{number}/reward"].along("step")[-1] <= 30

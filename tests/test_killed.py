@@ -40,7 +40,7 @@ def test_kill_9_at_random_moments_loses_no_dumped_frame(tmp_path):
         found[check(tmp_path / f"run_{i}.rrd", wanted, ends)] += 1
     print(dict(found))
     assert check(tmp_path / "whole.rrd", wanted, ends) == "closed"
-    assert found["dumped"] + found["closed"] > 3  # of 24
+    assert found["dumped"] + found["closed"] > 1  # of 12
 
 
 def check(path: Path, wanted: Reference, ends: dict[int, int]) -> str:

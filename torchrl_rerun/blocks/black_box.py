@@ -3,7 +3,7 @@
 Its files are mapped into memory. The operating system keeps their pages when the process is killed, however that happens.
 
 - ``recording.json`` describes the recording.
-- ``moment`` is the number of frames that were copied whole.
+- ``moment`` is the number of frames that were copied whole, values from accelerators included.
 - Numbered files are arrays: those of the blocks, and running returns before them.
 - ``*.journal`` are records of what was taken from the blocks, but isn't in the recording yet.
 
@@ -21,13 +21,15 @@ import platform
 import shutil
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from torchrl_rerun.blocks.devices import Landing
 from torchrl_rerun.blocks.memory import Heap, Journal, NamedArrays, Region, Shape, make_file
+from torchrl_rerun.blocks.mirror import Mirror
 
 VERSION = 1
 """Version of black boxes. One of another version isn't read: it must be repaired by the release that made it."""
@@ -75,12 +77,12 @@ class BlackBox:
     Attributes:
         path: the folder.
         error: why some memory is gone with the process; None: all is kept.
-        moment: the number of frames that were copied whole.
+        moment: the number of frames that were copied whole, or are on their way from accelerators.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self.moment = 0
         self._heap = Heap()
         self._process = os.getpid()
@@ -89,6 +91,7 @@ class BlackBox:
         self._open: list[_FileJournal] = []
         self._journals = 0
         self._moment: memoryview | None = None
+        self._mirror: Mirror | None = None
         self._is_made = self._is_removed = False
 
     @property
@@ -96,11 +99,29 @@ class BlackBox:
         """Whether what is in it outlives the process."""
         return self.error is None and not self._is_removed
 
-    def complete(self) -> None:
-        """Note that all of a frame was copied."""
+    def complete(self, landings: Sequence[Landing] = ()) -> None:
+        """Note that all of a frame was copied, or is on its way.
+
+        Args:
+            landings: values from accelerators on their way. Default: there are none.
+        """
         self.moment += 1
-        if self._moment is not None:
+        if landings and self._mirror is None:
+            self._mirror = Mirror(self._publish, self._give_up)
+        if self._mirror is not None:
+            self._mirror.put(self.moment, landings)
+        elif self._moment is not None:
             self._moment[0] = self.moment
+
+    def amend(self, landings: Sequence[Landing]) -> None:
+        """Note that other values of the last frame are on their way from accelerators."""
+        if landings and self._mirror is not None:
+            self._mirror.put(self.moment, landings, is_late=True)
+
+    def _publish(self, moment: int) -> None:
+        """Tell how many frames are whole."""
+        if self._moment is not None:
+            self._moment[0] = moment
 
     def lease(self) -> int:
         """Return a number from 1 on, higher than all before."""
@@ -161,7 +182,7 @@ class BlackBox:
         with contextlib.suppress(OSError):
             (self.path / name).unlink(missing_ok=True)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: Exception) -> None:
         if self.error is None:
             self.error = error.with_traceback(None)  # its frames, and those before them, hold blocks
 
@@ -176,6 +197,8 @@ class BlackBox:
         """Remove the folder: all that was in it is written, or given up."""
         if self._process == os.getpid() and not self._is_removed:
             self._is_removed = True
+            if self._mirror is not None:
+                self._mirror.close()
             if self._is_made:
                 for journal in self._open:
                     journal.close()

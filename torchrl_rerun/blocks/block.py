@@ -3,20 +3,21 @@
 Small rows lie frame by frame, so that a step of thousands of environments is one copy. Rows of a page of memory and more lie
 environment by environment, so that the writer can wrap them as they are.
 
-All of a block but its Python objects, which are copied into an :class:`~torchrl_rerun.blocks.object_log.ObjectLog`, and values
-from accelerators, lies in arrays that may outlive the process. A frame is in a block when its event is counted.
+All of a block lies in arrays that may outlive the process, with two exceptions. Python objects are copied into an
+:class:`~torchrl_rerun.blocks.object_log.ObjectLog`, and values from accelerators into such arrays when they have arrived. A frame
+is in a block when its event is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.devices import Arrival, Transfers, host_bits
+from torchrl_rerun.blocks.devices import Arrival, Copy, Transfers, host_bits
 from torchrl_rerun.blocks.events import EnvIndices, Event, Events
 from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Shape
 from torchrl_rerun.blocks.object_log import ObjectLog
@@ -159,6 +160,8 @@ class Values:
         envs: number of recorded environments.
         slots: number of frames that there is room for.
         array: memory for them, of :meth:`shape`. Default: new memory.
+        is_sent: whether they come from an accelerator, into pinned memory. ``array`` is then where they are copied to when they
+            have arrived; None: nowhere. Default: False.
 
     Attributes:
         stream: the stream.
@@ -166,19 +169,23 @@ class Values:
         lies_by_env: whether the rows of an environment lie side by side.
         array: ``[slots, envs, *stream.slot_shape]``, or ``[envs, slots, *stream.slot_shape]`` if it lies by environment.
         slots: for each slot its part of the array, if the values come from an accelerator; else empty.
+        kept: an array of the same shape, which values from an accelerator are copied to when they have arrived; None: nowhere.
     """
 
-    def __init__(self, stream: Stream, envs: int, slots: int, array: npt.NDArray[Any] | None = None) -> None:
+    def __init__(
+        self, stream: Stream, envs: int, slots: int, array: npt.NDArray[Any] | None = None, *, is_sent: bool = False
+    ) -> None:
         self.stream = stream
         self.is_objects = stream.is_object
         self.lies_by_env = _lies_by_env(stream)
         self.slots: Sequence[torch.Tensor] = ()
+        self.kept = array if is_sent else None
         self.array: npt.NDArray[Any]
-        if array is not None:
-            self.array = array
-        elif stream.device:
+        if is_sent:
             pinned = Transfers.allocate(self.shape(stream, envs, slots).shape, stream.dtype)
             self.array, self.slots = host_bits(pinned), pinned.unbind()
+        elif array is not None:
+            self.array = array
         else:
             self.array = np.empty(self.shape(stream, envs, slots).shape, stream.storage)
 
@@ -221,7 +228,7 @@ class _GroupCopy(NamedTuple):
         by_frame: arrays ``[slots, envs, ...]`` in main memory, and the numbers of their values.
         by_env: arrays ``[envs, slots, ...]`` in main memory, and the numbers of their values.
         objects: the numbers of the values that are Python objects.
-        on_device: for each accelerator that copies values: the slots of each array, and the number of its values.
+        on_device: for each accelerator that copies values: these, and their number.
     """
 
     moment: Moment
@@ -231,7 +238,7 @@ class _GroupCopy(NamedTuple):
     by_frame: list[tuple[npt.NDArray[Any], int]]
     by_env: list[tuple[npt.NDArray[Any], int]]
     objects: list[int]
-    on_device: list[tuple[Transfers, list[tuple[Sequence[torch.Tensor], int]]]]
+    on_device: list[tuple[Transfers, list[tuple[Values, int]]]]
 
     def having_rows(self, frames: Frames) -> npt.NDArray[np.intp]:
         """Return the numbers of the frames in which the group has rows."""
@@ -287,27 +294,30 @@ class Block:
         role: str = "",
     ) -> None:
         self.groups = tuple(groups)
+        self.envs = envs
         self._memory = memory or Heap()
-        shapes = _shapes(self.groups, envs, slots)
+        self._transfers = dict(transfers or {})
+        shapes = _shapes(self.groups, envs, slots, is_kept=self._memory.is_kept)
         about = {"role": role, "envs": envs, "slots": slots, "groups": [group.to_json() for group in self.groups]}
         self._region = self._memory.allocate(shapes, about)
         arrays = self._region.arrays
         self._head = arrays["head"].data
         self.start: Positions = arrays["start"]
         self.events = Events(arrays)
-        self.values = _values(self.groups, envs, slots, arrays)
+        self.values = [
+            [self._values_of(stream, f"{number}.{at}", slots) for at, stream in enumerate(group.stored)]
+            for number, group in enumerate(self.groups)
+        ]
         self.lease = 0
         self.object_bytes = 0
         self.is_heavy = False
         self.is_retired = False
         self._object_capacity = object_capacity
         self._objects = ObjectLog(self._memory, self._region)
-        self.envs = envs
         self._many = envs / MANY
         self._slots = slots
         self._filled = [0] * len(self.groups)  # slots
         self.room = slots
-        self._transfers = dict(transfers or {})
         self._arrivals: list[Arrival] = []
         self._copies = [
             self._copy_of(number, *parts) for number, parts in enumerate(zip(self.groups, self.values, strict=True))
@@ -328,7 +338,7 @@ class Block:
         if not lease or not len(events):
             return None
         groups = [StreamGroup.from_json(each) for each in about["groups"]]
-        block = cls([*_kept(groups)], about["envs"], 1)
+        block = cls(groups, about["envs"], 1)
         block.lease, block.start, block.events = lease, np.array(arrays["start"]), events
         block.values = [
             [
@@ -336,7 +346,6 @@ class Block:
                     stream, about["envs"], 0, _filled(stream, f"{number}.{at}", events.of_group(number), about, arrays)
                 )
                 for at, stream in enumerate(group.stored)
-                if not stream.device
             ]
             for number, group in enumerate(groups)
         ]
@@ -358,12 +367,19 @@ class Block:
         for values, array in zip(of_objects, objects, strict=True):
             values.array[slot] = array
 
+    def _values_of(self, stream: Stream, name: str, slots: int) -> Values:
+        """Return memory for a stream's values: an array of the region, if it has one."""
+        array = self._region.arrays.get(name)
+        if stream.device not in self._transfers:
+            return Values(stream, self.envs, slots, array)
+        return Values(stream, self.envs, slots, array if self._region.is_kept else None, is_sent=True)
+
     def _copy_of(self, number: int, group: StreamGroup, stored: Sequence[Values]) -> _GroupCopy:
         """Return how the values of a group are copied."""
         pairs = list(zip(stored, group.at, strict=True))
         on_host = [(values, i) for values, i in pairs if not values.stream.device]
         on_device = [
-            (transfers, [(values.slots, i) for values, i in pairs if values.stream.device == device])
+            (transfers, [(values, i) for values, i in pairs if values.stream.device == device])
             for device, transfers in self._transfers.items()
         ]
         return _GroupCopy(
@@ -411,8 +427,9 @@ class Block:
         """Write to each page of the block's memory, so that the system has mapped it before it is needed."""
         for group in self.values:
             for values in group:
-                if not values.is_objects:
-                    values.array.reshape(-1).view(np.uint8)[::PAGE] = 0
+                for array in (values.array, values.kept):
+                    if array is not None and not values.is_objects:
+                        array.reshape(-1).view(np.uint8)[::PAGE] = 0
 
     @property
     def returns(self) -> list[Stream]:
@@ -436,21 +453,22 @@ class Block:
             self.room = min(self._slots - max(self._filled, default=0), self.events.room(self.envs))
         return self.room > 0
 
-    def add(self, event: Event, values: FrameValues) -> None:
+    def add(self, event: Event, values: FrameValues, after: int | None = None) -> None:
         """Copy a frame into the block.
 
         Args:
             event: the reset or step.
             values: the values of all environments. A group without values gets no rows.
+            after: the number of frames that were copied whole before it. Default: all so far.
         """
-        after, filled, having_rows = event.envs_after, self._filled, 0
+        envs_after, filled, having_rows = event.envs_after, self._filled, 0
         self.room -= 1
         for moment, has_rewards, first, number, by_frame, by_env, objects, on_device in self._copies:
             arrays = values[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
             # As `envs_with_rows` has it: a call for each group would take 3 % of a step.
-            envs = event.envs if has_rewards else event.envs_before if moment is ACTED else after
+            envs = event.envs if has_rewards else event.envs_before if moment is ACTED else envs_after
             if envs is not None and not len(envs):
                 continue
             slot = filled[number]
@@ -474,9 +492,10 @@ class Block:
                 self._weigh(arrays[i] for i in objects)
                 self._objects.append(len(self.events), number, slot, [arrays[i] for i in objects])
             for transfers, arrays_there in on_device:  # whole frames: `presence` tells which of their rows count
-                for slots, i in arrays_there:
-                    transfers.add(slots[slot], arrays[i])
-        self.events.append(event, having_rows, self._memory.moment)
+                for into, i in arrays_there:
+                    copy = None if into.kept is None else Copy(into.kept, into.array, slot)
+                    transfers.add(into.slots[slot], arrays[i], copy)
+        self.events.append(event, having_rows, self._memory.moment if after is None else after)
         self._head[_COUNT] = len(self.events)
 
     def amend(self, event: Event, amended: Event, values: FrameValues) -> None:
@@ -488,7 +507,7 @@ class Block:
             values: the values of all environments.
         """
         self._forget_last(event)
-        self.add(amended, values)
+        self.add(amended, values, self._memory.moment - 1)
 
     def add_many(self, frames: Frames, values: RolloutValues) -> None:
         """Copy frames into the block, which must have room for them. No stream may be of Python objects, or on a device.
@@ -581,8 +600,8 @@ class Block:
 _LEASE, _COUNT = range(2)
 
 
-def _shapes(groups: Sequence[StreamGroup], envs: int, slots: int) -> dict[str, Shape]:
-    """Return the shapes of all arrays of a block but those of Python objects, and of values from accelerators."""
+def _shapes(groups: Sequence[StreamGroup], envs: int, slots: int, *, is_kept: bool) -> dict[str, Shape]:
+    """Return the shapes of all arrays of a block but those of Python objects; of values from accelerators, if they are kept."""
     shapes = {
         "head": Shape(np.dtype(np.int64), (2,)),
         "start": Shape(np.dtype(np.int64), (envs, COLUMNS)),
@@ -590,18 +609,9 @@ def _shapes(groups: Sequence[StreamGroup], envs: int, slots: int) -> dict[str, S
     }
     for number, group in enumerate(groups):
         for at, stream in enumerate(group.stored):
-            if not (stream.is_object or stream.device):
+            if not stream.is_object and (is_kept or not stream.device):
                 shapes[f"{number}.{at}"] = Values.shape(stream, envs, slots)
     return shapes
-
-
-def _kept(groups: Sequence[StreamGroup]) -> Iterator[StreamGroup]:
-    """Return groups without the streams that a black box lacks: those from accelerators, and the returns of such rewards."""
-    lacking = {stream.key for group in groups for stream in group.streams if stream.device}
-    for group in groups:
-        yield replace(
-            group, streams=tuple(each for each in group.streams if not (each.device or each.reward_key in lacking))
-        )
 
 
 def _filled(
@@ -611,14 +621,6 @@ def _filled(
     if stream.is_object:
         return np.full(Values.shape(stream, about["envs"], len(slots)).shape, MISSING, object)
     return np.array(arrays[name][:, : len(slots)] if _lies_by_env(stream) else arrays[name][: len(slots)])
-
-
-def _values(groups: Sequence[StreamGroup], envs: int, slots: int, arrays: NamedArrays) -> list[list[Values]]:
-    """Return the values of each group, in these arrays if they have a place there."""
-    return [
-        [Values(stream, envs, slots, arrays.get(f"{number}.{at}")) for at, stream in enumerate(group.stored)]
-        for number, group in enumerate(groups)
-    ]
 
 
 def as_slice(numbers: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:

@@ -9,7 +9,7 @@ from torchrl_rerun.blocks.block import MAX_STREAM_BYTES, Block, Frames, FrameVal
 from torchrl_rerun.blocks.devices import Devices
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.blocks.lease import BlockLease
-from torchrl_rerun.blocks.memory import Heap, Memory
+from torchrl_rerun.blocks.memory import Heap, MaxAge, Memory
 from torchrl_rerun.kinds.timelines import Positions
 
 MAX_SLOTS = 2048
@@ -28,7 +28,7 @@ class Buffer:
     Args:
         envs: number of recorded environments.
         capacity: bytes for both blocks together. A block holds at least one frame of everything, however large.
-        max_age: seconds after which a block is full though it has room, if the other one is free.
+        max_age: how long a frame waits at most: then its block is full though it has room, if the other one is free.
         devices: copy values from accelerators, when their :meth:`~torchrl_rerun.blocks.devices.Devices.send` is called after
             a frame was added to all buffers. Default: no value is on one.
         memory: where blocks lie. Default: memory of this process.
@@ -40,7 +40,7 @@ class Buffer:
         envs: int,
         capacity: int,
         *,
-        max_age: float,
+        max_age: MaxAge,
         devices: Devices | None = None,
         memory: Memory | None = None,
         role: str = "",
@@ -50,7 +50,7 @@ class Buffer:
         self._devices = devices or Devices()
         self._capacity = capacity
         self._envs = envs
-        self._max_age = max_age * 1e9
+        self._max_age = max_age
         self._groups: tuple[StreamGroup, ...] = ()
         self._has_rewards = False
         self._blocks: list[Block] | None = None  # None: they are made when the first is needed
@@ -293,7 +293,7 @@ class Buffer:
         if block is None:
             return self._leases[0]
         block.begin(positions())
-        self._expires = event.log_time + self._max_age
+        self._expires = event.log_time + 1e9 * self._max_age.seconds(self._memory)
         # The action of a step that makes no frame itself is a row of the frame before it.
         self._leases.append(BlockLease(block, event.frame if event.is_recorded else event.frame - 1))
         self._block = block

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from torchrl_rerun.blocks.devices import Landing
 from torchrl_rerun.kinds.streams import PAGE
 
 MAGIC = b"rlblack1"
@@ -109,7 +110,7 @@ class Memory(Protocol):
     def is_kept(self) -> bool: ...  # noqa: D102
 
     @property
-    def error(self) -> OSError | None: ...  # noqa: D102
+    def error(self) -> Exception | None: ...  # noqa: D102
 
     @property
     def moment(self) -> int: ...  # noqa: D102
@@ -121,8 +122,15 @@ class Memory(Protocol):
             said: the description, as JSON.
         """
 
-    def complete(self) -> None:
-        """Note that all of a frame was copied."""
+    def complete(self, landings: Sequence[Landing] = ()) -> None:
+        """Note that all of a frame was copied, or is on its way.
+
+        Args:
+            landings: values from accelerators on their way. Default: there are none.
+        """
+
+    def amend(self, landings: Sequence[Landing]) -> None:
+        """Note that other values of the last frame are on their way from accelerators."""
 
     def lease(self) -> int:
         """Return a number from 1 on, higher than all before."""
@@ -153,6 +161,27 @@ class _NoJournal:
         pass
 
 
+class MaxAge(NamedTuple):
+    """How long frames wait before they are written though there is room for more.
+
+    Attributes:
+        kept: seconds in memory that outlives the process: only a loss of power would lose them.
+        otherwise: seconds in other memory.
+    """
+
+    kept: float
+    otherwise: float
+
+    @classmethod
+    def always(cls, seconds: float) -> MaxAge:
+        """Return the same time for all memory."""
+        return cls(seconds, seconds)
+
+    def seconds(self, memory: Memory) -> float:
+        """Return how long frames wait in some memory, as it is now."""
+        return self.kept if memory.is_kept else self.otherwise
+
+
 class Heap:
     """Memory of this process, which is gone with it."""
 
@@ -166,7 +195,10 @@ class Heap:
     def describe(self, said: Mapping[str, Any]) -> None:
         """Do nothing: no other process can read this memory."""
 
-    def complete(self) -> None:
+    def complete(self, landings: Sequence[Landing] = ()) -> None:
+        """Do nothing: no other process asks which frames are whole."""
+
+    def amend(self, landings: Sequence[Landing]) -> None:
         """Do nothing: no other process asks which frames are whole."""
 
     def lease(self) -> int:

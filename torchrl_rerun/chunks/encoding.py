@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.memory import Heap, Journal, Memory
+from torchrl_rerun.blocks.memory import Heap, Journal, MaxAge, Memory
 from torchrl_rerun.chunks.encoding_threads import submit
 from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
@@ -45,15 +45,15 @@ class Encoding:
     Args:
         fps: frames per second of simulated time; None: no ``sim_time``.
         losses: told of values that no file can hold.
-        max_age: seconds after which a value is due.
+        max_age: how long a value waits before it is due.
         memory: where the values that wait are copied to. Default: nowhere.
     """
 
-    def __init__(self, fps: float | None, losses: Losses, *, max_age: float, memory: Memory | None = None) -> None:
+    def __init__(self, fps: float | None, losses: Losses, *, max_age: MaxAge, memory: Memory | None = None) -> None:
         self._memory = memory or Heap()
         self._fps = fps
         self._losses = losses
-        self._max_age = max_age * 1e9
+        self._max_age = max_age
         self._queues: dict[str, EncodedQueue] = {}
 
     def queue_for(self, path: str, stream: Stream) -> EncodedQueue | None:
@@ -97,7 +97,7 @@ class Encoding:
             now: nanoseconds since the epoch.
         """
         oldest = min((first[LOG_TIME] for first in self._firsts()), default=now)
-        if now - oldest > self._max_age or self.waiting_bytes > WAITING_BYTES:
+        if now - oldest > 1e9 * self._max_age.seconds(self._memory) or self.waiting_bytes > WAITING_BYTES:
             yield from self.flush()
             return
         for queue in self._queues.values():

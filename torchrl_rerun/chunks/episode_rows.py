@@ -15,7 +15,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import stream_from_json, stream_to_json
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_not_in
-from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Record
+from torchrl_rerun.blocks.memory import Heap, MaxAge, Memory, NamedArrays, Record
 from torchrl_rerun.chunks.chunks import ChunkFactory
 from torchrl_rerun.chunks.encoding import Encoding
 from torchrl_rerun.chunks.losses import Losses
@@ -193,7 +193,7 @@ class EpisodeRows:
     def chunks(self) -> Iterator[Chunk]:
         """Return one chunk for each key and agent."""
         # A new encoder: each part of a video begins with a keyframe.
-        pictures = Encoding(self._fps, self._losses, max_age=float("inf"))
+        pictures = Encoding(self._fps, self._losses, max_age=MaxAge.always(float("inf")))
         factory = ChunkFactory(self._fps, pictures, self._losses)
         for rows in _by_streams(self._pieces):
             yield from factory.chunks(rows, None)

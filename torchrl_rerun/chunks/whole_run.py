@@ -10,7 +10,7 @@ from rerun.chunk import Chunk
 
 from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
-from torchrl_rerun.blocks.memory import Memory
+from torchrl_rerun.blocks.memory import MaxAge, Memory
 from torchrl_rerun.blocks.returns import RunningReturns
 from torchrl_rerun.chunks.chunks import ChunkFactory, static_chunks
 from torchrl_rerun.chunks.encoding import Encoding
@@ -29,7 +29,7 @@ class WholeRun:
         envs: the environment index of each recorded environment.
         returns: the running returns so far.
         split: whether the recording is of a run, or of one dump.
-        max_age: seconds after which an encoded image is due.
+        max_age: how long an encoded image waits before it is due.
         first_frame: number of the frame that is 0 in the recording.
         memory: where the values that wait are copied to. Default: nowhere.
 
@@ -44,7 +44,7 @@ class WholeRun:
         returns: RunningReturns,
         *,
         split: Split,
-        max_age: float,
+        max_age: MaxAge,
         first_frame: int = 0,
         memory: Memory | None = None,
     ) -> None:

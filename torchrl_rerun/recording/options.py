@@ -12,6 +12,7 @@ from typing import Any, Self, TypedDict
 
 import rerun.blueprint as rrb
 
+from torchrl_rerun.blocks.memory import MaxAge
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import check_format, check_kinds, check_names, describe, refused_format
 from torchrl_rerun.kinds.keys import AnyKey, Key, as_key, name_of
@@ -26,6 +27,13 @@ from torchrl_rerun.recording.logged_envs import check_envs
 
 Trigger = Callable[[int], bool]
 """Decide whether a recording starts, by the number of an episode or of a step."""
+
+FLUSH_SECONDS = 5.0
+"""Seconds that frames wait by default to be written; and episodes that are over."""
+
+KEPT_SECONDS = 60.0
+"""Seconds that frames wait by default in a black box. Blocks that are cut short make the chunks of slow environments small, and a
+chunk costs 2 kB."""
 
 Check = Callable[[str, Any], Any]
 """Return the value of an option in its normal form, or raise TypeError or ValueError; called with the option's name."""
@@ -52,7 +60,7 @@ class RecorderOptions(TypedDict, total=False):
     application_id: str | None
     recording_id: str | None
     buffer_bytes: int
-    flush_seconds: float
+    flush_seconds: float | None
     overwrite: bool
     resume: bool
 
@@ -197,7 +205,7 @@ class Options:
     application_id: str | None = _option(_of_type(str | None, "a string"))
     recording_id: str | None = _option(_of_type(str | None, "a string"))
     buffer_bytes: int = _option(_positive(int, "a number of bytes"), 64 << 20)
-    flush_seconds: float = _option(_positive(int | float, "a number of seconds"), 5.0)
+    flush_seconds: float | None = _option(_positive(int | float | None, "a number of seconds"))
     overwrite: bool = _option(_of_type(bool, "True or False"), default=False)
     resume: bool = _option(_of_type(bool, "True or False"), default=False)
     # Options of kinds. Nothing outside of this module reads them but by the methods below.
@@ -231,6 +239,13 @@ class Options:
     def most_frames(self) -> int | None:
         """Number of frames after which a recording ends; None: it goes on."""
         return self.split.frames if isinstance(self.split, DumpEvery) else None
+
+    @property
+    def max_age(self) -> MaxAge:
+        """How long frames wait to be written."""
+        if self.flush_seconds is not None:
+            return MaxAge.always(self.flush_seconds)
+        return MaxAge.always(FLUSH_SECONDS) if self.split == "episode" else MaxAge(KEPT_SECONDS, FLUSH_SECONDS)
 
     @property
     def has_triggers(self) -> bool:

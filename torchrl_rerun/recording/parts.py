@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torchrl_rerun.blocks.black_box import RECORDED
 from torchrl_rerun.blocks.buffer import Buffer
 from torchrl_rerun.blocks.devices import Devices
-from torchrl_rerun.blocks.memory import Memory
+from torchrl_rerun.blocks.memory import MaxAge, Memory
 from torchrl_rerun.chunks.output import Output
 from torchrl_rerun.chunks.whole_run import WholeRun
 from torchrl_rerun.kinds.schema import PROPERTIES_ENTITY, Source
@@ -68,7 +68,7 @@ def make_parts(
     *,
     ids: Ids,
     live_sinks: Sequence[LiveSink],
-    max_age: float,
+    max_age: MaxAge,
     first_frame: int,
     memory: Memory,
 ) -> Parts:
@@ -81,7 +81,7 @@ def make_parts(
         state: where the environments are.
         ids: the ids of the recording.
         live_sinks: get copies of the chunks.
-        max_age: seconds that a frame may wait.
+        max_age: how long a frame may wait.
         first_frame: number of the frame that is 0 in the recording.
         memory: where what waits lies.
     """
@@ -117,7 +117,7 @@ def make_parts(
             application_id=ids.application_id,
             recording_id=ids.run_id,
             capacity=options.buffer_bytes - capacity,
-            max_age=options.flush_seconds,
+            max_age=options.max_age.otherwise,
             memory=memory,
         )
     writer = WriterThread(

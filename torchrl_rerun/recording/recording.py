@@ -16,7 +16,7 @@ import rerun.blueprint as rrb
 from torchrl_rerun.blocks.black_box import BATCH
 from torchrl_rerun.blocks.block import StreamGroup
 from torchrl_rerun.blocks.buffer import Buffer
-from torchrl_rerun.blocks.memory import Heap
+from torchrl_rerun.blocks.memory import Heap, MaxAge
 from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Value
@@ -83,7 +83,9 @@ class Recording(Steps):
     ) -> None:
         live_sinks = tuple(live_sinks)
         is_by_episode = chunk_writer.episodes is not None
-        max_age = min(options.flush_seconds, LIVE_SECONDS) if live_sinks else options.flush_seconds
+        max_age = options.max_age
+        if live_sinks:
+            max_age = MaxAge.always(min(LIVE_SECONDS, max_age.otherwise))
         recording_id = f"{Path(chunk_writer.label).stem}_{run_id}" if options.split == "dump" else run_id
         ids = Ids(application_id(options, source), recording_id, run_id)
         state = _state_for(source, options, continues)
@@ -106,7 +108,7 @@ class Recording(Steps):
         self.run_id = run_id
         self.envs = state.envs
         self.must_know_ends = options.skip > 1 or is_by_episode
-        self.stale_check_seconds = max_age / STALE_CHECKS
+        self.stale_check_seconds = max_age.otherwise / STALE_CHECKS
         self.process = os.getpid()
         self._options = options
         self._most_frames = options.most_frames

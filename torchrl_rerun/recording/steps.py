@@ -277,7 +277,7 @@ class Steps:
     def _amend(self, event: Event, amended: Event, values: FrameValues, ends: Ends | None) -> None:
         for buffer in self._buffers.in_use:
             buffer.amend(event, amended, values)
-        self._buffers.devices.send(is_late=True)
+        self._memory.amend(self._buffers.devices.send(is_late=True))
         if ends is not None and self._episode_log is not None:
             self._episode_log.correct_ends(event, ends)
         self._counters.amend(event, amended)
@@ -354,12 +354,12 @@ class Steps:
                         if not self._free_block_for(buffer, lease):
                             is_kept = False
                             break
-            buffers.devices.send()
+            landings = buffers.devices.send()
             self._last = None if revise is None else LastStep(event, values, revise, render)
             self._counters.apply(event)
             if self._episode_log is not None:
                 self._log_episodes(event, values.stepped, ends, seeds)
-            self._memory.complete()
+            self._memory.complete(landings)
         except BaseException:  # Ctrl-C, for one: the rest of the frame would be arbitrary memory
             if self._counters.has_seen(event):
                 self._log_episodes(event, values.stepped, ends, seeds)

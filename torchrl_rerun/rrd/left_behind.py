@@ -21,6 +21,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.black_box import BATCH, RECORDED
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env, rows_not_in
 from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, ended, noted
+from torchrl_rerun.blocks.memory import MaxAge
 from torchrl_rerun.blocks.returns import RETURNS, RunningReturns
 from torchrl_rerun.blocks.snapshot import Snapshot
 from torchrl_rerun.chunks.encoding import ENCODED
@@ -61,7 +62,7 @@ def rest_of_run(box: Snapshot, written: Callable[[str, int], Frames], schema: st
         described.envs,
         _returns_before(box, RECORDED),
         split=described.split,
-        max_age=float("inf"),
+        max_age=MaxAge.always(float("inf")),
         first_frame=said["first_frame"],
     )
     if schema is None:

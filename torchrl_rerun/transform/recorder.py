@@ -127,7 +127,8 @@ class RerunRecorder(Controls, Transform):
             case. If the buffer is full the environment waits for the writer. Encoded images may take 8 MiB more, until they
             are enough to be written together. Default: 64 MiB.
         flush_seconds: age in seconds at which data is written though the buffer isn't full. Viewers and recording streams
-            get it within a second. Default: 5.
+            get it within a second. Default: 60 into a file with a black box, which holds what waits if the process dies;
+            5 without a box, and for the files of episodes that are over.
         overwrite: whether an existing file and its parts, or the recordings of an earlier run in a folder, are replaced.
             Default: False.
         resume: whether the run goes on that the file or folder holds, in further files (``run.resumed_1.rrd``). The numbers
@@ -197,7 +198,7 @@ class RerunRecorder(Controls, Transform):
         application_id: str | None = None,
         recording_id: str | None = None,
         buffer_bytes: int = 64 << 20,
-        flush_seconds: float = 5.0,
+        flush_seconds: float | None = None,
         overwrite: bool = False,
         resume: bool = False,
     ) -> None:
