@@ -296,6 +296,20 @@ def test_a_full_disk_never_reaches_training(small_disk):
         env.close()
 
 
+def test_results_of_no_known_form_pass_and_end_the_recording(path):
+    class Old(Drawn):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated or truncated, info
+
+    env = RecordRerun(Old(), path)
+    env.reset()
+    with pytest.warns(RuntimeWarning):
+        assert len(env.step(0)) == 4
+    with pytest.raises(RecordingError):
+        env.close()
+
+
 def test_errors_of_the_environment_pass(path):
     class Broken(Drawn):
         def step(self, action):

@@ -84,14 +84,14 @@ class Batch:
             properties: properties of the episodes that end within the step.
         """
         front_end, reset, within = self._front_end, self._was_done, None
-        observation, reward, terminated, truncated, info = result
         try:
+            observation, reward, terminated, truncated, info = result
             done = terminated | truncated if done is None else done
             ended, ends = _ends(terminated, truncated, done)
             if ended is not None and self._mode is AutoresetMode.SAME_STEP:
                 within = Within(ended, last_of(info), properties)
             self._was_done = ended if self._mode is AutoresetMode.NEXT_STEP else None
-        except Exception as error:  # flags of no form that is known: training goes on
+        except Exception as error:  # a result of no form that is known: training goes on
             front_end.fail(error)
             return
         said = info if within is None else StepInfos(info, within.mask)

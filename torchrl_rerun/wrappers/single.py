@@ -161,13 +161,13 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         if self._batch is not None:
             self._batch.step(acted, result)
             return result
-        observation, reward, terminated, truncated, info = result
         ends = None
         try:
+            observation, reward, terminated, truncated, info = result
             done = bool(terminated or truncated)
             if done:
                 ends = Ends(np.array([bool(terminated)]), np.array([bool(truncated)]))
-        except Exception as error:  # flags of no form that is known: training goes on
+        except Exception as error:  # a result of no form that is known: training goes on
             front_end.fail(error)
             return result
         is_reset, self._will_reset = self._will_reset, self._autoresets and done

@@ -122,8 +122,8 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
     def step_wait(self) -> Any:
         """Wait for the step, and record the actions and what they led to."""
         result = self.venv.step_wait()
-        observation, reward, done, infos = result
         try:
+            observation, reward, done, infos = result
             terminated, truncated, first_infos = done, self._down, None
             if np.count_nonzero(done):
                 truncated = self._down.copy()
