@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
@@ -19,8 +19,13 @@ from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.recorder import Recorder
 from torchrl_rerun.wrappers.single import reward_shape_of, spaces_of
 
+if TYPE_CHECKING:
+    Wrapper = VectorWrapper[Any, Any, Any, Any, Any]
+else:  # gymnasium 1.2: it is not generic
+    Wrapper = VectorWrapper
 
-class RecordRerun(Recorder, VectorWrapper[Any, Any, Any, Any, Any]):
+
+class RecordRerun(Recorder, Wrapper):
     """Record a vector environment of Gymnasium, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
     Without a trigger everything is recorded, and exactly, dtypes and shapes included, but for images: these are stored as
