@@ -223,6 +223,29 @@ def test_a_call_that_only_resets_counts_as_a_step(path):
     assert recorded["/env_1/action"].along("step") == [0, 2]
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ends", [0, 0.5, 1])
+def test_environments_that_were_reset_before_begin_with_the_observation_after_their_first_step(path, mode, ends):
+    references = []
+    inner = SyncVectorEnv(seen_envs(references, 3, ends=ends), autoreset_mode=mode)
+    inner.reset(seed=0)
+    envs = RecordRerun(inner, path)
+    for _ in range(8):
+        _, _, terminated, truncated, _ = envs.step(np.zeros(3, np.int64))
+        done = terminated | truncated
+        if mode is AutoresetMode.DISABLED and done.any():
+            envs.reset(options={"reset_mask": done})
+    envs.close()
+    recorded = read(path)
+    for env, reference in enumerate(references):
+        rewards = [row[2].item() for row in reference.rows["reward",]]
+        assert [value.item() for value in recorded[f"/env_{env}/reward"].values] == rewards[1:]
+        observations = [row[2] for row in reference.rows["observation",]][1:]  # without that of the reset
+        has_ended = reference.rows["done",][1][2].item()
+        seen = [value.numpy() for value in recorded[f"/env_{env}/observation"].values]
+        assert np.array_equal(np.stack(seen), np.stack(observations[1:] if has_ended else observations))
+
+
 def test_what_the_environments_return_stays_as_it_is(path):
     known = SyncVectorEnv([functools.partial(Drawn, ends=0.3)] * 2, autoreset_mode="SameStep")
     envs = RecordRerun(SyncVectorEnv([functools.partial(Drawn, ends=0.3)] * 2, autoreset_mode="SameStep"), path)
