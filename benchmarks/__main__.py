@@ -39,6 +39,7 @@ MEASUREMENTS = {
     "video_files": "benchmarks.files:measure_video",
     "reading": "benchmarks.reading:measure",
     "training": "benchmarks.training:measure",
+    "wrappers": "benchmarks.wrappers:measure",
     "live": "benchmarks.live:measure",
     "rendering": "benchmarks.rendering:measure",
     "scaling": "benchmarks.scaling:measure",

@@ -12,8 +12,8 @@ from readback import Recorded, Rows, same
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.reading.padding import as_tensor
 from torchrl_rerun.reading.recordings import OpenedRecording
+from torchrl_rerun.reading.tensordicts import as_tensor
 from torchrl_rerun.rrd.reader import parts_in
 
 

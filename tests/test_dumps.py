@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torchrl.collectors import Collector
-from torchrl.envs import GymWrapper, ParallelEnv, SerialEnv
+from torchrl.envs import GymEnv, GymWrapper, ParallelEnv, SerialEnv
 
 from environments import Lengths
 from readback import read
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import RerunRecorder, load
 
 
 @pytest.fixture
@@ -149,3 +149,32 @@ def test_any_value_may_be_a_suffix(path):
     recorder.dump("eval/0")
     env.close()
     assert len(read(path)["/env_0/observation"].values) == 3
+
+
+def test_a_number_makes_recordings_of_so_many_frames(tmp_path):
+    env = GymEnv("CartPole-v1").append_transform(RerunRecorder(tmp_path / "run", split=10))
+    env.set_seed(0)
+    rollout = env.rollout(35, break_when_any_done=False)
+    env.close()
+    files = sorted((tmp_path / "run").glob("*.rrd"))
+    counts = [len(read(file)["/env_0/observation"].values) for file in files]
+    assert counts[:-1] == [10] * (len(files) - 1)
+    assert sum(counts) == 35 + 1 + int(rollout["next", "done"].sum())
+    found = load(tmp_path / "run").rollout(["observation", "action", "reward"])
+    assert torch.equal(found["next", "observation"], rollout["next", "observation"])
+
+
+def test_a_number_makes_recordings_of_so_many_frames_of_rollouts(tmp_path):
+    rollout = GymEnv("CartPole-v1").rollout(25, break_when_any_done=False)
+    recorder = RerunRecorder(tmp_path / "run", split=10)
+    recorder.log_rollout(rollout)
+    recorder.close()
+    counts = [len(read(file)["/env_0/observation"].values) for file in sorted((tmp_path / "run").glob("*.rrd"))]
+    assert counts[:2] == [10, 10]
+    assert torch.equal(load(tmp_path / "run").rollout(["action"])["action"], rollout["action"])
+
+
+@pytest.mark.parametrize(("split", "error"), [(0, ValueError), (True, ValueError), (2.5, ValueError)])
+def test_no_other_number_is_a_split(tmp_path, split, error):
+    with pytest.raises(error, match="split="):
+        RerunRecorder(tmp_path / "run", split=split)

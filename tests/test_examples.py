@@ -94,3 +94,23 @@ def test_clone_from_recordings_runs(tmp_path, capsys):
     assert not done.returncode, done.stderr
     [episodes] = [line.split() for line in done.stdout.splitlines() if line.startswith("episodes ")]
     assert episodes == ["episodes", "1", "4", "3"]
+
+
+def test_gymnasium_loop_runs(tmp_path, capsys):
+    out = tmp_path / "failures"
+    main_of("gymnasium_loop")(["--episodes", "3", "--distraction", "1", "--out", str(out)])
+    kept = list_episodes(out).episodes
+    assert f"{len(kept)} of 3 episodes failed" in capsys.readouterr().out
+    assert len(kept) == 3
+    assert all(abs(found.episode["cart_position"]) < 2.4 for found in kept)
+    assert len(read(kept[0].path)["/pixels"].values) > 2
+
+
+def test_sb3_training_runs(tmp_path, capsys):
+    main_of("sb3_training")(["--steps", "512", "--rollout", "32", "--test-episodes", "1", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    kept = list_episodes(tmp_path / "training").episodes
+    assert 3 <= len(kept) <= 6
+    assert all(f"kept {found.path}: return {found.episode.episode_return:g}" in said for found in kept)
+    assert "test: return" in said
+    assert len(read(tmp_path / "test.rrd")["/env_0/pixels"].values) > 8

@@ -17,7 +17,7 @@ from rerun.chunk import RrdReader
 import torchrl_rerun
 from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.describe import KINDS
-from torchrl_rerun.recording.options import Options
+from torchrl_rerun.recording.options import Options, RecorderOptions
 
 PACKAGE = Path(torchrl_rerun.__file__).parent
 FLOORS = (
@@ -31,6 +31,7 @@ FLOORS = (
     "reading",
     "export",
     "viewing",
+    "wrappers",
     "transform",
     "stored",
     "cli",
@@ -148,6 +149,17 @@ def test_the_engine_names_no_framework():
     assert not wrong
 
 
+def test_wrappers_name_neither_torch_nor_torchrl():
+    wrong = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in modules()
+        if floor_of(path) == "wrappers"
+        for name in imports_in(path)
+        if name.partition(".")[0] in ("torch", "tensordict", "torchrl")
+    ]
+    assert not wrong
+
+
 KIND_MODULES = tuple(kind.__module__ for kind in KINDS)
 
 
@@ -185,7 +197,7 @@ WITHOUT_FRAMEWORKS = """
     from torchrl_rerun.kinds.schema import Moment
     from torchrl_rerun.kinds.describe import running_sum
     from torchrl_rerun.kinds.leaf import Leaf
-    from torchrl_rerun.recording.options import Options
+    from torchrl_rerun.recording.options import Options, RecorderOptions
     from torchrl_rerun.recording.session import Facts, Session, open_recording
 
     session = Session.of(sys.argv[1], Options(image_format="raw"))
@@ -217,6 +229,11 @@ def test_the_options_are_the_recorders_arguments():
     arguments = inspect.signature(RerunRecorder).parameters
     defaults = {name: each.default for name, each in arguments.items() if name != "sink"}
     assert {each.name: each.default for each in dataclasses.fields(Options)} == defaults
+
+
+def test_the_options_that_wrappers_take_are_the_recorders_arguments():
+    arguments = inspect.signature(RerunRecorder).parameters
+    assert list(RecorderOptions.__annotations__) == [name for name in arguments if name != "sink"]
 
 
 def test_the_engine_records_arrays_without_any_framework(tmp_path):

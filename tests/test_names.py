@@ -30,7 +30,8 @@ from torchrl_rerun.chunks.chunks import static_chunks
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.scalars import Scalars
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.transform.known_names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, known_names, of_simulator
+from torchrl_rerun.recording.known_names import ATARI_ACTIONS, KNOWN, MINIMAL_ACTIONS, Robot, of_simulator
+from torchrl_rerun.transform.known_names import known_names
 
 CARTPOLE = ["cart position", "cart velocity", "pole angle", "pole angular velocity"]
 CHEETAH = [

@@ -1,4 +1,7 @@
-"""Flight recorder for reinforcement learning: records TorchRL environments into Rerun recordings."""
+"""Flight recorder for reinforcement learning: records TorchRL environments into Rerun recordings.
+
+``torchrl_rerun.wrappers`` records those of Gymnasium and Stable-Baselines3.
+"""
 
 from __future__ import annotations
 

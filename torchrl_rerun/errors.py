@@ -7,11 +7,11 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
-_LIBRARIES = ("torchrl_rerun", "torchrl", "tensordict", "torch")
+_LIBRARIES = ("torchrl_rerun", "torchrl", "tensordict", "torch", "gymnasium", "stable_baselines3")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn, with the innermost line of the stack outside torchrl_rerun, TorchRL, tensordict and PyTorch."""
+    """Warn, with the innermost line of the stack outside torchrl_rerun and the frameworks that call it."""
     files = [sys.modules[name].__file__ for name in _LIBRARIES if name in sys.modules]
     folders = tuple(f"{Path(file).parent}/" for file in files if file is not None)
     level, frame = 2, sys._getframe(1)  # noqa: SLF001 - the stack has no public name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.export.renaming import distinct, dotted
+from torchrl_rerun.export.spaces import spaces_in
 from torchrl_rerun.export.steps import (
     BROKEN,
     LeftOut,
@@ -26,8 +27,8 @@ from torchrl_rerun.export.steps import (
     without_progress,
 )
 from torchrl_rerun.kinds.endings import FLAGS, TERMINATED, TRUNCATED
-from torchrl_rerun.kinds.keys import name_of
-from torchrl_rerun.kinds.schema import Moment, TimedStream
+from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.schema import Moment, Schema, TimedStream
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import steps as read_steps
@@ -54,6 +55,8 @@ def to_minari(
       have all characters. If two keys would have one name, the key that sorts later gets ``_2`` at its end, with a warning.
     - An interrupted episode is truncated at its last step.
     - Pictures are kept as pixels, not as JPEG.
+    - Spaces are the environment's own if a wrapper of Gymnasium's or Stable-Baselines3's environments recorded them, else as wide as
+      the dtypes.
     - The environment's spec is included if gymnasium knows the environment's name.
 
     Args:
@@ -88,7 +91,7 @@ def to_minari(
     if not episodes:
         raise ValueError("there are no episodes to export")
     unheld, left_out = unheld_in(episodes), LeftOut(BROKEN)
-    layout = _Layout(next(described(episodes[:1], keys, unheld))[1], episodes[0].schema.described)
+    layout = _Layout(next(described(episodes[:1], keys, unheld))[1], episodes[0].schema)
     with written_aside(folder, overwrite=overwrite, sign=SIGN) as hidden:
         (hidden / "data").mkdir(parents=True)
         storage = MinariStorage.new(
@@ -137,15 +140,16 @@ class _Part:
     Args:
         streams: the keys.
         what: their name in errors.
+        known: the spaces of keys, as far as they are known.
     """
 
-    def __init__(self, streams: Sequence[Stream], what: str) -> None:
+    def __init__(self, streams: Sequence[Stream], what: str, known: Mapping[Key, gym.Space[Any]]) -> None:
         if not streams:
             raise ValueError(f"nothing that is {what} is exported: choose a key that is")
         self.streams = streams
         wishes = [dotted(stream.key, name_of(stream.key), stream.key) for stream in streams]
         self._names = distinct(wishes, f"Minari, of what is {what}") if len(streams) > 1 else {}
-        self.space = self._together(_space, gym.spaces.Dict)
+        self.space = self._together(functools.partial(_space, known), gym.spaces.Dict)
 
     def of(self, arrays: Callable[[Stream], npt.NDArray[Any]]) -> Any:
         """Return the values in Minari's form."""
@@ -163,13 +167,14 @@ class _Layout:
 
     Args:
         wanted: the exported keys.
-        recorded: all recorded keys.
+        schema: the description of the recording.
     """
 
-    def __init__(self, wanted: Sequence[TimedStream], recorded: Sequence[TimedStream]) -> None:
+    def __init__(self, wanted: Sequence[TimedStream], schema: Schema) -> None:
+        recorded, spaces = schema.described, spaces_in(schema)
         observed = [stream for stream, moment in wanted if moment is Moment.OBSERVED and stream.key[-1] not in FLAGS]
-        self.observations = _Part([stream for stream in observed if not stream.reward_key], "observed")
-        self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done")
+        self.observations = _Part([stream for stream in observed if not stream.reward_key], "observed", spaces)
+        self.actions = _Part([stream for stream, moment in wanted if moment is Moment.ACTED], "done", spaces)
         known = {stream.key: stream for stream, _ in recorded}
         reward = _reward_in(recorded)
         if reward is None or math.prod(reward.shape) != 1:
@@ -245,8 +250,11 @@ def _sizes(stream: Stream) -> tuple[int, ...]:
     return stream.kind.categories or (stream.shape[-1],)
 
 
-def _space(stream: Stream) -> gym.Space[Any]:
-    """Return gymnasium's space of a key's values."""
+def _space(known: Mapping[Key, gym.Space[Any]], stream: Stream) -> gym.Space[Any]:
+    """Return gymnasium's space of a key's values: the environment's own, if it is known."""
+    found = known.get(stream.key)
+    if found is not None and (found.shape, found.dtype) == (stream.shape, stream.storage):
+        return found
     shape: tuple[int, ...] = stream.shape
     dtype: np.dtype[Any] = np.dtype(np.float32) if stream.dtype == "bfloat16" else stream.storage
     if stream.kind.discrete == "one_hot" and len(shape) == 1:

@@ -8,7 +8,7 @@ import json
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, get_args
@@ -63,12 +63,15 @@ class Source:
         name: name of the environment. None: not known.
         fps: frames per second of simulated time. None: not known.
         first_env: environment index of the first environment. Not 0 in the workers of a batched environment.
+        origin: what the front end says of itself and its environments, as JSON has it: ``"front_end"`` (its name),
+            ``"spaces"``, and so on. Empty: it says nothing, as TorchRL's, whose keys tell all.
     """
 
     batch_size: tuple[int, ...]
     name: str | None = None
     fps: float | None = None
     first_env: int = 0
+    origin: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def envs(self) -> int:
@@ -151,7 +154,7 @@ class Schema:
     def from_fields(cls, fields: Mapping[str, Any]) -> Schema:
         """Return the schema with these fields."""
         return cls(
-            Source(tuple(fields["batch_size"]), fields["env_name"], fields["fps"]),
+            Source(tuple(fields["batch_size"]), fields["env_name"], fields["fps"], origin=fields.get("origin") or {}),
             tuple(fields["envs"]),
             tuple((stream_from_schema(entry), Moment[entry["moment"].upper()]) for entry in fields["keys"]),
             tuple(tuple(key) for key in fields.get("statistics", ())),
@@ -256,6 +259,7 @@ def schema_fields(
     """Return the fields of a schema, as JSON has them. The arguments are those of :func:`property_chunk`."""
     return {
         "schema_version": SCHEMA_VERSION,
+        **({"origin": dict(source.origin)} if source.origin else {}),
         "env_name": source.name,
         "batch_size": list(source.batch_size),
         "envs": list(envs),
@@ -307,7 +311,16 @@ def shown_envs(envs: Sequence[int], each: int, workers: Sequence[int]) -> list[i
 @functools.cache
 def _versions() -> dict[str, str]:
     """Return the versions of the packages. To look them up takes milliseconds."""
-    packages = ("torchrl-rerun", "torchrl", "tensordict", "torch", "rerun-sdk", "gymnasium", "numpy")
+    packages = (
+        "torchrl-rerun",
+        "torchrl",
+        "tensordict",
+        "torch",
+        "rerun-sdk",
+        "gymnasium",
+        "numpy",
+        "stable-baselines3",
+    )
     found = {"python": platform.python_version()}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):

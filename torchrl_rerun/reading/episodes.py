@@ -6,21 +6,20 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
-from tensordict import TensorDictBase
-from tensordict.utils import NestedKey
-
 from torchrl_rerun.kinds.episode import Episode, Predicate
 from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.reading.history import History
 from torchrl_rerun.reading.loaded_episode import LoadedEpisode, wanted_keys
 from torchrl_rerun.reading.outcomes import outcomes
-from torchrl_rerun.reading.rollout import Chosen, rollout
 from torchrl_rerun.rrd.listing import beginning
 
 if TYPE_CHECKING:
+    from tensordict import TensorDictBase
+    from tensordict.utils import NestedKey
     from torchrl.data import Storage, TensorDictReplayBuffer
 
     from torchrl_rerun.reading.learning import StepDataset
+    from torchrl_rerun.reading.rollout import Chosen
 
 
 class LoadedEpisodes(Sequence[LoadedEpisode]):
@@ -118,6 +117,8 @@ class LoadedEpisodes(Sequence[LoadedEpisode]):
             >>> load(path).rollout(["reward"])["next", "reward"].shape
             torch.Size([2, 100, 1])
         """
+        from torchrl_rerun.reading.rollout import rollout  # noqa: PLC0415 - arrays need no torch
+
         return rollout(self._by_history(), wanted_keys(keys))
 
     def dataset(self, slice_len: int | None = None, keys: Sequence[NestedKey] | None = None) -> StepDataset:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tensordict import TensorDict
-from tensordict.utils import NestedKey
+import numpy as np
+import numpy.typing as npt
 
+from torchrl_rerun.kinds.endings import FLAGS
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.kinds.keys import Key, as_key
+from torchrl_rerun.kinds.keys import REWARD, Key, as_key
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.reading.padding import as_tensor
-from torchrl_rerun.reading.steps import steps
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.frame_codes import episode_span
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from tensordict.utils import NestedKey
 
 
 class LoadedEpisode:
@@ -83,8 +86,57 @@ class LoadedEpisode:
             >>> sorted(steps.keys()), steps["next", "observation"].shape
             (['action', 'next', 'observation'], torch.Size([5, 4]))
         """
+        from torchrl_rerun.reading.steps import steps  # noqa: PLC0415 - arrays() needs no torch
+
         wanted = self.history.described(wanted_keys(keys))
         return steps(self.history, wanted, episode_span(self.properties.episode))
+
+    def arrays(self, keys: Sequence[NestedKey] | None = None) -> dict[str | Key, npt.NDArray[Any] | list[Any]]:
+        """Return all values of each key as NumPy arrays, ``[rows, ...]``, without importing torch.
+
+        - An observation has one row more than there are steps: the last one is what the last step led to.
+        - Keys of one name are strings, nested ones tuples. bfloat16 becomes float32.
+        - Non-tensor data, and arrays that vary in shape, are lists of the values as they were. Frames at which a key is missing
+          have no row.
+        - Rewards of Gymnasium's and Stable-Baselines3's environments are ``[steps]``, and flags ``[steps + 1]``: they are down at
+          the reset.
+
+        Args:
+            keys: the keys. Default: all but the returns that the recorder worked out.
+
+        Raises:
+            KeyError: a key isn't recorded.
+            TypeError: ``keys`` is a string instead of a list.
+
+        Examples:
+            >>> import tempfile
+            >>> import gymnasium as gym
+            >>> from torchrl_rerun import load
+            >>> from torchrl_rerun.wrappers import RecordRerun
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = RecordRerun(gym.make("CartPole-v1"), path)
+            >>> observation, info = env.reset(seed=0)
+            >>> for _ in range(5):
+            ...     result = env.step(env.action_space.sample())
+            >>> env.close()
+            >>> arrays = load(path)[0].arrays()
+            >>> arrays["observation"].shape, arrays["action"].shape, arrays["reward"]
+            ((6, 4), (5,), array([1., 1., 1., 1., 1.]))
+        """
+        span = episode_span(self.properties.episode)
+        has_numbers = bool(self.schema.source.origin)  # TorchRL's rewards and flags have a dimension of their own
+        found: dict[str | Key, npt.NDArray[Any] | list[Any]] = {}
+        for stream, _ in self.history.described(wanted_keys(keys)):
+            values = self.history.rows(stream, span).values
+            name = stream.key[0] if len(stream.key) == 1 else stream.key
+            if values.dtype == object:
+                found[name] = list(values)
+                continue
+            values = np.ascontiguousarray(stream.numbers(values) if stream.dtype == "bfloat16" else values)
+            is_outcome = name in (REWARD, *FLAGS) or bool(stream.reward_key)
+            is_number = has_numbers and is_outcome and stream.shape == (1,)
+            found[name] = values.reshape(-1) if is_number else values
+        return found
 
     def __getitem__(self, key: NestedKey) -> Any:
         """Return all values of a key, ``[rows, ...]``. An observation has one row more than there are steps.
@@ -107,6 +159,8 @@ class LoadedEpisode:
             >>> episode["observation"].shape, episode["reward"].shape
             (torch.Size([6, 4]), torch.Size([5, 1]))
         """
+        from torchrl_rerun.reading.tensordicts import as_tensor  # noqa: PLC0415 - arrays() needs no torch
+
         [(stream, _)] = self.history.described([as_key(key)])
         return as_tensor(stream, self.history.rows(stream, episode_span(self.properties.episode)).values)
 

@@ -13,8 +13,9 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.reading.padding import Form, fit, form_of, give_agents, mask_name
+from torchrl_rerun.reading.padding import Form, mask_name
 from torchrl_rerun.reading.steps import steps
+from torchrl_rerun.reading.tensordicts import fit, form_of, give_agents
 from torchrl_rerun.rrd.frame_codes import ALL, Span, episode_span
 from torchrl_rerun.rrd.runs import FOLDER_OF_WORKER
 

@@ -14,18 +14,9 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Moment, TimedStream
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.reading.padding import (
-    Form,
-    as_tensor,
-    give_agents,
-    largest,
-    mask_name,
-    padded,
-    put,
-    shapes_of,
-    taken,
-)
+from torchrl_rerun.reading.padding import Form, largest, mask_name, padded, shapes_of, taken
 from torchrl_rerun.reading.rows import DecodedRows
+from torchrl_rerun.reading.tensordicts import as_tensor, give_agents, put
 from torchrl_rerun.reading.transitions import Transitions, transitions_at
 from torchrl_rerun.reading.undecoded import UndecodedPictures, decoded_at
 from torchrl_rerun.rrd.frame_codes import ALL, Span

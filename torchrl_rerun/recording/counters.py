@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.events import NO_ENVS, EnvIndices, Event
-from torchrl_rerun.blocks.positions import advance, advance_together
-from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, STEP, Positions
+from torchrl_rerun.blocks.positions import advance
+from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, STEP, Positions
 
 
 class Progress(NamedTuple):
@@ -133,7 +133,11 @@ class Counters:
         shared = self._shared
         if shared is None:
             return self._settled
-        return advance_together(self._settled, np.array([shared[:3]]), np.array([self._more_steps]))[..., 0]
+        # As `advance_together` has it, in less than half of the time.
+        after = self._settled.copy()
+        after[:, FRAME], after[:, STEP], after[:, LOG_TIME] = shared[:3]
+        after[:, EPISODE_STEP] += self._more_steps
+        return after
 
     def _settle(self, positions: Positions) -> None:
         self._settled, self._more_steps, self._shared = positions, 0, None

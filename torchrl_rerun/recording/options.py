@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self, TypedDict
 
 import rerun.blueprint as rrb
 
 from torchrl_rerun.blocks.memory import MaxAge
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import check_format, check_kinds, check_names, describe, refused_format
-from torchrl_rerun.kinds.keys import Key, as_key, name_of
+from torchrl_rerun.kinds.keys import AnyKey, Key, as_key, name_of
 from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import ImageFormat
@@ -36,6 +37,32 @@ chunk costs 2 kB."""
 
 Check = Callable[[str, Any], Any]
 """Return the value of an option in its normal form, or raise TypeError or ValueError; called with the option's name."""
+
+
+class RecorderOptions(TypedDict, total=False):
+    """The options of a recorder as its users pass them; :class:`~torchrl_rerun.RerunRecorder` says what each means."""
+
+    in_keys: Sequence[AnyKey] | None
+    logged_envs: int | Sequence[int] | slice | str | None
+    aggregate: bool | None
+    skip: int
+    fps: float | None
+    image_format: ImageFormat
+    kinds: Mapping[Any, Kind | str] | None
+    names: Mapping[Any, Sequence[str]] | None
+    render: bool
+    episode_trigger: Trigger | None
+    step_trigger: Trigger | None
+    recording_length: int
+    split: Split | int | None
+    keep: Keep | None
+    blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint]
+    application_id: str | None
+    recording_id: str | None
+    buffer_bytes: int
+    flush_seconds: float | None
+    overwrite: bool
+    resume: bool
 
 
 # --- checks of one option ---
@@ -100,8 +127,38 @@ def _trigger(name: str, value: Any) -> Any:
     return value
 
 
+class DumpEvery(str):  # noqa: SLOT000 - it has an attribute
+    """The split ``"dump"``, of which dumps come by themselves: a recording ends when it has so many frames.
+
+    Args:
+        frames: frames of a recording.
+
+    Attributes:
+        frames: as given.
+
+    >>> DumpEvery(1000) == "dump", DumpEvery(1000).frames
+    (True, 1000)
+    """
+
+    frames: int
+
+    def __new__(cls, frames: int) -> Self:
+        """Return the split of recordings of so many frames."""
+        made = super().__new__(cls, "dump")
+        made.frames = frames
+        return made
+
+    def __reduce__(self) -> Any:
+        return DumpEvery, (self.frames,)
+
+    def __repr__(self) -> str:
+        return repr(self.frames)
+
+
 def _split(name: str, value: Any) -> Any:
-    return None if value is None else _one_of(SPLITS)(name, value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return DumpEvery(_count(1, "frames of a recording")(name, value))
+    return value if value is None or isinstance(value, DumpEvery) else _one_of(SPLITS)(name, value)
 
 
 # --- the options ---
@@ -179,6 +236,11 @@ class Options:
             )
 
     @property
+    def most_frames(self) -> int | None:
+        """Number of frames after which a recording ends; None: it goes on."""
+        return self.split.frames if isinstance(self.split, DumpEvery) else None
+
+    @property
     def max_age(self) -> MaxAge:
         """How long frames wait to be written."""
         if self.flush_seconds is not None:
@@ -219,7 +281,16 @@ class Options:
         """Return whether the options say of which kind a key is."""
         return key in self.kinds
 
-    @property
-    def keys_by_option(self) -> Mapping[str, Iterable[Key]]:
-        """The keys that options of kinds name, by the name of the option."""
-        return {"kinds": self.kinds, "names": self.names}
+    def check_recorded(self, there: AbstractSet[Key]) -> None:
+        """Raise KeyError if an option of kinds names a key that isn't recorded.
+
+        Args:
+            there: the keys that are recorded, or could have been.
+        """
+        for option, keys in {"kinds": self.kinds, "names": self.names}.items():
+            unknown = [name_of(key) for key in keys if key not in there]
+            if unknown:
+                raise KeyError(
+                    f"{option} names {', '.join(unknown)}, which is not recorded; "
+                    f"there are {', '.join(sorted(map(name_of, there)))}"
+                )

@@ -111,6 +111,7 @@ class Recording(Steps):
         self.stale_check_seconds = max_age.otherwise / STALE_CHECKS
         self.process = os.getpid()
         self._options = options
+        self._most_frames = options.most_frames
         self._application_id, self._recording_id = ids.application_id, recording_id
         self._began = 0
         self._live_sinks = live_sinks
@@ -129,6 +130,12 @@ class Recording(Steps):
         return self.status.state is State.OPEN
 
     @property
+    def takes_frames(self) -> bool:
+        """Whether the next frame belongs to this recording: it is alive, and hasn't as many frames as it may have."""
+        most = self._most_frames
+        return self.alive and (most is None or self._counters.frames - self._first_frame < most)
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing more is written. False after Ctrl-C within ``close()``."""
         return self.status.state.is_over
@@ -136,6 +143,11 @@ class Recording(Steps):
     def stats(self) -> Stats:
         """Return counts of the frames that were recorded, written and lost, and of those that wait."""
         return self.status.stats()
+
+    @property
+    def takes_many(self) -> bool:
+        """Whether :meth:`steps` can be called: all of its frames belong to this recording, and none needs the others before it."""
+        return self._most_frames is None and super().takes_many
 
     # --- the description ---
 
@@ -184,6 +196,21 @@ class Recording(Steps):
                 self._buffers.vary(before, moment, after, at)
             self._put_description([])
         return varying(stream)
+
+    def describe_origin(self, **facts: object) -> None:
+        """Add to what the schema says of the environments. The frames so far are written first.
+
+        Args:
+            facts: what there is to say, as JSON has it.
+        """
+        with self._copying:
+            if self.alive:
+                self._flush()
+                self._writer.flush()  # its thread works with what changes here
+            self.source = dataclasses.replace(self.source, origin={**self.source.origin, **facts})
+            if self.alive:
+                self._output.grow(self.source, self.envs)
+                self._put_description([])
 
     def _put_description(self, new: Sequence[Stream]) -> None:
         description = self._description

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import uuid
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from torchrl_rerun.writing.live import LiveSink
 from torchrl_rerun.writing.rerun_streams import LiveStream, UsersStream, application_id_of
 from torchrl_rerun.writing.target import ChunkWriter, LiveTarget, Target
 from torchrl_rerun.writing.viewers import Endpoint, Viewer
+
+Sinks = str | os.PathLike[str] | rr.GrpcServerSink | rr.RecordingStream | None
+"""A sink: the path of a file or folder, a viewer, or a recording stream; None: the active recording stream."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Facts:
         fps: frames per second of simulated time. Default: unknown.
         is_worker: whether this process or thread steps a part of a batch, as one of several workers.
         worker: the number of this worker in its batch, from 0. Default: unknown.
+        origin: what the front end says of itself and its environments, see :class:`~torchrl_rerun.kinds.schema.Source`.
     """
 
     batch_size: tuple[int, ...]
@@ -164,6 +169,7 @@ class Facts:
     fps: float | None = None
     is_worker: bool = False
     worker: int | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_recording(session: Session, facts: Facts, ended: Recording | None = None) -> Recording:
@@ -199,6 +205,7 @@ def open_recording(session: Session, facts: Facts, ended: Recording | None = Non
         name=facts.name,
         fps=session.options.fps or facts.fps,
         first_env=(number or 0) * count,
+        origin=facts.origin,
     )
     options = session.options
     if options.aggregate and number is not None:

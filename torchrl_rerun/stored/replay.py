@@ -13,13 +13,13 @@ from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import Key, as_key
-from torchrl_rerun.recording.session import path_of
+from torchrl_rerun.recording.known_rates import registered_fps
+from torchrl_rerun.recording.session import Sinks, path_of
 from torchrl_rerun.stored.formats import Place, open_source
 from torchrl_rerun.stored.rerendering import Divergence, MakeEnv, Rerenderer
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names
 from torchrl_rerun.stored.staging import stage_recording
-from torchrl_rerun.transform import environments
-from torchrl_rerun.transform.recorder import RerunRecorder, Sinks
+from torchrl_rerun.transform.recorder import RerunRecorder
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
 
@@ -184,7 +184,7 @@ def _complete_options(
 ) -> dict[str, Any]:
     """Return the recorder's options: those given, and for the rest what is known of the stored data."""
     name = render if isinstance(render, str) else stored.env_name
-    known: dict[str, Any] = {"application_id": name, "fps": stored.fps or environments.registered_fps(name)}
+    known: dict[str, Any] = {"application_id": name, "fps": stored.fps or registered_fps(name)}
     kinds = {key: kind.options(given.get("image_format")) for key, kind in stored.kinds.items()}
     asked = {as_key(key): kind for key, kind in (given.get("kinds") or {}).items()}
     return {**known, **given, "kinds": {**kinds, **asked}}

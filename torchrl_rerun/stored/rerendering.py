@@ -16,9 +16,9 @@ from tensordict import TensorDictBase
 from torchrl._utils import seed_generator
 
 from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.recording.camera import PIXELS, NoPictureError, as_picture
 from torchrl_rerun.stored.segments import Segment
 from torchrl_rerun.transform import tensordicts
-from torchrl_rerun.transform.camera import PIXELS, NoPictureError, as_picture
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
 
 MakeEnv = Callable[[], gymnasium.Env[Any, Any]]

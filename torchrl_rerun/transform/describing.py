@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from tensordict import TensorDictBase
@@ -13,14 +12,15 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
 from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.entity_paths import free_key
-from torchrl_rerun.kinds.keys import REWARD, Key, name_of
+from torchrl_rerun.kinds.keys import Key, name_of, return_key
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.recording.camera import PIXELS, described_pictures
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
-from torchrl_rerun.transform.camera import PIXELS, Camera
+from torchrl_rerun.transform.camera import EnvCamera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import Reader, Readers
@@ -38,7 +38,7 @@ class Describer:
         chain: the transforms around the recorder.
     """
 
-    def __init__(self, options: Options, camera: Camera | None, chain: Chain) -> None:
+    def __init__(self, options: Options, camera: EnvCamera | None, chain: Chain) -> None:
         self._options = options
         self._camera = camera
         self._chain = chain
@@ -134,7 +134,7 @@ class Describer:
         policy, unreadable = self._streams(env, root, actions)
         endings = Endings(specs.flag_keys(env, following))
         all_skipped = plan.skipped | skipped | unreadable | ({*missing} if self._options.in_keys is None else set())
-        self._check_overrides({stream.key for stream in (*recording.streams, *stepped, *policy)} | all_skipped)
+        self._options.check_recorded({stream.key for stream in (*recording.streams, *stepped, *policy)} | all_skipped)
         recording.describe(Moment.STEPPED, stepped, endings.keys)
         recording.describe(Moment.ACTED, policy)
         recording.finish_describing()
@@ -171,7 +171,9 @@ class Describer:
                 warn(f"{name_of(key)} is not recorded: {reason}")
         return streams, skipped
 
-    def _rendered(self, camera: Camera, recording: Recording, env: EnvBase | None, observed: TensorDictBase) -> Stream:
+    def _rendered(
+        self, camera: EnvCamera, recording: Recording, env: EnvBase | None, observed: TensorDictBase
+    ) -> Stream:
         """Return the stream of rendered pictures."""
         if (env is not None and PIXELS in specs.default_keys(env)) or tensordicts.value_of(
             observed, PIXELS
@@ -179,14 +181,7 @@ class Describer:
             raise ValueError(
                 "render=True records pictures as 'pixels', which the environment gives already: leave out one of them"
             )
-        leaf = camera.first(env, recording.envs[0] - recording.source.first_env)
-        try:
-            stream = self._options.describe(leaf)
-        except UnsupportedLeafError as reason:
-            raise ValueError(f"render() gives no picture: {reason}") from reason
-        if not stream.kind.is_camera and not self._options.choose_kind_of(PIXELS):
-            raise ValueError(f"render() gives no picture, but {leaf.dtype} of shape {leaf.shape}")
-        return stream
+        return described_pictures(self._options, camera.first(env, recording.envs[0] - recording.source.first_env))
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
         """Warn of keys that the first step lacks, or raise KeyError if ``in_keys`` names them."""
@@ -217,26 +212,6 @@ class Describer:
                 f"{', '.join(map(name_of, keys))} is recorded as it goes into a step, without its value after the last one: "
                 f"it is made by {makers} behind the recorder. Append the recorder last"
             )
-
-    def _check_overrides(self, there: AbstractSet[Key]) -> None:
-        """Raise KeyError if an option names a key that isn't recorded."""
-        for option, keys in self._options.keys_by_option.items():
-            unknown = [name_of(key) for key in keys if key not in there]
-            if unknown:
-                raise KeyError(
-                    f"{option} names {', '.join(unknown)}, which is not recorded; "
-                    f"there are {', '.join(sorted(map(name_of, there)))}"
-                )
-
-
-def return_key(reward: Key) -> Key:
-    """Return the key of the running sum of a reward.
-
-    >>> return_key(("agents", "reward")), return_key(("reward_forward",))
-    (('agents', 'episode_return'), ('episode_return_forward',))
-    """
-    name = reward[-1]
-    return (*reward[:-1], "episode_return" + (name.removeprefix(REWARD) if name.startswith(REWARD) else f"_{name}"))
 
 
 def _readers(recording: Recording, streams: Sequence[Stream]) -> Readers:

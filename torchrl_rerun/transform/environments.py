@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-import gymnasium
-from gymnasium.envs.registration import load_env_creator
 from torchrl.envs import (
     AsyncEnvPool,
     Compose,
@@ -17,6 +15,8 @@ from torchrl.envs import (
     Transform,
     TransformedEnv,
 )
+
+from torchrl_rerun.recording.known_rates import registered_fps
 
 
 def is_pool(env: EnvBase | None) -> bool:
@@ -106,42 +106,6 @@ def frames_per_second(env: EnvBase | None) -> float | None:
             return float(metadata["render_fps"])
     dt = getattr(getattr(simulator, "world", None), "dt", None) or getattr(simulator, "dt", None)
     return 1.0 / float(dt) if isinstance(dt, int | float) and dt > 0 else None
-
-
-_ROBOT = re.compile(r"gymnasium\.envs\.mujoco\.(\w+)_v5:")
-
-
-_ROBOTS_FPS: Mapping[str, float] = {
-    "ant": 20.0,
-    "half_cheetah": 20.0,
-    "hopper": 125.0,
-    "humanoid": 67.0,
-    "humanoidstandup": 67.0,
-    "inverted_double_pendulum": 20.0,
-    "inverted_pendulum": 25.0,
-    "pusher": 20.0,
-    "reacher": 50.0,
-    "swimmer": 25.0,
-    "walker2d": 125.0,
-}
-"""Frame rates of gymnasium's robots of version 5, with their own ``frame_skip``. Only their instances know the rate, and
-instances in workers can't be asked."""
-
-
-def registered_fps(name: str | None) -> float | None:
-    """Return the frame rate of a registered gymnasium environment; None if it is unknown.
-
-    Args:
-        name: the id of the environment.
-    """
-    try:
-        entry_point = gymnasium.spec(name or "").entry_point
-        if isinstance(entry_point, str) and (robot := _ROBOT.match(entry_point)):
-            return _ROBOTS_FPS[robot[1]]
-        creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-        return float(getattr(creator, "metadata", {})["render_fps"])
-    except Exception:  # not registered, not importable here, or without a frame rate
-        return None
 
 
 def innermost(env: EnvBase | None) -> EnvBase | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 import weakref
@@ -15,22 +16,24 @@ from tensordict import TensorDictBase
 from torchrl.envs import Transform
 
 from torchrl_rerun.blocks.block import FrameValues, RolloutValues
-from torchrl_rerun.errors import RecordingError, warn
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.recording.life import close_quietly, describing
+from torchrl_rerun.recording.opening import Opening
 from torchrl_rerun.recording.recording import Recording
-from torchrl_rerun.recording.session import Session
+from torchrl_rerun.recording.session import Facts, Session
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
 from torchrl_rerun.transform.calls import Call
-from torchrl_rerun.transform.camera import Camera
+from torchrl_rerun.transform.camera import EnvCamera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.describing import Describer
-from torchrl_rerun.transform.opening import Opening
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader
 from torchrl_rerun.transform.revising import Outcome
 from torchrl_rerun.transform.stepping import EnvOf, Mask, Stepping
+from torchrl_rerun.transform.workers import in_worker, worker_number
 
 _REVISING_SECONDS = 10.0
 """How long another thread waits for the transforms behind the recorder, at most."""
@@ -59,7 +62,7 @@ class FrontEnd:
         self.displaced: Mask = None
         self.reader = ArrayReader(self._vary)
         self._chain = Chain(behind)
-        self._camera = Camera() if session.options.render else None
+        self._camera = EnvCamera() if session.options.render else None
         self._describer = Describer(session.options, self._camera, self._chain)
         self._opening = Opening(session, self.close_quietly)
         self._is_enabled = True
@@ -102,28 +105,32 @@ class FrontEnd:
 
     def close_quietly(self) -> None:
         """Close the recording; an error is a warning, for nobody is there to catch it."""
-        if self.recording is not None and self.recording.is_on_writers_thread:
-            # Garbage was collected there. To close a recording is to wait for its writer.
-            threading.Thread(target=self.close_quietly, name="torchrl_rerun-closing").start()
-            return
-        self.record_unseen_step()
         if self.recording is not None:
-            try:
-                self.recording.close()
-            except RecordingError as error:
-                warn(str(error), RuntimeWarning)
+            close_quietly(self.recording, self.record_unseen_step)
 
     def _opened(self, env: EnvOf, tensordict: TensorDictBase, mask: Mask, *, is_step: bool) -> Recording | None:
         """Return the recording in progress, opened if need be; None if the frame can't be recorded."""
         recording = self.recording
-        if recording is not None and recording.alive:
+        if recording is not None and recording.takes_frames:
             return recording
-        recording = self._opening.open(recording, env, tensordict.batch_size, mask, is_step=is_step)
+        size = tuple(tensordict.batch_size)
+        facts = functools.partial(self._facts, env, size)
+        recording = self._opening.open(recording, facts, size, mask, is_step=is_step)
         if recording is not None:
             self.recording, self.plan, self._present = recording, None, None
             if not self._is_enabled:
                 recording.switch(enabled=False)
         return recording
+
+    def _facts(self, env: EnvOf, batch_size: tuple[int, ...]) -> Facts:
+        known = env()
+        return Facts(
+            batch_size,
+            environments.env_name(known),
+            None if self.session.options.fps else environments.frames_per_second(known),
+            is_worker=in_worker(),
+            worker=worker_number(),
+        )
 
     # --- what TorchRL's hooks see ---
 
@@ -154,7 +161,7 @@ class FrontEnd:
         if self.displaced is not None:
             self._come_back(mask)
         if self.plan is None:
-            with _describing(recording):
+            with describing(recording):
                 self.plan = self._describer.observe(recording, env(), observed, outcome)
         if self.plan is None:
             return
@@ -284,7 +291,7 @@ class FrontEnd:
             root: the data before the step.
         """
         plan = self.plan
-        if plan is not None and plan.is_complete and self.recording is not None and self.recording.alive:
+        if plan is not None and plan.is_complete and self.recording is not None and self.recording.takes_frames:
             return Acted(plan.acted.keys, plan.acted.values(root))
         if self.session.options.in_keys is not None:
             keys = list(self.session.options.in_keys)
@@ -314,7 +321,7 @@ class FrontEnd:
             may_change: whether transforms behind the recorder have yet to see the data after the step.
         """
         recording = self.recording
-        if recording is None or not recording.alive or self.plan is None or not self.plan.is_complete:
+        if recording is None or not recording.takes_frames or self.plan is None or not self.plan.is_complete:
             recording = self._begun_stepping(env, root, acted, following, mask)
         if recording is None or not self._fits(recording, following):
             return
@@ -337,7 +344,7 @@ class FrontEnd:
             render = None
             if self._camera is not None:
                 observed.append(None)
-                render = self._camera.at(env, following)
+                render = self._camera.after(env, following)
             revise = None
             if may_change:
                 self._outcome = Outcome(
@@ -356,7 +363,7 @@ class FrontEnd:
         recording, plan = self.recording, self.plan
         return (
             recording is not None
-            and recording.alive
+            and recording.takes_frames
             and recording.takes_many
             and recording.all_begun
             and plan is not None
@@ -410,10 +417,10 @@ class FrontEnd:
             return recording
         self._begin_those_never_reset(recording, env, root, following, mask)
         if self.plan is None:  # after `close()`, in the middle of episodes
-            with _describing(recording):
+            with describing(recording):
                 self.plan = self._describer.observe(recording, env(), _observed_in(root, following), following)
         if self.plan is not None:
-            with _describing(recording):
+            with describing(recording):
                 self.plan = self._describer.step(
                     recording, self.plan, env=env(), root=root, acted=acted, following=following
                 )
@@ -482,15 +489,3 @@ class FrontEnd:
 def _observed_in(root: TensorDictBase, following: TensorDictBase) -> TensorDictBase:
     """Return the policy's input before a step, without what the policy wrote beside it."""
     return root.select(*tensordicts.data_keys(following), strict=False)
-
-
-@contextlib.contextmanager
-def _describing(recording: Recording) -> Iterator[None]:
-    """Raise errors that the user can mend, and remove the file, which would be in the way of the next try."""
-    try:
-        yield
-    except (KeyError, ValueError, OSError):
-        recording.abandon()
-        raise
-    except Exception as error:  # ours, not the user's: training goes on, and the next `dump()` raises it
-        recording.fail(error)

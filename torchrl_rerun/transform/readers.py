@@ -12,26 +12,10 @@ import numpy.typing as npt
 import torch
 from tensordict import TensorDict, TensorDictBase
 
-from torchrl_rerun.errors import warn
-from torchrl_rerun.kinds.keys import Key, name_of
-from torchrl_rerun.kinds.leaf import UnsupportedLeafError
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.recording.changes import ChangedError, warn_of_change, without_ones
 from torchrl_rerun.transform import tensordicts
-
-
-class ChangedError(Exception):
-    """A value has another dtype or shape than the key's first value.
-
-    Args:
-        found: the dtype and shape of the value.
-        is_shape_alone: whether the dtype is that of the first value.
-        advice: advice to the user.
-    """
-
-    def __init__(self, found: str, *, is_shape_alone: bool = False, advice: str = "") -> None:
-        super().__init__(found)
-        self.is_shape_alone = is_shape_alone
-        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -111,7 +95,7 @@ class Reader:
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape[len(size) :])
         if dtype != stream.dtype:
             raise ChangedError(f"{dtype} {shape}", advice="Give it one dtype from the first reset on")
-        if _without_ones(shape) != _without_ones(stream.shape):
+        if without_ones(shape) != without_ones(stream.shape):
             raise ChangedError(f"{dtype} {shape}", is_shape_alone=True)
         array = value.to(stream.device) if stream.device else tensordicts.as_array(value, size)
         return array.reshape(self.shape)  # some environments return () at a reset and (1,) at a step
@@ -249,18 +233,6 @@ class ArrayReader:
             return None
 
     def _warn(self, reader: Reader, value: Any, error: Exception) -> None:
-        if reader.key in self.warned:
-            return
-        self.warned.add(reader.key)
-        change = str(error)
-        if not isinstance(error, ChangedError | UnsupportedLeafError):
-            change = f"{type(value).__name__} ({error})"
-        advice = f". {error.advice}" if isinstance(error, ChangedError) and error.advice else ""
-        warn(
-            f"{name_of(reader.key)} is not recorded while it is {change}: the recording began with "
-            f"{reader.stream.dtype} {reader.stream.shape}{advice}"
-        )
-
-
-def _without_ones(shape: tuple[int, ...]) -> list[int]:
-    return [size for size in shape if size != 1]
+        if reader.key not in self.warned:
+            self.warned.add(reader.key)
+            warn_of_change(reader.stream, value, error)

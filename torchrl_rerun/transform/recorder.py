@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import dataclasses
-import multiprocessing.util
-import os
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import rerun as rr
 import rerun.blueprint as rrb
 import torch
 from tensordict import TensorDictBase
@@ -24,11 +19,13 @@ from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.recording.episode_log import checked_annotations
+from torchrl_rerun.recording.controls import Controls
 from torchrl_rerun.recording.keep import Keep
+from torchrl_rerun.recording.life import close_at_end, close_quietly
 from torchrl_rerun.recording.options import Options, Trigger
-from torchrl_rerun.recording.session import Session, shared_paths
-from torchrl_rerun.recording.stats import Stats
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.recording.session import Session, Sinks, shared_paths
+from torchrl_rerun.recording.workers import in_worker_process
 from torchrl_rerun.transform import partial_resets
 from torchrl_rerun.transform.calls import is_within
 from torchrl_rerun.transform.front_end import FrontEnd
@@ -36,14 +33,10 @@ from torchrl_rerun.transform.ownership import Owner
 from torchrl_rerun.transform.rollouts import Rollouts
 from torchrl_rerun.transform.stepping import Stepping
 from torchrl_rerun.transform.untraced import is_compiling, untraced
-from torchrl_rerun.transform.workers import in_worker_process
 from torchrl_rerun.viewing import notebook
 
-Sinks = str | os.PathLike[str] | rr.GrpcServerSink | rr.RecordingStream | None
-"""A sink: the path of a file or folder, a viewer, or a recording stream; None: the active recording stream."""
 
-
-class RerunRecorder(Transform):
+class RerunRecorder(Controls, Transform):
     """Record an environment, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
     Without a trigger everything is recorded, and exactly, dtypes and shapes included, but for images: these are stored as
@@ -116,6 +109,7 @@ class RerunRecorder(Transform):
 
             - ``"run"``: one recording of the whole run.
             - ``"dump"``: a recording for each :meth:`dump`, in numbered files of a folder.
+            - A number: a recording for each so many frames, as if :meth:`dump` were called after these.
             - ``"episode"``: a recording for each finished episode of each environment, in files of a folder that are named
               by environment and episode. Entity paths have no ``/env_{i}`` (``/reward``), ``frame`` is the
               ``episode_step``, and the outcome of the episode is stored as properties, see :class:`Episode`.
@@ -198,7 +192,7 @@ class RerunRecorder(Transform):
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,
-        split: Split | None = None,
+        split: Split | int | None = None,
         keep: Keep | None = None,
         blueprint: bool | rrb.Blueprint | Callable[[Recorded], rrb.Blueprint] = True,
         application_id: str | None = None,
@@ -221,7 +215,7 @@ class RerunRecorder(Transform):
         self._front_end: FrontEnd | None = FrontEnd(self._session, self._owner.behind)
         self._rollouts = Rollouts(self._front_end)
         self._now = _Now()
-        _close_at_end(self, self._front_end)
+        close_at_end(self, self._front_end.close_quietly)
 
     # --- what TorchRL calls ---
 
@@ -373,32 +367,6 @@ class RerunRecorder(Transform):
 
     # --- what the user calls ---
 
-    def dump(self, suffix: str | None = None, step: int | None = None) -> None:
-        """Make everything recorded so far durable, and return when it is. Never ends an episode.
-
-        With ``split="dump"`` it ends the recording, and the next frame begins another one: ``dump_000001.rrd`` in the folder.
-
-        Args:
-            suffix: with ``split="dump"``, a suffix of the recording's name; otherwise ignored.
-            step: with ``split="dump"`` and without a suffix, the suffix becomes ``step_{step}``; otherwise ignored.
-
-        Raises:
-            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
-            ValueError: ``suffix`` can't be part of a file's name.
-        """
-        names_a_file = suffix is not None and self._session.options.split == "dump"
-        if names_a_file and (not suffix or "/" in suffix or os.sep in suffix or "\0" in suffix):
-            raise ValueError(f"suffix={suffix!r} can't be part of a file's name")
-        self._release_held()
-        if self._front_end is None:
-            return
-        with self._front_end.at_rest():
-            self._front_end.record_unseen_step()
-            recording = self._front_end.recording
-            if recording is None:
-                return
-            recording.dump(suffix or (None if step is None else f"step_{step}"))
-
     def close(self) -> None:
         """Dump, then end the recording and add its layout. ``env.close()`` calls this; closing again does nothing.
 
@@ -406,83 +374,16 @@ class RerunRecorder(Transform):
             RecordingError: data could not be written. The message gives the cause and the number of lost frames. In the
                 workers of a batched environment it is a warning.
         """
-        self._release_held()
-        if self._front_end is None:
-            return
-        if in_worker_process():
-            self._front_end.close_quietly()  # an error would end the worker, and the batch would wait for it
-            return
-        with self._front_end.at_rest():
-            self._front_end.record_unseen_step()
-            if self._front_end.recording is not None:
-                self._front_end.recording.close()
-
-    def switch(self, mode: str | bool | None = None) -> None:
-        """Turn recording off or on. While it is off, steps and episodes are counted, and triggers aren't called.
-
-        Args:
-            mode: ``"on"``, ``"off"``, True or False. Default: on if it is off, off if it is on.
-
-        Raises:
-            ValueError: ``mode`` is something else.
-        """
-        if mode not in (None, "on", "off", True, False):
-            raise ValueError(f"mode={mode!r}: pass 'on', 'off', True, False or nothing")
-        if self._front_end is not None:
-            self._front_end.enabled = (not self.enabled) if mode is None else mode in ("on", True)
-
-    @property
-    def enabled(self) -> bool:
-        """Whether frames are recorded, see :meth:`switch`."""
-        return self._front_end is not None and self._front_end.enabled
-
-    def annotate(self, /, env: int | None = None, **values: Any) -> None:
-        """Add properties to the recording of the episode that an environment is in.
-
-        An episode can be annotated until its environment is reset, or :meth:`dump` or :meth:`close` is called after its end.
-
-        Args:
-            env: environment index. Default: the only environment that is recorded.
-            values: the properties by their names: numbers, booleans, strings, or lists of them.
-
-        Raises:
-            ValueError: the environment is in no episode, a name is taken, or episodes are no recordings of their own
-                (``split="episode"``).
-            IndexError: the environment isn't recorded.
-            TypeError: a value can't be a property.
-
-        Examples:
-            >>> import os, tempfile
-            >>> from torchrl.envs import GymEnv
-            >>> from torchrl_rerun import KeepIf, RerunRecorder
-            >>> folder = tempfile.mkdtemp()
-            >>> recorder = RerunRecorder(folder, keep=KeepIf(lambda e: e["success"]))
-            >>> env = GymEnv("CartPole-v1").append_transform(recorder)
-            >>> for success in (True, False):
-            ...     rollout = env.rollout(100)
-            ...     recorder.annotate(success=success)
-            >>> env.close()
-            >>> os.listdir(folder)
-            ['env_0_episode_000000.rrd']
-        """
-        if self._session.options.split != "episode":
-            raise ValueError("annotations are properties of episodes: they need split='episode'")
-        said = checked_annotations(values)
-        if self._front_end is not None and self._front_end.enabled:
-            if self._front_end.recording is None or not self._front_end.recording.alive:
-                raise ValueError("there is nothing to annotate: reset the environment first")
-            self._front_end.recording.annotate(env, said)
+        with self._at_rest() as recording:
+            if recording is not None and in_worker_process():
+                close_quietly(recording)  # an error would end the worker, and the batch would wait for it
+            elif recording is not None:
+                recording.close()
 
     @property
     def num_envs(self) -> int:
         """The number of environments, recorded or not; 0 before the first frame."""
-        recording = None if self._front_end is None else self._front_end.recording
-        return 0 if recording is None else recording.source.envs
-
-    @property
-    def path(self) -> Path | None:
-        """The file or folder that is recorded to; None if there are only viewers or a recording stream."""
-        return self._session.target.path
+        return 0 if self._recording is None else self._recording.source.envs
 
     def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
         """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
@@ -501,52 +402,7 @@ class RerunRecorder(Transform):
                 ``rr.notebook_show(recording=...)``.
         """
         self.dump()
-        recording = None if self._front_end is None else self._front_end.recording
-        if recording is None:
-            raise ValueError("nothing has been recorded yet: reset the environment first")
-        if files := recording.chunk_writer.files():
-            notebook.show_files(files, recording.layout(), width=width, height=height)
-        elif self._session.viewers:
-            notebook.show_url(self._session.viewers[0].url, width=width, height=height)
-        else:
-            raise ValueError(
-                f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
-            )
-
-    def stats(self) -> dict[str, float]:
-        """Return counts of the recording for a training log. The call takes microseconds.
-
-        The counts are of the recorder's whole life. Frames after :meth:`close`, in the next file, are added.
-
-        Returns:
-            Numbers by their names.
-
-            - ``frames``: recorded frames, each a reset or a step of any environments; ``steps``: calls of ``env.step``;
-              ``episodes``: episodes that have begun, of all recorded environments together.
-            - ``frames_written``, ``frames_waiting``, ``frames_lost``: where the frames are; those in a file that is gone
-              are lost, too. A frame is written when all of it is: encoded images wait for others for up to
-              ``flush_seconds``. ``frames_dropped``: frames that a live viewer or a recording stream was not sent.
-            - ``bytes_waiting``: bytes in memory; ``bytes_written``: bytes of the file without its layout.
-            - ``seconds_waited``: seconds for which the environment has waited for the disk.
-            - ``frames_per_second``: recorded frames a second on average; ``bytes_per_second``: speed of the writer, in bytes
-              of the file for each second in which it had something to encode and write.
-            - ``has_black_box``: whether what waits outlives the process, so that a kill costs no step.
-
-        Examples:
-            >>> import tempfile
-            >>> from torchrl.envs import Compose, GymEnv, StepCounter, TransformedEnv
-            >>> from torchrl_rerun import RerunRecorder
-            >>> recorder = RerunRecorder(f"{tempfile.mkdtemp()}/run.rrd")
-            >>> env = TransformedEnv(GymEnv("CartPole-v1"), Compose(StepCounter(), recorder))
-            >>> rollout = env.rollout(5)
-            >>> recorder.dump()
-            >>> stats = recorder.stats()
-            >>> stats["frames"], stats["steps"], stats["episodes"], stats["frames_waiting"], stats["frames_lost"]
-            (6, 5, 1, 0, 0)
-            >>> env.close()
-        """
-        recording = None if self._front_end is None else self._front_end.recording
-        return dataclasses.asdict(Stats() if recording is None else recording.stats())
+        notebook.show_recording(self._session, self._recording, width=width, height=height)
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.
@@ -616,6 +472,16 @@ class RerunRecorder(Transform):
 
     # --- ours ---
 
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[Recording | None]:
+        self._release_held()
+        if self._front_end is None:
+            yield None
+            return
+        with self._front_end.at_rest():
+            self._front_end.record_unseen_step()
+            yield self._front_end.recording
+
     @property
     def environment(self) -> EnvBase | None:
         """The environment that the recorder is appended to; None if it stands alone or in a replay buffer."""
@@ -660,15 +526,6 @@ class _Now:
     is_rehearsal: bool = False
     stepping: Stepping | None = None
     held: tuple[EnvBase, TensorDictBase] | None = None
-
-
-def _close_at_end(recorder: RerunRecorder, front_end: FrontEnd) -> None:
-    """Have the recording closed if its recorder is gone or its process ends, so that nothing is lost without ``close()``."""
-    # Registered here, so that it is called before the end of Rerun, which was registered earlier: recording streams take
-    # nothing after that. `weakref` may have been registered earlier still.
-    atexit.register(weakref.finalize(recorder, front_end.close_quietly))
-    # Processes that multiprocessing starts don't call the functions of weakref and atexit.
-    multiprocessing.util.Finalize(recorder, front_end.close_quietly, exitpriority=100)
 
 
 _REHEARSALS = (check_env_specs.__code__, EnvCreator.init_.__code__)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import rerun as rr
 import rerun.blueprint as rrb
 
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.recording.session import Session
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.reader import parts_in
 
@@ -42,6 +44,31 @@ def show_files(paths: Sequence[Path], layout: rrb.Blueprint | None, *, width: Si
     viewer = NotebookViewer(width=width, height=height)
     viewer.send(paths, layout)
     viewer.widget.display()
+
+
+def show_recording(session: Session, recording: Recording | None, *, width: Size, height: Size) -> None:
+    """Show what a recorder has dumped: its files as they are now, or the server of its first viewer, which stays live.
+
+    Args:
+        session: the options of the recorder, and what its sink stands for.
+        recording: the recording; None: nothing was recorded.
+        width: Width of the viewer.
+        height: Height of the viewer.
+
+    Raises:
+        ImportError: Rerun's viewer for notebooks isn't installed.
+        ValueError: nothing has been recorded, or it is in a recording stream of the user.
+    """
+    if recording is None:
+        raise ValueError("nothing has been recorded yet: reset the environment first")
+    if files := recording.chunk_writer.files():
+        show_files(files, recording.layout(), width=width, height=height)
+    elif session.viewers:
+        show_url(session.viewers[0].url, width=width, height=height)
+    else:
+        raise ValueError(
+            f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
+        )
 
 
 class NotebookViewer:

@@ -6,15 +6,12 @@ import multiprocessing.util
 import os
 from collections.abc import Callable
 
-import torch
-from torchrl.envs import EnvBase
+import numpy as np
+import numpy.typing as npt
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Facts, Session, open_recording
-from torchrl_rerun.transform import environments
-from torchrl_rerun.transform.stepping import EnvOf, Mask
-from torchrl_rerun.transform.workers import in_worker, worker_number
 from torchrl_rerun.writing.rerun_streams import OutOfReachError
 
 
@@ -34,7 +31,13 @@ class Opening:
         self._has_warned_of_emptiness = False
 
     def open(
-        self, before: Recording | None, env: EnvOf, size: torch.Size, mask: Mask, *, is_step: bool
+        self,
+        before: Recording | None,
+        facts: Callable[[], Facts],
+        batch_size: tuple[int, ...],
+        mask: npt.NDArray[np.bool_] | None,
+        *,
+        is_step: bool,
     ) -> Recording | None:
         """Return a new recording for a frame; None if the frame can't be recorded.
 
@@ -46,9 +49,9 @@ class Opening:
 
         Args:
             before: the recording before; None: this is the first one.
-            env: returns the environment.
-            size: the batch size of the environments.
-            mask: environments that were reset or stepped in the frame; None: all.
+            facts: returns the facts about the environments.
+            batch_size: the batch size of the environments.
+            mask: environments that were reset or stepped in the frame, ``[envs]``; None: all.
             is_step: whether the frame is a step.
 
         Raises:
@@ -59,18 +62,17 @@ class Opening:
         """
         if self._is_out_of_reach:
             return None
-        if not size.numel():
-            self._warn_of_emptiness(size)
+        if not all(batch_size):
+            self._warn_of_emptiness(batch_size)
             return None
         ended = before if before is not None and before.process == os.getpid() else None
         if ended is not None and not ended.is_over:  # Ctrl-C came while it was being closed
             self._close()
-        batch_size = tuple(size)
         if ended is not None and (not ended.status.missed.may_go_on or ended.takes_nothing_of(batch_size, mask)):
             ended.miss(batch_size, mask, is_step=is_step)
             return None
         try:
-            recording = open_recording(self._session, self._facts(env(), batch_size), ended)
+            recording = open_recording(self._session, facts(), ended)
         except OutOfReachError as error:
             self._is_out_of_reach = True
             warn(f"nothing is recorded here: {error}")
@@ -87,16 +89,7 @@ class Opening:
             multiprocessing.util.Finalize(None, self._close, exitpriority=100)
         return recording
 
-    def _facts(self, env: EnvBase | None, batch_size: tuple[int, ...]) -> Facts:
-        return Facts(
-            batch_size,
-            environments.env_name(env),
-            None if self._session.options.fps else environments.frames_per_second(env),
-            is_worker=in_worker(),
-            worker=worker_number(),
-        )
-
-    def _warn_of_emptiness(self, size: torch.Size) -> None:
+    def _warn_of_emptiness(self, batch_size: tuple[int, ...]) -> None:
         if not self._has_warned_of_emptiness:
             self._has_warned_of_emptiness = True
-            warn(f"nothing is recorded: the batch size {tuple(size)} means no environment")
+            warn(f"nothing is recorded: the batch size {batch_size} means no environment")

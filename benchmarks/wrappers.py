@@ -1,0 +1,249 @@
+"""Cost of the wrappers of Gymnasium's and Stable-Baselines3's environments, on the environment's thread.
+
+- Hooks alone: environments whose steps take no time, warm, recorded in rounds between which the recorder's threads finish.
+- Pictures: ``RecordVideo`` and the recorder beside one another, of an environment whose pictures are drawn already.
+- A training: PPO of Stable-Baselines3 on eight CartPoles, with the recorder and with a wrapper that does nothing, iteration by
+  iteration in turns. The processor time of the environment's thread is compared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+from benchmarks.report import Detail, Effort, Report, Row
+from benchmarks.timing import Contender, Timings, micro, take_turns
+from torchrl_rerun.wrappers import RecordRerun
+from torchrl_rerun.wrappers.sb3 import VecRerunRecorder
+from torchrl_rerun.wrappers.vector import RecordRerun as RecordRerunVector
+
+ENVS, SINGLE_US, VECTOR_US, BY_EPISODE = 64, 25.0, 50.0, 1.5
+TIMES_VIDEO, SLOWER = 3.0, 1.01
+EPISODE = 50
+"""Steps of an episode of the environments whose steps take no time."""
+TRAINED, STEPS, WARM_UP = 8, 128, 3
+
+
+class Instant(gymnasium.Env[Any, Any]):
+    """CartPole's spaces, and steps that take no time."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - as Gymnasium has it
+    observation_space = spaces.Box(-1, 1, (4,))
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self._observation = np.zeros(4, np.float32)
+        self._picture = np.random.default_rng(0).integers(0, 255, (84, 84, 3), np.uint8)
+        self._count = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        del seed, options
+        self._count = 0
+        return self._observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._count += 1
+        return self._observation, 1.0, self._count == EPISODE, False, {}
+
+    def render(self) -> Any:
+        return self._picture
+
+
+class InstantVector(VectorEnv[Any, Any, Any]):
+    """CartPole's spaces for many environments, whose episodes end one after another."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, envs: int) -> None:
+        self.num_envs = envs
+        self.single_observation_space, self.single_action_space = Instant.observation_space, Instant.action_space
+        self.observation_space = batch_space(self.single_observation_space, envs)
+        self.action_space = batch_space(self.single_action_space, envs)
+        self._observation, self._reward = np.zeros((envs, 4), np.float32), np.ones(envs)
+        self._none, self._done, self._count = np.zeros(envs, np.bool_), np.eye(envs, dtype=np.bool_), 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        del seed, options
+        return self._observation, {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self._count += 1
+        at, rest = divmod(self._count, 4)
+        done = self._none if rest else self._done[at % self.num_envs]
+        return self._observation, self._reward, done, self._none, {}
+
+
+class Idle(VecEnvWrapper):
+    """A wrapper that does nothing."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+
+def measure(effort: Effort) -> Report:
+    """Measure 15 rounds (quick: 7), and a training of 20 iterations after 3 of warm-up (quick: 10)."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        hooks = _time_hooks(Path(folder), rounds=effort.of(15, 7))
+        pictures = _time_pictures(Path(folder), rounds=effort.of(15, 7))
+        seconds = _train(Path(folder), WARM_UP + effort.of(20, 10))
+    return Report((*_hook_rows(hooks), _picture_row(pictures), _training_row(seconds)), _details(hooks))
+
+
+def _time_hooks(folder: Path, *, rounds: int) -> dict[str, Timings]:
+    """Time steps of environments that take no time, with recorders and without."""
+    single, vector = "single", "vector"
+    envs: dict[str, Any] = {
+        single: Instant(),
+        f"{single}, recorded": RecordRerun(Instant(), folder / "single.rrd"),
+        f"{single}, by episode": RecordRerun(Instant(), folder / "single", split="episode"),
+        vector: InstantVector(ENVS),
+        f"{vector}, recorded": RecordRerunVector(InstantVector(ENVS), folder / "vector.rrd"),
+        f"{vector}, by episode": RecordRerunVector(InstantVector(ENVS), folder / "vector", split="episode"),
+    }
+    contenders = {name: Contender(_stepper(env, is_vector=name.startswith(vector))) for name, env in envs.items()}
+    timings = take_turns(contenders, lambda _: None, rounds=rounds, steps=300, warm_up=4, pause=0.15)
+    for env in envs.values():
+        env.close()
+    return timings
+
+
+def _stepper(env: Any, *, is_vector: bool) -> Any:
+    env.reset()
+    action = np.zeros(ENVS, np.int64) if is_vector else 1
+
+    def step() -> None:
+        _, _, terminated, _, _ = env.step(action)
+        if not is_vector and terminated:
+            env.reset()
+
+    return step
+
+
+def _time_pictures(folder: Path, *, rounds: int) -> dict[str, Timings]:
+    """Time steps whose pictures are recorded, by ``RecordVideo`` and by the recorder."""
+    video = gymnasium.wrappers.RecordVideo(
+        Instant("rgb_array"), str(folder / "videos"), episode_trigger=lambda _: True, video_length=1 << 30
+    )
+    recorder = RecordRerun(Instant("rgb_array"), folder / "pictures.rrd", render=True)
+    contenders = {
+        name: Contender(_stepper(env, is_vector=False)) for name, env in (("video", video), ("recorder", recorder))
+    }
+    timings = take_turns(contenders, lambda _: None, rounds=rounds, steps=200, warm_up=4, pause=0.3)
+    start = time.thread_time()
+    video.close()  # type: ignore[no-untyped-call]
+    taken = time.thread_time() - start
+    video_steps = (rounds + 4) * 200
+    recorder.close()
+    timings["video"].rounds = [
+        [round(each + taken * 1e9 / video_steps) for each in times] for times in timings["video"].rounds
+    ]
+    return timings
+
+
+def _train(folder: Path, iterations: int) -> dict[str, list[float]]:
+    """Train with the recorder and without, in turns of one iteration, and return the seconds of each iteration."""
+    wrappers = {"recorded": VecRerunRecorder(_cartpoles(), folder / "training.rrd"), "idle": Idle(_cartpoles())}
+    models = {name: PPO("MlpPolicy", venv, n_steps=STEPS, seed=0) for name, venv in wrappers.items()}
+    random = {name: (torch.get_rng_state(), np.random.get_state()) for name in models}  # noqa: NPY002 - SB3 draws from it
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(iterations):
+        for name in sorted(models, reverse=number % 2 == 1):
+            torch.set_rng_state(random[name][0])
+            np.random.set_state(random[name][1])  # noqa: NPY002
+            start = time.thread_time()
+            models[name].learn(TRAINED * STEPS, reset_num_timesteps=False)
+            seconds[name].append(time.thread_time() - start)
+            random[name] = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    learned = [torch.nn.utils.parameters_to_vector(model.policy.parameters()) for model in models.values()]
+    if not torch.equal(*learned):
+        raise AssertionError("the trainings differ: recording has changed one of them")
+    for venv in wrappers.values():
+        venv.close()
+    return {name: each[WARM_UP:] for name, each in seconds.items()}
+
+
+def _cartpoles() -> VecEnv:
+    return make_vec_env("CartPole-v1", n_envs=TRAINED, seed=0)
+
+
+def _hook_rows(hooks: dict[str, Timings]) -> tuple[Row, ...]:
+    rows = []
+    for name, figure, most in (
+        ("single", "Gymnasium, on the env's thread", SINGLE_US),
+        ("vector", f"a vector of {ENVS}, on the env's thread", VECTOR_US),
+    ):
+        cost = hooks[f"{name}, recorded"].median - hooks[name].median
+        by_episode = hooks[f"{name}, by episode"].median - hooks[name].median
+        rows += [
+            Row(
+                figure,
+                "CartPole's spaces, warm, hooks alone",
+                f"{hooks[f'{name}, recorded']}",
+                micro(cost),
+                f"<= {most:.0f} us",
+                cost <= most,
+                {"cost_us": cost},
+            ),
+            Row(
+                f"{figure}, split='episode'",
+                "CartPole's spaces, warm, hooks alone",
+                f"{hooks[f'{name}, by episode']}",
+                micro(by_episode),
+                f"<= {most * BY_EPISODE:.0f} us",
+                by_episode <= most * BY_EPISODE,
+                {"cost_us": by_episode},
+            ),
+        ]
+    return tuple(rows)
+
+
+def _picture_row(pictures: dict[str, Timings]) -> Row:
+    ratio = pictures["video"].mean / pictures["recorder"].mean
+    return Row(
+        "pictures, beside RecordVideo",
+        "84x84x3, drawn already, and what close() takes",
+        f"{micro(pictures['recorder'].mean)}, RecordVideo {micro(pictures['video'].mean)}",
+        f"{ratio:.1f} x less",
+        f">= {TIMES_VIDEO:.0f} x",
+        ratio >= TIMES_VIDEO,
+        {"ratio": ratio},
+    )
+
+
+def _training_row(seconds: dict[str, list[float]]) -> Row:
+    pairs = zip(seconds["recorded"], seconds["idle"], strict=True)
+    ratio = statistics.median(one / other for one, other in pairs)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    return Row(
+        "a training of Stable-Baselines3",
+        f"PPO on {TRAINED} CartPoles, all keys, {len(seconds['idle'])} iterations of {TRAINED * STEPS} steps",
+        f"{medians['recorded'] * 1e3:.0f} ms an iteration; with a wrapper that does nothing {medians['idle'] * 1e3:.0f} ms",
+        f"{ratio:.3f} x",
+        f"<= {SLOWER} x",
+        ratio <= SLOWER,
+        {"ratio": ratio},
+    )
+
+
+def _details(hooks: dict[str, Timings]) -> tuple[Detail, ...]:
+    return tuple(
+        Detail("wrappers, steps of environments that take no time", name, f"{each}") for name, each in hooks.items()
+    )

@@ -1,0 +1,146 @@
+"""Recordings of Gymnasium's and Stable-Baselines3's environments are read back and exported in their own terms."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from typer.testing import CliRunner
+
+from gym_environments import SPACES, Drawn, Reference
+from torchrl_rerun import KeepLast, load, to_minari
+from torchrl_rerun.cli import app
+from torchrl_rerun.export.spaces import space_of
+from torchrl_rerun.wrappers import RecordRerun
+from torchrl_rerun.wrappers.sb3 import VecRerunRecorder
+from torchrl_rerun.wrappers.space_json import space_to_json
+
+
+def record(path, *spaces_, episodes=2, **options):
+    env = RecordRerun(Drawn(*spaces_, ends=0.3), path, **options)
+    reference = Reference(env)
+    for seed in range(episodes):
+        reference.reset(env.reset(seed=seed)[0])
+        done = False
+        while not done:
+            action = env.action_space.sample()
+            observation, reward, terminated, truncated, _ = env.step(action)
+            reference.stepped(action, observation, reward, terminated, truncated)
+            done = terminated or truncated
+    env.close()
+    return reference
+
+
+@pytest.mark.parametrize("observed", SPACES)
+def test_arrays_are_what_the_environment_gave(path, observed):
+    reference = record(path, SPACES[observed])
+    for number, episode in enumerate(load(path)):
+        for name, found in episode.arrays().items():
+            rows = reference.rows.get(name if isinstance(name, tuple) else (name,), [])
+            wanted = [value for at, _, value in rows if at == number]
+            assert len(found) == len(wanted), name
+            for value, expected in zip(found, wanted, strict=True):
+                is_outcome = name in ("reward", "done", "terminated", "truncated")
+                given = expected[0] if is_outcome else expected
+                assert np.array_equal(value, given) if not isinstance(given, str) else value == given
+                assert not hasattr(given, "dtype") or value.dtype == given.dtype, name
+
+
+def test_arrays_are_read_without_torch(path):
+    program = """
+        import sys
+
+        class Refused:
+            def find_spec(self, name, *_):
+                if name.partition(".")[0] in ("torch", "tensordict", "torchrl"):
+                    raise ImportError(f"{name} is forbidden here")
+
+        sys.meta_path.insert(0, Refused())
+        from torchrl_rerun import load
+
+        [episode] = load(sys.argv[1])
+        print({name: values.shape for name, values in episode.arrays(["observation", "reward"]).items()})
+    """
+    reference = record(path, episodes=1)
+    steps = len(reference.rows["reward",])
+    said = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), path], check=True, capture_output=True, text=True
+    )
+    assert said.stdout.strip() == f"{{'observation': ({steps + 1}, 3), 'reward': ({steps},)}}"
+
+
+def test_tensordicts_have_torchrls_form(path):
+    record(path, SPACES["dict"], SPACES["from three"])
+    steps = load(path)[0].tensordict()
+    assert steps["next", "reward"].shape == (*steps.shape, 1)
+    assert steps["next", "terminated"].shape == (*steps.shape, 1)
+    assert steps["action"].shape == steps.shape
+    assert steps["switch"].shape == steps.shape
+    assert not steps["done"].any()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        space
+        for name, space in SPACES.items()
+        if name in ("box", "double", "bytes", "discrete", "from three", "from below", "many", "many from", "bits")
+    ],
+)
+def test_spaces_come_back_from_the_schema(space):
+    assert space_of(json.loads(json.dumps(space_to_json(space)))) == space
+
+
+def test_every_space_has_a_form_in_json():
+    for space in SPACES.values():
+        assert json.loads(json.dumps(space_to_json(space)))["type"] == type(space).__name__
+
+
+def test_exports_to_minari_have_the_environments_own_spaces(path, data_sets):
+    import minari
+
+    record(path, SPACES["box"], spaces.Discrete(3, start=1))
+    to_minari(load(path), "drawn/random-v0")
+    found = minari.load_dataset("drawn/random-v0")
+    assert found.observation_space == SPACES["box"]
+    assert found.action_space == spaces.Discrete(3, start=1)
+    [first, _] = found
+    assert np.array_equal(first.observations, load(path)[0].arrays()["observation"])
+    assert np.array_equal(first.rewards, load(path)[0].arrays()["reward"])
+
+
+def test_exports_of_normalised_observations_do_not_claim_the_environments_space(path, data_sets):
+    import minari
+
+    venv = VecRerunRecorder(VecNormalize(DummyVecEnv([lambda: Drawn(ends=0)])), path)
+    venv.reset()
+    for _ in range(3):
+        venv.step(np.array([1]))
+    venv.close()
+    to_minari(load(path), "drawn/normalised-v0")
+    found = minari.load_dataset("drawn/normalised-v0")
+    assert np.isinf(found.observation_space.high).all()
+    assert found.action_space == spaces.Discrete(3)
+
+
+def test_recordings_of_episodes_hold_the_spaces_too(tmp_path):
+    record(tmp_path / "run", keep=KeepLast(1))
+    [episode] = load(tmp_path / "run")
+    assert episode.schema.source.origin["spaces"]["action"]["n"] == 3
+
+
+def test_info_tells_of_these_recordings(path):
+    env = RecordRerun(gym.make("CartPole-v1"), path)
+    env.reset(seed=0)
+    env.step(0)
+    env.close()
+    said = CliRunner().invoke(app, ["info", str(path)])
+    assert not said.exit_code
+    assert "CartPole-v1" in said.output

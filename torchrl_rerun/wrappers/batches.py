@@ -1,0 +1,188 @@
+"""Batches: resets and steps of vector environments, in each of Gymnasium's three modes of resetting environments that are done.
+
+========== ============================================================== ==========================================
+mode       a call of ``step``                                             the last observation of an episode
+========== ============================================================== ==========================================
+NEXT_STEP  resets the environments whose episodes ended with the call     returned by the call that ends the episode
+           before, and ignores their actions
+SAME_STEP  resets the environments whose episodes end with this call      ``info["final_obs"]``
+DISABLED   resets nothing; ``reset(options={"reset_mask": ...})`` does    returned by the call that ends the episode
+========== ============================================================== ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+
+from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.wrappers.front_end import FrontEnd
+from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of
+from torchrl_rerun.wrappers.readers import Reader, as_array
+from torchrl_rerun.wrappers.stepped import NO_EXTRAS, Mask, Stepped, Within
+
+FINAL_OBSERVATIONS = ("final_obs", "final_observation", "terminal_observation")
+"""Names of infos that hold the last observations: of Gymnasium 1.1 and later, of earlier ones, of Stable-Baselines3."""
+
+
+class Batch:
+    """Record the resets and steps of a batch of environments.
+
+    Args:
+        front_end: records them.
+        envs: the number of environments.
+        mode: when environments that are done are reset.
+    """
+
+    def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode) -> None:
+        self._front_end = front_end
+        self._envs = envs
+        self._mode = mode
+        self._was_done: npt.NDArray[np.bool_] | None = None  # None: no environment was
+        self._seeds: list[int | None] = [None] * envs
+
+    def reset(self, observation: Any, info: Any, mask: Mask = None, seed: Any = None) -> None:
+        """Record that environments were reset.
+
+        Args:
+            observation: the observations of all environments.
+            info: their infos.
+            mask: the environments that were reset. Default: all.
+            seed: the seed of the first one, those after it have the following ones; or the seed of each. Default: none.
+        """
+        if mask is None:
+            self._was_done = None
+        elif self._was_done is not None:
+            self._was_done = self._was_done & ~mask
+        self._note_seeds(seed, mask)
+        self._front_end.reset(observation, info, mask, self._known_seeds)
+
+    def step(
+        self,
+        action: Any,
+        result: tuple[Any, Any, Any, Any, Any],
+        *,
+        done: Any = None,
+        first_info: Any = None,
+        extras: Mapping[Any, Any] = NO_EXTRAS,
+        properties: Mapping[str, Any] = NO_EXTRAS,
+    ) -> None:
+        """Record a call of ``step``.
+
+        Args:
+            action: the actions.
+            result: observation, reward, terminated, truncated and info.
+            done: whether the episode of each environment ends. Default: if it is terminated or truncated.
+            first_info: the infos, of which those of environments that were reset within the step are of the reset. Default:
+                ``info``, as Gymnasium gives it.
+            extras: what else the policy wrote, by its key.
+            properties: properties of the episodes that end within the step.
+        """
+        front_end, reset, within = self._front_end, self._was_done, None
+        try:
+            observation, reward, terminated, truncated, info = result
+            done = terminated | truncated if done is None else done
+            ended, ends = _ends(terminated, truncated, done)
+            if ended is not None and self._mode is AutoresetMode.SAME_STEP:
+                within = Within(ended, last_of(info), properties)
+            self._was_done = ended if self._mode is AutoresetMode.NEXT_STEP else None
+        except Exception as error:  # a result of no form that is known: training goes on
+            front_end.fail(error)
+            return
+        said = info if within is None else StepInfos(info, within.mask)
+        first = info if first_info is None else first_info
+        stepped = Stepped((observation, first, terminated, truncated, done), (reward, said), (action, extras))
+        if reset is None or not reset.any():
+            front_end.step(stepped, None, ends, within, self._known_seeds if within is not None else ())
+            return
+        if reset.all():
+            front_end.count_step()
+            front_end.reset(observation, info, None, self._known_seeds)
+            return
+        front_end.step(stepped, ~reset, ends)
+        front_end.reset(observation, info, reset, self._known_seeds)
+
+    @property
+    def _known_seeds(self) -> Sequence[int | None]:
+        return self._seeds if self._front_end.must_know_seeds else ()
+
+    def _note_seeds(self, seed: Any, mask: Mask) -> None:
+        if seed is None:
+            return
+        given = [seed + env for env in range(self._envs)] if isinstance(seed, int | np.integer) else list(seed)
+        for env, each in enumerate(given[: self._envs]):
+            if each is not None and (mask is None or mask[env]):
+                self._seeds[env] = int(each)
+
+
+def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None]:
+    """Return the environments whose episodes end, and how; None: no episode does.
+
+    Args:
+        terminated: flags of all environments.
+        truncated: flags of all environments.
+        done: either of them.
+    """
+    ended = done if type(done) is np.ndarray else as_array(done)
+    if not np.count_nonzero(ended):  # a quarter of the time of `any`
+        return None, None
+    return _as_flags(ended), Ends(_as_flags(terminated), _as_flags(truncated))
+
+
+def _as_flags(value: Any) -> npt.NDArray[np.bool_]:
+    is_there = type(value) is np.ndarray and value.dtype == np.bool_
+    return value if is_there else as_array(value).astype(np.bool_)
+
+
+def copied(action: Any) -> Any:
+    """Return a copy of actions: the environment may change its own.
+
+    Args:
+        action: the actions, of one environment or of a batch.
+    """
+    if type(action) is np.ndarray:
+        return action.copy()
+    return action.detach().clone() if hasattr(action, "detach") else action
+
+
+def last_of(info: Any) -> Callable[[Reader, int], Any]:
+    """Return the function that finds the last observation and info of an episode in the infos of the step that ended it.
+
+    Args:
+        info: the infos of all environments.
+    """
+
+    def last(reader: Reader, env: int) -> Any:
+        part, *steps = reader.field.steps
+        if reader.stream.key[0] == "info" and part == 1:
+            found = info_of(info, (FINAL_INFO, *steps), env)
+            if found is MISSING and not isinstance(info, Mapping):
+                found = info_of(info, tuple(steps), env)  # Stable-Baselines3's are those of the step
+            if found is MISSING:
+                raise KeyError(steps)
+            return found
+        return _observation_of(info, steps, env)
+
+    return last
+
+
+def _observation_of(info: Any, steps: Sequence[Any], env: int) -> Any:
+    """Return a part of an environment's last observation. KeyError: it isn't known."""
+    infos = info if isinstance(info, Mapping) else info[env]
+    name = next((name for name in FINAL_OBSERVATIONS if name in infos), None)
+    if name is None:
+        raise KeyError(FINAL_OBSERVATIONS[0])
+    final = infos[name]
+    is_of_one = infos is not info
+    if not is_of_one and (isinstance(final, list) or (isinstance(final, np.ndarray) and final.dtype == object)):
+        final, is_of_one = final[env], True
+    if final is None:
+        raise KeyError(name)
+    for step in steps:
+        final = final[step]
+    return final if is_of_one else final[env]

@@ -1,0 +1,287 @@
+"""Readers: read the values of keys out of what an environment returns, as arrays of all environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.kinds.objects import MISSING, frozen
+from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.recording.changes import ChangedError, warn_of_change, without_ones
+from torchrl_rerun.wrappers.fields import Field
+
+
+class Reader:
+    """Read one key, of which all values have one dtype and shape.
+
+    Args:
+        stream: how the key is recorded.
+        field: where its value is in what the environment returns.
+        envs: the number of environments in a batch; None: one environment, whose values have no batch dimension.
+
+    Attributes:
+        stream, field, envs: as given.
+        is_replaced: whether a reset within a step replaces the value: that of an observation or an info, and no reward or flag.
+    """
+
+    def __init__(self, stream: Stream, field: Field, envs: int | None) -> None:
+        self.is_replaced = len(stream.key) > 1 or stream.key[0] not in _OUTCOMES
+        self.stream = stream
+        self.field = field
+        self.envs = envs
+        self._steps = field.steps
+        self._first, self._second = (*field.steps, None, None)[:2]
+        self._count = len(field.steps)
+        self._dtype = stream.number_type
+        self._given = stream.shape if envs is None else (envs, *stream.shape)
+        self._shape = (envs or 1, *stream.shape)
+        self._is_flat = envs is not None
+        self._bare = (envs,) if stream.shape == (1,) else self._given  # rewards and flags of a batch
+
+    @property
+    def unknown(self) -> Any:
+        """The value that stands for one that isn't known: NaN, or 0 if the dtype has none; MISSING for objects."""
+        return MISSING if self.stream.is_object else np.nan if self._dtype.kind in "fc" else 0
+
+    def value(self, root: Any) -> Any:
+        """Return the value of all environments as the environment gave it.
+
+        Args:
+            root: what the environment returned.
+
+        Raises:
+            KeyError: there is none.
+        """
+        if self._count == 1:
+            return root[self._first]
+        if self._count == 2:
+            return root[self._first][self._second]
+        return self.field.follow(root)
+
+    def read(self, root: Any) -> Any:
+        """Return the values of all environments, ``[envs, *stream.slot_shape]``.
+
+        Args:
+            root: what the environment returned.
+
+        Raises:
+            ChangedError: the value has another dtype or shape than the first value.
+            KeyError: there is none.
+        """
+        value = self.value(root)
+        if type(value) is np.ndarray and value.dtype is self._dtype:
+            if value.shape == self._given:
+                return value if self._is_flat else value.reshape(self._shape)
+            if value.shape == self._bare:
+                return value.reshape(self._shape)
+        return self.fitted(value, self._shape)
+
+    def row(self, value: Any) -> Any:
+        """Return the value of one environment, ``[*stream.slot_shape]``.
+
+        Args:
+            value: a value of one environment, at the end of the steps.
+
+        Raises:
+            ChangedError: the value has another dtype or shape than the first value.
+        """
+        if type(value) is np.ndarray and value.dtype is self._dtype and value.shape == self.stream.shape:
+            return value
+        return self.fitted(value, self.stream.shape)
+
+    def varied(self, stream: Stream) -> Reader:
+        """Return the reader that takes values of any shape.
+
+        Args:
+            stream: how the key is recorded from now on.
+        """
+        return ObjectReader(stream, self.field, self.envs)
+
+    def fitted(self, value: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return a value as an array of the dtype that is recorded, if that changes none of its numbers.
+
+        Args:
+            value: the value.
+            shape: the shape of the array.
+
+        Raises:
+            ChangedError: the value has another dtype or shape than the first value.
+        """
+        if self.stream.device and hasattr(value, "is_cuda"):
+            if str(value.dtype).removeprefix("torch.") != self.stream.dtype or str(value.device) != self.stream.device:
+                raise ChangedError(f"{value.dtype} on {value.device}")
+            on_device: npt.NDArray[Any] = value.detach().reshape(shape)
+            return on_device
+        array = as_array(value)
+        if without_ones(array.shape) != without_ones(shape):
+            within = array.shape if shape == self.stream.shape or not self._is_flat else array.shape[1:]
+            raise ChangedError(f"{array.dtype} {tuple(within)}", is_shape_alone=True)
+        if array.dtype != self._dtype:
+            with np.errstate(all="ignore"):
+                cast = array.astype(self._dtype)
+            is_number = array.dtype.kind in "biuf" and (array.dtype.kind != "f" or self._dtype.kind in "fiu")
+            if not is_number or not np.array_equal(cast, array, equal_nan=array.dtype.kind == "f"):
+                raise ChangedError(f"{array.dtype} {array.shape}", advice="Give it one dtype from the first reset on")
+            array = cast
+        return array.reshape(shape)
+
+
+class NumberReader(Reader):
+    """Read one number of one environment, such as a reward or a flag, which comes as a number of Python's or NumPy's."""
+
+    def __init__(self, stream: Stream, field: Field, envs: int | None) -> None:
+        super().__init__(stream, field, envs)
+        self._buffer = np.zeros(self._shape, self._dtype)
+        self._flat = self._buffer.reshape(-1)
+        self._types = (self._dtype.type, *_HELD.get(self._dtype.name, ()))
+
+    def read(self, root: Any) -> Any:
+        """Return the number, ``[1, *stream.shape]``, in an array that holds it until the next call."""
+        value = self.value(root)
+        if type(value) in self._types:
+            self._flat[0] = value
+            return self._buffer
+        return self.fitted(value, self._shape)
+
+
+_OUTCOMES = ("reward", "done", "terminated", "truncated")
+"""Names of what a step leads to. Observations have other names, see ``fields.py``."""
+
+_HELD: dict[str, tuple[type, ...]] = {
+    "float64": (float, np.float32),
+    "int64": (int, np.int32),
+    "bool": (bool,),
+}
+"""Types of numbers that a dtype holds as they are."""
+
+
+class ObjectReader(Reader):
+    """Read one key whose values are objects, such as texts, or arrays of shapes of their own."""
+
+    def read(self, root: Any) -> Any:
+        """Return the values of all environments, object ``[envs]``; MISSING where an environment gave none."""
+        value = self.value(root)
+        each = [value] if self.envs is None else value
+        out = np.empty(self.envs or 1, object)
+        for env, one in enumerate(each):
+            out[env] = self.row(one)
+        return out
+
+    def row(self, value: Any) -> Any:
+        """Return a copy of the value of one environment: the environment may change its own."""
+        part = value if self.field.inner is None else self.field.inner(value)
+        if part is MISSING:
+            return MISSING
+        if not self.stream.varies:
+            return frozen(as_array(part) if hasattr(part, "detach") else part)
+        array = np.array(as_array(part))
+        if array.dtype != self._dtype:
+            if not np.can_cast(array.dtype, self._dtype):
+                raise ChangedError(f"{array.dtype} {array.shape}")
+            array = array.astype(self._dtype)
+        return array
+
+
+class Readers:
+    """The readers of the keys of one moment.
+
+    Args:
+        readers: the readers of single keys.
+        vary: have a key recorded with values of any shape from now on; returns its new stream, or None if it can't be.
+
+    Attributes:
+        each: as given.
+        has_lost_rows: whether a value that :meth:`replace_rows` asked for wasn't known.
+    """
+
+    def __init__(
+        self, readers: Iterable[Reader] = (), vary: Callable[[Stream], Stream | None] = lambda _: None
+    ) -> None:
+        self.each = list(readers)
+        self._vary = vary
+        self.has_lost_rows = False
+        self._warned: set[Key] = set()
+
+    def __iter__(self) -> Iterator[Reader]:
+        return iter(self.each)
+
+    def arrays(self, root: Any) -> list[Any]:
+        """Return the values of all keys; None for those that are missing or can't be read, with one warning per key.
+
+        Args:
+            root: what the environment returned.
+        """
+        arrays: list[Any] = []
+        for reader in self.each:
+            try:
+                arrays.append(reader.read(root))
+            except (KeyError, IndexError):
+                arrays.append(None)
+            except Exception as error:
+                arrays.append(self._read_otherwise(reader, root, error))
+        return arrays
+
+    def replace_rows(
+        self, arrays: Sequence[Any], gone: npt.NDArray[np.bool_], value_of: Callable[[Reader, int], Any]
+    ) -> list[Any]:
+        """Return arrays in which some environments have other values.
+
+        Args:
+            arrays: the values of all environments, as :meth:`arrays` returns them.
+            gone: the environments, bool ``[envs]``.
+            value_of: returns an environment's value for a reader, at the end of its steps. KeyError: it isn't known, and
+                NaN (or 0) stands for it.
+        """
+        out, envs = list(arrays), np.flatnonzero(gone).tolist()
+        for at, reader in enumerate(self.each):
+            if out[at] is None or not reader.is_replaced:
+                continue
+            try:
+                changed = out[at].clone() if hasattr(out[at], "clone") else out[at].copy()
+                for env in envs:
+                    try:
+                        changed[env] = reader.row(value_of(reader, env))
+                    except KeyError:
+                        changed[env] = reader.unknown
+                        self.has_lost_rows = True
+                out[at] = changed
+            except Exception as error:
+                self._warn(reader, arrays[at], error)
+                out[at] = None
+        return out
+
+    def _read_otherwise(self, reader: Reader, root: Any, error: Exception) -> Any:
+        value: Any = None
+        try:
+            value = reader.value(root)
+            is_shape_alone = isinstance(error, ChangedError) and error.is_shape_alone
+            varying = self._vary(reader.stream) if is_shape_alone else None
+            if varying is not None:
+                changed = reader.varied(varying)
+                self.each[self.each.index(reader)] = changed
+                return changed.read(root)
+        except Exception as reason:
+            error = reason
+        self._warn(reader, value, error)
+        return None
+
+    def _warn(self, reader: Reader, value: Any, error: Exception) -> None:
+        if reader.stream.key not in self._warned:
+            self._warned.add(reader.stream.key)
+            warn_of_change(reader.stream, value, error)
+
+
+def as_array(value: Any) -> npt.NDArray[Any]:
+    """Return a value as an array in main memory, that of a tensor of PyTorch's, too.
+
+    Args:
+        value: an array, a tensor, a number, or lists of these.
+    """
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    array: npt.NDArray[Any] = np.asarray(value)
+    return array

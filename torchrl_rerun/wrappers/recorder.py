@@ -1,0 +1,119 @@
+"""Recorder: what the wrappers of single environments, vector environments and VecEnvs have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rerun as rr
+
+from torchrl_rerun.errors import warn
+from torchrl_rerun.recording import workers
+from torchrl_rerun.recording.controls import Controls
+from torchrl_rerun.recording.life import close_at_end, close_quietly
+from torchrl_rerun.recording.options import Options
+from torchrl_rerun.recording.recording import Recording
+from torchrl_rerun.recording.session import Session, Sinks, shared_paths
+from torchrl_rerun.viewing import notebook
+from torchrl_rerun.wrappers.facts import is_made_for_batch
+from torchrl_rerun.wrappers.front_end import FrontEnd
+
+
+class Recorder(Controls):
+    """The session and the front end of a wrapper, made anew in each copy of it."""
+
+    _front_end: FrontEnd
+
+    def _start(self, sink: Sinks | Sequence[Sinks], options: Mapping[str, Any]) -> None:
+        """Make the session and the front end of a wrapper that is made now.
+
+        Args:
+            sink: the sink, or several.
+            options: the options of the recorder.
+
+        Raises:
+            FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
+            OSError: the folder can't be written.
+            TypeError: an option is of the wrong type, or there is none of its name.
+            ValueError: an option is out of its range, or contradicts another one.
+        """
+        self._session = Session.of(sink, Options(**options))
+        if is_made_for_batch():
+            target = self._session.target
+            shared_paths.add(target.identity)
+            warn(
+                f"a recorder is inside the environments of a batch: {target.for_workers}. Wrap the vector environment for a "
+                "single recording"
+            )
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the front end of a recorder that has seen no frame."""
+        self._front_end = self._new_front_end()
+        close_at_end(self, self._front_end.close_quietly)
+
+    def _new_front_end(self) -> FrontEnd:
+        raise NotImplementedError
+
+    def _at_rest(self) -> contextlib.AbstractContextManager[Recording | None]:
+        return self._front_end.at_rest()
+
+    def _end(self) -> None:
+        """Close the recording.
+
+        Raises:
+            RecordingError: data could not be written. In the workers of a batch it is a warning: an error would end the worker.
+        """
+        with self._at_rest() as recording:
+            if recording is None:
+                return
+            if workers.in_worker_process():
+                close_quietly(recording)
+            else:
+                recording.close()
+
+    def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
+        """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
+
+        The bytes of all files go into the page, as they are now. Without a file, the server of the first viewer is shown, and
+        stays live.
+
+        Args:
+            width: width of the viewer in the cell, in pixels; ``"auto"``: the width of the cell. Default: Rerun's.
+            height: height of the viewer in the cell, in pixels; ``"auto"``: as much as fits. Default: Rerun's.
+
+        Raises:
+            ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
+            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
+            ValueError: nothing has been recorded, or it is in a recording stream of the user, which Rerun shows:
+                ``rr.notebook_show(recording=...)``.
+        """
+        self.dump()
+        notebook.show_recording(self._session, self._recording, width=width, height=height)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._session = dataclasses.replace(self._session, is_copy=True)
+        self._begin()
+
+
+_MADE_ANEW = ("_front_end", "_batch", "_camera")
+"""Attributes that each copy of a recorder makes anew."""
+
+
+def saved_sink(sink: Sinks | Sequence[Sinks]) -> Any:
+    """Return a sink as a spec holds it: paths as text, which can be copied, pickled and written as JSON.
+
+    >>> from pathlib import Path
+    >>> saved_sink(Path("run.rrd"))
+    'run.rrd'
+    """
+    if isinstance(sink, list | tuple):
+        return [saved_sink(each) for each in sink]
+    return os.fspath(sink) if isinstance(sink, os.PathLike) and not isinstance(sink, rr.GrpcServerSink) else sink

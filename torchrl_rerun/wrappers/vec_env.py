@@ -1,0 +1,193 @@
+"""VecRerunRecorder, for vector environments of Stable-Baselines3."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Unpack
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from torchrl_rerun.recording.known_names import Names, of_id, of_simulator
+from torchrl_rerun.recording.known_rates import registered_fps
+from torchrl_rerun.recording.options import RecorderOptions
+from torchrl_rerun.recording.session import Sinks
+from torchrl_rerun.wrappers.batches import Batch, copied
+from torchrl_rerun.wrappers.cameras import VecEnvCamera
+from torchrl_rerun.wrappers.facts import id_in, rate_of
+from torchrl_rerun.wrappers.front_end import FrontEnd
+from torchrl_rerun.wrappers.infos import is_info
+from torchrl_rerun.wrappers.plan import About
+from torchrl_rerun.wrappers.recorder import Recorder
+from torchrl_rerun.wrappers.single import spaces_of
+from torchrl_rerun.wrappers.stepped import NO_EXTRAS
+
+
+class VecRerunRecorder(Recorder, VecEnvWrapper):
+    """Record a vector environment of Stable-Baselines3, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
+
+    Without a trigger everything is recorded, while ``VecVideoRecorder`` records what its ``record_video_trigger`` asks for. What
+    is recorded is exact, dtypes and shapes included, but for images: they are stored as JPEG, which is lossy, unless
+    ``image_format`` asks for an exact format.
+
+    What the environment returns stays as it is. Environment ``i`` is recorded below ``/env_{i}``:
+
+    - The last observation of an episode (``info["terminal_observation"]``) and the first one of the next are two rows.
+    - ``done`` is Stable-Baselines3's; ``truncated`` is ``info["TimeLimit.truncated"]``, and ``terminated`` all other ends.
+    - Within ``VecNormalize`` the recorder records what the environments gave. Around it, what is normalised is recorded as the
+      policy sees it, and the recording's schema says so.
+
+    Args:
+        venv: the vector environment: ``DummyVecEnv``, ``SubprocVecEnv``, or any other, wrapped or not.
+        sink: the path of a file (``run.rrd``) or a folder, the URL of a viewer, a recording stream, or several; see
+            :class:`~torchrl_rerun.RerunRecorder`.
+        options: the options of :class:`~torchrl_rerun.RerunRecorder`, by their names. Infos are recorded if ``in_keys`` names
+            them, ``("info", "x_position")``. ``render`` needs environments that are made with ``render_mode="rgb_array"``.
+
+    Raises:
+        FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
+        OSError: the folder can't be written.
+        TypeError: an option is of the wrong type, or there is none of its name.
+        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
+        IndexError: at the first reset, if ``logged_envs`` is out of range.
+        ValueError: an option is out of its range; at the first reset, if ``render`` asks for pictures that the environment can't
+            give.
+
+    .. note:: Pictures of last observations are black: the environment shows the next episode already.
+
+    Examples:
+        >>> import tempfile
+        >>> from stable_baselines3.common.env_util import make_vec_env
+        >>> from torchrl_rerun.wrappers.sb3 import VecRerunRecorder
+        >>> venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), tempfile.mkdtemp() + "/run.rrd")
+        >>> observations = venv.reset()
+        >>> for _ in range(10):
+        ...     observations, rewards, dones, infos = venv.step([venv.action_space.sample() for _ in range(2)])
+        >>> venv.stats()["steps"]
+        10
+        >>> venv.close()
+    """
+
+    def __init__(self, venv: VecEnv, sink: Sinks | Sequence[Sinks] = None, **options: Unpack[RecorderOptions]) -> None:
+        VecEnvWrapper.__init__(self, venv)
+        self._actions: Any = None
+        self._extras: Mapping[Any, Any] = NO_EXTRAS
+        self._properties: Mapping[str, Any] = NO_EXTRAS
+        self._start(sink, options)
+
+    def _new_front_end(self) -> FrontEnd:
+        venv = self.venv
+        name = functools.cache(functools.partial(_id_of, venv))
+        origin = {
+            "front_end": "stable_baselines3",
+            "spaces": spaces_of(venv.observation_space, venv.action_space),
+            "autoreset_mode": AutoresetMode.SAME_STEP.value,
+        }
+        if normalized := _normalized_in(venv):
+            origin["normalized"] = normalized
+        about = About(
+            venv.num_envs,
+            venv.observation_space,
+            venv.action_space,
+            name,
+            lambda: rate_of(venv) or registered_fps(name()),
+            lambda: _names_of(venv, name()),
+            origin=origin,
+        )
+        front_end = FrontEnd(self._session, about, venv, VecEnvCamera())
+        self._batch = Batch(front_end, venv.num_envs, AutoresetMode.SAME_STEP)
+        self._down = np.zeros(venv.num_envs, np.bool_)
+        self._reads_infos = any(map(is_info, self._session.options.in_keys or ()))
+        return front_end
+
+    def reset(self) -> Any:
+        """Reset all environments, and record their observations."""
+        seeds = list(getattr(self.venv.unwrapped, "_seeds", ()))  # they are forgotten by the reset
+        observation = self.venv.reset()
+        self._batch.reset(observation, self._reset_infos, None, seeds or None)
+        return observation
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Tell the environments to step, and note the actions.
+
+        Args:
+            actions: the actions.
+        """
+        self._actions = copied(actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> Any:
+        """Wait for the step, and record the actions and what they led to."""
+        result = self.venv.step_wait()
+        try:
+            observation, reward, done, infos = result
+            terminated, truncated, first_infos = done, self._down, None
+            if np.count_nonzero(done):
+                truncated = self._down.copy()
+                for env in np.flatnonzero(done):
+                    truncated[env] = bool(infos[env].get("TimeLimit.truncated", False))
+                if self._reads_infos:
+                    of_reset = self._reset_infos
+                    first_infos = [of_reset[env] if done[env] else info for env, info in enumerate(infos)]
+                terminated = done & ~truncated
+        except Exception as error:  # infos of no form that is known: training goes on
+            self._front_end.fail(error)
+            return result
+        self._batch.step(
+            self._actions,
+            (observation, reward, terminated, truncated, infos),
+            done=done,
+            first_info=first_infos,
+            extras=self._extras,
+            properties=self._properties,
+        )
+        self._extras = NO_EXTRAS
+        return result
+
+    def close(self) -> None:
+        """Close the environments, then the recording. Closing again does nothing.
+
+        Raises:
+            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
+        """
+        try:
+            self.venv.close()
+        finally:
+            self._end()
+
+    @property
+    def _reset_infos(self) -> list[dict[str, Any]]:
+        infos: list[dict[str, Any]] = getattr(self.venv.unwrapped, "reset_infos", [{}] * self.num_envs)
+        return infos
+
+
+def chain(venv: VecEnv) -> Iterator[VecEnv]:
+    """Yield a vector environment, and those within it."""
+    while True:
+        yield venv
+        if not isinstance(venv, VecEnvWrapper):
+            return
+        venv = venv.venv
+
+
+def _normalized_in(venv: VecEnv) -> list[str]:
+    """Return what ``VecNormalize`` within a vector environment normalises."""
+    found: set[str] = set()
+    for each in chain(venv):
+        if isinstance(each, VecNormalize):
+            found |= {"observation"} if each.norm_obs else set()
+            found |= {"reward"} if each.norm_reward else set()
+    return sorted(found)
+
+
+def _id_of(venv: VecEnv) -> str | None:
+    """Return the id that the environments are registered under. Their description is asked for: it can always be pickled."""
+    return id_in(str(venv.env_method("__str__", indices=[0])[0]))
+
+
+def _names_of(venv: VecEnv, name: str | None) -> Names:
+    inner = list(getattr(venv.unwrapped, "envs", ()))[:1]
+    return of_simulator(inner[0].unwrapped) if inner else of_id(name or "")
