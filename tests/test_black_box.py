@@ -35,6 +35,7 @@ from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
 from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.rrd.repair import Repaired
 from torchrl_rerun.writing import file as sinks
 
 RUN = Run(2, "batch", "run", keep=False, pictures="", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
@@ -308,6 +309,57 @@ def test_seeds_annotations_and_the_policy_survive(tmp_path):
     last = [each.properties for each in load(place)][-1]
     assert last.interrupted
     assert last["keep"] == repr(KeepLast(50))
+
+
+@pytest.mark.parametrize("is_repaired", [False, True])
+def test_annotations_survive_a_dump(tmp_path, is_repaired):
+    """All rows of the episode are in a file, which was written before it was over: the box has notes alone."""
+    place = tmp_path / "run"
+    if os.fork() == 0:
+        env = Told(RUN, 0).append_transform(RerunRecorder(place, split="episode"))
+        data = env.reset()
+        for _ in range(2):
+            _, data = env.step_and_maybe_reset(env.rand_action(data))
+        env.transform.annotate(None, level=3)
+        env.transform.dump()
+        env.transform.annotate(None, why="so")
+        die()
+    os.wait()
+    assert [file.name for file in place.glob("*.rrd")] == ["env_0_episode_000000.part_0.rrd"]
+    if is_repaired:
+        assert repair(place) == Repaired(place, frames=3, episodes=1, envs=1, cut_bytes=0, lacking={})
+        assert [file.name for file in place.iterdir()] == ["env_0_episode_000000.rrd"]
+    [episode] = load(place)
+    assert episode.properties.annotations == {"level": 3.0, "why": "so"}
+    assert (episode.properties.length, episode.properties.episode_return, episode.properties.interrupted) == (
+        2,
+        3,
+        True,
+    )
+    assert steps_in(place) == {0: [1, 2]}
+
+
+@pytest.mark.parametrize("is_repaired", [False, True])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_an_episode_whose_last_step_is_in_a_file_ended_as_it_did(tmp_path, is_reset, is_repaired):
+    place = tmp_path / "run"
+    if os.fork() == 0:
+        recorder = RerunRecorder(place, split="episode", flush_seconds=0.02, buffer_bytes=200)
+        env = Told(RUN, 0).append_transform(recorder)
+        data = env.reset()
+        for _ in range(3):
+            data = env.step(env.rand_action(data))["next"]
+        wait_until(lambda: not recorder.stats()["frames_waiting"] and list(place.glob("*.rrd")))
+        if is_reset:
+            env.reset()
+        die()
+    os.wait()
+    if is_repaired:
+        repair(place)
+    episode = load(place)[0]
+    assert episode.tensordict()["next", "terminated"][:, 0].tolist() == [False, False, True]
+    assert (episode.properties.terminated, episode.properties.interrupted) == (True, False)
+    assert (episode.properties.length, episode.properties.episode_return) == (3, 6)
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])

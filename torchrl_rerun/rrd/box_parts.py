@@ -82,9 +82,7 @@ def _episodes_in(
             for part in parts_in(file):
                 episode = episode_in(part.properties)
                 if episode is not None:
-                    there.setdefault(_name_of(file), []).append(
-                        (file, episode, functools.partial(frames_in, part, first=0))
-                    )
+                    there.setdefault(_name_of(file), []).append(Part(episode, part))
     return () if box is None else tuple(_left_part(path, box, each) for each in rest_of_episodes(box, there))
 
 

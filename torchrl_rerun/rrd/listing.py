@@ -161,7 +161,7 @@ def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
     # A kill may come after an episode was written as a whole, and before its parts are removed.
     whole = {part.episode.start_time for part in parts if not part.is_partial}
     parts = [part for part in parts if not (part.is_partial and part.episode.start_time in whole)]
-    parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
+    parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted, part.file.is_dir()))
     files = tuple(part.file for part in parts)
     return RecordedEpisode(parts[-1].episode, recording_id, files, sum(part.size for part in parts))
 

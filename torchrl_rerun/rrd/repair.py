@@ -23,6 +23,7 @@ from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.locks import lock
+from torchrl_rerun.rrd.parts import episode_in
 from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in
 from torchrl_rerun.rrd.runs import family
 
@@ -185,7 +186,9 @@ def finish_episodes(folder: Path) -> Repaired | None:
         for each in before:
             each.unlink()
         span = part.index.span("frame")
-        frames += 0 if span is None else span[1] + 1
+        episode = episode_in(part.properties)
+        assert episode is not None, "it is of one episode"
+        frames += 1 + (episode.length if span is None else span[1])  # all rows may be in the parts
         envs |= {part.schema.envs} if part.schema is not None else set()
     for torn in folder.glob(".env_*_episode_*.rrd"):  # the file that was being written
         torn.unlink()
