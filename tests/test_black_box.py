@@ -34,6 +34,7 @@ from torchrl_rerun.blocks import black_box
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
+from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.rrd.openable import whole_files_of
 from torchrl_rerun.rrd.repair import Repaired
 from torchrl_rerun.writing import file as sinks
@@ -207,6 +208,34 @@ def test_repair_finishes_a_recording_and_removes_its_black_box(tmp_path, split):
         assert len(RrdReader(file).blueprints()) == 1
     assert steps_in(place) == EVERY_STEP
     assert repair(place) is None
+
+
+def test_a_folder_is_repaired_whatever_is_in_it(tmp_path):
+    (tmp_path / "a.rrd").touch()  # a process may be killed before its first frame
+    (tmp_path / "b.rrd").write_bytes(b"RRF2" + b"\xff" * 100)
+    recorded_until(die, tmp_path / "d.rrd")
+    recorded_until(die, tmp_path / "e", split="episode")
+    recorded_until(die, tmp_path / "g.rrd")
+    files, folders = [tmp_path / "c.rrd", tmp_path / "h.rrd"], [tmp_path / "f"]
+    live = [RerunRecorder(place, split="run") for place in files]
+    live += [RerunRecorder(place, split="episode") for place in folders]
+    envs = [Told(RUN, 2).append_transform(recorder) for recorder in live]
+    for env in envs:
+        env.rollout(5)
+    with (
+        pytest.warns(RuntimeWarning, match=r"a\.rrd is empty: nothing was recorded in it"),
+        pytest.raises(FileInUseError, match=r"^4 recordings in .* could not be repaired .*b\.rrd.*c\.rrd.*f.*h\.rrd"),
+    ):
+        repair(tmp_path)
+    for env in envs:
+        env.close()
+    for place in tmp_path / "d.rrd", tmp_path / "e", tmp_path / "g.rrd":
+        assert not box_of(place).exists()
+        assert steps_in(place) == EVERY_STEP
+        assert repair(place) is None
+    (tmp_path / "b.rrd").unlink()
+    with pytest.warns(RuntimeWarning, match="is empty"):
+        assert repair(tmp_path) is None
 
 
 @pytest.mark.parametrize("how", [{}, {"pictures": "png"}, {"pictures": "h264"}, {"texts": True}])
