@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
 from torchrl_rerun.errors import FileInUseError
+from torchrl_rerun.rrd import box_parts
+from torchrl_rerun.rrd import repair as repairing
 from torchrl_rerun.rrd.openable import whole_files_of
 from torchrl_rerun.rrd.repair import Repaired
 from torchrl_rerun.writing import file as sinks
@@ -389,6 +392,109 @@ def test_an_episode_whose_last_step_is_in_a_file_ended_as_it_did(tmp_path, is_re
     assert episode.tensordict()["next", "terminated"][:, 0].tolist() == [False, False, True]
     assert (episode.properties.terminated, episode.properties.interrupted) == (True, False)
     assert (episode.properties.length, episode.properties.episode_return) == (3, 6)
+
+
+def in_episodes(place, **options):
+    """Return an environment that is recorded to a folder, after 30 steps."""
+    env = Told(RUN, 2).append_transform(RerunRecorder(place, split="episode", **options))
+    env.rollout(LAST, break_when_any_done=False)
+    return env
+
+
+def test_a_folder_is_read_while_its_owner_closes_it(tmp_path, monkeypatch):
+    """Its black box is gone after it was read, and the files of the folder are others than before."""
+    place = tmp_path / "run"
+    env = in_episodes(place, keep=KeepLast(100))
+    found = box_parts.rest_of_episodes
+
+    def and_close(*arguments):
+        env.close()
+        return found(*arguments)
+
+    monkeypatch.setattr(box_parts, "rest_of_episodes", and_close)
+    assert steps_in(place) == EVERY_STEP
+
+
+@pytest.mark.parametrize("how", ["dump", "close", "goes on"])
+def test_episodes_are_read_though_their_owner_has_written_them_since(tmp_path, how):
+    place = tmp_path / "run"
+    env = in_episodes(place, keep=KeepLast(100))
+    loaded = load(place)
+    assert len(loaded)
+    if how == "goes on":
+        data = env.reset()
+        for _ in range(10):
+            _, data = env.step_and_maybe_reset(env.rand_action(data))
+    if how != "close":
+        env.transform.dump()
+    else:
+        env.close()
+    found: dict[int, list[int]] = {}
+    for episode in loaded:
+        clock = episode.tensordict(["clock"])["next", "clock"]
+        found.setdefault(episode.properties.env, []).extend(clock[:, 0].long().tolist())
+    assert found == EVERY_STEP
+    env.close()
+
+
+def record_for_a_while(place, options):
+    env = Told(RUN, 2).append_transform(RerunRecorder(place, split="episode", **options))
+    data = env.reset()
+    for step in range(300):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+        if step % 20 == 0:
+            env.transform.dump()
+        time.sleep(0.003)
+    env.close()
+
+
+@pytest.mark.parametrize("options", [{"flush_seconds": 0.01, "buffer_bytes": 300}, {"keep": KeepLast(1000)}])
+def test_a_folder_is_read_at_any_moment(tmp_path, options):
+    place = tmp_path / "run"
+    process = multiprocessing.Process(target=record_for_a_while, args=(place, options))
+    process.start()
+    wait_until(lambda: list(place.glob("*.rrd")))
+    is_over = False
+    while not is_over:
+        is_over = not process.is_alive()
+        for steps in steps_in(place).values():
+            assert steps == list(range(1, len(steps) + 1))
+    assert steps_in(place) == {env: list(range(1, 301)) for env in range(2)}
+
+
+def test_a_folder_is_shown_though_nothing_is_in_its_black_box(tmp_path):
+    env = Told(RUN, 2).append_transform(RerunRecorder(tmp_path / "run", split="episode"))
+    env.rollout(12, break_when_any_done=False)  # both environments are done in the last one
+    env.transform.dump()
+    assert box_of(tmp_path / "run").is_dir()
+    assert len(whole_files_of(tmp_path / "run")) == len(load(tmp_path / "run")) == 7
+    env.close()
+
+
+def test_a_repair_that_was_interrupted_is_begun_anew(tmp_path, monkeypatch):
+    """The program has looked into the folder before."""
+    place = tmp_path / "run"
+    recorded_until(die, place, split="episode", keep=KeepLast(50))
+    os.utime(place, (0, 0))
+    assert steps_in(place) == EVERY_STEP
+    write, written = repairing.write_whole, []
+
+    def interrupt(*arguments):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repairing, "write_whole", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            repair(place)
+    assert len(list(place.glob("*.rrd"))) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a copy is counted once, with a warning
+        assert steps_in(place) == EVERY_STEP
+    assert repair(place).envs == 2
+    assert steps_in(place) == EVERY_STEP
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])

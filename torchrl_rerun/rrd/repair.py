@@ -25,7 +25,7 @@ from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.locks import lock
 from torchrl_rerun.rrd.parts import episode_in
-from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in
+from torchrl_rerun.rrd.reader import episodes_left_in, is_unfinished, parts_in, rows_in
 from torchrl_rerun.rrd.runs import family
 
 
@@ -213,7 +213,7 @@ def finish_episodes(folder: Path) -> Repaired | None:
     box = box_of(folder)
     if not box.is_dir():
         return None
-    frames, envs, parts = 0, set(), parts_in(box)
+    frames, envs, parts = 0, set(), episodes_left_in(box)
     for part in parts:
         before = sorted(folder.glob(f"{name_of(part)}.part_*.rrd"))
         with written_aside(folder / f"{name_of(part)}.rrd", overwrite=False) as hidden:
