@@ -23,7 +23,7 @@ class StoredRecording(Protocol):
 
     Attributes:
         parts: the parts, in the order of their rows.
-        schema: the recording's own description.
+        schema: the recording's own description, of all parts together.
     """
 
     @property
@@ -43,10 +43,10 @@ class OpenedRecording(Generic[AnyPart]):
 
     parts: Sequence[AnyPart]
 
-    @property
+    @functools.cached_property
     def schema(self) -> Schema:
-        """The description in the last part."""
-        return schema_of(self.parts[-1])
+        """The description in the last part, with what parts before it say beyond it."""
+        return Schema.of_parts(map(schema_of, self.parts))
 
 
 TRIES = 10
@@ -103,10 +103,10 @@ class EpisodeRecording:
         """Return whether there are files of the recording that were written since."""
         return bool({*paths_like(folder, self._recording_id)} - {*self._files})
 
-    @property
+    @functools.cached_property
     def schema(self) -> Schema:
-        """The description in the last part."""
-        return schema_of(self.parts[-1])
+        """The description in the last part, with what parts before it say beyond it."""
+        return Schema.of_parts(map(schema_of, self.parts))
 
 
 def schema_of(part: RecordingPart) -> Schema:
