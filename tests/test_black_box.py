@@ -497,6 +497,55 @@ def test_a_repair_that_was_interrupted_is_begun_anew(tmp_path, monkeypatch):
     assert steps_in(place) == EVERY_STEP
 
 
+def hidden_in(folder):
+    return sorted(each for each in folder.iterdir() if each.name.startswith(".torchrl-rerun."))
+
+
+def repaired_until(happens, place):
+    """Start a process that repairs a recording until its new file is written."""
+
+    def write_and(*arguments):
+        written(*arguments)
+        happens()
+
+    written, repairing.write_whole = repairing.write_whole, write_and
+    repair(place)
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_what_a_killed_repair_was_writing_is_removed_by_the_next(tmp_path, split):
+    """What another one is writing there stays."""
+    folder = tmp_path / "run"
+    place = folder / "run.rrd" if split == "run" else folder
+    recorded_until(die, place, split=split)
+    killed = multiprocessing.Process(target=repaired_until, args=(die, place))
+    killed.start()
+    killed.join()
+    [abandoned] = hidden_in(folder)
+    shutil.copy(next(abandoned.iterdir()), folder / "other.rrd")
+    with (folder / "other.rrd").open("rb+") as other:
+        other.truncate((folder / "other.rrd").stat().st_size - 7)
+    hung = multiprocessing.Process(target=repaired_until, args=(hang, folder / "other.rrd"))
+    hung.start()
+    try:
+        wait_until(lambda: "T (stopped)" in Path(f"/proc/{hung.pid}/status").read_text())
+        assert not abandoned.exists()
+        [live] = hidden_in(folder)
+        if split == "run":
+            repair(place)
+        else:
+            with pytest.raises(FileInUseError, match="other"):
+                repair(place)
+        assert hidden_in(folder) == [live]
+        assert [file.name for file in live.iterdir()] == ["whole.rrd"]
+    finally:
+        os.kill(hung.pid, signal.SIGCONT)
+        hung.join(PATIENCE)
+    assert hung.exitcode == 0
+    assert not hidden_in(folder)
+    assert not box_of(place).exists()
+
+
 @pytest.mark.parametrize("split", ["run", "episode"])
 def test_a_hung_process_is_looked_into(tmp_path, split):
     place = tmp_path / ("run.rrd" if split == "run" else "run")

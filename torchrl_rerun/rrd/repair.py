@@ -19,7 +19,7 @@ from torchrl_rerun.kinds.schema import RECORDING_INFO, Schema, shown_envs
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute
-from torchrl_rerun.rrd.atomic import written_aside
+from torchrl_rerun.rrd.atomic import remove_abandoned, written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
@@ -64,6 +64,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     - The repaired file is written beside the other one and takes its place at the very end, so that nothing is lost
       whatever goes wrong.
     - A link stays: the file that it leads to is repaired, or written.
+    - Copies that an earlier repair was writing beside it when it was killed are removed.
 
     Args:
         path: the recording, or a folder, of which all recordings are repaired. A leading ``~`` is the user's home, as in all
@@ -107,6 +108,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         if target != source and target.exists():
             raise FileExistsError(f"{format_path(target)} exists; choose another path")
         lock(file.fileno(), source)
+        remove_abandoned(target.parent)
         part = _part_to_repair(source)
         if part.is_finished and part.has_layout:
             if target != source:
@@ -152,7 +154,10 @@ def _repair_folder(folder: Path) -> Repaired | None:
     """
     found: list[Repaired | None] = []
     failed: list[OSError | ValueError] = []
-    for path in list(recordings_in(folder)):
+    recordings = list(recordings_in(folder))
+    for each in dict.fromkeys(path.parent for path in recordings):
+        remove_abandoned(each)
+    for path in recordings:
         try:
             found.append(_repair_in_folder(path))
         except _NothingRecordedError as error:
