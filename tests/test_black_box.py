@@ -15,6 +15,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -34,7 +35,11 @@ from torchrl_rerun.blocks import black_box
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
+from torchrl_rerun.errors import FileInUseError
+from torchrl_rerun.rrd import box_parts
+from torchrl_rerun.rrd import repair as repairing
 from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.rrd.repair import Repaired
 from torchrl_rerun.writing import file as sinks
 
 RUN = Run(2, "batch", "run", keep=False, pictures="", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
@@ -208,6 +213,34 @@ def test_repair_finishes_a_recording_and_removes_its_black_box(tmp_path, split):
     assert repair(place) is None
 
 
+def test_a_folder_is_repaired_whatever_is_in_it(tmp_path):
+    (tmp_path / "a.rrd").touch()  # a process may be killed before its first frame
+    (tmp_path / "b.rrd").write_bytes(b"RRF2" + b"\xff" * 100)
+    recorded_until(die, tmp_path / "d.rrd")
+    recorded_until(die, tmp_path / "e", split="episode")
+    recorded_until(die, tmp_path / "g.rrd")
+    files, folders = [tmp_path / "c.rrd", tmp_path / "h.rrd"], [tmp_path / "f"]
+    live = [RerunRecorder(place, split="run") for place in files]
+    live += [RerunRecorder(place, split="episode") for place in folders]
+    envs = [Told(RUN, 2).append_transform(recorder) for recorder in live]
+    for env in envs:
+        env.rollout(5)
+    with (
+        pytest.warns(RuntimeWarning, match=r"a\.rrd is empty: nothing was recorded in it"),
+        pytest.raises(FileInUseError, match=r"^4 recordings in .* could not be repaired .*b\.rrd.*c\.rrd.*f.*h\.rrd"),
+    ):
+        repair(tmp_path)
+    for env in envs:
+        env.close()
+    for place in tmp_path / "d.rrd", tmp_path / "e", tmp_path / "g.rrd":
+        assert not box_of(place).exists()
+        assert steps_in(place) == EVERY_STEP
+        assert repair(place) is None
+    (tmp_path / "b.rrd").unlink()
+    with pytest.warns(RuntimeWarning, match="is empty"):
+        assert repair(tmp_path) is None
+
+
 @pytest.mark.parametrize("how", [{}, {"pictures": "png"}, {"pictures": "h264"}, {"texts": True}])
 @pytest.mark.parametrize("split", ["run", "episode"])
 def test_rows_that_are_in_the_file_already_are_left_out(tmp_path, split, how):
@@ -308,6 +341,209 @@ def test_seeds_annotations_and_the_policy_survive(tmp_path):
     last = [each.properties for each in load(place)][-1]
     assert last.interrupted
     assert last["keep"] == repr(KeepLast(50))
+
+
+@pytest.mark.parametrize("is_repaired", [False, True])
+def test_annotations_survive_a_dump(tmp_path, is_repaired):
+    """All rows of the episode are in a file, which was written before it was over: the box has notes alone."""
+    place = tmp_path / "run"
+    if os.fork() == 0:
+        env = Told(RUN, 0).append_transform(RerunRecorder(place, split="episode"))
+        data = env.reset()
+        for _ in range(2):
+            _, data = env.step_and_maybe_reset(env.rand_action(data))
+        env.transform.annotate(None, level=3)
+        env.transform.dump()
+        env.transform.annotate(None, why="so")
+        die()
+    os.wait()
+    assert [file.name for file in place.glob("*.rrd")] == ["env_0_episode_000000.part_0.rrd"]
+    if is_repaired:
+        assert repair(place) == Repaired(place, frames=3, episodes=1, envs=1, cut_bytes=0, lacking={})
+        assert [file.name for file in place.iterdir()] == ["env_0_episode_000000.rrd"]
+    [episode] = load(place)
+    assert episode.properties.annotations == {"level": 3.0, "why": "so"}
+    assert (episode.properties.length, episode.properties.episode_return, episode.properties.interrupted) == (
+        2,
+        3,
+        True,
+    )
+    assert steps_in(place) == {0: [1, 2]}
+
+
+@pytest.mark.parametrize("is_repaired", [False, True])
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_an_episode_whose_last_step_is_in_a_file_ended_as_it_did(tmp_path, is_reset, is_repaired):
+    place = tmp_path / "run"
+    if os.fork() == 0:
+        recorder = RerunRecorder(place, split="episode", flush_seconds=0.02, buffer_bytes=200)
+        env = Told(RUN, 0).append_transform(recorder)
+        data = env.reset()
+        for _ in range(3):
+            data = env.step(env.rand_action(data))["next"]
+        wait_until(lambda: not recorder.stats()["frames_waiting"] and list(place.glob("*.rrd")))
+        if is_reset:
+            env.reset()
+        die()
+    os.wait()
+    if is_repaired:
+        repair(place)
+    episode = load(place)[0]
+    assert episode.tensordict()["next", "terminated"][:, 0].tolist() == [False, False, True]
+    assert (episode.properties.terminated, episode.properties.interrupted) == (True, False)
+    assert (episode.properties.length, episode.properties.episode_return) == (3, 6)
+
+
+def in_episodes(place, **options):
+    """Return an environment that is recorded to a folder, after 30 steps."""
+    env = Told(RUN, 2).append_transform(RerunRecorder(place, split="episode", **options))
+    env.rollout(LAST, break_when_any_done=False)
+    return env
+
+
+def test_a_folder_is_read_while_its_owner_closes_it(tmp_path, monkeypatch):
+    """Its black box is gone after it was read, and the files of the folder are others than before."""
+    place = tmp_path / "run"
+    env = in_episodes(place, keep=KeepLast(100))
+    found = box_parts.rest_of_episodes
+
+    def and_close(*arguments):
+        env.close()
+        return found(*arguments)
+
+    monkeypatch.setattr(box_parts, "rest_of_episodes", and_close)
+    assert steps_in(place) == EVERY_STEP
+
+
+@pytest.mark.parametrize("how", ["dump", "close", "goes on"])
+def test_episodes_are_read_though_their_owner_has_written_them_since(tmp_path, how):
+    place = tmp_path / "run"
+    env = in_episodes(place, keep=KeepLast(100))
+    loaded = load(place)
+    assert len(loaded)
+    if how == "goes on":
+        data = env.reset()
+        for _ in range(10):
+            _, data = env.step_and_maybe_reset(env.rand_action(data))
+    if how != "close":
+        env.transform.dump()
+    else:
+        env.close()
+    found: dict[int, list[int]] = {}
+    for episode in loaded:
+        clock = episode.tensordict(["clock"])["next", "clock"]
+        found.setdefault(episode.properties.env, []).extend(clock[:, 0].long().tolist())
+    assert found == EVERY_STEP
+    env.close()
+
+
+def record_for_a_while(place, options):
+    env = Told(RUN, 2).append_transform(RerunRecorder(place, split="episode", **options))
+    data = env.reset()
+    for step in range(300):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+        if step % 20 == 0:
+            env.transform.dump()
+        time.sleep(0.003)
+    env.close()
+
+
+@pytest.mark.parametrize("options", [{"flush_seconds": 0.01, "buffer_bytes": 300}, {"keep": KeepLast(1000)}])
+def test_a_folder_is_read_at_any_moment(tmp_path, options):
+    place = tmp_path / "run"
+    process = multiprocessing.Process(target=record_for_a_while, args=(place, options))
+    process.start()
+    wait_until(lambda: list(place.glob("*.rrd")))
+    is_over = False
+    while not is_over:
+        is_over = not process.is_alive()
+        for steps in steps_in(place).values():
+            assert steps == list(range(1, len(steps) + 1))
+    assert steps_in(place) == {env: list(range(1, 301)) for env in range(2)}
+
+
+def test_a_folder_is_shown_though_nothing_is_in_its_black_box(tmp_path):
+    env = Told(RUN, 2).append_transform(RerunRecorder(tmp_path / "run", split="episode"))
+    env.rollout(12, break_when_any_done=False)  # both environments are done in the last one
+    env.transform.dump()
+    assert box_of(tmp_path / "run").is_dir()
+    assert len(whole_files_of(tmp_path / "run")) == len(load(tmp_path / "run")) == 7
+    env.close()
+
+
+def test_a_repair_that_was_interrupted_is_begun_anew(tmp_path, monkeypatch):
+    """The program has looked into the folder before."""
+    place = tmp_path / "run"
+    recorded_until(die, place, split="episode", keep=KeepLast(50))
+    os.utime(place, (0, 0))
+    assert steps_in(place) == EVERY_STEP
+    write, written = repairing.write_whole, []
+
+    def interrupt(*arguments):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(arguments)
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repairing, "write_whole", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            repair(place)
+    assert len(list(place.glob("*.rrd"))) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a copy is counted once, with a warning
+        assert steps_in(place) == EVERY_STEP
+    assert repair(place).envs == 2
+    assert steps_in(place) == EVERY_STEP
+
+
+def hidden_in(folder):
+    return sorted(each for each in folder.iterdir() if each.name.startswith(".torchrl-rerun."))
+
+
+def repaired_until(happens, place):
+    """Start a process that repairs a recording until its new file is written."""
+
+    def write_and(*arguments):
+        written(*arguments)
+        happens()
+
+    written, repairing.write_whole = repairing.write_whole, write_and
+    repair(place)
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+def test_what_a_killed_repair_was_writing_is_removed_by_the_next(tmp_path, split):
+    """What another one is writing there stays."""
+    folder = tmp_path / "run"
+    place = folder / "run.rrd" if split == "run" else folder
+    recorded_until(die, place, split=split)
+    killed = multiprocessing.Process(target=repaired_until, args=(die, place))
+    killed.start()
+    killed.join()
+    [abandoned] = hidden_in(folder)
+    shutil.copy(next(abandoned.iterdir()), folder / "other.rrd")
+    with (folder / "other.rrd").open("rb+") as other:
+        other.truncate((folder / "other.rrd").stat().st_size - 7)
+    hung = multiprocessing.Process(target=repaired_until, args=(hang, folder / "other.rrd"))
+    hung.start()
+    try:
+        wait_until(lambda: "T (stopped)" in Path(f"/proc/{hung.pid}/status").read_text())
+        assert not abandoned.exists()
+        [live] = hidden_in(folder)
+        if split == "run":
+            repair(place)
+        else:
+            with pytest.raises(FileInUseError, match="other"):
+                repair(place)
+        assert hidden_in(folder) == [live]
+        assert [file.name for file in live.iterdir()] == ["whole.rrd"]
+    finally:
+        os.kill(hung.pid, signal.SIGCONT)
+        hung.join(PATIENCE)
+    assert hung.exitcode == 0
+    assert not hidden_in(folder)
+    assert not box_of(place).exists()
 
 
 @pytest.mark.parametrize("split", ["run", "episode"])

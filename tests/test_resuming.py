@@ -18,7 +18,7 @@ from environments import Count, Lengths
 from programs import python
 from readback import hold_the_same, read, read_folder
 from rebuilt import files_of, rollout_in
-from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes
+from torchrl_rerun import KeepLast, KeepWorst, RerunRecorder, list_episodes, load
 from torchrl_rerun.recording.session import shared_paths
 
 
@@ -115,6 +115,34 @@ def test_a_resumed_run_is_one_recording_and_one_rollout(tmp_path):
     assert len(recordings) == 3
     assert {each.schema["split"] for each in recordings} == {"run"}
     assert len({each.recording_id for each in recordings}) == 1
+
+
+@pytest.mark.parametrize("is_dumped", [False, True])
+@pytest.mark.parametrize("split", ["run", "dump", "episode"])
+def test_a_file_that_ends_before_its_first_step_takes_no_key_from_the_run(tmp_path, split, is_dumped):
+    """It has neither rewards nor actions."""
+    place = tmp_path / "run.rrd" if split == "run" else tmp_path / "run"
+    env = SerialEnv(2, lambda: Count(3)).append_transform(RerunRecorder(place, split=split))
+    rollout = env.rollout(7, break_when_any_done=False)
+    env.close()
+    before = load(place)
+    env = SerialEnv(2, lambda: Count(3)).append_transform(RerunRecorder(place, split=split, resume=True))
+    env.reset()
+    if is_dumped:
+        env.transform.dump()
+        check_that_all_is_there(place, before, rollout)
+    env.close()
+    check_that_all_is_there(place, before, rollout)
+
+
+def check_that_all_is_there(place, before, rollout):
+    loaded = load(place)
+    assert loaded.keys() == before.keys()
+    keys = ["observation", "reward", "action"]
+    assert torch.equal(loaded.rollout()["next", "reward"], rollout["next", "reward"])
+    assert torch.equal(loaded.rollout(keys)["action"], rollout["action"])
+    assert len(loaded.dataset(keys=keys)) == len(loaded.dataset()) == 14
+    assert len(loaded.replay_buffer(batch_size=2, slice_len=2, keys=keys)) == 14
 
 
 def test_overwriting_removes_the_files_of_resumed_runs(tmp_path):

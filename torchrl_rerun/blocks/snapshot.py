@@ -81,9 +81,10 @@ def read_box(path: Path, *, is_in_use: bool) -> Snapshot | None:
         if why := _why_incomplete(said["machine"], is_in_use=is_in_use):
             warn(f"what is in {format_path(path)} is left out: {why}", RuntimeWarning)
             return None
-        found = _read(path, said)
-        if found is not None:
-            return found
+        with contextlib.suppress(FileNotFoundError):  # the box was removed meanwhile
+            found = _read(path, said)
+            if found is not None:
+                return found
     return Snapshot(said, _moment_of(path), [], dict(_journals(path)), [])
 
 
@@ -131,7 +132,7 @@ def _moment_of(path: Path) -> int:
 
 
 def state_of(path: Path) -> tuple[Any, ...]:
-    """Return what differs if there is more in a black box than before.
+    """Return what differs if there is more in a black box than before; nothing if there is no box.
 
     Args:
         path: the folder.
@@ -140,7 +141,11 @@ def state_of(path: Path) -> tuple[Any, ...]:
         ValueError: the box is damaged.
     """
     sizes = []
-    for file in path.iterdir():
+    try:
+        files = list(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # its owner has finished the recording
+        return ()
+    for file in files:
         with contextlib.suppress(FileNotFoundError):
             sizes.append((file.name, file.stat().st_ino, file.stat().st_size))
     return _moment_of(path), *sorted(sizes)

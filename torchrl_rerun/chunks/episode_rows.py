@@ -143,6 +143,11 @@ class EpisodeRows:
     def _start_time(self) -> datetime:
         return datetime.fromtimestamp((self._began or (0, 0))[1] / 1e9, UTC)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether its first row has come, which tells when it began."""
+        return self._began is not None
+
     def frames(self) -> dict[Key, npt.NDArray[np.int64]]:
         """Return the frames of the rows in memory, of each key."""
         found: dict[Key, list[npt.NDArray[np.int64]]] = {}

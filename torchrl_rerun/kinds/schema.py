@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -144,6 +145,28 @@ class Schema:
             for stream, moment in self.described
         }
         return {key: (sum(counts), wanted[key]) for key, counts in found.items() if sum(counts) < wanted[key]}
+
+    @classmethod
+    def of_parts(cls, schemas: Iterable[Schema]) -> Schema:
+        """Return the schema of a recording in several parts: the last one, with what earlier ones say beyond it.
+
+        A part that ends before its first step has no rewards and no actions, which the parts before it have.
+
+        Args:
+            schemas: the schemas of the parts, in the order of their rows.
+        """
+        *earlier, last = schemas
+        described = {stream.key: (stream, moment) for stream, moment in last.described}
+        for schema in reversed(earlier):
+            for stream, moment in schema.described:
+                described.setdefault(stream.key, (stream, moment))
+        latest_first = [last, *reversed(earlier)]
+        return dataclasses.replace(
+            last,
+            described=tuple(described.values()),
+            statistics=tuple(dict.fromkeys(key for schema in latest_first for key in schema.statistics)),
+            ends=deciding(key for schema in latest_first for key in schema.ends),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Schema:

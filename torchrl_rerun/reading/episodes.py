@@ -46,6 +46,7 @@ class LoadedEpisodes(Sequence[LoadedEpisode]):
             LoadedEpisode(history, episode)
             for history, known in self._histories
             for episode in (outcomes(history) if known is None else [known])
+            if episode.length  # the recorder may have been dumped before the first step
         ]
         return sorted(found, key=lambda each: beginning(each.properties))
 

@@ -153,6 +153,10 @@ def _parts(files: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
     for file in files:
         try:
             found = [part for part in parts_in(file) if part.schema is not None]
+        except FileNotFoundError:
+            if is_all:
+                raise
+            continue  # its recorder has removed it meanwhile
         except ValueError as error:
             said = f"{why_unreadable(file) or error}"
             if is_all:

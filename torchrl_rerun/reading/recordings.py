@@ -10,6 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 from torchrl_rerun.kinds.schema import Schema
 from torchrl_rerun.paths import format_path
+from torchrl_rerun.rrd.file_part import FilePart
+from torchrl_rerun.rrd.listing import files_of_episode, paths_like
 from torchrl_rerun.rrd.parts import RecordingPart
 from torchrl_rerun.rrd.reader import parts_in
 
@@ -21,7 +23,7 @@ class StoredRecording(Protocol):
 
     Attributes:
         parts: the parts, in the order of their rows.
-        schema: the recording's own description.
+        schema: the recording's own description, of all parts together.
     """
 
     @property
@@ -41,10 +43,14 @@ class OpenedRecording(Generic[AnyPart]):
 
     parts: Sequence[AnyPart]
 
-    @property
+    @functools.cached_property
     def schema(self) -> Schema:
-        """The description in the last part."""
-        return schema_of(self.parts[-1])
+        """The description in the last part, with what parts before it say beyond it."""
+        return Schema.of_parts(map(schema_of, self.parts))
+
+
+TRIES = 10
+"""How often the files of an episode are looked for anew because its recorder has made others of them."""
 
 
 class EpisodeRecording:
@@ -64,18 +70,43 @@ class EpisodeRecording:
         """The parts, in the order of their rows.
 
         Raises:
+            FileNotFoundError: the episode was removed.
             ValueError: another file was put in the place of one of them.
         """
-        found = [part for file in self._files for part in parts_in(file)]
-        parts = [part for part in found if part.recording_id == self._recording_id]
+        parts = self._found()
         if not parts:
             raise ValueError(f"{format_path(self._files[-1])} was replaced since it was loaded: load it again")
         return parts
 
-    @property
+    def _found(self) -> list[FilePart]:
+        """Return the parts in the files, or in those that its recorder has made of them since."""
+        folder = self._files[-1].parent
+        gone: FileNotFoundError | None = None
+        for _ in range(TRIES):
+            found: list[FilePart] = []
+            box = next((file for file in self._files if file.is_dir()), None)
+            try:
+                for file in self._files:
+                    found += [part for part in parts_in(file) if part.recording_id == self._recording_id]
+                # What isn't in the box any more is in files that were written since.
+                is_current = box is None or (found[-1:] != [] and found[-1].file == box and not self._has_later(folder))
+            except FileNotFoundError as error:
+                is_current, gone = False, error
+            if is_current:
+                return found
+            self._files = files_of_episode(folder, self._recording_id) or self._files
+        if gone is not None:
+            raise gone
+        return found
+
+    def _has_later(self, folder: Path) -> bool:
+        """Return whether there are files of the recording that were written since."""
+        return bool({*paths_like(folder, self._recording_id)} - {*self._files})
+
+    @functools.cached_property
     def schema(self) -> Schema:
-        """The description in the last part."""
-        return schema_of(self.parts[-1])
+        """The description in the last part, with what parts before it say beyond it."""
+        return Schema.of_parts(map(schema_of, self.parts))
 
 
 def schema_of(part: RecordingPart) -> Schema:

@@ -9,7 +9,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.paths import find_target, format_path
+from torchrl_rerun.rrd.locks import lock
+
+HIDDEN = ".torchrl-rerun."
+"""The beginning of the names of folders in which files are written."""
+
+WHOLE = "whole"
+"""The name of a file in there, without its suffix."""
 
 
 @contextlib.contextmanager
@@ -41,20 +49,67 @@ def written_aside(path: str | os.PathLike[str], *, overwrite: bool, sign: str | 
         raise FileExistsError(f"{format_path(path)} isn't what an export wrote (it has no {sign}), and is not replaced")
     target.parent.mkdir(parents=True, exist_ok=True)
     # A folder of its own: two programs may write to the same path, and libraries go by how a name ends.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".torchrl-rerun.", ignore_cleanup_errors=True) as folder:
-        hidden = Path(folder, "whole").with_suffix(_ending(target))
+    with _folder_in(target.parent) as folder:
+        hidden = (folder / WHOLE).with_suffix(_ending(target))
         try:
             yield hidden
         except UnicodeEncodeError as error:
             raise ValueError(f"{format_path(path)} can't be written: the name of its folder isn't UTF-8") from error
         if hidden.is_dir():
-            _replace_folder(hidden, target, Path(folder, "replaced"))
+            _replace_folder(hidden, target, folder / "replaced")
         else:
             if is_there:
                 shutil.copymode(target, hidden)
             with hidden.open("rb+") as written:
                 os.fsync(written.fileno())
             hidden.replace(target)
+
+
+@contextlib.contextmanager
+def _folder_in(parent: Path) -> Iterator[Path]:
+    """Yield a new folder, which is locked while it is in use, and removed at the block's end."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            made = tempfile.TemporaryDirectory(dir=parent, prefix=HIDDEN, ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(made))
+            if _is_held(folder, stack):
+                break
+        yield folder
+
+
+def _is_held(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a folder until a stack is closed. Return False if another program has removed it, or is about to."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:  # Windows, where nobody locks folders
+        return True
+    stack.callback(os.close, handle)
+    try:
+        lock(handle, folder)
+    except FileInUseError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return folder.exists()
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the files that programs were writing to a folder when they were killed.
+
+    The files of programs that go on stay. So do folders that an export was about to replace: they may be all there is.
+
+    Args:
+        parent: the folder.
+    """
+    for folder in parent.glob(f"{HIDDEN}*"):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+            stack.callback(os.close, handle)
+            lock(handle, folder)  # raises if the program goes on
+            if {each.name for each in folder.iterdir()} <= {f"{WHOLE}.rrd"}:
+                shutil.rmtree(folder)
 
 
 def _ending(target: Path) -> str:

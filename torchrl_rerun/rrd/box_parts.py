@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from torchrl_rerun.blocks.black_box import box_of
-from torchrl_rerun.blocks.snapshot import Snapshot, read_box, state_of
+from torchrl_rerun.blocks.snapshot import TRIES, Snapshot, read_box, state_of
 from torchrl_rerun.kinds.schema import PROPERTY
 from torchrl_rerun.rrd.chunk_index import ChunkIndex
 from torchrl_rerun.rrd.file_part import RECOVERED, FilePart, FileVersion, entry_of, frames_in
-from torchrl_rerun.rrd.left_behind import LeftEpisode, Part, rest_of_episodes, rest_of_run
+from torchrl_rerun.rrd.left_behind import Part, rest_of_episodes, rest_of_run
 from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.parts import Properties, episode_in
 
@@ -67,25 +68,63 @@ def episodes_in(path: Path, parts_in: Callable[[Path], list[FilePart]]) -> list[
         path: the box.
         parts_in: returns the parts in a file.
     """
-    return list(_episodes_in(path, parts_in, state_of(path)))
+    try:
+        folder = path.parent.stat()
+    except FileNotFoundError:
+        return []
+    # The time changes when a file of the folder gets its name, or is removed.
+    state = folder.st_dev, folder.st_ino, folder.st_mtime_ns, state_of(path)
+    if abs(time.time_ns() - folder.st_mtime_ns) < TICK:
+        return list(episodes_left_in(path, parts_in))
+    return list(_episodes_in(path, parts_in, state))
+
+
+TICK = 1_000_000_000
+"""Nanoseconds within which two changes of a folder may have one time."""
 
 
 @functools.lru_cache(maxsize=2)  # readers come for one episode after the other
 def _episodes_in(
     path: Path, parts_in: Callable[[Path], list[FilePart]], state: tuple[Any, ...]
 ) -> tuple[FilePart, ...]:
-    del state  # which differs if there is more in the box
-    box = read_box(path, is_in_use=is_locked(path.parent))
+    del state  # which differs if there is more in the box, or in the folder
+    return episodes_left_in(path, parts_in)
+
+
+def episodes_left_in(path: Path, parts_in: Callable[[Path], list[FilePart]]) -> tuple[FilePart, ...]:
+    """Return the episodes in the black box of a folder as they are now; see :func:`episodes_in`."""
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(FileNotFoundError):  # the parts of an episode are removed when it is over
+            return _episodes_left_in(path, parts_in)
+    return _episodes_left_in(path, parts_in)
+
+
+def _episodes_left_in(path: Path, parts_in: Callable[[Path], list[FilePart]]) -> tuple[FilePart, ...]:
+    version = _version_of(path)
+    box = None if version is None else read_box(path, is_in_use=is_locked(path.parent))
+    if version is None or box is None:
+        return ()
     there: dict[str, list[Part]] = {}
-    for file in () if box is None else sorted(path.parent.glob("env_*_episode_*.rrd")):
+    for file in sorted(path.parent.glob("env_*_episode_*.rrd")):
         with contextlib.suppress(OSError, ValueError):  # other readers tell of it
             for part in parts_in(file):
                 episode = episode_in(part.properties)
                 if episode is not None:
-                    there.setdefault(_name_of(file), []).append(
-                        (file, episode, functools.partial(frames_in, part, first=0))
-                    )
-    return () if box is None else tuple(_left_part(path, box, each) for each in rest_of_episodes(box, there))
+                    there.setdefault(_name_of(file), []).append(Part(episode, part))
+    application_id = box.said["application_id"]
+    return tuple(
+        _with_chunks(_empty(path, application_id, left.recording_id, version), tuple(left.chunks))
+        for left in rest_of_episodes(box, there)
+    )
+
+
+def _version_of(path: Path) -> FileVersion | None:
+    """Return the version of a black box; None: there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return FileVersion(found.st_dev, found.st_ino, found.st_mtime_ns)
 
 
 def _name_of(file: Path) -> str:
@@ -95,9 +134,3 @@ def _name_of(file: Path) -> str:
     ('env_0_episode_000003', 'env_0_episode_1234567')
     """
     return re.sub(r"(?<=\d)(_\d+)?(\.part_\d+)?\.rrd", "", file.name)
-
-
-def _left_part(path: Path, box: Snapshot, left: LeftEpisode) -> FilePart:
-    found = path.stat()
-    version = FileVersion(found.st_dev, found.st_ino, found.st_mtime_ns)
-    return _with_chunks(_empty(path, box.said["application_id"], left.recording_id, version), tuple(left.chunks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def copies_claimed(claims: Iterable[Claim]) -> Copies:
     for claim in claims:
         of_one.setdefault(claim[1:], []).append(claim)
     several = {claim[:2] for claims in of_one.values() if len(claims) > 1 for claim in claims}
-    parts = [part for file in dict.fromkeys(file for file, _ in several) for part in parts_in(file)]
+    parts: list[FilePart] = []
+    for file in dict.fromkeys(file for file, _ in several):
+        with contextlib.suppress(FileNotFoundError):  # parts of an episode are removed when it is written as a whole
+            parts += parts_in(file)
     return copies_in([part for part in parts if (part.file, part.recording_id) in several])
 
 

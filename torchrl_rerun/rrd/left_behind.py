@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from rerun.chunk import Chunk
 from torchrl_rerun.blocks.black_box import BATCH, RECORDED
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env, rows_not_in
 from torchrl_rerun.blocks.episode_notes import ENDED, NOTES, ended, noted
-from torchrl_rerun.blocks.memory import MaxAge
+from torchrl_rerun.blocks.memory import MaxAge, NamedArrays
 from torchrl_rerun.blocks.returns import RETURNS, RunningReturns
 from torchrl_rerun.blocks.snapshot import Snapshot
 from torchrl_rerun.chunks.encoding import ENCODED
@@ -30,12 +30,14 @@ from torchrl_rerun.chunks.episode_rows import EPISODES, EpisodeRows, parts_by_ep
 from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.chunks.whole_run import WholeRun
+from torchrl_rerun.kinds.endings import Endings
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.lasting import frames_of
 from torchrl_rerun.kinds.schema import Schema, info_chunk
 from torchrl_rerun.kinds.streams import Stream, entity_path
 from torchrl_rerun.kinds.timelines import EPISODE_STEP, FRAME, REGROUPED, TIMELINES
+from torchrl_rerun.rrd.file_part import FilePart, frames_in
 
 _FRAME = TIMELINES[FRAME]
 
@@ -161,8 +163,21 @@ class LeftEpisode(NamedTuple):
     chunks: list[pa.RecordBatch]
 
 
-Part = tuple[Path, Episode, Callable[[str], Frames]]
-"""A recording of an episode in the folder: its file, the episode, and the frames of which it has rows at an entity."""
+class Part(NamedTuple):
+    """A recording of an episode in the folder.
+
+    Attributes:
+        episode: what it says of the episode.
+        held: what its file holds.
+    """
+
+    episode: Episode
+    held: FilePart
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was written when the episode was over."""
+        return ".part_" not in self.held.file.name
 
 
 def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Iterator[LeftEpisode]:
@@ -205,13 +220,11 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
                 before = functools.partial(_of_key, taken.get((env, number), {}))
                 for rest in rows_not_in(of_episode, frames, before):
                     rows_of(env, number).add(rest, slice(None))
-    for at, rows in sorted(found.items()):
-        of_it = over.get(at) or rows.ended(described.ends)
-        if at not in over:
-            of_it = replace(of_it, **_noted(box, described.envs.index(rows.env), rows.episode))
-        if said["keep"] is not None:
-            of_it = replace(of_it, annotations={**of_it.annotations, KEEP: said["keep"]})
-        left = _left(rows, of_it, recordings, folder.get(recordings.name(rows), ()))
+    run = _Run(box, described, recordings)
+    # Of an episode whose rows are all in its parts the box may have nothing but notes.
+    for at in sorted({*found, *over, *_noted_episodes(box, described.envs)}):
+        rows = rows_of(*at)
+        left = run.left(rows, over.get(at), folder.get(recordings.name(rows), ()))
         if left is not None:
             yield left
 
@@ -220,30 +233,108 @@ def _of_key(frames: Mapping[Key, Frames], stream: Stream) -> Frames:
     return frames.get(stream.key, NOTHING)
 
 
-def _noted(box: Snapshot, env: int, episode: int) -> dict[str, Any]:
-    """Return what was noted of an episode in progress."""
-    notes = [each.arrays for each in box.others if each.about["role"] == NOTES]
-    return noted(notes[-1], env, episode) if notes else {}
+def _notes(box: Snapshot) -> list[NamedArrays]:
+    """Return what was noted of the last episodes of each environment, the latest first: a kill may come while notes are moved."""
+    return [each.arrays for each in reversed(box.others) if each.about["role"] == NOTES]
 
 
-def _left(
-    rows: EpisodeRows, episode: Episode, recordings: EpisodeRecordings, there: Sequence[Part]
-) -> LeftEpisode | None:
-    """Return an episode; None: it is whole in the folder, or was over before its first step."""
-    of_it = [part for part in there if part[1].start_time == episode.start_time]
-    if not episode.length or any(".part_" not in file.name for file, *_ in of_it):
-        return None
-    name = recordings.name(rows)
-    if not of_it:
-        taken = {file.name.partition(".")[0] for file, *_ in there}
-        suffix = rows.suffix(name, lambda stem: free_suffix(stem, taken.__contains__))
-    else:
-        suffix = of_it[0][0].name[len(name) :].partition(".")[0]
-        rows.leave_out(lambda stream: _written(stream, [frames for *_, frames in of_it]))
-    chunks = [chunk.to_record_batch() for chunk in recordings.chunks(rows, episode, f"{name}{suffix}")]
-    return LeftEpisode(recordings.recording_id(rows, suffix), chunks)
+def _noted_episodes(box: Snapshot, envs: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the environment and the number of each episode that notes are of. Some of these may be over."""
+    for notes in _notes(box):
+        for env, episodes in zip(envs, notes["episodes"].tolist(), strict=False):  # there may be more by now
+            yield from ((env, episode) for episode in episodes if episode >= 0)
 
 
-def _written(stream: Stream, files: Sequence[Callable[[str], Frames]]) -> Frames:
-    """Return the frames of which some files have rows of a stream."""
-    return np.concatenate([frames(entity_path(stream, None)) for frames in files])
+class _Run:
+    """Finds what is left of episodes in a black box.
+
+    Args:
+        box: what is in the box.
+        described: the schema in it.
+        recordings: the recordings of the run.
+    """
+
+    def __init__(self, box: Snapshot, described: Schema, recordings: EpisodeRecordings) -> None:
+        self._box = box
+        self._described = described
+        self._recordings = recordings
+        self._endings = Endings(described.ends)
+
+    def left(self, rows: EpisodeRows, over: Episode | None, there: Sequence[Part]) -> LeftEpisode | None:
+        """Return what is left of an episode; None: it is whole in the folder, or was over before its first step.
+
+        Args:
+            rows: its rows that are in the box.
+            over: its properties if it is over.
+            there: the recordings in the folder that have its name.
+        """
+        name, began = self._recordings.name(rows), self._began(rows, over, there)
+        parts = [part for part in there if part.episode.start_time == began]
+        if any(part.is_whole for part in parts) or not (parts or rows.bytes):
+            return None
+        of_it = over or self._so_far(rows, parts)
+        if not of_it.length:
+            return None
+        if self._box.said["keep"] is not None:
+            of_it = replace(of_it, annotations={**of_it.annotations, KEEP: self._box.said["keep"]})
+        if parts:
+            suffix = _suffix(name, parts[0])
+            rows.leave_out(lambda stream: _written(stream, parts))
+        else:
+            taken = {part.held.file.name.partition(".")[0] for part in there}
+            suffix = rows.suffix(name, lambda stem: free_suffix(stem, taken.__contains__))
+        chunks = [chunk.to_record_batch() for chunk in self._recordings.chunks(rows, of_it, f"{name}{suffix}")]
+        return LeftEpisode(self._recordings.recording_id(rows, suffix), chunks)
+
+    def _began(self, rows: EpisodeRows, over: Episode | None, there: Iterable[Part]) -> datetime | None:
+        """Return when an episode began; None: neither the box nor a recording of this run tells."""
+        if over is not None:
+            return over.start_time
+        if rows.has_begun:
+            return rows.so_far().start_time
+        name = self._recordings.name(rows)
+        times = [
+            part.episode.start_time
+            for part in there
+            if part.held.recording_id == self._recordings.recording_id(rows, _suffix(name, part))
+        ]
+        return max((time for time in times if time is not None), default=None)
+
+    def _so_far(self, rows: EpisodeRows, parts: Sequence[Part]) -> Episode:
+        """Return the properties of an episode of which no record says that it is over."""
+        episode = rows.ended(self._described.ends)
+        last = max(parts, key=lambda part: part.episode.length, default=None)
+        if last is not None and last.episode.length > episode.length:
+            how = self._endings.ended(functools.partial(self._last_flag, last), 1)
+            episode = last.episode
+            if how is not None:
+                terminated, truncated = bool(how.terminated[0]), bool(how.truncated[0])
+                episode = replace(episode, interrupted=False, terminated=terminated, truncated=truncated)
+        at = self._described.envs.index(rows.env)
+        said = (noted(notes, at, rows.episode) for notes in _notes(self._box))
+        return replace(episode, **next(filter(None, said), {}))
+
+    def _last_flag(self, part: Part, key: Key) -> npt.NDArray[Any] | None:
+        """Return a flag of the last step in a part; None: there is none."""
+        stream = next((stream for stream, _ in self._described.described if stream.key == key), None)
+        if stream is None:
+            return None
+        found = []
+        for agent in range(stream.agent_count):
+            path = entity_path(stream, None, agent)
+            chunks = list(part.held.chunks(path))
+            # The last row of a chunk is stored, even if its values last.
+            if not chunks or chunks[-1].column("episode_step")[-1].as_py() < part.episode.length:
+                return None
+            found.append(stream.kind.values(stream, chunks[-1].slice(len(chunks[-1]) - 1)))
+        return np.stack(found)
+
+
+def _suffix(name: str, part: Part) -> str:
+    """Return the suffix that a recording's name has behind that of its episode."""
+    return part.held.file.name[len(name) :].partition(".")[0]
+
+
+def _written(stream: Stream, parts: Sequence[Part]) -> Frames:
+    """Return the frames of which some recordings have rows of a stream."""
+    return np.concatenate([frames_in(part.held, entity_path(stream, None), 0) for part in parts])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.schema import EPISODE_PROPERTY, PROPERTY
 from torchrl_rerun.paths import check_name, format_path, is_file, make_absolute
@@ -91,7 +93,7 @@ def listing_of(files: Iterable[Path]) -> Listing:
     parts: list[_EpisodePart] = []
     runs: list[Path] = []
     unreadable: list[Path] = []
-    for file in files:
+    for file in _with_later_ones(files):
         try:
             size, found = file.stat().st_size, complete_parts_in(file)
         except (OSError, ValueError):
@@ -113,6 +115,43 @@ def listing_of(files: Iterable[Path]) -> Listing:
     episodes = [_joined(recording_id, of_one) for (_, recording_id), of_one in recordings.items()]
     episodes.sort(key=lambda each: beginning(each.episode))
     return Listing(episodes, runs, unreadable, copies)
+
+
+def _with_later_ones(files: Iterable[Path]) -> Iterator[Path]:
+    """Yield files. After a black box yield those that its owner has written since, which hold what the box doesn't any more."""
+    seen: set[Path] = set()
+    for file in files:
+        seen.add(file)
+        yield file
+        if file == box_of(file.parent):
+            found = sorted(each for each in file.parent.glob("*.rrd") if not each.name.startswith("."))
+            yield from (each for each in found if each not in seen and each.is_file())
+
+
+def files_of_episode(folder: Path, recording_id: str) -> tuple[Path, ...]:
+    """Return the files of an episode's recording as they are now, in the order of their rows.
+
+    Args:
+        folder: the folder that they are in.
+        recording_id: id of the recording, as the recorder made it.
+    """
+    files = [*paths_like(folder, recording_id), box_of(folder)]
+    found = listing_of(file for file in files if file.exists())
+    return next((each.paths for each in found.episodes if each.recording_id == recording_id), ())
+
+
+def paths_like(folder: Path, recording_id: str) -> list[Path]:
+    """Return the files in a folder that have the name of an episode's recording, perhaps with a suffix behind it.
+
+    Args:
+        folder: the folder.
+        recording_id: id of the recording, as the recorder made it.
+    """
+    said = re.match(r"e(?P<env>\d+)_ep(?P<episode>\d+(_\d{1,5}(?=_))?)", recording_id)
+    if said is None:
+        return []
+    name = f"env_{said['env']}_episode_{said['episode']}"
+    return sorted([*folder.glob(f"{name}.rrd"), *folder.glob(f"{name}.part_*.rrd")])
 
 
 def complete_parts_in(file: Path) -> list[FilePart]:
@@ -161,7 +200,7 @@ def _joined(recording_id: str, parts: list[_EpisodePart]) -> RecordedEpisode:
     # A kill may come after an episode was written as a whole, and before its parts are removed.
     whole = {part.episode.start_time for part in parts if not part.is_partial}
     parts = [part for part in parts if not (part.is_partial and part.episode.start_time in whole)]
-    parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted))
+    parts = sorted(parts, key=lambda part: (part.episode.length, not part.episode.interrupted, part.file.is_dir()))
     files = tuple(part.file for part in parts)
     return RecordedEpisode(parts[-1].episode, recording_id, files, sum(part.size for part in parts))
 

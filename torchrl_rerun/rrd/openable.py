@@ -14,6 +14,9 @@ from torchrl_rerun.rrd.files import files_of
 from torchrl_rerun.rrd.reader import is_unfinished, parts_in, why_unreadable
 from torchrl_rerun.rrd.repair import name_of, write_whole
 
+TRIES = 10
+"""How often files are looked for anew because their owner has removed some of them meanwhile."""
+
 
 def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
     """Return the files that a path stands for, see :func:`files_of`, all of which Rerun can open.
@@ -24,7 +27,10 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
         FileNotFoundError: nothing is there.
         ValueError: a file can't be opened; says why, and what to do.
     """
-    found = openable(files_of(path))
+    for _ in range(TRIES):
+        found = openable(files_of(path)) or files_of(path)
+        if all(file.exists() for file in found):  # else its owner has removed it meanwhile
+            break
     for file in found:
         trouble = why_unreadable(file)
         if trouble is not None:
@@ -43,11 +49,12 @@ def openable(files: Iterable[Path], recording_id: str | None = None) -> list[Pat
     """
     found: list[Path] = []
     for file in files:
-        copies: list[Path] = []
+        copies = [file]
         if is_unfinished(file):
             with contextlib.suppress(OSError, ValueError):  # the caller finds out
-                copies = _copies(file, recording_id if file.is_dir() else None)
-        found += copies or [file]
+                is_box = file.is_dir()
+                copies = _copies(file, recording_id if is_box else None) or ([] if is_box else copies)
+        found += copies
     return found
 
 

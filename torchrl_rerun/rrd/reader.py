@@ -66,6 +66,15 @@ def parts_in(file: Path) -> list[FilePart]:
             raise ValueError(f"{format_path(file)} is damaged: {error}") from error
 
 
+def episodes_left_in(box: Path) -> list[FilePart]:
+    """Return the episodes in the black box of a folder, as they are now. Readers may be given those of a moment ago.
+
+    Raises:
+        ValueError: the box is damaged.
+    """
+    return list(_box_parts().episodes_left_in(box, parts_in))
+
+
 def _box_parts() -> types.ModuleType:
     """Return the module that reads black boxes, which few recordings need: it makes chunks, and `ls` must start soon."""
     from torchrl_rerun.rrd import box_parts  # noqa: PLC0415

@@ -13,17 +13,19 @@ from pathlib import Path
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.blocks.black_box import box_of
+from torchrl_rerun.errors import FileInUseError, warn
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import RECORDING_INFO, Schema, shown_envs
 from torchrl_rerun.layout.blueprint import layout
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import check_name, find_target, format_path, is_file, make_absolute
-from torchrl_rerun.rrd.atomic import written_aside
+from torchrl_rerun.rrd.atomic import remove_abandoned, written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.locks import lock
-from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in
+from torchrl_rerun.rrd.parts import episode_in
+from torchrl_rerun.rrd.reader import episodes_left_in, is_unfinished, parts_in, rows_in
 from torchrl_rerun.rrd.runs import family
 
 
@@ -49,6 +51,10 @@ class Repaired:
     lacking: Mapping[Key, tuple[int, int]]
 
 
+class _NothingRecordedError(ValueError):
+    """There is no recording of torchrl_rerun in a file, so that nothing of one is lost."""
+
+
 def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Repaired | None:
     """Make a recording whole that a killed process left: torn within a message, without a footer or a layout.
 
@@ -58,6 +64,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     - The repaired file is written beside the other one and takes its place at the very end, so that nothing is lost
       whatever goes wrong.
     - A link stays: the file that it leads to is repaired, or written.
+    - Copies that an earlier repair was writing beside it when it was killed are removed.
 
     Args:
         path: the recording, or a folder, of which all recordings are repaired. A leading ``~`` is the user's home, as in all
@@ -75,6 +82,9 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         ValueError: the file isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere
             than at its end; or ``path`` or ``out`` is no regular file.
         OSError: the file can't be read or written.
+
+        Of a folder all other recordings are repaired before an error is raised, which names those that could not be. Files
+        in which nothing was recorded give a warning.
 
     Examples:
         >>> import tempfile
@@ -98,6 +108,7 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         if target != source and target.exists():
             raise FileExistsError(f"{format_path(target)} exists; choose another path")
         lock(file.fileno(), source)
+        remove_abandoned(target.parent)
         part = _part_to_repair(source)
         if part.is_finished and part.has_layout:
             if target != source:
@@ -121,33 +132,41 @@ def _part_to_repair(source: Path) -> FilePart:
         ValueError: the file holds none of torchrl_rerun, or several.
     """
     # `rerun rrd route` leaves an empty recording beside each layout that it joins to a file (rerun-sdk 0.41).
+    if not source.stat().st_size and not box_of(source).is_dir():
+        raise _NothingRecordedError(f"{format_path(source)} is empty: nothing was recorded in it")
     found = [part for part in parts_in(source) if len(part.index)]
     if len(found) > 1:
         raise ValueError(f"{format_path(source)} holds several recordings; a recorder writes one")
     if not found or found[0].schema is None:
-        raise ValueError(
+        raise _NothingRecordedError(
             f"{format_path(source)} holds nothing to repair: no recording of torchrl_rerun has begun in it"
         )
     return found[0]
 
 
 def _repair_folder(folder: Path) -> Repaired | None:
-    """Repair all recordings in a folder, up to one that is still written.
+    """Repair all recordings in a folder, whatever becomes of any of them. Warn of files in which nothing was recorded.
 
     Raises:
         FileInUseError: a recorder writes to one of them.
+        OSError: one of them can't be read or written.
+        ValueError: one of them is damaged.
     """
     found: list[Repaired | None] = []
-    for path in list(recordings_in(folder)):
-        if path.is_dir():
-            handle = os.open(path.parent, os.O_RDONLY)
-            try:
-                lock(handle, path.parent)
-                found.append(finish_episodes(path.parent))
-            finally:
-                os.close(handle)
-        elif is_unfinished(path):
-            found.append(repair(path))
+    failed: list[OSError | ValueError] = []
+    recordings = list(recordings_in(folder))
+    for each in dict.fromkeys(path.parent for path in recordings):
+        remove_abandoned(each)
+    for path in recordings:
+        try:
+            found.append(_repair_in_folder(path))
+        except _NothingRecordedError as error:
+            warn(str(error), RuntimeWarning)
+        except (OSError, ValueError) as error:
+            if path.exists():  # its owner may have removed it meanwhile
+                failed.append(error)
+    if failed:
+        raise failed[0] if len(failed) == 1 else _joined(folder, failed)
     done = [each for each in found if each is not None]
     if not done:
         return None
@@ -158,6 +177,28 @@ def _repair_folder(folder: Path) -> Repaired | None:
         envs=sum(each.envs for each in done),
         cut_bytes=sum(each.cut_bytes for each in done),
         lacking={},
+    )
+
+
+def _repair_in_folder(path: Path) -> Repaired | None:
+    """Repair a file, or what is in the black box of a folder of episodes; None: it is whole."""
+    if not path.is_dir():
+        return repair(path) if is_unfinished(path) else None
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        lock(handle, path.parent)
+        return finish_episodes(path.parent)
+    finally:
+        os.close(handle)
+
+
+def _joined(folder: Path, failed: Sequence[OSError | ValueError]) -> OSError | ValueError:
+    """Return the one error that tells of several."""
+    kinds: tuple[type[OSError | ValueError], ...] = (FileInUseError, OSError, ValueError)
+    kind = next(kind for kind in kinds if any(isinstance(error, kind) for error in failed))
+    return kind(
+        f"{len(failed)} recordings in {format_path(folder)} could not be repaired (the others are whole): "
+        + "; ".join(map(str, failed))
     )
 
 
@@ -177,7 +218,7 @@ def finish_episodes(folder: Path) -> Repaired | None:
     box = box_of(folder)
     if not box.is_dir():
         return None
-    frames, envs, parts = 0, set(), parts_in(box)
+    frames, envs, parts = 0, set(), episodes_left_in(box)
     for part in parts:
         before = sorted(folder.glob(f"{name_of(part)}.part_*.rrd"))
         with written_aside(folder / f"{name_of(part)}.rrd", overwrite=False) as hidden:
@@ -185,7 +226,9 @@ def finish_episodes(folder: Path) -> Repaired | None:
         for each in before:
             each.unlink()
         span = part.index.span("frame")
-        frames += 0 if span is None else span[1] + 1
+        episode = episode_in(part.properties)
+        assert episode is not None, "it is of one episode"
+        frames += 1 + (episode.length if span is None else span[1])  # all rows may be in the parts
         envs |= {part.schema.envs} if part.schema is not None else set()
     for torn in folder.glob(".env_*_episode_*.rrd"):  # the file that was being written
         torn.unlink()

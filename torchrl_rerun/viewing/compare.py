@@ -32,6 +32,7 @@ from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import not_ours
 from torchrl_rerun.rrd.listing import RecordedEpisode, list_episodes
 from torchrl_rerun.rrd.openable import openable, whole_files_of
@@ -179,8 +180,7 @@ def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
     if episodes:
         episode = choose(episodes)
         chosen = tuple(openable(episode.paths, episode.recording_id))
-        schema = parts_in(chosen[-1])[0].schema
-        assert schema is not None, "listed episodes have one"
+        schema = _schema_of(part for file in chosen for part in parts_in(file))
         properties = episode.episode
         label = f"{format_path(run)}, episode {properties.episode} of env {properties.env}, return {properties.episode_return:g}"
         return ComparedRun(name, label, chosen, schema, (None,))
@@ -195,11 +195,14 @@ def _open_run(name: str, run: Path, choose: SelectEpisode) -> ComparedRun:
             if ids
             else not_ours(run)
         )
-    schemas = [each.schema for each in found if each.schema is not None]
-    envs = sorted({env for schema in schemas for env in schema.envs})
-    return ComparedRun(
-        name, format_path(run), tuple(dict.fromkeys(each.file for each in found)), schemas[-1], tuple(envs)
-    )
+    envs = sorted({env for each in found if each.schema is not None for env in each.schema.envs})
+    files_of_it = tuple(dict.fromkeys(each.file for each in found))
+    return ComparedRun(name, format_path(run), files_of_it, _schema_of(found), tuple(envs))
+
+
+def _schema_of(parts: Iterable[FilePart]) -> Schema:
+    """Return the schema of a recording in several parts."""
+    return Schema.of_parts(schema for part in parts if (schema := part.schema) is not None)
 
 
 def write_comparison(
