@@ -176,7 +176,7 @@ def _named(found: Sequence[CameraTrack], root: Path, *, grid: bool) -> Iterator[
     recordings: dict[tuple[Path, str], list[CameraTrack]] = {}
     for track in found:
         recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
-        recordings.setdefault((track.files[0].parent, recording), []).append(track)
+        recordings.setdefault((folder_of(track.files[0]), recording), []).append(track)
     videos: dict[tuple[Path, Any], list[CameraTrack]] = {}
     wishes: dict[Path, dict[Any, Wish]] = {}
     for (folder, recording), tracks in recordings.items():

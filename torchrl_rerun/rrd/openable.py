@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from torchrl_rerun.rrd.files import files_of
-from torchrl_rerun.rrd.reader import is_unfinished, parts_in, why_unreadable
+from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in, why_unreadable
 from torchrl_rerun.rrd.repair import name_of, write_whole
 
 
@@ -35,35 +35,39 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
 def openable(files: Iterable[Path], recording_id: str | None = None) -> list[Path]:
     """Return files that Rerun can open: copies of those that aren't finished, as they are now, with all up to the last step.
 
-    The copies are in a folder that is removed when the program ends. The programs that write the others aren't disturbed.
+    The copies are in a folder that is removed when the program ends. The programs that write the others aren't disturbed. The
+    copy of an episode in a black box holds the parts of the episode that have files, and takes their place.
 
     Args:
         files: recordings, and black boxes of folders of episodes. What can't be read is returned as it is.
         recording_id: the recording in a black box that is wanted. Default: all.
     """
     found: list[Path] = []
+    replaced: set[Path] = set()
     for file in files:
-        copies: list[Path] = []
+        copies: dict[Path, list[Path]] = {}
         if is_unfinished(file):
             with contextlib.suppress(OSError, ValueError):  # the caller finds out
                 copies = _copies(file, recording_id if file.is_dir() else None)
         found += copies or [file]
-    return found
+        replaced.update(*copies.values())
+    return [file for file in found if file not in replaced]
 
 
-def _copies(file: Path, recording_id: str | None) -> list[Path]:
-    """Return copies of the recordings in a file that isn't finished."""
+def _copies(file: Path, recording_id: str | None) -> dict[Path, list[Path]]:
+    """Return copies of the recordings in a file that isn't finished, each with the files that it takes the place of."""
     parts = [part for part in parts_in(file) if part.schema is not None and recording_id in (None, part.recording_id)]
     if not parts:
-        return []
+        return {}
     folder = Path(tempfile.mkdtemp(prefix="torchrl-rerun-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copies = []
+    copies: dict[Path, list[Path]] = {}
     for part in parts:
         copy = folder / (f"{name_of(part)}.rrd" if file.is_dir() else file.name)
-        write_whole(part, copy)
+        before = sorted(file.parent.glob(f"{name_of(part)}.part_*.rrd")) if file.is_dir() else []
+        write_whole(part, copy, rows_in(before))
         _folders[copy] = file.parent
-        copies.append(copy)
+        copies[copy] = before
     return copies
 
 

@@ -1,0 +1,92 @@
+"""The commands on recordings that aren't finished: parts of them lie in files, and the rest in a black box."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import av
+import pytest
+from typer.testing import CliRunner
+
+from killed_anywhere import Run, Told
+from torchrl_rerun import RerunRecorder
+from torchrl_rerun.cli import app
+from torchrl_rerun.rrd.openable import whole_files_of
+
+RUN = Run(1, "batch", "run", keep=False, pictures="png", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
+
+
+def record(env, steps):
+    """Make steps, the first one with a reset."""
+    data = env.reset()
+    for _ in range(steps):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+    return data
+
+
+@pytest.fixture(scope="module")
+def killed_folder(tmp_path_factory):
+    """Return a folder as a kill leaves it: episode 0 has a file, episode 1 a part, and episode 2 is in the box alone."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    env = Told(RUN, 1).append_transform(RerunRecorder(folder, split="episode", image_format="png"))
+    data = record(env, 4)  # an episode has 3 steps
+    env.transform.dump()
+    for _ in range(4):
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+    crashed = shutil.copytree(folder, folder.with_name("crashed"))
+    env.close()
+    assert [file.name for file in sorted(crashed.iterdir())] == [
+        ".black_box",
+        "env_0_episode_000000.rrd",
+        "env_0_episode_000001.part_0.rrd",
+    ]
+    return crashed
+
+
+@pytest.fixture
+def folder(killed_folder, tmp_path, monkeypatch):
+    """Return a copy of the folder, in the current one."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(killed_folder, tmp_path / "run")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [*map(str, arguments)])
+
+
+def pictures_in(video):
+    with contextlib.closing(av.open(str(video))) as opened:
+        return sum(1 for _ in opened.decode(video=0))
+
+
+# --- pictures ---
+
+
+def test_the_video_of_an_episode_holds_its_parts_and_what_is_in_the_box(folder):
+    done = run("export", "run", "--mp4", "-o", "videos")
+    assert done.exit_code == 0, done.stderr
+    assert {video.name: pictures_in(video) for video in Path("videos").iterdir()} == {
+        "env_0_episode_000000.mp4": 4,
+        "env_0_episode_000001.mp4": 4,
+        "env_0_episode_000002.mp4": 3,
+    }
+
+
+def test_a_copy_of_an_episode_takes_the_place_of_its_parts(folder):
+    names = ["env_0_episode_000000.rrd", "env_0_episode_000001.rrd", "env_0_episode_000002.rrd"]
+    assert [file.name for file in whole_files_of(folder)] == names
+
+
+def test_the_video_of_a_run_holds_its_finished_files_and_the_one_that_is_not(tmp_path):
+    path = tmp_path / "run.rrd"
+    env = Told(RUN, 1).append_transform(RerunRecorder(path, image_format="png"))
+    record(env, 4)
+    env.close()
+    env = Told(RUN, 1).append_transform(RerunRecorder(path, image_format="png", resume=True))
+    record(env, 2)
+    done = run("export", path, "--mp4", "-o", tmp_path / "run.mp4")
+    env.close()
+    assert done.exit_code == 0, done.stderr
+    assert pictures_in(tmp_path / "run.mp4") == 6 + 3, "two resets and four steps; a reset and two steps"
