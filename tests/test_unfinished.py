@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from killed_anywhere import Run, Told
-from torchrl_rerun import RerunRecorder
+from torchrl_rerun import RerunRecorder, list_episodes, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.rrd.openable import whole_files_of
 
@@ -90,3 +91,49 @@ def test_the_video_of_a_run_holds_its_finished_files_and_the_one_that_is_not(tmp
     env.close()
     assert done.exit_code == 0, done.stderr
     assert pictures_in(tmp_path / "run.mp4") == 6 + 3, "two resets and four steps; a reset and two steps"
+
+
+# --- paths ---
+
+PART = "env_0_episode_000001.part_0.rrd"
+
+
+def test_paths_are_those_of_files_and_a_note_says_what_is_in_the_box(folder):
+    done = run("ls", "run", "--paths")
+    assert done.stdout.split() == [str(folder / name) for name in ("env_0_episode_000000.rrd", PART)]
+    said = "1 episode without a file and the rest of 1 episode are in the black box: `torchrl-rerun repair run` makes files"
+    assert said in done.stderr
+    asked = run("query", "run", "length < 3", "--paths")
+    assert asked.stdout == ""
+    assert "1 episode without a file, in the black box: `torchrl-rerun repair run`" in asked.stderr
+    assert run("repair", "run").exit_code == 0
+    done = run("ls", "run", "--paths")
+    assert (len(done.stdout.split()), done.stderr) == (3, "")
+
+
+def test_lists_say_which_episodes_are_in_the_box(folder):
+    listed = run("ls", "run").stdout.splitlines()[1:]
+    assert [line.rstrip().rsplit("  ", 1)[-1] for line in listed] == [
+        "env_0_episode_000000.rrd",
+        f"{PART} and the black box",
+        "in the black box",
+    ]
+    fields = json.loads(run("ls", "run", "--json").stdout)
+    assert [(len(each["files"]), each["in_black_box"]) for each in fields] == [(1, False), (1, True), (0, True)]
+    assert [len(each.files) for each in list_episodes(folder).episodes] == [1, 1, 0]
+    assert "in the black box" in run("query", "run", "length < 3").stdout
+    assert json.loads(run("query", "run", "length < 3", "--json").stdout)[0]["files"] == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["ls FILE", "info FILE", "export FILE --parquet out.parquet", "export FILE --mp4 -o out.mp4", "repair FILE"],
+)
+def test_a_part_whose_rest_is_in_the_box_gives_a_warning(folder, command):
+    done = run(*command.replace("FILE", f"run/{PART}").split())
+    assert done.exit_code == 0
+    said = f"run/{PART} holds only a part of the episode: the rest is in the black box of the folder. Pass the folder, run,"
+    assert done.stderr.count(said) == 1
+    with pytest.warns(RuntimeWarning, match="only a part of the episode"):
+        assert len(load(folder / PART)) == 1
+    assert "only a part" not in run(*command.replace("FILE", "run").split()).stderr

@@ -142,3 +142,22 @@ def print_left_out(ranking: Ranking, of: str = "") -> None:
     """
     if notes := ranking.describe():
         messages.print(f"[yellow]{f'ranking of {of}' if of else 'ranking'}[/]:", escape(notes))
+
+
+def print_without_files(episodes: Sequence[RecordedEpisode]) -> None:
+    """Print how many episodes no path leads to, or to a part of them alone, since they are in a black box; and what to do."""
+    from torchrl_rerun.rrd.locks import is_locked
+
+    in_box = [each for each in episodes if each.is_in_box]
+    if not in_box:
+        return
+    alone = sum(not each.files for each in in_box)
+    split = len(in_box) - alone
+    things = [f"{format_count(alone, 'episode')} without a file"] if alone else []
+    things += [f"the rest of {format_count(split, 'episode')}"] if split else []
+    are = "are" if alone > 1 or len(things) > 1 else "is"
+    folders = list(dict.fromkeys(each.path.parent for each in in_box))
+    command = shlex.join(["torchrl-rerun", "repair", *map(format_path, folders)])
+    when = ", when the program has ended" if any(map(is_locked, folders)) else ""
+    said = f"{' and '.join(things)} {are} in the black box: `{command}` makes files of them{when}"
+    messages.print("[yellow]left out[/]:", escape(said))

@@ -21,6 +21,7 @@ from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.listing import listing_of
 from torchrl_rerun.rrd.parts import episode_in
 from torchrl_rerun.rrd.reader import parts_in, why_unreadable
+from torchrl_rerun.rrd.rests import warn_of_rests
 from torchrl_rerun.rrd.segments import SegmentPart
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> LoadedEpisodes:
 
     - The file of a run that was killed, or that goes on, is read as far as it is written. A warning says if fewer pictures
       than steps are in it.
+    - A warning says if a file is a part of an episode whose rest is in the black box of its folder: load the folder.
     - A recording of which there are copies counts once, and a warning names them.
 
     Args:
@@ -67,6 +69,7 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> LoadedEpisodes:
     else:
         given = [source] if isinstance(source, str | os.PathLike) else list(source)
         files = list({file.resolve(): file for each in given for file in _files(os.fspath(each))}.values())
+        warn_of_rests(files)
         found = list(_histories(files))
         if files and not found:
             raise ValueError(why_unreadable(files[0]) or not_ours(files[0]))

@@ -13,6 +13,7 @@ from pathlib import Path
 from torchrl_rerun.rrd.files import files_of
 from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in, why_unreadable
 from torchrl_rerun.rrd.repair import name_of, write_whole
+from torchrl_rerun.rrd.rests import warn_of_rests
 
 
 def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -42,9 +43,10 @@ def openable(files: Iterable[Path], recording_id: str | None = None) -> list[Pat
         files: recordings, and black boxes of folders of episodes. What can't be read is returned as it is.
         recording_id: the recording in a black box that is wanted. Default: all.
     """
-    found: list[Path] = []
+    given, found = list(files), list[Path]()
     replaced: set[Path] = set()
-    for file in files:
+    warn_of_rests(given)
+    for file in given:
         copies: dict[Path, list[Path]] = {}
         if is_unfinished(file):
             with contextlib.suppress(OSError, ValueError):  # the caller finds out
