@@ -9,12 +9,14 @@ from pathlib import Path
 
 import av
 import pytest
+from rerun.chunk import LazyChunkStream
 from typer.testing import CliRunner
 
 from killed_anywhere import Run, Told
 from torchrl_rerun import RerunRecorder, list_episodes, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.rrd.openable import whole_files_of
+from torchrl_rerun.rrd.reader import parts_in
 
 RUN = Run(1, "batch", "run", keep=False, pictures="png", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
 
@@ -137,3 +139,66 @@ def test_a_part_whose_rest_is_in_the_box_gives_a_warning(folder, command):
     with pytest.warns(RuntimeWarning, match="only a part of the episode"):
         assert len(load(folder / PART)) == 1
     assert "only a part" not in run(*command.replace("FILE", "run").split()).stderr
+
+
+# --- a black box that was left behind ---
+
+
+def write_pictures(path, target):
+    """Write the pictures of a recording, and its description, to a file."""
+    [part] = parts_in(path)
+    chunks = [chunk for chunk in part.all_chunks() if chunk.is_static or chunk.entity_path.endswith("/pixels")]
+    LazyChunkStream.from_iter(chunks).write_rrd(
+        target, application_id=part.application_id, recording_id=part.recording_id
+    )
+
+
+@pytest.fixture
+def without_box(tmp_path, monkeypatch):
+    """Return a file as a kill leaves it whose pictures were written, and whose numbers waited in a box that isn't there."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "whole.rrd"
+    env = Told(RUN, 1).append_transform(RerunRecorder(path, image_format="png", blueprint=False))
+    record(env, 7)  # of two episodes and a third one
+    env.close()
+    lost = tmp_path / "run.rrd"
+    write_pictures(path, lost)
+    lost.write_bytes(lost.read_bytes()[:-1])
+    return lost
+
+
+def test_without_its_box_a_file_gives_its_pictures_and_names_all_keys_that_lack_rows(without_box):
+    lost = "0 of 10 rows of 'age', 0 of 10 rows of 'clock'.* 0 of 7 rows of 'reward', 0 of 7 rows of 'action'"
+    box = r"the black box beside the original has the rest: copy that hidden folder to \S*\.run\.rrd\.black_box$"
+    with pytest.warns(UserWarning, match=f"run.rrd isn't finished: it holds {lost}.*{box}"):
+        episodes = load(without_box)
+    assert [each.properties.length for each in episodes] == [3, 3, 1]
+    for each, whole in zip(episodes, load("whole.rrd"), strict=True):
+        steps, wanted = each.tensordict(), whole.tensordict()
+        assert (steps["next", "pixels"] == wanted["next", "pixels"]).all()
+        assert not steps["next", "recorded", "reward"].any()
+        assert steps["next", "reward"].isnan().all()
+
+
+def test_without_its_box_a_file_is_exported_with_gaps(without_box):
+    done = run("export", "run.rrd", "--parquet", "run.parquet")
+    assert done.stdout == "run.parquet: 7 steps of 3 episodes\n", done.stderr
+
+
+def test_parts_without_their_box_give_a_warning(folder):
+    shutil.rmtree(folder / ".black_box")
+    write_pictures(folder / PART, folder / PART)
+    said = f"{PART} is a part of an episode that isn't finished: 0 of . rows of 'age'.*copy that hidden folder to "
+    with pytest.warns(UserWarning, match=said + r"\S*run/\.black_box"):
+        load(folder)
+
+
+def test_a_recording_without_a_step_is_not_exported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = Told(RUN, 1).append_transform(RerunRecorder("run.rrd"))
+    env.reset()
+    env.close()
+    for form in ("--parquet", "--minari", "--lerobot"):
+        done = run("export", "run.rrd", form, "out/run-v0")
+        assert done.exit_code == 1
+        assert done.stderr == "nothing exported: run.rrd holds no step\n"

@@ -1,4 +1,4 @@
-"""Parts of episodes that are read alone, though the rest is in the black box of their folder."""
+"""What is read without its black box: parts of episodes that are read alone, and copies that were made without the box."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.errors import warn
 from torchrl_rerun.paths import format_path
+from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.reader import parts_in
 
 
@@ -34,3 +35,12 @@ def warn_of_rests(files: Sequence[Path]) -> None:
                     f"Pass the folder, {format_path(folder)}, for all of it",
                     RuntimeWarning,
                 )
+
+
+def missing_box(path: Path) -> Path | None:
+    """Return where the black box of an unfinished file or folder would be that no program writes to; None: it is there.
+
+    A program that still writes may have no box, since its file system can't have one.
+    """
+    box = box_of(path)
+    return None if box.exists() or is_locked(path) else box
