@@ -202,3 +202,39 @@ def test_a_recording_without_a_step_is_not_exported(tmp_path, monkeypatch):
         done = run("export", "run.rrd", form, "out/run-v0")
         assert done.exit_code == 1
         assert done.stderr == "nothing exported: run.rrd holds no step\n"
+
+
+# --- messages ---
+
+AS_RUN = (
+    "run.rrd holds recordings of whole runs, not of single episodes: open them with `torchrl-rerun view run.rrd`, list"
+)
+
+
+def test_messages_tell_a_program_that_records_from_one_that_was_killed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = Told(RUN, 1).append_transform(RerunRecorder("run.rrd"))
+    record(env, 4)
+    Path("killed").mkdir()
+    shutil.copy("run.rrd", "killed/run.rrd")
+    shutil.copytree(".run.rrd.black_box", "killed/.run.rrd.black_box")
+    assert "not finished: run.rrd is still being recorded: its program runs, or hangs." in run("info", "run.rrd").stderr
+    assert run("ls", "run.rrd").stderr.startswith(f"nothing to list: {AS_RUN}")
+    env.close()
+    monkeypatch.chdir("killed")
+    said = "run.rrd isn't finished: its program was killed, or gave the recording up; `torchrl-rerun repair run.rrd` makes it whole"
+    assert said in run("info", "run.rrd").stderr
+    assert run("ls", "run.rrd").stderr.startswith(f"nothing to list: {AS_RUN}")
+    assert "`torchrl-rerun query run.rrd true`" in run("ls", "run.rrd").stderr
+    assert run("query", "run.rrd", "true").stderr == "2 rows\n"
+
+
+def test_messages_tell_a_folder_that_is_recorded_from_one_that_was_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = Told(RUN, 1).append_transform(RerunRecorder("run", split="episode"))
+    record(env, 4)
+    shutil.copytree("run", "killed")
+    assert "run is still being recorded" in run("info", "run").stderr
+    assert run("ls", "run", "--paths").stderr.endswith("makes files of them, when the program has ended\n")
+    env.close()
+    assert "killed isn't finished: its program was killed" in run("info", "killed").stderr

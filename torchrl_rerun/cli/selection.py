@@ -56,8 +56,9 @@ def _explain_empty(listing: Listing, run: Path) -> str:
     from torchrl_rerun.rrd.files import not_ours
 
     name = format_path(run)
-    if listing.runs:
-        files = " ".join(shlex.quote(format_path(file)) for file in listing.runs[:3])
+    runs = listing.runs + [file for file in listing.unreadable if _is_unfinished_run(file)]
+    if runs:
+        files = " ".join(shlex.quote(format_path(file)) for file in runs[:3])
         return (
             f"{name} holds recordings of whole runs, not of single episodes: open them with `torchrl-rerun view "
             f"{files}`, list their episodes with `torchrl-rerun query {shlex.quote(name)} true`"
@@ -68,6 +69,16 @@ def _explain_empty(listing: Listing, run: Path) -> str:
     if run.is_dir():
         return f"{name} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
     return not_ours(run)
+
+
+def _is_unfinished_run(file: Path) -> bool:
+    from torchrl_rerun.rrd.reader import is_unfinished, parts_in
+
+    try:
+        schemas = [part.schema for part in parts_in(file)] if is_unfinished(file) else []
+    except (OSError, ValueError):
+        return False
+    return any(schema is not None and schema.split != "episode" for schema in schemas)
 
 
 def explain_unreadable(listing: Listing) -> list[str]:
