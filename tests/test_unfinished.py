@@ -77,6 +77,14 @@ def test_the_video_of_an_episode_holds_its_parts_and_what_is_in_the_box(folder):
     }
 
 
+@pytest.mark.parametrize("grid", [[], ["--grid"]])
+def test_the_videos_of_a_folder_are_not_one_file(folder, grid):
+    done = run("export", "run", "--mp4", *grid, "-o", "run.mp4")
+    assert done.exit_code == 1
+    assert "3 videos can't all be" in done.stderr
+    assert "each of the 3 recordings in run has its own. Choose one of them, or give a folder" in done.stderr
+
+
 def test_a_copy_of_an_episode_takes_the_place_of_its_parts(folder):
     names = ["env_0_episode_000000.rrd", "env_0_episode_000001.rrd", "env_0_episode_000002.rrd"]
     assert [file.name for file in whole_files_of(folder)] == names
