@@ -13,7 +13,7 @@ from rerun.chunk import LazyChunkStream
 from typer.testing import CliRunner
 
 from killed_anywhere import Run, Told
-from torchrl_rerun import RerunRecorder, list_episodes, load
+from torchrl_rerun import KeepIf, KeepLast, RerunRecorder, list_episodes, load
 from torchrl_rerun.cli import app
 from torchrl_rerun.rrd.openable import whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
@@ -246,3 +246,21 @@ def test_messages_tell_a_folder_that_is_recorded_from_one_that_was_left(tmp_path
     assert run("ls", "run", "--paths").stderr.endswith("makes files of them, when the program has ended\n")
     env.close()
     assert "killed isn't finished: its program was killed" in run("info", "killed").stderr
+
+
+# --- keep and resume ---
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [(KeepLast(1), [(4, False)]), (KeepIf(lambda episode: episode.interrupted) | KeepLast(1), [(2, True), (4, False)])],
+)
+def test_a_resumed_run_keeps_the_episode_of_the_crash_if_its_policy_does(tmp_path, keep, kept):
+    env = Told(RUN, 1).append_transform(RerunRecorder(tmp_path / "run", keep=KeepLast(1)))
+    record(env, 8)  # two episodes, and most of a third one
+    crashed = shutil.copytree(tmp_path / "run", tmp_path / "crashed")
+    env.close()
+    env = Told(RUN, 1).append_transform(RerunRecorder(crashed, keep=keep, resume=True))
+    record(env, 6)
+    env.close()
+    assert [(each.episode.episode, each.episode.interrupted) for each in list_episodes(crashed).episodes] == kept
