@@ -90,7 +90,7 @@ SAID = {
     "nothing.rrd": ("is empty", "looks like an empty file"),
     "nowhere.rrd": ("doesn't exist",),
     "foreign.rrd": ("`torchrl-rerun view foreign.rrd`", "no pictures that RerunRecorder recorded", "nothing to repair"),
-    "torn.rrd": ("`torchrl-rerun repair torn.rrd` makes it whole",),
+    "torn.rrd": ("`torchrl-rerun query torn.rrd true`",),
     "folder": ("holds no recordings", "holds no episodes", "is a folder"),
 }
 

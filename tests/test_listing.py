@@ -350,6 +350,7 @@ def test_json_has_all_properties(folder):
             "start_time": "2026-11-21T12:00:00+00:00",
             "seed": None,
             "annotations": {"forces": [None, 1.0]},
+            "in_black_box": False,
             "files": [str(path)],
             "size": path.stat().st_size,
             "recording_id": "env_0_episode_000000_run",

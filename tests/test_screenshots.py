@@ -51,10 +51,12 @@ def needs_a_driver(done):
 
 def test_screenshots_of_several_moments_are_saved(run, tmp_path):
     done = needs_a_driver(
-        shoot(run, tmp_path / "at_{}.png", "--at", "frame=4", "--at", "sim_time=0.2", "--size", "800x600")
+        shoot(
+            run, tmp_path / "at_{}.png", "--at", "frame=4", "--at", "sim_time=0.2", "--at", "end", "--size", "800x600"
+        )
     )
     assert done.exit_code == 0, done.stderr
-    for place, colour in (("4", COLOURS[1]), ("0.2", COLOURS[2])):
+    for place, colour in (("4", COLOURS[1]), ("0.2", COLOURS[2]), ("end", COLOURS[8 % 3])):
         picture = tmp_path / f"at_{place}.png"
         assert f"{picture}\n" in done.stdout, "and not that it was still changing"
         assert Image.open(picture).size == (800, 600)
@@ -104,10 +106,22 @@ def test_places_on_timelines_are_parsed():
     }
     there = _make_time_argument(Moment("log_time", "1970-01-01T01:00:00+00:00"), recording)
     assert there == {"timestamp": np.datetime64(3600 * second, "ns")}
+    for said, argument in [
+        ("frame=-1", {"sequence": 8}),
+        ("frame=-9", {"sequence": 0}),
+        ("frame=end", {"sequence": 8}),
+        ("end", {"sequence": 8}),
+        ("sim_time=-0.5", {"duration": np.timedelta64(3 * second // 2, "ns")}),
+    ]:
+        assert _make_time_argument(Moment.parse(said), Recording("", "", timelines, "frame", None)) == argument
+    before = Recording("", "", [Timeline("frame", "sequence", -1, 8)], None, None)
+    assert _make_time_argument(Moment.parse("frame=-1"), before) == {"sequence": -1}, "an action before the dump"
     for said, why in [
+        ("frame=-10", "nothing is recorded at frame=-10, but from 0 to 8"),
         ("frame=9", "nothing is recorded at frame=9, but from 0 to 8"),
         ("frame=1.5", "'1.5' is not a place on frame: pass a whole number"),
         ("sim_time=2.5", "nothing is recorded at sim_time=2.5, but from 0 to 2"),
+        ("log_time=1969-12-31", "nothing is recorded at log_time=1969-12-31, but from 1970-01-01T00:00:00Z"),
         ("log_time=noon", "pass a date and time"),
         ("time=1", "the timeline 'time' doesn't exist; recorded are frame, sim_time, log_time"),
     ]:

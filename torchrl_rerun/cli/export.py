@@ -129,6 +129,8 @@ def _export_steps(
         from torchrl_rerun.reading.load import load
 
         episodes = load(recording)
+        if not episodes:
+            raise ValueError(f"{format_path(recording)} holds no step")
         known = sorted({each.properties.env for each in episodes})
     for env in envs or ():
         if env not in known:

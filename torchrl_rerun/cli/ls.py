@@ -21,6 +21,7 @@ from torchrl_rerun.cli.selection import (
     explain_unreadable,
     list_run,
     make_run_columns,
+    print_without_files,
     select_episodes,
     summarize,
 )
@@ -79,8 +80,9 @@ def list_recorded(
         episodes.reverse()
     if paths:
         for each in episodes:
-            for path in each.paths:
+            for path in each.files:
                 typer.echo(path)
+        print_without_files(episodes)
     elif as_json:
         typer.echo(json.dumps([_collect_fields(each) for each in episodes], indent=2))
     elif episodes:
@@ -115,7 +117,8 @@ def _collect_fields(recorded: RecordedEpisode) -> dict[str, Any]:
     properties = recorded.episode.properties | {"start_time": None if began is None else began.isoformat()}
     known = properties | {
         "annotations": dict(recorded.episode.annotations),
-        "files": [str(path) for path in recorded.paths],
+        "files": [str(path) for path in recorded.files],
+        "in_black_box": recorded.is_in_box,
         "size": recorded.size,
         "recording_id": recorded.recording_id,
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from torchrl_rerun.cli.console import (
     PIPE_WIDTH,
@@ -66,6 +68,10 @@ def query_episodes(
             )
         for path in _collect_paths(table.column("files")):
             typer.echo(path)
+        if without := sum(row == [] for row in table.column("files").to_pylist()):
+            what = f"{format_count(without, 'episode')} without a file, in the black box"
+            command = shlex.join(["torchrl-rerun", "repair", run])
+            messages.print("[yellow]left out[/]:", escape(f"{what}: `{command}` makes files of what is there"))
     elif as_json:
         typer.echo(json.dumps([to_json(row) for row in table.to_pylist()], indent=2))
     elif len(table):
@@ -102,6 +108,8 @@ def _collect_paths(column: pa.ChunkedArray) -> list[str]:
 
 def _shorten(files: Any, folder: Path) -> Any:
     """Return the first of some files relative to a folder. Return a value that isn't a list of files unchanged."""
+    if files == []:
+        return "in the black box"
     if not (isinstance(files, list) and files and isinstance(files[0], str)):
         return files
     first = Path(files[0])

@@ -49,7 +49,9 @@ def repair_files(
         try:
             with show_status(f"repairing {format_path(file)}"), warnings.catch_warnings(record=True) as warned:
                 from torchrl_rerun.rrd.repair import repair
+                from torchrl_rerun.rrd.rests import warn_of_rests
 
+                warn_of_rests([file])
                 repaired = repair(file, out)
         except (OSError, ValueError) as error:
             messages.print("[red]not repaired[/]:", escape(str(error)))

@@ -41,7 +41,7 @@ def save_screenshots(
         typer.Option(
             "--at",
             metavar="TIMELINE=PLACE",
-            help="Time of the picture, such as frame=60 or sim_time=1.5; may be repeated.",
+            help="Time of the picture, such as frame=60, sim_time=1.5, frame=-1 (the last frame) or end; may be repeated.",
         ),
     ] = None,
     size: Annotated[
@@ -58,6 +58,8 @@ def save_screenshots(
     view reports an error, the command prints it and exits with status 1.
 
         torchrl-rerun screenshot run.rrd frame_{}.png --at frame=0 --at frame=60
+
+    Numbers below 0 count from the end, and `--at end` is the end of what is recorded.
     """
     with show_status("looking"):
         from torchrl_rerun.rrd.atomic import written_aside

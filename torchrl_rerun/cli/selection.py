@@ -56,8 +56,9 @@ def _explain_empty(listing: Listing, run: Path) -> str:
     from torchrl_rerun.rrd.files import not_ours
 
     name = format_path(run)
-    if listing.runs:
-        files = " ".join(shlex.quote(format_path(file)) for file in listing.runs[:3])
+    runs = listing.runs + [file for file in listing.unreadable if _is_unfinished_run(file)]
+    if runs:
+        files = " ".join(shlex.quote(format_path(file)) for file in runs[:3])
         return (
             f"{name} holds recordings of whole runs, not of single episodes: open them with `torchrl-rerun view "
             f"{files}`, list their episodes with `torchrl-rerun query {shlex.quote(name)} true`"
@@ -68,6 +69,16 @@ def _explain_empty(listing: Listing, run: Path) -> str:
     if run.is_dir():
         return f"{name} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
     return not_ours(run)
+
+
+def _is_unfinished_run(file: Path) -> bool:
+    from torchrl_rerun.rrd.reader import is_unfinished, parts_in
+
+    try:
+        schemas = [part.schema for part in parts_in(file)] if is_unfinished(file) else []
+    except (OSError, ValueError):
+        return False
+    return any(schema is not None and schema.split != "episode" for schema in schemas)
 
 
 def explain_unreadable(listing: Listing) -> list[str]:
@@ -142,3 +153,22 @@ def print_left_out(ranking: Ranking, of: str = "") -> None:
     """
     if notes := ranking.describe():
         messages.print(f"[yellow]{f'ranking of {of}' if of else 'ranking'}[/]:", escape(notes))
+
+
+def print_without_files(episodes: Sequence[RecordedEpisode]) -> None:
+    """Print how many episodes no path leads to, or to a part of them alone, since they are in a black box; and what to do."""
+    from torchrl_rerun.rrd.locks import is_locked
+
+    in_box = [each for each in episodes if each.is_in_box]
+    if not in_box:
+        return
+    alone = sum(not each.files for each in in_box)
+    split = len(in_box) - alone
+    things = [f"{format_count(alone, 'episode')} without a file"] if alone else []
+    things += [f"the rest of {format_count(split, 'episode')}"] if split else []
+    are = "are" if alone > 1 or len(things) > 1 else "is"
+    folders = list(dict.fromkeys(each.path.parent for each in in_box))
+    command = shlex.join(["torchrl-rerun", "repair", *map(format_path, folders)])
+    when = ", when the program has ended" if any(map(is_locked, folders)) else ""
+    said = f"{' and '.join(things)} {are} in the black box: `{command}` makes files of them{when}"
+    messages.print("[yellow]left out[/]:", escape(said))

@@ -68,8 +68,7 @@ def make_columns(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str,
     """
 
     def files(recorded: RecordedEpisode) -> str:
-        others = len(recorded.paths) - 1
-        return f"{recorded.path.relative_to(folder)}{f' and {others} more' if others else ''}"
+        return format_files([str(path.relative_to(folder)) for path in recorded.files], is_in_box=recorded.is_in_box)
 
     columns = [
         Column(
@@ -87,6 +86,20 @@ def make_columns(episodes: Sequence[RecordedEpisode], folder: Path) -> dict[str,
         columns.append(Column(heading, _make_annotation_getter(name), _format_value, _read_value))
     columns.append(Column("files", files, _format_value, _read_value))
     return {column.name: column for column in columns}
+
+
+def format_files(names: Sequence[str], *, is_in_box: bool) -> str:
+    """Return the files of an episode as text: the last one, and what there is beside it.
+
+    >>> format_files(["a.rrd"], is_in_box=False), format_files([], is_in_box=True)
+    ('a.rrd', 'in the black box')
+    >>> format_files(["a.part_0.rrd", "a.part_1.rrd"], is_in_box=True)
+    'a.part_1.rrd and 1 more, and the black box'
+    """
+    if not names:
+        return "in the black box"
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[-1]}{others}{(',' if others else '') + ' and the black box' if is_in_box else ''}"
 
 
 def find_column(name: str, columns: dict[str, Column]) -> Column:

@@ -144,9 +144,7 @@ def videos_of(
         raise ValueError(f"{format_path(root)} holds no pictures of that environment under that key")
     if out is not None and Path(out).suffix == ".mp4":
         if len(videos) > 1:
-            raise ValueError(
-                f"{len(videos)} videos can't all be {out}: choose one with --env and --key, or --grid, or give a folder"
-            )
+            raise ValueError(f"{len(videos)} videos can't all be {out}: {_advice(videos, root, grid=grid)}")
         videos = [dataclasses.replace(videos[0], path=make_absolute(out))]
     there = [video.path for video in videos if video.path.exists()]
     if there and not overwrite:
@@ -155,6 +153,20 @@ def videos_of(
             f"{format_path(there[0])}{exist} already: choose another place with --out, or pass --overwrite"
         )
     return videos
+
+
+def _advice(videos: Sequence[Video], root: Path, *, grid: bool) -> str:
+    """Return what to do if there are several videos, and the path of one."""
+    firsts = [video.tracks[0].files[0] for video in videos]
+    recordings = {(folder_of(file), _OF_RECORDING.sub("", file.stem)) for file in firsts}
+    if root.is_dir() and len(recordings) > 1:
+        return (
+            f"each of the {len(recordings):,} recordings in {format_path(root)} has its own. Choose one of them, or give a "
+            "folder for the videos"
+        )
+    if grid:
+        return "each camera has a grid of its own. Choose one with --key, or give a folder for the videos"
+    return "choose one with --env and --key, or --grid, or give a folder"
 
 
 def _chosen(found: Sequence[CameraTrack], envs: Sequence[int] | None, keys: Sequence[str] | None) -> set[CameraTrack]:
@@ -176,7 +188,7 @@ def _named(found: Sequence[CameraTrack], root: Path, *, grid: bool) -> Iterator[
     recordings: dict[tuple[Path, str], list[CameraTrack]] = {}
     for track in found:
         recording = _OF_RECORDING.sub("", track.files[0].stem) if root.is_dir() else root.stem
-        recordings.setdefault((track.files[0].parent, recording), []).append(track)
+        recordings.setdefault((folder_of(track.files[0]), recording), []).append(track)
     videos: dict[tuple[Path, Any], list[CameraTrack]] = {}
     wishes: dict[Path, dict[Any, Wish]] = {}
     for (folder, recording), tracks in recordings.items():

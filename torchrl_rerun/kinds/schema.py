@@ -126,20 +126,30 @@ class Schema:
         """
         return entity_path(stream, None if self.split == "episode" else env, agent)
 
-    def lacking(self, rows: Mapping[str, int]) -> dict[Key, tuple[int, int]]:
+    def lacking(self, rows: Mapping[str, int], episodes: Sequence[int] = ()) -> dict[Key, tuple[int, int]]:
         """Return how many rows keys have, and how many they lack, if others that are seen at the same moments have more.
 
-        Large values are written later than small ones, so that a killed process leaves fewer of them.
+        Pictures are written at other times than small values, so that a killed process may leave more of the ones than of
+        the others.
 
         Args:
             rows: number of rows at each entity path.
+            episodes: number of episodes of each environment, whose first frame has no reward, and whose last one no action.
+                Default: empty, if rewards and actions need not be compared with observations.
         """
         most: dict[tuple[Moment, int], int] = {}
+        least: dict[tuple[Moment, int], int] = {}
         found = {stream.key: [rows.get(path, 0) for path in self.paths_of(stream)] for stream, _ in self.described}
         for stream, moment in self.described:
             for at, count in enumerate(found[stream.key]):
                 which = moment, at // stream.agent_count
                 most[which] = max(most.get(which, 0), count)
+                least[which] = min(least.get(which, count), count)
+        for at, number in enumerate(episodes):
+            frames = most.get((Moment.OBSERVED, at), 0)
+            if least.get((Moment.OBSERVED, at), frames) < frames:
+                for moment in (Moment.ACTED, Moment.STEPPED):
+                    most[moment, at] = max(most.get((moment, at), 0), frames - number)
         wanted = {
             stream.key: sum(most[moment, at // stream.agent_count] for at in range(len(found[stream.key])))
             for stream, moment in self.described

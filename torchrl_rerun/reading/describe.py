@@ -17,6 +17,7 @@ from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.frame_codes import Span
 from torchrl_rerun.rrd.reader import parts_in, why_unreadable
+from torchrl_rerun.rrd.rests import warn_of_rests
 
 _TIMELINES = ("frame", "step", "episode", "log_time")
 
@@ -112,7 +113,9 @@ def describe_files(
     summed: dict[tuple[Path, str], _Sum] = {}
     others: list[FileSummary] = []
     ours: list[tuple[FileSummary, FilePart, Schema]] = []
-    for path_of_one in progress(files_of(path)):
+    files = files_of(path)
+    warn_of_rests(files)
+    for path_of_one in progress(files):
         file, parts = _look(path_of_one)
         described = [(file, part, part.schema) for part in parts if part.schema is not None]
         if not described:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Episode
-from torchrl_rerun.kinds.schema import told_lacking
 from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.history import History
+from torchrl_rerun.reading.lacking import warn_of_lacking_episodes, warn_of_lacking_rows
 from torchrl_rerun.reading.recordings import EpisodeRecording, OpenedRecording, schema_of
 from torchrl_rerun.rrd.copies import copies_in, warn_of_copies
 from torchrl_rerun.rrd.file_part import FilePart
@@ -21,6 +21,7 @@ from torchrl_rerun.rrd.files import files_of, not_ours
 from torchrl_rerun.rrd.listing import listing_of
 from torchrl_rerun.rrd.parts import episode_in
 from torchrl_rerun.rrd.reader import parts_in, why_unreadable
+from torchrl_rerun.rrd.rests import warn_of_rests
 from torchrl_rerun.rrd.segments import SegmentPart
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> LoadedEpisodes:
 
     Only the descriptions in the files are read. DecodedRows are read when they are asked for.
 
-    - The file of a run that was killed, or that goes on, is read as far as it is written. A warning says if fewer pictures
-      than steps are in it.
+    - The file of a run that was killed, or that goes on, is read up to the last step. Without its black box it is read as far
+      as it is written, and a warning names the keys that lack rows.
+    - A warning says if a file is a part of an episode whose rest is in the black box of its folder: load the folder.
     - A recording of which there are copies counts once, and a warning names them.
 
     Args:
@@ -67,6 +69,7 @@ def load(source: Place | Iterable[Place] | DatasetEntry) -> LoadedEpisodes:
     else:
         given = [source] if isinstance(source, str | os.PathLike) else list(source)
         files = list({file.resolve(): file for each in given for file in _files(os.fspath(each))}.values())
+        warn_of_rests(files)
         found = list(_histories(files))
         if files and not found:
             raise ValueError(why_unreadable(files[0]) or not_ours(files[0]))
@@ -93,6 +96,7 @@ def _files(given: str) -> Iterator[Path]:
 def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]]:
     """Yield the recorded environments in some files, each with its episode if the recording is of one."""
     listing = listing_of(files)
+    warn_of_lacking_episodes(listing.episodes)
     for found in listing.episodes:
         yield History(EpisodeRecording(found.paths, found.recording_id), found.episode.env), found.episode
     whole = {found.recording_id: found.path for found in listing.episodes}
@@ -109,24 +113,9 @@ def _histories(files: Sequence[Path]) -> Iterator[tuple[History, Episode | None]
     copies |= copies_in(parts)
     warn_of_copies(copies)
     for recording in _recordings(part for part in parts if (part.file, part.recording_id) not in copies):
-        _say_lacking(recording)
+        warn_of_lacking_rows(recording)
         for env in recording.schema.envs:
             yield History(recording, env), None
-
-
-def _say_lacking(recording: OpenedRecording[FilePart]) -> None:
-    """Warn if a process that was killed, or goes on, has written fewer rows of some keys than of others."""
-    unfinished = [part.file for part in recording.parts if not part.is_finished]
-    if not unfinished:
-        return
-    paths = {path for part in recording.parts for path in part.index.recorded_paths}
-    rows = {path: sum(part.count(path) for part in recording.parts) for path in paths}
-    lacking = recording.schema.lacking(rows)
-    if lacking:
-        warn(
-            f"{format_path(unfinished[-1])} isn't finished: it holds {told_lacking(lacking)}. Where they are missing, masks say so: "
-            "('recorded', key)"
-        )
 
 
 def _segments(dataset: DatasetEntry) -> Iterator[tuple[History, Episode | None]]:

@@ -43,7 +43,7 @@ class LoadedEpisode:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files of its recording; empty for a recording in a catalog."""
+        """The files of its recording, and the black box of its folder if the rest is there; empty for one in a catalog."""
         parts = self.history.recording.parts
         return tuple(dict.fromkeys(part.file for part in parts if isinstance(part, FilePart)))
 

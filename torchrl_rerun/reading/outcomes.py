@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -33,7 +34,7 @@ def outcomes(history: History) -> list[Episode]:
         return []
     held = [
         (places.codes, *map(_numbers, batch.select(["step", "log_time"])))
-        for places, batch in history.held(sums or min(flags or streams, key=cost))
+        for places, batch in history.held(_longest(history, streams, sums or min(flags or streams, key=cost)))
     ]
     if not held:
         return []
@@ -60,6 +61,15 @@ def outcomes(history: History) -> list[Episode]:
         )
         for i in np.flatnonzero(lengths)
     ]
+
+
+def _longest(history: History, streams: Sequence[Stream], usual: Stream) -> Stream:
+    """Return the key that tells the frames: the usual one, unless a kill has left more pictures than numbers."""
+    counts = {
+        stream.key: history.count(stream) or 0 for stream in (usual, *(each for each in streams if each.is_picture))
+    }
+    most = max(counts, key=counts.__getitem__)
+    return next(stream for stream in streams if stream.key == most)
 
 
 def _raised(history: History, stream: Stream, ends: FrameCodes) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.rows import naming_damage, values_of, with_any
 from torchrl_rerun.rrd.copies import copies_among, warn_of_copies
 from torchrl_rerun.rrd.file_part import FilePart
+from torchrl_rerun.rrd.openable import folder_of
 from torchrl_rerun.rrd.reader import parts_in
 
 
@@ -120,7 +121,7 @@ def camera_tracks(files: Sequence[Path]) -> list[CameraTrack]:
         if (part.file, part.recording_id) in copies:
             continue
         for track in _tracks(part):
-            key = part.file.parent, part.recording_id, track.path
+            key = folder_of(part.file), part.recording_id, track.path
             before = found[key].files if key in found else ()
             found[key] = dataclasses.replace(track, files=(*before, part.file))
     return list(found.values())

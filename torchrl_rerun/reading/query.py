@@ -14,6 +14,7 @@ from torchrl_rerun.kinds.episode import EPISODE_PROPERTIES, Value
 from torchrl_rerun.paths import escape_path
 from torchrl_rerun.reading.load import Place, load
 from torchrl_rerun.reading.loaded_episode import LoadedEpisode
+from torchrl_rerun.rrd.listing import is_box
 
 TABLE = "episodes"
 """The name of the table in queries."""
@@ -101,7 +102,8 @@ def _explained(said: str, why: str, names: Sequence[str]) -> str:
 def table_of(episodes: Iterable[LoadedEpisode]) -> pa.Table:
     """Return a table of episodes, a row each: the properties, then the annotations, then ``files``.
 
-    An annotation with values of several types is text. ``start_time`` is in UTC, and files are absolute paths.
+    An annotation with values of several types is text. ``start_time`` is in UTC, and files are absolute paths. There are
+    none of an episode that is in a black box alone.
 
     Args:
         episodes: the episodes, as :func:`~torchrl_rerun.load` returns them.
@@ -112,7 +114,7 @@ def table_of(episodes: Iterable[LoadedEpisode]) -> pa.Table:
     for name in dict.fromkeys(name for each in known for name in each.annotations):
         heading = f"annotated {name}" if name == _FILES else name
         columns[heading] = _annotations([each.annotations.get(name) for each in known])
-    files = [[escape_path(file) for file in each.files] for each in found]
+    files = [[escape_path(file) for file in each.files if not is_box(file)] for each in found]
     return pa.table(columns | {_FILES: pa.array(files, pa.list_(pa.string()))})
 
 

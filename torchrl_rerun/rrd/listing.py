@@ -18,6 +18,7 @@ from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import recordings_in
 from torchrl_rerun.rrd.parts import EPOCH, episode_in
 from torchrl_rerun.rrd.reader import parts_in
+from torchrl_rerun.rrd.rests import warn_of_rests
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class RecordedEpisode:
     Attributes:
         episode: its properties.
         recording_id: id of its recording.
-        paths: its files, one after the other; several if it was dumped before it was over.
+        paths: its files, one after the other; several if it was dumped before it was over. The last one may be the black
+            box of the folder.
         size: bytes of all its files.
     """
 
@@ -40,6 +42,25 @@ class RecordedEpisode:
     def path(self) -> Path:
         """The file with the properties of the episode, which is the last one, and the only one if the episode ended."""
         return self.paths[-1]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files without the black box of the folder; empty if nothing of the episode is in a file yet."""
+        return tuple(path for path in self.paths if not is_box(path))
+
+    @property
+    def is_in_box(self) -> bool:
+        """Whether the episode, or the rest of it, is in the black box of the folder."""
+        return len(self.files) < len(self.paths)
+
+
+def is_box(path: Path) -> bool:
+    """Return whether a path is that of the black box of a folder of episodes.
+
+    >>> is_box(Path("runs/.black_box")), is_box(Path("runs/env_0_episode_000000.rrd"))
+    (True, False)
+    """
+    return path == box_of(path.parent)
 
 
 @dataclass(frozen=True)
@@ -85,7 +106,9 @@ def list_episodes(path: str | os.PathLike[str], progress: Callable[[Sequence[Pat
         ('env_0_episode_000000.rrd', True)
     """
     root = make_absolute(path)
-    return listing_of(progress([root] if is_file(root) else [*recordings_in(root)]))
+    files = [root] if is_file(root) else [*recordings_in(root)]
+    warn_of_rests(files)
+    return listing_of(progress(files))
 
 
 def listing_of(files: Iterable[Path]) -> Listing:

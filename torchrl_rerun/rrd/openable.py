@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from torchrl_rerun.rrd.files import files_of
-from torchrl_rerun.rrd.reader import is_unfinished, parts_in, why_unreadable
+from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in, why_unreadable
 from torchrl_rerun.rrd.repair import name_of, write_whole
+from torchrl_rerun.rrd.rests import warn_of_rests
 
 TRIES = 10
 """How often files are looked for anew because their owner has removed some of them meanwhile."""
@@ -41,36 +42,42 @@ def whole_files_of(path: str | os.PathLike[str]) -> list[Path]:
 def openable(files: Iterable[Path], recording_id: str | None = None) -> list[Path]:
     """Return files that Rerun can open: copies of those that aren't finished, as they are now, with all up to the last step.
 
-    The copies are in a folder that is removed when the program ends. The programs that write the others aren't disturbed.
+    The copies are in a folder that is removed when the program ends. The programs that write the others aren't disturbed. The
+    copy of an episode in a black box holds the parts of the episode that have files, and takes their place.
 
     Args:
         files: recordings, and black boxes of folders of episodes. What can't be read is returned as it is.
         recording_id: the recording in a black box that is wanted. Default: all.
     """
-    found: list[Path] = []
-    for file in files:
-        copies = [file]
+    given, found = list(files), list[Path]()
+    replaced: set[Path] = set()
+    warn_of_rests(given)
+    for file in given:
+        shown = [file]
         if is_unfinished(file):
             with contextlib.suppress(OSError, ValueError):  # the caller finds out
                 is_box = file.is_dir()
-                copies = _copies(file, recording_id if is_box else None) or ([] if is_box else copies)
-        found += copies
-    return found
+                copies = _copies(file, recording_id if is_box else None)
+                shown = list(copies) or ([] if is_box else shown)
+                replaced.update(*copies.values())
+        found += shown
+    return [file for file in found if file not in replaced]
 
 
-def _copies(file: Path, recording_id: str | None) -> list[Path]:
-    """Return copies of the recordings in a file that isn't finished."""
+def _copies(file: Path, recording_id: str | None) -> dict[Path, list[Path]]:
+    """Return copies of the recordings in a file that isn't finished, each with the files that it takes the place of."""
     parts = [part for part in parts_in(file) if part.schema is not None and recording_id in (None, part.recording_id)]
     if not parts:
-        return []
+        return {}
     folder = Path(tempfile.mkdtemp(prefix="torchrl-rerun-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copies = []
+    copies: dict[Path, list[Path]] = {}
     for part in parts:
         copy = folder / (f"{name_of(part)}.rrd" if file.is_dir() else file.name)
-        write_whole(part, copy)
+        before = sorted(file.parent.glob(f"{name_of(part)}.part_*.rrd")) if file.is_dir() else []
+        write_whole(part, copy, rows_in(before))
         _folders[copy] = file.parent
-        copies.append(copy)
+        copies[copy] = before
     return copies
 
 

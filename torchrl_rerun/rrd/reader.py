@@ -7,6 +7,7 @@ of an entity one after the other, refuses a file that a killed process left, and
 
 from __future__ import annotations
 
+import os
 import shlex
 import types
 from collections.abc import Iterable, Iterator
@@ -109,14 +110,14 @@ def why_unreadable(file: Path) -> str | None:
     """
     name = format_path(file)
     if file.is_dir():
-        return _unfinished(file.parent)
+        return _still_recorded(format_path(file.parent)) if is_locked(file.parent) else _unfinished(file.parent)
     try:
         check_name(file)
         is_file(file)
         with file.open("rb") as opened:
             begins = opened.read(len(MAGIC))
             if begins in (b"", MAGIC) and is_locked(file):
-                return f"{name} is still being recorded: it can be opened when its environment is closed"
+                return _still_recorded(name)
             if not (begins == b"" and box_of(file).is_dir()):
                 _check_magic(begins, file)
             if begins == b"" or _footer_of(opened) is None:
@@ -126,12 +127,21 @@ def why_unreadable(file: Path) -> str | None:
     return None
 
 
+def _still_recorded(name: str) -> str:
+    return (
+        f"{name} is still being recorded: its program runs, or hangs. torchrl-rerun reads it up to the last step, Rerun when its "
+        "environment is closed"
+    )
+
+
 def _unfinished(path: Path) -> str:
     name = format_path(path)
-    return (
-        f"{name} isn't finished: its program still runs, or was killed; then "
-        f"`torchrl-rerun repair {shlex.quote(name)}` makes it whole"
+    why = (
+        "its program was killed, or gave the recording up"
+        if os.name != "nt"
+        else "its program still runs, or was killed"
     )
+    return f"{name} isn't finished: {why}; `torchrl-rerun repair {shlex.quote(name)}` makes it whole"
 
 
 def _footer_of(opened: BinaryIO) -> Footer | None:

@@ -15,6 +15,9 @@ from rerun.experimental import Recording, ViewerClient
 from torchrl_rerun.viewing.times import format_time, parse_time
 from torchrl_rerun.viewing.viewer import LOOPBACK, Viewer, ViewerError, find_free_port, start_headless
 
+END = "end"
+"""The last place on a timeline."""
+
 _PAUSE = 0.2
 _MESSAGES_STAY = 5.0
 """rerun-sdk 0.41: seconds after its start for which the viewer's own messages cover its views."""
@@ -25,11 +28,12 @@ class Moment:
     """Place on a timeline.
 
     Attributes:
-        timeline: Name of the timeline.
-        value: Whole number, seconds, or date and time, by the type of the timeline.
+        timeline: Name of the timeline; None for the one that the viewer shows.
+        value: Whole number, seconds, or date and time, by the type of the timeline; or ``"end"``. Numbers below all that are
+            recorded count from the end: frame -1 is the last one, -1.5 seconds are 1.5 seconds before the last one.
     """
 
-    timeline: str
+    timeline: str | None
     value: str
 
     @classmethod
@@ -41,10 +45,14 @@ class Moment:
 
         >>> Moment.parse("frame=60")
         Moment(timeline='frame', value='60')
+        >>> Moment.parse("end")
+        Moment(timeline=None, value='end')
         """
+        if text == END:
+            return cls(None, END)
         timeline, separator, value = text.partition("=")
         if not (separator and timeline and value):
-            raise ValueError(f"{text!r} is not a timeline and a place on it, such as frame=60")
+            raise ValueError(f"{text!r} is not a timeline and a place on it, such as frame=60; nor is it end")
         return cls(timeline, value)
 
 
@@ -89,7 +97,7 @@ def take_screenshots(
         clear = time.monotonic() + _MESSAGES_STAY
         recording = _wait_until_loaded(client, viewer, wait)
         for moment in moments:
-            timeline = recording.current_timeline if moment is None else moment.timeline
+            timeline = (moment.timeline if moment is not None else None) or recording.current_timeline
             if timeline is not None:
                 client.set_time(timeline, play_state="paused", **_make_time_argument(moment, recording))
             yield _take_settled(client, wait, clear)
@@ -151,41 +159,57 @@ def _make_time_argument(moment: Moment | None, recording: Recording) -> dict[str
             if shown is None or shown.start is None
             else {shown.time_type: _TIMELINE_TYPES[shown.time_type].argument(shown.start)}
         )
-    timeline = timelines.get(moment.timeline)
+    name = moment.timeline or recording.current_timeline or ""
+    timeline = timelines.get(name)
     if timeline is None:
-        raise ValueError(f"the timeline {moment.timeline!r} doesn't exist; recorded are {', '.join(timelines)}")
+        raise ValueError(f"the timeline {name!r} doesn't exist; recorded are {', '.join(timelines)}")
     kind = _TIMELINE_TYPES[timeline.time_type]
+    if moment.value == END and timeline.end is not None:
+        return {timeline.time_type: kind.argument(timeline.end)}
     try:
         value = kind.value(moment.value)
     except (OverflowError, ValueError):  # infinity can't be rounded
-        raise ValueError(f"{moment.value!r} is not a place on {moment.timeline}: pass {kind.form}") from None
+        raise ValueError(f"{moment.value!r} is not a place on {name}: pass {kind.form}, or end") from None
+    if timeline.start is not None and timeline.end is not None and kind.beyond is not None:
+        value += timeline.end + kind.beyond if value < min(0, timeline.start) else 0
     if timeline.start is None or timeline.end is None or not timeline.start <= value <= timeline.end:
         ends = (
             "" if timeline.start is None else f", but from {kind.shown(timeline.start)} to {kind.shown(timeline.end)}"
         )
-        raise ValueError(f"nothing is recorded at {moment.timeline}={moment.value}{ends}")
+        raise ValueError(f"nothing is recorded at {name}={moment.value}{ends}")
     return {timeline.time_type: kind.argument(value)}
 
 
 class _TimelineType(NamedTuple):
-    """Type of timeline: form of its values on the command line, and conversion to those of the viewer."""
+    """Type of timeline: form of its values on the command line, and conversion to those of the viewer.
+
+    Attributes:
+        form: Form of values, for messages.
+        beyond: Distance from the last value to the one that numbers below 0 count from; None if they are no places.
+        value: Returns the viewer's value of a text.
+        shown: Returns the text of a value.
+        argument: Returns the viewer's argument.
+    """
 
     form: str
+    beyond: int | None
     value: Callable[[str], int]
     shown: Callable[[Any], str]
     argument: Callable[[int], Any]
 
 
 _TIMELINE_TYPES = {
-    "sequence": _TimelineType("a whole number", int, str, int),
+    "sequence": _TimelineType("a whole number", 1, int, str, int),
     "duration": _TimelineType(
         "seconds",
+        0,
         lambda text: round(float(text) * 1e9),
         lambda value: f"{value / 1e9:g}",
         lambda value: np.timedelta64(value, "ns"),
     ),
     "timestamp": _TimelineType(
         "a date and time, such as 2026-01-31T12:00:00Z",
+        None,
         lambda text: round(parse_time(text).timestamp() * 1e9),
         lambda value: format_time(datetime.fromtimestamp(value / 1e9, UTC)),
         lambda value: np.datetime64(value, "ns"),
