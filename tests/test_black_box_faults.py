@@ -353,3 +353,22 @@ def test_a_mistake_with_overwrite_leaves_the_killed_run_as_it_was(path):
     env.close()
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert steps_in(path) == up_to(3)
+
+
+def record_on_and_die(place):
+    warnings.simplefilter("ignore")
+    env = Told(RUN, 2)
+    env.steps = 30
+    env = env.append_transform(RerunRecorder(place, resume=True))
+    step(env, env.reset(), 10)
+    die()
+
+
+def test_a_repair_takes_the_path_that_the_recorder_was_given(path):
+    killed(record_and_die, path)
+    killed(record_on_and_die, path)
+    assert box_of(path.with_name("run.resumed_1.rrd")).is_dir()
+    assert repair(path).path == path
+    assert sorted(file.name for file in path.parent.iterdir()) == ["run.resumed_1.rrd", "run.rrd"]
+    assert repair(path) is None
+    assert steps_in(path) == up_to(40)

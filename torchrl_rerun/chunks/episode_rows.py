@@ -206,7 +206,9 @@ class EpisodeRows:
 
     def discard(self) -> None:
         """Remove the files that hold the rows before these, and the copy: the episode is written, or isn't kept."""
-        for part in self.parts:
+        for part in reversed(
+            self.parts
+        ):  # a kill in between leaves the first ones, which are of the episode's beginning
             part.unlink(missing_ok=True)
         self.parts.clear()
         self._journal.remove()

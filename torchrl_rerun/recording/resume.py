@@ -16,7 +16,7 @@ from torchrl_rerun.recording.counters import Progress
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.locks import is_locked
 from torchrl_rerun.rrd.reader import parts_in, why_unreadable
-from torchrl_rerun.rrd.repair import repair
+from torchrl_rerun.rrd.repair import repair_file
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def reached(files: Iterable[Path], batch_size: tuple[int, ...]) -> Reached | Non
             )
         try:
             if box_of(file).is_dir():
-                repair(file)
+                repair_file(file)
             found += [(part, schema) for part in parts_in(file) if (schema := part.schema) is not None]
         except ValueError as error:
             warnings.warn(f"the run goes on without {why_unreadable(file) or error}", RuntimeWarning, stacklevel=2)

@@ -22,7 +22,7 @@ from torchrl_rerun.paths import check_name, find_target, format_path, is_file, m
 from torchrl_rerun.rrd.atomic import remove_abandoned, written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.file_part import FilePart
-from torchrl_rerun.rrd.files import recordings_in
+from torchrl_rerun.rrd.files import files_of, recordings_in
 from torchrl_rerun.rrd.locks import lock
 from torchrl_rerun.rrd.parts import episode_in
 from torchrl_rerun.rrd.reader import episodes_left_in, is_unfinished, parts_in, rows_in
@@ -67,12 +67,12 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
     - Copies that an earlier repair was writing beside it when it was killed are removed.
 
     Args:
-        path: the recording, or a folder, of which all recordings are repaired. A leading ``~`` is the user's home, as in all
-            paths.
-        out: path of the repaired file. Default: the place of the other one.
+        path: the path that the recorder was given, with all files of the run (``run.worker_0.rrd``, ``run.resumed_1.rrd``); or
+            a folder, of which all recordings are repaired. A leading ``~`` is the user's home, as in all paths.
+        out: path of the repaired file. ``path`` is that file alone then. Default: the place of the other one.
 
     Returns:
-        The result, of a folder the sum over its recordings; None if all is whole already. A file is then left as it is, and
+        The result, of several files the sum over these; None if all is whole already. A file is then left as it is, and
         copied to ``out`` if given.
 
     Raises:
@@ -83,8 +83,8 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
             than at its end; or ``path`` or ``out`` is no regular file.
         OSError: the file can't be read or written.
 
-        Of a folder all other recordings are repaired before an error is raised, which names those that could not be. Files
-        in which nothing was recorded give a warning.
+        Of several files all others are repaired before an error is raised, which names those that could not be. Files in which
+        nothing was recorded give a warning.
 
     Examples:
         >>> import tempfile
@@ -98,11 +98,23 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         True
     """
     source = make_absolute(path).resolve()
-    target = source if out is None else find_target(out).resolve()
+    if out is None:
+        several = list(recordings_in(source)) if source.is_dir() else files_of(source)
+        return repair_file(source) if several == [source] else _repair_all(source, several)
     if not is_file(source):
-        if out is not None:
-            raise IsADirectoryError(f"{format_path(source)} is a folder: out is for one file")
-        return _repair_folder(source)
+        raise IsADirectoryError(f"{format_path(source)} is a folder: out is for one file")
+    return repair_file(source, find_target(out).resolve())
+
+
+def repair_file(source: Path, target: Path | None = None) -> Repaired | None:
+    """Make one file whole, see :func:`repair`.
+
+    Args:
+        source: the file.
+        target: path of the repaired file. Default: ``source``.
+    """
+    target = source if target is None else target
+    is_file(source)  # says what else it is
     check_name(source)
     with source.open("rb") as file:
         if target != source and target.exists():
@@ -144,8 +156,12 @@ def _part_to_repair(source: Path) -> FilePart:
     return found[0]
 
 
-def _repair_folder(folder: Path) -> Repaired | None:
-    """Repair all recordings in a folder, whatever becomes of any of them. Warn of files in which nothing was recorded.
+def _repair_all(path: Path, recordings: Sequence[Path]) -> Repaired | None:
+    """Repair recordings, whatever becomes of any of them. Warn of files in which nothing was recorded.
+
+    Args:
+        path: the path that stands for them.
+        recordings: the files, and black boxes of folders.
 
     Raises:
         FileInUseError: a recorder writes to one of them.
@@ -154,24 +170,23 @@ def _repair_folder(folder: Path) -> Repaired | None:
     """
     found: list[Repaired | None] = []
     failed: list[OSError | ValueError] = []
-    recordings = list(recordings_in(folder))
-    for each in dict.fromkeys(path.parent for path in recordings):
+    for each in dict.fromkeys(each.parent for each in recordings):
         remove_abandoned(each)
-    for path in recordings:
+    for each in recordings:
         try:
-            found.append(_repair_in_folder(path))
+            found.append(_repair_one(each))
         except _NothingRecordedError as error:
             warn(str(error), RuntimeWarning)
         except (OSError, ValueError) as error:
-            if path.exists():  # its owner may have removed it meanwhile
+            if each.exists():  # its owner may have removed it meanwhile
                 failed.append(error)
     if failed:
-        raise failed[0] if len(failed) == 1 else _joined(folder, failed)
+        raise failed[0] if len(failed) == 1 else _joined(path, failed)
     done = [each for each in found if each is not None]
     if not done:
         return None
     return Repaired(
-        folder,
+        path,
         frames=sum(each.frames for each in done),
         episodes=sum(each.episodes for each in done),
         envs=sum(each.envs for each in done),
@@ -180,10 +195,10 @@ def _repair_folder(folder: Path) -> Repaired | None:
     )
 
 
-def _repair_in_folder(path: Path) -> Repaired | None:
+def _repair_one(path: Path) -> Repaired | None:
     """Repair a file, or what is in the black box of a folder of episodes; None: it is whole."""
     if not path.is_dir():
-        return repair(path) if is_unfinished(path) else None
+        return repair_file(path) if is_unfinished(path) else None
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         lock(handle, path.parent)
@@ -192,12 +207,12 @@ def _repair_in_folder(path: Path) -> Repaired | None:
         os.close(handle)
 
 
-def _joined(folder: Path, failed: Sequence[OSError | ValueError]) -> OSError | ValueError:
+def _joined(path: Path, failed: Sequence[OSError | ValueError]) -> OSError | ValueError:
     """Return the one error that tells of several."""
     kinds: tuple[type[OSError | ValueError], ...] = (FileInUseError, OSError, ValueError)
     kind = next(kind for kind in kinds if any(isinstance(error, kind) for error in failed))
     return kind(
-        f"{len(failed)} recordings in {format_path(folder)} could not be repaired (the others are whole): "
+        f"{len(failed)} recordings in {format_path(path)} could not be repaired (the others are whole): "
         + "; ".join(map(str, failed))
     )
 
