@@ -22,7 +22,7 @@ from benchmarks.workloads import Recorded, Sizes, Workload, copy_into_ring, look
 
 BLOCKS = 50
 BUFFER_BYTES = 64 << 20  # the recorder's default
-FLUSH_SECONDS = 5.0  # the recorder's default
+DUMP_SECONDS = 5.0
 HALF = 2  # a block is at most one half of the recorder's buffer
 
 COPIES, ADDED_US = 3.0, 50.0
@@ -141,7 +141,7 @@ class Sustained:
     def keeps_up(self) -> bool:
         """Whether the environment waited for less than 2 % of the time, and less than a block's time is left at the end."""
         block = BUFFER_BYTES / HALF / self.sizes.step_bytes * self.period
-        return self.delay < 0.02 and self.dump < min(block, FLUSH_SECONDS)
+        return self.delay < 0.02 and self.dump < min(block, DUMP_SECONDS)
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers for the JSON file."""
