@@ -65,6 +65,8 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
       whatever goes wrong.
     - A link stays: the file that it leads to is repaired, or written.
     - Copies that an earlier repair was writing beside it when it was killed are removed.
+    - Of several files all others are repaired before an error is raised, which names those that could not be. Files in which
+      nothing was recorded give a warning.
 
     Args:
         path: the path that the recorder was given, with all files of the run (``run.worker_0.rrd``, ``run.resumed_1.rrd``); or
@@ -82,9 +84,6 @@ def repair(path: str | os.PathLike[str], out: str | os.PathLike[str] | None = No
         ValueError: the file isn't a recording of torchrl_rerun, nothing was recorded in it yet, or it is damaged elsewhere
             than at its end; or ``path`` or ``out`` is no regular file.
         OSError: the file can't be read or written.
-
-        Of several files all others are repaired before an error is raised, which names those that could not be. Files in which
-        nothing was recorded give a warning.
 
     Examples:
         >>> import tempfile
