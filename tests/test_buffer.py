@@ -136,7 +136,7 @@ def test_the_environment_waits_for_a_slow_writer():
     assert not waited.wait(0.3)
     driver.leases[0].release()
     assert waited.wait(PATIENCE)
-    assert driver.buffer.oldest_waiting == 1
+    assert driver.buffer.oldest_waiting() == 1
 
 
 def test_a_frame_without_a_free_block_names_the_segment_to_wait_for():
@@ -144,7 +144,7 @@ def test_a_frame_without_a_free_block_names_the_segment_to_wait_for():
     driver.add(0)
     driver.add(1)
     assert driver.add(2) is None
-    assert driver.buffer.oldest_waiting == 0  # no row of it was written
+    assert driver.buffer.oldest_waiting() == 0  # no row of it was written
     driver.leases[0].release()
     assert driver.add(2) == 0
 
@@ -154,7 +154,7 @@ def test_a_frame_waits_for_memory_in_preparation_and_not_for_a_frame():
     driver.add(0)
     prepared = driver.buffer.prepare()
     assert driver.buffer.prepare() is None
-    assert driver.buffer.oldest_waiting == 0
+    assert driver.buffer.oldest_waiting() == 0
     threading.Timer(0.05, prepared.release).start()
     assert driver.add(1) == 1
     assert [lease.frames for lease in driver.leases] == [None, (0, 1)]
@@ -220,7 +220,7 @@ def test_ctrl_c_while_a_block_is_handed_over_loses_nothing_and_writes_nothing_tw
             write(most)
         assert [value for value in written if value != 2] == [0, 1, 3, 4, 5]  # the interrupt came during frame 2
         assert written == sorted(written)
-        assert driver.buffer.oldest_waiting is None
+        assert driver.buffer.oldest_waiting() is None
         driver.add(6)
         driver.flush()
         assert driver.add(7) == 0  # into the other block: no frame was lost
@@ -240,4 +240,4 @@ def test_the_action_of_a_step_without_a_frame_waits_as_a_row_of_the_frame_before
     event = counters.event(None, 1, is_step=True, picked=(None, NO_ENVS))
     assert buffer.add(event, values, counters.positions) is None
     assert event.frame == 1
-    assert buffer.oldest_waiting == 0
+    assert buffer.oldest_waiting() == 0

@@ -494,7 +494,7 @@ def test_states_of_an_episode_over_several_blocks_are_drawn_in_their_order(tmp_p
     recorder = RerunRecorder(tmp_path / "run", split="episode", flush_seconds=0.01, blueprint=False)
     for first, last in ((0, 3), (3, 6), (6, 12)):
         recorder.log_rollout(rollout[first:last])
-        wait_until(lambda: recorder._front_end.recording._buffers.small.oldest_waiting is None)
+        wait_until(lambda: recorder._front_end.recording._buffers.small.oldest_waiting() is None)
     recorder.close()
     rows = read_folder(tmp_path / "run")[0, 0]["/contact"]
     assert [bool(value.any()) for value in rows.values] == values[:10].tolist()

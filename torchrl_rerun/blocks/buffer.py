@@ -265,11 +265,14 @@ class Buffer:
         """
         return self._block is not None and now > self._expires
 
-    @property
-    def oldest_waiting(self) -> int | None:
-        """Number of the first frame that isn't written; None if all are."""
-        firsts = (lease.first for lease in tuple(self._leases) if not lease.is_released)
-        return next((first for first in firsts if first is not None), None)
+    def oldest_waiting(self, besides: Block | None = None) -> int | None:
+        """Return the number of the first frame that isn't written; None if all are.
+
+        Args:
+            besides: a block whose frames count as written. Default: none.
+        """
+        waiting = (lease for lease in tuple(self._leases) if not lease.is_released and lease.block is not besides)
+        return next((lease.first for lease in waiting if lease.first is not None), None)
 
     @property
     def waiting_bytes(self) -> int:
@@ -309,7 +312,12 @@ class Buffer:
         return [lease.block for lease in tuple(self._leases) if not lease.is_released]
 
 
-def oldest_waiting(buffers: Sequence[Buffer]) -> int | None:
-    """Return the number of the first frame that isn't written of any buffer; None if all are."""
-    waiting = (buffer.oldest_waiting for buffer in buffers)
+def oldest_waiting(buffers: Sequence[Buffer], besides: Block | None = None) -> int | None:
+    """Return the number of the first frame that isn't written of any buffer; None if all are.
+
+    Args:
+        buffers: the buffers.
+        besides: a block whose frames count as written. Default: none.
+    """
+    waiting = (buffer.oldest_waiting(besides) for buffer in buffers)
     return min((frame for frame in waiting if frame is not None), default=None)

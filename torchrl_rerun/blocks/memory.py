@@ -158,6 +158,12 @@ class Memory(Protocol):
     def journal(self, name: str) -> Journal:
         """Return a journal. It has a file as soon as it has a record."""
 
+    def replace_earlier(self) -> None:
+        """Forget what an earlier recording left here, which this one takes the place of."""
+
+    def restore_earlier(self) -> None:
+        """Put back what an earlier recording left here, after this one was removed."""
+
     def remove(self) -> None:
         """Give all of it back: nothing waits any more."""
 
@@ -233,6 +239,12 @@ class Heap:
         """Return a journal that keeps nothing."""
         del name
         return _NoJournal()
+
+    def replace_earlier(self) -> None:
+        """Do nothing: an earlier recording leaves nothing here."""
+
+    def restore_earlier(self) -> None:
+        """Do nothing: an earlier recording leaves nothing here."""
 
     def remove(self) -> None:
         """Do nothing: it is gone when nobody holds it."""

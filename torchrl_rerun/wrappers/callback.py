@@ -19,8 +19,8 @@ VALUE, LOG_PROB = ("value",), ("log_prob",)
 class RerunCallback(BaseCallback):
     """Make a recording durable at the end of each rollout, and add what the training knows.
 
-    - At the end of each rollout the recorder dumps. Rollouts of algorithms with a replay buffer are a step or a few: these dump
-      at most once a second.
+    - At the end of a rollout the recorder dumps, at most once in :attr:`DUMP_SECONDS`: rollouts may be a few steps, and with
+      ``keep`` a dump writes the episodes in progress. Between dumps the black box has all steps.
     - If each episode has a recording of its own (``split="episode"``, ``keep``), ``num_timesteps`` is a property of it: the steps of
       all environments when it ended.
 
@@ -48,15 +48,15 @@ class RerunCallback(BaseCallback):
         >>> venv.close()
     """
 
-    DUMP_SECONDS = 1.0
-    """Seconds between dumps, at least, of algorithms with a replay buffer."""
+    DUMP_SECONDS = 10.0
+    """Seconds between dumps, at least."""
 
     def __init__(self, recorder: VecRerunRecorder | None = None, *, values: bool = False, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.recorder = recorder
         self._records_values = values
         self._hook: Any = None
-        self._dumped = 0.0
+        self._dumped = time.monotonic()
 
     def _on_training_start(self) -> None:
         if self.recorder is None:
@@ -77,10 +77,8 @@ class RerunCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        is_short = hasattr(self.model, "replay_buffer")
-        if is_short and time.monotonic() - self._dumped < self.DUMP_SECONDS:
-            return
-        self._dump()
+        if time.monotonic() - self._dumped >= self.DUMP_SECONDS:
+            self._dump()
 
     def _on_training_end(self) -> None:
         self._dump()

@@ -116,14 +116,13 @@ class EpisodeFiles:
         for piece in rows_by_env(block, len(self._envs), self._returns):
             for episode, part in parts_by_episode(piece):
                 self._take(piece, episode, part)
+        self._finish_complete(besides=block)  # what isn't kept takes no room
         self._relieve()
         return ()
 
     def due(self) -> Iterable[Chunk]:
         """Finish the episodes that are over, and write those that have waited long enough. Return no chunks."""
-        count = len(self._ended)  # before the buffers are asked: more may be over by then
-        waiting = oldest_waiting(self._buffers)
-        self._finish(count, sys.maxsize if waiting is None else waiting)
+        self._finish_complete()
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
@@ -187,6 +186,16 @@ class EpisodeFiles:
             self._write_part(max(self._in_progress.values(), key=lambda rows: rows.bytes))
 
     # --- episodes ---
+
+    def _finish_complete(self, besides: Block | None = None) -> None:
+        """Finish the episodes that are over and of which all rows have come.
+
+        Args:
+            besides: the block whose rows have just come. Default: none is being taken.
+        """
+        count = len(self._ended)  # before the buffers are asked: more may be over by then
+        waiting = oldest_waiting(self._buffers, besides)
+        self._finish(count, sys.maxsize if waiting is None else waiting)
 
     def _finish(self, count: int, complete: int) -> None:
         while count and self._ended[0].before <= complete:
