@@ -20,6 +20,7 @@ from driving import drive, sequences
 from effort import examples
 from environments import Counter, Lengths, LongEpisode, TwoRewards
 from keeping import of_lists, policies
+from killed_anywhere import Run, Told
 from readback import read, read_folder, same
 from reference import Reference
 from servers import wait_until
@@ -204,6 +205,19 @@ def test_an_episode_that_is_not_kept_is_never_written(folder, monkeypatch):
         ".env_0_episode_000048.rrd",
         ".env_0_episode_000049.rrd",
     ]
+
+
+def test_episodes_that_are_not_kept_make_room_for_others_before_any_is_encoded(folder):
+    recorder = RerunRecorder(folder, keep=KeepIf(lambda _: False), buffer_bytes=200_000)
+    pictures = Run(
+        2, "batch", "episode", keep=True, pictures="png", texts=False, buffer_bytes=0, flush_seconds=0, rollouts=0
+    )
+    env = Told(pictures, 2).append_transform(recorder)
+    env.rollout(400, break_when_any_done=False)  # twelve times as many bytes, in episodes of 3 and 4 steps
+    recorder.dump()
+    parts = sum(file.stat().st_size for file in folder.glob("*.part_*.rrd"))  # of the episodes in progress
+    assert recorder.stats()["bytes_written"] <= parts
+    env.close()
 
 
 def test_kept_episodes_are_written_without_a_dump(folder):
