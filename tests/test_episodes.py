@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from driving import drive, sequences
 from effort import examples
 from environments import Counter, Lengths, LongEpisode, TwoRewards
 from keeping import of_lists, policies
-from killed_anywhere import Run, Told
 from readback import read, read_folder, same
 from reference import Reference
 from servers import wait_until
@@ -207,16 +207,29 @@ def test_an_episode_that_is_not_kept_is_never_written(folder, monkeypatch):
     ]
 
 
-def test_episodes_that_are_not_kept_make_room_for_others_before_any_is_encoded(folder):
-    recorder = RerunRecorder(folder, keep=KeepIf(lambda _: False), buffer_bytes=200_000)
-    pictures = Run(
-        2, "batch", "episode", keep=True, pictures="png", texts=False, buffer_bytes=0, flush_seconds=0, rollouts=0
-    )
-    env = Told(pictures, 2).append_transform(recorder)
-    env.rollout(400, break_when_any_done=False)  # twelve times as many bytes, in episodes of 3 and 4 steps
-    recorder.dump()
-    parts = sum(file.stat().st_size for file in folder.glob("*.part_*.rrd"))  # of the episodes in progress
-    assert recorder.stats()["bytes_written"] <= parts
+class Pictures(gymnasium.Env):
+    """Pictures of noise, in episodes of four steps."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (60, 60, 3), np.uint8)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.rng, self.steps = np.random.default_rng(seed), 0
+        return self._seen(), {}
+
+    def _seen(self):
+        return self.rng.integers(0, 256, (60, 60, 3), np.uint8)
+
+    def step(self, action):
+        self.steps += 1
+        return self._seen(), 1.0, self.steps == 4, False, {}
+
+
+def test_episodes_that_are_not_kept_make_room_before_any_is_encoded(folder):
+    recorder = RerunRecorder(folder, keep=KeepIf(lambda _: False), buffer_bytes=1_000_000)
+    env = GymWrapper(Pictures()).append_transform(recorder)
+    env.rollout(400, break_when_any_done=False)  # 5.4 MB
+    assert recorder.stats()["bytes_written"] == 0
     env.close()
 
 

@@ -34,6 +34,8 @@ class Buffers:
         small: the buffer of small rows.
         bulky: the buffer of bulky rows.
         capacity: bytes for both together.
+        go_together: whether blocks of small rows are not to be written much later than the bulky rows of their frames. An episode
+            whose rows haven't all come can't be dropped. Default: they are written when they are full.
         writer: takes the blocks that are full.
         output: makes chunks of them.
         devices: copy values from accelerators into the blocks.
@@ -43,18 +45,29 @@ class Buffers:
         small, bulky: the buffers of the recorded environments.
         batch: the buffer of the rewards of all environments, if there are statistics over these.
         in_use: ``small`` and ``bulky``, unless they store nothing.
+        must_catch_up: whether :meth:`catch_up` is to be called before the next frame.
         seconds_waited: how long the environment's thread has waited for the writer.
     """
 
     def __init__(
-        self, small: Buffer, bulky: Buffer, writer: WriterThread, output: Output, *, capacity: int, devices: Devices
+        self,
+        small: Buffer,
+        bulky: Buffer,
+        writer: WriterThread,
+        output: Output,
+        *,
+        capacity: int,
+        devices: Devices,
+        go_together: bool = False,
     ) -> None:
         self.devices = devices
         self.small = small
         self.bulky = bulky
         self.batch: Buffer | None = None
         self.in_use: tuple[Buffer, ...] = ()
+        self.must_catch_up = False
         self.seconds_waited = 0.0
+        self._go_together = go_together
         self._capacity = capacity
         self._writer = writer
         self._output = output
@@ -182,6 +195,11 @@ class Buffers:
         for buffer in self._all if buffers is None else buffers:
             self._flush(buffer)
 
+    def catch_up(self) -> None:
+        """Enqueue the small rows of the frames whose bulky rows are enqueued."""
+        self.must_catch_up = False
+        self._flush(self.small)
+
     def stale(self, now: int) -> list[Buffer]:
         """Return the buffers whose first frame is older than it may be.
 
@@ -256,6 +274,8 @@ class Buffers:
     def _enqueue(self, buffer: Buffer, lease: BlockLease) -> None:
         self._writer.put_lease(lease, self._batch_output if buffer is self.batch else self._output)
         lease.mark_enqueued()
+        if self._go_together and buffer is self.bulky:
+            self.must_catch_up = True  # later: some of the frame that is being added may be among the small rows
 
 
 def _grouped(

@@ -123,7 +123,7 @@ def make_parts(
     writer = WriterThread(
         chunk_writer, live_sinks, output, application_id=ids.application_id, recording_id=ids.recording_id
     )
-    buffers = Buffers(small, bulky, writer, output, capacity=capacity, devices=devices)
+    buffers = Buffers(small, bulky, writer, output, capacity=capacity, devices=devices, go_together=folder is not None)
     # A recording of one episode has no `/env_{i}` before its keys.
     description = Description(reserved=() if folder is None else (PROPERTIES_ENTITY,))
     return Parts(state, description, log, buffers, output, writer)

@@ -133,6 +133,8 @@ class Steps:
         with self._copying:
             if self._last is not None:
                 self._revise(is_past=True)
+            if self._buffers.must_catch_up:
+                self._buffers.catch_up()
             logged = self._state.logged
             of_logged = values if logged.are_all else values.map(logged.values)
             coming = Coming.of(begun, stepped)
@@ -333,6 +335,8 @@ class Steps:
         if self._last is not None:
             self._revise(is_past=not is_step)
         logged, buffers = self._state.logged, self._buffers
+        if buffers.must_catch_up:
+            buffers.catch_up()
         if ends is not None:
             ends = logged.ends(ends)
         envs = None if mask is None else logged.in_mask(mask)
