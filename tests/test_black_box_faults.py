@@ -64,7 +64,7 @@ def up_to(steps):
 
 def record_with_few_handles(place, envs):
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (100, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 60, most))
     recorder = RerunRecorder(place, keep=KeepLast(1000), flush_seconds=100.0, buffer_bytes=200_000)
     env = Told(RUN, envs).append_transform(recorder)
     step(env, env.reset(), 30)

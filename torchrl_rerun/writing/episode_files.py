@@ -210,7 +210,7 @@ class EpisodeFiles:
         if rows is None:
             return  # no row of it was recorded, or it was over before: Ctrl-C came in between
         if not over.episode.length:  # it was reset, or the recording closed, before its first step
-            rows.discard()
+            self._discard(rows)
             return
         rows.end(over.episode)
         self._decide(_Finished(over.episode, rows, over.since, []))
@@ -228,15 +228,21 @@ class EpisodeFiles:
             elif waiting is None:
                 finished.replaces.append(gone)
             else:
-                waiting.rows.discard()
+                self._discard(waiting.rows)
                 finished.replaces.extend(waiting.replaces)
         if not stays:
-            finished.rows.discard()
+            self._discard(finished.rows)
             self._remove(finished.replaces)
             return
         self._waiting[finished.episode.key] = finished
         if not self._folder.may_replace:
             self._write(finished)
+
+    def _discard(self, rows: EpisodeRows) -> None:
+        """Let go of the rows of an episode, and of the files with parts of them, if these are in this folder."""
+        if self._folder.error() is not None:
+            rows.parts.clear()
+        rows.discard()
 
     def _remove(self, episodes: Iterable[Episode]) -> None:
         for episode in episodes:
@@ -245,7 +251,7 @@ class EpisodeFiles:
     def _write(self, finished: _Finished) -> None:
         episode, rows = finished.episode, finished.rows
         self._write_file(rows, episode, self._stem(rows), of=episode)
-        rows.discard()
+        self._discard(rows)
         del self._waiting[episode.key]
         self._remove(finished.replaces)
 

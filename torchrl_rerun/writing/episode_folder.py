@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rerun.chunk import Chunk, LazyChunkStream
@@ -44,11 +44,14 @@ class EpisodeFolder:
     Attributes:
         path: the folder.
         bytes: size of the recordings that were written to it, those included that are gone.
+        error: returns an error if the folder was removed or replaced, else None. Another run may record in a new folder of its
+            name: nothing is written or removed there.
     """
 
     def __init__(self, path: Path, kept: KeptEpisodes | None) -> None:
         self.path = path
         self.bytes = 0
+        self.error: Callable[[], OSError | None] = lambda: None
         self._kept = kept
         self._files: dict[EpisodeKey, tuple[Path, ...]] = {}
 
@@ -104,6 +107,7 @@ class EpisodeFolder:
             if layout is not None:
                 add_layout(unfinished, layout)
             path = self.path / f"{stem}.rrd"
+            self._check()
             self.bytes += unfinished.stat().st_size
             unfinished.replace(path)
         except BaseException:
@@ -116,10 +120,16 @@ class EpisodeFolder:
             self._files[of.key] = (path,)
         return path
 
+    def _check(self) -> None:
+        gone = self.error()
+        if gone is not None:
+            raise gone
+
     def remove(self, episode: Episode) -> None:
         """Remove the file of an episode that isn't kept, if it has one."""
         for path in self._files.pop(episode.key, ()):
-            path.unlink(missing_ok=True)
+            if self.error() is None:
+                path.unlink(missing_ok=True)
 
     def remove_all(self) -> None:
         """Remove the recordings that are there."""

@@ -158,6 +158,7 @@ class EpisodeWriter:
         self._handle: int | None = handle
         self._is_new = is_new
         self._bytes_before = episodes.bytes
+        episodes.error = self.error
 
     @property
     def label(self) -> str:
