@@ -486,3 +486,38 @@ def test_a_recorder_that_is_gone_has_closed_its_recording(path):
     gc.collect()
     assert len(read(path)["/env_0/observation"].values) == 4
     assert parts_in(path)[0].is_finished
+
+
+class Given(gym.Env):
+    """Gives a list of observations, one after the other, whatever its space says."""
+
+    def __init__(self, observation_space, observations, *, action_space=None, flags=(False, False)):
+        self.observation_space, self.action_space = observation_space, action_space or spaces.Discrete(3)
+        self.observations, self.flags = observations, flags
+
+    def reset(self, *, seed=None, options=None):
+        self.rest = iter(self.observations)
+        return next(self.rest), {}
+
+    def step(self, action):
+        return next(self.rest), 1.0, *self.flags, {}
+
+
+@pytest.mark.parametrize(("first", "dtype"), [([1, 0, 1], "int8"), ([0.5, 0, 1], "float32")])
+def test_categories_that_come_as_floats_are_recorded_in_the_spaces_dtype_if_no_number_changes(path, first, dtype):
+    env = RecordRerun(Given(spaces.MultiBinary(3), [np.array(first, np.float32)] * 2), path)
+    env.reset()
+    env.step(0)
+    env.close()
+    assert read(path).entry("observation")["dtype"] == dtype
+    assert [value.tolist() for value in read(path)["/env_0/observation"].values] == [first, first]
+
+
+def test_numbers_of_pythons_have_64_bits(path):
+    env = RecordRerun(Given(spaces.Box(-9, 9, (2,)), [[0, 1], [0.1, 1.2]], action_space=spaces.Box(-1, 1, (1,))), path)
+    env.reset()
+    env.step([0.1])
+    env.close()
+    arrays = load(path)[0].arrays()
+    assert arrays["observation"].tolist() == [[0, 1], [0.1, 1.2]]
+    assert arrays["action"].tolist() == [[0.1]]

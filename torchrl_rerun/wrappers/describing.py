@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
@@ -154,6 +155,11 @@ class Describer:
         except UnsupportedLeafError as reason:
             self._leave_out(leaf.key, reason)
             return None
+        except ValueError as reason:
+            if self._options.say_how_to_record(leaf.key):
+                raise
+            self._leave_out(leaf.key, reason)  # the user can't mend a kind that the recorder chose
+            return None
 
     def _info_readers(self, root_names: Sequence[str], keys: Sequence[Key], root: Any) -> list[Reader]:
         """Return the readers of infos. Those that can't be recorded are left out, with one warning each."""
@@ -203,13 +209,12 @@ class Describer:
             name, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
         else:
             array = as_array(value)
-            has_dtype = hasattr(value, "dtype") and not (envs is None and found.key in OUTCOMES)
-            name = array.dtype.name if has_dtype or dtype is None else dtype.name
+            name = array.dtype.name if dtype is None else _dtype_for(found, dtype, value, array, is_single=envs is None)
             shape = tuple(array.shape)
         if name == "object":
             raise UnsupportedLeafError(f"{type(value).__name__} of objects")
         shape = found.shape if found.key in OUTCOMES else shape if envs is None else shape[1:]
-        is_discrete = found.discrete and name != "bool"
+        is_discrete = found.discrete and name.startswith(("int", "uint"))
         leaf = Leaf(
             found.key,
             name,
@@ -253,6 +258,31 @@ class Describer:
 def device_of(value: Any) -> str:
     """Return the accelerator that a tensor is on, if copies from it run beside the environment; else an empty string."""
     return str(value.device) if getattr(value, "is_cuda", False) else ""
+
+
+def _dtype_for(found: Field, dtype: np.dtype[Any], value: Any, array: npt.NDArray[Any], *, is_single: bool) -> str:
+    """Return the name of the dtype in which a field is recorded, by its first value.
+
+    Args:
+        found: the field.
+        dtype: its dtype, by the space.
+        value: the value as the environment gave it.
+        array: the value as an array.
+        is_single: whether there is one environment, and no batch. Its rewards and flags are numbers of any type.
+    """
+    has_dtype = hasattr(value, "dtype")
+    if not has_dtype:
+        if found.key in OUTCOMES or dtype.kind not in "fiu":
+            return str(dtype.name)
+        if dtype.kind == "f":  # numbers of Python's have 64 bits, which float32 would round
+            return str(array.dtype.name if array.dtype.kind == "f" else "float64")
+    elif is_single and found.key in OUTCOMES:
+        return str(dtype.name)
+    if dtype.kind in "iu" and array.dtype.kind in ("f" if found.discrete else "") + ("" if has_dtype else "biu"):
+        with np.errstate(all="ignore"):
+            is_lossless = np.array_equal(array.astype(dtype), array)
+        return str(dtype.name if is_lossless else array.dtype.name)
+    return str(array.dtype.name)
 
 
 def _below(root: Sequence[str], name: str, found: Iterable[Field]) -> list[Field]:
