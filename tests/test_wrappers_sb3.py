@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -236,6 +238,68 @@ def test_a_training_is_recorded_with_its_timesteps_and_its_values(tmp_path):
         )
         assert episode.properties["num_timesteps"] == 2 * before
     assert read_folder(tmp_path / "run")[0, 0].keys() >= {("value",), ("log_prob",)}
+
+
+class AsksThePolicy(BaseCallback):
+    """Asks for one observation, as a user's callback does, and copies the policy."""
+
+    def _on_step(self):
+        policy = self.model.policy
+        with torch.no_grad():
+            policy(policy.obs_to_tensor(np.zeros((1, 4), np.float32))[0])
+        copy.deepcopy(policy)
+        return True
+
+
+def make_model(path, envs=2, **options):
+    venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=envs, seed=0), path, **options)
+    return venv, PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, seed=0)
+
+
+def test_values_are_those_of_the_actions_whatever_else_the_policy_is_asked(path):
+    venv, model = make_model(path, 3)
+    model.learn(24, callback=[RerunCallback(venv, values=True), AsksThePolicy()])
+    wanted = model.rollout_buffer.values.reshape(3, 8)
+    venv.close()
+    recorded = read(path)
+    for env in range(3):
+        found = [value.item() for value in recorded[f"/env_{env}/value"].values]
+        assert np.array_equal(np.array(found, np.float32), wanted[env])
+        assert len(found) == len(recorded[f"/env_{env}/action"].values) == 8
+
+
+def test_values_of_clipped_actions_are_recorded(path):
+    venv = VecRerunRecorder(make_vec_env("Pendulum-v1", n_envs=2), path)
+    model = PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs={"log_std_init": 2.0})
+    model.learn(16, callback=RerunCallback(venv, values=True))
+    venv.close()
+    assert len(read(path)["/env_0/value"].values) == 8
+
+
+def test_values_that_come_too_late_are_told(path):
+    venv, model = make_model(path)
+    model.learn(16)
+    with pytest.warns(UserWarning, match="pass the callback to the first learn"):
+        model.learn(16, callback=RerunCallback(venv, values=True))
+    venv.close()
+
+
+def test_an_interrupted_training_leaves_nothing_behind_for_the_next(tmp_path):
+    class Interrupts(BaseCallback):
+        def _on_step(self):
+            raise KeyboardInterrupt
+
+    venv, model = make_model(tmp_path / "run.rrd")
+    callback = RerunCallback(values=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(16, callback=[callback, Interrupts()])
+    other = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), tmp_path / "other.rrd")
+    model.set_env(other)
+    model.learn(16, callback=callback)
+    assert not model.policy._forward_hooks
+    assert callback.recorder is other
+    venv.close()
+    other.close()
 
 
 def test_a_training_with_a_replay_buffer_is_recorded(path):

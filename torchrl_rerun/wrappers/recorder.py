@@ -103,7 +103,7 @@ class Recorder(Controls):
         self._begin()
 
 
-_MADE_ANEW = ("_front_end", "_batch", "_camera")
+_MADE_ANEW = ("_front_end", "_batch", "_camera", "_policy_values")
 """Attributes that each copy of a recorder makes anew."""
 
 

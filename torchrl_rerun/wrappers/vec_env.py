@@ -21,6 +21,7 @@ from torchrl_rerun.wrappers.facts import id_in, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.infos import is_info
 from torchrl_rerun.wrappers.plan import About
+from torchrl_rerun.wrappers.policy_values import PolicyValues
 from torchrl_rerun.wrappers.recorder import Recorder
 from torchrl_rerun.wrappers.single import spaces_of
 from torchrl_rerun.wrappers.stepped import NO_EXTRAS
@@ -100,6 +101,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         front_end = FrontEnd(self._session, about, venv, VecEnvCamera())
         self._batch = Batch(front_end, venv.num_envs, AutoresetMode.SAME_STEP)
         self._down = np.zeros(venv.num_envs, np.bool_)
+        self._policy_values: PolicyValues | None = None
         self._reads_infos = any(map(is_info, self._session.options.in_keys or ()))
         return front_end
 
@@ -117,6 +119,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             actions: the actions.
         """
         self._actions = copied(actions)
+        self._extras = NO_EXTRAS if self._policy_values is None else self._policy_values.beside(actions)
         self.venv.step_async(actions)
 
     def step_wait(self) -> Any:
@@ -144,7 +147,6 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             extras=self._extras,
             properties=self._properties,
         )
-        self._extras = NO_EXTRAS
         return result
 
     def close(self) -> None:
