@@ -299,6 +299,26 @@ def test_episodes_have_recordings_of_their_own(tmp_path, mode):
             assert recorded.episode["terminated"] or recorded.episode["truncated"]
 
 
+def test_seeds_of_native_vector_environments_are_unknown(tmp_path):
+    envs = RecordRerun(Native(None), tmp_path / "run", split="episode")
+    envs.reset(seed=5)
+    envs.step(np.zeros(3, np.int64))
+    envs.reset(seed=[7, None, 9])
+    envs.step(np.zeros(3, np.int64))
+    envs.close()
+    found = {(each.properties.env, each.properties.episode): each.properties.seed for each in load(tmp_path / "run")}
+    assert found == {(0, 0): None, (1, 0): None, (2, 0): None, (0, 1): 7, (1, 1): None, (2, 1): 9}
+
+
+@pytest.mark.parametrize("seed", [3.0, 2**70, "three", [1.5, None, {}], np.array([[1, 2]])])
+def test_seeds_of_odd_forms_are_unknown_and_never_reach_training(tmp_path, seed):
+    envs = RecordRerun(Native(None), tmp_path / "run", split="episode")
+    envs.reset(seed=seed)
+    envs.step(np.zeros(3, np.int64))
+    envs.close()
+    assert {each.properties.seed for each in load(tmp_path / "run")} == {None}
+
+
 def test_infos_of_a_batch_are_recorded_and_missing_ones_leave_gaps(path):
     class Sometimes(Drawn):
         def step(self, action):

@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode
 
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.wrappers.facts import seeds_of_batch
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of
 from torchrl_rerun.wrappers.readers import Reader, as_array
@@ -37,12 +38,14 @@ class Batch:
         front_end: records them.
         envs: the number of environments.
         mode: when environments that are done are reset.
+        seeds_follow: whether a single seed is that of the first environment, and those after it have the following ones.
     """
 
-    def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode) -> None:
+    def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode, *, seeds_follow: bool = False) -> None:
         self._front_end = front_end
         self._envs = envs
         self._mode = mode
+        self._seeds_follow = seeds_follow
         self._was_done: npt.NDArray[np.bool_] | None = None  # None: no environment was
         self._seeds: list[int | None] = [None] * envs
 
@@ -53,7 +56,7 @@ class Batch:
             observation: the observations of all environments.
             info: their infos.
             mask: the environments that were reset. Default: all.
-            seed: the seed of the first one, those after it have the following ones; or the seed of each. Default: none.
+            seed: the seed of all, or the seed of each. Default: none.
         """
         if mask is None:
             self._was_done = None
@@ -114,10 +117,10 @@ class Batch:
     def _note_seeds(self, seed: Any, mask: Mask) -> None:
         if seed is None:
             return
-        given = [seed + env for env in range(self._envs)] if isinstance(seed, int | np.integer) else list(seed)
-        for env, each in enumerate(given[: self._envs]):
-            if each is not None and (mask is None or mask[env]):
-                self._seeds[env] = int(each)
+        is_of_all = not hasattr(seed, "__len__")
+        for env, each in enumerate(seeds_of_batch(seed, self._envs, follow_one_another=self._seeds_follow)):
+            if (is_of_all or each is not None) and (mask is None or mask[env]):
+                self._seeds[env] = each
 
 
 def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None]:

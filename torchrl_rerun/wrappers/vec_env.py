@@ -107,9 +107,9 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
 
     def reset(self) -> Any:
         """Reset all environments, and record their observations."""
-        seeds = list(getattr(self.venv.unwrapped, "_seeds", ()))  # they are forgotten by the reset
+        seeds = getattr(self.venv.unwrapped, "_seeds", None)  # the reset forgets them, by replacing the list
         observation = self.venv.reset()
-        self._batch.reset(observation, self._reset_infos, None, seeds or None)
+        self._batch.reset(observation, self._reset_infos, None, seeds)
         return observation
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
@@ -103,14 +103,18 @@ class RecordRerun(Recorder, Wrapper):
             reward_shape=reward_shape_of(env),
         )
         front_end = FrontEnd(self._session, about, env, VectorCamera())
-        self._batch = Batch(front_end, env.num_envs, self._mode)
+        # Native vector environments draw the states of all environments from one random generator.
+        of_gymnasium = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        self._batch = Batch(front_end, env.num_envs, self._mode, seeds_follow=of_gymnasium)
         return front_end
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset environments, and record their observations.
 
         Args:
-            seed: the seed of the first environment, or of each.
+            seed: the seed of each environment, or one for all. Of ``SyncVectorEnv`` and ``AsyncVectorEnv`` one is that of the
+                first environment, and those after it have the following ones; of other vector environments their seeds are
+                unknown then.
             options: their options. ``"reset_mask"`` chooses environments.
         """
         mask = reset_mask_in(options, self.env.num_envs)
