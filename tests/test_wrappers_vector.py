@@ -203,6 +203,20 @@ def test_lost_last_observations_are_nan_and_the_schema_says_so(path):
     assert [len(episode.tensordict()) for episode in load(path) if episode.properties.env == 0] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("options", [{"reset_mask": np.array([True, False, False])}, {"env_idx": [0]}])
+def test_environments_that_reset_all_whatever_the_options_say_are_recorded_so(path, options):
+    envs = RecordRerun(Native(None), path)
+    envs.reset()
+    envs.step(np.zeros(3, np.int64))
+    envs.reset(options=options)
+    envs.step(np.zeros(3, np.int64))
+    envs.close()
+    recorded = read(path)
+    for env in range(3):
+        assert counts(recorded, env) == [0, 1, 0, 1]
+        assert recorded[f"/env_{env}/observation"].along("episode") == [0, 0, 1, 1]
+
+
 def test_a_missing_mode_means_the_next_step(path):
     envs = RecordRerun(Native(None), path)
     drive(envs, 6)

@@ -138,7 +138,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             seed: the seed of the environment.
             options: its options.
         """
-        mask = None if self._envs is None else reset_mask_in(options, self._envs)
+        mask = None if self._envs is None else reset_mask_in(options, self.env, self._mode)
         observation, info = self.env.reset(seed=seed, options=options)
         if self._batch is not None:
             self._batch.reset(observation, info, mask, seed)

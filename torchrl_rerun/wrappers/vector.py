@@ -115,9 +115,10 @@ class RecordRerun(Recorder, Wrapper):
             seed: the seed of each environment, or one for all. Of ``SyncVectorEnv`` and ``AsyncVectorEnv`` one is that of the
                 first environment, and those after it have the following ones; of other vector environments their seeds are
                 unknown then.
-            options: their options. ``"reset_mask"`` chooses environments.
+            options: their options. ``"reset_mask"`` chooses environments of ``SyncVectorEnv``, ``AsyncVectorEnv``, and of others
+                whose mode is DISABLED. Others reset all.
         """
-        mask = reset_mask_in(options, self.env.num_envs)
+        mask = reset_mask_in(options, self.env, self._mode)
         observation, info = self.env.reset(seed=seed, options=options)
         self._batch.reset(observation, info, mask, seed)
         return observation, info
