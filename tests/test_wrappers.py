@@ -284,6 +284,30 @@ def test_an_observation_of_another_shape_is_recorded_in_its_own(path):
     assert_same_rows(read(path), [reference])
 
 
+@pytest.mark.parametrize("space", ["dict", "tuple", "graph", "sequence"])
+def test_an_environment_may_change_the_actions_that_it_takes(path, space):
+    def clear(action):
+        for part in action.values() if isinstance(action, dict) else action if isinstance(action, tuple) else ():
+            clear(part)
+        if isinstance(action, np.ndarray):
+            action[...] = 0
+
+    class Clears(Drawn):
+        def step(self, action):
+            clear(action)
+            return super().step(action)
+
+    env = RecordRerun(Clears(action_space=SPACES[space], ends=0), path)
+    reference = Reference(env)
+    reference.reset(env.reset(seed=0)[0])
+    for _ in range(5):
+        action = env.action_space.sample()
+        taken = copy.deepcopy(action)
+        reference.stepped(taken, *env.step(action)[:4])
+    env.close()
+    assert_same_rows(read(path), [reference])
+
+
 def test_a_full_disk_never_reaches_training(small_disk):
     env = RecordRerun(
         Drawn(spaces.Box(0, 255, (100_000,), np.uint8), ends=0), small_disk / "run.rrd", flush_seconds=0.1

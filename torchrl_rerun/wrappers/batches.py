@@ -150,7 +150,25 @@ def copied(action: Any) -> Any:
     """
     if type(action) is np.ndarray:
         return action.copy()
-    return action.detach().clone() if hasattr(action, "detach") else action
+    try:
+        return _copied(action)
+    except Exception:  # of a type of the user's own
+        return action
+
+
+def _copied(action: Any) -> Any:
+    if isinstance(action, np.ndarray):
+        return np.array(action)
+    if hasattr(action, "detach"):
+        return action.detach().clone()
+    if isinstance(action, Mapping):
+        return {name: _copied(part) for name, part in action.items()}
+    if isinstance(action, list | tuple):
+        parts = [_copied(part) for part in action]
+        if isinstance(action, list):
+            return parts
+        return type(action)(*parts) if hasattr(action, "_fields") else tuple(parts)
+    return action
 
 
 def last_of(info: Any) -> Callable[[Reader, int], Any]:
