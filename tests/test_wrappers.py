@@ -124,11 +124,28 @@ def test_infos_are_recorded_if_they_are_asked_for(path):
 
 
 def test_a_key_that_is_not_there_is_named_with_those_that_are(path):
-    env = RecordRerun(Drawn(), path, in_keys=["observation", ("info", "speed")])
+    env = RecordRerun(Drawn(), path, in_keys=["observation", "speed"])
     env.reset()
-    with pytest.raises(KeyError, match=r"\('info', 'speed'\).*\('info', 'position'\)"):
+    with pytest.raises(KeyError, match=r"'speed'.*\('info', 'position'\)"):
         env.step(0)
     assert not path.exists()
+
+
+def test_infos_that_come_later_are_told_and_recorded_when_they_come(path):
+    keys = ["observation", "reward", ("info", "episode", "r"), ("info", "episode", "l"), ("info", "speed")]
+    inner = gym.wrappers.TimeLimit(Drawn(ends=0), 3)
+    env = RecordRerun(
+        gym.wrappers.RecordEpisodeStatistics(inner), path, in_keys=keys, kinds={("info", "episode", "r"): "scalars"}
+    )
+    with pytest.warns(UserWarning, match=r"\('info', 'speed'\).*there are .*\('info', 'position'\)"):
+        record(env, 7)
+    env.close()
+    recorded = read(path)
+    for name in "rl":
+        assert recorded[f"/env_0/info/episode/{name}"].along("frame") == [3, 7]
+    assert [int(value) for value in recorded["/env_0/info/episode/l"].values] == [3, 3]
+    episode = load(path)[0]
+    assert episode.arrays()["info", "episode", "r"] == pytest.approx([episode.properties.episode_return])
 
 
 def test_a_group_of_keys_is_refused_with_the_keys_in_it(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 
 import gymnasium as gym
 import numpy as np
@@ -204,6 +205,36 @@ def test_infos_of_resets_and_of_steps_are_recorded_at_their_own_frames(path):
     frames = [value.item() for value in read(path)["/env_0/info/frame"].values]
     assert frames == list(range(1, len(frames) + 1))
     assert len(read(path)["/env_0/info/position"].values) == 6
+
+
+def test_infos_that_a_later_reset_does_not_give_are_recorded_with_the_last_step(path):
+    class Once(Drawn):
+        def reset(self, **options):
+            observation, info = super().reset(**options)
+            return observation, info if self.frame == 1 else {}
+
+    venv = VecRerunRecorder(
+        DummyVecEnv([functools.partial(Once, ends=0.5)]), path, in_keys=["observation", ("info", "frame")]
+    )
+    drive(venv, 6)
+    venv.close()
+    recorded = read(path)
+    rows, steps = recorded["/env_0/info/frame"], recorded["/env_0/observation"].along("episode_step")
+    assert steps.count(0) > 1
+    assert rows.along("episode_step") == [0, *(step for step in steps if step)]
+
+
+def test_infos_of_monitors_are_recorded_at_the_ends_of_episodes(path):
+    keys = ["observation", ("info", "episode", "r")]
+    venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), path, in_keys=keys)
+    with pytest.warns(UserWarning, match=r"\('info', 'episode', 'r'\)"):
+        drive(venv, 60)
+    venv.close()
+    recorded = read(path)
+    for env in range(2):
+        steps = recorded[f"/env_{env}/observation"].along("episode_step")
+        lengths = [last for last, first in itertools.pairwise(steps) if first == 0]
+        assert list(recorded[f"/env_{env}/info/episode/r"].values) == lengths
 
 
 def test_pictures_of_the_environments_are_recorded(path):

@@ -361,6 +361,56 @@ def test_infos_of_last_steps_are_recorded_with_these(path):
     assert [value.tolist() for value in recorded["/env_1/info/position"].values] == [[2, 2], [4, 4]]
 
 
+class SometimesInforms(Drawn):
+    """Says at which frame it is, but for the last one of each episode of three steps."""
+
+    def reset(self, **options):
+        return super().reset(**options)[0], {"at": 1}
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        is_over = self.frame % 4 == 0
+        return observation, reward, is_over, False, {} if is_over else {"at": self.frame}
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_infos_that_last_steps_do_not_give_leave_gaps(path, as_list):
+    inner = SyncVectorEnv([SometimesInforms] * 2, autoreset_mode="SameStep")
+    inner = gym.wrappers.vector.DictInfoToList(inner) if as_list else inner
+    envs = RecordRerun(inner, path, in_keys=["observation", ("info", "at")])
+    drive(envs, 7)
+    envs.close()
+    recorded = read(path)
+    rows = recorded["/env_1/info/at"]
+    found = [int(value) for value in rows.values]
+    assert list(zip(rows.along("episode"), rows.along("episode_step"), found, strict=True)) == [
+        *((0, 0, 1), (0, 1, 2), (0, 2, 3)),
+        *((1, 0, 1), (1, 1, 6), (1, 2, 7)),
+        *((2, 0, 1), (2, 1, 10)),
+    ]
+    assert "last_observations" not in recorded.schema["origin"]
+
+
+@pytest.mark.parametrize("where", ["within", "around"])
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_statistics_of_episodes_are_recorded_at_their_ends(path, where, mode):
+    def make():
+        env = SometimesInforms()
+        return gym.wrappers.RecordEpisodeStatistics(env) if where == "within" else env
+
+    inner = SyncVectorEnv([make] * 2, autoreset_mode=mode)
+    inner = gym.wrappers.vector.RecordEpisodeStatistics(inner) if where == "around" else inner
+    envs = RecordRerun(inner, path, in_keys=["observation", "reward", ("info", "episode", "l")])
+    with pytest.warns(UserWarning, match=r"\('info', 'episode', 'l'\).*there are \('info', 'at'\)"):
+        drive(envs, 8)
+    envs.close()
+    for env in range(2):
+        rows = read(path)[f"/env_{env}/info/episode/l"]
+        assert [int(value) for value in rows.values] == [3, 3]
+        assert rows.along("episode_step") == [3, 3]
+        assert rows.along("episode") == [0, 1]
+
+
 def test_infos_as_lists_of_dictionaries_are_recorded(path):
     inner = SyncVectorEnv([functools.partial(Drawn, ends=0.5)] * 2, autoreset_mode="SameStep")
     envs = RecordRerun(gym.wrappers.vector.DictInfoToList(inner), path, in_keys=["observation", ("info", "frame")])

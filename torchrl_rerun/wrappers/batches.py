@@ -23,7 +23,7 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.objects import MISSING
 from torchrl_rerun.wrappers.facts import seeds_of_batch
 from torchrl_rerun.wrappers.front_end import FrontEnd
-from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of
+from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of, infos_at
 from torchrl_rerun.wrappers.readers import Reader, as_array
 from torchrl_rerun.wrappers.stepped import NO_EXTRAS, Mask, Stepped, Within
 
@@ -182,7 +182,7 @@ def last_of(info: Any) -> Callable[[Reader, int], Any]:
         part, *steps = reader.field.steps
         if reader.stream.key[0] == "info" and part == 1:
             found = info_of(info, (FINAL_INFO, *steps), env)
-            if found is MISSING and not isinstance(info, Mapping):
+            if found is MISSING and not isinstance(info, Mapping) and info_of(info, (FINAL_INFO,), env) is MISSING:
                 found = info_of(info, tuple(steps), env)  # Stable-Baselines3's are those of the step
             if found is MISSING:
                 raise KeyError(steps)
@@ -194,11 +194,12 @@ def last_of(info: Any) -> Callable[[Reader, int], Any]:
 
 def _observation_of(info: Any, steps: Sequence[Any], env: int) -> Any:
     """Return a part of an environment's last observation. KeyError: it isn't known."""
-    infos = info if isinstance(info, Mapping) else info[env]
-    name = next((name for name in FINAL_OBSERVATIONS if name in infos), None)
+    infos = info if isinstance(info, Mapping) else infos_at(info, env)
+    known = infos if isinstance(infos, Mapping) else {}
+    name = next((name for name in FINAL_OBSERVATIONS if name in known), None)
     if name is None:
         raise KeyError(FINAL_OBSERVATIONS[0])
-    final = infos[name]
+    final = known[name]
     is_of_one = infos is not info
     if not is_of_one and (isinstance(final, list) or (isinstance(final, np.ndarray) and final.dtype == object)):
         final, is_of_one = final[env], True

@@ -110,7 +110,8 @@ class Describer:
         infos = [key for key in self._options.in_keys or () if is_info(key) and key not in known]
         actions = [each for each in self._doable if self._wants(each.key)]
         extras = [Field(key, (1, key)) for key in acted[1] if self._wants(key)]
-        self._refuse_missing(known, infos, stepped[-1], list(acted[1]))
+        self._refuse_missing(known, stepped[-1], list(acted[1]))
+        self._tell_missing([key for key in infos if not self._has_info(stepped[-1], key)], stepped[-1])
         after = self._readers([reward] if self._wants(reward.key) else [], stepped) + self._info_readers(
             STEPPED_ROOT, infos, stepped
         )
@@ -168,12 +169,7 @@ class Describer:
         for key in keys:
             sample = self._sample(root[at], key)
             try:
-                array = as_array(sample)
-                is_number = array.dtype.kind in "biufc" and not isinstance(sample, list | tuple | dict)
-                if is_number:
-                    leaf = Leaf(key, array.dtype.name, tuple(array.shape))
-                else:
-                    leaf = Leaf(key, "object", (), sample=frozen(sample))
+                leaf = self._info_leaf(key, sample)
             except Exception as reason:
                 self._leave_out(key, reason)
                 continue
@@ -184,8 +180,17 @@ class Describer:
             if self._about.envs is None:
                 readers.append(self._reader(stream, known))
             else:
-                readers.append((InfoReader if is_number else InfoObjectReader)(stream, known, self._about.envs))
+                readers.append((InfoObjectReader if stream.is_object else InfoReader)(stream, known, self._about.envs))
         return readers
+
+    def _info_leaf(self, key: Key, sample: Any) -> Leaf:
+        """Return the facts about an info, from its first value; MISSING: it may come later."""
+        if sample is MISSING:  # a number if the user chose a kind, else an object
+            return Leaf(key, "float64", ()) if self._options.choose_kind_of(key) else Leaf(key, "object", (), sample="")
+        array = as_array(sample)
+        if array.dtype.kind in "biufc" and not isinstance(sample, list | tuple | dict):
+            return Leaf(key, array.dtype.name, tuple(array.shape))
+        return Leaf(key, "object", (), sample=frozen(sample))
 
     def _reader(self, stream: Stream, found: Field) -> Reader:
         if stream.is_object:
@@ -239,14 +244,22 @@ class Describer:
             if within and key not in there:
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {', '.join(within)}")
 
-    def _refuse_missing(self, known: set[Key], infos: Sequence[Key], info: Any, extras: Sequence[Key]) -> None:
-        """Raise KeyError if ``in_keys`` names a key that the environment doesn't give."""
+    def _tell_missing(self, missing: Sequence[Key], info: Any) -> None:
+        """Warn of infos that the first reset and the first step don't give: some come at the ends of episodes alone."""
+        if missing:
+            there = ", ".join(sorted(map(name_of, names_in(info)))) or "none"
+            warn(
+                f"in_keys asks for {', '.join(map(name_of, missing))}, which the environment hasn't given yet: recorded from "
+                f"when it comes. Of infos there are {there}"
+            )
+
+    def _refuse_missing(self, known: set[Key], info: Any, extras: Sequence[Key]) -> None:
+        """Raise KeyError if ``in_keys`` names a key, and no info, that the environment doesn't give."""
         if self._options.in_keys is None:
             return
         rendered = () if self._camera is None else (PIXELS,)
         there = {each.key for each in (*self._observable, *self._doable)} | {*OUTCOMES, *extras, *rendered} | known
-        given = {key for key in infos if self._has_info(info, key)}
-        missing = [key for key in self._options.in_keys if key not in there | given]
+        missing = [key for key in self._options.in_keys if key not in there and not is_info(key)]
         if missing:
             all_keys = sorted(map(name_of, there | {*names_in(info)}))
             raise KeyError(

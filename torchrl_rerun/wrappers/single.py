@@ -61,7 +61,8 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
         OSError: the folder can't be written.
         TypeError: ``env`` is no ``gymnasium.Env``, an option is of the wrong type, or there is none of its name.
-        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
+        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give. An info may come
+            later: there is a warning.
         ValueError: an option is out of its range, or ``autoreset_mode`` of a batch isn't known; at the first reset, if ``render`` asks for pictures that the environment can't
             give.
 

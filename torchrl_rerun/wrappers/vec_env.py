@@ -52,7 +52,8 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
         OSError: the folder can't be written.
         TypeError: an option is of the wrong type, or there is none of its name.
-        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
+        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give. An info may come
+            later: there is a warning.
         IndexError: at the first reset, if ``logged_envs`` is out of range.
         ValueError: an option is out of its range; at the first reset, if ``render`` asks for pictures that the environment can't
             give.
