@@ -544,6 +544,18 @@ class Given(gym.Env):
         return next(self.rest), 1.0, *self.flags, {}
 
 
+@pytest.mark.parametrize("flags", [([False], [False]), (np.array([False]), np.array(False))])
+def test_flags_in_lists_and_arrays_are_what_they_hold(path, flags):
+    env = RecordRerun(Given(spaces.Box(-9, 9, (1,)), np.zeros((4, 1), np.float32), flags=flags), path)
+    env.reset()
+    for _ in range(3):
+        env.step(0)
+    env.close()
+    recorded = read(path)
+    assert recorded["/env_0/observation"].along("episode_step") == [0, 1, 2, 3]
+    assert [value.item() for value in recorded["/env_0/done"].values] == [False] * 4
+
+
 @pytest.mark.parametrize(("first", "dtype"), [([1, 0, 1], "int8"), ([0.5, 0, 1], "float32")])
 def test_categories_that_come_as_floats_are_recorded_in_the_spaces_dtype_if_no_number_changes(path, first, dtype):
     env = RecordRerun(Given(spaces.MultiBinary(3), [np.array(first, np.float32)] * 2), path)

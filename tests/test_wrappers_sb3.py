@@ -207,6 +207,30 @@ def test_infos_of_resets_and_of_steps_are_recorded_at_their_own_frames(path):
     assert len(read(path)["/env_0/info/position"].values) == 6
 
 
+@pytest.mark.parametrize("as_infos", [lambda _: None, lambda infos: [None for _ in infos]])
+def test_infos_of_no_known_form_cost_the_last_observations_alone(path, as_infos):
+    class Silent(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            *result, infos = self.venv.step_wait()
+            return (*result, as_infos(infos))
+
+    references = []
+    venv = VecRerunRecorder(
+        Silent(seen(references, 2, ends=0.5)), path, in_keys=["observation", "action", "done", ("info", "frame")]
+    )
+    with pytest.warns(UserWarning, match="last observations of episodes are lost"):
+        drive(venv, 6)
+    venv.close()
+    recorded = read(path)
+    for env, reference in enumerate(references):
+        for name in ("action", "done"):
+            wanted = [np.asarray(row[2]).item() for row in reference.rows[name,]]
+            assert [value.item() for value in recorded[f"/env_{env}/{name}"].values] == wanted
+
+
 def test_infos_that_a_later_reset_does_not_give_are_recorded_with_the_last_step(path):
     class Once(Drawn):
         def reset(self, **options):

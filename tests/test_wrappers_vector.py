@@ -605,16 +605,31 @@ def test_a_copy_of_the_environments_records_a_file_of_its_own(path):
     assert read(path.with_name("run.worker_0.rrd"))["/env_0/observation"].along("step")[-1] == 5
 
 
-def test_flags_of_no_known_form_end_the_recording_and_not_the_training(path):
-    class Odd(Native):
+def test_flags_in_lists_are_recorded(path):
+    class Lists(Native):
         def step(self, actions):
             observation, reward, terminated, truncated, info = super().step(actions)
-            return observation, reward, terminated.tolist(), truncated.tolist(), info
+            return observation, reward.tolist(), terminated.tolist(), truncated.tolist(), info
+
+    envs = RecordRerun(Lists(None), path)
+    envs.reset()
+    for _ in range(4):
+        envs.step(np.zeros(3, np.int64))
+    envs.close()
+    recorded = read(path)
+    assert counts(recorded, 0) == [0, 1, 2, 0, 1]
+    assert [value.item() for value in recorded["/env_0/terminated"].values] == [False, False, True, False, False]
+
+
+def test_results_of_no_known_form_end_the_recording_and_not_the_training(path):
+    class Odd(Native):
+        def step(self, actions):
+            return super().step(actions)[:4]
 
     envs = RecordRerun(Odd(AutoresetMode.NEXT_STEP), path)
     envs.reset()
     with pytest.warns(RuntimeWarning):
-        envs.step(np.zeros(3, np.int64))
+        assert len(envs.step(np.zeros(3, np.int64))) == 4
     envs.step(np.zeros(3, np.int64))
     with pytest.raises(RecordingError):
         envs.close()

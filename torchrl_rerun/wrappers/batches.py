@@ -89,7 +89,7 @@ class Batch:
         front_end, reset, within = self._front_end, self._was_done, None
         try:
             observation, reward, terminated, truncated, info = result
-            done = terminated | truncated if done is None else done
+            done = _either(terminated, truncated) if done is None else done
             ended, ends = _ends(terminated, truncated, done)
             if ended is not None and self._mode is AutoresetMode.SAME_STEP:
                 within = Within(ended, last_of(info), properties)
@@ -135,6 +135,25 @@ def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None
     if not np.count_nonzero(ended):  # a quarter of the time of `any`
         return None, None
     return _as_flags(ended), Ends(_as_flags(terminated), _as_flags(truncated))
+
+
+def _either(terminated: Any, truncated: Any) -> Any:
+    """Return whether episodes end, of flags as arrays, tensors or lists."""
+    if hasattr(terminated, "detach"):
+        return terminated | truncated
+    return np.logical_or(as_array(terminated), as_array(truncated))
+
+
+def is_up(flag: Any) -> bool:
+    """Return whether a flag of one environment is up.
+
+    Args:
+        flag: a truth value, in an array or a list, too.
+
+    >>> is_up(True), is_up([False]), is_up(np.array([True]))
+    (True, False, True)
+    """
+    return bool(flag) if isinstance(flag, bool | np.bool_) else bool(as_array(flag).any())
 
 
 def _as_flags(value: Any) -> npt.NDArray[np.bool_]:

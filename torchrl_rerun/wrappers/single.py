@@ -14,7 +14,7 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in, single_spaces
-from torchrl_rerun.wrappers.batches import Batch, copied
+from torchrl_rerun.wrappers.batches import Batch, copied, is_up
 from torchrl_rerun.wrappers.cameras import EnvCamera, VectorCamera
 from torchrl_rerun.wrappers.facts import id_of, names_of, rate_of, seed_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
@@ -165,9 +165,10 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         ends = None
         try:
             observation, reward, terminated, truncated, info = result
-            done = bool(terminated or truncated)
+            has_terminated, was_truncated = is_up(terminated), is_up(truncated)
+            done = has_terminated or was_truncated
             if done:
-                ends = Ends(np.array([bool(terminated)]), np.array([bool(truncated)]))
+                ends = Ends(np.array([has_terminated]), np.array([was_truncated]))
         except Exception as error:  # a result of no form that is known: training goes on
             front_end.fail(error)
             return result

@@ -11,15 +11,16 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from torchrl_rerun.kinds.objects import MISSING
 from torchrl_rerun.recording.known_names import Names, of_id, of_simulator
 from torchrl_rerun.recording.known_rates import registered_fps
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
-from torchrl_rerun.wrappers.batches import Batch, copied
+from torchrl_rerun.wrappers.batches import Batch, copied, is_up
 from torchrl_rerun.wrappers.cameras import VecEnvCamera
 from torchrl_rerun.wrappers.facts import id_in, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
-from torchrl_rerun.wrappers.infos import is_info
+from torchrl_rerun.wrappers.infos import info_of, infos_at, is_info
 from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.policy_values import PolicyValues
 from torchrl_rerun.wrappers.recorder import Recorder
@@ -132,10 +133,10 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             if np.count_nonzero(done):
                 truncated = self._down.copy()
                 for env in np.flatnonzero(done):
-                    truncated[env] = bool(infos[env].get("TimeLimit.truncated", False))
+                    truncated[env] = _was_truncated(infos, int(env))
                 if self._reads_infos:
                     of_reset = self._reset_infos
-                    first_infos = [of_reset[env] if done[env] else info for env, info in enumerate(infos)]
+                    first_infos = [infos_at(of_reset if done[env] else infos, env) for env in range(len(done))]
                 terminated = done & ~truncated
         except Exception as error:  # infos of no form that is known: training goes on
             self._front_end.fail(error)
@@ -174,6 +175,12 @@ def chain(venv: VecEnv) -> Iterator[VecEnv]:
         if not isinstance(venv, VecEnvWrapper):
             return
         venv = venv.venv
+
+
+def _was_truncated(infos: Any, env: int) -> bool:
+    """Return whether the infos of an environment say that its episode was truncated."""
+    said = info_of(infos, ("TimeLimit.truncated",), env)
+    return said is not MISSING and is_up(said)
 
 
 def _normalized_in(venv: VecEnv) -> list[str]:
