@@ -566,6 +566,20 @@ def test_categories_that_come_as_floats_are_recorded_in_the_spaces_dtype_if_no_n
     assert [value.tolist() for value in read(path)["/env_0/observation"].values] == [first, first]
 
 
+def test_a_part_that_the_first_observation_lacks_is_a_gap(path):
+    space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), b=spaces.Box(-9, 9, (2,)), text=spaces.Text(3))
+    part = np.ones(2, np.float32)
+    env = RecordRerun(Given(space, [{"a": part}, {"a": part, "b": 2 * part, "text": "x"}]), path)
+    with pytest.warns(UserWarning, match="'b' is in the space, and not given yet"):
+        env.reset()
+    env.step(0)
+    env.close()
+    recorded = read(path)
+    assert recorded["/env_0/a"].along("frame") == [0, 1]
+    assert recorded["/env_0/b"].along("frame") == recorded["/env_0/text"].along("frame") == [1]
+    assert recorded["/env_0/b"].values[0].tolist() == [2, 2]
+
+
 def test_numbers_of_pythons_have_64_bits(path):
     env = RecordRerun(Given(spaces.Box(-9, 9, (2,)), [[0, 1], [0.1, 1.2]], action_space=spaces.Box(-1, 1, (1,))), path)
     env.reset()

@@ -140,7 +140,7 @@ class Describer:
         readers: list[Reader] = []
         for each in found:
             try:
-                leaf = self._leaf(each, each.follow(root))
+                leaf = self._leaf(each, _value_of(each, root))
             except Exception as reason:
                 self._leave_out(each.key, reason)
                 continue
@@ -203,13 +203,17 @@ class Describer:
         """Return the facts about a field, from its first value."""
         envs = self._about.envs
         if found.form != "array":
-            rows = [found.inner(each) if found.inner else each for each in ([value] if envs is None else value)]
+            given = () if value is MISSING else [value] if envs is None else value
+            rows = [found.inner(each) if found.inner else each for each in given]
             there = [row for row in rows if row is not MISSING]
             if found.form == "object":
                 return Leaf(found.key, "object", (), sample=frozen(there[0]) if there else "")
             first = as_array(there[0]) if there else np.zeros(found.shape, found.dtype)
             return Leaf(found.key, first.dtype.name, tuple(first.shape), varies=True)
         device, dtype = device_of(value), found.dtype
+        if value is MISSING:
+            assert dtype is not None, "that of a space"
+            value = np.zeros(found.shape if envs is None else (envs, *found.shape), dtype)
         if device:
             name, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
         else:
@@ -271,6 +275,17 @@ class Describer:
 def device_of(value: Any) -> str:
     """Return the accelerator that a tensor is on, if copies from it run beside the environment; else an empty string."""
     return str(value.device) if getattr(value, "is_cuda", False) else ""
+
+
+def _value_of(found: Field, root: Any) -> Any:
+    """Return the first value of a field; MISSING, with a warning, if it isn't there yet: its space tells what it will be."""
+    try:
+        return found.follow(root)
+    except (KeyError, IndexError):
+        if found.dtype is None and found.form != "object":
+            raise
+        warn(f"{name_of(found.key)} is in the space, and not given yet: it is recorded from when it comes")
+        return MISSING
 
 
 def _dtype_for(found: Field, dtype: np.dtype[Any], value: Any, array: npt.NDArray[Any], *, is_single: bool) -> str:
