@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from effort import examples
 from gym_environments import SPACES, Drawn, Reference, assert_same_rows
@@ -25,6 +26,7 @@ from readback import read, read_folder
 from torchrl_rerun import KeepLast, RecordingError, load
 from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.wrappers import RecordRerun
+from torchrl_rerun.wrappers.sb3 import VecRerunRecorder
 
 
 def record(env, steps, *, seed=0, reset_after_end=True):
@@ -392,6 +394,35 @@ def test_no_environment_but_gymnasiums_is_taken(path):
         RecordRerun("CartPole-v1", path)
     with pytest.raises(TypeError, match="no_such_option"):
         RecordRerun(Drawn(), path, no_such_option=1)
+
+
+def test_environments_of_another_form_are_refused_with_the_recorder_that_they_need(path):
+    with pytest.raises(
+        TypeError, match=r"SyncVectorEnv is a .*wrap it in torchrl_rerun\.wrappers\.vector\.RecordRerun"
+    ):
+        RecordRerun(gym.vector.SyncVectorEnv([Drawn]), path)
+    with pytest.raises(
+        TypeError, match=r"DummyVecEnv is a .*wrap it in torchrl_rerun\.wrappers\.sb3\.VecRerunRecorder"
+    ):
+        RecordRerun(DummyVecEnv([Drawn]), path)
+    with pytest.raises(TypeError, match=r"Drawn is a .*wrap it in torchrl_rerun\.wrappers\.RecordRerun"):
+        VecRerunRecorder(Drawn(), path)
+    with pytest.raises(
+        TypeError, match=r"SyncVectorEnv is a .*wrap it in torchrl_rerun\.wrappers\.vector\.RecordRerun"
+    ):
+        VecRerunRecorder(gym.vector.SyncVectorEnv([Drawn]), path)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"video_length": 3}, r"RecordRerun has no 'video_length' \(it is recording_length here\)"),
+        ({"name_prefix": "a", "skips": 2}, r"second argument.*; no 'skips' \(did you mean 'skip'\?\)"),
+    ],
+)
+def test_arguments_of_other_recorders_are_refused_with_what_they_are_here(path, options, advice):
+    with pytest.raises(TypeError, match=advice):
+        RecordRerun(Drawn(), path, **options)
 
 
 def test_an_existing_file_is_refused(path):

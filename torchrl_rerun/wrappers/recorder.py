@@ -18,6 +18,7 @@ from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session, Sinks, shared_paths
 from torchrl_rerun.viewing import notebook
+from torchrl_rerun.wrappers.choosing import check_options
 from torchrl_rerun.wrappers.facts import is_made_for_batch
 from torchrl_rerun.wrappers.front_end import FrontEnd
 
@@ -40,6 +41,7 @@ class Recorder(Controls):
             TypeError: an option is of the wrong type, or there is none of its name.
             ValueError: an option is out of its range, or contradicts another one.
         """
+        check_options(type(self).__name__, options)
         self._session = Session.of(sink, Options(**options))
         if is_made_for_batch():
             target = self._session.target

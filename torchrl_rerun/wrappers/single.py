@@ -16,6 +16,7 @@ from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in, single_spaces
 from torchrl_rerun.wrappers.batches import Batch, copied, is_up
 from torchrl_rerun.wrappers.cameras import EnvCamera, VectorCamera
+from torchrl_rerun.wrappers.choosing import SINGLE, check_form
 from torchrl_rerun.wrappers.facts import id_of, names_of, rate_of, seed_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.plan import About
@@ -98,6 +99,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         autoreset_mode: Modes = None,
         **options: Unpack[RecorderOptions],
     ) -> None:
+        check_form(env, SINGLE)
         told = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
         # Sinks such as recording streams can't be copied.
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, sink=saved_sink(sink), **told, **options)

@@ -18,6 +18,7 @@ from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.batches import Batch, copied, is_up
 from torchrl_rerun.wrappers.cameras import VecEnvCamera
+from torchrl_rerun.wrappers.choosing import VEC_ENV, check_form
 from torchrl_rerun.wrappers.facts import id_in, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.infos import info_of, infos_at, is_info
@@ -52,7 +53,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
     Raises:
         FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
         OSError: the folder can't be written.
-        TypeError: an option is of the wrong type, or there is none of its name.
+        TypeError: ``venv`` is an environment of Gymnasium, an option is of the wrong type, or there is none of its name.
         KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give. An info may come
             later: there is a warning.
         IndexError: at the first reset, if ``logged_envs`` is out of range.
@@ -75,6 +76,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, sink: Sinks | Sequence[Sinks] = None, **options: Unpack[RecorderOptions]) -> None:
+        check_form(venv, VEC_ENV)
         VecEnvWrapper.__init__(self, venv)
         self._actions: Any = None
         self._extras: Mapping[Any, Any] = NO_EXTRAS

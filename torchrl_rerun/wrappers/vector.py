@@ -13,6 +13,7 @@ from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in
 from torchrl_rerun.wrappers.batches import Batch, copied
 from torchrl_rerun.wrappers.cameras import VectorCamera
+from torchrl_rerun.wrappers.choosing import VECTOR, check_form
 from torchrl_rerun.wrappers.facts import id_of, names_of_batch, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.plan import About
@@ -83,6 +84,7 @@ class RecordRerun(Recorder, Wrapper):
         autoreset_mode: Modes = None,
         **options: Unpack[RecorderOptions],
     ) -> None:
+        check_form(env, VECTOR)
         VectorWrapper.__init__(self, env)
         self._mode = mode_of(env, autoreset_mode, AutoresetMode.NEXT_STEP)
         self._start(sink, options)
