@@ -377,6 +377,19 @@ def test_the_spec_has_the_recorders_arguments_and_makes_the_environment_again(pa
     assert load(path)
 
 
+def test_an_environment_of_the_spec_of_one_that_is_recorded_records_a_file_of_its_own(path):
+    env = RecordRerun(gym.make("CartPole-v1"), path)
+    check_env(env, skip_render_check=True)
+    env.reset()
+    other = gym.make(env.spec)
+    record(other, 3)
+    other.close()
+    env.close()
+    assert path.with_name("run.worker_0.rrd").exists()
+    with pytest.raises(FileExistsError):
+        gym.make(env.spec)
+
+
 def test_a_copy_of_the_environment_records_a_file_of_its_own(path):
     env = RecordRerun(gym.make("CartPole-v1"), path)
     env.reset(seed=0)

@@ -120,6 +120,18 @@ def seeds_of_batch(seed: Any, envs: int, *, follow_one_another: bool) -> list[in
     return [known_seed(first + env) for env in range(envs)] if follow_one_another else unknown
 
 
+def is_made_from_spec(wrapper: Any) -> bool:
+    """Return whether ``gymnasium.make`` makes a wrapper, because the spec of an environment holds it.
+
+    Args:
+        wrapper: the wrapper, a method of which calls this function.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - nothing public says it
+    while frame is not None and frame.f_locals.get("self") is wrapper:
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == "gymnasium.envs.registration"
+
+
 def is_made_for_batch() -> bool:
     """Return whether the caller is called by a vector environment that makes its environments in this process."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - nothing public says it

@@ -81,6 +81,11 @@ class FrontEnd:
             close_quietly(self.recording)
 
     @property
+    def is_recording(self) -> bool:
+        """Whether a recording is in progress."""
+        return self.recording is not None and self.recording.alive
+
+    @property
     def must_know_seeds(self) -> bool:
         """Whether seeds are recorded, as properties of episodes."""
         return self.session.options.split == "episode"

@@ -73,6 +73,9 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
     .. note:: Around ``gymnasium.wrappers.Autoreset``, the call of ``step`` that resets the environment is recorded as a reset. Its
         action, which the environment ignores, and its reward aren't recorded.
 
+    .. note:: An environment that is made from the ``spec`` of one that is being recorded (``env.spec.make()``, as Gymnasium's
+        ``check_env`` does) has a file beside it, as copies have.
+
     .. note:: An environment that was reset before it was wrapped has its first row after the first step: the observation before
         it isn't known.
 
