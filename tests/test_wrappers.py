@@ -470,6 +470,18 @@ def test_recording_can_be_switched_off_and_goes_on_after_a_close(path):
     assert read(path.with_name("run.part_1.rrd"))["/env_0/observation"].along("step") == [5]
 
 
+def test_indices_of_numpys_choose_the_environment_to_annotate(tmp_path):
+    env = RecordRerun(Drawn(ends=0), tmp_path / "run", split="episode")
+    env.reset()
+    env.step(0)
+    env.annotate(env=np.int64(0), success=True)
+    for odd in (True, 0.0, "0"):
+        with pytest.raises(TypeError, match="is no environment index"):
+            env.annotate(odd, success=True)
+    env.close()
+    assert load(tmp_path / "run")[0].properties["success"] is True
+
+
 def test_a_number_makes_recordings_of_so_many_frames(tmp_path):
     env = RecordRerun(Drawn(ends=0.2), tmp_path / "run", split=7)
     reference = record(env, 30)
