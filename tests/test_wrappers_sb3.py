@@ -374,6 +374,29 @@ def test_an_evaluation_is_recorded_by_itself(tmp_path):
     assert len([each for each in load(tmp_path / "eval") if not each.properties.interrupted]) == 4
 
 
+@pytest.mark.parametrize(
+    ("trained", "evaluated"),
+    [
+        ("recorder around", "recorder around"),
+        ("recorder within", "recorder within"),
+        ("no recorder", "recorder within"),
+    ],
+)
+def test_normalised_environments_are_evaluated_if_both_have_one_order_of_wrappers(tmp_path, trained, evaluated):
+    def make(form, name):
+        venv = make_vec_env("CartPole-v1", n_envs=1)
+        if form == "recorder around":
+            return VecRerunRecorder(VecNormalize(venv), tmp_path / name)
+        return VecNormalize(VecRerunRecorder(venv, tmp_path / name) if form == "recorder within" else venv)
+
+    model = PPO("MlpPolicy", make(trained, "train.rrd"), n_steps=16, batch_size=16, n_epochs=1)
+    test_env = make(evaluated, "eval.rrd")
+    model.learn(16, callback=EvalCallback(test_env, eval_freq=16, n_eval_episodes=1, verbose=0, warn=False))
+    test_env.close()
+    model.get_env().close()
+    assert len(load(tmp_path / "eval.rrd")) >= 1
+
+
 def test_a_callback_without_a_recorder_says_so():
     model = PPO("MlpPolicy", make_vec_env("CartPole-v1", n_envs=1), n_steps=16, batch_size=16, n_epochs=1)
     with pytest.raises(ValueError, match="there is no VecRerunRecorder"):
