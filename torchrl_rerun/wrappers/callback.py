@@ -15,7 +15,7 @@ from torchrl_rerun.wrappers.vec_env import VecRerunRecorder, chain
 class RerunCallback(BaseCallback):
     """Make a recording durable at the end of each rollout, and add what the training knows.
 
-    - At the end of a rollout the recorder dumps, at most once in :attr:`DUMP_SECONDS`: rollouts may be a few steps, and with
+    - At the end of a rollout the recorder dumps, at most once in ``DUMP_SECONDS``: rollouts may be a few steps, and with
       ``keep`` a dump writes the episodes in progress. Between dumps the black box has all steps.
     - If each episode has a recording of its own (``split="episode"``, ``keep``), ``num_timesteps`` is a property of it: the steps of
       all environments when it ended.

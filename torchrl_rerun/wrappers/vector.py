@@ -69,10 +69,10 @@ class RecordRerun(Recorder, Wrapper):
         >>> from torchrl_rerun.wrappers.vector import RecordRerun
         >>> envs = RecordRerun(gym.make_vec("CartPole-v1", num_envs=3), tempfile.mkdtemp() + "/run.rrd")
         >>> observations, infos = envs.reset(seed=0)
-        >>> for _ in range(10):
+        >>> for _ in range(5):
         ...     observations, rewards, terminations, truncations, infos = envs.step(envs.action_space.sample())
         >>> envs.stats()["steps"], envs.stats()["episodes"]
-        (10, 3)
+        (5, 3)
         >>> envs.close()
     """
 
