@@ -427,7 +427,10 @@ def assert_refused(message, *arguments):
 def test_sources_without_episodes_are_refused(tmp_path, run):
     assert_refused("nowhere doesn't exist", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert_refused("empty holds no episodes", tmp_path / "empty")
+    assert_refused("empty holds no episodes: none was recorded, or its keep policy kept none", tmp_path / "empty")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "note.txt").touch()
+    assert_refused("other holds no episodes: pass the folder that RerunRecorder(", tmp_path / "other")
     whole = write_run(tmp_path / "my run.rrd")
     assert_refused(
         f"holds recordings of whole runs, not of single episodes: open them with `torchrl-rerun view '{whole}'`, "

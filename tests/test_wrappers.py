@@ -18,6 +18,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from effort import examples
 from gym_environments import SPACES, Drawn, Reference, assert_same_rows
@@ -25,6 +26,7 @@ from readback import read, read_folder
 from torchrl_rerun import KeepLast, RecordingError, load
 from torchrl_rerun.rrd.reader import parts_in
 from torchrl_rerun.wrappers import RecordRerun
+from torchrl_rerun.wrappers.sb3 import VecRerunRecorder
 
 
 def record(env, steps, *, seed=0, reset_after_end=True):
@@ -124,11 +126,28 @@ def test_infos_are_recorded_if_they_are_asked_for(path):
 
 
 def test_a_key_that_is_not_there_is_named_with_those_that_are(path):
-    env = RecordRerun(Drawn(), path, in_keys=["observation", ("info", "speed")])
+    env = RecordRerun(Drawn(), path, in_keys=["observation", "speed"])
     env.reset()
-    with pytest.raises(KeyError, match=r"\('info', 'speed'\).*\('info', 'position'\)"):
+    with pytest.raises(KeyError, match=r"'speed'.*\('info', 'position'\)"):
         env.step(0)
     assert not path.exists()
+
+
+def test_infos_that_come_later_are_told_and_recorded_when_they_come(path):
+    keys = ["observation", "reward", ("info", "episode", "r"), ("info", "episode", "l"), ("info", "speed")]
+    inner = gym.wrappers.TimeLimit(Drawn(ends=0), 3)
+    env = RecordRerun(
+        gym.wrappers.RecordEpisodeStatistics(inner), path, in_keys=keys, kinds={("info", "episode", "r"): "scalars"}
+    )
+    with pytest.warns(UserWarning, match=r"\('info', 'speed'\).*there are .*\('info', 'position'\)"):
+        record(env, 7)
+    env.close()
+    recorded = read(path)
+    for name in "rl":
+        assert recorded[f"/env_0/info/episode/{name}"].along("frame") == [3, 7]
+    assert [int(value) for value in recorded["/env_0/info/episode/l"].values] == [3, 3]
+    episode = load(path)[0]
+    assert episode.arrays()["info", "episode", "r"] == pytest.approx([episode.properties.episode_return])
 
 
 def test_a_group_of_keys_is_refused_with_the_keys_in_it(path):
@@ -284,6 +303,30 @@ def test_an_observation_of_another_shape_is_recorded_in_its_own(path):
     assert_same_rows(read(path), [reference])
 
 
+@pytest.mark.parametrize("space", ["dict", "tuple", "graph", "sequence"])
+def test_an_environment_may_change_the_actions_that_it_takes(path, space):
+    def clear(action):
+        for part in action.values() if isinstance(action, dict) else action if isinstance(action, tuple) else ():
+            clear(part)
+        if isinstance(action, np.ndarray):
+            action[...] = 0
+
+    class Clears(Drawn):
+        def step(self, action):
+            clear(action)
+            return super().step(action)
+
+    env = RecordRerun(Clears(action_space=SPACES[space], ends=0), path)
+    reference = Reference(env)
+    reference.reset(env.reset(seed=0)[0])
+    for _ in range(5):
+        action = env.action_space.sample()
+        taken = copy.deepcopy(action)
+        reference.stepped(taken, *env.step(action)[:4])
+    env.close()
+    assert_same_rows(read(path), [reference])
+
+
 def test_a_full_disk_never_reaches_training(small_disk):
     env = RecordRerun(
         Drawn(spaces.Box(0, 255, (100_000,), np.uint8), ends=0), small_disk / "run.rrd", flush_seconds=0.1
@@ -334,6 +377,19 @@ def test_the_spec_has_the_recorders_arguments_and_makes_the_environment_again(pa
     assert load(path)
 
 
+def test_an_environment_of_the_spec_of_one_that_is_recorded_records_a_file_of_its_own(path):
+    env = RecordRerun(gym.make("CartPole-v1"), path)
+    check_env(env, skip_render_check=True)
+    env.reset()
+    other = gym.make(env.spec)
+    record(other, 3)
+    other.close()
+    env.close()
+    assert path.with_name("run.worker_0.rrd").exists()
+    with pytest.raises(FileExistsError):
+        gym.make(env.spec)
+
+
 def test_a_copy_of_the_environment_records_a_file_of_its_own(path):
     env = RecordRerun(gym.make("CartPole-v1"), path)
     env.reset(seed=0)
@@ -351,6 +407,35 @@ def test_no_environment_but_gymnasiums_is_taken(path):
         RecordRerun("CartPole-v1", path)
     with pytest.raises(TypeError, match="no_such_option"):
         RecordRerun(Drawn(), path, no_such_option=1)
+
+
+def test_environments_of_another_form_are_refused_with_the_recorder_that_they_need(path):
+    with pytest.raises(
+        TypeError, match=r"SyncVectorEnv is a .*wrap it in torchrl_rerun\.wrappers\.vector\.RecordRerun"
+    ):
+        RecordRerun(gym.vector.SyncVectorEnv([Drawn]), path)
+    with pytest.raises(
+        TypeError, match=r"DummyVecEnv is a .*wrap it in torchrl_rerun\.wrappers\.sb3\.VecRerunRecorder"
+    ):
+        RecordRerun(DummyVecEnv([Drawn]), path)
+    with pytest.raises(TypeError, match=r"Drawn is a .*wrap it in torchrl_rerun\.wrappers\.RecordRerun"):
+        VecRerunRecorder(Drawn(), path)
+    with pytest.raises(
+        TypeError, match=r"SyncVectorEnv is a .*wrap it in torchrl_rerun\.wrappers\.vector\.RecordRerun"
+    ):
+        VecRerunRecorder(gym.vector.SyncVectorEnv([Drawn]), path)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"video_length": 3}, r"RecordRerun has no 'video_length' \(it is recording_length here\)"),
+        ({"name_prefix": "a", "skips": 2}, r"second argument.*; no 'skips' \(did you mean 'skip'\?\)"),
+    ],
+)
+def test_arguments_of_other_recorders_are_refused_with_what_they_are_here(path, options, advice):
+    with pytest.raises(TypeError, match=advice):
+        RecordRerun(Drawn(), path, **options)
 
 
 def test_an_existing_file_is_refused(path):
@@ -383,6 +468,18 @@ def test_recording_can_be_switched_off_and_goes_on_after_a_close(path):
         env.step(0)
     env.close()
     assert read(path.with_name("run.part_1.rrd"))["/env_0/observation"].along("step") == [5]
+
+
+def test_indices_of_numpys_choose_the_environment_to_annotate(tmp_path):
+    env = RecordRerun(Drawn(ends=0), tmp_path / "run", split="episode")
+    env.reset()
+    env.step(0)
+    env.annotate(env=np.int64(0), success=True)
+    for odd in (True, 0.0, "0"):
+        with pytest.raises(TypeError, match="is no environment index"):
+            env.annotate(odd, success=True)
+    env.close()
+    assert load(tmp_path / "run")[0].properties["success"] is True
 
 
 def test_a_number_makes_recordings_of_so_many_frames(tmp_path):
@@ -486,3 +583,64 @@ def test_a_recorder_that_is_gone_has_closed_its_recording(path):
     gc.collect()
     assert len(read(path)["/env_0/observation"].values) == 4
     assert parts_in(path)[0].is_finished
+
+
+class Given(gym.Env):
+    """Gives a list of observations, one after the other, whatever its space says."""
+
+    def __init__(self, observation_space, observations, *, action_space=None, flags=(False, False)):
+        self.observation_space, self.action_space = observation_space, action_space or spaces.Discrete(3)
+        self.observations, self.flags = observations, flags
+
+    def reset(self, *, seed=None, options=None):
+        self.rest = iter(self.observations)
+        return next(self.rest), {}
+
+    def step(self, action):
+        return next(self.rest), 1.0, *self.flags, {}
+
+
+@pytest.mark.parametrize("flags", [([False], [False]), (np.array([False]), np.array(False))])
+def test_flags_in_lists_and_arrays_are_what_they_hold(path, flags):
+    env = RecordRerun(Given(spaces.Box(-9, 9, (1,)), np.zeros((4, 1), np.float32), flags=flags), path)
+    env.reset()
+    for _ in range(3):
+        env.step(0)
+    env.close()
+    recorded = read(path)
+    assert recorded["/env_0/observation"].along("episode_step") == [0, 1, 2, 3]
+    assert [value.item() for value in recorded["/env_0/done"].values] == [False] * 4
+
+
+@pytest.mark.parametrize(("first", "dtype"), [([1, 0, 1], "int8"), ([0.5, 0, 1], "float32")])
+def test_categories_that_come_as_floats_are_recorded_in_the_spaces_dtype_if_no_number_changes(path, first, dtype):
+    env = RecordRerun(Given(spaces.MultiBinary(3), [np.array(first, np.float32)] * 2), path)
+    env.reset()
+    env.step(0)
+    env.close()
+    assert read(path).entry("observation")["dtype"] == dtype
+    assert [value.tolist() for value in read(path)["/env_0/observation"].values] == [first, first]
+
+
+def test_a_part_that_the_first_observation_lacks_is_a_gap(path):
+    space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), b=spaces.Box(-9, 9, (2,)), text=spaces.Text(3))
+    part = np.ones(2, np.float32)
+    env = RecordRerun(Given(space, [{"a": part}, {"a": part, "b": 2 * part, "text": "x"}]), path)
+    with pytest.warns(UserWarning, match="'b' is in the space, and not given yet"):
+        env.reset()
+    env.step(0)
+    env.close()
+    recorded = read(path)
+    assert recorded["/env_0/a"].along("frame") == [0, 1]
+    assert recorded["/env_0/b"].along("frame") == recorded["/env_0/text"].along("frame") == [1]
+    assert recorded["/env_0/b"].values[0].tolist() == [2, 2]
+
+
+def test_numbers_of_pythons_have_64_bits(path):
+    env = RecordRerun(Given(spaces.Box(-9, 9, (2,)), [[0, 1], [0.1, 1.2]], action_space=spaces.Box(-1, 1, (1,))), path)
+    env.reset()
+    env.step([0.1])
+    env.close()
+    arrays = load(path)[0].arrays()
+    assert arrays["observation"].tolist() == [[0, 1], [0.1, 1.2]]
+    assert arrays["action"].tolist() == [[0.1]]

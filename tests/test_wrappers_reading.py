@@ -76,6 +76,23 @@ def test_arrays_are_read_without_torch(path):
     assert said.stdout.strip() == f"{{'observation': ({steps + 1}, 3), 'reward': ({steps},)}}"
 
 
+def test_steps_of_rows_tell_which_belong_together(path):
+    env = RecordRerun(Drawn(ends=0), path, in_keys=["observation", "action", "reward", ("info", "start")], skip=3)
+    observations, rewards = [env.reset(seed=0)[0]], [None]
+    for _ in range(7):
+        observation, reward, *_ = env.step(0)
+        observations.append(observation)
+        rewards.append(reward)
+    env.close()
+    [episode] = load(path)
+    steps, arrays = episode.episode_steps(), episode.arrays()
+    assert {name: len(rows) for name, rows in steps.items()} == {name: len(rows) for name, rows in arrays.items()}
+    assert steps["info", "start"].tolist() == [0]
+    assert np.array_equal(arrays["observation"], [observations[step] for step in steps["observation"]])
+    assert arrays["reward"].tolist() == [rewards[step] for step in steps["reward"]]
+    assert set(steps["action"]) <= set(steps["observation"])
+
+
 def test_tensordicts_have_torchrls_form(path):
     record(path, SPACES["dict"], SPACES["from three"])
     steps = load(path)[0].tensordict()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -204,6 +207,60 @@ def test_infos_of_resets_and_of_steps_are_recorded_at_their_own_frames(path):
     assert len(read(path)["/env_0/info/position"].values) == 6
 
 
+@pytest.mark.parametrize("as_infos", [lambda _: None, lambda infos: [None for _ in infos]])
+def test_infos_of_no_known_form_cost_the_last_observations_alone(path, as_infos):
+    class Silent(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            *result, infos = self.venv.step_wait()
+            return (*result, as_infos(infos))
+
+    references = []
+    venv = VecRerunRecorder(
+        Silent(seen(references, 2, ends=0.5)), path, in_keys=["observation", "action", "done", ("info", "frame")]
+    )
+    with pytest.warns(UserWarning, match="last observations of episodes are lost"):
+        drive(venv, 6)
+    venv.close()
+    recorded = read(path)
+    for env, reference in enumerate(references):
+        for name in ("action", "done"):
+            wanted = [np.asarray(row[2]).item() for row in reference.rows[name,]]
+            assert [value.item() for value in recorded[f"/env_{env}/{name}"].values] == wanted
+
+
+def test_infos_that_a_later_reset_does_not_give_are_recorded_with_the_last_step(path):
+    class Once(Drawn):
+        def reset(self, **options):
+            observation, info = super().reset(**options)
+            return observation, info if self.frame == 1 else {}
+
+    venv = VecRerunRecorder(
+        DummyVecEnv([functools.partial(Once, ends=0.5)]), path, in_keys=["observation", ("info", "frame")]
+    )
+    drive(venv, 6)
+    venv.close()
+    recorded = read(path)
+    rows, steps = recorded["/env_0/info/frame"], recorded["/env_0/observation"].along("episode_step")
+    assert steps.count(0) > 1
+    assert rows.along("episode_step") == [0, *(step for step in steps if step)]
+
+
+def test_infos_of_monitors_are_recorded_at_the_ends_of_episodes(path):
+    keys = ["observation", ("info", "episode", "r")]
+    venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), path, in_keys=keys)
+    with pytest.warns(UserWarning, match=r"\('info', 'episode', 'r'\)"):
+        drive(venv, 60)
+    venv.close()
+    recorded = read(path)
+    for env in range(2):
+        steps = recorded[f"/env_{env}/observation"].along("episode_step")
+        lengths = [last for last, first in itertools.pairwise(steps) if first == 0]
+        assert list(recorded[f"/env_{env}/info/episode/r"].values) == lengths
+
+
 def test_pictures_of_the_environments_are_recorded(path):
     fns = [functools.partial(Drawn, ends=0, render_mode="rgb_array")] * 2
     venv = VecRerunRecorder(DummyVecEnv(fns), path, render=True, image_format="raw", logged_envs=[1])
@@ -238,6 +295,68 @@ def test_a_training_is_recorded_with_its_timesteps_and_its_values(tmp_path):
     assert read_folder(tmp_path / "run")[0, 0].keys() >= {("value",), ("log_prob",)}
 
 
+class AsksThePolicy(BaseCallback):
+    """Asks for one observation, as a user's callback does, and copies the policy."""
+
+    def _on_step(self):
+        policy = self.model.policy
+        with torch.no_grad():
+            policy(policy.obs_to_tensor(np.zeros((1, 4), np.float32))[0])
+        copy.deepcopy(policy)
+        return True
+
+
+def make_model(path, envs=2, **options):
+    venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=envs, seed=0), path, **options)
+    return venv, PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, seed=0)
+
+
+def test_values_are_those_of_the_actions_whatever_else_the_policy_is_asked(path):
+    venv, model = make_model(path, 3)
+    model.learn(24, callback=[RerunCallback(venv, values=True), AsksThePolicy()])
+    wanted = model.rollout_buffer.values.reshape(3, 8)
+    venv.close()
+    recorded = read(path)
+    for env in range(3):
+        found = [value.item() for value in recorded[f"/env_{env}/value"].values]
+        assert np.array_equal(np.array(found, np.float32), wanted[env])
+        assert len(found) == len(recorded[f"/env_{env}/action"].values) == 8
+
+
+def test_values_of_clipped_actions_are_recorded(path):
+    venv = VecRerunRecorder(make_vec_env("Pendulum-v1", n_envs=2), path)
+    model = PPO("MlpPolicy", venv, n_steps=8, batch_size=8, n_epochs=1, policy_kwargs={"log_std_init": 2.0})
+    model.learn(16, callback=RerunCallback(venv, values=True))
+    venv.close()
+    assert len(read(path)["/env_0/value"].values) == 8
+
+
+def test_values_that_come_too_late_are_told(path):
+    venv, model = make_model(path)
+    model.learn(16)
+    with pytest.warns(UserWarning, match="pass the callback to the first learn"):
+        model.learn(16, callback=RerunCallback(venv, values=True))
+    venv.close()
+
+
+def test_an_interrupted_training_leaves_nothing_behind_for_the_next(tmp_path):
+    class Interrupts(BaseCallback):
+        def _on_step(self):
+            raise KeyboardInterrupt
+
+    venv, model = make_model(tmp_path / "run.rrd")
+    callback = RerunCallback(values=True)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(16, callback=[callback, Interrupts()])
+    other = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), tmp_path / "other.rrd")
+    model.set_env(other)
+    model.learn(16, callback=callback)
+    assert not model.policy._forward_hooks
+    assert callback.recorder is other
+    venv.close()
+    other.close()
+
+
 def test_a_training_with_a_replay_buffer_is_recorded(path):
     venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=1), path)
     model = DQN("MlpPolicy", venv, learning_starts=10, buffer_size=100)
@@ -253,6 +372,29 @@ def test_an_evaluation_is_recorded_by_itself(tmp_path):
     model.learn(32, callback=EvalCallback(evaluated, eval_freq=16, n_eval_episodes=2, verbose=0, warn=False))
     evaluated.close()
     assert len([each for each in load(tmp_path / "eval") if not each.properties.interrupted]) == 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated"),
+    [
+        ("recorder around", "recorder around"),
+        ("recorder within", "recorder within"),
+        ("no recorder", "recorder within"),
+    ],
+)
+def test_normalised_environments_are_evaluated_if_both_have_one_order_of_wrappers(tmp_path, trained, evaluated):
+    def make(form, name):
+        venv = make_vec_env("CartPole-v1", n_envs=1)
+        if form == "recorder around":
+            return VecRerunRecorder(VecNormalize(venv), tmp_path / name)
+        return VecNormalize(VecRerunRecorder(venv, tmp_path / name) if form == "recorder within" else venv)
+
+    model = PPO("MlpPolicy", make(trained, "train.rrd"), n_steps=16, batch_size=16, n_epochs=1)
+    test_env = make(evaluated, "eval.rrd")
+    model.learn(16, callback=EvalCallback(test_env, eval_freq=16, n_eval_episodes=1, verbose=0, warn=False))
+    test_env.close()
+    model.get_env().close()
+    assert len(load(tmp_path / "eval.rrd")) >= 1
 
 
 def test_a_callback_without_a_recorder_says_so():

@@ -203,6 +203,20 @@ def test_lost_last_observations_are_nan_and_the_schema_says_so(path):
     assert [len(episode.tensordict()) for episode in load(path) if episode.properties.env == 0] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("options", [{"reset_mask": np.array([True, False, False])}, {"env_idx": [0]}])
+def test_environments_that_reset_all_whatever_the_options_say_are_recorded_so(path, options):
+    envs = RecordRerun(Native(None), path)
+    envs.reset()
+    envs.step(np.zeros(3, np.int64))
+    envs.reset(options=options)
+    envs.step(np.zeros(3, np.int64))
+    envs.close()
+    recorded = read(path)
+    for env in range(3):
+        assert counts(recorded, env) == [0, 1, 0, 1]
+        assert recorded[f"/env_{env}/observation"].along("episode") == [0, 0, 1, 1]
+
+
 def test_a_missing_mode_means_the_next_step(path):
     envs = RecordRerun(Native(None), path)
     drive(envs, 6)
@@ -299,6 +313,26 @@ def test_episodes_have_recordings_of_their_own(tmp_path, mode):
             assert recorded.episode["terminated"] or recorded.episode["truncated"]
 
 
+def test_seeds_of_native_vector_environments_are_unknown(tmp_path):
+    envs = RecordRerun(Native(None), tmp_path / "run", split="episode")
+    envs.reset(seed=5)
+    envs.step(np.zeros(3, np.int64))
+    envs.reset(seed=[7, None, 9])
+    envs.step(np.zeros(3, np.int64))
+    envs.close()
+    found = {(each.properties.env, each.properties.episode): each.properties.seed for each in load(tmp_path / "run")}
+    assert found == {(0, 0): None, (1, 0): None, (2, 0): None, (0, 1): 7, (1, 1): None, (2, 1): 9}
+
+
+@pytest.mark.parametrize("seed", [3.0, 2**70, "three", [1.5, None, {}], np.array([[1, 2]])])
+def test_seeds_of_odd_forms_are_unknown_and_never_reach_training(tmp_path, seed):
+    envs = RecordRerun(Native(None), tmp_path / "run", split="episode")
+    envs.reset(seed=seed)
+    envs.step(np.zeros(3, np.int64))
+    envs.close()
+    assert {each.properties.seed for each in load(tmp_path / "run")} == {None}
+
+
 def test_infos_of_a_batch_are_recorded_and_missing_ones_leave_gaps(path):
     class Sometimes(Drawn):
         def step(self, action):
@@ -325,6 +359,56 @@ def test_infos_of_last_steps_are_recorded_with_these(path):
     recorded = read(path)
     assert [value.item() for value in recorded["/env_1/info/frame"].values] == [1, 2, 3, 4, 5]
     assert [value.tolist() for value in recorded["/env_1/info/position"].values] == [[2, 2], [4, 4]]
+
+
+class SometimesInforms(Drawn):
+    """Says at which frame it is, but for the last one of each episode of three steps."""
+
+    def reset(self, **options):
+        return super().reset(**options)[0], {"at": 1}
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        is_over = self.frame % 4 == 0
+        return observation, reward, is_over, False, {} if is_over else {"at": self.frame}
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_infos_that_last_steps_do_not_give_leave_gaps(path, as_list):
+    inner = SyncVectorEnv([SometimesInforms] * 2, autoreset_mode="SameStep")
+    inner = gym.wrappers.vector.DictInfoToList(inner) if as_list else inner
+    envs = RecordRerun(inner, path, in_keys=["observation", ("info", "at")])
+    drive(envs, 7)
+    envs.close()
+    recorded = read(path)
+    rows = recorded["/env_1/info/at"]
+    found = [int(value) for value in rows.values]
+    assert list(zip(rows.along("episode"), rows.along("episode_step"), found, strict=True)) == [
+        *((0, 0, 1), (0, 1, 2), (0, 2, 3)),
+        *((1, 0, 1), (1, 1, 6), (1, 2, 7)),
+        *((2, 0, 1), (2, 1, 10)),
+    ]
+    assert "last_observations" not in recorded.schema["origin"]
+
+
+@pytest.mark.parametrize("where", ["within", "around"])
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_statistics_of_episodes_are_recorded_at_their_ends(path, where, mode):
+    def make():
+        env = SometimesInforms()
+        return gym.wrappers.RecordEpisodeStatistics(env) if where == "within" else env
+
+    inner = SyncVectorEnv([make] * 2, autoreset_mode=mode)
+    inner = gym.wrappers.vector.RecordEpisodeStatistics(inner) if where == "around" else inner
+    envs = RecordRerun(inner, path, in_keys=["observation", "reward", ("info", "episode", "l")])
+    with pytest.warns(UserWarning, match=r"\('info', 'episode', 'l'\).*there are \('info', 'at'\)"):
+        drive(envs, 8)
+    envs.close()
+    for env in range(2):
+        rows = read(path)[f"/env_{env}/info/episode/l"]
+        assert [int(value) for value in rows.values] == [3, 3]
+        assert rows.along("episode_step") == [3, 3]
+        assert rows.along("episode") == [0, 1]
 
 
 def test_infos_as_lists_of_dictionaries_are_recorded(path):
@@ -521,16 +605,31 @@ def test_a_copy_of_the_environments_records_a_file_of_its_own(path):
     assert read(path.with_name("run.worker_0.rrd"))["/env_0/observation"].along("step")[-1] == 5
 
 
-def test_flags_of_no_known_form_end_the_recording_and_not_the_training(path):
-    class Odd(Native):
+def test_flags_in_lists_are_recorded(path):
+    class Lists(Native):
         def step(self, actions):
             observation, reward, terminated, truncated, info = super().step(actions)
-            return observation, reward, terminated.tolist(), truncated.tolist(), info
+            return observation, reward.tolist(), terminated.tolist(), truncated.tolist(), info
+
+    envs = RecordRerun(Lists(None), path)
+    envs.reset()
+    for _ in range(4):
+        envs.step(np.zeros(3, np.int64))
+    envs.close()
+    recorded = read(path)
+    assert counts(recorded, 0) == [0, 1, 2, 0, 1]
+    assert [value.item() for value in recorded["/env_0/terminated"].values] == [False, False, True, False, False]
+
+
+def test_results_of_no_known_form_end_the_recording_and_not_the_training(path):
+    class Odd(Native):
+        def step(self, actions):
+            return super().step(actions)[:4]
 
     envs = RecordRerun(Odd(AutoresetMode.NEXT_STEP), path)
     envs.reset()
     with pytest.warns(RuntimeWarning):
-        envs.step(np.zeros(3, np.int64))
+        assert len(envs.step(np.zeros(3, np.int64))) == 4
     envs.step(np.zeros(3, np.int64))
     with pytest.raises(RecordingError):
         envs.close()

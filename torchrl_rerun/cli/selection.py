@@ -66,6 +66,8 @@ def _explain_empty(listing: Listing, run: Path) -> str:
     if listing.unreadable:
         why = summarize(explain_unreadable(listing))
         return f"{name} holds no readable recording: {why}" if run.is_dir() else why
+    if run.is_dir() and not any(run.iterdir()):
+        return f"{name} holds no episodes: none was recorded, or its keep policy kept none"
     if run.is_dir():
         return f"{name} holds no episodes: pass the folder that RerunRecorder(folder, split='episode') wrote to"
     return not_ours(run)

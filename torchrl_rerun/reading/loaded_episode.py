@@ -98,6 +98,7 @@ class LoadedEpisode:
         - Keys of one name are strings, nested ones tuples. bfloat16 becomes float32.
         - Non-tensor data, and arrays that vary in shape, are lists of the values as they were. Frames at which a key is missing
           have no row.
+        - Rows of keys are aligned only if all frames were recorded: :meth:`episode_steps` has the step of each row.
         - Rewards of Gymnasium's and Stable-Baselines3's environments are ``[steps]``, and flags ``[steps + 1]``: they are down at
           the reset.
 
@@ -137,6 +138,41 @@ class LoadedEpisode:
             is_number = has_numbers and is_outcome and stream.shape == (1,)
             found[name] = values.reshape(-1) if is_number else values
         return found
+
+    def episode_steps(self, keys: Sequence[NestedKey] | None = None) -> dict[str | Key, npt.NDArray[np.int64]]:
+        """Return the step within the episode of each row in :meth:`arrays`, int64 ``[rows]``, by the key.
+
+        An action of step t answers the observation of step t, and leads to the reward and the observation of step t + 1. With
+        ``skip``, triggers or missing values rows of keys are not aligned: these steps tell which belong together.
+
+        Args:
+            keys: the keys. Default: all but the returns that the recorder worked out.
+
+        Raises:
+            KeyError: a key isn't recorded.
+            TypeError: ``keys`` is a string instead of a list.
+
+        Examples:
+            >>> import tempfile
+            >>> import gymnasium as gym
+            >>> from torchrl_rerun import load
+            >>> from torchrl_rerun.wrappers import RecordRerun
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = RecordRerun(gym.make("CartPole-v1"), path, skip=2)
+            >>> observation, info = env.reset(seed=0)
+            >>> for _ in range(4):
+            ...     result = env.step(env.action_space.sample())
+            >>> env.close()
+            >>> steps = load(path)[0].episode_steps(["observation", "action", "reward"])
+            >>> steps["observation"], steps["action"], steps["reward"]
+            (array([0, 2, 4]), array([0, 2]), array([2, 4]))
+        """
+        span = episode_span(self.properties.episode)
+        return {
+            stream.key[0] if len(stream.key) == 1 else stream.key: self.history.rows(stream, span).places.codes
+            - span[0]
+            for stream, _ in self.history.described(wanted_keys(keys))
+        }
 
     def __getitem__(self, key: NestedKey) -> Any:
         """Return all values of a key, ``[rows, ...]``. An observation has one row more than there are steps.

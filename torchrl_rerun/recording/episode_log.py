@@ -6,6 +6,7 @@ The log is kept on the environment's thread, on which the user can annotate an e
 from __future__ import annotations
 
 import collections
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -151,10 +152,12 @@ class EpisodeLog:
             IndexError: the environment isn't recorded.
             ValueError: there are several and none is named, or it is in no episode.
         """
-        if not isinstance(env, int | None) or isinstance(env, bool):
+        try:
+            env = None if env is None else _as_index(env)
+        except TypeError:
             raise TypeError(
                 f"env={env!r} is no environment index; annotations are passed by name: annotate(success=True)"
-            )
+            ) from None
         if env is None and len(self._envs) > 1:
             raise ValueError(f"env is missing: {len(self._envs)} environments are recorded")
         if env is not None and env not in self._envs:
@@ -239,6 +242,13 @@ class EpisodeLog:
     def _return_of(self, env: int) -> float:
         returns = self._totals.returns
         return np.nan if returns is None else float(returns_of(returns[env, None])[0])
+
+
+def _as_index(value: Any) -> int:
+    """Return a number of Python's or NumPy's as an index; a truth value is none."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
 
 
 class _EpisodeTotals(NamedTuple):

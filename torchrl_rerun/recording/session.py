@@ -55,12 +55,13 @@ class Session:
     is_copy: bool = False
 
     @classmethod
-    def of(cls, sink: Any, options: Options) -> Session:
+    def of(cls, sink: Any, options: Options, *, is_copy: bool = False) -> Session:
         """Return the session of a recorder that is made now.
 
         Args:
             sink: the sink, or a list of sinks, as ``RerunRecorder`` takes them.
             options: the options.
+            is_copy: whether the recorder is a copy of one that records to the sink, and has no right to the path itself.
 
         Raises:
             FileExistsError: the file exists, or the folder holds an earlier run, and the options neither overwrite nor
@@ -70,9 +71,9 @@ class Session:
             ValueError: the sinks don't go with one another, or with the options.
         """
         kept, viewers, stream = _sinks(sink, options)
-        if not (options.overwrite or options.resume):
+        if not (options.overwrite or options.resume or is_copy):
             kept.check_free()
-        return cls(options, kept, viewers, stream)
+        return cls(options, kept, viewers, stream, is_copy=is_copy)
 
 
 _SINKS = (str, os.PathLike, type(None), rr.RecordingStream, rr.GrpcServerSink)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from torchrl_rerun.wrappers.readers import as_array
 from torchrl_rerun.wrappers.stepped import Mask
@@ -15,27 +15,37 @@ from torchrl_rerun.wrappers.stepped import Mask
 Modes = AutoresetMode | str | None
 """A mode, its value (``"SameStep"``), or None: as the environment says."""
 
+_MANISKILL = "mani_skill"
+
 _SIMULATORS = {
     # Resets within `step`, and gives no last observation.
     "isaaclab": AutoresetMode.SAME_STEP,
     "omni": AutoresetMode.SAME_STEP,
-    "mani_skill": AutoresetMode.DISABLED,
+    _MANISKILL: AutoresetMode.DISABLED,
 }
 """Modes of environments that are batched although they are a ``gymnasium.Env``, by the package of their class."""
 
 
-def reset_mask_in(options: Any, envs: int) -> Mask:
+def reset_mask_in(options: Any, env: Any, mode: AutoresetMode | None) -> Mask:
     """Return which environments a call of ``reset`` is about, by its options; None: all.
 
     Read them before the call: ``SyncVectorEnv`` removes the mask from them.
 
+    - ``"env_idx"``, indices: of ManiSkill's environments alone.
+    - ``"reset_mask"``: of ``SyncVectorEnv`` and ``AsyncVectorEnv``, and of all others whose mode is DISABLED.
+    - All others reset all, whatever the options say.
+
     Args:
-        options: the options of the call: ``"reset_mask"``, or ManiSkill's ``"env_idx"``.
-        envs: the number of environments.
+        options: the options of the call.
+        env: the environments.
+        mode: when those that are done are reset.
     """
     if not isinstance(options, Mapping):
         return None
-    given, indices = options.get("reset_mask"), options.get("env_idx")
+    envs, inner = env.unwrapped.num_envs, env.unwrapped
+    takes_mask = mode is AutoresetMode.DISABLED or isinstance(inner, SyncVectorEnv | AsyncVectorEnv)
+    given = options.get("reset_mask") if takes_mask else None
+    indices = options.get("env_idx") if _package_of(inner) == _MANISKILL else None
     if given is None and indices is None:
         return None
     try:
@@ -67,7 +77,7 @@ def mode_of(env: Any, given: Modes, default: AutoresetMode | None) -> AutoresetM
         except ValueError:
             known = ", ".join(repr(mode.value) for mode in AutoresetMode)
             raise ValueError(f"autoreset_mode={said!r}: choose one of {known}") from None
-    found = _SIMULATORS.get(type(env.unwrapped).__module__.partition(".")[0], default)
+    found = _SIMULATORS.get(_package_of(env.unwrapped), default)
     if found is None:
         raise ValueError(
             f"{type(env.unwrapped).__name__} is a batch of {env.unwrapped.num_envs} environments, and doesn't say when it resets "
@@ -75,6 +85,10 @@ def mode_of(env: Any, given: Modes, default: AutoresetMode | None) -> AutoresetM
             "'Disabled' (the user does)"
         )
     return found
+
+
+def _package_of(env: Any) -> str:
+    return type(env).__module__.partition(".")[0]
 
 
 def single_spaces(env: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

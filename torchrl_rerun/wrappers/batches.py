@@ -21,8 +21,9 @@ from gymnasium.vector import AutoresetMode
 
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.wrappers.facts import seeds_of_batch
 from torchrl_rerun.wrappers.front_end import FrontEnd
-from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of
+from torchrl_rerun.wrappers.infos import FINAL_INFO, StepInfos, info_of, infos_at
 from torchrl_rerun.wrappers.readers import Reader, as_array
 from torchrl_rerun.wrappers.stepped import NO_EXTRAS, Mask, Stepped, Within
 
@@ -37,12 +38,14 @@ class Batch:
         front_end: records them.
         envs: the number of environments.
         mode: when environments that are done are reset.
+        seeds_follow: whether a single seed is that of the first environment, and those after it have the following ones.
     """
 
-    def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode) -> None:
+    def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode, *, seeds_follow: bool = False) -> None:
         self._front_end = front_end
         self._envs = envs
         self._mode = mode
+        self._seeds_follow = seeds_follow
         self._was_done: npt.NDArray[np.bool_] | None = None  # None: no environment was
         self._seeds: list[int | None] = [None] * envs
 
@@ -53,7 +56,7 @@ class Batch:
             observation: the observations of all environments.
             info: their infos.
             mask: the environments that were reset. Default: all.
-            seed: the seed of the first one, those after it have the following ones; or the seed of each. Default: none.
+            seed: the seed of all, or the seed of each. Default: none.
         """
         if mask is None:
             self._was_done = None
@@ -86,7 +89,7 @@ class Batch:
         front_end, reset, within = self._front_end, self._was_done, None
         try:
             observation, reward, terminated, truncated, info = result
-            done = terminated | truncated if done is None else done
+            done = _either(terminated, truncated) if done is None else done
             ended, ends = _ends(terminated, truncated, done)
             if ended is not None and self._mode is AutoresetMode.SAME_STEP:
                 within = Within(ended, last_of(info), properties)
@@ -114,10 +117,10 @@ class Batch:
     def _note_seeds(self, seed: Any, mask: Mask) -> None:
         if seed is None:
             return
-        given = [seed + env for env in range(self._envs)] if isinstance(seed, int | np.integer) else list(seed)
-        for env, each in enumerate(given[: self._envs]):
-            if each is not None and (mask is None or mask[env]):
-                self._seeds[env] = int(each)
+        is_of_all = not hasattr(seed, "__len__")
+        for env, each in enumerate(seeds_of_batch(seed, self._envs, follow_one_another=self._seeds_follow)):
+            if (is_of_all or each is not None) and (mask is None or mask[env]):
+                self._seeds[env] = each
 
 
 def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None]:
@@ -134,6 +137,25 @@ def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None
     return _as_flags(ended), Ends(_as_flags(terminated), _as_flags(truncated))
 
 
+def _either(terminated: Any, truncated: Any) -> Any:
+    """Return whether episodes end, of flags as arrays, tensors or lists."""
+    if hasattr(terminated, "detach"):
+        return terminated | truncated
+    return np.logical_or(as_array(terminated), as_array(truncated))
+
+
+def is_up(flag: Any) -> bool:
+    """Return whether a flag of one environment is up.
+
+    Args:
+        flag: a truth value, in an array or a list, too.
+
+    >>> is_up(True), is_up([False]), is_up(np.array([True]))
+    (True, False, True)
+    """
+    return bool(flag) if isinstance(flag, bool | np.bool_) else bool(as_array(flag).any())
+
+
 def _as_flags(value: Any) -> npt.NDArray[np.bool_]:
     is_there = type(value) is np.ndarray and value.dtype == np.bool_
     return value if is_there else as_array(value).astype(np.bool_)
@@ -147,7 +169,25 @@ def copied(action: Any) -> Any:
     """
     if type(action) is np.ndarray:
         return action.copy()
-    return action.detach().clone() if hasattr(action, "detach") else action
+    try:
+        return _copied(action)
+    except Exception:  # of a type of the user's own
+        return action
+
+
+def _copied(action: Any) -> Any:
+    if isinstance(action, np.ndarray):
+        return np.array(action)
+    if hasattr(action, "detach"):
+        return action.detach().clone()
+    if isinstance(action, Mapping):
+        return {name: _copied(part) for name, part in action.items()}
+    if isinstance(action, list | tuple):
+        parts = [_copied(part) for part in action]
+        if isinstance(action, list):
+            return parts
+        return type(action)(*parts) if hasattr(action, "_fields") else tuple(parts)
+    return action
 
 
 def last_of(info: Any) -> Callable[[Reader, int], Any]:
@@ -161,7 +201,7 @@ def last_of(info: Any) -> Callable[[Reader, int], Any]:
         part, *steps = reader.field.steps
         if reader.stream.key[0] == "info" and part == 1:
             found = info_of(info, (FINAL_INFO, *steps), env)
-            if found is MISSING and not isinstance(info, Mapping):
+            if found is MISSING and not isinstance(info, Mapping) and info_of(info, (FINAL_INFO,), env) is MISSING:
                 found = info_of(info, tuple(steps), env)  # Stable-Baselines3's are those of the step
             if found is MISSING:
                 raise KeyError(steps)
@@ -173,11 +213,12 @@ def last_of(info: Any) -> Callable[[Reader, int], Any]:
 
 def _observation_of(info: Any, steps: Sequence[Any], env: int) -> Any:
     """Return a part of an environment's last observation. KeyError: it isn't known."""
-    infos = info if isinstance(info, Mapping) else info[env]
-    name = next((name for name in FINAL_OBSERVATIONS if name in infos), None)
+    infos = info if isinstance(info, Mapping) else infos_at(info, env)
+    known = infos if isinstance(infos, Mapping) else {}
+    name = next((name for name in FINAL_OBSERVATIONS if name in known), None)
     if name is None:
         raise KeyError(FINAL_OBSERVATIONS[0])
-    final = infos[name]
+    final = known[name]
     is_of_one = infos is not info
     if not is_of_one and (isinstance(final, list) or (isinstance(final, np.ndarray) and final.dtype == object)):
         final, is_of_one = final[env], True

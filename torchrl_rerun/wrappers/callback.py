@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from torchrl_rerun.errors import RecordingError, warn
-from torchrl_rerun.wrappers.readers import as_array
+from torchrl_rerun.wrappers.policy_values import VALUE, PolicyValues
 from torchrl_rerun.wrappers.stepped import NO_EXTRAS
 from torchrl_rerun.wrappers.vec_env import VecRerunRecorder, chain
-
-VALUE, LOG_PROB = ("value",), ("log_prob",)
-"""Keys of what a policy says beside its actions."""
 
 
 class RerunCallback(BaseCallback):
     """Make a recording durable at the end of each rollout, and add what the training knows.
 
-    - At the end of a rollout the recorder dumps, at most once in :attr:`DUMP_SECONDS`: rollouts may be a few steps, and with
+    - At the end of a rollout the recorder dumps, at most once in ``DUMP_SECONDS``: rollouts may be a few steps, and with
       ``keep`` a dump writes the episodes in progress. Between dumps the black box has all steps.
     - If each episode has a recording of its own (``split="episode"``, ``keep``), ``num_timesteps`` is a property of it: the steps of
       all environments when it ended.
@@ -27,9 +23,11 @@ class RerunCallback(BaseCallback):
     Errors of the disk don't end the training: they are warnings, and ``close()`` of the recorder raises them.
 
     Args:
-        recorder: the recorder. Default: the one around or within the environment that is trained on.
+        recorder: the recorder. Default: the one around or within the environment that is trained on, at the beginning of each
+            training.
         values: whether the policy's values and log-probabilities are recorded beside the actions, as ``"value"`` and
-            ``"log_prob"``. Algorithms with rollouts of their own have them: A2C, PPO. Default: False.
+            ``"log_prob"``. Algorithms with rollouts of their own have them: A2C, PPO. They must be asked for from the first step
+            of the recording on. Default: False.
         verbose: as of every callback.
 
     Raises:
@@ -54,19 +52,19 @@ class RerunCallback(BaseCallback):
     def __init__(self, recorder: VecRerunRecorder | None = None, *, values: bool = False, verbose: int = 0) -> None:
         super().__init__(verbose)
         self.recorder = recorder
+        self._given = recorder
         self._records_values = values
-        self._hook: Any = None
         self._dumped = time.monotonic()
 
     def _on_training_start(self) -> None:
-        if self.recorder is None:
-            self.recorder = next(
-                (each for each in chain(self.training_env) if isinstance(each, VecRerunRecorder)), None
-            )
+        self._let_go()  # a training before may have been interrupted
+        self.recorder = self._given or next(
+            (each for each in chain(self.training_env) if isinstance(each, VecRerunRecorder)), None
+        )
         if self.recorder is None:
             raise ValueError("there is no VecRerunRecorder around the environment: pass it, RerunCallback(recorder)")
         if self._records_values:
-            self._hook = self.model.policy.register_forward_hook(self._note_values)
+            self._ask_for_values(self.recorder)
         self._tell_timesteps()
 
     def _on_rollout_start(self) -> None:
@@ -82,11 +80,26 @@ class RerunCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._dump()
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        if self.recorder is not None:
-            self.recorder._properties = NO_EXTRAS  # noqa: SLF001 - of this package
+        self._let_go()
+
+    def _ask_for_values(self, recorder: VecRerunRecorder) -> None:
+        """Have the policy's values recorded with the actions."""
+        recorder._policy_values = PolicyValues(self.model.policy, recorder.num_envs)  # noqa: SLF001 - of this package
+        if recorder._front_end.lacks_beside_actions(VALUE):  # noqa: SLF001 - of this package
+            warn(
+                "values=True: 'value' and 'log_prob' are not recorded, since the recording has begun without them: pass the "
+                "callback to the first learn()"
+            )
+
+    def _let_go(self) -> None:
+        """Remove from the recorder and the policy what belongs to one training."""
+        recorder = self.recorder
+        if recorder is None:
+            return
+        recorder._properties = NO_EXTRAS  # noqa: SLF001 - of this package
+        if recorder._policy_values is not None:  # noqa: SLF001 - of this package
+            recorder._policy_values.remove()  # noqa: SLF001 - of this package
+            recorder._policy_values = None  # noqa: SLF001 - of this package
 
     def _dump(self) -> None:
         assert self.recorder is not None, "training has begun"
@@ -105,12 +118,3 @@ class RerunCallback(BaseCallback):
     def num_timesteps_after_next_step(self) -> int:
         """Number of steps of all environments when the next call of ``step`` has returned."""
         return int(self.model.num_timesteps + self.training_env.num_envs)
-
-    def _note_values(self, _module: Any, _inputs: Any, output: Any) -> None:
-        """Note what the policy said beside its actions; called by PyTorch after each call of the policy."""
-        if self.recorder is not None and isinstance(output, tuple) and len(output) == 3:
-            _, values, log_probs = output
-            said = {VALUE: values, LOG_PROB: log_probs}
-            self.recorder._extras = {  # noqa: SLF001 - of this package
-                key: as_array(each).reshape(self.recorder.num_envs, -1)[:, 0] for key, each in said.items()
-            }

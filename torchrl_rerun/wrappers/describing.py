@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.describe import running_sum
@@ -109,7 +110,8 @@ class Describer:
         infos = [key for key in self._options.in_keys or () if is_info(key) and key not in known]
         actions = [each for each in self._doable if self._wants(each.key)]
         extras = [Field(key, (1, key)) for key in acted[1] if self._wants(key)]
-        self._refuse_missing(known, infos, stepped[-1], list(acted[1]))
+        self._refuse_missing(known, stepped[-1], list(acted[1]))
+        self._tell_missing([key for key in infos if not self._has_info(stepped[-1], key)], stepped[-1])
         after = self._readers([reward] if self._wants(reward.key) else [], stepped) + self._info_readers(
             STEPPED_ROOT, infos, stepped
         )
@@ -138,7 +140,7 @@ class Describer:
         readers: list[Reader] = []
         for each in found:
             try:
-                leaf = self._leaf(each, each.follow(root))
+                leaf = self._leaf(each, _value_of(each, root))
             except Exception as reason:
                 self._leave_out(each.key, reason)
                 continue
@@ -154,6 +156,11 @@ class Describer:
         except UnsupportedLeafError as reason:
             self._leave_out(leaf.key, reason)
             return None
+        except ValueError as reason:
+            if self._options.say_how_to_record(leaf.key):
+                raise
+            self._leave_out(leaf.key, reason)  # the user can't mend a kind that the recorder chose
+            return None
 
     def _info_readers(self, root_names: Sequence[str], keys: Sequence[Key], root: Any) -> list[Reader]:
         """Return the readers of infos. Those that can't be recorded are left out, with one warning each."""
@@ -162,12 +169,7 @@ class Describer:
         for key in keys:
             sample = self._sample(root[at], key)
             try:
-                array = as_array(sample)
-                is_number = array.dtype.kind in "biufc" and not isinstance(sample, list | tuple | dict)
-                if is_number:
-                    leaf = Leaf(key, array.dtype.name, tuple(array.shape))
-                else:
-                    leaf = Leaf(key, "object", (), sample=frozen(sample))
+                leaf = self._info_leaf(key, sample)
             except Exception as reason:
                 self._leave_out(key, reason)
                 continue
@@ -178,8 +180,17 @@ class Describer:
             if self._about.envs is None:
                 readers.append(self._reader(stream, known))
             else:
-                readers.append((InfoReader if is_number else InfoObjectReader)(stream, known, self._about.envs))
+                readers.append((InfoObjectReader if stream.is_object else InfoReader)(stream, known, self._about.envs))
         return readers
+
+    def _info_leaf(self, key: Key, sample: Any) -> Leaf:
+        """Return the facts about an info, from its first value; MISSING: it may come later."""
+        if sample is MISSING:  # a number if the user chose a kind, else an object
+            return Leaf(key, "float64", ()) if self._options.choose_kind_of(key) else Leaf(key, "object", (), sample="")
+        array = as_array(sample)
+        if array.dtype.kind in "biufc" and not isinstance(sample, list | tuple | dict):
+            return Leaf(key, array.dtype.name, tuple(array.shape))
+        return Leaf(key, "object", (), sample=frozen(sample))
 
     def _reader(self, stream: Stream, found: Field) -> Reader:
         if stream.is_object:
@@ -192,24 +203,27 @@ class Describer:
         """Return the facts about a field, from its first value."""
         envs = self._about.envs
         if found.form != "array":
-            rows = [found.inner(each) if found.inner else each for each in ([value] if envs is None else value)]
+            given = () if value is MISSING else [value] if envs is None else value
+            rows = [found.inner(each) if found.inner else each for each in given]
             there = [row for row in rows if row is not MISSING]
             if found.form == "object":
                 return Leaf(found.key, "object", (), sample=frozen(there[0]) if there else "")
             first = as_array(there[0]) if there else np.zeros(found.shape, found.dtype)
             return Leaf(found.key, first.dtype.name, tuple(first.shape), varies=True)
         device, dtype = device_of(value), found.dtype
+        if value is MISSING:
+            assert dtype is not None, "that of a space"
+            value = np.zeros(found.shape if envs is None else (envs, *found.shape), dtype)
         if device:
             name, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
         else:
             array = as_array(value)
-            has_dtype = hasattr(value, "dtype") and not (envs is None and found.key in OUTCOMES)
-            name = array.dtype.name if has_dtype or dtype is None else dtype.name
+            name = array.dtype.name if dtype is None else _dtype_for(found, dtype, value, array, is_single=envs is None)
             shape = tuple(array.shape)
         if name == "object":
             raise UnsupportedLeafError(f"{type(value).__name__} of objects")
         shape = found.shape if found.key in OUTCOMES else shape if envs is None else shape[1:]
-        is_discrete = found.discrete and name != "bool"
+        is_discrete = found.discrete and name.startswith(("int", "uint"))
         leaf = Leaf(
             found.key,
             name,
@@ -234,14 +248,22 @@ class Describer:
             if within and key not in there:
                 raise KeyError(f"{name_of(key)} is a group of keys; name those that are meant: {', '.join(within)}")
 
-    def _refuse_missing(self, known: set[Key], infos: Sequence[Key], info: Any, extras: Sequence[Key]) -> None:
-        """Raise KeyError if ``in_keys`` names a key that the environment doesn't give."""
+    def _tell_missing(self, missing: Sequence[Key], info: Any) -> None:
+        """Warn of infos that the first reset and the first step don't give: some come at the ends of episodes alone."""
+        if missing:
+            there = ", ".join(sorted(map(name_of, names_in(info)))) or "none"
+            warn(
+                f"in_keys asks for {', '.join(map(name_of, missing))}, which the environment hasn't given yet: recorded from "
+                f"when it comes. Of infos there are {there}"
+            )
+
+    def _refuse_missing(self, known: set[Key], info: Any, extras: Sequence[Key]) -> None:
+        """Raise KeyError if ``in_keys`` names a key, and no info, that the environment doesn't give."""
         if self._options.in_keys is None:
             return
         rendered = () if self._camera is None else (PIXELS,)
         there = {each.key for each in (*self._observable, *self._doable)} | {*OUTCOMES, *extras, *rendered} | known
-        given = {key for key in infos if self._has_info(info, key)}
-        missing = [key for key in self._options.in_keys if key not in there | given]
+        missing = [key for key in self._options.in_keys if key not in there and not is_info(key)]
         if missing:
             all_keys = sorted(map(name_of, there | {*names_in(info)}))
             raise KeyError(
@@ -253,6 +275,42 @@ class Describer:
 def device_of(value: Any) -> str:
     """Return the accelerator that a tensor is on, if copies from it run beside the environment; else an empty string."""
     return str(value.device) if getattr(value, "is_cuda", False) else ""
+
+
+def _value_of(found: Field, root: Any) -> Any:
+    """Return the first value of a field; MISSING, with a warning, if it isn't there yet: its space tells what it will be."""
+    try:
+        return found.follow(root)
+    except (KeyError, IndexError):
+        if found.dtype is None and found.form != "object":
+            raise
+        warn(f"{name_of(found.key)} is in the space, and not given yet: it is recorded from when it comes")
+        return MISSING
+
+
+def _dtype_for(found: Field, dtype: np.dtype[Any], value: Any, array: npt.NDArray[Any], *, is_single: bool) -> str:
+    """Return the name of the dtype in which a field is recorded, by its first value.
+
+    Args:
+        found: the field.
+        dtype: its dtype, by the space.
+        value: the value as the environment gave it.
+        array: the value as an array.
+        is_single: whether there is one environment, and no batch. Its rewards and flags are numbers of any type.
+    """
+    has_dtype = hasattr(value, "dtype")
+    if not has_dtype:
+        if found.key in OUTCOMES or dtype.kind not in "fiu":
+            return str(dtype.name)
+        if dtype.kind == "f":  # numbers of Python's have 64 bits, which float32 would round
+            return str(array.dtype.name if array.dtype.kind == "f" else "float64")
+    elif is_single and found.key in OUTCOMES:
+        return str(dtype.name)
+    if dtype.kind in "iu" and array.dtype.kind in ("f" if found.discrete else "") + ("" if has_dtype else "biu"):
+        with np.errstate(all="ignore"):
+            is_lossless = np.array_equal(array.astype(dtype), array)
+        return str(dtype.name if is_lossless else array.dtype.name)
+    return str(array.dtype.name)
 
 
 def _below(root: Sequence[str], name: str, found: Iterable[Field]) -> list[Field]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import sys
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
+
+import numpy as np
 
 from torchrl_rerun.recording.known_names import Names, of_id, of_simulator
 
@@ -77,8 +80,56 @@ def seed_of(env: Any) -> int | None:
     Args:
         env: the environment.
     """
-    seed = getattr(env.unwrapped, "_np_random_seed", None)  # the public property would seed it
-    return seed if isinstance(seed, int) and 0 <= seed < 1 << 63 else None  # random seeds have 128 bits
+    return known_seed(getattr(env.unwrapped, "_np_random_seed", None))  # the public property would seed it
+
+
+def known_seed(value: Any) -> int | None:
+    """Return a seed as a property of an episode; None if it is no number that can be stored. Random seeds have 128 bits.
+
+    Args:
+        value: the seed.
+
+    >>> known_seed(3), known_seed(3.0), known_seed(2**70)
+    (3, None, None)
+    """
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        return None
+    return seed if 0 <= seed < 1 << 63 else None
+
+
+def seeds_of_batch(seed: Any, envs: int, *, follow_one_another: bool) -> list[int | None]:
+    """Return the seed of each environment of a batch; None: unknown.
+
+    Args:
+        seed: the seed that ``reset`` took: a number, or one for each environment.
+        envs: the number of environments.
+        follow_one_another: whether a number is the seed of the first environment, and those after it have the following ones.
+
+    >>> seeds_of_batch(5, 2, follow_one_another=True), seeds_of_batch([None, 7], 2, follow_one_another=False)
+    ([5, 6], [None, 7])
+    """
+    unknown: list[int | None] = [None] * envs
+    try:
+        if np.ndim(seed):
+            return ([known_seed(each) for each in seed] + unknown)[:envs]
+        first = operator.index(seed)
+    except Exception:  # of no form that is known: the environment has taken it
+        return unknown
+    return [known_seed(first + env) for env in range(envs)] if follow_one_another else unknown
+
+
+def is_made_from_spec(wrapper: Any) -> bool:
+    """Return whether ``gymnasium.make`` makes a wrapper, because the spec of an environment holds it.
+
+    Args:
+        wrapper: the wrapper, a method of which calls this function.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - nothing public says it
+    while frame is not None and frame.f_locals.get("self") is wrapper:
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == "gymnasium.envs.registration"
 
 
 def is_made_for_batch() -> bool:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torchrl_rerun.blocks.block import FrameValues
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
 from torchrl_rerun.recording.camera import Camera
@@ -80,9 +81,28 @@ class FrontEnd:
             close_quietly(self.recording)
 
     @property
+    def is_recording(self) -> bool:
+        """Whether a recording is in progress."""
+        return self.recording is not None and self.recording.alive
+
+    @property
     def must_know_seeds(self) -> bool:
         """Whether seeds are recorded, as properties of episodes."""
         return self.session.options.split == "episode"
+
+    def lacks_beside_actions(self, key: Key) -> bool:
+        """Return whether a key of the policy's can't be recorded any more: it was missing at the first step.
+
+        Args:
+            key: the key, which the options don't leave out.
+        """
+        acted = None if self._plan is None else self._plan.acted
+        wanted = self.session.options.in_keys
+        return (
+            acted is not None
+            and (wanted is None or key in wanted)
+            and all(reader.stream.key != key for reader in acted)
+        )
 
     # --- resets and steps ---
 

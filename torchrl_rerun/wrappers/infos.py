@@ -28,6 +28,10 @@ FINAL_INFO = "final_info"
 """The name under which the infos of the last step of an episode stand, if the environment was reset within the step."""
 
 
+EPISODE = "episode"
+"""The name of the statistics that Gymnasium's and Stable-Baselines3's wrappers give at the ends of episodes."""
+
+
 class StepInfos(NamedTuple):
     """The infos of a step within which some environments were reset.
 
@@ -57,20 +61,36 @@ def info_of(infos: Any, path: Key, env: int | None) -> Any:
     if isinstance(infos, StepInfos):
         assert env is not None, "of a batch"
         if infos.ended[env] and info_of(infos.infos, (FINAL_INFO,), env) is not MISSING:
-            path = (FINAL_INFO, *path)
+            of_last = info_of(infos.infos, (FINAL_INFO, *path), env)
+            # `gymnasium.wrappers.vector.RecordEpisodeStatistics` is around the environments, and knows no last infos.
+            if of_last is not MISSING or path[0] != EPISODE:
+                return of_last
         infos = infos.infos
     found = infos
     if env is not None and not isinstance(infos, Mapping):
-        found, env = infos[env], None
-    there: Any = True
+        found, env = infos_at(infos, env), None
     for name in path:
         if not isinstance(found, Mapping) or name not in found:
             return MISSING
-        there = True if env is None else found.get(f"_{name}", True)
+        there = None if env is None else found.get(f"_{name}")
+        if there is not None and not bool(there[env]):
+            return MISSING
         found = found[name]
-    if env is None or (isinstance(found, Mapping) and path == (FINAL_INFO,)):
-        return found if there is True or env is None or bool(there[env]) else MISSING
-    return found[env] if there is True or bool(there[env]) else MISSING
+    is_of_all = env is not None and not (isinstance(found, Mapping) and path == (FINAL_INFO,))
+    return found[env] if is_of_all else found
+
+
+def infos_at(infos: Any, env: int) -> Any:
+    """Return the infos of one environment in a list of them; None if there are none.
+
+    Args:
+        infos: the list.
+        env: environment index.
+    """
+    try:
+        return infos[env]
+    except (TypeError, LookupError):
+        return None
 
 
 def names_in(infos: Any) -> list[Key]:
@@ -94,6 +114,8 @@ def names_in(infos: Any) -> list[Key]:
 
 class InfoReader(Reader):
     """Read an info that all environments of a batch give, as an array."""
+
+    may_be_missing = True
 
     def read(self, root: Any) -> Any:
         """Return the values of all environments, ``[envs, *stream.shape]``.
@@ -125,6 +147,8 @@ class InfoReader(Reader):
 class InfoObjectReader(ObjectReader):
     """Read an info of a batch of which some environments may give none, or whose values are objects."""
 
+    may_be_missing = True
+
     def read(self, root: Any) -> Any:
         """Return the values of all environments, object ``[envs]``; MISSING where an environment gave none.
 
@@ -147,6 +171,8 @@ def _batch_of(infos: Mapping[str, Any], path: Key) -> tuple[Any, npt.NDArray[np.
     found: Any = infos
     there = None
     for name in path:
-        there = found.get(f"_{name}")
+        mask = found.get(f"_{name}")
+        if mask is not None:
+            there = as_array(mask) if there is None else there & as_array(mask)
         found = found[name]
     return found, there

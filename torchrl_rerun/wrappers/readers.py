@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,12 @@ class Reader:
         envs: the number of environments in a batch; None: one environment, whose values have no batch dimension.
 
     Attributes:
+        may_be_missing: whether an environment may give no value, which leaves a gap.
         stream, field, envs: as given.
         is_replaced: whether a reset within a step replaces the value: that of an observation or an info, and no reward or flag.
     """
+
+    may_be_missing = False
 
     def __init__(self, stream: Stream, field: Field, envs: int | None) -> None:
         self.is_replaced = len(stream.key) > 1 or stream.key[0] not in _OUTCOMES
@@ -195,7 +198,7 @@ class Readers:
 
     Attributes:
         each: as given.
-        has_lost_rows: whether a value that :meth:`replace_rows` asked for wasn't known.
+        has_lost_rows: whether an observation that :meth:`replace_rows` asked for wasn't known.
     """
 
     def __init__(
@@ -226,29 +229,38 @@ class Readers:
         return arrays
 
     def replace_rows(
-        self, arrays: Sequence[Any], gone: npt.NDArray[np.bool_], value_of: Callable[[Reader, int], Any]
+        self, arrays: list[Any], gone: npt.NDArray[np.bool_], value_of: Callable[[Reader, int], Any]
     ) -> list[Any]:
         """Return arrays in which some environments have other values.
 
         Args:
-            arrays: the values of all environments, as :meth:`arrays` returns them.
+            arrays: the values of all environments, as :meth:`arrays` returns them. Those of an info that turns out to be missing
+                become objects.
             gone: the environments, bool ``[envs]``.
-            value_of: returns an environment's value for a reader, at the end of its steps. KeyError: it isn't known, and
-                NaN (or 0) stands for it.
+            value_of: returns an environment's value for a reader, at the end of its steps. KeyError: it isn't known. NaN (or 0)
+                stands for an observation, and an info leaves a gap.
         """
         out, envs = list(arrays), np.flatnonzero(gone).tolist()
         for at, reader in enumerate(self.each):
-            if out[at] is None or not reader.is_replaced:
+            if (out[at] is None and not reader.may_be_missing) or not reader.is_replaced:
                 continue
             try:
+                used = reader
+                values = {env: _known(value_of, reader, env) for env in envs}
+                is_lost = any(value is MISSING for value in values.values())
+                if out[at] is None:
+                    if all(value is MISSING for value in values.values()):
+                        continue
+                    out[at] = np.full(reader.envs or 1, MISSING, object)
+                    used = reader if reader.stream.is_object else self._varied(reader) or reader
+                elif is_lost and reader.may_be_missing and not reader.stream.is_object:
+                    used = self._varied(reader) or reader
+                    out[at] = arrays[at] = _as_objects(arrays[at])
                 changed = out[at].clone() if hasattr(out[at], "clone") else out[at].copy()
-                for env in envs:
-                    try:
-                        changed[env] = reader.row(value_of(reader, env))
-                    except KeyError:
-                        changed[env] = reader.unknown
-                        self.has_lost_rows = True
+                for env, value in values.items():
+                    changed[env] = used.unknown if value is MISSING else used.row(value)
                 out[at] = changed
+                self.has_lost_rows |= is_lost and not reader.may_be_missing
             except Exception as error:
                 self._warn(reader, arrays[at], error)
                 out[at] = None
@@ -259,20 +271,42 @@ class Readers:
         try:
             value = reader.value(root)
             is_shape_alone = isinstance(error, ChangedError) and error.is_shape_alone
-            varying = self._vary(reader.stream) if is_shape_alone else None
-            if varying is not None:
-                changed = reader.varied(varying)
-                self.each[self.each.index(reader)] = changed
+            if is_shape_alone and (changed := self._varied(reader)) is not None:
                 return changed.read(root)
         except Exception as reason:
             error = reason
         self._warn(reader, value, error)
         return None
 
+    def _varied(self, reader: Reader) -> Reader | None:
+        """Have a key recorded with values of any shape from now on; return its new reader, or None if it can't be."""
+        varying = self._vary(reader.stream)
+        if varying is None:
+            return None
+        changed = reader.varied(varying)
+        self.each[self.each.index(reader)] = changed
+        return changed
+
     def _warn(self, reader: Reader, value: Any, error: Exception) -> None:
         if reader.stream.key not in self._warned:
             self._warned.add(reader.stream.key)
             warn_of_change(reader.stream, value, error)
+
+
+def _known(value_of: Callable[[Reader, int], Any], reader: Reader, env: int) -> Any:
+    """Return an environment's value for a reader; MISSING if it isn't known."""
+    try:
+        return value_of(reader, env)
+    except KeyError:
+        return MISSING
+
+
+def _as_objects(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return rows ``[envs, ...]`` as objects ``[envs]``, as those that vary in shape are held."""
+    out = np.empty(len(rows), object)
+    for env, row in enumerate(rows):
+        out[env] = np.array(row)
+    return out
 
 
 def as_array(value: Any) -> npt.NDArray[Any]:

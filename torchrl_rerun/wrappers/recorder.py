@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session, Sinks, shared_paths
 from torchrl_rerun.viewing import notebook
-from torchrl_rerun.wrappers.facts import is_made_for_batch
+from torchrl_rerun.wrappers.choosing import check_options
+from torchrl_rerun.wrappers.facts import is_made_for_batch, is_made_from_spec
 from torchrl_rerun.wrappers.front_end import FrontEnd
 
 
@@ -40,7 +42,15 @@ class Recorder(Controls):
             TypeError: an option is of the wrong type, or there is none of its name.
             ValueError: an option is out of its range, or contradicts another one.
         """
-        self._session = Session.of(sink, Options(**options))
+        check_options(type(self).__name__, options)
+        checked = Options(**options)
+        try:
+            self._session = Session.of(sink, checked)
+        except FileExistsError:
+            beside = Session.of(sink, checked, is_copy=True)
+            if not (is_made_from_spec(self) and _is_being_recorded(beside.target.identity)):
+                raise
+            self._session = beside
         if is_made_for_batch():
             target = self._session.target
             shared_paths.add(target.identity)
@@ -53,6 +63,7 @@ class Recorder(Controls):
     def _begin(self) -> None:
         """Make the front end of a recorder that has seen no frame."""
         self._front_end = self._new_front_end()
+        _front_ends.add(self._front_end)
         close_at_end(self, self._front_end.close_quietly)
 
     def _new_front_end(self) -> FrontEnd:
@@ -103,8 +114,17 @@ class Recorder(Controls):
         self._begin()
 
 
-_MADE_ANEW = ("_front_end", "_batch", "_camera")
+_MADE_ANEW = ("_front_end", "_batch", "_camera", "_policy_values")
 """Attributes that each copy of a recorder makes anew."""
+
+
+_front_ends: weakref.WeakSet[FrontEnd] = weakref.WeakSet()
+"""Front ends of the recorders in this process."""
+
+
+def _is_being_recorded(identity: str) -> bool:
+    """Return whether a recorder in this process records to a target, by its identity."""
+    return any(each.is_recording and each.session.target.identity == identity for each in list(_front_ends))
 
 
 def saved_sink(sink: Sinks | Sequence[Sinks]) -> Any:

@@ -14,8 +14,9 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in, single_spaces
-from torchrl_rerun.wrappers.batches import Batch, copied
+from torchrl_rerun.wrappers.batches import Batch, copied, is_up
 from torchrl_rerun.wrappers.cameras import EnvCamera, VectorCamera
+from torchrl_rerun.wrappers.choosing import SINGLE, check_form
 from torchrl_rerun.wrappers.facts import id_of, names_of, rate_of, seed_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.plan import About
@@ -61,7 +62,8 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
         OSError: the folder can't be written.
         TypeError: ``env`` is no ``gymnasium.Env``, an option is of the wrong type, or there is none of its name.
-        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
+        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give. An info may come
+            later: there is a warning.
         ValueError: an option is out of its range, or ``autoreset_mode`` of a batch isn't known; at the first reset, if ``render`` asks for pictures that the environment can't
             give.
 
@@ -70,6 +72,9 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
 
     .. note:: Around ``gymnasium.wrappers.Autoreset``, the call of ``step`` that resets the environment is recorded as a reset. Its
         action, which the environment ignores, and its reward aren't recorded.
+
+    .. note:: An environment that is made from the ``spec`` of one that is being recorded (``env.spec.make()``, as Gymnasium's
+        ``check_env`` does) has a file beside it, as copies have.
 
     .. note:: An environment that was reset before it was wrapped has its first row after the first step: the observation before
         it isn't known.
@@ -97,6 +102,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         autoreset_mode: Modes = None,
         **options: Unpack[RecorderOptions],
     ) -> None:
+        check_form(env, SINGLE)
         told = {} if autoreset_mode is None else {"autoreset_mode": autoreset_mode}
         # Sinks such as recording streams can't be copied.
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, sink=saved_sink(sink), **told, **options)
@@ -138,7 +144,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             seed: the seed of the environment.
             options: its options.
         """
-        mask = None if self._envs is None else reset_mask_in(options, self._envs)
+        mask = None if self._envs is None else reset_mask_in(options, self.env, self._mode)
         observation, info = self.env.reset(seed=seed, options=options)
         if self._batch is not None:
             self._batch.reset(observation, info, mask, seed)
@@ -164,9 +170,10 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         ends = None
         try:
             observation, reward, terminated, truncated, info = result
-            done = bool(terminated or truncated)
+            has_terminated, was_truncated = is_up(terminated), is_up(truncated)
+            done = has_terminated or was_truncated
             if done:
-                ends = Ends(np.array([bool(terminated)]), np.array([bool(truncated)]))
+                ends = Ends(np.array([has_terminated]), np.array([was_truncated]))
         except Exception as error:  # a result of no form that is known: training goes on
             front_end.fail(error)
             return result

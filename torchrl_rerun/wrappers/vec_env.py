@@ -11,16 +11,19 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from torchrl_rerun.kinds.objects import MISSING
 from torchrl_rerun.recording.known_names import Names, of_id, of_simulator
 from torchrl_rerun.recording.known_rates import registered_fps
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
-from torchrl_rerun.wrappers.batches import Batch, copied
+from torchrl_rerun.wrappers.batches import Batch, copied, is_up
 from torchrl_rerun.wrappers.cameras import VecEnvCamera
+from torchrl_rerun.wrappers.choosing import VEC_ENV, check_form
 from torchrl_rerun.wrappers.facts import id_in, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
-from torchrl_rerun.wrappers.infos import is_info
+from torchrl_rerun.wrappers.infos import info_of, infos_at, is_info
 from torchrl_rerun.wrappers.plan import About
+from torchrl_rerun.wrappers.policy_values import PolicyValues
 from torchrl_rerun.wrappers.recorder import Recorder
 from torchrl_rerun.wrappers.single import spaces_of
 from torchrl_rerun.wrappers.stepped import NO_EXTRAS
@@ -50,8 +53,9 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
     Raises:
         FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
         OSError: the folder can't be written.
-        TypeError: an option is of the wrong type, or there is none of its name.
-        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
+        TypeError: ``venv`` is an environment of Gymnasium, an option is of the wrong type, or there is none of its name.
+        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give. An info may come
+            later: there is a warning.
         IndexError: at the first reset, if ``logged_envs`` is out of range.
         ValueError: an option is out of its range; at the first reset, if ``render`` asks for pictures that the environment can't
             give.
@@ -72,6 +76,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, sink: Sinks | Sequence[Sinks] = None, **options: Unpack[RecorderOptions]) -> None:
+        check_form(venv, VEC_ENV)
         VecEnvWrapper.__init__(self, venv)
         self._actions: Any = None
         self._extras: Mapping[Any, Any] = NO_EXTRAS
@@ -100,14 +105,15 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         front_end = FrontEnd(self._session, about, venv, VecEnvCamera())
         self._batch = Batch(front_end, venv.num_envs, AutoresetMode.SAME_STEP)
         self._down = np.zeros(venv.num_envs, np.bool_)
+        self._policy_values: PolicyValues | None = None
         self._reads_infos = any(map(is_info, self._session.options.in_keys or ()))
         return front_end
 
     def reset(self) -> Any:
         """Reset all environments, and record their observations."""
-        seeds = list(getattr(self.venv.unwrapped, "_seeds", ()))  # they are forgotten by the reset
+        seeds = getattr(self.venv.unwrapped, "_seeds", None)  # the reset forgets them, by replacing the list
         observation = self.venv.reset()
-        self._batch.reset(observation, self._reset_infos, None, seeds or None)
+        self._batch.reset(observation, self._reset_infos, None, seeds)
         return observation
 
     def step_async(self, actions: npt.NDArray[Any]) -> None:
@@ -117,6 +123,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             actions: the actions.
         """
         self._actions = copied(actions)
+        self._extras = NO_EXTRAS if self._policy_values is None else self._policy_values.beside(actions)
         self.venv.step_async(actions)
 
     def step_wait(self) -> Any:
@@ -128,10 +135,10 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             if np.count_nonzero(done):
                 truncated = self._down.copy()
                 for env in np.flatnonzero(done):
-                    truncated[env] = bool(infos[env].get("TimeLimit.truncated", False))
+                    truncated[env] = _was_truncated(infos, int(env))
                 if self._reads_infos:
                     of_reset = self._reset_infos
-                    first_infos = [of_reset[env] if done[env] else info for env, info in enumerate(infos)]
+                    first_infos = [infos_at(of_reset if done[env] else infos, env) for env in range(len(done))]
                 terminated = done & ~truncated
         except Exception as error:  # infos of no form that is known: training goes on
             self._front_end.fail(error)
@@ -144,7 +151,6 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             extras=self._extras,
             properties=self._properties,
         )
-        self._extras = NO_EXTRAS
         return result
 
     def close(self) -> None:
@@ -171,6 +177,12 @@ def chain(venv: VecEnv) -> Iterator[VecEnv]:
         if not isinstance(venv, VecEnvWrapper):
             return
         venv = venv.venv
+
+
+def _was_truncated(infos: Any, env: int) -> bool:
+    """Return whether the infos of an environment say that its episode was truncated."""
+    said = info_of(infos, ("TimeLimit.truncated",), env)
+    return said is not MISSING and is_up(said)
 
 
 def _normalized_in(venv: VecEnv) -> list[str]:

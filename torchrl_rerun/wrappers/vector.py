@@ -6,13 +6,14 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in
 from torchrl_rerun.wrappers.batches import Batch, copied
 from torchrl_rerun.wrappers.cameras import VectorCamera
+from torchrl_rerun.wrappers.choosing import VECTOR, check_form
 from torchrl_rerun.wrappers.facts import id_of, names_of_batch, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.plan import About
@@ -54,7 +55,8 @@ class RecordRerun(Recorder, Wrapper):
         FileExistsError: the file exists, or the folder holds an earlier run, and neither ``overwrite`` nor ``resume`` is true.
         OSError: the folder can't be written.
         TypeError: ``env`` is no ``VectorEnv``, an option is of the wrong type, or there is none of its name.
-        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give.
+        KeyError: at the first reset or step, if ``in_keys`` names a key that the environment doesn't give. An info may come
+            later: there is a warning.
         IndexError: at the first reset, if ``logged_envs`` is out of range.
         ValueError: an option is out of its range; at the first reset, if ``render`` asks for pictures that the environment can't
             give.
@@ -67,10 +69,10 @@ class RecordRerun(Recorder, Wrapper):
         >>> from torchrl_rerun.wrappers.vector import RecordRerun
         >>> envs = RecordRerun(gym.make_vec("CartPole-v1", num_envs=3), tempfile.mkdtemp() + "/run.rrd")
         >>> observations, infos = envs.reset(seed=0)
-        >>> for _ in range(10):
+        >>> for _ in range(5):
         ...     observations, rewards, terminations, truncations, infos = envs.step(envs.action_space.sample())
         >>> envs.stats()["steps"], envs.stats()["episodes"]
-        (10, 3)
+        (5, 3)
         >>> envs.close()
     """
 
@@ -82,6 +84,7 @@ class RecordRerun(Recorder, Wrapper):
         autoreset_mode: Modes = None,
         **options: Unpack[RecorderOptions],
     ) -> None:
+        check_form(env, VECTOR)
         VectorWrapper.__init__(self, env)
         self._mode = mode_of(env, autoreset_mode, AutoresetMode.NEXT_STEP)
         self._start(sink, options)
@@ -103,17 +106,22 @@ class RecordRerun(Recorder, Wrapper):
             reward_shape=reward_shape_of(env),
         )
         front_end = FrontEnd(self._session, about, env, VectorCamera())
-        self._batch = Batch(front_end, env.num_envs, self._mode)
+        # Native vector environments draw the states of all environments from one random generator.
+        of_gymnasium = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        self._batch = Batch(front_end, env.num_envs, self._mode, seeds_follow=of_gymnasium)
         return front_end
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset environments, and record their observations.
 
         Args:
-            seed: the seed of the first environment, or of each.
-            options: their options. ``"reset_mask"`` chooses environments.
+            seed: the seed of each environment, or one for all. Of ``SyncVectorEnv`` and ``AsyncVectorEnv`` one is that of the
+                first environment, and those after it have the following ones; of other vector environments their seeds are
+                unknown then.
+            options: their options. ``"reset_mask"`` chooses environments of ``SyncVectorEnv``, ``AsyncVectorEnv``, and of others
+                whose mode is DISABLED. Others reset all.
         """
-        mask = reset_mask_in(options, self.env.num_envs)
+        mask = reset_mask_in(options, self.env, self._mode)
         observation, info = self.env.reset(seed=seed, options=options)
         self._batch.reset(observation, info, mask, seed)
         return observation, info
