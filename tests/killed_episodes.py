@@ -21,7 +21,7 @@ from killed import kill_after
 from servers import wait_until
 from torchrl_rerun import Keep, KeepBest, KeepIf, KeepLast, RerunRecorder
 
-RUNS = 8
+RUNS = 6
 AT_ONCE = 4
 ENVS = 2
 STEPS = 120

@@ -125,7 +125,7 @@ def cases(draw):
 
 
 @given(cases())
-@examples(30)
+@examples(20)
 def test_steps_that_are_recorded_at_once_have_the_rows_of_single_steps(case):
     options, pieces = case
     monkeypatch = pytest.MonkeyPatch()

@@ -80,7 +80,7 @@ def walks(draw):
     return positions, np.array(draw(values | st.just([0] * len(found))), np.float32)
 
 
-@examples(80)
+@examples(40)
 @given(walks())
 def test_stored_rows_tell_all_rows(walk):
     positions, values = walk
