@@ -30,6 +30,7 @@ import killed_anywhere
 from killed_anywhere import Run, Told, recorder
 from readback import read, same
 from servers import PATIENCE, wait_until
+from steps_of_told import steps_in
 from torchrl_rerun import KeepLast, RecordingError, RerunRecorder, load, repair
 from torchrl_rerun.blocks import black_box
 from torchrl_rerun.blocks.black_box import box_of
@@ -159,15 +160,6 @@ def recorded_until(*arguments, **options):
     process = recording_until(*arguments, **options)
     process.join()
     return process.exitcode
-
-
-def steps_in(place):
-    """Return the numbers of the steps of each environment, in order."""
-    found: dict[int, list[int]] = {}
-    for episode in load(place):
-        clock = episode.tensordict(["clock"])["next", "clock"]
-        found.setdefault(episode.properties.env, []).extend(clock[:, 0].long().tolist())
-    return found
 
 
 EVERY_STEP = {env: list(range(1, LAST + 1)) for env in range(2)}

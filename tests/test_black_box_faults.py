@@ -18,6 +18,7 @@ from tensordict import NonTensorData
 
 from killed_anywhere import Run, Told
 from servers import PATIENCE
+from steps_of_told import steps_in
 from torchrl_rerun import FileInUseError, KeepLast, RecordingError, RerunRecorder, load, repair
 from torchrl_rerun.blocks import black_box, episode_notes, memory
 from torchrl_rerun.blocks.black_box import box_of
@@ -44,15 +45,6 @@ def step(env, data, steps):
     for _ in range(steps):
         _, data = env.step_and_maybe_reset(env.rand_action(data))
     return data
-
-
-def steps_in(place):
-    """Return the numbers of the steps of each environment, in order."""
-    found: dict[int, list[int]] = {}
-    for episode in load(place):
-        clock = episode.tensordict(["clock"])["next", "clock"]
-        found.setdefault(episode.properties.env, []).extend(clock[:, 0].long().tolist())
-    return found
 
 
 def up_to(steps):

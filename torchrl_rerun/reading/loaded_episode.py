@@ -129,7 +129,7 @@ class LoadedEpisode:
         found: dict[str | Key, npt.NDArray[Any] | list[Any]] = {}
         for stream, _ in self.history.described(wanted_keys(keys)):
             values = self.history.rows(stream, span).values
-            name = stream.key[0] if len(stream.key) == 1 else stream.key
+            name = _plain(stream.key)
             if values.dtype == object:
                 found[name] = list(values)
                 continue
@@ -169,8 +169,7 @@ class LoadedEpisode:
         """
         span = episode_span(self.properties.episode)
         return {
-            stream.key[0] if len(stream.key) == 1 else stream.key: self.history.rows(stream, span).places.codes
-            - span[0]
+            _plain(stream.key): self.history.rows(stream, span).places.codes - span[0]
             for stream, _ in self.history.described(wanted_keys(keys))
         }
 
@@ -206,3 +205,8 @@ def wanted_keys(keys: Sequence[NestedKey] | None) -> list[Key] | None:
     if isinstance(keys, str):
         raise TypeError(f"keys={keys!r}: pass a list of keys, even of one: [{keys!r}]")
     return None if keys is None else list(dict.fromkeys(as_key(key) for key in keys))
+
+
+def _plain(key: Key) -> str | Key:
+    """Return a key as users write it: one of one name is a string."""
+    return key[0] if len(key) == 1 else key

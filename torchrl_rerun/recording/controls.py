@@ -7,7 +7,7 @@ import dataclasses
 import os
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.recording import Recording
@@ -15,17 +15,27 @@ from torchrl_rerun.recording.session import Session
 from torchrl_rerun.recording.stats import Stats
 
 
-class Switchable(Protocol):
-    """A front end: what turns a framework's environments into resets and steps of a recording."""
+class Switchable:
+    """A front end, which turns a framework's environments into resets and steps of a recording, and can be turned off.
 
-    recording: Recording | None
+    Attributes:
+        recording: the recording in progress; None before the first frame.
+    """
+
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
+        self._is_enabled = True
 
     @property
     def enabled(self) -> bool:
         """Whether anything is recorded."""
+        return self._is_enabled
 
     @enabled.setter
-    def enabled(self, enabled: bool) -> None: ...
+    def enabled(self, enabled: bool) -> None:
+        self._is_enabled = enabled
+        if self.recording is not None:
+            self.recording.switch(enabled=enabled)
 
 
 class Controls:

@@ -20,6 +20,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.recording.controls import Switchable
 from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.opening import Opening
 from torchrl_rerun.recording.recording import Recording
@@ -39,7 +40,7 @@ _REVISING_SECONDS = 10.0
 """How long another thread waits for the transforms behind the recorder, at most."""
 
 
-class FrontEnd:
+class FrontEnd(Switchable):
     """Open a recording at the first frame, make the plan, and pass resets and steps on by it.
 
     Args:
@@ -55,9 +56,9 @@ class FrontEnd:
     """
 
     def __init__(self, session: Session, behind: Callable[[], Sequence[Transform]]) -> None:
+        super().__init__()
         self.session = session
         self.lock = threading.RLock()
-        self.recording: Recording | None = None
         self.plan: Plan | None = None
         self.displaced: Mask = None
         self.reader = ArrayReader(self._vary)
@@ -65,7 +66,6 @@ class FrontEnd:
         self._camera = EnvCamera() if session.options.render else None
         self._describer = Describer(session.options, self._camera, self._chain)
         self._opening = Opening(session, self.close_quietly)
-        self._is_enabled = True
         self._present: TensorDictBase | None = None  # the last data, if groups of agents are reset apart
         # The step that is under way. The recorder keeps it: it leads to the environment, which would live as long as this.
         self._stepping: weakref.ref[Stepping] | None = None
@@ -73,17 +73,6 @@ class FrontEnd:
         self._has_warned_of_size = False
 
     # --- life ---
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is recorded."""
-        return self._is_enabled
-
-    @enabled.setter
-    def enabled(self, enabled: bool) -> None:
-        self._is_enabled = enabled
-        if self.recording is not None:
-            self.recording.switch(enabled=enabled)
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:

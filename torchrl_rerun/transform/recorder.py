@@ -19,7 +19,6 @@ from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.schema import Split
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.recording.controls import Controls
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.life import close_at_end, close_quietly
 from torchrl_rerun.recording.options import Options, Trigger
@@ -33,10 +32,10 @@ from torchrl_rerun.transform.ownership import Owner
 from torchrl_rerun.transform.rollouts import Rollouts
 from torchrl_rerun.transform.stepping import Stepping
 from torchrl_rerun.transform.untraced import is_compiling, untraced
-from torchrl_rerun.viewing import notebook
+from torchrl_rerun.viewing.notebook import Shown
 
 
-class RerunRecorder(Controls, Transform):
+class RerunRecorder(Shown, Transform):
     """Record an environment, per environment and per episode, into a `Rerun <https://rerun.io>`_ recording.
 
     Without a trigger everything is recorded, and exactly, dtypes and shapes included, but for images: these are stored as
@@ -384,25 +383,6 @@ class RerunRecorder(Controls, Transform):
     def num_envs(self) -> int:
         """The number of environments, recorded or not; 0 before the first frame."""
         return 0 if self._recording is None else self._recording.source.envs
-
-    def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
-        """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
-
-        The bytes of all files go into the page, as they are now. Without a file, the server of the first viewer is shown, and
-        stays live.
-
-        Args:
-            width: width of the viewer in the cell, in pixels; ``"auto"``: the width of the cell. Default: Rerun's.
-            height: height of the viewer in the cell, in pixels; ``"auto"``: as much as fits. Default: Rerun's.
-
-        Raises:
-            ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
-            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
-            ValueError: nothing has been recorded, or it is in a recording stream of the user, which Rerun shows:
-                ``rr.notebook_show(recording=...)``.
-        """
-        self.dump()
-        notebook.show_recording(self._session, self._recording, width=width, height=height)
 
     def callback(self, env: EnvBase, tensordict: TensorDictBase) -> None:
         """Record a rollout without being appended to its environment: ``env.rollout(100, callback=recorder.callback)``.

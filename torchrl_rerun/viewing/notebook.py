@@ -11,6 +11,7 @@ from typing import Any, Literal
 import rerun as rr
 import rerun.blueprint as rrb
 
+from torchrl_rerun.recording.controls import Controls
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session
 from torchrl_rerun.rrd.file_part import FilePart
@@ -69,6 +70,29 @@ def show_recording(session: Session, recording: Recording | None, *, width: Size
         raise ValueError(
             f"there is nothing to show but {recording.chunk_writer.label}: rr.notebook_show() shows recording streams"
         )
+
+
+class Shown(Controls):
+    """The methods that every recorder has, and the one that shows its recording in a notebook."""
+
+    def show(self, *, width: Size = None, height: Size = None) -> None:
+        """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
+
+        The bytes of all files go into the page, as they are now. Without a file, the server of the first viewer is shown, and
+        stays live.
+
+        Args:
+            width: width of the viewer in the cell, in pixels; ``"auto"``: the width of the cell. Default: Rerun's.
+            height: height of the viewer in the cell, in pixels; ``"auto"``: as much as fits. Default: Rerun's.
+
+        Raises:
+            ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
+            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
+            ValueError: nothing has been recorded, or it is in a recording stream of the user, which Rerun shows:
+                ``rr.notebook_show(recording=...)``.
+        """
+        self.dump()
+        show_recording(self._session, self._recording, width=width, height=height)
 
 
 class NotebookViewer:

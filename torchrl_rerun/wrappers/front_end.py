@@ -17,6 +17,7 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
 from torchrl_rerun.recording.camera import Camera
+from torchrl_rerun.recording.controls import Switchable
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.opening import Opening
@@ -27,7 +28,7 @@ from torchrl_rerun.wrappers.plan import About, Plan
 from torchrl_rerun.wrappers.stepped import Mask, Seeds, Stepped, Within
 
 
-class FrontEnd:
+class FrontEnd(Switchable):
     """Open a recording at the first frame, make the plan, and pass resets and steps on by it.
 
     Args:
@@ -42,32 +43,20 @@ class FrontEnd:
     """
 
     def __init__(self, session: Session, about: About, env: Any, camera: Camera[Any] | None) -> None:
+        super().__init__()
         self.session = session
         self.lock = threading.RLock()
-        self.recording: Recording | None = None
         self._about = about
         self._env = env
         self._camera = camera if session.options.render else None
         self._plan: Plan | None = None
         self._describer = Describer(session.options, about, self._camera, self._vary)
         self._opening = Opening(session, self.close_quietly)
-        self._is_enabled = True
         self._has_lost_rows = self._has_warned = False
         self._down_rows = np.zeros((about.envs or 1, 1), np.bool_)
         self._down: Any = False if about.envs is None else np.zeros(about.envs, np.bool_)
 
     # --- life ---
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is recorded."""
-        return self._is_enabled
-
-    @enabled.setter
-    def enabled(self, enabled: bool) -> None:
-        self._is_enabled = enabled
-        if self.recording is not None:
-            self.recording.switch(enabled=enabled)
 
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[Recording | None]:

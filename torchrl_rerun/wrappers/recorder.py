@@ -13,18 +13,17 @@ import rerun as rr
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.recording import workers
-from torchrl_rerun.recording.controls import Controls
 from torchrl_rerun.recording.life import close_at_end, close_quietly
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session, Sinks, shared_paths
-from torchrl_rerun.viewing import notebook
+from torchrl_rerun.viewing.notebook import Shown
 from torchrl_rerun.wrappers.choosing import check_options
 from torchrl_rerun.wrappers.facts import is_made_for_batch, is_made_from_spec
 from torchrl_rerun.wrappers.front_end import FrontEnd
 
 
-class Recorder(Controls):
+class Recorder(Shown):
     """The session and the front end of a wrapper, made anew in each copy of it."""
 
     _front_end: FrontEnd
@@ -85,25 +84,6 @@ class Recorder(Controls):
                 close_quietly(recording)
             else:
                 recording.close()
-
-    def show(self, *, width: notebook.Size = None, height: notebook.Size = None) -> None:
-        """Dump, and show the recording in a notebook. Outside of a notebook, print the command that shows it.
-
-        The bytes of all files go into the page, as they are now. Without a file, the server of the first viewer is shown, and
-        stays live.
-
-        Args:
-            width: width of the viewer in the cell, in pixels; ``"auto"``: the width of the cell. Default: Rerun's.
-            height: height of the viewer in the cell, in pixels; ``"auto"``: as much as fits. Default: Rerun's.
-
-        Raises:
-            ImportError: Rerun's viewer for notebooks isn't installed: ``pip install 'torchrl-rerun[notebook]'``.
-            RecordingError: data could not be written. The message gives the cause and the number of lost frames.
-            ValueError: nothing has been recorded, or it is in a recording stream of the user, which Rerun shows:
-                ``rr.notebook_show(recording=...)``.
-        """
-        self.dump()
-        notebook.show_recording(self._session, self._recording, width=width, height=height)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _MADE_ANEW}
