@@ -249,11 +249,11 @@ class BlackBox:
         return self.path.with_name(f"{self.path.name}.replaced")
 
     def replace_earlier(self) -> None:
-        """Remove the box of an earlier recording, which this one's takes the place of."""
+        """Remove the black box of the earlier recording that this one replaces."""
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     def restore_earlier(self) -> None:
-        """Put the box of an earlier recording back, after this one was removed."""
+        """Put the black box of the earlier recording back, after this one was removed."""
         if self._has_put_aside:
             with contextlib.suppress(OSError):
                 self._replaced.rename(self.path)

@@ -159,10 +159,10 @@ class Memory(Protocol):
         """Return a journal. It has a file as soon as it has a record."""
 
     def replace_earlier(self) -> None:
-        """Forget what an earlier recording left here, which this one takes the place of."""
+        """Remove the black box of the earlier recording that this one replaces."""
 
     def restore_earlier(self) -> None:
-        """Put back what an earlier recording left here, after this one was removed."""
+        """Put the black box of the earlier recording back, after this one was removed."""
 
     def remove(self) -> None:
         """Give all of it back: nothing waits any more."""
