@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
 import torch
 
 from environments import Simulator
-from late_transfers import LateTransfers
+from late_transfers import Arriving, LateTransfers
 from readback import read, same
 from torchrl_rerun import RerunRecorder, repair
 from torchrl_rerun.blocks import block, devices
@@ -52,6 +53,30 @@ def test_values_of_an_accelerator_are_recorded_bit_for_bit(path, device, logged_
         assert all(same(a, b) for a, b in zip(actions, rollout["action"][number], strict=True))
         returns = recording[f"/env_{number}/episode_return"].values
         assert returns[-1] == pytest.approx(_return(rollout, number), rel=1e-6)
+
+
+def test_copies_into_the_black_box_may_come_after_the_blocks_were_written(path, monkeypatch):
+    for module in (block, devices):
+        monkeypatch.setattr(module, "Transfers", LateTransfers)
+    monkeypatch.setattr(specs, "device_of", lambda value: "cpu")
+    arrive = Arriving.synchronize
+
+    def arrive_late(arriving):
+        if threading.current_thread().name.endswith("mirror"):
+            time.sleep(0.01)
+        arrive(arriving)
+
+    monkeypatch.setattr(Arriving, "synchronize", arrive_late)
+    env = Simulator(4, "cpu").append_transform(RerunRecorder(path, image_format="raw", buffer_bytes=200_000))
+    env.base_env.seen.clear()  # values of TorchRL's trial step
+    env.rollout(100, break_when_any_done=False)
+    env.close()
+    recording = read(path)
+    for number in range(4):
+        for key in ("x", "half", "picture"):
+            rows = recording[f"/env_{number}/{key}"]
+            seen = zip(rows.along("frame"), rows.values, strict=True)
+            assert all(same(value, env.base_env.seen[frame][key][number]) for frame, value in seen)
 
 
 def _return(rollout, number):
