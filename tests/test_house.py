@@ -22,6 +22,7 @@ from torchrl_rerun.recording.options import Options, RecorderOptions
 PACKAGE = Path(torchrl_rerun.__file__).parent
 FLOORS = (
     "kinds",
+    "scenes",
     "layout",
     "blocks",
     "chunks",

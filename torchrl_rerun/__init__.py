@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.kinds.streams import Stream
     from torchrl_rerun.kinds.tensor import Tensor
     from torchrl_rerun.kinds.text import Text
+    from torchrl_rerun.kinds.transforms3d import Transforms3D
     from torchrl_rerun.reading.episodes import LoadedEpisodes
     from torchrl_rerun.reading.learning import StepDataset
     from torchrl_rerun.reading.load import load
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.rrd.repair import Repaired, repair
+    from torchrl_rerun.scenes.mujoco import MuJoCo
     from torchrl_rerun.stored.replay import Replayed, replay
     from torchrl_rerun.stored.rerendering import Divergence
     from torchrl_rerun.transform.recorder import RerunRecorder
@@ -67,6 +69,7 @@ __all__ = [
     "Listing",
     "LoadedEpisode",
     "LoadedEpisodes",
+    "MuJoCo",
     "Plot",
     "Points3D",
     "RecordedEpisode",
@@ -81,6 +84,7 @@ __all__ = [
     "Stream",
     "Tensor",
     "Text",
+    "Transforms3D",
     "View",
     "archetype_columns",
     "browse",
@@ -121,6 +125,7 @@ _HOMES = {
     "Listing": "rrd.listing",
     "LoadedEpisode": "reading.loaded_episode",
     "LoadedEpisodes": "reading.episodes",
+    "MuJoCo": "scenes.mujoco",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",
@@ -135,6 +140,7 @@ _HOMES = {
     "Stream": "kinds.streams",
     "Tensor": "kinds.tensor",
     "Text": "kinds.text",
+    "Transforms3D": "kinds.transforms3d",
     "View": "kinds.kind",
     "archetype_columns": "kinds.kind",
     "browse": "viewing.browse",

@@ -16,7 +16,7 @@ from torchrl_rerun.blocks.env_rows import EnvRows
 from torchrl_rerun.chunks.encoding import Encoding
 from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, times_of
-from torchrl_rerun.kinds.keys import name_of
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.lasting import pays, rows_column, stored_rows
 from torchrl_rerun.kinds.objects import MISSING, NotStorableError, Written, columns_of_objects, written
 from torchrl_rerun.kinds.streams import Stream, entity_path
@@ -39,6 +39,7 @@ class ChunkFactory:
         self._fps = fps
         self._encoding = encoding
         self._losses = losses
+        self._undrawn: set[Key] = set()
 
     def chunks(self, rows_of_env: EnvRows, env: int | None) -> Iterator[Chunk]:
         """Return one chunk for each key and agent, except for values that are encoded first.
@@ -122,6 +123,20 @@ class ChunkFactory:
             together.append(_StreamColumns(stream, Entity(path, _columns(stream, rows))))
         except LossError as loss:
             yield from self._one_by_one(stream, path, rows, positions, str(loss))
+            return
+        together += self._drawn(stream, path, rows)
+
+    def _drawn(self, stream: Stream, path: str, rows: npt.NDArray[Any]) -> Iterator[_StreamColumns]:
+        """Yield the columns of the entities below that of a stream. A kind that fails at it costs what is drawn alone."""
+        try:
+            drawn = stream.kind.below(stream, rows)
+        except Exception as error:
+            if stream.key not in self._undrawn:
+                self._undrawn.add(stream.key)
+                _warn_quietly(f"{name_of(stream.key)} is recorded, and not drawn: {type(error).__name__}: {error}")
+            return
+        for name, columns in drawn.items():
+            yield _StreamColumns(stream, Entity(f"{path}/{name}", columns))
 
     def _one_by_one(
         self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, why: str
@@ -290,12 +305,18 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
 def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
     """Return the chunks of what a kind tells of a stream once. A kind that fails at it costs that alone."""
     try:
-        columns = list(stream.kind.static(stream, agent))
-        return [Chunk.from_columns(path, [], columns) for path in paths if columns]
+        told = [("", [*stream.kind.static(stream, agent)])]
+        told += [(f"/{name}" if name else "", [*columns]) for name, columns in stream.kind.static_below(stream)]
+        return [Chunk.from_columns(path + name, [], columns) for path in paths for name, columns in told if columns]
     except Exception as error:
-        with contextlib.suppress(Warning):  # as an error it would end the recording: this is the writer's thread
-            warnings.warn(f"the names and colours of {name_of(stream.key)} are not recorded: {error!r}", stacklevel=2)
+        _warn_quietly(f"the names and colours of {name_of(stream.key)} are not recorded: {error!r}")
         return []
+
+
+def _warn_quietly(message: str) -> None:
+    """Warn on the writer's thread, where a warning that is an error would end the recording."""
+    with contextlib.suppress(Warning):
+        warnings.warn(message, stacklevel=2)
 
 
 def _agents_before(streams: Sequence[Stream]) -> dict[str, int]:

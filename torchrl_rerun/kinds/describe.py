@@ -15,6 +15,7 @@ from torchrl_rerun.kinds.image import IMAGE_FORMATS, Image
 from torchrl_rerun.kinds.keys import Key, as_key, name_of
 from torchrl_rerun.kinds.kind import Kind, names_of_kinds, registered
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError, check_name
+from torchrl_rerun.kinds.mujoco_state import MuJoCoState
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.points3d import Points3D
 from torchrl_rerun.kinds.scalars import Scalars
@@ -23,11 +24,12 @@ from torchrl_rerun.kinds.state import State
 from torchrl_rerun.kinds.streams import STORAGE, Stream
 from torchrl_rerun.kinds.tensor import Tensor
 from torchrl_rerun.kinds.text import Text
+from torchrl_rerun.kinds.transforms3d import Transforms3D
 
 RECOGNISED: tuple[type[Kind], ...] = (Text, State, Depth, Segmentation, Image, Scalars, Tensor)
 """The kinds that keys have without being told, in the order in which they are asked."""
 
-KINDS: tuple[type[Kind], ...] = (*RECOGNISED, Points3D)
+KINDS: tuple[type[Kind], ...] = (*RECOGNISED, Points3D, Transforms3D, MuJoCoState)
 """The kinds of this package."""
 
 

@@ -6,6 +6,7 @@ A kind of your own is a subclass, and a value of ``RerunRecorder(..., kinds={...
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,12 +50,28 @@ class View:
         options: further arguments.
         rank: position among the views of an environment: lower numbers come first.
         is_large: whether the view needs as much room as a picture, and is shown on the wall of many environments.
+        follows: name of an entity below that of the stream, which the eye of a 3D view follows. Default: none.
     """
 
     make: type[rrb.View]
     options: Mapping[str, Any] = field(default_factory=dict)
     rank: int = 1
     is_large: bool = False
+    follows: str = ""
+
+    def made(self, origin: str, **rest: Any) -> rrb.View:
+        """Return the view of an entity.
+
+        Args:
+            origin: path of the entity.
+            rest: further arguments, such as ``name``.
+        """
+        options = dict(self.options)
+        if self.follows:
+            eye = copy.copy(options["eye_controls"])
+            eye.tracking_entity = f"{origin}/{self.follows}"
+            options["eye_controls"] = eye
+        return self.make(origin=origin, **rest, **options)
 
 
 class Encoded(NamedTuple):
@@ -209,6 +226,29 @@ class Kind:
             agent: number of the agent among those of all groups.
         """
         del stream, agent
+        return ()
+
+    def below(self, stream: Stream, rows: npt.NDArray[Any]) -> Mapping[str, list[Column]]:
+        """Return columns of entities below that of the stream, by their names: what is drawn, and not read back. Default: none.
+
+        Args:
+            stream: the stream.
+            rows: ``[n, *stream.row_shape]``.
+        """
+        del stream, rows
+        return {}
+
+    def static_below(self, stream: Stream) -> Iterable[tuple[str, Iterable[Any]]]:
+        """Return what doesn't change of the entities below that of the stream: their names, and columns. Default: none.
+
+        Args:
+            stream: the stream.
+        """
+        del stream
+        return ()
+
+    def assets(self) -> Iterable[str]:
+        """Return the digests of what :meth:`below` needs beside the rows. Default: none."""
         return ()
 
     def encoder(self, stream: Stream, fps: float | None) -> Encoder | None:

@@ -50,11 +50,20 @@ def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
         return stack(seen or plotted, 6 if alone else 3, name, height=height)
     columns = 1 if len(seen) < 3 else 2
     return rrb.Horizontal(
-        seen[0] if len(seen) == 1 else rrb.Grid(*seen, grid_columns=columns),
+        seen[0] if len(seen) == 1 else _seen(recorded, env, seen, columns),
         stack(plotted, 4 if alone else 3, height=height),
         name=name,
         column_shares=[3, 2] if alone else [1, 1],
     )
+
+
+def _seen(recorded: Recorded, env: int | None, seen: Sequence[rrb.View], columns: int) -> rrb.Container:
+    """Return pictures in a grid; a scene or picture beside which there are only smaller views gets most of the room."""
+    large = sum(stream.agent_count for stream in recorded.of(env) if large_view(stream) is not None)
+    if large == 1 and len(seen) > 1:
+        rest = seen[1] if len(seen) == 2 else rrb.Grid(*seen[1:], grid_columns=2)
+        return rrb.Vertical(seen[0], rest, row_shares=[3, 1 if len(seen) < 4 else 2])
+    return rrb.Grid(*seen, grid_columns=columns)
 
 
 def details(recorded: Recorded, env: int | None) -> rrb.Container:
@@ -106,12 +115,7 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     walls = [
         rrb.Grid(
             *(
-                view.make(
-                    origin=recorded.path(stream, env, agent),
-                    name=f"env {env}",
-                    titlebar=len(shown) <= MAX_TITLES,
-                    **view.options,
-                )
+                view.made(recorded.path(stream, env, agent), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
                 for env in shown
             ),
             grid_columns=columns,

@@ -21,7 +21,7 @@ def pictures(recorded: Recorded, env: int | None) -> list[rrb.View]:
     """
     shown = [(stream, view) for stream in recorded.of(env) if (view := view_of(stream)) is not None]
     return [
-        view.make(origin=recorded.path(stream, env, agent), name=title_of(recorded, env, stream, agent), **view.options)
+        view.made(recorded.path(stream, env, agent), name=title_of(recorded, env, stream, agent))
         for stream, view in sorted(shown, key=lambda each: each[1].rank)
         for agent in range(stream.agent_count)
     ]

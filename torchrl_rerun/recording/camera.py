@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.logged_envs import Render
+from torchrl_rerun.recording.looks import EnvT, Gone, Look, Taken
 from torchrl_rerun.recording.options import Options
 
 PIXELS: Key = ("pixels",)
@@ -22,22 +22,20 @@ PIXELS: Key = ("pixels",)
 
 Picture = npt.NDArray[Any]
 
-Gone = Callable[[], npt.NDArray[np.bool_] | None]
-"""Returns the environments that were reset since the moment that is recorded, bool ``[envs]``; None: none was."""
-
-EnvT = TypeVar("EnvT")
-
 
 class NoPictureError(Exception):
     """``render()`` gave no picture that can be recorded."""
 
 
-class Camera(ABC, Generic[EnvT]):
+class Camera(Look[EnvT]):
     """Render environments, each at most once at any moment.
 
     The first picture says the dtype and shape of all. If a later picture differs or fails, the frame is recorded without
     pictures, with one warning; recording and training go on.
     """
+
+    key = PIXELS
+    option = "render=True"
 
     example: str
     """An environment that can be rendered, for messages."""
@@ -58,6 +56,10 @@ class Camera(ABC, Generic[EnvT]):
         Raises:
             NoPictureError: it gives none.
         """
+
+    def described(self, env: EnvT, envs: Sequence[int], options: Options) -> Stream:
+        """Return the stream of the pictures: see :meth:`Look.described`."""
+        return described_pictures(options, self.first(env, envs[0]))
 
     def first(self, env: EnvT, index: int) -> Leaf:
         """Return the facts about the pictures, when a recording begins.
@@ -86,13 +88,8 @@ class Camera(ABC, Generic[EnvT]):
         self._leaf = Leaf(PIXELS, picture.dtype.name, picture.shape)
         return self._leaf
 
-    def at(self, env: Callable[[], EnvT], gone: Gone | None = None) -> Render:
-        """Return the function that renders the present moment. Call it before the next one.
-
-        Args:
-            env: returns the environment.
-            gone: returns the environments that show a later moment already; their pictures are black. Default: none does.
-        """
+    def at(self, env: Callable[[], EnvT], gone: Gone | None = None) -> Taken:
+        """Return the function that renders the present moment; pictures of a later one are black: see :meth:`Look.at`."""
         taken, self._taken = self._taken, {}
         return functools.partial(self._pictures, env, gone, taken)
 

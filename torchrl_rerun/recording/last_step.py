@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torchrl_rerun.blocks.block import Arrays, FrameValues
 from torchrl_rerun.blocks.events import Event
 from torchrl_rerun.kinds.endings import Ends
-from torchrl_rerun.recording.logged_envs import Render
+from torchrl_rerun.recording.looks import Taken
 
 
 class Revision(NamedTuple):
@@ -42,10 +42,10 @@ class LastStep(NamedTuple):
         event: the step.
         values: the values that were recorded, of the recorded environments.
         revise: returns what has changed.
-        render: renders the environments as they are since.
+        looks: look at the environments as they are since.
     """
 
     event: Event
     values: FrameValues
     revise: Revise
-    render: Render | None
+    looks: Sequence[Taken]

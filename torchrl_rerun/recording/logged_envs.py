@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Sized
-from typing import Any
+from collections.abc import Iterable, Sequence, Sized
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +10,13 @@ import numpy.typing as npt
 from torchrl_rerun.blocks.block import Arrays
 from torchrl_rerun.blocks.events import EnvIndices
 from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.recording.looks import Taken
 
 EnvChoice = int | slice | Sequence[int] | str | None
 """Which environments to record: see :func:`resolve_envs`."""
 
 MAX_LOGGED_ENVS = 64
 FEW_LOGGED_ENVS = 16
-
-Render = Callable[[Sequence[int]], Sequence[npt.NDArray[Any]] | None]
-"""Takes environment indices; returns an image of each environment as it is now, all of one dtype and shape, or None if none can
-be rendered."""
 
 
 class LoggedEnvs:
@@ -105,23 +101,28 @@ class LoggedEnvs:
         select, envs = self._select, self._envs
         return [array if array is None or len(array) != envs else array[select] for array in arrays]
 
-    def with_pictures(self, observed: Arrays, envs: EnvIndices, render: Render) -> Arrays:
-        """Return observations of which the last are images, rendered now.
+    def with_looks(self, observed: Arrays, envs: EnvIndices, looks: Sequence[Taken]) -> Arrays:
+        """Return observations of which the last are looked at now.
 
         Args:
-            observed: the observations of the recorded environments; the last is replaced.
-            envs: indices of the environments to render, among the recorded ones; None: all of them.
-            render: renders environments.
+            observed: the observations of the recorded environments; the last ones are replaced.
+            envs: indices of the environments to look at, among the recorded ones; None: all of them.
+            looks: look at environments.
         """
-        pictures = render(self.indices if envs is None else [self.indices[env] for env in envs])
-        if pictures is None:
-            return observed
-        if len(self) == 1:
-            return [*observed[:-1], pictures[0][np.newaxis]]
-        values = np.empty((len(self), *pictures[0].shape), pictures[0].dtype)  # the other rows are never read
-        for env, picture in zip(range(len(self)) if envs is None else envs, pictures, strict=True):
-            values[env] = picture
-        return [*observed[:-1], values]
+        indices = self.indices if envs is None else [self.indices[env] for env in envs]
+        taken = list(observed)
+        for at, look in enumerate(looks, len(taken) - len(looks)):
+            found = look(indices)
+            if found is None:
+                continue
+            if len(self) == 1:
+                taken[at] = found[0][np.newaxis]
+                continue
+            values = np.empty((len(self), *found[0].shape), found[0].dtype)  # the other rows are never read
+            for env, value in zip(range(len(self)) if envs is None else envs, found, strict=True):
+                values[env] = value
+            taken[at] = values
+        return taken
 
 
 def check_envs(logged_envs: object) -> None:

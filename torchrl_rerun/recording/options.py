@@ -24,6 +24,8 @@ from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.recording.keep import Keep
 from torchrl_rerun.recording.logged_envs import check_envs
+from torchrl_rerun.scenes.known import SOURCES
+from torchrl_rerun.scenes.source import Source
 
 Trigger = Callable[[int], bool]
 """Decide whether a recording starts, by the number of an episode or of a step."""
@@ -51,6 +53,7 @@ class RecorderOptions(TypedDict, total=False):
     kinds: Mapping[Any, Kind | str] | None
     names: Mapping[Any, Sequence[str]] | None
     render: bool
+    scene: bool | Source
     episode_trigger: Trigger | None
     step_trigger: Trigger | None
     recording_length: int
@@ -190,6 +193,9 @@ class Options:
     skip: int = _option(_count(1, "one frame in so many is recorded"), 1)
     fps: float | None = _option(_positive(int | float | None, "frames per second", is_finite=True))
     render: bool = _option(_of_type(bool, "True or False"), default=False)
+    scene: bool | Source = _option(
+        _of_type(bool | Source, "True, False or the source of a scene, such as MuJoCo(contacts=True)"), default=False
+    )
     episode_trigger: Trigger | None = _option(_trigger)
     step_trigger: Trigger | None = _option(_trigger)
     recording_length: int = _option(_count(0, "steps; 0: to the end of the episode"), 0)
@@ -257,6 +263,13 @@ class Options:
         """Whether no frame is left out by a trigger or by ``skip``."""
         return self.skip == 1 and not self.has_triggers
 
+    @property
+    def scene_sources(self) -> tuple[Source, ...]:
+        """What is asked for the scene of an environment; empty: no scene is recorded, or a key has it."""
+        if not isinstance(self.scene, Source):
+            return SOURCES if self.scene else ()
+        return () if self.scene.key is not None else (self.scene,)
+
     # --- kinds ---
 
     def describe(self, leaf: Leaf) -> Stream:
@@ -269,7 +282,10 @@ class Options:
             UnsupportedLeafError: no kind can hold the key's values.
             ValueError: the options of the key don't fit its values.
         """
-        stream = describe(leaf, self.kinds, self.names, self.image_format)
+        kinds = self.kinds
+        if isinstance(self.scene, Source) and leaf.key == self.scene.key:
+            kinds = {**kinds, leaf.key: self.scene.kind_of(leaf)}
+        stream = describe(leaf, kinds, self.names, self.image_format)
         refused = refused_format(stream, self.kinds, self.image_format)
         if refused is not None:
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"
@@ -279,7 +295,7 @@ class Options:
 
     def choose_kind_of(self, key: Key) -> bool:
         """Return whether the options say of which kind a key is."""
-        return key in self.kinds
+        return key in self.kinds or (isinstance(self.scene, Source) and key == self.scene.key)
 
     def say_how_to_record(self, key: Key) -> bool:
         """Return whether the options choose a key's kind, or its names."""

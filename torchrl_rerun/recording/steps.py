@@ -21,7 +21,7 @@ from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.timelines import COLUMNS, Positions
 from torchrl_rerun.recording.coming import Coming, at_time, ends_at
 from torchrl_rerun.recording.last_step import LastStep, Pending, Revise, Revision
-from torchrl_rerun.recording.logged_envs import Render
+from torchrl_rerun.recording.looks import Taken
 from torchrl_rerun.recording.parts import Parts
 from torchrl_rerun.recording.status import Status
 
@@ -61,7 +61,7 @@ class Steps:
         seeds: Sequence[int | None] = (),
         *,
         begun: npt.NDArray[np.bool_] | None = None,
-        render: Render | None = None,
+        looks: Sequence[Taken] = (),
     ) -> None:
         """Record a reset.
 
@@ -73,11 +73,11 @@ class Steps:
             seeds: the seed of each environment. Default: none is known.
             begun: mask of the environments whose episodes begin, ``[envs]``. In the others that were reset, only some groups of
                 agents were. Default: all that were reset.
-            render: renders the last observation, which is None then; called for the environments alone of which this frame is
+            looks: give the last observations, which are None then; called for the environments alone of which this frame is
                 recorded. Default: all observations are given.
         """
         with self._copying:
-            self._add(FrameValues(observed), mask, is_step=False, seeds=seeds, begun=begun, render=render)
+            self._add(FrameValues(observed), mask, is_step=False, seeds=seeds, begun=begun, looks=looks)
 
     def step(
         self,
@@ -85,7 +85,7 @@ class Steps:
         mask: npt.NDArray[np.bool_] | None = None,
         ends: Ends | None = None,
         *,
-        render: Render | None = None,
+        looks: Sequence[Taken] = (),
         revise: Revise | None = None,
     ) -> None:
         """Record a step.
@@ -96,13 +96,13 @@ class Steps:
             mask: mask of the environments that were stepped, ``[envs]``. The values of the others are not looked at.
                 Default: all were.
             ends: which episodes ended with it. Default: none did, or :attr:`must_know_ends` is false.
-            render: renders the last observation, which is None then; called for the environments alone of which this frame is
+            looks: give the last observations, which are None then; called for the environments alone of which this frame is
                 recorded. Default: all observations are given.
             revise: returns what has changed of the step since; called before the next frame, a dump, or a flush by age.
                 Default: nothing changes any more.
         """
         with self._copying:
-            self._add(values, mask, is_step=True, ends=ends, render=render, revise=revise)
+            self._add(values, mask, is_step=True, ends=ends, looks=looks, revise=revise)
 
     @property
     def takes_many(self) -> bool:
@@ -238,7 +238,7 @@ class Steps:
         """Amend the last step if it has changed. Return whether it can't change any more.
 
         Args:
-            is_past: whether environments were reset since, and can't be rendered as they were. Default: False.
+            is_past: whether environments were reset since, and can't be looked at as they were. Default: False.
             at_once: whether the step is amended as it is now, even if it isn't over. Default: True.
         """
         last = self._last
@@ -266,14 +266,15 @@ class Steps:
             stepped[event.envs] = True
             ends = Ends(ends.terminated & stepped, ends.truncated & stepped)
         observed = list(logged.values(found.observed) or ())
-        if last.render is not None and recorded.observed is not None:
-            observed.append(recorded.observed[-1])
-        if ends is not None and not self._selection.takes_all and not (is_past and last.render is not None):
+        looks = last.looks
+        if looks and recorded.observed is not None:
+            observed += recorded.observed[-len(looks) :]
+        if ends is not None and not self._selection.takes_all and not (is_past and looks):
             after = self._selection.end(event.envs, event.envs_after, ends.either)
             if after is not event.envs_after:
                 event = event._replace(envs_after=after)
-                if last.render is not None:
-                    observed = list(logged.with_pictures(observed, after, last.render))
+                if looks:
+                    observed = list(logged.with_looks(observed, after, looks))
         return event, FrameValues(observed, logged.values(found.stepped), recorded.acted), ends
 
     def _amend(self, event: Event, amended: Event, values: FrameValues, ends: Ends | None) -> None:
@@ -329,7 +330,7 @@ class Steps:
         ends: Ends | None = None,
         seeds: Sequence[int | None] = (),
         begun: npt.NDArray[np.bool_] | None = None,
-        render: Render | None = None,
+        looks: Sequence[Taken] = (),
         revise: Revise | None = None,
     ) -> None:
         if self._last is not None:
@@ -348,8 +349,8 @@ class Steps:
             if buffers.batch is not None:
                 is_kept = self._add_to_batch(buffers.batch, self._of_batch(event, mask), values)
             if envs is None or len(envs):
-                if render is not None or not logged.are_all:
-                    values = self._logged_values(event, values, render)
+                if looks or not logged.are_all:
+                    values = self._logged_values(event, values, looks)
                 if _lacks_a_key(values):
                     buffers.split_where_keys_are_missing(values)
                 positions, may_change = self._counters.positions, revise is not None
@@ -359,7 +360,7 @@ class Steps:
                             is_kept = False
                             break
             landings = buffers.devices.send()
-            self._last = None if revise is None else LastStep(event, values, revise, render)
+            self._last = None if revise is None else LastStep(event, values, revise, looks)
             self._counters.apply(event)
             if self._episode_log is not None:
                 self._log_episodes(event, values.stepped, ends, seeds)
@@ -373,14 +374,14 @@ class Steps:
         if not is_kept or self._must_check_warnings or self._failures_seen != self._writer.failures:
             self._warn_user()
 
-    def _logged_values(self, event: Event, values: FrameValues, render: Render | None) -> FrameValues:
-        """Return the values of the environments that are recorded in detail, rendered pictures included."""
+    def _logged_values(self, event: Event, values: FrameValues, looks: Sequence[Taken]) -> FrameValues:
+        """Return the values of the environments that are recorded in detail, those included that they are asked for."""
         logged = self._state.logged
         if not logged.are_all:
             values = FrameValues(*map(logged.values, values))
-        if render is not None and event.is_recorded:
+        if looks and event.is_recorded:
             assert values.observed is not None, "frames with pictures have observations"
-            observed = logged.with_pictures(values.observed, event.envs_after, render)
+            observed = logged.with_looks(values.observed, event.envs_after, looks)
             values = FrameValues(observed, values.stepped, values.acted)
         return values
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.recording.camera import Camera, NoPictureError
-from torchrl_rerun.recording.logged_envs import Render
-from torchrl_rerun.transform import partial_resets
 
 
 class EnvCamera(Camera[EnvBase | None]):
@@ -32,15 +29,6 @@ class EnvCamera(Camera[EnvBase | None]):
         """Return the facts about the pictures, when a recording begins: see :meth:`Camera.first`."""
         self._view = None  # of workers that may have been closed since
         return super().first(env, index)
-
-    def after(self, env: Callable[[], EnvBase | None], following: TensorDictBase) -> Render:
-        """Return the function that renders the moment after a step. Call it before the next one.
-
-        Args:
-            env: returns the environment.
-            following: the data after the step.
-        """
-        return self.at(env, lambda: partial_resets.reset_within_step(env(), following))
 
     def look(self, env: EnvBase | None, envs: list[int]) -> dict[int, Any]:
         """Return pictures of some environments of the flattened batch, at least, by their indices: see :meth:`Camera.look`."""

@@ -16,11 +16,10 @@ from torchrl_rerun.kinds.keys import Key, name_of, return_key
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.camera import PIXELS, described_pictures
+from torchrl_rerun.recording.looks import Look, refuse_taken
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
-from torchrl_rerun.transform.camera import EnvCamera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import Reader, Readers
@@ -34,13 +33,13 @@ class Describer:
 
     Args:
         options: the options of the recorder.
-        camera: renders the environment, if ``render`` asks for it.
+        looks: what the environment is asked for.
         chain: the transforms around the recorder.
     """
 
-    def __init__(self, options: Options, camera: EnvCamera | None, chain: Chain) -> None:
+    def __init__(self, options: Options, looks: Sequence[Look[EnvBase | None]], chain: Chain) -> None:
         self._options = options
-        self._camera = camera
+        self._looks = looks
         self._chain = chain
 
     def observe(
@@ -56,7 +55,7 @@ class Describer:
 
         Raises:
             KeyError: ``in_keys`` names a group of keys.
-            ValueError: options don't fit the data, or the environment can't be rendered.
+            ValueError: options don't fit the data, or the environment hasn't what they ask for.
         """
         if environments.is_pool(env):
             warn(
@@ -73,7 +72,7 @@ class Describer:
         values = {key: tensordicts.value_of(observed, key) for key in wanted if key not in actions}
         there = {key: value for key, value in values.items() if value is not None}
         streams, skipped = self._streams(env, observed, there)
-        pictures = [] if self._camera is None else [self._rendered(self._camera, recording, env, observed)]
+        looked = [self._looked(look, recording, env, observed) for look in self._looks]
         # Two rewards may have the same return, and the environment may have a key of that name.
         taken = {
             *wanted,
@@ -86,7 +85,7 @@ class Describer:
                 key = free_key(return_key(leaf.key), taken)
                 taken.add(key)
                 returns.append(running_sum(leaf, key))
-        recording.describe(Moment.OBSERVED, [*streams, *pictures, *returns])
+        recording.describe(Moment.OBSERVED, [*streams, *looked, *returns])
         return Plan(
             _readers(recording, streams),
             skipped=frozenset(skipped),
@@ -117,8 +116,7 @@ class Describer:
             KeyError: an option names a key that isn't there, or a group of keys.
             ValueError: options don't fit the data.
         """
-        rendered = () if self._camera is None else (PIXELS,)
-        known = {*plan.observed.keys, *plan.skipped, *rendered}
+        known = {*plan.observed.keys, *plan.skipped, *(look.key for look in self._looks)}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted.keys]) if key not in known]
         values = {key: tensordicts.value_of(following, key) for key in wanted}
         outcomes = {key: value for key, value in values.items() if value is not None}
@@ -171,17 +169,15 @@ class Describer:
                 warn(f"{name_of(key)} is not recorded: {reason}")
         return streams, skipped
 
-    def _rendered(
-        self, camera: EnvCamera, recording: Recording, env: EnvBase | None, observed: TensorDictBase
+    def _looked(
+        self, look: Look[EnvBase | None], recording: Recording, env: EnvBase | None, observed: TensorDictBase
     ) -> Stream:
-        """Return the stream of rendered pictures."""
-        if (env is not None and PIXELS in specs.default_keys(env)) or tensordicts.value_of(
-            observed, PIXELS
-        ) is not None:
-            raise ValueError(
-                "render=True records pictures as 'pixels', which the environment gives already: leave out one of them"
-            )
-        return described_pictures(self._options, camera.first(env, recording.envs[0] - recording.source.first_env))
+        """Return the stream of what the environment is asked for."""
+        is_given = env is not None and look.key in specs.default_keys(env)
+        if is_given or tensordicts.value_of(observed, look.key) is not None:
+            raise refuse_taken(look)
+        envs = [index - recording.source.first_env for index in recording.envs]
+        return look.described(env, envs, self._options)
 
     def _report_missing(self, missing: Sequence[Key], root: TensorDictBase, following: TensorDictBase) -> None:
         """Warn of keys that the first step lacks, or raise KeyError if ``in_keys`` names them."""

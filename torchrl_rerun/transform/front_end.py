@@ -22,14 +22,15 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.controls import Switchable
 from torchrl_rerun.recording.life import close_quietly, describing
+from torchrl_rerun.recording.looks import Taken
 from torchrl_rerun.recording.opening import Opening
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Facts, Session
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
 from torchrl_rerun.transform.calls import Call
-from torchrl_rerun.transform.camera import EnvCamera
 from torchrl_rerun.transform.chain import Chain
 from torchrl_rerun.transform.describing import Describer
+from torchrl_rerun.transform.looks import looks_for
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader
 from torchrl_rerun.transform.revising import Outcome
@@ -63,8 +64,8 @@ class FrontEnd(Switchable):
         self.displaced: Mask = None
         self.reader = ArrayReader(self._vary)
         self._chain = Chain(behind)
-        self._camera = EnvCamera() if session.options.render else None
-        self._describer = Describer(session.options, self._camera, self._chain)
+        self._looks = looks_for(session.options)
+        self._describer = Describer(session.options, self._looks, self._chain)
         self._opening = Opening(session, self.close_quietly)
         self._present: TensorDictBase | None = None  # the last data, if groups of agents are reset apart
         # The step that is under way. The recorder keeps it: it leads to the environment, which would live as long as this.
@@ -142,7 +143,7 @@ class FrontEnd(Switchable):
             begun: environments whose episodes begin; of the others only some groups of agents were reset. Default: all that
                 were reset.
             outcome: the data after the first step, if it is known already, for the rewards in it.
-            is_past: whether the environments have been stepped since, and can't be rendered as they were.
+            is_past: whether the environments have been stepped since, and can't be looked at as they were.
         """
         recording = self._opened(env, observed, mask, is_step=False)
         if recording is None or not self._fits(recording, observed):
@@ -156,12 +157,10 @@ class FrontEnd(Switchable):
             return
         try:
             arrays = self.reader.arrays(self.plan.observed, self.plan.observed.values(observed))
-            render = None
-            if self._camera is not None:
-                arrays.append(None)
-                render = None if is_past else self._camera.at(env)
+            looks = [] if is_past else [look.at(env) for look in self._looks]
+            arrays += [None] * len(self._looks)
             seeds = environments.seeds(env()) if recording.must_know_ends else ()
-            recording.reset(arrays, mask, seeds, begun=begun, render=render)
+            recording.reset(arrays, mask, seeds, begun=begun, looks=looks)
             if self.plan.resets_by_group:
                 self._present = observed
         except Exception as error:  # training goes on: the next `dump()` raises it
@@ -330,10 +329,12 @@ class FrontEnd(Switchable):
                 )
             observed = arrays[:count]
             ends = plan.ends(following) if recording.must_know_ends else None
-            render = None
-            if self._camera is not None:
-                observed.append(None)
-                render = self._camera.after(env, following)
+            looks: Sequence[Taken] = ()
+            if self._looks:
+                observed += [None] * len(self._looks)
+                looks = [
+                    look.at(env, lambda: partial_resets.reset_within_step(env(), following)) for look in self._looks
+                ]
             revise = None
             if may_change:
                 self._outcome = Outcome(
@@ -341,7 +342,7 @@ class FrontEnd(Switchable):
                 )
                 revise = self._outcome.revise
             actions = self.reader.arrays(plan.acted, acted.select(plan.acted.keys))
-            recording.step(FrameValues(observed, arrays[count:], actions), mask, ends, render=render, revise=revise)
+            recording.step(FrameValues(observed, arrays[count:], actions), mask, ends, looks=looks, revise=revise)
             if plan.resets_by_group:
                 self._present = following
         except Exception as error:  # training goes on: the next `dump()` raises it
@@ -358,7 +359,7 @@ class FrontEnd(Switchable):
             and plan is not None
             and plan.is_complete
             and not (plan.resets_itself or plan.resets_by_group)
-            and self._camera is None
+            and not self._looks
             and self.displaced is None
         )
 

@@ -25,6 +25,7 @@ from torchrl_rerun.recording.options import Options, Trigger
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session, Sinks, shared_paths
 from torchrl_rerun.recording.workers import in_worker_process
+from torchrl_rerun.scenes.source import Source
 from torchrl_rerun.transform import partial_resets
 from torchrl_rerun.transform.calls import is_within
 from torchrl_rerun.transform.front_end import FrontEnd
@@ -96,6 +97,8 @@ class RerunRecorder(Shown, Transform):
             ``GymEnv("CartPole-v1", render_mode="rgb_array")``. It is rendered once when a recording begins, whether that
             frame is recorded or not. A frame of which a later picture fails, or has another size, is recorded without it,
             with one warning. Default: False.
+        scene: whether the simulator's state is recorded at each frame as ``"scene"`` and shown in 3D. ``True`` finds the
+            simulator of the environment; a source such as :class:`~torchrl_rerun.MuJoCo` has options. Default: False.
         episode_trigger: called with the number of each episode of an environment, from 0, when it begins. If it returns
             true or fails, a recording starts. Triggers and ``recording_length`` are those of
             ``gymnasium.wrappers.RecordVideo``, for each environment by itself. Default: without any trigger everything is
@@ -188,6 +191,7 @@ class RerunRecorder(Shown, Transform):
         kinds: Mapping[NestedKey, Kind | str] | None = None,
         names: Mapping[NestedKey, Sequence[str]] | None = None,
         render: bool = False,
+        scene: bool | Source = False,
         episode_trigger: Trigger | None = None,
         step_trigger: Trigger | None = None,
         recording_length: int = 0,

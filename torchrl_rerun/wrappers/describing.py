@@ -17,8 +17,8 @@ from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.objects import MISSING, frozen
 from torchrl_rerun.kinds.schema import Moment
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.camera import PIXELS, Camera, described_pictures
 from torchrl_rerun.recording.known_names import names_for
+from torchrl_rerun.recording.looks import Look, refuse_taken
 from torchrl_rerun.recording.options import Options
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.wrappers.fields import ACTION, Field, fields, observation_fields
@@ -33,7 +33,7 @@ class Describer:
     Args:
         options: the options of the recorder.
         about: the environments.
-        camera: renders the environments, if ``render`` asks for it.
+        looks: what the environments are asked for.
         vary: have a key recorded with values of any shape from now on.
     """
 
@@ -41,12 +41,12 @@ class Describer:
         self,
         options: Options,
         about: About,
-        camera: Camera[Any] | None,
+        looks: Sequence[Look[Any]],
         vary: Callable[[Stream], Stream | None],
     ) -> None:
         self._options = options
         self._about = about
-        self._camera = camera
+        self._looks = looks
         self._vary = vary
         self._skipped: set[Key] = set()
         self._observable = observation_fields(about.observation_space)
@@ -57,12 +57,12 @@ class Describer:
 
         Args:
             recording: the recording.
-            env: the environment, for its pictures.
+            env: the environment, to be looked at.
             root: observation, info and flags after a reset.
 
         Raises:
             KeyError: ``in_keys`` names a group of keys.
-            ValueError: options don't fit the data, or the environment can't be rendered.
+            ValueError: options don't fit the data, or the environment hasn't what they ask for.
         """
         self._skipped = set()
         self._refuse_groups()
@@ -76,13 +76,11 @@ class Describer:
         readers = self._readers([*_below(OBSERVED_ROOT, "observation", found), *flags], root)
         readers += self._info_readers(OBSERVED_ROOT, infos, root)
         streams = [reader.stream for reader in readers]
-        if self._camera is not None:
-            if any(each.key == PIXELS for each in self._observable):
-                raise ValueError(
-                    "render=True records pictures as 'pixels', which the environment gives already: leave out one of them"
-                )
-            index = recording.envs[0] - recording.source.first_env
-            streams.append(described_pictures(self._options, self._camera.first(env, index)))
+        for look in self._looks:
+            if any(each.key == look.key for each in self._observable):
+                raise refuse_taken(look)
+            envs = [index - recording.source.first_env for index in recording.envs]
+            streams.append(look.described(env, envs, self._options))
         if self._wants((REWARD,)):
             taken = {each.key for each in (*self._observable, *self._doable)} | {
                 reader.stream.key for reader in readers
@@ -261,7 +259,7 @@ class Describer:
         """Raise KeyError if ``in_keys`` names a key, and no info, that the environment doesn't give."""
         if self._options.in_keys is None:
             return
-        rendered = () if self._camera is None else (PIXELS,)
+        rendered = [look.key for look in self._looks]
         there = {each.key for each in (*self._observable, *self._doable)} | {*OUTCOMES, *extras, *rendered} | known
         missing = [key for key in self._options.in_keys if key not in there and not is_info(key)]
         if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
-from torchrl_rerun.recording.camera import Camera
 from torchrl_rerun.recording.controls import Switchable
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.life import close_quietly, describing
+from torchrl_rerun.recording.looks import Look, Taken
 from torchrl_rerun.recording.opening import Opening
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Facts, Session
@@ -34,23 +34,23 @@ class FrontEnd(Switchable):
     Args:
         session: the options of the recorder, and what its sink stands for.
         about: the environments.
-        env: the environment, for its pictures.
-        camera: renders it, if ``render`` asks for it.
+        env: the environment, to be looked at.
+        looks: what it is asked for.
 
     Attributes:
         recording: the recording in progress; None before the first frame.
         lock: held while the front end is used.
     """
 
-    def __init__(self, session: Session, about: About, env: Any, camera: Camera[Any] | None) -> None:
+    def __init__(self, session: Session, about: About, env: Any, looks: Sequence[Look[Any]]) -> None:
         super().__init__()
         self.session = session
         self.lock = threading.RLock()
         self._about = about
         self._env = env
-        self._camera = camera if session.options.render else None
+        self._looks = looks
         self._plan: Plan | None = None
-        self._describer = Describer(session.options, about, self._camera, self._vary)
+        self._describer = Describer(session.options, about, looks, self._vary)
         self._opening = Opening(session, self.close_quietly)
         self._has_lost_rows = self._has_warned = False
         self._down_rows = np.zeros((about.envs or 1, 1), np.bool_)
@@ -159,13 +159,13 @@ class FrontEnd(Switchable):
                     last = plan.observed.replace_rows(observed, within.mask, within.last)
                     if plan.observed.has_lost_rows and not self._has_lost_rows:
                         self._tell_lost_rows(recording)
-                render = None
-                if self._camera is not None:
+                looks: Sequence[Taken] = ()
+                if self._looks:
                     gone = None if within is None else _of(within.mask)
-                    last = [*last, None]
-                    render = self._camera.at(self._the_env, gone)
+                    last = [*last, *[None] * len(self._looks)]
+                    looks = [look.at(self._the_env, gone) for look in self._looks]
                 values = FrameValues(last, outcomes, plan.acted.arrays(stepped.acted))
-                recording.step(values, mask, ends, render=render)
+                recording.step(values, mask, ends, looks=looks)
                 if within is not None:
                     if within.properties and self.must_know_seeds:
                         _annotate(recording, within)
@@ -207,11 +207,11 @@ class FrontEnd(Switchable):
                 self.recording.step(FrameValues(), np.zeros(self._about.envs or 1, np.bool_))
 
     def _reset(self, recording: Recording, observed: list[Any], mask: Mask, seeds: Seeds) -> None:
-        render = None
-        if self._camera is not None:
-            observed = [*observed, None]
-            render = self._camera.at(self._the_env)
-        recording.reset(observed, mask, seeds, render=render)
+        looks: Sequence[Taken] = ()
+        if self._looks:
+            observed = [*observed, *[None] * len(self._looks)]
+            looks = [look.at(self._the_env) for look in self._looks]
+        recording.reset(observed, mask, seeds, looks=looks)
 
     def _begun_stepping(self, stepped: Stepped, mask: Mask) -> Recording | None:
         """Return the recording, opened, and make the plan complete; return None if that failed."""

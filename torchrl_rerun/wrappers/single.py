@@ -19,6 +19,7 @@ from torchrl_rerun.wrappers.cameras import EnvCamera, VectorCamera
 from torchrl_rerun.wrappers.choosing import SINGLE, check_form
 from torchrl_rerun.wrappers.facts import id_of, names_of, rate_of, seed_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
+from torchrl_rerun.wrappers.looks import looks_for
 from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.recorder import Recorder, saved_sink
 from torchrl_rerun.wrappers.space_json import space_to_json
@@ -131,7 +132,9 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         )
         self._camera = EnvCamera()
         self._autoresets, self._will_reset = _autoresets(env), False
-        front_end = FrontEnd(self._session, about, env, VectorCamera() if is_batch else self._camera)
+        front_end = FrontEnd(
+            self._session, about, env, looks_for(self._session.options, VectorCamera() if is_batch else self._camera)
+        )
         self._batch = None
         if self._envs is not None and self._mode is not None:
             self._batch = Batch(front_end, self._envs, self._mode)

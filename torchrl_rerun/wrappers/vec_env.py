@@ -22,6 +22,7 @@ from torchrl_rerun.wrappers.choosing import VEC_ENV, check_form
 from torchrl_rerun.wrappers.facts import id_in, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
 from torchrl_rerun.wrappers.infos import info_of, infos_at, is_info
+from torchrl_rerun.wrappers.looks import looks_for
 from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.policy_values import PolicyValues
 from torchrl_rerun.wrappers.recorder import Recorder
@@ -102,7 +103,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             lambda: _names_of(venv, name()),
             origin=origin,
         )
-        front_end = FrontEnd(self._session, about, venv, VecEnvCamera())
+        front_end = FrontEnd(self._session, about, venv, looks_for(self._session.options, VecEnvCamera()))
         self._batch = Batch(front_end, venv.num_envs, AutoresetMode.SAME_STEP)
         self._down = np.zeros(venv.num_envs, np.bool_)
         self._policy_values: PolicyValues | None = None

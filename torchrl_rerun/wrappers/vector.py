@@ -16,6 +16,7 @@ from torchrl_rerun.wrappers.cameras import VectorCamera
 from torchrl_rerun.wrappers.choosing import VECTOR, check_form
 from torchrl_rerun.wrappers.facts import id_of, names_of_batch, rate_of
 from torchrl_rerun.wrappers.front_end import FrontEnd
+from torchrl_rerun.wrappers.looks import looks_for
 from torchrl_rerun.wrappers.plan import About
 from torchrl_rerun.wrappers.recorder import Recorder
 from torchrl_rerun.wrappers.single import reward_shape_of, spaces_of
@@ -105,7 +106,7 @@ class RecordRerun(Recorder, Wrapper):
             },
             reward_shape=reward_shape_of(env),
         )
-        front_end = FrontEnd(self._session, about, env, VectorCamera())
+        front_end = FrontEnd(self._session, about, env, looks_for(self._session.options, VectorCamera()))
         # Native vector environments draw the states of all environments from one random generator.
         of_gymnasium = isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._batch = Batch(front_end, env.num_envs, self._mode, seeds_follow=of_gymnasium)

@@ -1,0 +1,318 @@
+"""Shapes of a scene in space: fixed to bodies, told once, and drawn where the bodies are.
+
+Shapes of one form are the instances of one entity: an entity for each body would cost the writer five times as much, and
+half as much again on disk (``make bench ARGS="--only scene"``).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import rerun as rr
+
+from torchrl_rerun.kinds.arrow import Column, flat
+
+Floats = npt.NDArray[np.float64]
+
+WORLD = -1
+"""The body of shapes that don't move."""
+
+IDENTITY = (0.0, 0.0, 0.0, 1.0)
+"""The quaternion, x, y, z and w, of no rotation."""
+
+
+class Form(Enum):
+    """The form of a shape, and the name of the entity that all shapes of this form are instances of."""
+
+    SPHERE = "spheres"
+    ELLIPSOID = "ellipsoids"
+    CAPSULE = "capsules"
+    CYLINDER = "cylinders"
+    BOX = "boxes"
+    MESH = "meshes"
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Triangles.
+
+    Attributes:
+        name: name of the entity.
+        vertices: positions in metres, ``[n, 3]``.
+        triangles: three vertices each, ``[m, 3]``.
+        normals: ``[n, 3]``. Default: the viewer's.
+        texture_coordinates: ``[n, 2]``; from 0 to 1, and beyond where the texture is repeated. Default: none.
+        texture: a picture uint8 ``[height, width, 3]``. Default: none.
+    """
+
+    name: str
+    vertices: npt.NDArray[Any]
+    triangles: npt.NDArray[Any]
+    normals: npt.NDArray[Any] | None = None
+    texture_coordinates: npt.NDArray[Any] | None = None
+    texture: npt.NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A shape that is fixed to a body.
+
+    Attributes:
+        name: its name.
+        form: its form.
+        body: number of the body; :data:`WORLD` for shapes that don't move.
+        size: three numbers in metres: the radius of a sphere; radius and half the length (without the caps) of capsules and
+            cylinders, along z; half the sides of boxes, and half the axes of ellipsoids. Of meshes the factors by which they are
+            scaled.
+        position: in the body's frame, metres.
+        quaternion: in the body's frame; x, y, z and w.
+        color: red, green, blue and alpha, 0 to 255.
+        mesh: the triangles of a mesh.
+    """
+
+    name: str
+    form: Form
+    body: int
+    size: tuple[float, ...] = (1.0, 1.0, 1.0)
+    position: tuple[float, ...] = (0.0, 0.0, 0.0)
+    quaternion: tuple[float, ...] = IDENTITY
+    color: tuple[int, ...] = (180, 180, 180, 255)
+    mesh: Mesh | None = None
+
+
+class Poses(NamedTuple):
+    """Where bodies are at ``n`` moments.
+
+    Attributes:
+        positions: metres, ``[n, bodies, 3]``.
+        quaternions: x, y, z and w, ``[n, bodies, 4]``.
+    """
+
+    positions: Floats
+    quaternions: Floats
+
+
+class Attachments(NamedTuple):
+    """The shapes of one entity, as far as they must be known to place them.
+
+    Attributes:
+        entity: name of the entity, below that of the scene.
+        form: the form of the shapes.
+        bodies: number of the body of each, ``[k]``.
+        positions: in the frames of the bodies, ``[k, 3]``.
+        quaternions: in the frames of the bodies, ``[k, 4]``.
+    """
+
+    entity: str
+    form: Form
+    bodies: npt.NDArray[np.int64]
+    positions: Floats
+    quaternions: Floats
+
+    def columns(self, poses: Poses) -> list[Column]:
+        """Return the columns that place the shapes.
+
+        Args:
+            poses: where the bodies are.
+        """
+        turned = poses.quaternions[:, self.bodies]
+        positions = poses.positions[:, self.bodies] + rotated(turned, self.positions)
+        archetype, name = _PLACED[self.form]
+        columns = [vectors_column(archetype, name, "Translation3D", positions)]
+        if self.form is not Form.SPHERE:  # which looks the same from all sides
+            columns.append(vectors_column(archetype, "quaternions", "RotationQuat", product(turned, self.quaternions)))
+        return columns
+
+
+_PLACED = {
+    Form.SPHERE: ("Ellipsoids3D", "centers"),
+    Form.ELLIPSOID: ("Ellipsoids3D", "centers"),
+    Form.CAPSULE: ("Capsules3D", "translations"),
+    Form.CYLINDER: ("Cylinders3D", "centers"),
+    Form.BOX: ("Boxes3D", "centers"),
+    Form.MESH: ("InstancePoses3D", "translations"),
+}
+"""By form: the archetype that places shapes, and its name of their positions."""
+
+
+class Geometry:
+    """The shapes of a scene.
+
+    Args:
+        bodies: names of the bodies.
+        shapes: the shapes.
+
+    Attributes:
+        bodies: names of the bodies.
+        attachments: the shapes that move, by entity.
+    """
+
+    def __init__(self, bodies: Sequence[str], shapes: Iterable[Shape]) -> None:
+        self.bodies = tuple(bodies)
+        moving: dict[str, list[Shape]] = {}
+        still: dict[str, list[Shape]] = {}
+        for shape in shapes:
+            moves = shape.body != WORLD
+            (moving if moves else still).setdefault(_entity_of(shape), []).append(shape)
+        self._moving, self._still = moving, still
+        self.attachments = [_attachments(entity, each) for entity, each in moving.items()]
+
+    def static(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield what doesn't change: the name of each entity, and its columns as Rerun's archetypes give them."""
+        for entity, shapes in self._moving.items():
+            yield entity, _once(_look(shapes))
+        for entity, shapes in self._still.items():
+            placed = _attachments(entity, shapes)
+            archetype, name = _PLACED[placed.form]
+            fields = {name: placed.positions, "quaternions": placed.quaternions}
+            yield f"world/{entity}", _once(_look(shapes), getattr(rr, archetype).from_fields(**fields))
+
+    def to_bytes(self) -> bytes:
+        """Return the names of the bodies and the attachments, by which poses can be drawn later."""
+        file = io.BytesIO()
+        arrays: dict[str, Any] = {"bodies": np.array(self.bodies)}
+        for number, each in enumerate(self.attachments):
+            arrays |= {
+                f"{number}.entity": np.array([each.entity, each.form.value]),
+                f"{number}.bodies": each.bodies,
+                f"{number}.positions": each.positions,
+                f"{number}.quaternions": each.quaternions,
+            }
+        np.savez_compressed(file, **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> Geometry:
+        """Return the geometry that :meth:`to_bytes` described, by which poses can be drawn: it has no shapes any more."""
+        with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+            geometry = cls(arrays["bodies"].tolist(), ())
+            for number in itertools.takewhile(lambda each: f"{each}.entity" in arrays, itertools.count()):
+                entity, form = arrays[f"{number}.entity"].tolist()
+                rest = (arrays[f"{number}.{name}"] for name in ("bodies", "positions", "quaternions"))
+                geometry.attachments.append(Attachments(entity, Form(form), *rest))
+        return geometry
+
+
+def _entity_of(shape: Shape) -> str:
+    if shape.mesh is None:
+        return str(shape.form.value)
+    look = "_".join(f"{each:02x}" for each in shape.color)
+    scale = "" if shape.size == (1.0, 1.0, 1.0) else "_" + "_".join(f"{each:g}" for each in shape.size)
+    return f"{Form.MESH.value}/{shape.mesh.name}/{look}{scale}"
+
+
+def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
+    positions = np.array([shape.position for shape in shapes], np.float64)
+    quaternions = np.array([shape.quaternion for shape in shapes], np.float64)
+    form = shapes[0].form
+    if form is Form.CAPSULE:  # Rerun's begin at their origin, and are not centred
+        below = np.array([(0.0, 0.0, -shape.size[1]) for shape in shapes])
+        positions = positions + rotated(quaternions, below)
+    return Attachments(entity, form, np.array([shape.body for shape in shapes], np.int64), positions, quaternions)
+
+
+def _look(shapes: Sequence[Shape]) -> Any:
+    """Return the archetype of what shapes of one entity look like."""
+    form, mesh = shapes[0].form, shapes[0].mesh
+    size = np.array([shape.size for shape in shapes], np.float32)
+    colors = [shape.color for shape in shapes]
+    if mesh is not None:
+        return rr.Mesh3D(
+            vertex_positions=mesh.vertices * size[0],
+            triangle_indices=mesh.triangles,
+            vertex_normals=mesh.normals,
+            vertex_texcoords=mesh.texture_coordinates,
+            albedo_texture=mesh.texture,
+            albedo_factor=colors[0],
+        )
+    told: dict[str, Any] = {"colors": colors, "labels": [shape.name for shape in shapes], "show_labels": False}
+    if form in (Form.CAPSULE, Form.CYLINDER):
+        told |= {"radii": size[:, 0], "lengths": 2 * size[:, 1]}
+    else:
+        told["half_sizes"] = np.repeat(size[:, :1], 3, 1) if form is Form.SPHERE else size
+    return getattr(rr, _PLACED[form][0]).from_fields(**told, fill_mode="solid")
+
+
+def _once(*archetypes: Any) -> list[Any]:
+    """Return the columns of one row of archetypes."""
+    batches = (batch for each in archetypes for batch in each.as_component_batches())
+    return [batch.partition([len(batch.as_arrow_array())]) for batch in batches]
+
+
+# --- rotations ---
+
+
+def product(first: Floats, second: Floats) -> Floats:
+    """Return the quaternions ``[..., 4]`` of rotations one after the other: the second one in the frame of the first one."""
+    x, y, z, w = (first[..., i] for i in range(4))
+    a, b, c, d = (second[..., i] for i in range(4))
+    return np.stack(
+        [
+            w * a + x * d + y * c - z * b,
+            w * b - x * c + y * d + z * a,
+            w * c + x * b - y * a + z * d,
+            w * d - x * a - y * b - z * c,
+        ],
+        axis=-1,
+    )
+
+
+def rotated(quaternions: Floats, vectors: Floats) -> Floats:
+    """Return vectors ``[..., 3]``, rotated by unit quaternions ``[..., 4]``.
+
+    >>> rotated(np.array([0.0, 0.0, 1.0, 0.0]), np.array([1.0, 2.0, 3.0])).tolist()
+    [-1.0, -2.0, 3.0]
+    """
+    x, y, z, w = (quaternions[..., i] for i in range(4))
+    a, b, c = (vectors[..., i] for i in range(3))
+    # Twice the cross product of the axis with the vector. Without np.cross, which takes ten times as long.
+    d, e, f = 2 * (y * c - z * b), 2 * (z * a - x * c), 2 * (x * b - y * a)
+    return np.stack(
+        [a + w * d + y * f - z * e, b + w * e + z * d - x * f, c + w * f + x * e - y * d],
+        axis=-1,
+    )
+
+
+# --- columns ---
+
+_SIZED = {size: pa.list_(pa.field("item", pa.float32(), nullable=False), size) for size in (3, 4)}
+
+
+def vectors_column(archetype: str, name: str, component: str, rows: npt.NDArray[Any]) -> Column:
+    """Return the column of a component of three or four numbers, of which each row has the same number.
+
+    Args:
+        archetype: Rerun's name of the archetype.
+        name: its name of the component.
+        component: Rerun's name of the component's type.
+        rows: ``[n, k, 3 or 4]``.
+    """
+    return _column(archetype, name, component, rows, np.arange(len(rows) + 1) * rows.shape[1])
+
+
+def list_column(archetype: str, name: str, component: str, rows: Sequence[npt.NDArray[Any]]) -> Column:
+    """Return the column of a component of three or four numbers, of which rows have different numbers.
+
+    Args:
+        archetype: Rerun's name of the archetype.
+        name: its name of the component.
+        component: Rerun's name of the component's type.
+        rows: ``n`` arrays ``[k, 3 or 4]``.
+    """
+    return _column(archetype, name, component, np.concatenate(rows), np.cumsum([0, *map(len, rows)]))
+
+
+def _column(
+    archetype: str, name: str, component: str, values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]
+) -> Column:
+    sized = pa.FixedSizeListArray.from_arrays(flat(values.astype(np.float32)), type=_SIZED[values.shape[-1]])
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), sized)
+    return Column(f"{archetype}:{name}", archetype, component, lists)

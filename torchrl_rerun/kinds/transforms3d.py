@@ -1,0 +1,161 @@
+"""Transforms3D: where bodies are in space, with the shapes that are fixed to them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+import rerun as rr
+import rerun.blueprint as rrb
+
+from torchrl_rerun.kinds import assets
+from torchrl_rerun.kinds.arrow import Column
+from torchrl_rerun.kinds.kind import Kind, View
+from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.picture import FLOATS
+from torchrl_rerun.kinds.shapes3d import Geometry, Poses, rotated, vectors_column
+from torchrl_rerun.kinds.streams import Stream
+
+QuaternionOrder = Literal["xyzw", "wxyz"]
+"""The order of the numbers of a quaternion: ``"wxyz"`` in MuJoCo and in Isaac Lab before 3.0, else ``"xyzw"``."""
+
+AXES = "axes"
+"""Name of the entity of the axes of bodies that have no shapes."""
+
+_AXES_COLORS = [(255, 80, 80), (80, 220, 80), (90, 130, 255)]
+
+BACKGROUND = (60, 75, 95)
+"""Colour behind a scene. Black, the viewer's, makes dark robots hard to see."""
+
+EYE = (1.8, -2.4, 1.0)
+"""Where the viewer's eye is at first, from the middle of the scene, in radii of the sphere around it; z is up."""
+
+
+@dataclass(frozen=True)
+class Transforms3D(Kind):
+    """Where bodies are: position and quaternion, ``[bodies, 7]``, or ``[7]`` of one. Shown as axes, or as the bodies' shapes.
+
+    Args:
+        quaternion: the order of the last four numbers, ``"xyzw"`` or ``"wxyz"``. Default: ``"xyzw"``.
+        length: length of the axes in the scene's unit, metres mostly. Default: 0.2.
+        bodies: names of the bodies. Default: their numbers.
+        geometry: the digest of the shapes of the bodies, which a scene knows (``RerunRecorder(scene=...)``). Default: none.
+        center: the middle of the scene, which the view looks at first.
+        radius: radius of the sphere around what moves.
+
+    Raises:
+        ValueError: ``quaternion`` is no such order, or ``length`` isn't positive.
+
+    >>> Transforms3D("wxyz", length=0.1)
+    Transforms3D(quaternion='wxyz', length=0.1, bodies=(), geometry='', center=(0.0, 0.0, 0.5), radius=1.0)
+    """
+
+    name = "transforms3d"
+    is_bulky: ClassVar[bool] = True
+
+    quaternion: QuaternionOrder = "xyzw"
+    length: float = 0.2
+    bodies: tuple[str, ...] = ()
+    geometry: str = ""
+    center: tuple[float, ...] = (0.0, 0.0, 0.5)
+    radius: float = 1.0
+
+    followed: ClassVar[str] = ""
+    """Name of the entity that the view follows; empty: it stays where it is."""
+
+    def __post_init__(self) -> None:
+        if self.quaternion not in get_args(QuaternionOrder):
+            raise ValueError(f"quaternion={self.quaternion!r}: choose one of 'xyzw', 'wxyz'")
+        if not self.length > 0:
+            raise ValueError(f"length={self.length!r}: pass a positive number")
+        object.__setattr__(self, "bodies", tuple(self.bodies))
+
+    def fitted(self, leaf: Leaf) -> Self:
+        shape = leaf.row_shape
+        if not leaf.is_array or leaf.row_dtype not in (*FLOATS, "bfloat16"):
+            raise self.misfit(leaf, f"{leaf.row_dtype} data; positions and quaternions are floats")
+        if shape[-1:] != (7,) or len(shape) > 2:
+            raise self.misfit(leaf, f"shape {shape}; poses are [bodies, 7], or [7] of one body")
+        count = 1 if len(shape) == 1 else shape[0]
+        if self.bodies and len(self.bodies) != count:
+            raise self.misfit(leaf, f"shape {shape} with names of {len(self.bodies)} bodies")
+        return self
+
+    def poses(self, stream: Stream, rows: npt.NDArray[Any]) -> Poses:
+        """Return where the bodies are.
+
+        Args:
+            stream: the stream.
+            rows: its rows, ``[n, *stream.row_shape]``.
+        """
+        numbers = stream.numbers(rows).astype(np.float64, copy=False).reshape(len(rows), -1, 7)
+        order = [3, 4, 5, 6] if self.quaternion == "xyzw" else [4, 5, 6, 3]
+        return Poses(numbers[..., :3], numbers[..., order])
+
+    def below(self, stream: Stream, rows: npt.NDArray[Any]) -> Mapping[str, list[Column]]:
+        return self.drawn(self.poses(stream, rows))
+
+    def drawn(self, poses: Poses) -> Mapping[str, list[Column]]:
+        """Return the columns of the shapes, by the names of their entities; of bodies without shapes those of their axes."""
+        if self.geometry:
+            return {each.entity: each.columns(poses) for each in geometry_of(self.geometry).attachments}
+        return {AXES: self._axes(poses)}
+
+    def _axes(self, poses: Poses) -> list[Column]:
+        axes = rotated(poses.quaternions[..., None, :], self.length * np.eye(3))
+        origins = np.broadcast_to(poses.positions[..., None, :], axes.shape)
+        count = len(axes)
+        return [
+            vectors_column("Arrows3D", "vectors", "Vector3D", axes.reshape(count, -1, 3)),
+            vectors_column("Arrows3D", "origins", "Position3D", origins.reshape(count, -1, 3)),
+        ]
+
+    def static_below(self, stream: Stream) -> Iterator[tuple[str, Iterable[Any]]]:
+        yield "", rr.ViewCoordinates.columns(xyz=[rr.components.ViewCoordinates.RIGHT_HAND_Z_UP])
+        if self.geometry:
+            yield from geometry_of(self.geometry).static()
+            return
+        count = 1 if len(stream.row_shape) == 1 else stream.row_shape[0]
+        yield AXES, rr.Arrows3D.columns(colors=_AXES_COLORS * count).partition([3 * count])
+
+    def assets(self) -> Iterator[str]:
+        if self.geometry:
+            yield self.geometry
+
+    def view(self, stream: Stream) -> View:
+        del stream
+        eye = [middle + self.radius * share for middle, share in zip(self.center, EYE, strict=True)]
+        options = {
+            "background": rrb.Background(color=BACKGROUND),
+            "line_grid": not self.geometry,
+            "eye_controls": rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, position=eye, look_target=self.center),
+        }
+        return View(rrb.Spatial3DView, options, rank=0, is_large=True, follows=self.followed)
+
+
+_geometries: dict[str, Geometry] = {}
+
+
+def remember_geometry(geometry: Geometry) -> str:
+    """Keep the shapes of a scene in this process, and return the digest by which a kind names them."""
+    digest = assets.remember(geometry.to_bytes())
+    _geometries[digest] = geometry
+    return digest
+
+
+def geometry_of(digest: str) -> Geometry:
+    """Return the shapes of a scene; of another process those facts alone by which they are placed.
+
+    Raises:
+        KeyError: it isn't known in this process.
+    """
+    return _geometries[digest] if digest in _geometries else _stored_geometry(digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _stored_geometry(digest: str) -> Geometry:
+    return Geometry.from_bytes(assets.asset(digest))

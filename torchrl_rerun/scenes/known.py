@@ -1,0 +1,43 @@
+"""The sources that ``scene=True`` asks, and how environments without wrappers are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torchrl_rerun.scenes.mujoco import MuJoCo
+from torchrl_rerun.scenes.source import SceneError, Source
+
+SOURCES: tuple[Source, ...] = (MuJoCo(),)
+"""What may simulate an environment, in the order in which they are asked."""
+
+
+def unwrapped(env: Any) -> Sequence[Any]:
+    """Return environments of Gymnasium, of Stable-Baselines3 or of ``dm_control`` without wrappers: one each.
+
+    Args:
+        env: a single environment, or a vector environment.
+
+    Raises:
+        SceneError: they are in other processes.
+    """
+    inner = getattr(env, "unwrapped", env)
+    if hasattr(inner, "parent_pipes") or hasattr(inner, "remotes"):  # Gymnasium's, and Stable-Baselines3's
+        raise in_workers("the sub-environments", "SyncVectorEnv or DummyVecEnv")
+    parts = getattr(inner, "envs", None)
+    if isinstance(parts, list | tuple):
+        return [each for part in parts for each in unwrapped(part)]
+    return [inner]
+
+
+def in_workers(which: str, instead: str) -> SceneError:
+    """Return the error of environments in other processes.
+
+    Args:
+        which: the environments, for the message.
+        instead: what keeps them in this process.
+    """
+    return SceneError(
+        f"scene=True reads simulators in its own process, and {which} are in others: make the recorder inside the workers, have "
+        f"a key carry the state out (scene=MuJoCo(model=..., key='qpos')), or use {instead}"
+    )
