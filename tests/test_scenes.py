@@ -16,7 +16,9 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
+import silhouettes
 from environments import Count
+from looking import mujoco_draws, opened, trouble
 from readback import read
 from scene_models import GEOMS, Simulated, forward
 from torchrl_rerun import MuJoCo, RerunRecorder, load, repair
@@ -399,3 +401,61 @@ def test_the_scene_of_a_killed_process_is_there_to_its_last_step(tmp_path, split
     [file] = load(path)[0].files
     rows = drawn(file, "/env_0/scene/capsules" if split == "run" else "/scene/capsules")
     assert len([each for each in rows["Capsules3D:translations"] if each is not None]) == 31
+
+
+# --- in the viewer ---
+
+PUPPET = """
+<mujoco>
+  <asset>
+    <mesh name="wedge" vertex="0 0 0  .5 0 0  0 .5 0  0 0 .5"/>
+    <mesh name="block" vertex="-.2 -.1 -.1  .2 -.1 -.1  -.2 .1 -.1  .2 .1 -.1  -.2 -.1 .1  .2 -.1 .1  -.2 .1 .1  .2 .1 .1"/>
+  </asset>
+  <worldbody>
+    <geom type="plane" size="3 3 .1"/>
+    <body pos="0 0 .8"><freejoint/><geom type="mesh" mesh="wedge"/>
+      <body pos=".4 .1 .2" euler="20 30 40"><joint axis="0 1 0"/><geom type="mesh" mesh="block" euler="10 0 0"/></body>
+      <body pos="-.2 -.3 0"><joint axis="1 0 0"/><geom type="mesh" mesh="block" pos="0 0 -.2"/></body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def made_by_dm_control():
+    pytest.importorskip("dm_control", reason="dm_control isn't installed")
+    from torchrl.envs import DMControlEnv
+
+    return DMControlEnv("walker", "run")
+
+
+ROBOTS = {
+    "Ant": lambda: gym.make("Ant-v5"),
+    "Humanoid": lambda: gym.make("Humanoid-v5"),
+    "HalfCheetah": lambda: gym.make("HalfCheetah-v5"),
+    "meshes": lambda: Simulated(PUPPET),
+    "walker": made_by_dm_control,
+}
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_the_viewer_draws_what_mujoco_draws(viewer, path, name):
+    mujoco_draws()
+    env = ROBOTS[name]()
+    position, target = [1.6, -2.0, 1.7], [0.0, 0.0, 0.8]
+    options = {"scene": True, "blueprint": silhouettes.layout("/env_0/scene", position, target)}
+    if name == "walker":
+        model = env._env.physics.model.ptr
+        env = env.append_transform(RerunRecorder(path, **options))
+        env.rollout(5)
+        env.close()
+    else:
+        model = env.unwrapped.model
+        ran(RecordRerun(env, path, **options), 5)
+    views = opened(viewer, path, 5)
+    assert not trouble(views)
+    shown = silhouettes.of_rerun(viewer, views)
+    qpos = load(path)[0]["scene"][5].numpy()[: model.nq]
+    wanted = silhouettes.of_mujoco(model, qpos, shown.shape, position, target, path.parent)
+    assert wanted.mean() > 0.005
+    assert silhouettes.overlap(shown, wanted) >= 0.9
