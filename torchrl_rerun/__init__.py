@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.rrd.repair import Repaired, repair
     from torchrl_rerun.scenes.mujoco import MuJoCo
     from torchrl_rerun.stored.replay import Replayed, replay
-    from torchrl_rerun.stored.rerendering import Divergence
+    from torchrl_rerun.stored.states import Divergence
     from torchrl_rerun.transform.recorder import RerunRecorder
     from torchrl_rerun.viewing.browse import Browser, browse
     from torchrl_rerun.viewing.compare import (
@@ -108,7 +108,7 @@ _HOMES = {
     "Browser": "viewing.browse",
     "ComparedRun": "viewing.compare",
     "Depth": "kinds.depth",
-    "Divergence": "stored.rerendering",
+    "Divergence": "stored.states",
     "Encoded": "kinds.kind",
     "Encoder": "kinds.kind",
     "Episode": "kinds.episode",

@@ -107,7 +107,7 @@ class MuJoCo(Source):
 
     def kind_of(self, leaf: Leaf) -> MuJoCoState:
         """Return the kind of states that a key has: see :meth:`Source.kind_of`."""
-        model = _model_at(self.model)
+        model = model_at(self.model)
         for signature in _signatures():
             if leaf.row_shape == (_size(model, signature),):
                 return self.kind(model, signature)
@@ -223,8 +223,11 @@ def _size(model: Any, signature: int) -> int:
     return int(mujoco.mj_stateSize(model, signature))
 
 
-def _model_at(model: Any) -> Any:
-    """Return a model that is given as such or as a path.
+def model_at(model: Any) -> Any:
+    """Return a model.
+
+    Args:
+        model: an ``mjModel``, or the path of an ``.xml`` or ``.mjb`` file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -238,6 +241,23 @@ def _model_at(model: Any) -> Any:
     if model.endswith(".mjb"):
         return mujoco.MjModel.from_binary_path(model)
     return mujoco.MjModel.from_xml_path(model)
+
+
+def states_at(model: Any, positions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the states of which poses follow, ``[..., n]``. Mocap bodies are where the model has them.
+
+    Args:
+        model: an ``mjModel``.
+        positions: positions of joints, ``[..., nq]``.
+    """
+    import mujoco  # noqa: PLC0415 - of those who simulate with it
+
+    pose = _signatures()[0]
+    state = np.empty(_size(model, pose))
+    mujoco.mj_getState(model, mujoco.MjData(model), state, pose)
+    states = np.tile(state, (*positions.shape[:-1], 1))
+    states[..., : model.nq] = positions  # MuJoCo 4.0: they come first
+    return states
 
 
 def _root_of(model: Any) -> int:
