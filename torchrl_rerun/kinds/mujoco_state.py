@@ -98,10 +98,10 @@ class MuJoCoState(Transforms3D):
                 tendons.append(_wrapped(data))
         return Computed(Poses(positions, quaternions[..., XYZW], self.bodies), contacts, tendons)
 
-    def static_below(self, stream: Stream) -> Iterator[tuple[str, Any]]:
+    def static_below(self, stream: Stream, number: int) -> Iterator[tuple[str, Any]]:
         import rerun as rr  # noqa: PLC0415
 
-        yield from super().static_below(stream)
+        yield from super().static_below(stream, number)
         if self.contacts:
             yield CONTACTS, rr.Points3D.columns(radii=[0.03], colors=[(255, 60, 60)])
         if self.tendons:
@@ -161,7 +161,7 @@ def model_of(digest: str) -> Any:
 
 def _wrapped(data: Any) -> list[Floats]:
     """Return the course of each tendon."""
-    points = np.asarray(data.wrap_xpos, np.float64).reshape(-1, 3)
+    points = np.array(data.wrap_xpos, np.float64).reshape(-1, 3)  # a copy: the next state is put there
     return [
         points[start : start + count]
         for start, count in zip(data.ten_wrapadr.tolist(), data.ten_wrapnum.tolist(), strict=True)

@@ -102,7 +102,7 @@ def _share(part: rrb.View | rrb.Container, others: int, height: float) -> float:
     return (AXIS_SHARE + LANE_SHARE * min(len(lanes), MAX_TALL_LANES)) / height * max(others, 1)
 
 
-def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container:
+def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container | rrb.View:
     """Return the pictures or scenes of many environments, or their returns if there are none, in a grid.
 
     Args:
@@ -112,18 +112,19 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     shown = (recorded.envs if envs is None else envs)[:MAX_WALL]
     columns = math.ceil(math.sqrt(len(shown)))
     large = [(stream, view) for stream in recorded.streams if (view := large_view(stream)) and not stream.shared]
-    walls = [
-        rrb.Grid(
-            *(
-                view.made(recorded.path(stream, env, agent), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
-                for env in shown
-            ),
-            grid_columns=columns,
-            name=title_of(recorded, None, stream, agent),
-        )
-        for stream, view in large
-        for agent in range(stream.agent_count)
-    ]
+    walls: list[rrb.Container | rrb.View] = []
+    for stream, view in large:
+        for agent in range(stream.agent_count):
+            name = title_of(recorded, None, stream, agent)
+            paths = [recorded.path(stream, env, agent) for env in shown]
+            if view.together is not None:
+                walls.append(view.together(paths, name))
+                continue
+            views = (
+                view.made(path, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
+                for path, env in zip(paths, shown, strict=True)
+            )
+            walls.append(rrb.Grid(*views, grid_columns=columns, name=name))
     if not walls:
         of_returns = [stream for stream in recorded.streams if stream.reward_key][:1]
         walls = [

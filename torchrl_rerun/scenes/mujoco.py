@@ -26,6 +26,10 @@ Kept = Literal["pose", "full"]
 """What is kept of a state: what poses follow from, or all from which a simulation goes on exactly."""
 
 
+SPACING = 3.0
+"""Distance of environments side by side, in radii of the sphere around what moves."""
+
+
 @dataclass(frozen=True, init=False)
 class MuJoCo(Source):
     """MuJoCo's scene: ``RerunRecorder(scene=MuJoCo(...))``.
@@ -43,6 +47,7 @@ class MuJoCo(Source):
         contacts: whether contacts are drawn. Default: False.
         sites: whether sites are drawn. Default: False.
         tendons: whether tendons are drawn. Default: False.
+        together: whether many environments are shown in one scene, side by side. Default: False, each has a view.
 
     Raises:
         ValueError: ``state`` is neither, or one of ``model`` and ``key`` is given without the other.
@@ -70,6 +75,7 @@ class MuJoCo(Source):
     contacts: bool
     sites: bool
     tendons: bool
+    together: bool
 
     def __init__(
         self,
@@ -81,6 +87,7 @@ class MuJoCo(Source):
         contacts: bool = False,
         sites: bool = False,
         tendons: bool = False,
+        together: bool = False,
     ) -> None:
         if state not in get_args(Kept):
             raise ValueError(f"state={state!r}: choose 'pose' or 'full'")
@@ -96,6 +103,7 @@ class MuJoCo(Source):
             "contacts": contacts,
             "sites": sites,
             "tendons": tendons,
+            "together": together,
         }.items():
             object.__setattr__(self, name, value)
 
@@ -156,6 +164,7 @@ class MuJoCo(Source):
             root=_root_of(model),
             center=center,
             radius=radius,
+            spacing=SPACING * radius if self.together else 0.0,
         )
 
     @property
