@@ -14,7 +14,7 @@ from gymnasium.wrappers import (
     TimeAwareObservation,
     TransformObservation,
 )
-from torchrl.envs import Compose, DoubleToFloat, GymEnv, RewardSum, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import Compose, DMControlEnv, DoubleToFloat, GymEnv, RewardSum, SerialEnv, StepCounter, TransformedEnv
 
 from torchrl_rerun import Divergence, MuJoCo, RerunRecorder, RewindError, load, rewind
 from torchrl_rerun.wrappers import RecordRerun
@@ -90,6 +90,37 @@ def test_torchrl_goes_on_bit_for_bit_with_what_its_transforms_carry(name, path):
             for key in result.keys():
                 assert (result[key] == step["next", key]).all(), key
             now = result.exclude("reward")
+
+
+def test_tasks_of_dm_control_go_on_bit_for_bit_until_their_time_is_over(path):
+    pytest.importorskip("dm_control", reason="dm_control isn't installed")
+    make_env = lambda: DMControlEnv("cheetah", "run", time_limit=0.2)
+    env = make_env().append_transform(RerunRecorder(path, scene=MuJoCo("full")))
+    rollout = env.rollout(100)
+    env.close()
+    assert len(rollout) == 20
+    [episode] = load(path)
+    for at in (0, 1, 9):
+        again = make_env()
+        now = rewind(again, episode, at)
+        for step in rollout[at:]:
+            now = again.step(now.set("action", step["action"]))["next"]
+            for key in now.keys():
+                assert (now[key] == step["next", key]).all(), key
+
+
+def test_a_model_that_changes_at_each_reset_needs_the_seed(path):
+    """The target of dm_control's reacher is in the model, and not in the state."""
+    pytest.importorskip("dm_control", reason="dm_control isn't installed")
+    env = DMControlEnv("reacher", "easy").append_transform(RerunRecorder(path, scene=MuJoCo("full")))
+    env.set_seed(0)
+    rollout = env.rollout(8)
+    env.close()
+    [episode] = load(path)
+    with pytest.raises(RewindError, match="'scene' has states of another model than the environment's"):
+        rewind(DMControlEnv("reacher", "easy"), episode, 5)
+    now = rewind(DMControlEnv("reacher", "easy"), episode, 5, seed=0)
+    assert (now["to_target"] == rollout["to_target"][5]).all()
 
 
 def test_a_frame_skip_of_torchrl_counts_for_the_time_limit(path):

@@ -92,12 +92,14 @@ class Rewound(ABC):
         """
 
     def count(self, steps: int, rewards: float) -> None:
-        """Let wrappers that count steps have counted these.
+        """Let what counts steps have counted these.
 
         Args:
             steps: the number of steps since the reset.
             rewards: the sum of their rewards.
         """
+        if hasattr(self.simulated, "_step_limit"):  # dm_control 1.0.50: there is no public name
+            self.simulated._step_count = steps  # noqa: SLF001
         wrapper = self.inner
         while isinstance(wrapper, gymnasium.Wrapper):
             counter: Any = wrapper  # gymnasium 1.4: types of wrappers leave out what they count
