@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import Transforms3D
 
 SCENE: Key = ("scene",)
@@ -43,6 +44,20 @@ class Simulation(ABC):
     def leaf(self) -> Leaf:
         """Return the facts about the values."""
         return Leaf(SCENE, "float64", self.shape)
+
+
+class Restorer(NamedTuple):
+    """Sets one simulation to recorded values.
+
+    Attributes:
+        put: sets it to a value.
+        read: returns its present value.
+        is_whole: whether a value has all from which the simulation goes on exactly.
+    """
+
+    put: Callable[[npt.NDArray[Any]], None]
+    read: Callable[[], npt.NDArray[np.float64]]
+    is_whole: bool
 
 
 class Source(ABC):
@@ -78,3 +93,16 @@ class Source(ABC):
             ValueError: they don't fit the scene.
         """
         raise NotImplementedError
+
+    def restorer(self, simulated: Any, stream: Stream) -> Restorer | None:
+        """Return what sets a simulation to the values of a stream; None if they aren't of this simulator.
+
+        Args:
+            simulated: the environment as its maker wrote it, without wrappers.
+            stream: the stream.
+
+        Raises:
+            SceneError: the values are of another simulation.
+        """
+        del simulated, stream
+        return None
