@@ -18,6 +18,7 @@ from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
 from torchrl_rerun.recording.camera import Camera
 from torchrl_rerun.recording.controls import Switchable
+from torchrl_rerun.recording.env_specs import ENV_SPEC
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.opening import Opening
@@ -259,13 +260,18 @@ class FrontEnd(Switchable):
 
     def _facts(self) -> Facts:
         number = workers.number_in_batch()
+        spec = _known(self._about.spec)
         return Facts(
             self._about.batch_size,
             _known(self._about.name),
             None if self.session.options.fps else _known(self._about.fps),
             is_worker=workers.in_worker_process(),
             worker=workers.number_among_processes() if number is None else number,
-            origin={**self._about.origin, **({"last_observations": "lost"} if self._has_lost_rows else {})},
+            origin={
+                **self._about.origin,
+                **({} if spec is None else {ENV_SPEC: spec}),
+                **({"last_observations": "lost"} if self._has_lost_rows else {}),
+            },
         )
 
     def _the_env(self) -> Any:

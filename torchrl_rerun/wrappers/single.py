@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in, single_spaces
@@ -126,6 +127,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             functools.partial(id_of, env),
             functools.partial(rate_of, env),
             functools.partial(names_of, env),
+            functools.partial(spec_to_json, env),
             origin=origin,
             reward_shape=reward_shape_of(env),
         )

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.known_names import Names, of_id, of_simulator
 from torchrl_rerun.recording.known_rates import registered_fps
 from torchrl_rerun.recording.options import RecorderOptions
@@ -100,6 +101,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             name,
             lambda: rate_of(venv) or registered_fps(name()),
             lambda: _names_of(venv, name()),
+            functools.partial(spec_to_json, venv),
             origin=origin,
         )
         front_end = FrontEnd(self._session, about, venv, VecEnvCamera())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in
@@ -98,6 +99,7 @@ class RecordRerun(Recorder, Wrapper):
             functools.partial(id_of, env),
             functools.partial(rate_of, env),
             functools.partial(names_of_batch, env),
+            functools.partial(spec_to_json, env),
             origin={
                 "front_end": "gymnasium.vector",
                 "spaces": spaces_of(env.single_observation_space, env.single_action_space),
