@@ -171,11 +171,10 @@ class FrontEnd(Switchable):
                     if within.properties and self.must_know_seeds:
                         _annotate(recording, within)
                     begun = within.mask if begun is None else begun | within.mask
-                if begun is not None and begun.any():
-                    first = list(observed)
+                if begun is not None:
                     for at in plan.flags:
-                        first[at] = self._down_rows
-                    self._reset(recording, first, None if begun.all() else begun, seeds)
+                        observed[at] = self._down_rows
+                    self._reset(recording, observed, begun, seeds)
             except Exception as error:  # training goes on: the next `dump()` raises it
                 recording.fail(error)
 
@@ -242,7 +241,7 @@ class FrontEnd(Switchable):
             begun &= ~ends.either
         if mask is not None:
             begun &= mask
-        return ~fresh if mask is None else mask & ~fresh, begun
+        return ~fresh if mask is None else mask & ~fresh, begun if begun.any() else None
 
     # --- opening ---
 
