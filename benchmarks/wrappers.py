@@ -64,12 +64,18 @@ class Instant(gymnasium.Env[Any, Any]):
 
 
 class InstantVector(VectorEnv[Any, Any, Any]):
-    """CartPole's spaces for many environments, whose episodes end one after another."""
+    """CartPole's spaces for many environments, whose episodes end one after another.
+
+    Args:
+        envs: Number of environments.
+        every: Steps between the ends of two episodes.
+    """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(self, envs: int) -> None:
+    def __init__(self, envs: int, every: int = 4) -> None:
         self.num_envs = envs
+        self._every = every
         self.single_observation_space, self.single_action_space = Instant.observation_space, Instant.action_space
         self.observation_space = batch_space(self.single_observation_space, envs)
         self.action_space = batch_space(self.single_action_space, envs)
@@ -82,7 +88,7 @@ class InstantVector(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self._count += 1
-        at, rest = divmod(self._count, 4)
+        at, rest = divmod(self._count, self._every)
         done = self._none if rest else self._done[at % self.num_envs]
         return self._observation, self._reward, done, self._none, {}
 

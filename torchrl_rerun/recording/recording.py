@@ -185,7 +185,7 @@ class Recording(Steps):
         """Record rows of a key that vary in shape from now on. The shape so far stays the usual one.
 
         Args:
-            stream: how the key is recorded.
+            stream: how the key is recorded, with the dtype that its rows have from now on.
 
         Returns:
             How it is recorded from now on; None if returns are derived from it: those have one shape.
@@ -194,10 +194,10 @@ class Recording(Steps):
             return None
         with self._copying:
             self._revise()
-            for before, moment, after, at in self._description.vary(stream.key):
+            for before, moment, after, at in self._description.vary(stream.key, stream.dtype):
                 self._buffers.vary(before, moment, after, at)
             self._put_description([])
-        return varying(stream)
+        return varying(stream, stream.dtype)
 
     def describe_origin(self, **facts: object) -> None:
         """Add to what the schema says of the environments. The frames so far are written first.

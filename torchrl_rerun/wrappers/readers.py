@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.objects import MISSING, frozen
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.changes import ChangedError, warn_of_change, without_ones
+from torchrl_rerun.recording.changes import ChangedError, warn_of_change, wider_dtype, without_ones
 from torchrl_rerun.wrappers.fields import Field
 
 
@@ -118,7 +120,11 @@ class Reader:
                 cast = array.astype(self._dtype)
             is_number = array.dtype.kind in "biuf" and (array.dtype.kind != "f" or self._dtype.kind in "fiu")
             if not is_number or not np.array_equal(cast, array, equal_nan=array.dtype.kind == "f"):
-                raise ChangedError(f"{array.dtype} {array.shape}", advice="Give it one dtype from the first reset on")
+                raise ChangedError(
+                    f"{array.dtype} {array.shape}",
+                    wider=wider_dtype(self._dtype, array.dtype),
+                    advice="Give it one dtype from the first reset on",
+                )
             array = cast
         return array.reshape(shape)
 
@@ -296,19 +302,30 @@ class Readers:
         value: Any = None
         try:
             value = reader.value(root)
-            is_shape_alone = isinstance(error, ChangedError) and error.is_shape_alone
-            if is_shape_alone and (changed := self._varied(reader)) is not None:
-                return changed.read(root)
+            if isinstance(error, ChangedError) and (error.is_shape_alone or error.wider):
+                changed = self._varied(reader, error.wider)
+                if changed is not None:
+                    return changed.read(root)
         except Exception as reason:
             error = reason
         self._warn(reader, value, error)
         return None
 
-    def _varied(self, reader: Reader) -> Reader | None:
-        """Have a key recorded with values of any shape from now on; return its new reader, or None if it can't be."""
-        varying = self._vary(reader.stream)
+    def _varied(self, reader: Reader, dtype: str = "") -> Reader | None:
+        """Have a key recorded with values of any shape from now on; return its new reader, or None if it can't be.
+
+        Args:
+            reader: the reader so far.
+            dtype: a wider dtype, in which the values come from now on. Default: that so far.
+        """
+        varying = self._vary(dataclasses.replace(reader.stream, dtype=dtype or reader.stream.dtype))
         if varying is None:
             return None
+        if dtype:
+            warn(
+                f"{name_of(reader.stream.key)} is recorded as tensors of {dtype} from here on: the recording began with "
+                f"{reader.stream.dtype}. Give it one dtype from the first reset on, for plots of all of it"
+            )
         changed = reader.varied(varying)
         at = self.each.index(reader)
         self.each[at], self._ways[at] = changed, _way_of(changed)

@@ -81,10 +81,11 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         it isn't known.
 
     Examples:
-        >>> import tempfile
+        >>> import os, tempfile
         >>> import gymnasium as gym
         >>> from torchrl_rerun.wrappers import RecordRerun
-        >>> env = RecordRerun(gym.make("CartPole-v1"), tempfile.mkdtemp() + "/run.rrd")
+        >>> folder = tempfile.mkdtemp()
+        >>> env = RecordRerun(gym.make("CartPole-v1"), folder + "/run.rrd")
         >>> observation, info = env.reset(seed=0)
         >>> for _ in range(10):
         ...     observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
@@ -92,7 +93,19 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         10
         >>> env.close()
 
-        Then ``rerun run.rrd`` opens it.
+        Then ``rerun run.rrd`` opens it. To record each episode by itself, with properties of your own:
+
+        >>> from torchrl_rerun import KeepIf
+        >>> env = RecordRerun(gym.make("CartPole-v1"), folder + "/right", keep=KeepIf(lambda episode: episode["right"]))
+        >>> for seed in range(2):
+        ...     observation, info = env.reset(seed=seed)
+        ...     terminated = False
+        ...     while not terminated:
+        ...         observation, reward, terminated, truncated, info = env.step(seed)
+        ...     env.annotate(right=bool(observation[2] > 0))  # the pole fell to the right
+        >>> env.close()
+        >>> os.listdir(folder + "/right")
+        ['env_0_episode_000000.rrd']
     """
 
     def __init__(

@@ -75,6 +75,19 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         >>> venv.stats()["steps"]
         10
         >>> venv.close()
+
+        To record each episode by itself, with properties of your own:
+
+        >>> from torchrl_rerun import list_episodes
+        >>> folder = tempfile.mkdtemp()
+        >>> venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), folder, split="episode")
+        >>> observations = venv.reset()
+        >>> venv.annotate(1, difficulty=0.5)
+        >>> for _ in range(5):
+        ...     observations, rewards, dones, infos = venv.step([venv.action_space.sample() for _ in range(2)])
+        >>> venv.close()
+        >>> [(found.episode.env, found.episode.annotations) for found in list_episodes(folder).episodes]
+        [(0, {}), (1, {'difficulty': 0.5})]
     """
 
     def __init__(self, venv: VecEnv, sink: Sinks | Sequence[Sinks] = None, **options: Unpack[RecorderOptions]) -> None:

@@ -75,6 +75,19 @@ class RecordRerun(Recorder, Wrapper):
         >>> envs.stats()["steps"], envs.stats()["episodes"]
         (5, 3)
         >>> envs.close()
+
+        To record each episode by itself, with properties of your own:
+
+        >>> from torchrl_rerun import list_episodes
+        >>> folder = tempfile.mkdtemp()
+        >>> envs = RecordRerun(gym.make_vec("CartPole-v1", num_envs=3), folder, split="episode")
+        >>> observations, infos = envs.reset(seed=0)
+        >>> envs.annotate(1, difficulty=0.5)
+        >>> for _ in range(5):
+        ...     observations, rewards, terminations, truncations, infos = envs.step(envs.action_space.sample())
+        >>> envs.close()
+        >>> [(found.episode.env, found.episode.annotations) for found in list_episodes(folder).episodes]
+        [(0, {}), (1, {'difficulty': 0.5}), (2, {})]
     """
 
     def __init__(
