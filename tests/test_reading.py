@@ -405,7 +405,7 @@ KILLED = """
 def killed(tmp_path_factory):
     """Make the file of a killed process. Return its path and the rollout."""
     path = tmp_path_factory.mktemp("killed") / "run.rrd"
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), path]
+    command = [*python(), "-c", textwrap.dedent(KILLED), path]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     rollout = TensorDict.from_dict(torch.load(f"{path}.pt", weights_only=True), batch_size=[2, 1000])
     return path.read_bytes(), rollout
