@@ -102,12 +102,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from programs import python
 
     folder = tmp_path_factory.mktemp("jupyter")
-    launch = "from ipykernel.kernelapp import launch_new_instance; launch_new_instance()"
-    spec = {
-        "display_name": "Python 3",
-        "argv": [*python(), "-c", launch, "-f", "{connection_file}"],
-        "language": "python",
-    }
+    argv = [*python(), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3", "language": "python"}
     place = folder / "kernels" / "python3" / "kernel.json"
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(spec))

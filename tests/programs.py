@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -31,7 +32,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @functools.cache
 def python() -> list[str]:
-    """Return the start of a command: ``[*python(), "-c", source, *arguments]`` or ``[*python(), file, *arguments]``."""
+    """Return the start of a command, before ``-c source``, ``-m module`` or a file, and the program's arguments."""
     folder = tempfile.TemporaryDirectory()
     address = f"{folder.name}/socket"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -118,8 +119,12 @@ def run(address: str, command: Sequence[str]) -> None:
 
 
 def execute(command: Sequence[str]) -> None:
-    """Execute a program as the main module, as ``python -c source`` and ``python file`` do."""
+    """Execute a program as the main module, like ``python -c source``, ``python -m module`` and ``python file``."""
     sys.modules["__main__"] = main = types.ModuleType("__main__")
+    if command[0] == "-m":
+        sys.path[0], sys.argv = os.getcwd(), [*command[1:]]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        return
     if command[0] == "-c":
         source, name, sys.argv = command[1], "<string>", ["-c", *command[2:]]
         sys.path[0] = ""

@@ -49,7 +49,7 @@ def test_each_command_is_in_the_table_and_has_a_section():
 def site(tmp_path_factory, kernels):
     """Build the site like `make docs`, tutorial included."""
     folder = tmp_path_factory.mktemp("site")
-    command = [*python(), "-c", "import sphinx.__main__", "-q", "-W", DOCS, folder]
+    command = [*python(), "-m", "sphinx", "-q", "-W", DOCS, folder]
     built = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env=os.environ | {"JUPYTER_PATH": str(kernels)}
     )

@@ -653,11 +653,11 @@ def test_a_data_loader_reads_with_forked_workers(path):
     assert same(found["action"], wanted["action"])
 
 
-def test_a_data_loader_reads_with_spawned_workers(path):
+def test_a_data_loader_reads_with_a_spawned_worker(path):
     record(cartpole(), path, 40)
     episodes = load(path)
     items = torch.utils.data.ConcatDataset([episodes.dataset(), episodes.dataset(4)])
-    loader = torch.utils.data.DataLoader(items, num_workers=2, multiprocessing_context="spawn", collate_fn=torch.stack)
+    loader = torch.utils.data.DataLoader(items, num_workers=1, multiprocessing_context="spawn", collate_fn=torch.stack)
     found = list(loader)
     assert len(found) == len(items) > 40
     for each, wanted in zip(found, items, strict=True):
