@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase, SerialEnv, StepCounter, Transform
 from environments import Count
 from killed import fork, kill_after
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.transform import front_end
 
 STEPS = 120
 LAST = (2, 3)
@@ -58,6 +59,7 @@ def record(path: Path, said: int, last: int, moment: str) -> None:
 
     def halt() -> None:
         if step == last:
+            front_end._REVISING_SECONDS = 0.05  # the dump waits so long for this step to end
             dumping = threading.Thread(target=recorder.dump)
             dumping.start()
             dumping.join()
