@@ -202,7 +202,7 @@ def kill_all(children: dict[int, tuple[Path, int]], rng: random.Random) -> Itera
         ready = select.select(list(children), [], [], max(0.0, wait))[0]
         for hearing in ready:
             counts[hearing] += len(os.read(hearing, 1 << 16))
-            deadlines.setdefault(hearing, time.monotonic() + rng.uniform(0, 0.1))
+            deadlines.setdefault(hearing, time.monotonic() + rng.uniform(0, 0.06))
         for hearing, deadline in list(deadlines.items()):
             if deadline <= time.monotonic():
                 path, child = children.pop(hearing)

@@ -74,13 +74,14 @@ def record(path: Path, said: int, last: int, moment: str) -> None:
     env = environment(recorder, **halts.get(moment, {}))
     tensordict = env.reset()
     for step in range(1, STEPS + 1):
+        if step > 1:  # a rollout doesn't reset after its last step, which is reached if the kill is late
+            tensordict = env.maybe_reset(env.step_mdp(tensordict))
         tensordict = env.step(env.rand_action(tensordict))
         if step == last and moment == "written":
             while recorder.stats()["frames_waiting"]:
                 time.sleep(0.001)
             wait_to_be_killed()
         os.write(said, b".")
-        tensordict = env.maybe_reset(env.step_mdp(tensordict))
 
 
 def main(folder: Path) -> None:
