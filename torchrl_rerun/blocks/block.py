@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.devices import Arrival, Copy, Transfers, host_bits
-from torchrl_rerun.blocks.events import EnvIndices, Event, Events
+from torchrl_rerun.blocks.events import EnvIndices, Event, Events, as_slice
 from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Shape
 from torchrl_rerun.blocks.object_log import ObjectLog
 from torchrl_rerun.kinds.objects import MISSING, size_of
@@ -585,16 +585,8 @@ class Block:
 
     def presence(self, group: int) -> npt.NDArray[np.bool_] | None:
         """Return in which slots of a group each environment has a row, ``[slots, envs]``; None if in all of them."""
-        events = self.events.of_group(group)
-        present = None
-        for event, envs in self.events.partial(before=self.groups[group].moment is ACTED):
-            slot = int(np.searchsorted(events, event))
-            if slot < len(events) and events[slot] == event:
-                if present is None:
-                    present = np.ones((len(events), self.envs), np.bool_)
-                present[slot] = False
-                present[slot, envs] = True
-        return present
+        is_before = self.groups[group].moment is ACTED
+        return self.events.recorded(self.events.of_group(group), self.envs, before=is_before)
 
 
 _LEASE, _COUNT = range(2)
@@ -621,13 +613,3 @@ def _filled(
     if stream.is_object:
         return np.full(Values.shape(stream, about["envs"], len(slots)).shape, MISSING, object)
     return np.array(arrays[name][:, : len(slots)] if _lies_by_env(stream) else arrays[name][: len(slots)])
-
-
-def as_slice(numbers: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:
-    """Return ascending numbers as a slice if they follow one another: NumPy copies a slice faster.
-
-    >>> as_slice(np.array([3, 4, 5])), as_slice(np.array([3, 5]))
-    (slice(3, 6, None), array([3, 5]))
-    """
-    first, last = int(numbers[0]), int(numbers[-1])
-    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers

@@ -15,6 +15,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
+from torchrl_rerun.transform.describing import FirstStep
 from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.interleaved import Interleaved
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
@@ -169,6 +170,7 @@ class Rollouts:
         if mask is not None:
             regrouped = regrouped & mask
         reset = begun | regrouped
+        acted = self._front_end.acted(lambda: None, frame)
         if reset.any():
             observed = frame.select(*led_to, strict=False)
             self._front_end.reset(
@@ -176,10 +178,9 @@ class Rollouts:
                 observed,
                 None if reset.all() else reset,
                 begun=begun if regrouped.any() else None,
-                outcome=following,
+                first_step=FirstStep(frame, acted, following),
             )
         if mask is None or mask.any():
-            acted = self._front_end.acted(lambda: None, frame)
             self._front_end.step(env_of, frame, acted, following, mask)
 
     def _make_room(self, envs: int) -> None:
