@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.transforms3d import Transforms3D
@@ -27,22 +24,26 @@ class Simulation(ABC):
     Attributes:
         kind: how its values are stored and drawn.
         shape: the shape of one environment's value.
+        dtype: torch's name of the values' dtype.
+        device: the accelerator that the values are on, as PyTorch names it; empty: none.
     """
 
     kind: Transforms3D
     shape: tuple[int, ...]
+    dtype: str = "float64"
+    device: str = ""
 
     @abstractmethod
-    def read(self, envs: Sequence[int]) -> Sequence[npt.NDArray[np.float64]]:
-        """Return the value of each environment as it is now: arrays of :attr:`shape`.
+    def read(self, envs: Sequence[int]) -> Sequence[Any]:
+        """Return the values of some environments as they are now.
 
         Args:
             envs: indices of the environments.
-        """
 
-    def leaf(self) -> Leaf:
-        """Return the facts about the values."""
-        return Leaf(SCENE, "float64", self.shape)
+        Returns:
+            An array of :attr:`shape` for each; or one of all, ``[len(envs), *shape]``, which is a tensor on :attr:`device` if
+            there is one.
+        """
 
 
 class Source(ABC):
