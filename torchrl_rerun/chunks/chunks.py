@@ -302,6 +302,11 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
             yield from _static(stream, before.get(stream.key[0], 0) + agent, paths)
 
 
+def assets_of(streams: Iterable[Stream]) -> list[str]:
+    """Return the digests of the assets of streams."""
+    return [*dict.fromkeys(each for stream in streams for each in stream.kind.assets())]
+
+
 def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
     """Return the chunks of what a kind tells of a stream once. A kind that fails at it costs that alone."""
     try:

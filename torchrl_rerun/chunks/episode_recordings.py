@@ -7,13 +7,18 @@ from datetime import UTC, datetime, timedelta
 
 from rerun.chunk import Chunk
 
-from torchrl_rerun.chunks.chunks import static_chunks
+from torchrl_rerun.chunks.chunks import assets_of, static_chunks
 from torchrl_rerun.chunks.episode_rows import EpisodeRows
+from torchrl_rerun.kinds.assets import asset_chunks
 from torchrl_rerun.kinds.episode import Episode
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, TimedStream, episode_chunk, info_chunk, property_chunk
 
 _EPOCH, _MICROSECOND = datetime.fromtimestamp(0, UTC), timedelta(microseconds=1)
+
+
+MOST_IN_EACH = 16 << 10
+"""Bytes of a chunk of what doesn't change that each recording has. Larger ones, such as meshes, are shared."""
 
 
 def free_suffix(stem: str, is_taken: Callable[[str], bool]) -> str:
@@ -44,6 +49,7 @@ class EpisodeRecordings:
 
     Attributes:
         source: the environments.
+        shared: the chunks that all recordings have in common, and that are written once: assets, and the shapes of meshes.
     """
 
     def __init__(
@@ -62,7 +68,11 @@ class EpisodeRecordings:
         """
         self._described, self._ends = tuple(described), tuple(ends)
         self._schemas: dict[int, Chunk] = {}
-        self._static = [*static_chunks((stream for stream, _ in self._described), [None])]
+        streams = [stream for stream, _ in self._described]
+        static = [(chunk, chunk.to_record_batch().nbytes) for chunk in static_chunks(streams, [None])]
+        self._static = [chunk for chunk, size in static if size <= MOST_IN_EACH]
+        self.shared = [chunk for chunk, size in static if size > MOST_IN_EACH]
+        self.shared += asset_chunks(assets_of(streams))
 
     def name(self, rows: EpisodeRows) -> str:
         """Return the name of an episode's file, without its suffix and ``.rrd``."""

@@ -12,9 +12,10 @@ from torchrl_rerun.blocks.block import Block
 from torchrl_rerun.blocks.env_rows import EnvRows, rows_by_env
 from torchrl_rerun.blocks.memory import MaxAge, Memory
 from torchrl_rerun.blocks.returns import RunningReturns
-from torchrl_rerun.chunks.chunks import ChunkFactory, static_chunks
+from torchrl_rerun.chunks.chunks import ChunkFactory, assets_of, static_chunks
 from torchrl_rerun.chunks.encoding import Encoding
 from torchrl_rerun.chunks.losses import Losses
+from torchrl_rerun.kinds.assets import asset_chunks
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.schema import Source, Split, TimedStream, property_chunk
 from torchrl_rerun.kinds.streams import Stream
@@ -82,6 +83,7 @@ class WholeRun:
         """
         yield property_chunk(self._source, self._envs, described, statistics, ends, split=self._split)
         yield from static_chunks(new, self._envs)
+        yield from asset_chunks(assets_of(new))
 
     def chunks(self, block: Block) -> Iterator[Chunk]:
         """Return the chunks of a block, those of encoded images excepted."""

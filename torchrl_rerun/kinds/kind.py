@@ -23,6 +23,7 @@ from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.exact import EXACT, exact_column, flattened
 from torchrl_rerun.kinds.keys import name_of
 from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.shapes3d import Poses
 from torchrl_rerun.kinds.streams import Stream
 
 Discrete = Literal["index", "one_hot"]
@@ -129,6 +130,7 @@ class Kind:
         is_camera: whether values are pictures in the colours of a camera, which video players show. Subclasses of ``Image``
             alone are.
         is_bulky: whether arrays without a fixed shape are as large as pictures, so that they wait in blocks of their own.
+        is_scene: whether values tell where bodies are in space, see :meth:`poses`.
         lasts: whether values often stay as they are for many steps. Rows are then stored where a value changes, and are
             given back for all steps. A kind with an :meth:`encoder` stores each value.
     """
@@ -139,6 +141,7 @@ class Kind:
     is_picture: ClassVar[bool] = False
     is_camera: ClassVar[bool] = False
     is_bulky: ClassVar[bool] = False
+    is_scene: ClassVar[bool] = False
     lasts: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -290,6 +293,15 @@ class Kind:
     def recorded_shape(self, stream: Stream) -> tuple[int, ...]:
         """Return the shape of one row as it is read back. Default: the shape of the values."""
         return stream.row_shape
+
+    def poses(self, stream: Stream, rows: npt.NDArray[Any]) -> Poses:
+        """Return where the bodies of a scene are; other kinds have none.
+
+        Args:
+            stream: the stream.
+            rows: its rows, ``[n, *stream.row_shape]``.
+        """
+        raise NotImplementedError(f"{self.name!r} is no scene")
 
     # --- shown ---
 

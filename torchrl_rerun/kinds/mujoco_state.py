@@ -96,7 +96,7 @@ class MuJoCoState(Transforms3D):
                 contacts.append(np.array(data.contact.pos, np.float64).reshape(-1, 3))
             if self.tendons:
                 tendons.append(_wrapped(data))
-        return Computed(Poses(positions, quaternions[..., XYZW]), contacts, tendons)
+        return Computed(Poses(positions, quaternions[..., XYZW], self.bodies), contacts, tendons)
 
     def static_below(self, stream: Stream) -> Iterator[tuple[str, Any]]:
         import rerun as rr  # noqa: PLC0415

@@ -94,10 +94,12 @@ class Poses(NamedTuple):
     Attributes:
         positions: metres, ``[n, bodies, 3]``.
         quaternions: x, y, z and w, ``[n, bodies, 4]``.
+        bodies: names of the bodies; empty if they have none.
     """
 
     positions: Floats
     quaternions: Floats
+    bodies: tuple[str, ...] = ()
 
 
 class Attachments(NamedTuple):

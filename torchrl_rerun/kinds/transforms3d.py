@@ -56,6 +56,7 @@ class Transforms3D(Kind):
 
     name = "transforms3d"
     is_bulky: ClassVar[bool] = True
+    is_scene: ClassVar[bool] = True
 
     quaternion: QuaternionOrder = "xyzw"
     length: float = 0.2
@@ -94,7 +95,7 @@ class Transforms3D(Kind):
         """
         numbers = stream.numbers(rows).astype(np.float64, copy=False).reshape(len(rows), -1, 7)
         order = [3, 4, 5, 6] if self.quaternion == "xyzw" else [4, 5, 6, 3]
-        return Poses(numbers[..., :3], numbers[..., order])
+        return Poses(numbers[..., :3], numbers[..., order], self.bodies)
 
     def below(self, stream: Stream, rows: npt.NDArray[Any]) -> Mapping[str, list[Column]]:
         return self.drawn(self.poses(stream, rows))

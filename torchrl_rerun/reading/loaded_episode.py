@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
     from tensordict.utils import NestedKey
 
+    from torchrl_rerun.kinds.shapes3d import Poses
+
 
 class LoadedEpisode:
     """An episode in a recording.
@@ -172,6 +174,36 @@ class LoadedEpisode:
             _plain(stream.key): self.history.rows(stream, span).places.codes - span[0]
             for stream, _ in self.history.described(wanted_keys(keys))
         }
+
+    def poses(self, key: NestedKey | None = None) -> Poses:
+        """Return where the bodies of a scene were, at each frame at which it was recorded.
+
+        Of a simulation of MuJoCo's they are worked out of its state by ``mj_kinematics``, bit for bit as ``mj_forward`` has them.
+
+        Args:
+            key: the key of the scene. Default: the only one.
+
+        Raises:
+            KeyError: there is no such scene, or its model isn't there.
+            ValueError: there are several scenes, or another version of MuJoCo stored the model.
+
+        Examples:
+            >>> import tempfile
+            >>> import gymnasium as gym
+            >>> from torchrl_rerun import load
+            >>> from torchrl_rerun.wrappers import RecordRerun
+            >>> path = tempfile.mkdtemp() + "/run.rrd"
+            >>> env = RecordRerun(gym.make("HalfCheetah-v5"), path, scene=True)
+            >>> observation, info = env.reset(seed=0)
+            >>> observation, *_ = env.step(env.action_space.sample())
+            >>> env.close()
+            >>> poses = load(path)[0].poses()
+            >>> poses.bodies[:3], poses.positions.shape
+            (('world', 'torso', 'bthigh'), (2, 8, 3))
+        """
+        from torchrl_rerun.reading.scenes import poses_in  # noqa: PLC0415 - few look for them
+
+        return poses_in(self.history, episode_span(self.properties.episode), None if key is None else as_key(key))
 
     def __getitem__(self, key: NestedKey) -> Any:
         """Return all values of a key, ``[rows, ...]``. An observation has one row more than there are steps.

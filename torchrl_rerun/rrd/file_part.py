@@ -116,6 +116,17 @@ class FilePart(RecordingPart):
                 )
             yield batch
 
+    def static_chunks(self, path: str) -> Iterator[pa.RecordBatch]:
+        """Yield the chunks of what doesn't change of an entity.
+
+        Raises:
+            OSError: the file can't be read, or is gone.
+            ValueError: another file is in its place, or it is damaged.
+        """
+        for at in self.index.at(path).tolist():
+            if self.index.is_static[at]:
+                yield _chunk(self, at)
+
     def count(self, path: str) -> int:
         """Return how many rows an entity has, with those that a stored row stands for.
 

@@ -59,7 +59,7 @@ def sphere_around(model: Any) -> tuple[tuple[float, ...], float]:
 
 
 def _moves(model: Any, body: int) -> bool:
-    return model.body_weldid[body] != 0 or model.body_mocapid[model.body_rootid[body]] >= 0
+    return bool(model.body_weldid[body] != 0 or model.body_mocapid[model.body_rootid[body]] >= 0)
 
 
 def _with_still_ones(model: Any, shapes: Sequence[Shape]) -> Iterator[Shape]:

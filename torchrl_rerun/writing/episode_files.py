@@ -109,6 +109,7 @@ class EpisodeFiles:
         """Note the description, which each file contains. Return no chunks."""
         del new, statistics
         self._recordings.describe(described, ends)
+        self._folder.write_shared(self._recordings.shared, application_id=self._application_id)
         return ()
 
     def chunks(self, block: Block) -> Iterable[Chunk]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rerun.chunk import Chunk, LazyChunkStream
 
 from torchrl_rerun.chunks.episode_recordings import free_suffix
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
+from torchrl_rerun.rrd.asset_files import FOLDER, asset_files
 from torchrl_rerun.rrd.blueprints import EncodedLayout, add_layout
 from torchrl_rerun.rrd.listing import list_episodes
 
@@ -120,6 +122,33 @@ class EpisodeFolder:
             self._files[of.key] = (path,)
         return path
 
+    def write_shared(self, chunks: Sequence[Chunk], *, application_id: str) -> None:
+        """Write what all recordings have in common, unless it is there.
+
+        Args:
+            chunks: the chunks; if there are none, nothing is written.
+            application_id: id of the run.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        if not chunks:
+            return
+        stored = (chunk.to_record_batch() for chunk in chunks)
+        digest = hashlib.blake2b(digest_size=8)
+        for batch in stored:
+            digest.update(batch.drop_columns(["rerun.controls.RowId"]).serialize())
+        path = self.path / FOLDER / f"{digest.hexdigest()}.rrd"
+        if path.exists():
+            return
+        self._check()
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_name(f".{path.name}")
+        LazyChunkStream.from_iter(chunks).write_rrd(
+            unfinished, application_id=application_id, recording_id=digest.hexdigest()
+        )
+        unfinished.replace(path)
+
     def _check(self) -> None:
         gone = self.error()
         if gone is not None:
@@ -133,7 +162,7 @@ class EpisodeFolder:
 
     def remove_all(self) -> None:
         """Remove the recordings that are there."""
-        for path in episodes_in(self.path):
+        for path in (*episodes_in(self.path), *asset_files(self.path)):
             path.unlink(missing_ok=True)
 
     def take_over(self) -> None:
