@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.rrd.repair import Repaired, repair
     from torchrl_rerun.scenes.mujoco import MuJoCo
+    from torchrl_rerun.scenes.newton import Newton
     from torchrl_rerun.stored.replay import Replayed, replay
     from torchrl_rerun.stored.rerendering import Divergence
     from torchrl_rerun.transform.recorder import RerunRecorder
@@ -70,6 +71,7 @@ __all__ = [
     "LoadedEpisode",
     "LoadedEpisodes",
     "MuJoCo",
+    "Newton",
     "Plot",
     "Points3D",
     "RecordedEpisode",
@@ -126,6 +128,7 @@ _HOMES = {
     "LoadedEpisode": "reading.loaded_episode",
     "LoadedEpisodes": "reading.episodes",
     "MuJoCo": "scenes.mujoco",
+    "Newton": "scenes.newton",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",

@@ -6,10 +6,11 @@ half as much again on disk (``make bench ARGS="--only scene"``).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -155,6 +156,7 @@ class Geometry:
     Attributes:
         bodies: names of the bodies.
         attachments: the shapes that move, by entity.
+        radii: how far the shapes of each body reach from its origin, metres, ``[bodies]``.
     """
 
     def __init__(self, bodies: Sequence[str], shapes: Iterable[Shape]) -> None:
@@ -166,21 +168,29 @@ class Geometry:
             (moving if moves else still).setdefault(_entity_of(shape), []).append(shape)
         self._moving, self._still = moving, still
         self.attachments = [_attachments(entity, each) for entity, each in moving.items()]
+        self.radii = np.zeros(len(self.bodies))
+        for shape in (each for shapes in moving.values() for each in shapes):
+            self.radii[shape.body] = max(self.radii[shape.body], np.linalg.norm(shape.position) + _reach(shape))
 
     def static(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield what doesn't change: the name of each entity, and its columns as Rerun's archetypes give them."""
         for entity, shapes in self._moving.items():
-            yield entity, _once(_look(shapes))
+            yield entity, once(_look(shapes))
         for entity, shapes in self._still.items():
             placed = _attachments(entity, shapes)
             archetype, name = _PLACED[placed.form]
             fields = {name: placed.positions, "quaternions": placed.quaternions}
-            yield f"world/{entity}", _once(_look(shapes), getattr(rr, archetype).from_fields(**fields))
+            yield f"world/{entity}", once(_look(shapes), getattr(rr, archetype).from_fields(**fields))
 
     def to_bytes(self) -> bytes:
-        """Return the names of the bodies and the attachments, by which poses can be drawn later."""
+        """Return the names of the bodies and the attachments, by which poses can be drawn later.
+
+        A digest of how the shapes look is with them, so that no two geometries have the same bytes.
+        """
         file = io.BytesIO()
-        arrays: dict[str, Any] = {"bodies": np.array(self.bodies)}
+        shapes = [shape for each in (self._moving, self._still) for some in each.values() for shape in some]
+        looks = hashlib.blake2b(b"".join(_seen(shape) for shape in shapes), digest_size=8).hexdigest()
+        arrays: dict[str, Any] = {"bodies": np.array(self.bodies), "looks": np.array(looks)}
         for number, each in enumerate(self.attachments):
             arrays |= {
                 f"{number}.entity": np.array([each.entity, each.form.value]),
@@ -209,6 +219,28 @@ def _entity_of(shape: Shape) -> str:
     look = "_".join(f"{each:02x}" for each in shape.color)
     scale = "" if shape.size == (1.0, 1.0, 1.0) else "_" + "_".join(f"{each:g}" for each in shape.size)
     return f"{Form.MESH.value}/{shape.mesh.name}/{look}{scale}"
+
+
+def _reach(shape: Shape) -> float:
+    """Return how far a shape reaches from its middle."""
+    mesh, size = shape.mesh, np.array(shape.size)
+    if mesh is not None:
+        return float(np.linalg.norm(mesh.vertices * size, axis=-1).max(initial=0))
+    if shape.form is Form.SPHERE:
+        return shape.size[0]
+    if shape.form is Form.ELLIPSOID:
+        return float(size.max())
+    if shape.form in (Form.CAPSULE, Form.CYLINDER):
+        return float(size[:2].sum())
+    return float(np.linalg.norm(size))
+
+
+def _seen(shape: Shape) -> bytes:
+    """Return bytes that differ if shapes look different, or are elsewhere."""
+    mesh = shape.mesh
+    told = (shape.name, shape.form.value, shape.body, shape.size, shape.position, shape.quaternion, shape.color)
+    parts = [] if mesh is None else [getattr(mesh, each.name) for each in fields(mesh)]
+    return repr(told).encode() + b"".join(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode() for each in parts)
 
 
 def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
@@ -243,7 +275,7 @@ def _look(shapes: Sequence[Shape]) -> Any:
     return getattr(rr, _PLACED[form][0]).from_fields(**told, fill_mode="solid")
 
 
-def _once(*archetypes: Any) -> list[Any]:
+def once(*archetypes: Any) -> list[Any]:
     """Return the columns of one row of archetypes."""
     batches = (batch for each in archetypes for batch in each.as_component_batches())
     return [batch.partition([len(batch.as_arrow_array())]) for batch in batches]

@@ -17,14 +17,17 @@ from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.kind import Kind, View
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import FLOATS
-from torchrl_rerun.kinds.shapes3d import Geometry, Poses, rotated, vectors_column
+from torchrl_rerun.kinds.shapes3d import Geometry, Poses, once, rotated, vectors_column
 from torchrl_rerun.kinds.streams import Stream
 
 QuaternionOrder = Literal["xyzw", "wxyz"]
 """The order of the numbers of a quaternion: ``"wxyz"`` in MuJoCo and in Isaac Lab before 3.0, else ``"xyzw"``."""
 
-AXES = "axes"
-"""Name of the entity of the axes of bodies that have no shapes."""
+Up = Literal["z", "y"]
+"""The axis that points up."""
+
+AXES, ROOT = "axes", "root"
+"""Names of the entities of the axes of bodies that have no shapes, and of the body that the view follows."""
 
 _AXES_COLORS = [(255, 80, 80), (80, 220, 80), (90, 130, 255)]
 
@@ -46,12 +49,14 @@ class Transforms3D(Kind):
         geometry: the digest of the shapes of the bodies, which a scene knows (``RerunRecorder(scene=...)``). Default: none.
         center: the middle of the scene, which the view looks at first.
         radius: radius of the sphere around what moves.
+        root: number of the body that the view follows. Default: -1, none.
+        up: the axis that points up, ``"z"`` or ``"y"``. Default: ``"z"``.
 
     Raises:
-        ValueError: ``quaternion`` is no such order, or ``length`` isn't positive.
+        ValueError: ``quaternion`` or ``up`` is none of the choices, or ``length`` isn't positive.
 
-    >>> Transforms3D("wxyz", length=0.1)
-    Transforms3D(quaternion='wxyz', length=0.1, bodies=(), geometry='', center=(0.0, 0.0, 0.5), radius=1.0)
+    >>> Transforms3D("wxyz", length=0.1, bodies=["cart", "pole"], root=0).bodies
+    ('cart', 'pole')
     """
 
     name = "transforms3d"
@@ -64,13 +69,14 @@ class Transforms3D(Kind):
     geometry: str = ""
     center: tuple[float, ...] = (0.0, 0.0, 0.5)
     radius: float = 1.0
-
-    followed: ClassVar[str] = ""
-    """Name of the entity that the view follows; empty: it stays where it is."""
+    root: int = -1
+    up: Up = "z"
 
     def __post_init__(self) -> None:
         if self.quaternion not in get_args(QuaternionOrder):
             raise ValueError(f"quaternion={self.quaternion!r}: choose one of 'xyzw', 'wxyz'")
+        if self.up not in get_args(Up):
+            raise ValueError(f"up={self.up!r}: choose one of 'z', 'y'")
         if not self.length > 0:
             raise ValueError(f"length={self.length!r}: pass a positive number")
         object.__setattr__(self, "bodies", tuple(self.bodies))
@@ -103,8 +109,13 @@ class Transforms3D(Kind):
     def drawn(self, poses: Poses) -> Mapping[str, list[Column]]:
         """Return the columns of the shapes, by the names of their entities; of bodies without shapes those of their axes."""
         if self.geometry:
-            return {each.entity: each.columns(poses) for each in geometry_of(self.geometry).attachments}
-        return {AXES: self._axes(poses)}
+            drawn = {each.entity: each.columns(poses) for each in geometry_of(self.geometry).attachments}
+        else:
+            drawn = {AXES: self._axes(poses)}
+        if self.root >= 0:
+            at = poses.positions[:, self.root : self.root + 1]
+            drawn[ROOT] = [vectors_column("Points3D", "positions", "Position3D", at)]
+        return drawn
 
     def _axes(self, poses: Poses) -> list[Column]:
         axes = rotated(poses.quaternions[..., None, :], self.length * np.eye(3))
@@ -116,12 +127,15 @@ class Transforms3D(Kind):
         ]
 
     def static_below(self, stream: Stream) -> Iterator[tuple[str, Iterable[Any]]]:
-        yield "", rr.ViewCoordinates.columns(xyz=[rr.components.ViewCoordinates.RIGHT_HAND_Z_UP])
+        ways = rr.components.ViewCoordinates
+        yield "", rr.ViewCoordinates.columns(xyz=[ways.RIGHT_HAND_Z_UP if self.up == "z" else ways.RIGHT_HAND_Y_UP])
         if self.geometry:
             yield from geometry_of(self.geometry).static()
             return
         count = 1 if len(stream.row_shape) == 1 else stream.row_shape[0]
-        yield AXES, rr.Arrows3D.columns(colors=_AXES_COLORS * count).partition([3 * count])
+        labels = [label for name in self.bodies for label in (name, "", "")]
+        named = {"labels": labels, "show_labels": [False]} if labels else {}
+        yield AXES, once(rr.Arrows3D.from_fields(colors=_AXES_COLORS * count, **named))
 
     def assets(self) -> Iterator[str]:
         if self.geometry:
@@ -129,13 +143,15 @@ class Transforms3D(Kind):
 
     def view(self, stream: Stream) -> View:
         del stream
-        eye = [middle + self.radius * share for middle, share in zip(self.center, EYE, strict=True)]
+        x, y, z = EYE
+        shares = EYE if self.up == "z" else (x, z, -y)
+        eye = [middle + self.radius * share for middle, share in zip(self.center, shares, strict=True)]
         options = {
             "background": rrb.Background(color=BACKGROUND),
             "line_grid": not self.geometry,
             "eye_controls": rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, position=eye, look_target=self.center),
         }
-        return View(rrb.Spatial3DView, options, rank=0, is_large=True, follows=self.followed)
+        return View(rrb.Spatial3DView, options, rank=0, is_large=True, follows=ROOT if self.root >= 0 else "")
 
 
 _geometries: dict[str, Geometry] = {}

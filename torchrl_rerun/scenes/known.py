@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchrl_rerun.scenes.mujoco import MuJoCo
+from torchrl_rerun.scenes.newton import Newton
 from torchrl_rerun.scenes.source import SceneError, Source
 
-SOURCES: tuple[Source, ...] = (MuJoCo(),)
+SOURCES: tuple[Source, ...] = (MuJoCo(), Newton())
 """What may simulate an environment, in the order in which they are asked."""
 
 
