@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.rrd.repair import Repaired, repair
     from torchrl_rerun.scenes.mujoco import MuJoCo
     from torchrl_rerun.scenes.newton import Newton
+    from torchrl_rerun.scenes.urdf import Urdf
     from torchrl_rerun.stored.replay import Replayed, replay
     from torchrl_rerun.stored.rerendering import Divergence
     from torchrl_rerun.transform.recorder import RerunRecorder
@@ -72,6 +73,7 @@ __all__ = [
     "LoadedEpisodes",
     "MuJoCo",
     "Newton",
+    "Urdf",
     "Plot",
     "Points3D",
     "RecordedEpisode",
@@ -129,6 +131,7 @@ _HOMES = {
     "LoadedEpisodes": "reading.episodes",
     "MuJoCo": "scenes.mujoco",
     "Newton": "scenes.newton",
+    "Urdf": "scenes.urdf",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",

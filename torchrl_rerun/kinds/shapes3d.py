@@ -62,6 +62,25 @@ class Mesh:
     texture: npt.NDArray[np.uint8] | None = None
 
 
+@dataclass(frozen=True)
+class MeshFile:
+    """Triangles in a file, which the viewer reads.
+
+    Attributes:
+        name: name of the entity.
+        contents: the bytes of the file.
+        media_type: its format, such as ``"model/stl"``.
+    """
+
+    name: str
+    contents: bytes
+    media_type: str
+
+
+WHITE = (255, 255, 255, 255)
+"""The colour that leaves that of a mesh or texture as it is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shape:
     """A shape that is fixed to a body.
@@ -86,7 +105,7 @@ class Shape:
     position: tuple[float, ...] = (0.0, 0.0, 0.0)
     quaternion: tuple[float, ...] = IDENTITY
     color: tuple[int, ...] = (180, 180, 180, 255)
-    mesh: Mesh | None = None
+    mesh: Mesh | MeshFile | None = None
 
 
 class Poses(NamedTuple):
@@ -156,7 +175,6 @@ class Geometry:
     Attributes:
         bodies: names of the bodies.
         attachments: the shapes that move, by entity.
-        radii: how far the shapes of each body reach from its origin, metres, ``[bodies]``.
     """
 
     def __init__(self, bodies: Sequence[str], shapes: Iterable[Shape]) -> None:
@@ -168,19 +186,26 @@ class Geometry:
             (moving if moves else still).setdefault(_entity_of(shape), []).append(shape)
         self._moving, self._still = moving, still
         self.attachments = [_attachments(entity, each) for entity, each in moving.items()]
-        self.radii = np.zeros(len(self.bodies))
-        for shape in (each for shapes in moving.values() for each in shapes):
-            self.radii[shape.body] = max(self.radii[shape.body], np.linalg.norm(shape.position) + _reach(shape))
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether there is no shape that doesn't move, such as a floor."""
+        return not self._still
+
+    @property
+    def moving(self) -> list[Shape]:
+        """The shapes that move."""
+        return [shape for shapes in self._moving.values() for shape in shapes]
 
     def static(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield what doesn't change: the name of each entity, and its columns as Rerun's archetypes give them."""
         for entity, shapes in self._moving.items():
-            yield entity, once(_look(shapes))
+            yield entity, once(*_look(shapes))
         for entity, shapes in self._still.items():
             placed = _attachments(entity, shapes)
             archetype, name = _PLACED[placed.form]
             fields = {name: placed.positions, "quaternions": placed.quaternions}
-            yield f"world/{entity}", once(_look(shapes), getattr(rr, archetype).from_fields(**fields))
+            yield f"world/{entity}", once(*_look(shapes), getattr(rr, archetype).from_fields(**fields))
 
     def to_bytes(self) -> bytes:
         """Return the names of the bodies and the attachments, by which poses can be drawn later.
@@ -221,20 +246,6 @@ def _entity_of(shape: Shape) -> str:
     return f"{Form.MESH.value}/{shape.mesh.name}/{look}{scale}"
 
 
-def _reach(shape: Shape) -> float:
-    """Return how far a shape reaches from its middle."""
-    mesh, size = shape.mesh, np.array(shape.size)
-    if mesh is not None:
-        return float(np.linalg.norm(mesh.vertices * size, axis=-1).max(initial=0))
-    if shape.form is Form.SPHERE:
-        return shape.size[0]
-    if shape.form is Form.ELLIPSOID:
-        return float(size.max())
-    if shape.form in (Form.CAPSULE, Form.CYLINDER):
-        return float(size[:2].sum())
-    return float(np.linalg.norm(size))
-
-
 def _seen(shape: Shape) -> bytes:
     """Return bytes that differ if shapes look different, or are elsewhere."""
     mesh = shape.mesh
@@ -253,26 +264,32 @@ def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
     return Attachments(entity, form, np.array([shape.body for shape in shapes], np.int64), positions, quaternions)
 
 
-def _look(shapes: Sequence[Shape]) -> Any:
-    """Return the archetype of what shapes of one entity look like."""
+def _look(shapes: Sequence[Shape]) -> list[Any]:
+    """Return the archetypes of what shapes of one entity look like."""
     form, mesh = shapes[0].form, shapes[0].mesh
     size = np.array([shape.size for shape in shapes], np.float32)
     colors = [shape.color for shape in shapes]
+    if isinstance(mesh, MeshFile):
+        color = None if colors[0] == WHITE else colors[0]
+        file = rr.Asset3D(contents=mesh.contents, media_type=mesh.media_type, albedo_factor=color)
+        return [file, rr.InstancePoses3D.from_fields(scales=size)]
     if mesh is not None:
-        return rr.Mesh3D(
-            vertex_positions=mesh.vertices * size[0],
-            triangle_indices=mesh.triangles,
-            vertex_normals=mesh.normals,
-            vertex_texcoords=mesh.texture_coordinates,
-            albedo_texture=mesh.texture,
-            albedo_factor=colors[0],
-        )
+        return [
+            rr.Mesh3D(
+                vertex_positions=mesh.vertices * size[0],
+                triangle_indices=mesh.triangles,
+                vertex_normals=mesh.normals,
+                vertex_texcoords=mesh.texture_coordinates,
+                albedo_texture=mesh.texture,
+                albedo_factor=colors[0],
+            )
+        ]
     told: dict[str, Any] = {"colors": colors, "labels": [shape.name for shape in shapes], "show_labels": False}
     if form in (Form.CAPSULE, Form.CYLINDER):
         told |= {"radii": size[:, 0], "lengths": 2 * size[:, 1]}
     else:
         told["half_sizes"] = np.repeat(size[:, :1], 3, 1) if form is Form.SPHERE else size
-    return getattr(rr, _PLACED[form][0]).from_fields(**told, fill_mode="solid")
+    return [getattr(rr, _PLACED[form][0]).from_fields(**told, fill_mode="solid")]
 
 
 def once(*archetypes: Any) -> list[Any]:

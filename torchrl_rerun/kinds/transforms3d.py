@@ -50,6 +50,7 @@ class Transforms3D(Kind):
         center: the middle of the scene, which the view looks at first.
         radius: radius of the sphere around what moves.
         root: number of the body that the view follows. Default: -1, none.
+        grid: whether a grid is drawn at height 0. Default: True.
         up: the axis that points up, ``"z"`` or ``"y"``. Default: ``"z"``.
 
     Raises:
@@ -70,6 +71,7 @@ class Transforms3D(Kind):
     center: tuple[float, ...] = (0.0, 0.0, 0.5)
     radius: float = 1.0
     root: int = -1
+    grid: bool = True
     up: Up = "z"
 
     def __post_init__(self) -> None:
@@ -148,7 +150,7 @@ class Transforms3D(Kind):
         eye = [middle + self.radius * share for middle, share in zip(self.center, shares, strict=True)]
         options = {
             "background": rrb.Background(color=BACKGROUND),
-            "line_grid": not self.geometry,
+            "line_grid": self.grid,
             "eye_controls": rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, position=eye, look_target=self.center),
         }
         return View(rrb.Spatial3DView, options, rank=0, is_large=True, follows=ROOT if self.root >= 0 else "")

@@ -131,6 +131,7 @@ class MuJoCo(Source):
             contacts=self.contacts,
             tendons=self.tendons,
             root=_root_of(model),
+            grid=False,
             center=center,
             radius=radius,
         )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.shapes3d import Poses
 from torchrl_rerun.kinds.transforms3d import Transforms3D, remember_geometry
 from torchrl_rerun.scenes.bounds import sphere_around
 from torchrl_rerun.scenes.devices import device_of, indices_on, numbers_in
@@ -159,13 +160,15 @@ class _Worlds(Simulation):
         self.device = device_of(poses)
         model = first.running.model
         geometry = geometry_of_world(model, first.number, bodies[0], draws_all=draws_all)
-        center, radius = sphere_around(geometry, poses.numpy()[bodies[0]])
+        present = poses.numpy()[np.newaxis, bodies[0]]
+        center, radius = sphere_around(geometry, Poses(present[..., :3], present[..., 3:]))
         self.kind = Transforms3D(
             bodies=geometry.bodies,
             geometry=remember_geometry(geometry),
             center=center,
             radius=radius,
             root=0,
+            grid=geometry.is_floating,
             up="yz"[int(model.up_axis) != 1],
         )
         self._worlds = dict(zip(envs, worlds, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.shapes3d import WORLD, Form, Geometry, Mesh, Shape
+from torchrl_rerun.kinds.shapes3d import WHITE, WORLD, Form, Geometry, Mesh, Shape
 
 ENDLESS = 40.0
 """Metres from the middle to the sides of a plane that has no end."""
@@ -91,7 +91,7 @@ def _shape(model: Any, number: int, at: dict[int, int]) -> Shape | None:
         size,
         tuple(transform[:3]),
         tuple(transform[3:]),
-        (255, 255, 255, 255) if mesh is not None and mesh.texture is not None else _color(model, number),
+        WHITE if mesh is not None and mesh.texture is not None else _color(model, number),
         mesh,
     )
 

@@ -70,7 +70,7 @@ class Source(ABC):
         """
 
     def kind_of(self, leaf: Leaf) -> Transforms3D:
-        """Return the kind of :attr:`key`.
+        """Return the kind by which :attr:`key` is drawn. It is stored, plotted and read back by its own kind.
 
         Args:
             leaf: the facts about its values.
