@@ -14,7 +14,7 @@ from torchrl_rerun.kinds.streams import batch_path
 from torchrl_rerun.layout.axes import MAX_LEGEND, legend, title_of, whole
 from torchrl_rerun.layout.plots import plots, series
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.layout.views import large_view, pictures
+from torchrl_rerun.layout.views import large_views, pictures
 
 MAX_WALL = 64
 """Environments on a wall. The viewer's list of streams has the others."""
@@ -59,7 +59,7 @@ def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
 
 def _seen(recorded: Recorded, env: int | None, seen: Sequence[rrb.View], columns: int) -> rrb.Container:
     """Return pictures in a grid; a scene or picture beside which there are only smaller views gets most of the room."""
-    large = sum(stream.agent_count for stream in recorded.of(env) if large_view(stream) is not None)
+    large = sum(stream.agent_count for stream in recorded.of(env) for _ in large_views(stream))
     if large == 1 and len(seen) > 1:
         rest = seen[1] if len(seen) == 2 else rrb.Grid(*seen[1:], grid_columns=2)
         return rrb.Vertical(seen[0], rest, row_shares=[3, 1 if len(seen) < 4 else 2])
@@ -111,18 +111,18 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     """
     shown = (recorded.envs if envs is None else envs)[:MAX_WALL]
     columns = math.ceil(math.sqrt(len(shown)))
-    large = [(stream, view) for stream in recorded.streams if (view := large_view(stream)) and not stream.shared]
+    large = [shown for stream in recorded.streams for shown in large_views(stream) if not stream.shared]
     walls = [
         rrb.Grid(
             *(
-                view.made(recorded.path(stream, env, agent), name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
+                each.made(recorded, env, agent, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
                 for env in shown
             ),
             grid_columns=columns,
-            name=title_of(recorded, None, stream, agent),
+            name=title_of(recorded, None, each.stream, agent),
         )
-        for stream, view in large
-        for agent in range(stream.agent_count)
+        for each in large
+        for agent in range(each.stream.agent_count)
     ]
     if not walls:
         of_returns = [stream for stream in recorded.streams if stream.reward_key][:1]
