@@ -26,6 +26,10 @@ BATCH = {"kind": "scalars", "shape": [6], "dtype": "float64"}
 """Schema entry of the statistics over all environments."""
 
 
+SCENES = ("mujoco", "transforms3d")
+"""Kinds of which there are entities to draw below those of the values."""
+
+
 @dataclass
 class Rows:
     """The rows of one entity: the times and the value of each row."""
@@ -94,8 +98,11 @@ def read(path: str | Path) -> Recorded:
                 where = [] if schema["split"] == "episode" else [f"env_{env}"]
                 parts = [*where, *(entry.get("place") or entry["key"]), *([agent] if agent else [])]
                 paths[rr.new_entity_path(parts)] = entry
+    scenes = tuple(f"{where}/" for where, entry in paths.items() if entry["kind"] in SCENES)
     entities: dict[str, Rows] = {}
     for path_, batch in batches:
+        if path_.startswith(scenes):  # what is drawn
+            continue
         rows = entities.setdefault(path_, Rows())
         columns = {}
         for name in batch.schema.names:

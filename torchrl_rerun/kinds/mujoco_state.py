@@ -151,7 +151,7 @@ def model_of(digest: str) -> Any:
 
 def _wrapped(data: Any) -> list[Floats]:
     """Return the course of each tendon."""
-    points = np.asarray(data.wrap_xpos, np.float64).reshape(-1, 3)
+    points = np.array(data.wrap_xpos, np.float64).reshape(-1, 3)  # a copy: the next state is put there
     return [
         points[start : start + count]
         for start, count in zip(data.ten_wrapadr.tolist(), data.ten_wrapnum.tolist(), strict=True)

@@ -298,7 +298,7 @@ class Options:
 
     def say_how_to_record(self, key: Key) -> bool:
         """Return whether the options choose a key's kind, or its names."""
-        return key in self.kinds or key in self.names
+        return self.choose_kind_of(key) or key in self.names
 
     def check_recorded(self, there: AbstractSet[Key]) -> None:
         """Raise KeyError if an option of kinds names a key that isn't recorded.
