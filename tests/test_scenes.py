@@ -122,7 +122,9 @@ def test_states_in_a_key_are_a_scene(path):
         path,
         scene=MuJoCo(model=mujoco.MjModel.from_xml_string(GEOMS), key="observation"),
     )
-    with pytest.raises(ValueError, match=r"'observation' has shape \(7,\); states of the model have 35, \d+, 28 numbers"):
+    with pytest.raises(
+        ValueError, match=r"'observation' has shape \(7,\); states of the model have 35, \d+, 28 numbers"
+    ):
         env.reset()
     env = RecordRerun(Simulated(), path, scene=MuJoCo(model=mujoco.MjModel.from_xml_string(GEOMS), key="observation"))
     ran(env, 5)
@@ -136,7 +138,10 @@ def test_states_in_a_key_are_a_scene(path):
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: gym.make("CartPole-v1"), "scene=True needs an environment that MuJoCo.* simulates, and found CartPoleEnv"),
+        (
+            lambda: gym.make("CartPole-v1"),
+            "scene=True needs an environment that MuJoCo.* simulates, and found CartPoleEnv",
+        ),
         (lambda: _with_a_scene(), "scene=True records 'scene', which the environment gives already"),
     ],
 )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.rrd.repair import Repaired, repair
+    from torchrl_rerun.scenes.isaac_lab import IsaacLab
     from torchrl_rerun.scenes.mujoco import MuJoCo
     from torchrl_rerun.scenes.newton import Newton
     from torchrl_rerun.scenes.urdf import Urdf
@@ -60,6 +61,7 @@ __all__ = [
     "Episode",
     "FileInUseError",
     "Image",
+    "IsaacLab",
     "Keep",
     "KeepBest",
     "KeepIf",
@@ -73,7 +75,6 @@ __all__ = [
     "LoadedEpisodes",
     "MuJoCo",
     "Newton",
-    "Urdf",
     "Plot",
     "Points3D",
     "RecordedEpisode",
@@ -89,6 +90,7 @@ __all__ = [
     "Tensor",
     "Text",
     "Transforms3D",
+    "Urdf",
     "View",
     "archetype_columns",
     "browse",
@@ -118,6 +120,7 @@ _HOMES = {
     "Episode": "kinds.episode",
     "FileInUseError": "errors",
     "Image": "kinds.image",
+    "IsaacLab": "scenes.isaac_lab",
     "Keep": "recording.keep",
     "KeepBest": "recording.keep",
     "KeepIf": "recording.keep",
@@ -131,7 +134,6 @@ _HOMES = {
     "LoadedEpisodes": "reading.episodes",
     "MuJoCo": "scenes.mujoco",
     "Newton": "scenes.newton",
-    "Urdf": "scenes.urdf",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",
@@ -147,6 +149,7 @@ _HOMES = {
     "Tensor": "kinds.tensor",
     "Text": "kinds.text",
     "Transforms3D": "kinds.transforms3d",
+    "Urdf": "scenes.urdf",
     "View": "kinds.kind",
     "archetype_columns": "kinds.kind",
     "browse": "viewing.browse",

@@ -205,7 +205,12 @@ def stream_to_schema(stream: Stream) -> dict[str, Any]:
     >>> stream_to_schema(Stream(("action",), State(["left", "right"]), "int64", (1,)))
     {'key': ['action'], 'dtype': 'int64', 'shape': [1], 'kind': 'state', 'names': ['left', 'right']}
     """
-    told = {"key": list(stream.key), "dtype": stream.dtype, "shape": list(stream.shape), "kind": stream.kind.name}
+    told: dict[str, Any] = {
+        "key": list(stream.key),
+        "dtype": stream.dtype,
+        "shape": list(stream.shape),
+        "kind": stream.kind.name,
+    }
     told |= {name: value for attribute, name in _IF_NOT_EMPTY.items() if (value := getattr(stream, attribute))}
     if stream.scene is not None:
         told["scene"] = {"kind": stream.scene.name, **stream.scene.to_schema()}

@@ -10,7 +10,7 @@ import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -80,6 +80,9 @@ class MeshFile:
 WHITE = (255, 255, 255, 255)
 """The colour that leaves that of a mesh or texture as it is."""
 
+GREY = (180, 180, 180, 255)
+"""The colour of shapes that have none."""
+
 
 @dataclass(frozen=True, eq=False)
 class Shape:
@@ -104,8 +107,18 @@ class Shape:
     size: tuple[float, ...] = (1.0, 1.0, 1.0)
     position: tuple[float, ...] = (0.0, 0.0, 0.0)
     quaternion: tuple[float, ...] = IDENTITY
-    color: tuple[int, ...] = (180, 180, 180, 255)
+    color: tuple[int, ...] = GREY
     mesh: Mesh | MeshFile | None = None
+
+    def moved(self, body: int, position: Floats, quaternion: Floats) -> Shape:
+        """Return the shape, fixed to another body.
+
+        Args:
+            body: number of the body.
+            position: in its frame, metres.
+            quaternion: in its frame; x, y, z and w.
+        """
+        return replace(self, body=body, position=tuple(position.tolist()), quaternion=tuple(quaternion.tolist()))
 
 
 class Poses(NamedTuple):
@@ -131,6 +144,7 @@ class Attachments(NamedTuple):
         bodies: number of the body of each, ``[k]``.
         positions: in the frames of the bodies, ``[k, 3]``.
         quaternions: in the frames of the bodies, ``[k, 4]``.
+        scales: factors by which meshes are scaled that only the viewer reads, ``[k, 3]``; ``[0, 3]``: they aren't.
     """
 
     entity: str
@@ -138,6 +152,7 @@ class Attachments(NamedTuple):
     bodies: npt.NDArray[np.int64]
     positions: Floats
     quaternions: Floats
+    scales: Floats
 
     def columns(self, poses: Poses) -> list[Column]:
         """Return the columns that place the shapes.
@@ -151,6 +166,9 @@ class Attachments(NamedTuple):
         columns = [vectors_column(archetype, name, "Translation3D", positions)]
         if self.form is not Form.SPHERE:  # which looks the same from all sides
             columns.append(vectors_column(archetype, "quaternions", "RotationQuat", product(turned, self.quaternions)))
+        if len(self.scales):  # rerun-sdk 0.41 ignores those that don't change if the positions do
+            scales = np.broadcast_to(self.scales, (len(positions), *self.scales.shape))
+            columns.append(vectors_column(archetype, "scales", "Scale3D", scales))
         return columns
 
 
@@ -205,6 +223,8 @@ class Geometry:
             placed = _attachments(entity, shapes)
             archetype, name = _PLACED[placed.form]
             fields = {name: placed.positions, "quaternions": placed.quaternions}
+            if len(placed.scales):
+                fields["scales"] = placed.scales
             yield f"world/{entity}", once(*_look(shapes), getattr(rr, archetype).from_fields(**fields))
 
     def to_bytes(self) -> bytes:
@@ -222,6 +242,7 @@ class Geometry:
                 f"{number}.bodies": each.bodies,
                 f"{number}.positions": each.positions,
                 f"{number}.quaternions": each.quaternions,
+                f"{number}.scales": each.scales,
             }
         np.savez_compressed(file, **arrays)
         return file.getvalue()
@@ -233,7 +254,7 @@ class Geometry:
             geometry = cls(arrays["bodies"].tolist(), ())
             for number in itertools.takewhile(lambda each: f"{each}.entity" in arrays, itertools.count()):
                 entity, form = arrays[f"{number}.entity"].tolist()
-                rest = (arrays[f"{number}.{name}"] for name in ("bodies", "positions", "quaternions"))
+                rest = (arrays[f"{number}.{name}"] for name in ("bodies", "positions", "quaternions", "scales"))
                 geometry.attachments.append(Attachments(entity, Form(form), *rest))
         return geometry
 
@@ -251,7 +272,9 @@ def _seen(shape: Shape) -> bytes:
     mesh = shape.mesh
     told = (shape.name, shape.form.value, shape.body, shape.size, shape.position, shape.quaternion, shape.color)
     parts = [] if mesh is None else [getattr(mesh, each.name) for each in fields(mesh)]
-    return repr(told).encode() + b"".join(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode() for each in parts)
+    return repr(told).encode() + b"".join(
+        each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode() for each in parts
+    )
 
 
 def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
@@ -261,7 +284,11 @@ def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
     if form is Form.CAPSULE:  # Rerun's begin at their origin, and are not centred
         below = np.array([(0.0, 0.0, -shape.size[1]) for shape in shapes])
         positions = positions + rotated(quaternions, below)
-    return Attachments(entity, form, np.array([shape.body for shape in shapes], np.int64), positions, quaternions)
+    scales = np.array([shape.size for shape in shapes if isinstance(shape.mesh, MeshFile)], np.float64).reshape(-1, 3)
+    scales = scales[: 0 if (scales == 1).all() else None]
+    return Attachments(
+        entity, form, np.array([shape.body for shape in shapes], np.int64), positions, quaternions, scales
+    )
 
 
 def _look(shapes: Sequence[Shape]) -> list[Any]:
@@ -271,8 +298,7 @@ def _look(shapes: Sequence[Shape]) -> list[Any]:
     colors = [shape.color for shape in shapes]
     if isinstance(mesh, MeshFile):
         color = None if colors[0] == WHITE else colors[0]
-        file = rr.Asset3D(contents=mesh.contents, media_type=mesh.media_type, albedo_factor=color)
-        return [file, rr.InstancePoses3D.from_fields(scales=size)]
+        return [rr.Asset3D(contents=mesh.contents, media_type=mesh.media_type, albedo_factor=color)]
     if mesh is not None:
         return [
             rr.Mesh3D(

@@ -136,8 +136,10 @@ class Transforms3D(Kind):
             return
         count = 1 if len(stream.row_shape) == 1 else stream.row_shape[0]
         labels = [label for name in self.bodies for label in (name, "", "")]
-        named = {"labels": labels, "show_labels": [False]} if labels else {}
-        yield AXES, once(rr.Arrows3D.from_fields(colors=_AXES_COLORS * count, **named))
+        yield (
+            AXES,
+            once(rr.Arrows3D.from_fields(colors=_AXES_COLORS * count, labels=labels or None, show_labels=False)),
+        )
 
     def assets(self) -> Iterator[str]:
         if self.geometry:

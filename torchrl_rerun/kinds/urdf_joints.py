@@ -127,6 +127,10 @@ class Tree(NamedTuple):
             positions[:, joint.child], quaternions[:, joint.child] = at, turned
         return positions, quaternions
 
+    def fixing(self, link: int) -> Joint | None:
+        """Return the joint that fixes a link to the one before it; None: the link moves, or is the first one."""
+        return next((joint for joint in self.joints if joint.child == link and joint.form == "fixed"), None)
+
     def _value(self, number: int, given: Mapping[int, Floats], count: int) -> Floats:
         """Return the positions of a joint."""
         mimic = self.joints[number].mimic
@@ -144,7 +148,12 @@ class Tree(NamedTuple):
     def from_bytes(cls, stored: bytes) -> Tree:
         """Return the tree that :meth:`to_bytes` described."""
         links, joints = json.loads(stored)
-        return cls(tuple(links), tuple(Joint(*each[:-1], each[-1] and Mimic(*each[-1])) for each in joints))
+        return cls(tuple(links), tuple(map(_joint, joints)))
+
+
+def _joint(stored: list[Any]) -> Joint:
+    *told, mimic = stored
+    return Joint._make([*told, mimic and Mimic._make(mimic)])
 
 
 @functools.lru_cache(maxsize=64)

@@ -114,10 +114,7 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     large = [shown for stream in recorded.streams for shown in large_views(stream) if not stream.shared]
     walls = [
         rrb.Grid(
-            *(
-                each.made(recorded, env, agent, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
-                for env in shown
-            ),
+            *(each.made(recorded, env, agent, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES) for env in shown),
             grid_columns=columns,
             name=title_of(recorded, None, each.stream, agent),
         )

@@ -59,11 +59,11 @@ def indices_on(device: str, indices: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(indices, device=device)
 
 
-def without_rows(values: torch.Tensor, gone: Any, envs: Sequence[int]) -> torch.Tensor:
+def without_rows(values: Any, gone: Any, envs: Sequence[int]) -> Any:
     """Return the values of environments, NaN for those that are in a later moment.
 
     Args:
-        values: ``[len(envs), ...]``, on an accelerator.
+        values: a tensor ``[len(envs), ...]`` on an accelerator.
         gone: the environments that are in a later moment, bool ``[all environments]``: an array or a tensor.
         envs: the indices of the environments.
     """

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torchrl_rerun.scenes.isaac_lab import IsaacLab
 from torchrl_rerun.scenes.mujoco import MuJoCo
 from torchrl_rerun.scenes.newton import Newton
 from torchrl_rerun.scenes.source import SceneError, Source
 
-SOURCES: tuple[Source, ...] = (MuJoCo(), Newton())
+SOURCES: tuple[Source, ...] = (MuJoCo(), Newton(), IsaacLab())
 """What may simulate an environment, in the order in which they are asked."""
 
 

@@ -53,9 +53,7 @@ class Newton(Source):
     state: Callable[[], Any] | None
     collisions: bool
 
-    def __init__(
-        self, model: Any = None, state: Callable[[], Any] | None = None, *, collisions: bool = False
-    ) -> None:
+    def __init__(self, model: Any = None, state: Callable[[], Any] | None = None, *, collisions: bool = False) -> None:
         if (model is None) != (state is None):
             raise ValueError(
                 "model and state go together: Newton(model, lambda: env.state_0). Leave both out to find them in the environment"
@@ -169,7 +167,7 @@ class _Worlds(Simulation):
             radius=radius,
             root=0,
             grid=geometry.is_floating,
-            up="yz"[int(model.up_axis) != 1],
+            up="y" if int(model.up_axis) == 1 else "z",
         )
         self._worlds = dict(zip(envs, worlds, strict=True))
         self._bodies = dict(zip(envs, bodies, strict=True))

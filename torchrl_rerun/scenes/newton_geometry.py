@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,7 @@ def geometry_of_world(model: Any, world: int, bodies: npt.NDArray[np.int64], *, 
         draws_all: whether invisible shapes are drawn.
     """
     at = {int(body): row for row, body in enumerate(bodies)}
-    shapes = [
-        shape for number in _shapes(model, world, draws_all) if (shape := _shape(model, number, at)) is not None
-    ]
+    shapes = [shape for number in _shapes(model, world, draws_all) if (shape := _shape(model, number, at)) is not None]
     return Geometry(_names(model, bodies), shapes)
 
 
@@ -46,7 +43,7 @@ def look_of_world(model: Any, world: int, bodies: npt.NDArray[np.int64], *, draw
     return of_bodies.tobytes() + b"".join(part.numpy()[moving].tobytes() for part in parts)
 
 
-def _shapes(model: Any, world: int, draws_all: bool) -> list[int]:  # noqa: FBT001 - private
+def _shapes(model: Any, world: int, draws_all: bool) -> list[int]:
     """Return the numbers of the shapes that are drawn."""
     import newton  # noqa: PLC0415 - of those who simulate with it
 

@@ -61,10 +61,12 @@ class Urdf(Source):
 
     def __init__(self, path: str | os.PathLike[str], joints: Mapping[AnyKey, Sequence[str | None]]) -> None:
         if not isinstance(joints, Mapping) or len(joints) != 1:
-            raise ValueError('joints has one key, and a name or None for each of its numbers: {"observation": ["hip", None]}')
+            raise ValueError(
+                'joints has one key, and a name or None for each of its numbers: {"observation": ["hip", None]}'
+            )
         [(key, names)] = joints.items()
         if isinstance(names, str):
-            raise ValueError(f"joints[{key!r}]={names!r}: pass a list of names, even of one: [{names!r}]")
+            raise ValueError(f"joints[{key!r}]={names!r}: pass a list of names, even of one: [{names!r}]")  # noqa: TRY004 - as for several keys
         for name, value in {"path": os.fspath(path), "key": as_key(key), "joints": tuple(names)}.items():
             object.__setattr__(self, name, value)
         self._numbers(robot_at(path))
@@ -100,7 +102,9 @@ class Urdf(Source):
             if name is not None and name not in numbers:
                 close = difflib.get_close_matches(str(name), numbers, 1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise ValueError(f"{self.path!r} has no joint {name!r}{hint} that moves; there are {', '.join(numbers)}")
+                raise ValueError(
+                    f"{self.path!r} has no joint {name!r}{hint} that moves; there are {', '.join(numbers)}"
+                )
         twice = {name for name in self.joints if name is not None and self.joints.count(name) > 1}
         if twice:
             raise ValueError(f"joints names {', '.join(sorted(twice))} twice")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rerun.urdf import UrdfJoint, UrdfTree
 
-from torchrl_rerun.kinds.shapes3d import WHITE, Floats, Form, MeshFile, Shape, product
+from torchrl_rerun.kinds.shapes3d import GREY, WHITE, Floats, Form, MeshFile, Shape, product
 from torchrl_rerun.kinds.urdf_joints import Joint, Mimic, Tree
 
 MOVING = ("revolute", "continuous", "prismatic")
@@ -98,13 +98,18 @@ def _joint(joint: UrdfJoint, links: list[str], numbers: Mapping[str, int]) -> Jo
         joint.origin_xyz,
         tuple(_quaternion(*joint.origin_rpy).tolist()),
         tuple((axis / length if length else np.array([1.0, 0.0, 0.0])).tolist()),
-        None if mimic is None or mimic.joint not in numbers else Mimic(numbers[mimic.joint], mimic.multiplier, mimic.offset),
+        None
+        if mimic is None or mimic.joint not in numbers
+        else Mimic(numbers[mimic.joint], mimic.multiplier, mimic.offset),
     )
 
 
 def _quaternion(roll: float, pitch: float, yaw: float) -> Floats:
     """Return the quaternion of rotations about the fixed axes x, y and z, in this order."""
-    about = [np.array([*(np.sin(angle / 2) * np.eye(3)[at]), np.cos(angle / 2)]) for at, angle in enumerate((roll, pitch, yaw))]
+    about = [
+        np.array([*(np.sin(angle / 2) * np.eye(3)[at]), np.cos(angle / 2)])
+        for at, angle in enumerate((roll, pitch, yaw))
+    ]
     return product(about[2], product(about[1], about[0]))
 
 
@@ -153,11 +158,13 @@ def _shape(name: str, link: int, look: Mapping[str, Any]) -> Shape | None:
         size,
         tuple(look["translations"][0]),
         tuple(look["quaternions"][0]),
-        _color(look),
+        _color(look, mesh),
         mesh,
     )
 
 
-def _color(look: Mapping[str, Any]) -> tuple[int, ...]:
+def _color(look: Mapping[str, Any], mesh: MeshFile | None) -> tuple[int, ...]:
     [packed] = look.get("colors") or look.get("albedo_factor") or [None]
-    return WHITE if packed is None else tuple(int(packed).to_bytes(4, "big"))
+    if packed is not None:
+        return tuple(int(packed).to_bytes(4, "big"))
+    return GREY if mesh is None or mesh.media_type == "model/stl" else WHITE  # others have colours of their own
