@@ -70,3 +70,35 @@ class CartPoles(gym.vector.VectorEnv):
         self.seen.append(poses)
         of_world = self.model.body_world.numpy()
         return np.array([poses[of_world == world][0, 1:2] for world in range(self.num_envs)], np.float32)
+
+
+class Holding(gym.vector.VectorEnv):
+    """Cart-poles that an attribute of the environment holds."""
+
+    def __init__(self, name):
+        self.held = CartPoles()
+        setattr(self, name, self.held)
+        for each in ("num_envs", "metadata", "single_observation_space", "single_action_space"):
+            setattr(self, each, getattr(self.held, each))
+        self.observation_space, self.action_space = self.held.observation_space, self.held.action_space
+        self.reset, self.step = self.held.reset, self.held.step
+
+
+class CartPole(gym.Env):
+    """A single cart-pole."""
+
+    def __init__(self):
+        self.poles = CartPoles((2,))
+        self.model = self.poles.model
+        self.observation_space = self.poles.single_observation_space
+        self.action_space = self.poles.single_action_space
+
+    @property
+    def state_0(self):
+        return self.poles.state_0
+
+    def reset(self, *, seed=None, options=None):
+        return self.poles.reset()[0][0], {}
+
+    def step(self, action):
+        return self.poles.step(None)[0][0], 0.0, False, False, {}

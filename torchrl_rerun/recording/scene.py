@@ -71,5 +71,6 @@ class Scene(Look[EnvT]):
         if later is None:
             return states
         if self._simulation.device:  # there, to ask whether any is in a later moment would be to wait for the answer
-            return without_rows(states, later, envs)
+            hidden: Sequence[Any] = without_rows(states, later, envs)
+            return hidden
         return [np.full_like(state, np.nan) if later[env] else state for env, state in zip(envs, states, strict=True)]

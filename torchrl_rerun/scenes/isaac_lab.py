@@ -150,7 +150,7 @@ class _Scene(Simulation):
         first = tracked[0].values()
         self.device = device_of(first)
         names = [
-            each.name if each.bodies == ("0",) else f"{each.name}/{body}" for each in tracked for body in each.bodies
+            each.name if len(each.bodies) == 1 else f"{each.name}/{body}" for each in tracked for body in each.bodies
         ]
         self.shape = (len(names), 7)
         order = source.quaternion or ("wxyz" if hasattr(first, "detach") else "xyzw")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import AutoResetTransform, EnvBase, GymWrapper, SerialEnv, TransformedEnv
+from torchrl.envs import AutoResetTransform, EnvBase, GymWrapper, IsaacLabWrapper, SerialEnv, TransformedEnv
 
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.keys import Key, as_key
@@ -116,7 +116,8 @@ def _resets_within_steps(env: EnvBase) -> bool:
             return True
         env = env.base_env
     mode = getattr(getattr(env, "_env", None), "autoreset_mode", None) if isinstance(env, GymWrapper) else None
-    return resets_itself(env) or mode is gymnasium.vector.AutoresetMode.SAME_STEP
+    within = mode is gymnasium.vector.AutoresetMode.SAME_STEP or isinstance(env, IsaacLabWrapper)
+    return within or resets_itself(env)
 
 
 def without_last_observations(
