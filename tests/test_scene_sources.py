@@ -475,7 +475,7 @@ def test_shapes_of_newton_are_drawn(path, worlds, viewer):
     recorded = read(path)
     assert np.allclose(recorded.static["/env_1/scene/boxes"]["Boxes3D:half_sizes"], [[0.2, 0.3, 0.1]])
     assert np.allclose(recorded.static["/env_1/scene/capsules"]["Capsules3D:lengths"], [0.8])
-    assert any(entity.startswith("/env_1/scene/world/meshes/ground_plane") for entity in recorded.static)
+    assert any(entity.startswith("/env_1/scene/world/planes/ground_plane") for entity in recorded.static)
     boxes = np.stack(recorded.drawn["/env_1/scene/boxes"]["Boxes3D:centers"])
     assert np.allclose(boxes[:, 0], np.stack(envs.seen)[:, 2, :3], atol=1e-6)
     assert not trouble(opened(viewer, path, 3))

@@ -263,7 +263,7 @@ def test_shapes_that_never_move_are_drawn_once(path):
     ran(RecordRerun(env, path, scene=True), 3)
     recorded = read(path)
     still = {entity for entity in recorded.static if "/scene/world/" in entity}
-    assert {entity.split("/world/")[1].split("/")[0] for entity in still} == {"boxes", "meshes"}
+    assert {entity.split("/world/")[1].split("/")[0] for entity in still} == {"boxes", "meshes", "planes"}
     [center] = recorded.static["/env_0/scene/world/boxes"]["Boxes3D:centers"]
     assert np.allclose(center, env.data.geom("shelf").xpos, atol=1e-6)
     floor = next(entity for entity in still if "ground" in entity)
@@ -299,6 +299,16 @@ def test_contacts_sites_and_tendons_are_drawn_on_request(path):
         assert np.allclose(np.array(points).reshape(-1, 3), np.reshape(data.contact.pos, (-1, 3)), atol=1e-6)
         assert np.allclose(strip, [data.site("nail").xpos, data.site("tip").xpos], atol=1e-6)
     assert "tip" in str(read(path).static["/env_0/scene/spheres"])
+
+
+def test_environments_are_shown_side_by_side_on_request(viewer, path):
+    env = SyncVectorEnv([Simulated] * 4)
+    ran(vector_wrappers.RecordRerun(env, path, scene=MuJoCo(together=True)), 3)
+    views = opened(viewer, path, 2)
+    assert not trouble(views)
+    assert [str(view.origin) for view in views if view.name == "scene"] == ["/"]
+    places = [read(path).static[f"/env_{number}/scene"]["Transform3D:translation"][0] for number in range(4)]
+    assert len({tuple(place) for place in places}) == 4
 
 
 # --- read back ---

@@ -311,13 +311,16 @@ def assets_of(streams: Iterable[Stream]) -> list[str]:
 def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
     """Return the chunks of what a kind tells of a stream once. A kind that fails at it costs that alone."""
     try:
-        told = [("", [*stream.kind.static(stream, agent)])]
-        for below, kind in stream.drawing:
-            told += [(f"{below}/{name}" if name else below, [*columns]) for name, columns in kind.static_below(stream)]
-        return [Chunk.from_columns(path + name, [], columns) for path in paths for name, columns in told if columns]
+        columns = [*stream.kind.static(stream, agent)]
+        chunks = [Chunk.from_columns(path, [], columns) for path in paths if columns]
+        for number, path in enumerate(paths):
+            for place, kind in stream.drawing:
+                for name, below in kind.static_below(stream, number):
+                    chunks.append(Chunk.from_columns(f"{path}{place}/{name}" if name else path + place, [], below))
     except Exception as error:
         _warn_quietly(f"the names and colours of {name_of(stream.key)} are not recorded: {error!r}")
         return []
+    return chunks
 
 
 def _warn_quietly(message: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
@@ -52,6 +52,8 @@ class View:
         rank: position among the views of an environment: lower numbers come first.
         is_large: whether the view needs as much room as a picture, and is shown on the wall of many environments.
         follows: name of an entity below that of the stream, which the eye of a 3D view follows. Default: none.
+        together: makes one view of many environments, of their entities; called with these and the name. Default: None, each has
+            a view of its own.
     """
 
     make: type[rrb.View]
@@ -59,6 +61,7 @@ class View:
     rank: int = 1
     is_large: bool = False
     follows: str = ""
+    together: Callable[[Sequence[str], str], rrb.View] | None = None
 
     def made(self, origin: str, **rest: Any) -> rrb.View:
         """Return the view of an entity.
@@ -241,13 +244,14 @@ class Kind:
         del stream, rows
         return {}
 
-    def static_below(self, stream: Stream) -> Iterable[tuple[str, Iterable[Any]]]:
+    def static_below(self, stream: Stream, number: int) -> Iterable[tuple[str, Iterable[Any]]]:
         """Return what doesn't change of the entities below that of the stream: their names, and columns. Default: none.
 
         Args:
             stream: the stream.
+            number: number of the environment among those that are recorded.
         """
-        del stream
+        del stream, number
         return ()
 
     def assets(self) -> Iterable[str]:

@@ -88,10 +88,10 @@ class MuJoCoState(Transforms3D):
                 tendons.append(_wrapped(data))
         return Computed(Poses(positions, quaternions[..., XYZW], self.bodies), contacts, tendons)
 
-    def static_below(self, stream: Stream) -> Iterator[tuple[str, Any]]:
+    def static_below(self, stream: Stream, number: int) -> Iterator[tuple[str, Any]]:
         import rerun as rr  # noqa: PLC0415
 
-        yield from super().static_below(stream)
+        yield from super().static_below(stream, number)
         if self.contacts:
             yield CONTACTS, rr.Points3D.columns(radii=[0.03], colors=[(255, 60, 60)])
         if self.tendons:

@@ -39,6 +39,7 @@ class Form(Enum):
     CYLINDER = "cylinders"
     BOX = "boxes"
     MESH = "meshes"
+    PLANE = "planes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +94,12 @@ class Shape:
         form: its form.
         body: number of the body; :data:`WORLD` for shapes that don't move.
         size: three numbers in metres: the radius of a sphere; radius and half the length (without the caps) of capsules and
-            cylinders, along z; half the sides of boxes, and half the axes of ellipsoids. Of meshes the factors by which they are
-            scaled.
+            cylinders, along z; half the sides of boxes, and half the axes of ellipsoids. Of meshes and planes the factors by
+            which they are scaled.
         position: in the body's frame, metres.
         quaternion: in the body's frame; x, y, z and w.
         color: red, green, blue and alpha, 0 to 255.
-        mesh: the triangles of a mesh.
+        mesh: the triangles of a mesh or plane.
     """
 
     name: str
@@ -179,6 +180,7 @@ _PLACED = {
     Form.CYLINDER: ("Cylinders3D", "centers"),
     Form.BOX: ("Boxes3D", "centers"),
     Form.MESH: ("InstancePoses3D", "translations"),
+    Form.PLANE: ("InstancePoses3D", "translations"),
 }
 """By form: the archetype that places shapes, and its name of their positions."""
 
@@ -264,7 +266,7 @@ def _entity_of(shape: Shape) -> str:
         return str(shape.form.value)
     look = "_".join(f"{each:02x}" for each in shape.color)
     scale = "" if shape.size == (1.0, 1.0, 1.0) else "_" + "_".join(f"{each:g}" for each in shape.size)
-    return f"{Form.MESH.value}/{shape.mesh.name}/{look}{scale}"
+    return f"{shape.form.value}/{shape.mesh.name}/{look}{scale}"
 
 
 def _seen(shape: Shape) -> bytes:

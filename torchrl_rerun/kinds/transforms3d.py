@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -17,7 +18,7 @@ from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.kind import Kind, View
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import FLOATS
-from torchrl_rerun.kinds.shapes3d import Geometry, Poses, once, rotated, vectors_column
+from torchrl_rerun.kinds.shapes3d import Form, Geometry, Poses, once, rotated, vectors_column
 from torchrl_rerun.kinds.streams import Stream
 
 QuaternionOrder = Literal["xyzw", "wxyz"]
@@ -52,6 +53,7 @@ class Transforms3D(Kind):
         root: number of the body that the view follows. Default: -1, none.
         grid: whether a grid is drawn at height 0. Default: True.
         up: the axis that points up, ``"z"`` or ``"y"``. Default: ``"z"``.
+        spacing: distance of environments that are shown in one scene, side by side. Default: 0, each has a view of its own.
 
     Raises:
         ValueError: ``quaternion`` or ``up`` is none of the choices, or ``length`` isn't positive.
@@ -73,6 +75,7 @@ class Transforms3D(Kind):
     root: int = -1
     grid: bool = True
     up: Up = "z"
+    spacing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.quaternion not in get_args(QuaternionOrder):
@@ -128,9 +131,11 @@ class Transforms3D(Kind):
             vectors_column("Arrows3D", "origins", "Position3D", origins.reshape(count, -1, 3)),
         ]
 
-    def static_below(self, stream: Stream) -> Iterator[tuple[str, Iterable[Any]]]:
+    def static_below(self, stream: Stream, number: int) -> Iterator[tuple[str, Iterable[Any]]]:
         ways = rr.components.ViewCoordinates
         yield "", rr.ViewCoordinates.columns(xyz=[ways.RIGHT_HAND_Z_UP if self.up == "z" else ways.RIGHT_HAND_Y_UP])
+        if self.spacing:  # seen from the scene itself, nothing moves
+            yield "", rr.Transform3D.columns(translation=[self._upright(*place_of(number, self.spacing))])
         if self.geometry:
             yield from geometry_of(self.geometry).static()
             return
@@ -147,15 +152,48 @@ class Transforms3D(Kind):
 
     def view(self, stream: Stream) -> View:
         del stream
-        x, y, z = EYE
-        shares = EYE if self.up == "z" else (x, z, -y)
-        eye = [middle + self.radius * share for middle, share in zip(self.center, shares, strict=True)]
-        options = {
+        return View(
+            rrb.Spatial3DView,
+            self._looking(self.center, self.radius),
+            is_large=True,
+            rank=0,
+            follows=ROOT if self.root >= 0 else "",
+            together=self._all if self.spacing else None,
+        )
+
+    def _looking(self, center: Sequence[float], radius: float) -> dict[str, Any]:
+        """Return the options of a view that looks at a part of the scene."""
+        eye = [middle + radius * share for middle, share in zip(center, self._upright(*EYE), strict=True)]
+        return {
             "background": rrb.Background(color=BACKGROUND),
             "line_grid": self.grid,
-            "eye_controls": rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, position=eye, look_target=self.center),
+            "eye_controls": rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, position=eye, look_target=center),
         }
-        return View(rrb.Spatial3DView, options, rank=0, is_large=True, follows=ROOT if self.root >= 0 else "")
+
+    def _upright(self, x: float, y: float, z: float) -> list[float]:
+        """Return a vector, given with z up, in the directions of the scene."""
+        return [x, y, z] if self.up == "z" else [x, z, -y]
+
+    def _all(self, entities: Sequence[str], name: str) -> rrb.View:
+        """Return one view of the scenes of several environments. Planes of the first one are shown alone: they lie in one another."""
+        contents = [f"+ {entity}/**" for entity in entities]
+        contents += [f"- {entity}/world/{Form.PLANE.value}/**" for entity in entities[1:]]
+        last = np.array([self._upright(*place_of(number, self.spacing)) for number in range(len(entities))])
+        center = np.array(self.center) + (last.min(0) + last.max(0)) / 2
+        radius = self.radius + float(np.linalg.norm(last.max(0) - last.min(0))) / 3
+        return rrb.Spatial3DView(origin="/", name=name, contents=contents, **self._looking(center.tolist(), radius))
+
+
+def place_of(number: int, spacing: float) -> list[float]:
+    """Return where an environment stands among those that are shown side by side: in a square that grows.
+
+    >>> [place_of(number, 2.0)[:2] for number in range(4)]
+    [[0.0, 0.0], [2.0, 0.0], [2.0, 2.0], [0.0, 2.0]]
+    """
+    ring = math.isqrt(number)
+    beyond = number - ring * ring
+    column, row = (ring, beyond) if beyond <= ring else (2 * ring - beyond, ring)
+    return [column * spacing, row * spacing, 0.0]
 
 
 _geometries: dict[str, Geometry] = {}

@@ -83,7 +83,9 @@ def _overview(recorded: Recorded) -> rrb.Container:
     of_each = rrb.Tabs(*(details(recorded, env) for env in recorded.envs[:MAX_DETAILS]), name="details")
     if recorded.statistics:
         shares = [1, 2] if any(large_views(stream) for stream in recorded.streams) else [1, 1]
-        left: rrb.Container = rrb.Vertical(rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares)
+        left: rrb.Container | rrb.View = rrb.Vertical(
+            rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares
+        )
     elif any(stream.reward_key for stream in recorded.streams):
         left = rrb.Vertical(wall(recorded), returns(recorded), row_shares=[3, 1])
     else:

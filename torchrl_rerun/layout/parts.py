@@ -102,7 +102,7 @@ def _share(part: rrb.View | rrb.Container, others: int, height: float) -> float:
     return (AXIS_SHARE + LANE_SHARE * min(len(lanes), MAX_TALL_LANES)) / height * max(others, 1)
 
 
-def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container:
+def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Container | rrb.View:
     """Return the pictures or scenes of many environments, or their returns if there are none, in a grid.
 
     Args:
@@ -112,15 +112,17 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     shown = (recorded.envs if envs is None else envs)[:MAX_WALL]
     columns = math.ceil(math.sqrt(len(shown)))
     large = [shown for stream in recorded.streams for shown in large_views(stream) if not stream.shared]
-    walls = [
-        rrb.Grid(
-            *(each.made(recorded, env, agent, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES) for env in shown),
-            grid_columns=columns,
-            name=title_of(recorded, None, each.stream, agent),
-        )
-        for each in large
-        for agent in range(each.stream.agent_count)
-    ]
+    walls: list[rrb.Container | rrb.View] = []
+    for each in large:
+        for agent in range(each.stream.agent_count):
+            name = title_of(recorded, None, each.stream, agent)
+            if each.view.together is not None:
+                walls.append(each.view.together([each.path(recorded, env, agent) for env in shown], name))
+                continue
+            views = (
+                each.made(recorded, env, agent, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES) for env in shown
+            )
+            walls.append(rrb.Grid(*views, grid_columns=columns, name=name))
     if not walls:
         of_returns = [stream for stream in recorded.streams if stream.reward_key][:1]
         walls = [

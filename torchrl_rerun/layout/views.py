@@ -56,7 +56,11 @@ class Shown(NamedTuple):
             agent: position of the agent.
             rest: further arguments, such as ``name``.
         """
-        return self.view.made(recorded.path(self.stream, env, agent) + self.below, **rest)
+        return self.view.made(self.path(recorded, env, agent), **rest)
+
+    def path(self, recorded: Recorded, env: int | None, agent: int) -> str:
+        """Return the path of the entity. The arguments are those of :meth:`made`."""
+        return recorded.path(self.stream, env, agent) + self.below
 
 
 def views_of(stream: Stream) -> list[Shown]:

@@ -9,6 +9,9 @@ from torchrl_rerun.kinds.shapes3d import Form, Geometry, Mesh, Poses, Shape, rot
 AROUND = 0.1
 """Metres around the origins of bodies, which may have no shapes."""
 
+SPACING = 3.0
+"""Distance of environments side by side, in radii of the sphere around what moves."""
+
 
 def sphere_around(geometry: Geometry, poses: Poses) -> tuple[tuple[float, ...], float]:
     """Return middle and radius of the sphere around the bodies that move.

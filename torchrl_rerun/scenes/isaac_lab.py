@@ -11,7 +11,7 @@ import numpy as np
 
 from torchrl_rerun.kinds.shapes3d import Form, Geometry, Poses, Shape, product, rotated
 from torchrl_rerun.kinds.transforms3d import QuaternionOrder, Transforms3D, remember_geometry
-from torchrl_rerun.scenes.bounds import sphere_around
+from torchrl_rerun.scenes.bounds import SPACING, sphere_around
 from torchrl_rerun.scenes.devices import device_of, indices_on, numbers_in
 from torchrl_rerun.scenes.source import SceneError, Simulation, Source
 from torchrl_rerun.scenes.urdf_robot import Robot, robot_at
@@ -49,6 +49,7 @@ class IsaacLab(Source):
         objects: names of the objects that are recorded. Default: all.
         quaternion: the order of the numbers of quaternions, ``"xyzw"`` or ``"wxyz"``. Default: ``"wxyz"`` if the poses are
             tensors of PyTorch, as before Isaac Lab 3, else ``"xyzw"``.
+        together: whether many environments are shown in one scene, side by side. Default: False, each has a view.
 
     Raises:
         FileNotFoundError: a URDF isn't there.
@@ -60,6 +61,7 @@ class IsaacLab(Source):
     urdf: Mapping[str, str]
     objects: tuple[str, ...] | None
     quaternion: QuaternionOrder | None
+    together: bool
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class IsaacLab(Source):
         *,
         objects: Sequence[str] | None = None,
         quaternion: QuaternionOrder | None = None,
+        together: bool = False,
     ) -> None:
         if quaternion is not None:
             Transforms3D(quaternion)  # which refuses others
@@ -74,7 +77,8 @@ class IsaacLab(Source):
         for path in files.values():
             robot_at(path)
         chosen = None if objects is None else tuple(objects)
-        for name, value in {"urdf": files, "objects": chosen, "quaternion": quaternion}.items():
+        told = {"urdf": files, "objects": chosen, "quaternion": quaternion, "together": together}
+        for name, value in told.items():
             object.__setattr__(self, name, value)
 
     def find(self, simulated: Sequence[Any], envs: Sequence[int]) -> Simulation | None:
@@ -168,6 +172,7 @@ class _Scene(Simulation):
             center=center,
             radius=radius,
             root=0,
+            spacing=SPACING * radius if source.together else 0.0,
         )
 
     def read(self, envs: Sequence[int]) -> Any:

@@ -18,6 +18,7 @@ from torchrl_rerun.kinds.keys import AnyKey, Key, as_key, name_of
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.mujoco_state import MuJoCoState, remember_model
 from torchrl_rerun.kinds.transforms3d import remember_geometry
+from torchrl_rerun.scenes.bounds import SPACING
 from torchrl_rerun.scenes.mujoco_geometry import geometry_of_model, sphere_around
 from torchrl_rerun.scenes.source import Simulation, Source
 
@@ -42,6 +43,7 @@ class MuJoCo(Source):
         contacts: whether contacts are drawn. Default: False.
         sites: whether sites are drawn. Default: False.
         tendons: whether tendons are drawn. Default: False.
+        together: whether many environments are shown in one scene, side by side. Default: False, each has a view.
 
     Raises:
         ValueError: ``state`` is neither, or one of ``model`` and ``key`` is given without the other.
@@ -69,6 +71,7 @@ class MuJoCo(Source):
     contacts: bool
     sites: bool
     tendons: bool
+    together: bool
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class MuJoCo(Source):
         contacts: bool = False,
         sites: bool = False,
         tendons: bool = False,
+        together: bool = False,
     ) -> None:
         if state not in get_args(Kept):
             raise ValueError(f"state={state!r}: choose 'pose' or 'full'")
@@ -95,6 +99,7 @@ class MuJoCo(Source):
             "contacts": contacts,
             "sites": sites,
             "tendons": tendons,
+            "together": together,
         }.items():
             object.__setattr__(self, name, value)
 
@@ -134,6 +139,7 @@ class MuJoCo(Source):
             grid=False,
             center=center,
             radius=radius,
+            spacing=SPACING * radius if self.together else 0.0,
         )
 
     @property

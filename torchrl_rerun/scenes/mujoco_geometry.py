@@ -20,6 +20,9 @@ MOST_PIXELS = 512
 CHECKER_PIXELS = 64
 """The same of the textures of planes, which are repeated."""
 
+CONTRAST = 0.4
+"""The share of their contrast that textures of planes keep: a floor that is black and white draws the eye away from the robot."""
+
 _GREY = (0.5, 0.5, 0.5, 1.0)
 """The colour of a geom that has none: that of its material counts."""
 
@@ -94,12 +97,13 @@ def _geom(model: Any, number: int, groups: Sequence[int]) -> Shape | None:
         int(kinds.mjGEOM_CYLINDER): Form.CYLINDER,
         int(kinds.mjGEOM_BOX): Form.BOX,
     }
+    form = Form.MESH
     kind, size = int(model.geom_type[number]), tuple(model.geom_size[number].tolist())
     name = model.geom(number).name or f"geom_{number}"
     mesh = None
     if kind not in forms:
         if kind == kinds.mjGEOM_PLANE:
-            mesh = _plane(model, number, name)
+            form, mesh = Form.PLANE, _plane(model, number, name)
         elif kind == kinds.mjGEOM_HFIELD:
             mesh = _height_field(model, int(model.geom_dataid[number]))
         elif kind in (kinds.mjGEOM_MESH, kinds.mjGEOM_SDF):
@@ -110,7 +114,7 @@ def _geom(model: Any, number: int, groups: Sequence[int]) -> Shape | None:
     quaternion = np.array(model.geom_quat[number])[XYZW]
     return Shape(
         name,
-        forms.get(kind, Form.MESH),
+        forms.get(kind, form),
         int(model.geom_bodyid[number]),
         size,
         tuple(model.geom_pos[number].tolist()),
@@ -151,6 +155,9 @@ def _plane(model: Any, geom: int, name: str) -> Mesh:
     size = model.geom_size[geom][:2]
     half = np.array([each or ENDLESS for each in size])
     texture = _texture(model, geom, CHECKER_PIXELS)
+    if texture is not None:
+        mean = texture.mean((0, 1), keepdims=True)
+        texture = (mean + CONTRAST * (texture - mean)).astype(np.uint8)
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], np.float64)
     vertices = np.column_stack([corners * half, np.zeros(4)]).astype(np.float32)
     coordinates = None

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.shapes3d import Poses
 from torchrl_rerun.kinds.transforms3d import Transforms3D, remember_geometry
-from torchrl_rerun.scenes.bounds import sphere_around
+from torchrl_rerun.scenes.bounds import SPACING, sphere_around
 from torchrl_rerun.scenes.devices import device_of, indices_on, numbers_in
 from torchrl_rerun.scenes.newton_geometry import geometry_of_world, look_of_world
 from torchrl_rerun.scenes.source import SceneError, Simulation, Source
@@ -41,6 +41,7 @@ class Newton(Source):
         model: Newton's model. Default: the environment's.
         state: returns the present state. Default: the environment's.
         collisions: whether invisible shapes are drawn, such as those for collisions alone. Default: False.
+        together: whether many environments are shown in one scene, side by side. Default: False, each has a view.
 
     Raises:
         ValueError: one of ``model`` and ``state`` is given without the other.
@@ -52,15 +53,24 @@ class Newton(Source):
     model: Any
     state: Callable[[], Any] | None
     collisions: bool
+    together: bool
 
-    def __init__(self, model: Any = None, state: Callable[[], Any] | None = None, *, collisions: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any = None,
+        state: Callable[[], Any] | None = None,
+        *,
+        collisions: bool = False,
+        together: bool = False,
+    ) -> None:
         if (model is None) != (state is None):
             raise ValueError(
                 "model and state go together: Newton(model, lambda: env.state_0). Leave both out to find them in the environment"
             )
         if state is not None and not callable(state):
             raise TypeError(f"state={state!r} can't be called: pass a function that returns the present state")
-        for name, value in {"model": model, "state": state, "collisions": collisions}.items():
+        told = {"model": model, "state": state, "collisions": collisions, "together": together}
+        for name, value in told.items():
             object.__setattr__(self, name, value)
 
     def find(self, simulated: Sequence[Any], envs: Sequence[int]) -> Simulation | None:
@@ -77,7 +87,7 @@ class Newton(Source):
             raise SceneError(
                 f"Newton simulates {len(worlds)} worlds, and environment {max(envs)} is recorded: a world is an environment"
             )
-        return _Worlds([worlds[env] for env in envs], envs, draws_all=self.collisions)
+        return _Worlds(self, [worlds[env] for env in envs], envs)
 
 
 class Running(NamedTuple):
@@ -141,14 +151,14 @@ class _Worlds(Simulation):
     """The worlds of the environments that are recorded.
 
     Args:
+        source: the options.
         worlds: the worlds.
         envs: the indices of the environments.
-        draws_all: whether invisible shapes are drawn.
     """
 
     dtype = "float32"
 
-    def __init__(self, worlds: Sequence[World], envs: Sequence[int], *, draws_all: bool) -> None:
+    def __init__(self, source: Newton, worlds: Sequence[World], envs: Sequence[int]) -> None:
         first = worlds[0]
         bodies = [world.bodies() for world in worlds]
         self.shape = (len(bodies[0]), 7)
@@ -157,7 +167,7 @@ class _Worlds(Simulation):
         poses = first.running.state().body_q
         self.device = device_of(poses)
         model = first.running.model
-        geometry = geometry_of_world(model, first.number, bodies[0], draws_all=draws_all)
+        geometry = geometry_of_world(model, first.number, bodies[0], draws_all=source.collisions)
         present = poses.numpy()[np.newaxis, bodies[0]]
         center, radius = sphere_around(geometry, Poses(present[..., :3], present[..., 3:]))
         self.kind = Transforms3D(
@@ -167,12 +177,13 @@ class _Worlds(Simulation):
             radius=radius,
             root=0,
             grid=geometry.is_floating,
+            spacing=SPACING * radius if source.together else 0.0,
             up="y" if int(model.up_axis) == 1 else "z",
         )
         self._worlds = dict(zip(envs, worlds, strict=True))
         self._bodies = dict(zip(envs, bodies, strict=True))
         self._picks: dict[tuple[int, ...], list[_Pick]] = {}
-        self._tell_others(envs, draws_all=draws_all)
+        self._tell_others(envs, draws_all=source.collisions)
 
     def _tell_others(self, envs: Sequence[int], *, draws_all: bool) -> None:
         """Warn of worlds that can't be recorded with the first one, or drawn as it is."""

@@ -83,7 +83,7 @@ def _shape(model: Any, number: int, at: dict[int, int]) -> Shape | None:
     body = int(model.shape_body.numpy()[number])
     return Shape(
         str(model.shape_label[number]),
-        Form.MESH if mesh is not None else forms[kind],
+        Form.PLANE if kind == kinds.PLANE else Form.MESH if mesh is not None else forms[kind],
         at.get(body, WORLD),
         size,
         tuple(transform[:3]),

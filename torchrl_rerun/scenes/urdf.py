@@ -13,7 +13,7 @@ from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.shapes3d import Geometry, Poses
 from torchrl_rerun.kinds.transforms3d import remember_geometry
 from torchrl_rerun.kinds.urdf_joints import NO_JOINT, UrdfJoints, remember_tree
-from torchrl_rerun.scenes.bounds import sphere_around
+from torchrl_rerun.scenes.bounds import SPACING, sphere_around
 from torchrl_rerun.scenes.source import Simulation, Source
 from torchrl_rerun.scenes.urdf_robot import MOVING, Robot, robot_at
 
@@ -29,6 +29,7 @@ class Urdf(Source):
         path: path of the file. Meshes are looked for from its folder.
         joints: a key, and for each of its numbers the name of the joint whose position that is, in radians or metres, or
             None. Joints that aren't named are at 0, unless they mimic another one.
+        together: whether many environments are shown in one scene, side by side. Default: False, each has a view.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,8 +59,11 @@ class Urdf(Source):
     path: str
     key: Key
     joints: tuple[str | None, ...]
+    together: bool
 
-    def __init__(self, path: str | os.PathLike[str], joints: Mapping[AnyKey, Sequence[str | None]]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], joints: Mapping[AnyKey, Sequence[str | None]], *, together: bool = False
+    ) -> None:
         if not isinstance(joints, Mapping) or len(joints) != 1:
             raise ValueError(
                 'joints has one key, and a name or None for each of its numbers: {"observation": ["hip", None]}'
@@ -67,7 +71,8 @@ class Urdf(Source):
         [(key, names)] = joints.items()
         if isinstance(names, str):
             raise ValueError(f"joints[{key!r}]={names!r}: pass a list of names, even of one: [{names!r}]")  # noqa: TRY004 - as for several keys
-        for name, value in {"path": os.fspath(path), "key": as_key(key), "joints": tuple(names)}.items():
+        told = {"path": os.fspath(path), "key": as_key(key), "joints": tuple(names), "together": together}
+        for name, value in told.items():
             object.__setattr__(self, name, value)
         self._numbers(robot_at(path))
 
@@ -91,6 +96,7 @@ class Urdf(Source):
             geometry=remember_geometry(geometry),
             center=center,
             radius=radius,
+            spacing=SPACING * radius if self.together else 0.0,
             tree=remember_tree(robot.tree),
             joints=self._numbers(robot),
         )
