@@ -50,6 +50,7 @@ MEASUREMENTS = {
     "encoding": "benchmarks.encoding:measure",
     "listing": "benchmarks.listing:measure",
     "gil": "benchmarks.gil:measure",
+    "scene": "benchmarks.scene:measure",
 }
 
 

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from tensordict import TensorDictBase
-from torchrl.envs import EnvBase, GymEnv, GymWrapper, PendulumEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import DMControlEnv, EnvBase, GymEnv, GymWrapper, PendulumEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 
-from torchrl_rerun import KeepWorst, RerunRecorder, list_episodes
+from torchrl_rerun import KeepWorst, MuJoCo, RerunRecorder, list_episodes
 from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
 
 PICTURES = Path(__file__).with_name("gallery")
@@ -181,6 +181,22 @@ def the_worst_episode(path: Path, steps: int) -> Path:
     return min(list_episodes(folder).episodes, key=lambda found: found.episode.episode_return).path
 
 
+def robot(path: Path, steps: int) -> Path:
+    return record(GymEnv("Humanoid-v5"), path, steps // 2, scene=True)
+
+
+def robots(path: Path, steps: int) -> Path:
+    return record(SerialEnv(16, lambda: GymEnv("Ant-v5")), path, steps, scene=True)
+
+
+def robots_together(path: Path, steps: int) -> Path:
+    return record(SerialEnv(16, lambda: GymEnv("Ant-v5")), path, steps, scene=MuJoCo(together=True))
+
+
+def task(path: Path, steps: int) -> Path:
+    return record(DMControlEnv("quadruped", "run"), path, steps, scene=True)
+
+
 class Scene(NamedTuple):
     """Function that records a scene, and frame of its picture."""
 
@@ -198,6 +214,10 @@ SCENES = {
         Scene(thousands_of_environments),
         Scene(joints),
         Scene(long_vectors, 30),
+        Scene(robot, 20),
+        Scene(robots),
+        Scene(robots_together),
+        Scene(task),
         Scene(agents, 40),
         Scene(cameras, 40),
         Scene(the_worst_episode, 5),

@@ -48,6 +48,14 @@ def test_after_a_crash_runs(tmp_path):
     assert sum(each.properties.length for each in load(out)) == 40
 
 
+def test_watch_robots_runs(tmp_path, capsys):
+    main_of("watch_robots")(["--steps", "160", "--rollout", "10", "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert f"view {tmp_path}" in said
+    assert said.count("the torso went from") == len(load(tmp_path)) > 0
+    assert load(tmp_path)[0].poses().positions.shape[1:] == (14, 3)
+
+
 def test_keep_the_failures_runs(tmp_path, capsys):
     out = tmp_path / "failures"
     main_of("keep_the_failures")(["--steps", "60", "--distraction", "1", "--out", str(out)])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from PIL import Image
 from torchrl.envs import GymEnv, ParallelEnv, SerialEnv
 
 import silhouettes
@@ -355,16 +356,20 @@ print([episode.poses().positions.shape[1:] for episode in load({str(tmp_path)!r}
     assert told.stdout.strip() == "[(5, 3), (5, 3), (5, 3)]"
 
 
-def test_large_shapes_are_beside_the_episodes(tmp_path):
+def of_a_large_mesh(folder):
     spheres = np.random.default_rng(0).normal(size=(4000, 3))
     vertices = " ".join(f"{each:.4f}" for each in (spheres / np.linalg.norm(spheres, axis=1)[:, None]).ravel())
     xml = f"""<mujoco><asset><mesh name="moon" vertex="{vertices}"/></asset>
     <worldbody><body><freejoint/><geom type="mesh" mesh="moon"/></body></worldbody></mujoco>"""
-    env = RecordRerun(Simulated(xml), tmp_path, scene=True, split="episode")
+    env = RecordRerun(Simulated(xml), folder, scene=True, split="episode")
     for _ in range(3):
         env.reset(seed=0)
         env.step(env.action_space.sample())
     env.close()
+
+
+def test_large_shapes_are_beside_the_episodes(tmp_path):
+    of_a_large_mesh(tmp_path)
     [shared] = asset_files(tmp_path)
     assert shared.stat().st_size > 100_000
     assert all(episode.files[0].stat().st_size < 200_000 for episode in load(tmp_path))
@@ -474,3 +479,17 @@ def test_the_viewer_draws_what_mujoco_draws(viewer, path, name):
     wanted = silhouettes.of_mujoco(model, qpos, shown.shape, position, target, path.parent)
     assert wanted.mean() > 0.005
     assert silhouettes.overlap(shown, wanted) >= 0.9
+
+
+def test_pictures_of_episodes_have_the_shapes_that_are_beside_them(tmp_path):
+    of_a_large_mesh(tmp_path / "run")
+    file = load(tmp_path / "run")[0].files[0]
+    command = [sys.executable, "-m", "torchrl_rerun.cli", "screenshot", file, tmp_path / "shape.png"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    if "no graphics driver" in run.stderr:
+        pytest.skip("no graphics driver")
+    assert run.returncode == 0, run.stderr
+    picture = np.asarray(Image.open(tmp_path / "shape.png").convert("RGB")).astype(int)
+    is_grey = (np.abs(picture - picture.mean(-1, keepdims=True)).max(-1) < 3) & (picture.mean(-1) > 40)
+    middle = is_grey[: len(picture) // 2, : len(picture) // 2]
+    assert middle.mean() > 0.02  # the moon; without it there is only the background

@@ -63,7 +63,7 @@ def save_screenshots(
     """
     with show_status("looking"):
         from torchrl_rerun.rrd.atomic import written_aside
-        from torchrl_rerun.rrd.openable import whole_files_of
+        from torchrl_rerun.rrd.openable import whole_files_of, with_shapes
         from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
         from torchrl_rerun.viewing.viewer import ViewerError, end_on_sigterm
 
@@ -76,7 +76,7 @@ def save_screenshots(
             fail(_WHAT, f"{format_path(existing)} exists already: choose another name, or pass --overwrite")
         files = whole_files_of(recording)
         width, height = map(int, size.split("x"))
-        shots = take_screenshots(files, moments or [None], size=(width, height), wait=wait)
+        shots = take_screenshots(with_shapes(files), moments or [None], size=(width, height), wait=wait)
         with end_on_sigterm():
             for place in places:
                 with show_status(f"looking: {place.name}"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from rerun.chunk import Chunk
 
 from torchrl_rerun.kinds.assets import ASSETS, remember_chunk
 from torchrl_rerun.rrd.file_part import FilePart
@@ -29,3 +31,22 @@ def remember_assets(parts: Iterable[FilePart]) -> None:
             if path.startswith(f"{ASSETS}/"):
                 for batch in part.static_chunks(path):
                     remember_chunk(batch)
+
+
+def shape_chunks(parts: Iterable[FilePart]) -> Iterator[Chunk]:
+    """Yield the chunks of shapes that episodes share, which a viewer needs to draw any of them.
+
+    Args:
+        parts: what the files of assets hold.
+    """
+    for part in parts:
+        yield from (chunk for chunk in part.all_chunks() if not _is_asset(chunk.entity_path))
+
+
+def has_shapes(part: FilePart) -> bool:
+    """Return whether a part of a file of assets has shapes."""
+    return not all(map(_is_asset, part.index.paths))
+
+
+def _is_asset(path: str) -> bool:
+    return path.startswith((f"{ASSETS}/", "/__properties"))

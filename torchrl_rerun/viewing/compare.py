@@ -29,13 +29,14 @@ from torchrl_rerun.layout.blueprint import MAX_DETAILS
 from torchrl_rerun.layout.parts import details
 from torchrl_rerun.layout.recorded import Recorded
 from torchrl_rerun.paths import format_path, make_absolute
+from torchrl_rerun.rrd.asset_files import shape_chunks
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import add_layout, encode
 from torchrl_rerun.rrd.copies import copies_among
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import not_ours
 from torchrl_rerun.rrd.listing import RecordedEpisode, list_episodes
-from torchrl_rerun.rrd.openable import openable, whole_files_of
+from torchrl_rerun.rrd.openable import openable, shapes_of, whole_files_of
 from torchrl_rerun.rrd.reader import parts_in
 
 APPLICATION = "comparison"
@@ -258,6 +259,9 @@ def _iterate_chunks(runs: Sequence[ComparedRun], label: str, ranges: Ranges) -> 
             for env in run.envs
             for agent in range(stream.agent_count if stream.kind.plot is Plot.LINES else 0)
         }
+        for parts in shapes_of(run.files).values():
+            for chunk in shape_chunks(parts):
+                yield chunk.with_entity_path(recorded.under(chunk.entity_path))
         for file in run.files:
             for part in parts_in(file):
                 for chunk in part.all_chunks():

@@ -14,7 +14,9 @@ import rerun.blueprint as rrb
 from torchrl_rerun.recording.controls import Controls
 from torchrl_rerun.recording.recording import Recording
 from torchrl_rerun.recording.session import Session
+from torchrl_rerun.rrd.asset_files import shape_chunks
 from torchrl_rerun.rrd.file_part import FilePart
+from torchrl_rerun.rrd.openable import shapes_of
 from torchrl_rerun.rrd.reader import parts_in
 
 Size = int | Literal["auto"] | None
@@ -129,6 +131,7 @@ class NotebookViewer:
                 stream = rr.RecordingStream(part.application_id, recording_id=part.recording_id, send_properties=False)
                 streams[part.recording_id] = stream
                 self.widget.add_recording(stream, blueprint=layout)
+                stream.send_chunks(shape_chunks(part for parts in shapes_of([part.file]).values() for part in parts))
             stream.send_chunks(part.all_chunks())
         for stream in streams.values():
             stream.flush()

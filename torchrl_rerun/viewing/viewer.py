@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
+from torchrl_rerun.rrd.openable import shapes_of, with_shapes
+
 LOOPBACK = "127.0.0.1"
 GRPC_PORT, WEB_PORT = 9876, 9090
 """Default ports of Rerun, which are used if they are free."""
@@ -118,7 +120,8 @@ def open_window(files: Sequence[Path]) -> Viewer:
     if sys.platform == "linux" and not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
         raise ViewerError("there is no display to open a window on")
     # rerun-sdk 0.41: on the default port, a running viewer would get the recordings, and no new one would start.
-    return Viewer("--bind", LOOPBACK, "--port", "auto", *_make_absolute(files))
+    assets = [argument for shared in shapes_of(files) for argument in ("--asset", shared.absolute())]
+    return Viewer("--bind", LOOPBACK, "--port", "auto", *assets, *_make_absolute(files))
 
 
 def serve_web(files: Sequence[Path], *, bind: str, port: int, web_port: int) -> Viewer:
@@ -144,7 +147,7 @@ def serve_web(files: Sequence[Path], *, bind: str, port: int, web_port: int) -> 
         web_port,
         *limit,
         *others,
-        *_make_absolute(files),
+        *_make_absolute(with_shapes(files)),  # rerun-sdk 0.41: `--asset` is for windows
     )
 
 
