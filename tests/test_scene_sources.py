@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import warnings
 from types import SimpleNamespace
 
@@ -19,9 +22,9 @@ from environments import Count
 from late_transfers import LateTransfers
 from looking import opened, rerun_views, trouble
 from readback import read
-from torchrl_rerun import IsaacLab, Newton, RerunRecorder, Transforms3D, Urdf, load
+from torchrl_rerun import IsaacLab, Newton, RerunRecorder, Transforms3D, Urdf, load, repair
 from torchrl_rerun.blocks import block, devices
-from torchrl_rerun.scenes import isaac_lab
+from torchrl_rerun.scenes import isaac_lab, newton
 from torchrl_rerun.wrappers import RecordRerun
 from torchrl_rerun.wrappers import vector as vector_wrappers
 
@@ -305,6 +308,43 @@ def test_a_file_that_is_missing_or_no_urdf_is_refused_at_once(tmp_path):
         Urdf(tmp_path / "free.urdf", {"observation": ["shoulder"]})
 
 
+def test_a_mesh_that_is_missing_costs_that_shape_and_is_told(path, arm):
+    (arm.parent / "block.stl").unlink()
+    with pytest.warns(UserWarning, match=r"lower of .* is not drawn: its mesh can't be read"):
+        scene = Urdf(arm, {"observation": NAMES})
+    ran(RecordRerun(Joints(), path, scene=scene))
+    recorded = read(path)
+    assert not any("meshes" in entity for entity in recorded.static)
+    assert "/env_0/observation/scene/boxes" in recorded.drawn
+
+
+def _killed(folder):
+    scenes = {
+        "arm": (Joints(), Urdf(folder / "arm.urdf", {"observation": NAMES})),
+        "isaac": (isaac_stub.IsaacEnv(), True),
+    }
+    for name, (env, scene) in scenes.items():
+        env = RecordRerun(env, folder / name, scene=scene, split="episode")
+        env.reset()
+        for _ in range(2):
+            env.step(env.action_space.sample())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_scenes_of_a_killed_process_are_there_to_its_last_step(arm):
+    process = multiprocessing.get_context("spawn").Process(target=_killed, args=(arm.parent,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for name, place, entity in (("arm", "observation/scene", "cylinders"), ("isaac", "scene", "axes")):
+        assert [len(episode.poses().positions) for episode in load(arm.parent / name)] == [3] * (
+            3 if name == "isaac" else 1
+        )
+        repair(arm.parent / name)
+        [file] = load(arm.parent / name)[0].files
+        assert len(read(file).drawn[f"/{place}/{entity}"]["frame"]) == 3
+
+
 def test_names_for_another_number_of_numbers_are_refused(path, arm):
     env = RecordRerun(Joints(), path, scene=Urdf(arm, {"observation": ["elbow"]}))
     with pytest.raises(ValueError, match="names 1 numbers of 'observation', and it has 4"):
@@ -467,6 +507,58 @@ def test_the_poses_of_newtons_worlds_are_recorded_bit_for_bit(path, worlds, logg
         assert np.array_equal(found, seen[:, number])
     assert not np.array_equal(seen[0], seen[-1])
     assert load(path)[0].poses().bodies == ("cart", "pole_0")
+
+
+def test_poses_of_newton_on_an_accelerator_are_copied_beside_the_environment(path, worlds, monkeypatch):
+    for module in (block, devices):
+        monkeypatch.setattr(module, "Transfers", LateTransfers)
+    monkeypatch.setattr(newton, "device_of", lambda values: "cpu")
+    LateTransfers.begun = 0
+    envs = worlds.CartPoles((2, 3, 2))
+    with pytest.warns(UserWarning, match="environments 1 is not recorded"):
+        swung(vector_wrappers.RecordRerun(envs, path, scene=True))
+    recorded = read(path)
+    assert LateTransfers.begun == 11
+    seen = np.stack(envs.seen)
+    for number, bodies in {0: slice(0, 2), 2: slice(5, 7)}.items():
+        assert np.array_equal(np.stack(recorded[f"/env_{number}/scene"].values), seen[:, bodies])
+    assert np.isnan(np.stack(recorded["/env_1/scene"].values)).all()
+
+
+class Poles(EnvBase):
+    """Newton's cart-poles as an environment of TorchRL's."""
+
+    def __init__(self, poles):
+        super().__init__(batch_size=[poles.num_envs])
+        self.poles, self.model = poles, poles.model
+        shape = (poles.num_envs, 1)
+        self.observation_spec = Composite(observation=Unbounded(shape), shape=shape[:1])
+        self.action_spec, self.reward_spec = Unbounded(shape), Unbounded(shape)
+
+    @property
+    def state_0(self):
+        return self.poles.state_0
+
+    def _reset(self, tensordict=None, **kwargs):
+        return TensorDict(observation=torch.tensor(self.poles.reset()[0]), batch_size=self.batch_size)
+
+    def _step(self, tensordict):
+        zeros = torch.zeros(*self.batch_size, 1)
+        seen = torch.tensor(self.poles.step(None)[0])
+        return TensorDict(observation=seen, reward=zeros, done=zeros.bool(), batch_size=self.batch_size)
+
+    def _set_seed(self, seed):
+        pass
+
+
+def test_newton_in_an_environment_of_torchrls_is_recorded(path, worlds):
+    env = Poles(worlds.CartPoles()).append_transform(RerunRecorder(path, scene=True))
+    env.base_env.poles.seen.clear()  # poses of TorchRL's trial step
+    env.rollout(5)
+    env.close()
+    seen = np.stack(env.base_env.poles.seen)
+    for number in range(3):
+        assert np.array_equal(np.stack(read(path)[f"/env_{number}/scene"].values), seen[:, 2 * number : 2 * number + 2])
 
 
 def test_shapes_of_newton_are_drawn(path, worlds, viewer):

@@ -38,6 +38,7 @@ def numbers_in(values: Any, device: str) -> Any:
     if hasattr(values, "torch"):  # Isaac Lab's proxies
         values = values.torch
     if device and not hasattr(values, "detach"):
+        # warp-lang 1.19: its stream and PyTorch's default one wait for each other on the device (CU_STREAM_DEFAULT).
         import warp  # noqa: PLC0415 - of those who simulate with it
 
         values = warp.to_torch(values)

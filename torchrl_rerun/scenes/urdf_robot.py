@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rerun.urdf import UrdfJoint, UrdfTree
 
+from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.shapes3d import GREY, WHITE, Floats, Form, MeshFile, Shape, product
 from torchrl_rerun.kinds.urdf_joints import Joint, Mimic, Tree
 
@@ -60,7 +61,14 @@ def _read(path: Path, changed: int) -> Robot:
         raise
     except Exception as error:
         raise ValueError(f"{str(path)!r} can't be read as a URDF: {error}") from error
-    return Robot(tree, tuple(_shapes(found, tree, looks)))
+    shapes = [*_shapes(found, tree, looks)]
+    missing = [name for name, shape in shapes if shape is None]
+    if missing:  # rerun-sdk 0.41 says so in its own log alone
+        warn(
+            f"{', '.join(missing)} of {str(path)!r} is not drawn: its mesh can't be read. Meshes are looked for from the file's "
+            "folder, and packages from ROS_PACKAGE_PATH"
+        )
+    return Robot(tree, tuple(shape for _, shape in shapes if shape is not None))
 
 
 class SeveralNumbersError(ValueError):
@@ -126,17 +134,16 @@ def _looks(found: UrdfTree) -> dict[str, dict[str, Any]]:
     return looks
 
 
-def _shapes(found: UrdfTree, tree: Tree, looks: Mapping[str, Mapping[str, Any]]) -> Iterator[Shape]:
-    """Yield what is seen of links."""
+def _shapes(found: UrdfTree, tree: Tree, looks: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Shape | None]]:
+    """Yield what is seen of links: names, and shapes, None for one that can't be drawn."""
     for number, link in enumerate(tree.links):
         for at, path in enumerate(found.get_visual_geometry_paths(link)):
-            shape = _shape(link if not at else f"{link}_{at}", number, looks.get(path, {}))
-            if shape is not None:
-                yield shape
+            name = link if not at else f"{link}_{at}"
+            yield name, _shape(name, number, looks.get(path, {}))
 
 
 def _shape(name: str, link: int, look: Mapping[str, Any]) -> Shape | None:
-    """Return a shape; None: it has a form that isn't drawn, or its mesh is missing."""
+    """Return a shape; None: its mesh can't be read."""
     archetypes = look.get("archetypes", ())
     mesh, size = None, (1.0, 1.0, 1.0)
     if "Boxes3D" in archetypes:
