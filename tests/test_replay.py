@@ -30,7 +30,7 @@ from readback import read, same
 from rebuilt import episodes_in, rollout_in, steps_in
 from torchrl_rerun import RerunRecorder, browse, load, replay
 from torchrl_rerun.cli import app
-from torchrl_rerun.stored.rerendering import find_state_setter
+from torchrl_rerun.stored.states import find_state_setter
 
 N = 40
 

@@ -8,9 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from torchrl_rerun import Depth, Image, Kind, Points3D, Scalars, Segmentation, State, Tensor, Text
+from torchrl_rerun import Depth, Image, Kind, Points3D, Scalars, Segmentation, State, Tensor, Text, Transforms3D
 from torchrl_rerun.kinds.describe import KINDS
 from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
+from torchrl_rerun.kinds.mujoco_state import MuJoCoState
 from torchrl_rerun.kinds.schema import stream_from_schema, stream_to_schema
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.options import Options
@@ -193,6 +194,26 @@ def test_options_that_do_not_fit_are_refused(leaf, message):
         Stream(("picture",), Image("jpeg"), "object", (), shared=True),
         Stream(("points",), Tensor(), "float32", (3, 4), varies=True),
         Stream(("points",), Points3D(0.1, [(1, 2, 3), (4, 5, 6)]), "float32", (2, 3)),
+        Stream(("pose",), Transforms3D("wxyz", 0.1, ["base"], "ab12", (1.0, 2.0, 3.0), 2.0, 4.0), "float32", (1, 7)),
+        Stream(
+            ("scene",),
+            MuJoCoState(
+                bodies=("a",),
+                quaternion="wxyz",
+                length=1.0,
+                geometry="ab",
+                center=(0.0, 0.0, 1.0),
+                radius=3.0,
+                spacing=1.0,
+                model="cd",
+                signature=7,
+                contacts=True,
+                tendons=True,
+                root=1,
+            ),
+            "float64",
+            (15,),
+        ),
         Stream(("depth",), Depth(1000.0, channels="HW"), "uint16", (8, 8)),
         Stream(("classes",), Segmentation(["floor"], channels="HW"), "uint8", (8, 8)),
         Stream(("note",), Text(), "object", ()),

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from torchrl_rerun.scenes.newton import Newton
     from torchrl_rerun.scenes.urdf import Urdf
     from torchrl_rerun.stored.replay import Replayed, replay
-    from torchrl_rerun.stored.rerendering import Divergence
+    from torchrl_rerun.stored.rewinding import rewind
+    from torchrl_rerun.stored.rewound import RewindError
+    from torchrl_rerun.stored.states import Divergence
     from torchrl_rerun.transform.recorder import RerunRecorder
     from torchrl_rerun.viewing.browse import Browser, browse
     from torchrl_rerun.viewing.compare import (
@@ -82,6 +84,7 @@ __all__ = [
     "Repaired",
     "Replayed",
     "RerunRecorder",
+    "RewindError",
     "Scalars",
     "Segmentation",
     "State",
@@ -101,6 +104,7 @@ __all__ = [
     "query",
     "repair",
     "replay",
+    "rewind",
     "subtract_measures",
     "summarize_episodes",
     "table_of",
@@ -114,7 +118,7 @@ _HOMES = {
     "Browser": "viewing.browse",
     "ComparedRun": "viewing.compare",
     "Depth": "kinds.depth",
-    "Divergence": "stored.rerendering",
+    "Divergence": "stored.states",
     "Encoded": "kinds.kind",
     "Encoder": "kinds.kind",
     "Episode": "kinds.episode",
@@ -141,6 +145,7 @@ _HOMES = {
     "Repaired": "rrd.repair",
     "Replayed": "stored.replay",
     "RerunRecorder": "transform.recorder",
+    "RewindError": "stored.rewound",
     "Scalars": "kinds.scalars",
     "Segmentation": "kinds.segmentation",
     "State": "kinds.state",
@@ -160,6 +165,7 @@ _HOMES = {
     "query": "reading.query",
     "repair": "rrd.repair",
     "replay": "stored.replay",
+    "rewind": "stored.rewinding",
     "subtract_measures": "viewing.compare",
     "summarize_episodes": "viewing.compare",
     "table_of": "reading.query",

@@ -47,9 +47,19 @@ def replay_stored(
         str | None,
         typer.Option("--render", metavar="ENV_ID", help="Render each time step in this gymnasium environment."),
     ] = None,
+    scene: Annotated[
+        str | None,
+        typer.Option(
+            "--scene",
+            metavar="ENV_ID",
+            help="Add the 3D scene of this gymnasium environment, or of a model's .xml file; nothing is rendered.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", min=0, help="With --render: reset with this seed and take the stored actions."),
+        typer.Option(
+            "--seed", min=0, help="With --render or --scene: reset with this seed and take the stored actions."
+        ),
     ] = None,
     split: Annotated[
         _Split, typer.Option("--split", help="One recording of the whole, or a folder with one for each episode.")
@@ -68,9 +78,15 @@ def replay_stored(
     Trajectories without pictures can be rendered afterwards; the environment is compared with the stored data:
 
         torchrl-rerun replay run.rrd -o watchable.rrd --render CartPole-v1
+
+    So can the scene of robots, seen from any side, which needs no graphics library:
+
+        torchrl-rerun replay ant.npz -o ant.rrd --scene Ant-v5
     """
-    if seed is not None and render is None:
-        raise typer.BadParameter("needs --render: the seed resets the environment that renders", param_hint="'--seed'")
+    if seed is not None and render is None and scene is None:
+        raise typer.BadParameter(
+            "needs --render or --scene: the seed resets the environment that is looked at", param_hint="'--seed'"
+        )
     if render is not None and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         # MuJoCo and SDL read these variables when they are imported.
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -84,6 +100,7 @@ def replay_stored(
                 out,
                 keys=_parse_keys(key or []),
                 render=render,
+                scene=scene,
                 seed=seed,
                 progress=functools.partial(show_progress, what="replaying"),
                 split=split.value,
@@ -106,7 +123,9 @@ def _parse_keys(given: list[str]) -> dict[Any, str]:
 
 def _print_result(replayed: Replayed) -> None:
     for divergence in replayed.divergences[:_MOST_DIVERGENCES]:
-        messages.print("[yellow]differs from the stored data[/]:", escape(f"{divergence}; no pictures from there on"))
+        messages.print(
+            "[yellow]differs from the stored data[/]:", escape(f"{divergence}; no pictures or poses from there on")
+        )
     if len(replayed.divergences) > _MOST_DIVERGENCES:
         messages.print(f"[yellow]and {format_count(len(replayed.divergences) - _MOST_DIVERGENCES, 'other episode')}[/]")
     if replayed.array_keys:

@@ -63,9 +63,11 @@ def save_screenshots(
     """
     with show_status("looking"):
         from torchrl_rerun.rrd.atomic import written_aside
-        from torchrl_rerun.rrd.openable import whole_files_of, with_shapes
+        from torchrl_rerun.rrd.openable import whole_files_of
+        from torchrl_rerun.viewing.program import ViewerError
         from torchrl_rerun.viewing.screenshots import Moment, take_screenshots
-        from torchrl_rerun.viewing.viewer import ViewerError, end_on_sigterm
+        from torchrl_rerun.viewing.shapes import with_shapes
+        from torchrl_rerun.viewing.viewer import end_on_sigterm
 
     errors: dict[str, None] = {}
     try:

@@ -111,7 +111,8 @@ def watch(
         web_port: Port of the viewer. Default: None, a free one.
         what: What failed, for the error message.
     """
-    from torchrl_rerun.viewing.viewer import LOOPBACK, ViewerError, end_on_sigterm, open_window
+    from torchrl_rerun.viewing.program import ViewerError
+    from torchrl_rerun.viewing.viewer import LOOPBACK, end_on_sigterm, open_window
 
     try:
         with end_on_sigterm():

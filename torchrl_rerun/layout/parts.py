@@ -58,12 +58,14 @@ def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
 
 
 def _seen(recorded: Recorded, env: int | None, seen: Sequence[rrb.View], columns: int) -> rrb.Container:
-    """Return pictures in a grid; a scene or picture beside which there are only smaller views gets most of the room."""
+    """Return pictures and scenes in a grid, which get most of the room, above views that need less."""
     large = sum(stream.agent_count for stream in recorded.of(env) for _ in large_views(stream))
-    if large == 1 and len(seen) > 1:
-        rest = seen[1] if len(seen) == 2 else rrb.Grid(*seen[1:], grid_columns=2)
-        return rrb.Vertical(seen[0], rest, row_shares=[3, 1 if len(seen) < 4 else 2])
-    return rrb.Grid(*seen, grid_columns=columns)
+    rest = seen[large:]
+    if not large or not rest:
+        return rrb.Grid(*seen, grid_columns=columns)
+    above = seen[0] if large == 1 else rrb.Grid(*seen[:large], grid_columns=2)
+    below = rest[0] if len(rest) == 1 else rrb.Grid(*rest, grid_columns=2)
+    return rrb.Vertical(above, below, row_shares=[3, 1 if len(rest) < 3 else 2])
 
 
 def details(recorded: Recorded, env: int | None) -> rrb.Container:

@@ -10,9 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from rerun.chunk import LazyChunkStream
-
-from torchrl_rerun.rrd.asset_files import asset_files, has_shapes, shape_chunks
+from torchrl_rerun.rrd.asset_files import asset_files, has_shapes
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import files_of
 from torchrl_rerun.rrd.reader import is_unfinished, parts_in, rows_in, why_unreadable
@@ -90,30 +88,6 @@ def shapes_of(files: Iterable[Path]) -> dict[Path, list[FilePart]]:
     folders = dict.fromkeys(map(folder_of, files))
     shared = {file: [*filter(has_shapes, parts_in(file))] for folder in folders for file in asset_files(folder)}
     return {file: parts for file, parts in shared.items() if parts}
-
-
-def with_shapes(files: Iterable[Path]) -> list[Path]:
-    """Return recordings, and before them a file for each whose shapes are elsewhere: Rerun shows both as one recording.
-
-    These files are removed when the program ends.
-    """
-    given = list(files)
-    found = []
-    for file in given:
-        shared = [part for parts in shapes_of([file]).values() for part in parts]
-        found += [_shapes_for(part, shared) for part in parts_in(file)] if shared else []
-    return [*found, *given]
-
-
-def _shapes_for(part: FilePart, shared: Iterable[FilePart]) -> Path:
-    """Return a file with the shapes of a recording, which has its ids."""
-    folder = Path(tempfile.mkdtemp(prefix="torchrl-rerun-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    file = folder / part.file.name
-    LazyChunkStream.from_iter(shape_chunks(shared)).write_rrd(
-        file, application_id=part.application_id, recording_id=part.recording_id
-    )
-    return file
 
 
 def folder_of(file: Path) -> Path:

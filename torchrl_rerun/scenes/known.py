@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.scenes.isaac_lab import IsaacLab
 from torchrl_rerun.scenes.mujoco import MuJoCo
 from torchrl_rerun.scenes.newton import Newton
-from torchrl_rerun.scenes.source import SceneError, Source
+from torchrl_rerun.scenes.source import Restorer, SceneError, Source
 
 SOURCES: tuple[Source, ...] = (MuJoCo(), Newton(), IsaacLab())
 """What may simulate an environment, in the order in which they are asked."""
@@ -30,6 +31,16 @@ def unwrapped(env: Any) -> Sequence[Any]:
     if isinstance(parts, list | tuple):
         return [each for part in parts for each in unwrapped(part)]
     return [inner]
+
+
+def restorer_of(simulated: Any, stream: Stream) -> Restorer | None:
+    """Return what sets a simulation to the values of a stream; None if no source has it: see :meth:`Source.restorer`.
+
+    Args:
+        simulated: the environment as its maker wrote it, without wrappers.
+        stream: the stream.
+    """
+    return next((each for source in SOURCES if (each := source.restorer(simulated, stream)) is not None), None)
 
 
 def in_workers(which: str, instead: str) -> SceneError:

@@ -17,10 +17,11 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import AnyKey, Key, as_key, name_of
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.mujoco_state import MuJoCoState, remember_model
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import remember_geometry
 from torchrl_rerun.scenes.bounds import SPACING
 from torchrl_rerun.scenes.mujoco_geometry import geometry_of_model, sphere_around
-from torchrl_rerun.scenes.source import Simulation, Source
+from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source
 
 Kept = Literal["pose", "full"]
 """What is kept of a state: what poses follow from, or all from which a simulation goes on exactly."""
@@ -112,12 +113,35 @@ class MuJoCo(Source):
 
     def kind_of(self, leaf: Leaf) -> MuJoCoState:
         """Return the kind of states that a key has: see :meth:`Source.kind_of`."""
-        model = _model_at(self.model)
+        model = model_at(self.model)
         for signature in _signatures():
             if leaf.row_shape == (_size(model, signature),):
                 return self.kind(model, signature)
         sizes = ", ".join(str(_size(model, signature)) for signature in _signatures())
         raise ValueError(f"{name_of(leaf.key)} has shape {leaf.row_shape}; states of the model have {sizes} numbers")
+
+    def restorer(self, simulated: Any, stream: Stream) -> Restorer | None:
+        """Return what sets a simulation to recorded states: see :meth:`Source.restorer`."""
+        kind = next((each for _, each in stream.drawing if isinstance(each, MuJoCoState)), None)
+        running = simulation_in(simulated)
+        if kind is None or running is None:
+            return None
+        if remember_model(running.model()) != kind.model:
+            raise SceneError(
+                f"{name_of(stream.key)} has states of another model than the environment's, or of another version of MuJoCo"
+            )
+        import mujoco  # noqa: PLC0415 - of those who simulate with it
+
+        def put(state: npt.NDArray[Any]) -> None:
+            mujoco.mj_setState(running.model(), running.data(), np.asarray(state, np.float64), kind.signature)
+            mujoco.mj_forward(running.model(), running.data())  # MuJoCo 4.0: it leaves the state as it is
+
+        def read() -> npt.NDArray[np.float64]:
+            state = np.empty(stream.shape)
+            mujoco.mj_getState(running.model(), running.data(), state, kind.signature)
+            return state
+
+        return Restorer(put, read, kind.signature == _signatures()[1])
 
     def kind(self, model: Any, signature: int | None = None) -> MuJoCoState:
         """Return how states of a model are stored and drawn.
@@ -230,8 +254,11 @@ def _size(model: Any, signature: int) -> int:
     return int(mujoco.mj_stateSize(model, signature))
 
 
-def _model_at(model: Any) -> Any:
-    """Return a model that is given as such or as a path.
+def model_at(model: Any) -> Any:
+    """Return a model.
+
+    Args:
+        model: an ``mjModel``, or the path of an ``.xml`` or ``.mjb`` file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -245,6 +272,23 @@ def _model_at(model: Any) -> Any:
     if model.endswith(".mjb"):
         return mujoco.MjModel.from_binary_path(model)
     return mujoco.MjModel.from_xml_path(model)
+
+
+def states_at(model: Any, positions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the states of which poses follow, ``[..., n]``. Mocap bodies are where the model has them.
+
+    Args:
+        model: an ``mjModel``.
+        positions: positions of joints, ``[..., nq]``.
+    """
+    import mujoco  # noqa: PLC0415 - of those who simulate with it
+
+    pose = _signatures()[0]
+    state = np.empty(_size(model, pose))
+    mujoco.mj_getState(model, mujoco.MjData(model), state, pose)
+    states = np.tile(state, (*positions.shape[:-1], 1))
+    states[..., : model.nq] = positions  # MuJoCo 4.0: they come first
+    return states
 
 
 def _root_of(model: Any) -> int:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.leaf import Leaf
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import Transforms3D
 
 SCENE: Key = ("scene",)
@@ -46,6 +50,20 @@ class Simulation(ABC):
         """
 
 
+class Restorer(NamedTuple):
+    """Sets one simulation to recorded values.
+
+    Attributes:
+        put: sets it to a value.
+        read: returns its present value.
+        is_whole: whether a value has all from which the simulation goes on exactly.
+    """
+
+    put: Callable[[npt.NDArray[Any]], None]
+    read: Callable[[], npt.NDArray[np.float64]]
+    is_whole: bool
+
+
 class Source(ABC):
     """Finds the simulation of environments, and says how a scene is recorded.
 
@@ -79,3 +97,16 @@ class Source(ABC):
             ValueError: they don't fit the scene.
         """
         raise NotImplementedError
+
+    def restorer(self, simulated: Any, stream: Stream) -> Restorer | None:
+        """Return what sets a simulation to the values of a stream; None if they aren't of this simulator.
+
+        Args:
+            simulated: the environment as its maker wrote it, without wrappers.
+            stream: the stream.
+
+        Raises:
+            SceneError: the values are of another simulation.
+        """
+        del simulated, stream
+        return None

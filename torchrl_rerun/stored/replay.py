@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from tensordict.utils import NestedKey
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import Key, as_key
 from torchrl_rerun.recording.known_rates import registered_fps
 from torchrl_rerun.recording.session import Sinks, path_of
+from torchrl_rerun.scenes.source import Source
+from torchrl_rerun.stored.following import Follower, MakeEnv, find_maker
 from torchrl_rerun.stored.formats import Place, open_source
-from torchrl_rerun.stored.rerendering import Divergence, MakeEnv, Rerenderer
+from torchrl_rerun.stored.rerendering import Pictures
+from torchrl_rerun.stored.resimulating import Resimulation, is_id, open_scene
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names
 from torchrl_rerun.stored.staging import stage_recording
+from torchrl_rerun.stored.states import Divergence
 from torchrl_rerun.transform.recorder import RerunRecorder
 
 Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
@@ -35,7 +38,7 @@ class Replayed:
         episodes: Number of episodes, summed over the environments.
         envs: Number of environments.
         array_keys: Key of each named array that was recorded, by the array's name.
-        divergences: Steps at which the environment of ``render`` and the stored data differ.
+        divergences: Steps at which the environment of ``render`` or ``scene`` and the stored data differ.
     """
 
     description: str
@@ -53,6 +56,7 @@ def replay(
     *,
     keys: Mapping[NestedKey, str] | None = None,
     render: str | MakeEnv | None = None,
+    scene: str | MakeEnv | Source | None = None,
     seed: int | None = None,
     progress: Progress = lambda time_steps, _: time_steps,
     **options: Any,
@@ -76,8 +80,14 @@ def replay(
         render: Render each time step in this environment: a registered id of gymnasium, or a function that makes an
             environment with ``render_mode="rgb_array"``. Its observations and rewards are compared with the stored ones.
             From the first difference to the end of the episode, pictures are black.
-        seed: With ``render``: reset the environment with this seed and take the stored actions. Pass the seed that
-            ``env.set_seed`` was given, for a batch of environments too. Environments whose state follows from the
+        scene: Record the 3D scene of each time step as ``"scene"``, as ``RerunRecorder(scene=True)`` does: a registered id
+            of gymnasium, a function that makes an environment, or the path of an ``.xml`` or ``.mjb`` file of MuJoCo.
+            Nothing is rendered. Positions of joints that are stored (``qpos``, ``infos/qpos``) are taken as they are;
+            without any, the environment follows the observations or the seed, as with ``render``. States from the first
+            difference to the end of the episode are NaN. Or a source whose key is stored, as
+            ``MuJoCo(model="robot.xml", key="states")``.
+        seed: With ``render`` or ``scene``: reset the environment with this seed and take the stored actions. Pass the seed
+            that ``env.set_seed`` was given, for a batch of environments too. Environments whose state follows from the
             observation need no seed.
         progress: Function that is given an iterable of time steps and their number, and returns an iterable.
         options: Any other option of :class:`RerunRecorder`.
@@ -86,7 +96,7 @@ def replay(
         FileNotFoundError: A source doesn't exist.
         FileExistsError: A recording exists at ``sink``; pass ``overwrite=True``.
         ValueError: A source can't be read or holds no steps; the message names the file and the array. Or ``keys`` names
-            an array that doesn't exist, ``render`` doesn't fit the data, or ``seed`` is given without ``render``.
+            an array that doesn't exist, ``render`` or ``scene`` doesn't fit the data, or ``seed`` is given without both.
         ImportError: An extra is needed.
         RecordingError: The recording can't be written.
 
@@ -102,20 +112,30 @@ def replay(
         >>> load(f"{folder}/old.rrd")[1][("action",)].tolist()
         [10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
     """
-    if seed is not None and render is None:
-        raise ValueError(f"seed={seed} needs render=...: the seed resets the environment that renders")
+    if seed is not None and render is None and scene is None:
+        raise ValueError(
+            f"seed={seed} needs render=... or scene=...: the seed resets the environment that is looked at"
+        )
+    if isinstance(scene, Source):
+        options, scene = {**options, "scene": scene}, None
     checked = RerunRecorder(sink, **options)
     stored = open_source(source, {as_key(key): name for key, name in (keys or {}).items()})
     _warn_of_missing_roles(stored)
-    options = _complete_options(stored, render, options)
-    rerenderer = None if render is None else Rerenderer(_find_maker(render), seed)
+    added: list[Follower | Resimulation] = []
+    if scene is not None:
+        resimulation = open_scene(scene, seed)
+        added.append(resimulation)
+        options = {**options, "kinds": {resimulation.key: resimulation.kind, **(options.get("kinds") or {})}}
+    if render is not None:
+        added.append(Follower(find_maker(render, "render", render_mode="rgb_array"), Pictures(), seed))
+    options = _complete_options(stored, next(filter(is_id, (render, scene)), stored.env_name), options)
     if checked.path is None or options.get("resume"):  # no earlier recording is replaced
-        return _record(stored, RerunRecorder(sink, **options), rerenderer, progress)
+        return _record(stored, RerunRecorder(sink, **options), added, progress)
     split, overwrite = options.get("split", "run"), options.pop("overwrite", False)
     target = checked.path.parent if split == "dump" else checked.path
     with stage_recording(target, split, overwrite=overwrite) as staged:
         recorder = RerunRecorder(_replace_path(sink, staged), **options)
-        replayed = _record(stored, recorder, rerenderer, progress)
+        replayed = _record(stored, recorder, added, progress)
     return dataclasses.replace(replayed, path=checked.path)
 
 
@@ -142,21 +162,22 @@ def _warn_of_missing_roles(stored: StoredTrajectories) -> None:
 
 
 def _record(
-    stored: StoredTrajectories, recorder: RerunRecorder, rerenderer: Rerenderer | None, progress: Progress
+    stored: StoredTrajectories, recorder: RerunRecorder, added: Sequence[Follower | Resimulation], progress: Progress
 ) -> Replayed:
-    """Record trajectories, with pictures of a rerenderer if there is one. Close the recorder."""
-    segments = stored.read() if rerenderer is None else rerenderer.render(stored.read())
-    steps = 0
+    """Record trajectories, with what is added to them. Close the recorder."""
+    segments, steps = stored.read(), 0
+    for each in added:
+        segments = each.add_to(segments)
     try:
         for segment in _report_progress(segments, stored.num_time_steps, progress):
             recorder.log_rollout(segment.tensordict, begins=list(segment.begins))
             steps += segment.num_steps
     finally:
         recorder.close()
-        if rerenderer is not None:
-            rerenderer.close()
-    divergences = () if rerenderer is None else tuple(rerenderer.divergences)
-    if rerenderer is not None and divergences and rerenderer.needs_no_seed:
+        for each in added:
+            each.close()
+    divergences = tuple(divergence for each in added for divergence in each.divergences)
+    if divergences and any(each.needs_no_seed for each in added):
         warn(
             "with this seed the environment and the stored data differ: leave the seed out, as the environment's state "
             "follows from the observations"
@@ -179,22 +200,15 @@ def _report_progress(segments: Iterator[Segment], total: int, progress: Progress
     yield from (segment for segment in progress(iterate_time_steps(), total) if segment is not None)
 
 
-def _complete_options(
-    stored: StoredTrajectories, render: str | MakeEnv | None, given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the recorder's options: those given, and for the rest what is known of the stored data."""
-    name = render if isinstance(render, str) else stored.env_name
+def _complete_options(stored: StoredTrajectories, name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recorder's options: those given, and for the rest what is known of the stored data.
+
+    Args:
+        stored: Stored data.
+        name: Id of the environment; None if it isn't known.
+        given: Options of the user.
+    """
     known: dict[str, Any] = {"application_id": name, "fps": stored.fps or registered_fps(name)}
     kinds = {key: kind.options(given.get("image_format")) for key, kind in stored.kinds.items()}
     asked = {as_key(key): kind for key, kind in (given.get("kinds") or {}).items()}
     return {**known, **given, "kinds": {**kinds, **asked}}
-
-
-def _find_maker(render: str | MakeEnv) -> MakeEnv:
-    if not isinstance(render, str):
-        return render
-    try:
-        gymnasium.spec(render)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"{render!r} can't be rendered: {error}") from None
-    return lambda: gymnasium.make(render, render_mode="rgb_array", disable_env_checker=True)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rerun.experimental import Recording, ViewerClient
 
+from torchrl_rerun.viewing.program import ViewerError
 from torchrl_rerun.viewing.times import format_time, parse_time
-from torchrl_rerun.viewing.viewer import LOOPBACK, Viewer, ViewerError, find_free_port, start_headless
+from torchrl_rerun.viewing.viewer import LOOPBACK, Viewer, find_free_port, start_headless
 
 END = "end"
 """The last place on a timeline."""

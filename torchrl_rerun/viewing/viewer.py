@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
-from torchrl_rerun.rrd.openable import shapes_of, with_shapes
+from torchrl_rerun.rrd.openable import shapes_of
+from torchrl_rerun.viewing.program import ViewerError, find_program
+from torchrl_rerun.viewing.shapes import with_shapes
 
 LOOPBACK = "127.0.0.1"
 GRPC_PORT, WEB_PORT = 9876, 9090
@@ -26,10 +28,6 @@ _STARTS_WITHIN = 30.0
 _ENDS_WITHIN = 5.0
 _NO_DISPLAY = "neither WAYLAND_DISPLAY nor"
 _NO_GRAPHICS = "No graphics adapter"
-
-
-class ViewerError(RuntimeError):
-    """The viewer didn't start, or ended with an error."""
 
 
 class Viewer:
@@ -43,7 +41,7 @@ class Viewer:
     """
 
     def __init__(self, *arguments: object) -> None:
-        self._arguments = [str(_find_program()), *map(str, arguments)]
+        self._arguments = [str(find_program()), *map(str, arguments)]
 
     def __enter__(self) -> Self:
         self._errors = tempfile.TemporaryFile()
@@ -231,15 +229,3 @@ def _accepts(bind: str, port: int) -> bool:
 
 def _make_absolute(files: Sequence[Path]) -> list[Path]:
     return [file.absolute() for file in files]
-
-
-def _find_program() -> Path:
-    """Return Rerun's executable. The script ``rerun`` starts it as a child, which would outlive the script."""
-    import rerun_cli  # noqa: PLC0415
-
-    folder = Path(rerun_cli.__file__).parent
-    places = ("rerun.exe" if sys.platform == "win32" else "rerun", "Rerun.app/Contents/MacOS/Rerun")
-    for place in places:
-        if (folder / place).exists():
-            return folder / place
-    raise ViewerError(f"Rerun's program is missing in {folder}: install rerun-sdk again")

@@ -87,8 +87,17 @@ def observation_fields(space: spaces.Space[Any]) -> list[Field]:
     >>> [field.key for field in observation_fields(spaces.Dict(x=spaces.Discrete(2), y=spaces.Box(0, 1)))]
     [('x',), ('y',)]
     """
+    return [*fields(space, observation_root(space))]
+
+
+def observation_root(space: spaces.Space[Any]) -> Key:
+    """Return the key of an observation; empty if its parts are at the root.
+
+    Args:
+        space: the space of one environment's observation.
+    """
     is_at_root = isinstance(space, spaces.Dict) and not RESERVED & {str(name) for name in space.spaces}
-    return [*fields(space, () if is_at_root else OBSERVATION)]
+    return () if is_at_root else OBSERVATION
 
 
 def fields(space: spaces.Space[Any], key: Key) -> Iterator[Field]:
