@@ -34,6 +34,7 @@ MEASUREMENTS = {
     "training_files": "benchmarks.disk:measure_training",
     "end_to_end": "benchmarks.files:measure_end_to_end",
     "memory": "benchmarks.memory:measure",
+    "vector_memory": "benchmarks.memory:measure_vector",
     "bulk": "benchmarks.bulk:measure",
     "episodes": "benchmarks.episodes:measure",
     "video_files": "benchmarks.files:measure_video",

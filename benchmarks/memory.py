@@ -18,6 +18,7 @@ from rerun.chunk import Chunk, LazyChunkStream
 from benchmarks.report import Detail, Effort, Report, Row
 from benchmarks.timing import mega
 from benchmarks.workloads import SCALARS, Recorded, Workload, noise
+from torchrl_rerun import KeepLast
 from torchrl_rerun.blocks.buffer import MAX_SLOTS
 from torchrl_rerun.kinds.arrow import Column, Entity, chunks_of, number_lists, times_of
 
@@ -29,6 +30,9 @@ FLAT = 0.1
 
 EVERY = 100
 """Steps between two measurements of the memory."""
+
+VECTOR_ENVS, VECTOR_EVERY, VECTOR_KEPT = 8, 25, 10
+"""Environments of the vector, steps between the ends of two episodes, and episodes that are kept."""
 
 
 def measure(effort: Effort) -> Report:
@@ -65,6 +69,55 @@ def measure(effort: Effort) -> Report:
             Detail("memory", "growth after each tenth of the run", f"{parts} MiB"),
             _index_detail(steps),
             Detail("memory", "the run took", f"{seconds:.0f} s, {seconds / steps * 1e6:.0f} us a step"),
+        ),
+    )
+
+
+def measure_vector(effort: Effort) -> Report:
+    """Record a million steps of a vector of 8 (quick: a hundred thousand) by episode, of which the last ten are kept."""
+    from benchmarks.wrappers import InstantVector  # noqa: PLC0415 - it imports torch
+    from torchrl_rerun.wrappers.vector import RecordRerun  # noqa: PLC0415
+
+    steps = effort.of(1_000_000, 100_000)
+    at = [steps // 10, steps // 2, steps]
+    process, seen, done = psutil.Process(), dict[int, int](), 0
+    with tempfile.TemporaryDirectory() as folder:
+        envs = RecordRerun(
+            InstantVector(VECTOR_ENVS, VECTOR_EVERY), folder, split="episode", keep=KeepLast(VECTOR_KEPT)
+        )
+        envs.reset()
+        actions = np.zeros(VECTOR_ENVS, np.int64)
+        start = time.perf_counter()
+        for end in at:
+            for _ in range(end - done):
+                envs.step(actions)
+            done = end
+            envs.dump()
+            gc.collect()
+            seen[end] = process.memory_info().rss
+        seconds = time.perf_counter() - start
+        files = len(list(Path(folder).glob("*.rrd")))
+        envs.close()
+    first, *_, last = seen.values()
+    grown = last - first
+    figure = "memory, a vector by episode"
+    said = ", ".join(f"{mega(bytes_)} at step {step:,}" for step, bytes_ in seen.items())
+    return Report(
+        (
+            Row(
+                figure,
+                f"a vector of {VECTOR_ENVS} with CartPole's spaces, {steps // VECTOR_EVERY:,} episodes, "
+                f"keep=KeepLast({VECTOR_KEPT}), buffer of {mega(BUFFER_BYTES)}",
+                said,
+                f"{grown / BUFFER_BYTES:+.3f} x the buffer",
+                f"flat from step {at[0]:,} on (+{FLAT:.0%} of the buffer)",
+                grown <= FLAT * BUFFER_BYTES,
+                {f"resident_at_{step}_bytes": float(bytes_) for step, bytes_ in seen.items()},
+            ),
+        ),
+        (
+            Detail(figure, "files after the last dump", str(files)),
+            Detail(figure, "the run took", f"{seconds:.0f} s, {seconds / steps * 1e6:.0f} us a step"),
         ),
     )
 

@@ -24,6 +24,7 @@ from torchrl.data import Binary, Composite, NonTensor, Unbounded
 from torchrl.envs import EnvBase, ParallelEnv
 
 from torchrl_rerun import KeepLast, RerunRecorder
+from torchrl_rerun.kinds import video as video  # FFmpeg is loaded once, and not in each process
 
 AT_ONCE = 4
 KEPT = 3
@@ -201,7 +202,7 @@ def kill_all(children: dict[int, tuple[Path, int]], rng: random.Random) -> Itera
         ready = select.select(list(children), [], [], max(0.0, wait))[0]
         for hearing in ready:
             counts[hearing] += len(os.read(hearing, 1 << 16))
-            deadlines.setdefault(hearing, time.monotonic() + rng.uniform(0, 0.15))
+            deadlines.setdefault(hearing, time.monotonic() + rng.uniform(0, 0.06))
         for hearing, deadline in list(deadlines.items()):
             if deadline <= time.monotonic():
                 path, child = children.pop(hearing)

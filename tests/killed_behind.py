@@ -16,6 +16,7 @@ from torchrl.envs import EnvBase, SerialEnv, StepCounter, Transform
 from environments import Count
 from killed import fork, kill_after
 from torchrl_rerun import RerunRecorder
+from torchrl_rerun.transform import front_end
 
 STEPS = 120
 LAST = (2, 3)
@@ -58,6 +59,7 @@ def record(path: Path, said: int, last: int, moment: str) -> None:
 
     def halt() -> None:
         if step == last:
+            front_end._REVISING_SECONDS = 0.05  # the dump waits so long for this step to end
             dumping = threading.Thread(target=recorder.dump)
             dumping.start()
             dumping.join()
@@ -72,13 +74,14 @@ def record(path: Path, said: int, last: int, moment: str) -> None:
     env = environment(recorder, **halts.get(moment, {}))
     tensordict = env.reset()
     for step in range(1, STEPS + 1):
+        if step > 1:  # a rollout doesn't reset after its last step, which is reached if the kill is late
+            tensordict = env.maybe_reset(env.step_mdp(tensordict))
         tensordict = env.step(env.rand_action(tensordict))
         if step == last and moment == "written":
             while recorder.stats()["frames_waiting"]:
                 time.sleep(0.001)
             wait_to_be_killed()
         os.write(said, b".")
-        tensordict = env.maybe_reset(env.step_mdp(tensordict))
 
 
 def main(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Programs that start fast: forked from a process that has imported torch and TorchRL. The imports take seconds.
+"""Programs that start fast: forked from a process that has imported TorchRL and the recorder. The imports take seconds.
 
-A program is a process with its own input, output, arguments and folder. It imports the recorder and Rerun by itself.
+A program is a process with its own input, output, arguments and folder.
 The process that :func:`python` starts stands for the program: it forwards signals, and exits with the program's status.
 Use ``sys.executable`` for signals that can't be forwarded (``SIGKILL``, ``SIGSTOP``).
 """
@@ -10,8 +10,11 @@ from __future__ import annotations
 import array
 import atexit
 import functools
+import gc
+import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -20,15 +23,16 @@ import sys
 import tempfile
 import types
 from collections.abc import Sequence
+from pathlib import Path
 
 STREAMS = 3
-IMPORTED = ("gymnasium", "torch", "torchrl.collectors", "torchrl.envs")
+IMPORTED = ("gymnasium", "h5py", "torchrl.collectors", "torchrl.envs", "torchrl_rerun.transform.recorder")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @functools.cache
 def python() -> list[str]:
-    """Return the start of a command: ``[*python(), "-c", source, *arguments]``."""
+    """Return the start of a command, before ``-c source``, ``-m module`` or a file, and the program's arguments."""
     folder = tempfile.TemporaryDirectory()
     address = f"{folder.name}/socket"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -50,8 +54,8 @@ def python() -> list[str]:
 # --- the process that has imported everything ---
 
 
-def serve(listener: socket.socket) -> tuple[str, list[str]]:
-    """Fork for each request. Return, in the forked program, its source and its arguments."""
+def serve(listener: socket.socket) -> list[str]:
+    """Fork for each request. Return, in the forked program, its command without the interpreter."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         asked, _ = listener.accept()
@@ -62,7 +66,7 @@ def serve(listener: socket.socket) -> tuple[str, list[str]]:
         asked.close()
 
 
-def begin(asked: socket.socket) -> tuple[str, list[str]]:
+def begin(asked: socket.socket) -> list[str]:
     """Fork again: the child is the program, the parent reports its exit status."""
     message, ancillary, *_ = asked.recvmsg(1 << 20, socket.CMSG_SPACE(STREAMS * array.array("i").itemsize))
     streams = array.array("i", ancillary[0][2])
@@ -76,10 +80,9 @@ def begin(asked: socket.socket) -> tuple[str, list[str]]:
         os.dup2(stream, to)
         os.close(stream)
     os.chdir(request["folder"])
-    sys.path[0] = ""  # modules are looked for there first
     os.environ.clear()
     os.environ.update(request["environment"])
-    return request["source"], request["arguments"]
+    return request["command"]
 
 
 def attend(program: int, asked: socket.socket) -> None:
@@ -98,13 +101,13 @@ def attend(program: int, asked: socket.socket) -> None:
 # --- the process that stands for a program ---
 
 
-def run(address: str, source: str, arguments: Sequence[str]) -> None:
+def run(address: str, command: Sequence[str]) -> None:
     """Run a program, and exit with its status."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     server.connect(address)
     for number in PASSED_ON:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
-    request = {"source": source, "arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    request = {"command": command, "folder": os.getcwd(), "environment": dict(os.environ)}
     streams = array.array("i", range(STREAMS)).tobytes()
     server.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
     code = json.loads(server.recv(100))
@@ -115,12 +118,27 @@ def run(address: str, source: str, arguments: Sequence[str]) -> None:
     os._exit(code)
 
 
+def execute(command: Sequence[str]) -> None:
+    """Execute a program as the main module, like ``python -c source``, ``python -m module`` and ``python file``."""
+    sys.modules["__main__"] = main = types.ModuleType("__main__")
+    if command[0] == "-m":
+        sys.path[0], sys.argv = os.getcwd(), [*command[1:]]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        return
+    if command[0] == "-c":
+        source, name, sys.argv = command[1], "<string>", ["-c", *command[2:]]
+        sys.path[0] = ""
+    else:
+        name, sys.argv = command[0], [*command]
+        source = Path(name).read_text()
+        main.__file__, sys.path[0] = name, str(Path(name).resolve().parent)
+    exec(compile(source, name, "exec"), main.__dict__)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "run":
-        run(sys.argv[2], sys.argv[4], sys.argv[5:])
+        run(sys.argv[2], sys.argv[3:])
     for name in IMPORTED:
-        __import__(name)
-    source, sys.argv[1:] = serve(socket.socket(fileno=int(sys.argv[2])))
-    sys.argv[0] = "-c"
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(source, "<string>", "exec"), sys.modules["__main__"].__dict__)
+        importlib.import_module(name)
+    gc.freeze()  # a collection in a program would copy the pages of all that was imported
+    execute(serve(socket.socket(fileno=int(sys.argv[2]))))

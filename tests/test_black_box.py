@@ -14,7 +14,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -28,6 +27,7 @@ from typer.testing import CliRunner
 
 import killed_anywhere
 from killed_anywhere import Run, Told, recorder
+from programs import python
 from readback import read, same
 from servers import PATIENCE, wait_until
 from steps_of_told import steps_in
@@ -37,8 +37,10 @@ from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.object_log import logged_objects
 from torchrl_rerun.cli import app
 from torchrl_rerun.errors import FileInUseError
+from torchrl_rerun.reading.lacking import warn_of_lacking_episodes
 from torchrl_rerun.rrd import box_parts
 from torchrl_rerun.rrd import repair as repairing
+from torchrl_rerun.rrd.listing import listing_of
 from torchrl_rerun.rrd.openable import whole_files_of
 from torchrl_rerun.rrd.repair import Repaired
 from torchrl_rerun.writing import file as sinks
@@ -50,7 +52,7 @@ KILLS = 200
 def test_200_kills_at_random_moments_lose_no_step(tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    command = [sys.executable, killed_anywhere.__file__, str(tmp_path), str(seed), str(KILLS)]
+    command = [*python(), killed_anywhere.__file__, str(tmp_path), str(seed), str(KILLS)]
     forked = subprocess.run(command, capture_output=True, text=True, timeout=500, check=True)
     assert forked.stderr == ""
     for number in range(KILLS):
@@ -427,6 +429,19 @@ def test_episodes_are_read_though_their_owner_has_written_them_since(tmp_path, h
         found.setdefault(episode.properties.env, []).extend(clock[:, 0].long().tolist())
     assert found == EVERY_STEP
     env.close()
+
+
+def test_episodes_whose_owner_has_replaced_their_parts_since_they_were_listed_lack_nothing(tmp_path):
+    place = tmp_path / "run"
+    env = in_episodes(place)
+    env.transform.dump()
+    listed = listing_of(place.glob("*.part_0.rrd")).episodes
+    env.close()
+    assert listed
+    assert not any(each.path.exists() for each in listed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_lacking_episodes(listed)
 
 
 def record_for_a_while(place, options):

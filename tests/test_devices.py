@@ -135,7 +135,7 @@ def step_until_killed(path, device, steps):
 
 
 def test_values_that_have_arrived_from_an_accelerator_outlive_the_process(path, device):
-    process = multiprocessing.get_context("spawn").Process(target=step_until_killed, args=(path, str(device), 30))
+    process = multiprocessing.Process(target=step_until_killed, args=(path, str(device), 30))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 from sphinx.util.inventory import InventoryFile
@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import torchrl_rerun
 from pages import DOCS, PAGES, ROOT, examples
+from programs import python
 from torchrl_rerun.cli import app
 
 COMMAND = re.compile(r'^\$ .*\b(torchrl-rerun\b(?:"[^"\n]*"|[^)|>"\n])*)', re.MULTILINE)
@@ -45,11 +46,13 @@ def test_each_command_is_in_the_table_and_has_a_section():
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, kernels):
     """Build the site like `make docs`, tutorial included."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", str(DOCS), str(folder)]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    command = [*python(), "-m", "sphinx", "-q", "-W", DOCS, folder]
+    built = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"JUPYTER_PATH": str(kernels)}
+    )
     assert built.returncode == 0, built.stderr
     return folder
 

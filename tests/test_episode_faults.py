@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from torchrl.envs import GymWrapper
 import killed_episodes
 from environments import LENGTHS, Counter, Lengths, LongEpisode
 from interrupts import interrupted
+from programs import python
 from readback import hold_the_same, read
 from rebuilt import rollout_in
 from torchrl_rerun import (
@@ -93,7 +93,7 @@ def ids(episodes) -> set[tuple[int, int]]:
 def test_kill_9_at_random_moments_keeps_dumped_and_ended_episodes(tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    command = [sys.executable, killed_episodes.__file__, str(tmp_path), str(seed)]
+    command = [*python(), killed_episodes.__file__, str(tmp_path), str(seed)]
     forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert forked.stderr == ""
     found = collections.Counter(check(tmp_path / f"run_{i}", i) for i in range(killed_episodes.RUNS))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 from rerun.chunk import RrdReader
 
+from programs import python
 from readback import frames_so_far, read
 from servers import received, started_viewer
 from torchrl_rerun import list_episodes, load
@@ -42,7 +42,7 @@ def test_record_training_runs(tmp_path, capsys):
 
 def test_after_a_crash_runs(tmp_path):
     out = tmp_path / "crash.rrd"
-    command = [sys.executable, EXAMPLES / "after_a_crash.py", "--crash-after", "40", "--out", out]
+    command = [*python(), EXAMPLES / "after_a_crash.py", "--crash-after", "40", "--out", out]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"40 steps are in {out}" in said
     assert sum(each.properties.length for each in load(out)) == 40

@@ -7,7 +7,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -31,6 +30,7 @@ from commands import export
 from driving import record
 from environments import Scripted, Zoo
 from looking import trouble
+from programs import python
 from rrd_files import index_of
 from servers import wait_until
 from torchrl_rerun import RerunRecorder, load
@@ -435,7 +435,7 @@ KILLED = """
 def torn(tmp_path_factory):
     """Make the file of a killed process, and a copy that ends within a message and has lost pictures."""
     path = tmp_path_factory.mktemp("torn") / "run.rrd"
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), path]
+    command = [*python(), "-c", textwrap.dedent(KILLED), path]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
     return path

@@ -19,6 +19,7 @@ from torchrl.envs import Compose, GymEnv, ParallelEnv, SerialEnv, StepCounter, T
 from driving import walk
 from environments import Odd, Scripted
 from interrupts import interrupted
+from programs import python
 from readback import read
 from rrd_files import has_footer
 from torchrl_rerun import Image, RecordingError, RerunRecorder
@@ -446,19 +447,20 @@ def test_kill_9_loses_no_dumped_frame(path):
         env = SerialEnv(2, cartpole).append_transform(RerunRecorder(path))
         env.rollout(50, break_when_any_done=False)
         env.transform.dump()
-        print("dumped", flush=True)
+        print(os.getpid(), flush=True)
         while True:
             env.rollout(50, break_when_any_done=False)
             print("trained", flush=True)
         """
     )
-    process = subprocess.Popen([sys.executable, "-c", source, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*python(), "-c", source, str(path)], stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout.readline() == "dumped\n"
+        program = int(process.stdout.readline())
         assert process.stdout.readline() == "trained\n"
+        os.kill(program, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
         process.stdout.close()
     recorded = read(path)
     for env in range(2):

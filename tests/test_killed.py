@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rerun.chunk import RrdReader
 
 import killed
 import killed_behind
+from programs import python
 from readback import read, same
 from reference import Reference, of_rollout
 from torchrl_rerun import repair
@@ -32,7 +32,7 @@ def reference() -> tuple[Reference, dict[int, int]]:
 def test_kill_9_at_random_moments_loses_no_dumped_frame(tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
-    command = [sys.executable, killed.__file__, str(tmp_path), str(seed)]
+    command = [*python(), killed.__file__, str(tmp_path), str(seed)]
     forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert forked.stderr == ""
     (wanted, ends), found = reference(), Counter()
@@ -87,7 +87,7 @@ FLAGS = ("done", "terminated", "truncated")
 
 def test_the_last_frame_has_the_flags_that_the_recorder_saw_or_later_ones(tmp_path):
     """A process is killed between steps, or while transforms behind the recorder process a step."""
-    command = [sys.executable, "-W", "ignore", killed_behind.__file__, str(tmp_path)]
+    command = [*python(), killed_behind.__file__, str(tmp_path)]
     forked = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert forked.stderr == ""
     rollout = killed_behind.environment().rollout(killed_behind.STEPS, break_when_any_done=False)

@@ -47,6 +47,11 @@ print(sorted(ids), sorted(frames))
 )
 
 
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch, kernels):
+    monkeypatch.setenv("JUPYTER_PATH", str(kernels))
+
+
 def outputs_of(cells, folder):
     """Return the outputs of a notebook, cell by cell."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from programs import python
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,9 +16,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the soak looks 
 
 
 def soak(*arguments):
-    command = [sys.executable, "-m", "tests.soak", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    command = [*python(), "-m", "tests.soak", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_a_short_soak_has_no_failures():
@@ -35,9 +35,7 @@ runners.PATIENCE = 1.0
 runners.carry_out = lambda seed, viewer: time.sleep(100)
 sys.exit(cli.only(5))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([*python(), "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Timeout" in done.stdout
     assert "in <lambda>" in done.stdout

@@ -284,11 +284,64 @@ def test_actions_of_other_types_are_recorded_if_no_number_changes(path):
     env.reset()
     for action in (np.array([0.5, 1], np.float32), np.array([0.25, 1]), [0.5, -1.0]):
         env.step(action)
-    with pytest.warns(UserWarning, match="'action' is not recorded while it is float64"):
-        env.step(np.array([0.1, 0.1]))
     env.close()
     values = read(path)["/env_0/action"].values
     assert [value.tolist() for value in values] == [[0.5, 1], [0.25, 1], [0.5, -1]]
+
+
+class Rounded(Drawn):
+    """Rounds what it returns from a reset, and nothing after that."""
+
+    def reset(self, **options):
+        observation, info = super().reset(**options)
+        return observation.astype(self.rounded), info
+
+
+@pytest.mark.parametrize(
+    ("rounded", "space"),
+    [
+        (np.float32, spaces.Box(-1, 1, (2,), np.float64)),
+        (np.float16, spaces.Box(-1, 1, (300,), np.float32)),  # a tensor, no plot
+        (np.int32, spaces.Box(1 << 40, 1 << 41, (2,), np.int64)),
+    ],
+)
+@pytest.mark.parametrize("keep", [None, KeepLast(5)])
+def test_numbers_that_the_first_dtype_can_not_hold_are_recorded_exactly(tmp_path, rounded, space, keep):
+    env = Rounded(space, ends=0.3)
+    env.rounded = rounded
+    env = RecordRerun(env, tmp_path / ("run.rrd" if keep is None else "run"), keep=keep)
+    given = []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for seed in range(3):
+            given.append([env.reset(seed=seed)[0]])
+            done = False
+            while not done:
+                observation, _, terminated, truncated, _ = env.step(0)
+                given[-1].append(observation)
+                done = terminated or truncated
+        env.close()
+    [said] = [str(each.message) for each in warned if "'observation'" in str(each.message)]
+    assert "'observation' is recorded as tensors of" in said
+    found = sorted(load(env.path), key=lambda episode: episode.properties.episode)
+    assert len(found) == 3
+    for episode, wanted in zip(found, given, strict=True):
+        values = episode.arrays()["observation"]
+        assert len(values) == len(wanted)
+        for value, expected in zip(values, wanted, strict=True):
+            assert np.array_equal(value, expected)
+            assert value.dtype == space.dtype
+
+
+def test_numbers_of_another_sort_are_gaps(path):
+    env = RecordRerun(Drawn(action_space=spaces.Box(-1, 1, (2,)), ends=0), path)
+    env.reset()
+    env.step(np.array([0.5, 1], np.float32))
+    with pytest.warns(UserWarning, match="'action' is not recorded while it is int64"):
+        env.step(np.array([1 << 40, (1 << 40) + 1]))
+    env.step(np.array([1, 0.5], np.float32))
+    env.close()
+    assert [value.tolist() for value in read(path)["/env_0/action"].values] == [[0.5, 1], [1, 0.5]]
 
 
 def test_an_observation_of_another_shape_is_recorded_in_its_own(path):

@@ -11,16 +11,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torchrl.envs import GymEnv
 from typer.testing import CliRunner
 
 from gym_environments import SPACES, Drawn, Reference
-from torchrl_rerun import KeepLast, load, to_minari
+from torchrl_rerun import KeepLast, RerunRecorder, load, to_minari
 from torchrl_rerun.cli import app
 from torchrl_rerun.export.spaces import space_of
 from torchrl_rerun.wrappers import RecordRerun
 from torchrl_rerun.wrappers.sb3 import VecRerunRecorder
 from torchrl_rerun.wrappers.space_json import space_to_json
+from torchrl_rerun.wrappers.vector import RecordRerun as VectorRerun
 
 
 def record(path, *spaces_, episodes=2, **options):
@@ -145,6 +148,107 @@ def test_exports_of_normalised_observations_do_not_claim_the_environments_space(
     found = minari.load_dataset("drawn/normalised-v0")
     assert np.isinf(found.observation_space.high).all()
     assert found.action_space == spaces.Discrete(3)
+
+
+MAKE = {"sutton_barto_reward": True, "max_episode_steps": 4}
+
+
+def exported(path):
+    """Return what Minari makes of the environment of a recording."""
+    import minari
+
+    to_minari(load(path), "drawn/made-v0")
+    return minari.load_dataset("drawn/made-v0").recover_environment()
+
+
+def steps_until_done(env):
+    env.reset(seed=0)
+    steps, done = 0, False
+    while not done:
+        _, reward, terminated, truncated, _ = env.step(steps % 2)
+        steps, done = steps + 1, terminated or truncated
+    return steps, reward
+
+
+def batched(mode):
+    return lambda path: VectorRerun(gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode=mode, **MAKE), path)
+
+
+MADE = {
+    "single": lambda path: RecordRerun(gym.make("CartPole-v1", **MAKE), path),
+    "sync": batched("sync"),
+    "async": batched("async"),
+    "native": batched("vector_entry_point"),
+    "sb3": lambda path: VecRerunRecorder(make_vec_env("CartPole-v1", 2, env_kwargs=MAKE), path),
+    "TorchRL": lambda path: GymEnv("CartPole-v1", **MAKE).append_transform(RerunRecorder(path)),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_minari_recovers_environments_with_their_arguments_and_time_limit(path, data_sets, made):
+    env = MADE[made](path)
+    if made == "TorchRL":
+        env.rollout(4)
+    else:
+        env.reset()
+        action = 1 if made == "single" else np.array([1, 1])
+        for _ in range(4):
+            env.step(action)
+    env.close()
+    recovered = exported(path)
+    assert recovered.spec.max_episode_steps == 4
+    assert recovered.spec.kwargs["sutton_barto_reward"] is True
+    assert steps_until_done(recovered) == (4, 0.0)  # of the default reward every step has 1
+
+
+def test_minari_recovers_environments_with_their_wrappers(path, data_sets):
+    inner = gym.wrappers.FlattenObservation(gym.make("Pendulum-v1", g=1.5))
+    env = RecordRerun(gym.wrappers.RescaleAction(inner, -1, 1), path)
+    env.reset(seed=0)
+    env.step(np.zeros(1, np.float32))
+    env.close()
+    recovered = exported(path)
+    assert recovered.spec == env.env.spec
+    assert str(recovered) == str(env.env)
+
+
+class Plain(gym.Wrapper):
+    """A wrapper that says nothing of its arguments."""
+
+
+def test_minari_leaves_out_wrappers_that_can_not_be_made_again(path, data_sets):
+    env = RecordRerun(Plain(gym.make("CartPole-v1", max_episode_steps=4)), path)
+    env.reset(seed=0)
+    env.step(0)
+    env.close()
+    with pytest.warns(UserWarning, match="without Plain"):
+        recovered = exported(path)
+    assert recovered.spec.max_episode_steps == 4
+    assert not recovered.spec.additional_wrappers
+
+
+def test_environments_whose_arguments_json_can_not_have_are_those_of_their_name(path, data_sets):
+    env = RecordRerun(gym.make("FrozenLake-v1", desc=np.array([list("SF"), list("FG")])), path)
+    env.reset(seed=0)
+    env.step(1)
+    env.close()
+    assert "env_spec" not in load(path)[0].schema.source.origin
+    assert exported(path).spec == gym.make("FrozenLake-v1").spec
+
+
+def test_environments_with_functions_are_exported_without_a_spec(path, data_sets):
+    import minari
+
+    gym.register("drawn/Function-v0", entry_point=lambda: Drawn(ends=0))
+    try:
+        env = RecordRerun(gym.make("drawn/Function-v0"), path)
+        env.reset(seed=0)
+        env.step(0)
+        env.close()
+        to_minari(load(path), "drawn/function-v0")
+    finally:
+        gym.registry.pop("drawn/Function-v0")
+    assert minari.load_dataset("drawn/function-v0").env_spec is None
 
 
 def test_recordings_of_episodes_hold_the_spaces_too(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import tracemalloc
 import warnings
 
 import gymnasium as gym
@@ -19,7 +21,7 @@ from effort import examples
 from gym_environments import SPACES, Drawn, Reference, assert_same_rows
 from late_transfers import LateTransfers
 from readback import read, read_folder
-from torchrl_rerun import RecordingError, load
+from torchrl_rerun import KeepLast, RecordingError, load
 from torchrl_rerun.blocks import block, devices
 from torchrl_rerun.wrappers import RecordRerun as SingleRecorder
 from torchrl_rerun.wrappers import describing
@@ -633,3 +635,25 @@ def test_results_of_no_known_form_end_the_recording_and_not_the_training(path):
     envs.step(np.zeros(3, np.int64))
     with pytest.raises(RecordingError):
         envs.close()
+
+
+def test_the_memory_of_many_episodes_of_which_few_are_kept_is_flat(tmp_path):
+    """A million steps of it are a row of ``make bench``."""
+    envs = RecordRerun(SyncVectorEnv([lambda: Drawn(ends=0.5)] * 8), tmp_path / "run", keep=KeepLast(10))
+    envs.reset(seed=0)
+    actions = np.zeros(8, np.int64)
+    tracemalloc.start()
+    try:
+        held = []
+        for steps in (200, 300, 600):
+            for _ in range(steps):
+                envs.step(actions)
+            envs.dump()
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+            assert len(list((tmp_path / "run").glob("*.rrd"))) <= 10 + 8  # and those in progress
+    finally:
+        tracemalloc.stop()
+    envs.close()
+    assert envs.stats()["episodes"] > 1500
+    assert held[2] - held[1] < 100_000  # 70 bytes for each episode, at most

@@ -143,7 +143,10 @@ class Events:
         if envs is None and before is None and after is None and begun is None:
             picks = _OF_ALL
         else:
-            picks = _PICKS.pack(*self._pick(envs, before, after, begun))
+            first = self._picked_at(envs)
+            second = first if before is envs else self._picked_at(before)
+            third = first if after is envs else second if after is before else self._picked_at(after)
+            picks = _PICKS.pack(*first, *second, *third, *self._picked_at(begun))
         said = groups << 1 | is_step
         flags = self._flags.get(said)
         if flags is None:
@@ -152,22 +155,14 @@ class Events:
         row.pack_into(self._bytes, self._count * row.size, frame, step, log_time, moment, self._used, picks, flags)
         self._count += 1
 
-    def _pick(self, *several: EnvIndices) -> list[int]:
-        """Note environments among the picks. Return how many they are, and where, of each."""
-        picks: list[int] = []
-        places: dict[int, tuple[int, int]] = {}
-        for envs in several:
-            if envs is None:
-                picks += (_ALL, 0)
-                continue
-            place = places.get(id(envs))
-            if place is None:
-                count, at = len(envs), self._used
-                self._picks[at : at + count] = envs
-                self._used += count
-                place = places[id(envs)] = count, at
-            picks += place
-        return picks
+    def _picked_at(self, envs: EnvIndices) -> tuple[int, int]:
+        """Note environments among the picks. Return how many they are, and where."""
+        if envs is None:
+            return _ALL, 0
+        count, at = len(envs), self._used
+        self._picks[at : at + count] = envs
+        self._used = at + count
+        return count, at
 
     def drop_after(self, count: int) -> None:
         """Forget all events but the first ones, however much of the others was noted."""

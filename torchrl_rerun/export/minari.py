@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from tensordict import TensorDict
 from tensordict.utils import NestedKey
 
+from torchrl_rerun.errors import warn
 from torchrl_rerun.export.renaming import distinct, dotted
 from torchrl_rerun.export.spaces import spaces_in
 from torchrl_rerun.export.steps import (
@@ -32,6 +34,7 @@ from torchrl_rerun.kinds.schema import Moment, Schema, TimedStream
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.loaded_episode import LoadedEpisode
 from torchrl_rerun.reading.steps import steps as read_steps
+from torchrl_rerun.recording.env_specs import ENV_SPEC
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.frame_codes import episode_span
 
@@ -57,7 +60,10 @@ def to_minari(
     - Pictures are kept as pixels, not as JPEG.
     - Spaces are the environment's own if a wrapper of Gymnasium's or Stable-Baselines3's environments recorded them, else as wide as
       the dtypes.
-    - The environment's spec is included if gymnasium knows the environment's name.
+    - The environment's spec is included, with its keyword arguments, time limit and wrappers, so that ``recover_environment()``
+      gives an equal environment. A wrapper that gymnasium can't make from a spec is left out, with a warning. Of an environment
+      whose spec can't be recorded (:class:`~torchrl_rerun.wrappers.sb3.VecRerunRecorder` around a ``SubprocVecEnv``, for one), the
+      spec is the one that gymnasium knows for the environment's name, if it does.
 
     Args:
         episodes: the episodes, as :func:`~torchrl_rerun.load` returns them.
@@ -98,7 +104,7 @@ def to_minari(
             hidden / "data",
             observation_space=layout.observations.space,
             action_space=layout.actions.space,
-            env_spec=gym.registry.get(episodes[0].schema.source.name or ""),
+            env_spec=_spec_in(episodes[0].schema),
             jpeg_encoding=False,
         )
         storage.update_metadata({"dataset_id": dataset_id, "minari_version": minari.__version__})
@@ -110,6 +116,31 @@ def to_minari(
     if namespace is not None and namespace not in list_local_namespaces():
         create_namespace(namespace)
     return folder
+
+
+def _spec_in(schema: Schema) -> gym.envs.registration.EnvSpec | None:
+    """Return the spec of the environment; None if it is unknown, or JSON can't have it."""
+    source = schema.source
+    text, registered = source.origin.get(ENV_SPEC), gym.registry.get(source.name or "")
+    try:
+        spec = registered if text is None else gym.envs.registration.EnvSpec.from_json(text)
+        if spec is None:
+            return None
+        spec.to_json()
+    except (TypeError, ValueError, LookupError, gym.error.Error):  # functions; or it is of another version of gymnasium
+        return None
+    wrappers = [each for each in spec.additional_wrappers if not each.entry_point.startswith(_WITHOUT_TRACE)]
+    missing = [each.name for each in wrappers if each.kwargs is None]
+    if missing:
+        warn(
+            f"recover_environment() will make the environment without {', '.join(missing)}: a wrapper that gymnasium can make "
+            "again derives from gymnasium.utils.RecordConstructorArgs"
+        )
+    return dataclasses.replace(spec, additional_wrappers=tuple(each for each in wrappers if each.kwargs is not None))
+
+
+_WITHOUT_TRACE = ("torchrl_rerun.", "stable_baselines3.common.monitor:")
+"""Modules of wrappers that change nothing of what an environment gives: recorders, and statistics."""
 
 
 def unheld_in(episodes: Sequence[LoadedEpisode]) -> Unheld:

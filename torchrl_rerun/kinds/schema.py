@@ -65,7 +65,8 @@ class Source:
         fps: frames per second of simulated time. None: not known.
         first_env: environment index of the first environment. Not 0 in the workers of a batched environment.
         origin: what the front end says of itself and its environments, as JSON has it: ``"front_end"`` (its name),
-            ``"spaces"``, and so on. Empty: it says nothing, as TorchRL's, whose keys tell all.
+            ``"spaces"``, and so on. TorchRL's says neither, as its keys tell all. ``"env_spec"``: the spec of a Gymnasium
+            environment, if it is known.
     """
 
     batch_size: tuple[int, ...]

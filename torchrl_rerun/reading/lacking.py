@@ -35,7 +35,10 @@ def warn_of_lacking_episodes(episodes: Iterable[RecordedEpisode]) -> None:
     for each in episodes:
         if ".part_" not in each.path.name or missing_box(each.path.parent) is None:
             continue
-        found = [part for file in each.paths for part in parts_in(file) if part.recording_id == each.recording_id]
+        try:
+            found = [part for file in each.paths for part in parts_in(file) if part.recording_id == each.recording_id]
+        except FileNotFoundError:  # its owner has written the episode as a whole, and removed its parts
+            continue
         if lacking := _lacking(found):
             torn.append(each.path)
             for key, counts in lacking.items():

@@ -127,7 +127,8 @@ class LoadedEpisode:
             ((6, 4), (5,), array([1., 1., 1., 1., 1.]))
         """
         span = episode_span(self.properties.episode)
-        has_numbers = bool(self.schema.source.origin)  # TorchRL's rewards and flags have a dimension of their own
+        # TorchRL's rewards and flags have a dimension of their own.
+        has_numbers = "front_end" in self.schema.source.origin
         found: dict[str | Key, npt.NDArray[Any] | list[Any]] = {}
         for stream, _ in self.history.described(wanted_keys(keys)):
             values = self.history.rows(stream, span).values

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import name_of
@@ -16,12 +19,14 @@ class ChangedError(Exception):
     Args:
         found: the dtype and shape of the value.
         is_shape_alone: whether the dtype is that of the first value.
+        wider: a dtype that holds the numbers of this value, and those of the first value's dtype. Default: there is none.
         advice: advice to the user.
     """
 
-    def __init__(self, found: str, *, is_shape_alone: bool = False, advice: str = "") -> None:
+    def __init__(self, found: str, *, is_shape_alone: bool = False, wider: str = "", advice: str = "") -> None:
         super().__init__(found)
         self.is_shape_alone = is_shape_alone
+        self.wider = wider
         self.advice = advice
 
 
@@ -41,6 +46,16 @@ def warn_of_change(stream: Stream, value: object, error: Exception) -> None:
         f"{name_of(stream.key)} is not recorded while it is {change}: the recording began with "
         f"{stream.dtype} {stream.shape}{advice}"
     )
+
+
+def wider_dtype(before: np.dtype[Any], found: np.dtype[Any]) -> str:
+    """Return the name of the dtype that holds the numbers of two dtypes; empty if there is none.
+
+    >>> wider_dtype(np.dtype(np.float32), np.dtype(np.float64)), wider_dtype(np.dtype(np.float32), np.dtype(np.int64))
+    ('float64', '')
+    """
+    is_of_one_sort = before.kind == found.kind and before.kind in "iufc"
+    return str(np.result_type(before, found).name) if is_of_one_sort else ""
 
 
 def without_ones(shape: Sequence[int]) -> list[int]:

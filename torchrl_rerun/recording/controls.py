@@ -109,20 +109,6 @@ class Controls:
                 (``split="episode"``).
             IndexError: the environment isn't recorded.
             TypeError: a value can't be a property.
-
-        Examples:
-            >>> import os, tempfile
-            >>> from torchrl.envs import GymEnv
-            >>> from torchrl_rerun import KeepIf, RerunRecorder
-            >>> folder = tempfile.mkdtemp()
-            >>> recorder = RerunRecorder(folder, keep=KeepIf(lambda e: e["success"]))
-            >>> env = GymEnv("CartPole-v1").append_transform(recorder)
-            >>> for success in (True, False):
-            ...     rollout = env.rollout(100)
-            ...     recorder.annotate(success=success)
-            >>> env.close()
-            >>> os.listdir(folder)
-            ['env_0_episode_000000.rrd']
         """
         if self._session.options.split != "episode":
             raise ValueError("annotations are properties of episodes: they need split='episode'")
@@ -156,19 +142,6 @@ class Controls:
             - ``frames_per_second``: recorded frames a second on average; ``bytes_per_second``: speed of the writer, in bytes
               of the file for each second in which it had something to encode and write.
             - ``has_black_box``: whether what waits outlives the process, so that a kill costs no step.
-
-        Examples:
-            >>> import tempfile
-            >>> from torchrl.envs import Compose, GymEnv, StepCounter, TransformedEnv
-            >>> from torchrl_rerun import RerunRecorder
-            >>> recorder = RerunRecorder(f"{tempfile.mkdtemp()}/run.rrd")
-            >>> env = TransformedEnv(GymEnv("CartPole-v1"), Compose(StepCounter(), recorder))
-            >>> rollout = env.rollout(5)
-            >>> recorder.dump()
-            >>> stats = recorder.stats()
-            >>> stats["frames"], stats["steps"], stats["episodes"], stats["frames_waiting"], stats["frames_lost"]
-            (6, 5, 1, 0, 0)
-            >>> env.close()
         """
         recording = self._recording
         return dataclasses.asdict(Stats() if recording is None else recording.stats())

@@ -48,7 +48,9 @@ class Counters:
     def __init__(self, envs: int) -> None:
         self.frames = 0
         self.steps = 0
-        self._settled = _before_the_first_reset(envs)  # replaced, never changed
+        # Positions, and the events since then that concern some environments, or are resets: to evaluate each at once would
+        # take longer than all else that a reset takes. One tuple, for other threads read it; replaced, never changed.
+        self._settled: tuple[Positions, tuple[_Later, ...]] = _before_the_first_reset(envs), ()
         self._more_steps = 0  # of all environments since then
         self._shared: Event | None = None  # the last of these steps
         self._seen: Event | None = None
@@ -57,21 +59,21 @@ class Counters:
     @property
     def progress(self) -> Progress:
         """The number of steps, and of the episode of each environment."""
-        return Progress(self.steps, self._settled[:, EPISODE])
+        return Progress(self.steps, self._episodes())
 
     def resume(self, progress: Progress) -> None:
         """Go on at the position of another program, as far as the environments are the same."""
         self.steps, self.frames = progress.steps, progress.frames
-        known = min(len(self._settled), len(progress.episodes))
-        settled = self._settled.copy()
+        settled = self.positions().copy()
+        known = min(len(settled), len(progress.episodes))
         settled[:known, EPISODE] = progress.episodes[:known]
         settled[:, STEP] = progress.steps
-        self._settled = settled
+        self._settle(settled)
 
     def grow(self, envs: int) -> None:
         """Follow more environments, which haven't been reset."""
-        more = _before_the_first_reset(envs - len(self._settled))
-        self._settle(np.concatenate([self.positions(), more]))
+        before = self.positions()
+        self._settle(np.concatenate([before, _before_the_first_reset(envs - len(before))]))
         self.all_begun = False
 
     def count(self, *, frames: int = 0, steps: int = 0) -> None:
@@ -106,7 +108,10 @@ class Counters:
         if event.is_step and event.envs is None:
             settled, steps, shared = self._settled, self._more_steps + 1, event
         else:
-            settled, steps, shared = advance(self.positions(), event), 0, None
+            positions, later = self._settled
+            settled, steps, shared = (positions, (*later, (self._more_steps, self._shared, event))), 0, None
+            if len(later) == MOST_LATER:
+                settled = _advanced(*settled), ()
         # No function is called from here on, so that Ctrl-C comes before all of it, or after.
         self._settled, self._more_steps, self._shared = settled, steps, shared
         if event.is_step:
@@ -130,38 +135,69 @@ class Counters:
 
     def positions(self) -> Positions:
         """Return the position of each environment at its last frame, ``[envs, 6]``. Before the first reset the episode is -1."""
-        shared = self._shared
-        if shared is None:
-            return self._settled
-        # As `advance_together` has it, in less than half of the time.
-        after = self._settled.copy()
-        after[:, FRAME], after[:, STEP], after[:, LOG_TIME] = shared[:3]
-        after[:, EPISODE_STEP] += self._more_steps
-        return after
+        return _after_steps(_advanced(*self._settled), self._more_steps, self._shared)
 
     def _settle(self, positions: Positions) -> None:
-        self._settled, self._more_steps, self._shared = positions, 0, None
+        self._settled, self._more_steps, self._shared = (positions, ()), 0, None
+
+    def _caught_up(self) -> Positions:
+        """Evaluate the events that wait, and return the positions after them. Called on the environment's thread."""
+        if self._settled[1]:
+            self._settled = _advanced(*self._settled), ()
+        return self._settled[0]
+
+    def _episodes(self) -> npt.NDArray[np.int64]:
+        """Return the number of each environment's episode, ``[envs]``."""
+        return _advanced(*self._settled)[:, EPISODE]
 
     def has_seen(self, event: Event) -> bool:
         """Return whether an event was the last one that was counted."""
         return self._seen is event
 
     def episode_numbers(self, envs: EnvIndices) -> npt.NDArray[np.int64]:
-        """Return the numbers of the episodes that environments are in."""
-        episodes = self._settled[:, EPISODE]
+        """Return the numbers of the episodes that environments are in. Called on the environment's thread."""
+        episodes = self._caught_up()[:, EPISODE]
         return episodes if envs is None else episodes[envs]
 
     def begun(self) -> int:
         """Return the number of episodes that have begun in all environments together."""
-        return int(self._settled[:, EPISODE].sum()) + len(self._settled)
+        episodes = self._episodes()
+        return int(episodes.sum()) + len(episodes)
 
     def never_begun(self, envs: EnvIndices) -> EnvIndices:
-        """Return those of ``envs`` that were never reset."""
+        """Return those of ``envs`` that were never reset. Called on the environment's thread."""
         if self.all_begun:
             return NO_ENVS
-        fresh = self._settled[:, EPISODE] < 0
+        fresh = self._caught_up()[:, EPISODE] < 0
         self.all_begun = not fresh.any()
         return np.flatnonzero(fresh) if envs is None else envs[fresh[envs]]
+
+
+MOST_LATER = 16
+"""Upper bound on the events that are evaluated later: at the beginning of a block, say."""
+
+_Later = tuple[int, Event | None, Event]
+"""Number of steps of all environments before an event, the last of these, and the event."""
+
+
+def _advanced(positions: Positions, later: tuple[_Later, ...]) -> Positions:
+    """Return positions after events."""
+    for steps, shared, event in later:
+        positions = advance(_after_steps(positions, steps, shared), event)
+    return positions
+
+
+def _after_steps(positions: Positions, steps: int, shared: Event | None) -> Positions:
+    """Return positions after steps of all environments, the last of which is given; None: there are none.
+
+    As ``advance_together`` has it, in less than half of the time.
+    """
+    if shared is None:
+        return positions
+    after = positions.copy()
+    after[:, FRAME], after[:, STEP], after[:, LOG_TIME] = shared[:3]
+    after[:, EPISODE_STEP] += steps
+    return after
 
 
 def _before_the_first_reset(envs: int) -> Positions:

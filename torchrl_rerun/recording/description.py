@@ -48,8 +48,12 @@ class Description:
         """Return the streams of a moment."""
         return self._streams[moment]
 
-    def vary(self, key: Key) -> Iterator[tuple[Stream, Moment, Stream, int]]:
+    def vary(self, key: Key, dtype: str) -> Iterator[tuple[Stream, Moment, Stream, int]]:
         """Describe a key as one whose rows vary in shape.
+
+        Args:
+            key: the key.
+            dtype: the dtype of its rows from now on. It holds all numbers of the dtype so far.
 
         Returns:
             For each of its streams: the stream as it was, its moment, the stream as it is, and where its values are.
@@ -57,7 +61,7 @@ class Description:
         for moment in Moment:
             for at, before in enumerate(self._streams[moment]):
                 if before.key == key:
-                    stream = self._streams[moment][at] = varying(before)
+                    stream = self._streams[moment][at] = varying(before, dtype)
                     yield before, moment, stream, at
 
     @property
@@ -81,6 +85,6 @@ class Description:
         return {stream.reward_key for stream in self.returns}
 
 
-def varying(stream: Stream) -> Stream:
-    """Return a stream of rows that vary in shape; the shape so far stays the usual one."""
-    return replace(stream, varies=True, device="")
+def varying(stream: Stream, dtype: str) -> Stream:
+    """Return a stream of rows of a dtype that vary in shape; the shape so far stays the usual one."""
+    return replace(stream, dtype=dtype, varies=True, device="")

@@ -72,7 +72,7 @@ class LoggedEnvs:
         """
         if self._select is not None:
             mask = mask[self._select]
-        return None if mask.all() else np.flatnonzero(mask)
+        return None if mask.all() else mask.nonzero()[0]
 
     def mask(self, envs: EnvIndices) -> npt.NDArray[np.bool_]:
         """Return a mask of all environments of the batch, ``[envs]``.

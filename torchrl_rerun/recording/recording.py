@@ -37,6 +37,8 @@ from torchrl_rerun.recording.steps import Steps
 from torchrl_rerun.writing.live import LiveSink
 from torchrl_rerun.writing.target import ChunkWriter
 
+_OPEN = State.OPEN  # in Python 3.11, to look it up is a call
+
 LIVE_SECONDS = 0.5
 """Seconds after which a frame is sent to a viewer. Up to a quarter may come on top, see :data:`STALE_CHECKS`."""
 
@@ -127,13 +129,13 @@ class Recording(Steps):
     @property
     def alive(self) -> bool:
         """Whether the recording takes frames: its state is open."""
-        return self.status.state is State.OPEN
+        return self.status.state is _OPEN
 
     @property
     def takes_frames(self) -> bool:
         """Whether the next frame belongs to this recording: it is alive, and hasn't as many frames as it may have."""
         most = self._most_frames
-        return self.alive and (most is None or self._counters.frames - self._first_frame < most)
+        return self.status.state is _OPEN and (most is None or self._counters.frames - self._first_frame < most)
 
     @property
     def is_over(self) -> bool:
@@ -183,7 +185,7 @@ class Recording(Steps):
         """Record rows of a key that vary in shape from now on. The shape so far stays the usual one.
 
         Args:
-            stream: how the key is recorded.
+            stream: how the key is recorded, with the dtype that its rows have from now on.
 
         Returns:
             How it is recorded from now on; None if returns are derived from it: those have one shape.
@@ -192,10 +194,10 @@ class Recording(Steps):
             return None
         with self._copying:
             self._revise()
-            for before, moment, after, at in self._description.vary(stream.key):
+            for before, moment, after, at in self._description.vary(stream.key, stream.dtype):
                 self._buffers.vary(before, moment, after, at)
             self._put_description([])
-        return varying(stream)
+        return varying(stream, stream.dtype)
 
     def describe_origin(self, **facts: object) -> None:
         """Add to what the schema says of the environments. The frames so far are written first.

@@ -16,6 +16,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.known_rates import registered_fps
 
 
@@ -78,6 +79,12 @@ def env_name(env: EnvBase | None) -> str | None:
             return name
     name = getattr(getattr(getattr(inner, "_env", None), "spec", None), "id", None)
     return name if isinstance(name, str) else None
+
+
+def spec(env: EnvBase | None) -> str | None:
+    """Return the spec of an environment of gymnasium as JSON; None if it is another one, or in other processes."""
+    inner = innermost(env)
+    return None if isinstance(inner, ParallelEnv) else spec_to_json(getattr(inner, "_env", None))
 
 
 def seeds(env: EnvBase | None) -> list[int | None]:

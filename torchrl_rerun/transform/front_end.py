@@ -21,6 +21,7 @@ from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.controls import Switchable
+from torchrl_rerun.recording.env_specs import ENV_SPEC
 from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.looks import Taken
 from torchrl_rerun.recording.opening import Opening
@@ -114,12 +115,14 @@ class FrontEnd(Switchable):
 
     def _facts(self, env: EnvOf, batch_size: tuple[int, ...]) -> Facts:
         known = env()
+        spec = environments.spec(known)
         return Facts(
             batch_size,
             environments.env_name(known),
             None if self.session.options.fps else environments.frames_per_second(known),
             is_worker=in_worker(),
             worker=worker_number(),
+            origin={} if spec is None else {ENV_SPEC: spec},
         )
 
     # --- what TorchRL's hooks see ---

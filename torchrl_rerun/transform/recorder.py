@@ -173,9 +173,23 @@ class RerunRecorder(Shown, Transform):
         >>> env = GymEnv("CartPole-v1").append_transform(recorder)
         >>> rollout = env.rollout(10)
         >>> recorder.dump()
+        >>> stats = recorder.stats()
+        >>> stats["frames"], stats["steps"], stats["episodes"], stats["frames_waiting"], stats["frames_lost"]
+        (11, 10, 1, 0, 0)
         >>> env.close()
 
-        Then ``rerun run.rrd`` opens it.
+        Then ``rerun run.rrd`` opens it. To record each episode by itself, with properties of your own:
+
+        >>> import os
+        >>> from torchrl_rerun import KeepIf
+        >>> recorder = RerunRecorder(f"{folder}/successes", keep=KeepIf(lambda episode: episode["success"]))
+        >>> env = GymEnv("CartPole-v1").append_transform(recorder)
+        >>> for success in (True, False):
+        ...     rollout = env.rollout(100)
+        ...     recorder.annotate(success=success)
+        >>> env.close()
+        >>> os.listdir(f"{folder}/successes")
+        ['env_0_episode_000000.rrd']
     """
 
     def __init__(

@@ -13,7 +13,7 @@ DISABLED   resets nothing; ``reset(options={"reset_mask": ...})`` does    return
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,32 @@ FINAL_OBSERVATIONS = ("final_obs", "final_observation", "terminal_observation")
 """Names of infos that hold the last observations: of Gymnasium 1.1 and later, of earlier ones, of Stable-Baselines3."""
 
 
+class Ended(NamedTuple):
+    """Episodes that end with a call of ``step``, of which there is one at least.
+
+    Attributes:
+        done: the environments whose episodes end, bool ``[envs]``.
+        ends: how they end.
+        first_info: the infos, of which those of environments that were reset within the step are of the reset.
+    """
+
+    done: npt.NDArray[np.bool_]
+    ends: Ends
+    first_info: Any
+
+    @classmethod
+    def of(cls, terminated: Any, truncated: Any, done: Any, first_info: Any) -> Ended:
+        """Return the episodes that end, of flags as arrays, tensors or lists.
+
+        Args:
+            terminated: flags of all environments.
+            truncated: flags of all environments.
+            done: either of them.
+            first_info: the infos that go with the next episodes.
+        """
+        return cls(_as_flags(done), Ends(_as_flags(terminated), _as_flags(truncated)), first_info)
+
+
 class Batch:
     """Record the resets and steps of a batch of environments.
 
@@ -44,7 +70,9 @@ class Batch:
     def __init__(self, front_end: FrontEnd, envs: int, mode: AutoresetMode, *, seeds_follow: bool = False) -> None:
         self._front_end = front_end
         self._envs = envs
-        self._mode = mode
+        # `AutoresetMode.SAME_STEP` is a call of Python's in Python 3.11.
+        self._is_same_step, self._is_next_step = mode is AutoresetMode.SAME_STEP, mode is AutoresetMode.NEXT_STEP
+        self._down = np.zeros((envs, 1), np.bool_)
         self._seeds_follow = seeds_follow
         self._was_done: npt.NDArray[np.bool_] | None = None  # None: no environment was
         self._seeds: list[int | None] = [None] * envs
@@ -65,41 +93,52 @@ class Batch:
         self._note_seeds(seed, mask)
         self._front_end.reset(observation, info, mask, self._known_seeds)
 
-    def step(
+    def step(self, action: Any, result: tuple[Any, Any, Any, Any, Any]) -> None:
+        """Record a call of ``step`` of Gymnasium's.
+
+        Args:
+            action: the actions.
+            result: observation, reward, terminated, truncated and info.
+        """
+        try:
+            observation, reward, terminated, truncated, info = result
+            done = _either(terminated, truncated)
+            ended = Ended.of(terminated, truncated, done, info) if np.count_nonzero(done) else None
+        except Exception as error:  # a result of no form that is known: training goes on
+            self._front_end.fail(error)
+            return
+        self.record((observation, reward, info), ended, (action, NO_EXTRAS))
+
+    def record(
         self,
-        action: Any,
-        result: tuple[Any, Any, Any, Any, Any],
-        *,
-        done: Any = None,
-        first_info: Any = None,
-        extras: Mapping[Any, Any] = NO_EXTRAS,
+        result: tuple[Any, Any, Any],
+        ended: Ended | None,
+        acted: tuple[Any, Mapping[Any, Any]],
         properties: Mapping[str, Any] = NO_EXTRAS,
     ) -> None:
         """Record a call of ``step``.
 
         Args:
-            action: the actions.
-            result: observation, reward, terminated, truncated and info.
-            done: whether the episode of each environment ends. Default: if it is terminated or truncated.
-            first_info: the infos, of which those of environments that were reset within the step are of the reset. Default:
-                ``info``, as Gymnasium gives it.
-            extras: what else the policy wrote, by its key.
+            result: observations, rewards and infos of all environments.
+            ended: the episodes that end; None: none does.
+            acted: the actions, and what else the policy wrote, by its key.
             properties: properties of the episodes that end within the step.
         """
-        front_end, reset, within = self._front_end, self._was_done, None
-        try:
-            observation, reward, terminated, truncated, info = result
-            done = _either(terminated, truncated) if done is None else done
-            ended, ends = _ends(terminated, truncated, done)
-            if ended is not None and self._mode is AutoresetMode.SAME_STEP:
-                within = Within(ended, last_of(info), properties)
-            self._was_done = ended if self._mode is AutoresetMode.NEXT_STEP else None
-        except Exception as error:  # a result of no form that is known: training goes on
-            front_end.fail(error)
-            return
-        said = info if within is None else StepInfos(info, within.mask)
-        first = info if first_info is None else first_info
-        stepped = Stepped((observation, first, terminated, truncated, done), (reward, said), (action, extras))
+        front_end, reset = self._front_end, self._was_done
+        observation, reward, info = result
+        if ended is None:
+            self._was_done = None
+            stepped = Stepped((observation, info, self._down, self._down, self._down), (reward, info), acted)
+            if reset is None:  # nearly always
+                front_end.step(stepped)
+                return
+            ends = within = None
+        else:
+            done, ends, within, said = ended.done, ended.ends, None, info
+            if self._is_same_step:
+                within, said = Within(done, last_of(info), properties), StepInfos(info, done)
+            self._was_done = done if self._is_next_step else None
+            stepped = Stepped((observation, ended.first_info, *ends, done), (reward, said), acted)
         if reset is None or not reset.any():
             front_end.step(stepped, None, ends, within, self._known_seeds if within is not None else ())
             return
@@ -123,25 +162,10 @@ class Batch:
                 self._seeds[env] = each
 
 
-def _ends(terminated: Any, truncated: Any, done: Any) -> tuple[Mask, Ends | None]:
-    """Return the environments whose episodes end, and how; None: no episode does.
-
-    Args:
-        terminated: flags of all environments.
-        truncated: flags of all environments.
-        done: either of them.
-    """
-    ended = done if type(done) is np.ndarray else as_array(done)
-    if not np.count_nonzero(ended):  # a quarter of the time of `any`
-        return None, None
-    return _as_flags(ended), Ends(_as_flags(terminated), _as_flags(truncated))
-
-
-def _either(terminated: Any, truncated: Any) -> Any:
+def _either(terminated: Any, truncated: Any) -> npt.NDArray[Any]:
     """Return whether episodes end, of flags as arrays, tensors or lists."""
-    if hasattr(terminated, "detach"):
-        return terminated | truncated
-    return np.logical_or(as_array(terminated), as_array(truncated))
+    either = terminated | truncated if hasattr(terminated, "detach") else np.logical_or(terminated, truncated)
+    return as_array(either)
 
 
 def is_up(flag: Any) -> bool:
@@ -213,17 +237,27 @@ def last_of(info: Any) -> Callable[[Reader, int], Any]:
 
 def _observation_of(info: Any, steps: Sequence[Any], env: int) -> Any:
     """Return a part of an environment's last observation. KeyError: it isn't known."""
-    infos = info if isinstance(info, Mapping) else infos_at(info, env)
-    known = infos if isinstance(infos, Mapping) else {}
-    name = next((name for name in FINAL_OBSERVATIONS if name in known), None)
-    if name is None:
-        raise KeyError(FINAL_OBSERVATIONS[0])
-    final = known[name]
-    is_of_one = infos is not info
-    if not is_of_one and (isinstance(final, list) or (isinstance(final, np.ndarray) and final.dtype == object)):
-        final, is_of_one = final[env], True
+    if isinstance(info, Mapping):
+        name = _final_in(info)
+        final, is_of_one = info[name], False
+        if isinstance(final, list) or (isinstance(final, np.ndarray) and final.dtype == object):
+            final, is_of_one = final[env], True
+    else:
+        known = infos_at(info, env)
+        if not isinstance(known, Mapping):
+            raise KeyError(FINAL_OBSERVATIONS[0])
+        name = _final_in(known)
+        final, is_of_one = known[name], True
     if final is None:
         raise KeyError(name)
     for step in steps:
         final = final[step]
     return final if is_of_one else final[env]
+
+
+def _final_in(infos: Mapping[str, Any]) -> str:
+    """Return the name of the last observations among infos. KeyError: there are none."""
+    for name in FINAL_OBSERVATIONS:
+        if name in infos:
+            return name
+    raise KeyError(FINAL_OBSERVATIONS[0])

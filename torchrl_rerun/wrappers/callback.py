@@ -26,8 +26,8 @@ class RerunCallback(BaseCallback):
         recorder: the recorder. Default: the one around or within the environment that is trained on, at the beginning of each
             training.
         values: whether the policy's values and log-probabilities are recorded beside the actions, as ``"value"`` and
-            ``"log_prob"``. Algorithms with rollouts of their own have them: A2C, PPO. They must be asked for from the first step
-            of the recording on. Default: False.
+            ``"log_prob"``. Algorithms with rollouts of their own have them: A2C, PPO. Pass it to the first ``learn()``: a
+            recording that has begun without them goes on without them, with a warning. Default: False.
         verbose: as of every callback.
 
     Raises:
@@ -87,8 +87,9 @@ class RerunCallback(BaseCallback):
         recorder._policy_values = PolicyValues(self.model.policy, recorder.num_envs)  # noqa: SLF001 - of this package
         if recorder._front_end.lacks_beside_actions(VALUE):  # noqa: SLF001 - of this package
             warn(
-                "values=True: 'value' and 'log_prob' are not recorded, since the recording has begun without them: pass the "
-                "callback to the first learn()"
+                "values=True: 'value' and 'log_prob' are not recorded, since the recording has begun without them. Pass the "
+                "callback to the first learn(), or go on with a recorder of another file: "
+                "model.set_env(VecRerunRecorder(venv, 'more.rrd'))"
             )
 
     def _let_go(self) -> None:

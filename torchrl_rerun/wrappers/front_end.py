@@ -17,6 +17,7 @@ from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording import workers
 from torchrl_rerun.recording.controls import Switchable
+from torchrl_rerun.recording.env_specs import ENV_SPEC
 from torchrl_rerun.recording.episode_log import checked_annotations
 from torchrl_rerun.recording.life import close_quietly, describing
 from torchrl_rerun.recording.looks import Look, Taken
@@ -170,11 +171,10 @@ class FrontEnd(Switchable):
                     if within.properties and self.must_know_seeds:
                         _annotate(recording, within)
                     begun = within.mask if begun is None else begun | within.mask
-                if begun is not None and begun.any():
-                    first = list(observed)
+                if begun is not None:
                     for at in plan.flags:
-                        first[at] = self._down_rows
-                    self._reset(recording, first, None if begun.all() else begun, seeds)
+                        observed[at] = self._down_rows
+                    self._reset(recording, observed, begun, seeds)
             except Exception as error:  # training goes on: the next `dump()` raises it
                 recording.fail(error)
 
@@ -241,7 +241,7 @@ class FrontEnd(Switchable):
             begun &= ~ends.either
         if mask is not None:
             begun &= mask
-        return ~fresh if mask is None else mask & ~fresh, begun
+        return ~fresh if mask is None else mask & ~fresh, begun if begun.any() else None
 
     # --- opening ---
 
@@ -259,13 +259,18 @@ class FrontEnd(Switchable):
 
     def _facts(self) -> Facts:
         number = workers.number_in_batch()
+        spec = _known(self._about.spec)
         return Facts(
             self._about.batch_size,
             _known(self._about.name),
             None if self.session.options.fps else _known(self._about.fps),
             is_worker=workers.in_worker_process(),
             worker=workers.number_among_processes() if number is None else number,
-            origin={**self._about.origin, **({"last_observations": "lost"} if self._has_lost_rows else {})},
+            origin={
+                **self._about.origin,
+                **({} if spec is None else {ENV_SPEC: spec}),
+                **({"last_observations": "lost"} if self._has_lost_rows else {}),
+            },
         )
 
     def _the_env(self) -> Any:

@@ -39,6 +39,7 @@ class About:
         name: returns the name of the environment; None: it has none.
         fps: returns the frames per second of simulated time; None: unknown.
         names: returns names of the numbers of observations and actions.
+        spec: returns the text that one environment can be made from again; None: unknown.
         origin: the front end, spaces and whatever else the schema says, as JSON has it.
         reward_shape: the shape of one environment's reward.
     """
@@ -49,6 +50,7 @@ class About:
     name: Callable[[], str | None]
     fps: Callable[[], float | None]
     names: Callable[[], Names] = Names
+    spec: Callable[[], str | None] = lambda: None
     origin: Mapping[str, Any] = field(default_factory=dict)
     reward_shape: tuple[int, ...] = (1,)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.kinds.keys import Key
+from torchrl_rerun.errors import warn
+from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.objects import MISSING, frozen
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.recording.changes import ChangedError, warn_of_change, without_ones
+from torchrl_rerun.recording.changes import ChangedError, warn_of_change, wider_dtype, without_ones
 from torchrl_rerun.wrappers.fields import Field
 
 
@@ -36,14 +38,10 @@ class Reader:
         self.stream = stream
         self.field = field
         self.envs = envs
-        self._steps = field.steps
         self._first, self._second = (*field.steps, None, None)[:2]
         self._count = len(field.steps)
         self._dtype = stream.number_type
-        self._given = stream.shape if envs is None else (envs, *stream.shape)
         self._shape = (envs or 1, *stream.shape)
-        self._is_flat = envs is not None
-        self._bare = (envs,) if stream.shape == (1,) else self._given  # rewards and flags of a batch
 
     @property
     def unknown(self) -> Any:
@@ -75,13 +73,7 @@ class Reader:
             ChangedError: the value has another dtype or shape than the first value.
             KeyError: there is none.
         """
-        value = self.value(root)
-        if type(value) is np.ndarray and value.dtype is self._dtype:
-            if value.shape == self._given:
-                return value if self._is_flat else value.reshape(self._shape)
-            if value.shape == self._bare:
-                return value.reshape(self._shape)
-        return self.fitted(value, self._shape)
+        return self.fitted(self.value(root), self._shape)
 
     def row(self, value: Any) -> Any:
         """Return the value of one environment, ``[*stream.slot_shape]``.
@@ -121,16 +113,38 @@ class Reader:
             return on_device
         array = as_array(value)
         if without_ones(array.shape) != without_ones(shape):
-            within = array.shape if shape == self.stream.shape or not self._is_flat else array.shape[1:]
+            within = array.shape if shape == self.stream.shape or self.envs is None else array.shape[1:]
             raise ChangedError(f"{array.dtype} {tuple(within)}", is_shape_alone=True)
         if array.dtype != self._dtype:
             with np.errstate(all="ignore"):
                 cast = array.astype(self._dtype)
             is_number = array.dtype.kind in "biuf" and (array.dtype.kind != "f" or self._dtype.kind in "fiu")
             if not is_number or not np.array_equal(cast, array, equal_nan=array.dtype.kind == "f"):
-                raise ChangedError(f"{array.dtype} {array.shape}", advice="Give it one dtype from the first reset on")
+                raise ChangedError(
+                    f"{array.dtype} {array.shape}",
+                    wider=wider_dtype(self._dtype, array.dtype),
+                    advice="Give it one dtype from the first reset on",
+                )
             array = cast
         return array.reshape(shape)
+
+
+class Way(NamedTuple):
+    """What :meth:`Readers.arrays` needs to know of a reader, to take arrays without calling it.
+
+    Attributes:
+        first: where the value is in what the environment returned; None: the reader follows more steps.
+        dtype: the dtype of arrays that are taken; None: none is, and the reader reads.
+        shape: the shape of the values of all environments.
+        other: a shape of arrays without dimensions of size 1 that ``shape`` has.
+        reader: the reader.
+    """
+
+    first: Any
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+    other: tuple[int, ...]
+    reader: Reader
 
 
 class NumberReader(Reader):
@@ -201,10 +215,15 @@ class Readers:
         has_lost_rows: whether an observation that :meth:`replace_rows` asked for wasn't known.
     """
 
+    # Each step calls this class three times, after the policy has used the processor's caches: a call for each key would
+    # take three times as long.
+
     def __init__(
         self, readers: Iterable[Reader] = (), vary: Callable[[Stream], Stream | None] = lambda _: None
     ) -> None:
         self.each = list(readers)
+        self._ways = [_way_of(reader) for reader in self.each]
+        self._replaced = [(at, reader) for at, reader in enumerate(self.each) if reader.is_replaced]
         self._vary = vary
         self.has_lost_rows = False
         self._warned: set[Key] = set()
@@ -219,9 +238,20 @@ class Readers:
             root: what the environment returned.
         """
         arrays: list[Any] = []
-        for reader in self.each:
+        for first, dtype, shape, other, reader in self._ways:
             try:
-                arrays.append(reader.read(root))
+                if dtype is None:
+                    arrays.append(reader.read(root))
+                    continue
+                value = reader.value(root) if first is None else root[first]
+                if type(value) is np.ndarray and value.dtype is dtype:
+                    if value.shape == shape:
+                        arrays.append(value)
+                        continue
+                    if value.shape == other:
+                        arrays.append(value.reshape(shape))
+                        continue
+                arrays.append(reader.fitted(value, shape))
             except (KeyError, IndexError):
                 arrays.append(None)
             except Exception as error:
@@ -240,16 +270,18 @@ class Readers:
             value_of: returns an environment's value for a reader, at the end of its steps. KeyError: it isn't known. NaN (or 0)
                 stands for an observation, and an info leaves a gap.
         """
-        out, envs = list(arrays), np.flatnonzero(gone).tolist()
-        for at, reader in enumerate(self.each):
-            if (out[at] is None and not reader.may_be_missing) or not reader.is_replaced:
+        out, envs = list(arrays), gone.nonzero()[0].tolist()
+        for at, reader in self._replaced:
+            if out[at] is None and not reader.may_be_missing:
                 continue
             try:
                 used = reader
-                values = {env: _known(value_of, reader, env) for env in envs}
-                is_lost = any(value is MISSING for value in values.values())
+                values = [_known(value_of, reader, env) for env in envs]
+                is_lost = False
+                for value in values:  # `in` would compare arrays
+                    is_lost |= value is MISSING
                 if out[at] is None:
-                    if all(value is MISSING for value in values.values()):
+                    if all(value is MISSING for value in values):
                         continue
                     out[at] = np.full(reader.envs or 1, MISSING, object)
                     used = reader if reader.stream.is_object else self._varied(reader) or reader
@@ -257,7 +289,7 @@ class Readers:
                     used = self._varied(reader) or reader
                     out[at] = arrays[at] = _as_objects(arrays[at])
                 changed = out[at].clone() if hasattr(out[at], "clone") else out[at].copy()
-                for env, value in values.items():
+                for env, value in zip(envs, values, strict=True):
                     changed[env] = used.unknown if value is MISSING else used.row(value)
                 out[at] = changed
                 self.has_lost_rows |= is_lost and not reader.may_be_missing
@@ -270,27 +302,52 @@ class Readers:
         value: Any = None
         try:
             value = reader.value(root)
-            is_shape_alone = isinstance(error, ChangedError) and error.is_shape_alone
-            if is_shape_alone and (changed := self._varied(reader)) is not None:
-                return changed.read(root)
+            if isinstance(error, ChangedError) and (error.is_shape_alone or error.wider):
+                changed = self._varied(reader, error.wider)
+                if changed is not None:
+                    return changed.read(root)
         except Exception as reason:
             error = reason
         self._warn(reader, value, error)
         return None
 
-    def _varied(self, reader: Reader) -> Reader | None:
-        """Have a key recorded with values of any shape from now on; return its new reader, or None if it can't be."""
-        varying = self._vary(reader.stream)
+    def _varied(self, reader: Reader, dtype: str = "") -> Reader | None:
+        """Have a key recorded with values of any shape from now on; return its new reader, or None if it can't be.
+
+        Args:
+            reader: the reader so far.
+            dtype: a wider dtype, in which the values come from now on. Default: that so far.
+        """
+        varying = self._vary(dataclasses.replace(reader.stream, dtype=dtype or reader.stream.dtype))
         if varying is None:
             return None
+        if dtype:
+            warn(
+                f"{name_of(reader.stream.key)} is recorded as tensors of {dtype} from here on: the recording began with "
+                f"{reader.stream.dtype}. Give it one dtype from the first reset on, for plots of all of it"
+            )
         changed = reader.varied(varying)
-        self.each[self.each.index(reader)] = changed
+        at = self.each.index(reader)
+        self.each[at], self._ways[at] = changed, _way_of(changed)
+        self._replaced = [(at, reader) for at, reader in enumerate(self.each) if reader.is_replaced]
         return changed
 
     def _warn(self, reader: Reader, value: Any, error: Exception) -> None:
         if reader.stream.key not in self._warned:
             self._warned.add(reader.stream.key)
             warn_of_change(reader.stream, value, error)
+
+
+def _way_of(reader: Reader) -> Way:
+    """Return the way of a reader."""
+    stream, envs = reader.stream, reader.envs
+    shape = (envs or 1, *stream.shape)
+    if type(reader) is not Reader:
+        return Way(None, None, shape, shape, reader)
+    # Rewards and flags of a batch come without the dimension of size 1 that they are recorded with.
+    other = stream.shape if envs is None else (envs,) if stream.shape == (1,) else shape
+    steps = reader.field.steps
+    return Way(steps[0] if len(steps) == 1 else None, stream.number_type, shape, other, reader)
 
 
 def _known(value_of: Callable[[Reader, int], Any], reader: Reader, env: int) -> Any:

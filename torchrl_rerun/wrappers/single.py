@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from torchrl_rerun.kinds.endings import Ends
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in, single_spaces
@@ -81,10 +82,11 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         it isn't known.
 
     Examples:
-        >>> import tempfile
+        >>> import os, tempfile
         >>> import gymnasium as gym
         >>> from torchrl_rerun.wrappers import RecordRerun
-        >>> env = RecordRerun(gym.make("CartPole-v1"), tempfile.mkdtemp() + "/run.rrd")
+        >>> folder = tempfile.mkdtemp()
+        >>> env = RecordRerun(gym.make("CartPole-v1"), folder + "/run.rrd")
         >>> observation, info = env.reset(seed=0)
         >>> for _ in range(10):
         ...     observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
@@ -92,7 +94,19 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
         10
         >>> env.close()
 
-        Then ``rerun run.rrd`` opens it.
+        Then ``rerun run.rrd`` opens it. To record each episode by itself, with properties of your own:
+
+        >>> from torchrl_rerun import KeepIf
+        >>> env = RecordRerun(gym.make("CartPole-v1"), folder + "/right", keep=KeepIf(lambda episode: episode["right"]))
+        >>> for seed in range(2):
+        ...     observation, info = env.reset(seed=seed)
+        ...     terminated = False
+        ...     while not terminated:
+        ...         observation, reward, terminated, truncated, info = env.step(seed)
+        ...     env.annotate(right=bool(observation[2] > 0))  # the pole fell to the right
+        >>> env.close()
+        >>> os.listdir(folder + "/right")
+        ['env_0_episode_000000.rrd']
     """
 
     def __init__(
@@ -127,6 +141,7 @@ class RecordRerun(Recorder, gymnasium.Wrapper[Any, Any, Any, Any], RecordConstru
             functools.partial(id_of, env),
             functools.partial(rate_of, env),
             functools.partial(names_of, env),
+            functools.partial(spec_to_json, env),
             origin=origin,
             reward_shape=reward_shape_of(env),
         )

@@ -11,12 +11,14 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from torchrl_rerun.kinds.endings import Ends
 from torchrl_rerun.kinds.objects import MISSING
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.known_names import Names, of_id, of_simulator
 from torchrl_rerun.recording.known_rates import registered_fps
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
-from torchrl_rerun.wrappers.batches import Batch, copied, is_up
+from torchrl_rerun.wrappers.batches import Batch, Ended, copied, is_up
 from torchrl_rerun.wrappers.cameras import VecEnvCamera
 from torchrl_rerun.wrappers.choosing import VEC_ENV, check_form
 from torchrl_rerun.wrappers.facts import id_in, rate_of
@@ -74,6 +76,19 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         >>> venv.stats()["steps"]
         10
         >>> venv.close()
+
+        To record each episode by itself, with properties of your own:
+
+        >>> from torchrl_rerun import list_episodes
+        >>> folder = tempfile.mkdtemp()
+        >>> venv = VecRerunRecorder(make_vec_env("CartPole-v1", n_envs=2), folder, split="episode")
+        >>> observations = venv.reset()
+        >>> venv.annotate(1, difficulty=0.5)
+        >>> for _ in range(5):
+        ...     observations, rewards, dones, infos = venv.step([venv.action_space.sample() for _ in range(2)])
+        >>> venv.close()
+        >>> [(found.episode.env, found.episode.annotations) for found in list_episodes(folder).episodes]
+        [(0, {}), (1, {'difficulty': 0.5})]
     """
 
     def __init__(self, venv: VecEnv, sink: Sinks | Sequence[Sinks] = None, **options: Unpack[RecorderOptions]) -> None:
@@ -101,6 +116,7 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
             name,
             lambda: rate_of(venv) or registered_fps(name()),
             lambda: _names_of(venv, name()),
+            functools.partial(spec_to_json, venv),
             origin=origin,
         )
         front_end = FrontEnd(self._session, about, venv, looks_for(self._session.options, VecEnvCamera()))
@@ -131,28 +147,28 @@ class VecRerunRecorder(Recorder, VecEnvWrapper):
         """Wait for the step, and record the actions and what they led to."""
         result = self.venv.step_wait()
         try:
-            observation, reward, done, infos = result
-            terminated, truncated, first_infos = done, self._down, None
-            if np.count_nonzero(done):
-                truncated = self._down.copy()
-                for env in np.flatnonzero(done):
-                    truncated[env] = _was_truncated(infos, int(env))
-                if self._reads_infos:
-                    of_reset = self._reset_infos
-                    first_infos = [infos_at(of_reset if done[env] else infos, env) for env in range(len(done))]
-                terminated = done & ~truncated
+            observation, reward, dones, infos = result
+            done = np.asarray(dones, np.bool_)
+            envs = done.nonzero()[0]  # calls no Python, which `any` and `count_nonzero` do
+            ended = self._ended(envs.tolist(), done, infos) if len(envs) else None
         except Exception as error:  # infos of no form that is known: training goes on
             self._front_end.fail(error)
             return result
-        self._batch.step(
-            self._actions,
-            (observation, reward, terminated, truncated, infos),
-            done=done,
-            first_info=first_infos,
-            extras=self._extras,
-            properties=self._properties,
-        )
+        self._batch.record((observation, reward, infos), ended, (self._actions, self._extras), self._properties)
         return result
+
+    def _ended(self, envs: list[int], done: npt.NDArray[np.bool_], infos: Any) -> Ended:
+        """Return how episodes end, of which there is one at least."""
+        cut = [env for env in envs if _was_truncated(infos, env)]
+        terminated, truncated, first_infos = done, self._down, infos
+        if cut:
+            truncated = self._down.copy()
+            truncated[cut] = True
+            terminated = done & ~truncated
+        if self._reads_infos:
+            of_reset = self._reset_infos
+            first_infos = [infos_at(of_reset if done[env] else infos, env) for env in range(len(done))]
+        return Ended(done, Ends(terminated, truncated), first_infos)
 
     def close(self) -> None:
         """Close the environments, then the recording. Closing again does nothing.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
+from torchrl_rerun.recording.env_specs import spec_to_json
 from torchrl_rerun.recording.options import RecorderOptions
 from torchrl_rerun.recording.session import Sinks
 from torchrl_rerun.wrappers.autoreset import Modes, mode_of, reset_mask_in
@@ -75,6 +76,19 @@ class RecordRerun(Recorder, Wrapper):
         >>> envs.stats()["steps"], envs.stats()["episodes"]
         (5, 3)
         >>> envs.close()
+
+        To record each episode by itself, with properties of your own:
+
+        >>> from torchrl_rerun import list_episodes
+        >>> folder = tempfile.mkdtemp()
+        >>> envs = RecordRerun(gym.make_vec("CartPole-v1", num_envs=3), folder, split="episode")
+        >>> observations, infos = envs.reset(seed=0)
+        >>> envs.annotate(1, difficulty=0.5)
+        >>> for _ in range(5):
+        ...     observations, rewards, terminations, truncations, infos = envs.step(envs.action_space.sample())
+        >>> envs.close()
+        >>> [(found.episode.env, found.episode.annotations) for found in list_episodes(folder).episodes]
+        [(0, {}), (1, {'difficulty': 0.5}), (2, {})]
     """
 
     def __init__(
@@ -99,6 +113,7 @@ class RecordRerun(Recorder, Wrapper):
             functools.partial(id_of, env),
             functools.partial(rate_of, env),
             functools.partial(names_of_batch, env),
+            functools.partial(spec_to_json, env),
             origin={
                 "front_end": "gymnasium.vector",
                 "spaces": spaces_of(env.single_observation_space, env.single_action_space),
