@@ -52,6 +52,7 @@ class Recorded:
     recording_id: str
     application_id: str
     static: dict[str, dict[str, Any]]
+    drawn: dict[str, dict[str, list[Any]]]  # by entity and component, the rows of what is drawn below values
 
     def __getitem__(self, entity: str) -> Rows:
         return self.entities[entity]
@@ -98,10 +99,13 @@ def read(path: str | Path) -> Recorded:
                 where = [] if schema["split"] == "episode" else [f"env_{env}"]
                 parts = [*where, *(entry.get("place") or entry["key"]), *([agent] if agent else [])]
                 paths[rr.new_entity_path(parts)] = entry
-    scenes = tuple(f"{where}/" for where, entry in paths.items() if entry["kind"] in SCENES)
+    scenes = tuple(f"{where}/" for where, entry in paths.items() if entry["kind"] in SCENES or "scene" in entry)
     entities: dict[str, Rows] = {}
+    drawn: dict[str, dict[str, list[Any]]] = {}
     for path_, batch in batches:
-        if path_.startswith(scenes):  # what is drawn
+        if path_.startswith(scenes):
+            for name in batch.schema.names:
+                drawn.setdefault(path_, {}).setdefault(name, []).extend(batch.column(name).to_pylist())
             continue
         rows = entities.setdefault(path_, Rows())
         columns = {}
@@ -136,7 +140,7 @@ def read(path: str | Path) -> Recorded:
             assert static[path_]["VideoStream:codec"] == [CODECS[codec].value]
             assert order == sorted(order), "a decoder needs them in order"
             rows.values = [_picture(paths[path_], picture) for picture in decoded(rows.samples, codec)]
-    found = Recorded(schema, entities, store.recording_id, store.application_id, static)
+    found = Recorded(schema, entities, store.recording_id, store.application_id, static, drawn)
     for check in checks:
         check(Path(path), found)
     return found

@@ -14,6 +14,7 @@ from torchrl_rerun.kinds.leaf import Leaf, UnsupportedLeafError
 from torchrl_rerun.kinds.mujoco_state import MuJoCoState
 from torchrl_rerun.kinds.schema import stream_from_schema, stream_to_schema
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.kinds.urdf_joints import UrdfJoints
 from torchrl_rerun.recording.options import Options
 
 
@@ -182,6 +183,20 @@ def test_options_that_do_not_fit_are_refused(leaf, message):
         described("float32", leaf.pop("shape"), **leaf)
 
 
+ON_BODIES = {
+    "bodies": ("a",),
+    "quaternion": "wxyz",
+    "length": 1.0,
+    "geometry": "ab",
+    "center": (0.0, 0.0, 1.0),
+    "radius": 3.0,
+    "root": 1,
+    "grid": False,
+    "up": "y",
+    "spacing": 1.0,
+}
+
+
 @pytest.mark.parametrize(
     "stream",
     [
@@ -194,23 +209,11 @@ def test_options_that_do_not_fit_are_refused(leaf, message):
         Stream(("picture",), Image("jpeg"), "object", (), shared=True),
         Stream(("points",), Tensor(), "float32", (3, 4), varies=True),
         Stream(("points",), Points3D(0.1, [(1, 2, 3), (4, 5, 6)]), "float32", (2, 3)),
-        Stream(("pose",), Transforms3D("wxyz", 0.1, ["base"], "ab12", (1.0, 2.0, 3.0), 2.0, 4.0), "float32", (1, 7)),
+        Stream(("pose",), Transforms3D("wxyz", 0.1, ["base"], "ab12", (1.0, 2.0, 3.0), 2.0), "float32", (1, 7)),
+        Stream(("joints",), Scalars(), "float32", (2,), scene=UrdfJoints(**ON_BODIES, tree="ef", joints=(1, -1))),
         Stream(
             ("scene",),
-            MuJoCoState(
-                bodies=("a",),
-                quaternion="wxyz",
-                length=1.0,
-                geometry="ab",
-                center=(0.0, 0.0, 1.0),
-                radius=3.0,
-                spacing=1.0,
-                model="cd",
-                signature=7,
-                contacts=True,
-                tendons=True,
-                root=1,
-            ),
+            MuJoCoState(**ON_BODIES, model="cd", signature=7, contacts=True, tendons=True),
             "float64",
             (15,),
         ),
@@ -233,7 +236,8 @@ def test_every_field_of_a_stream_is_in_the_round_trip():
 
 
 def test_every_kind_and_option_is_in_the_round_trip():
-    given = [stream.kind for stream in test_a_stream_equals_its_json_round_trip.pytestmark[0].args[1]]
+    streams = test_a_stream_equals_its_json_round_trip.pytestmark[0].args[1]
+    given = [kind for stream in streams for _, kind in stream.drawing]
     for kind in KINDS:
         of_kind = [each for each in given if isinstance(each, kind)]
         for field in dataclasses.fields(kind):

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from torchrl_rerun.recording.keep import Keep, KeepBest, KeepIf, KeepLast, KeepWorst
     from torchrl_rerun.rrd.listing import Listing, RecordedEpisode, list_episodes
     from torchrl_rerun.rrd.repair import Repaired, repair
+    from torchrl_rerun.scenes.isaac_lab import IsaacLab
     from torchrl_rerun.scenes.mujoco import MuJoCo
+    from torchrl_rerun.scenes.newton import Newton
+    from torchrl_rerun.scenes.urdf import Urdf
     from torchrl_rerun.stored.replay import Replayed, replay
     from torchrl_rerun.stored.rewinding import rewind
     from torchrl_rerun.stored.rewound import RewindError
@@ -60,6 +63,7 @@ __all__ = [
     "Episode",
     "FileInUseError",
     "Image",
+    "IsaacLab",
     "Keep",
     "KeepBest",
     "KeepIf",
@@ -72,6 +76,7 @@ __all__ = [
     "LoadedEpisode",
     "LoadedEpisodes",
     "MuJoCo",
+    "Newton",
     "Plot",
     "Points3D",
     "RecordedEpisode",
@@ -88,6 +93,7 @@ __all__ = [
     "Tensor",
     "Text",
     "Transforms3D",
+    "Urdf",
     "View",
     "archetype_columns",
     "browse",
@@ -118,6 +124,7 @@ _HOMES = {
     "Episode": "kinds.episode",
     "FileInUseError": "errors",
     "Image": "kinds.image",
+    "IsaacLab": "scenes.isaac_lab",
     "Keep": "recording.keep",
     "KeepBest": "recording.keep",
     "KeepIf": "recording.keep",
@@ -130,6 +137,7 @@ _HOMES = {
     "LoadedEpisode": "reading.loaded_episode",
     "LoadedEpisodes": "reading.episodes",
     "MuJoCo": "scenes.mujoco",
+    "Newton": "scenes.newton",
     "Plot": "kinds.kind",
     "Points3D": "kinds.points3d",
     "RecordedEpisode": "rrd.listing",
@@ -146,6 +154,7 @@ _HOMES = {
     "Tensor": "kinds.tensor",
     "Text": "kinds.text",
     "Transforms3D": "kinds.transforms3d",
+    "Urdf": "scenes.urdf",
     "View": "kinds.kind",
     "archetype_columns": "kinds.kind",
     "browse": "viewing.browse",

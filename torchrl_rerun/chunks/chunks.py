@@ -128,15 +128,16 @@ class ChunkFactory:
 
     def _drawn(self, stream: Stream, path: str, rows: npt.NDArray[Any]) -> Iterator[_StreamColumns]:
         """Yield the columns of the entities below that of a stream. A kind that fails at it costs what is drawn alone."""
-        try:
-            drawn = stream.kind.below(stream, rows)
-        except Exception as error:
-            if stream.key not in self._undrawn:
-                self._undrawn.add(stream.key)
-                _warn_quietly(f"{name_of(stream.key)} is recorded, and not drawn: {type(error).__name__}: {error}")
-            return
-        for name, columns in drawn.items():
-            yield _StreamColumns(stream, Entity(f"{path}/{name}", columns))
+        for below, kind in stream.drawing:
+            try:
+                drawn = kind.below(stream, rows)
+            except Exception as error:
+                if stream.key not in self._undrawn:
+                    self._undrawn.add(stream.key)
+                    _warn_quietly(f"{name_of(stream.key)} is recorded, and not drawn: {type(error).__name__}: {error}")
+                continue
+            for name, columns in drawn.items():
+                yield _StreamColumns(stream, Entity(f"{path}{below}/{name}", columns))
 
     def _one_by_one(
         self, stream: Stream, path: str, rows: npt.NDArray[Any], positions: Positions, why: str
@@ -304,7 +305,7 @@ def static_chunks(streams: Iterable[Stream], envs: Sequence[int | None]) -> Iter
 
 def assets_of(streams: Iterable[Stream]) -> list[str]:
     """Return the digests of the assets of streams."""
-    return [*dict.fromkeys(each for stream in streams for each in stream.kind.assets())]
+    return [*dict.fromkeys(each for stream in streams for _, kind in stream.drawing for each in kind.assets())]
 
 
 def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
@@ -313,8 +314,9 @@ def _static(stream: Stream, agent: int, paths: Sequence[str]) -> list[Chunk]:
         columns = [*stream.kind.static(stream, agent)]
         chunks = [Chunk.from_columns(path, [], columns) for path in paths if columns]
         for number, path in enumerate(paths):
-            for name, below in stream.kind.static_below(stream, number):
-                chunks.append(Chunk.from_columns(f"{path}/{name}" if name else path, [], below))
+            for place, kind in stream.drawing:
+                for name, below in kind.static_below(stream, number):
+                    chunks.append(Chunk.from_columns(f"{path}{place}/{name}" if name else path + place, [], below))
     except Exception as error:
         _warn_quietly(f"the names and colours of {name_of(stream.key)} are not recorded: {error!r}")
         return []

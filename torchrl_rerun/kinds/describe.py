@@ -25,11 +25,12 @@ from torchrl_rerun.kinds.streams import STORAGE, Stream
 from torchrl_rerun.kinds.tensor import Tensor
 from torchrl_rerun.kinds.text import Text
 from torchrl_rerun.kinds.transforms3d import Transforms3D
+from torchrl_rerun.kinds.urdf_joints import UrdfJoints
 
 RECOGNISED: tuple[type[Kind], ...] = (Text, State, Depth, Segmentation, Image, Scalars, Tensor)
 """The kinds that keys have without being told, in the order in which they are asked."""
 
-KINDS: tuple[type[Kind], ...] = (*RECOGNISED, Points3D, Transforms3D, MuJoCoState)
+KINDS: tuple[type[Kind], ...] = (*RECOGNISED, Points3D, Transforms3D, MuJoCoState, UrdfJoints)
 """The kinds of this package."""
 
 

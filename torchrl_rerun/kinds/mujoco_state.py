@@ -15,11 +15,11 @@ import pyarrow as pa
 from torchrl_rerun.kinds import assets
 from torchrl_rerun.kinds.arrow import Column, flat
 from torchrl_rerun.kinds.leaf import Leaf
-from torchrl_rerun.kinds.shapes3d import Floats, Poses, list_column, vectors_column
+from torchrl_rerun.kinds.shapes3d import Floats, Poses, list_column
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import Transforms3D
 
-CONTACTS, TENDONS, ROOT = "contacts", "tendons", "root"
+CONTACTS, TENDONS = "contacts", "tendons"
 """Names of entities."""
 
 XYZW = [1, 2, 3, 0]
@@ -35,7 +35,6 @@ class MuJoCoState(Transforms3D):
         signature: which parts of the state a row has: MuJoCo's ``mjtState``, as ``mj_getState`` takes it.
         contacts: whether contacts are drawn.
         tendons: whether tendons are drawn.
-        root: number of the body that the view follows. Default: -1, none.
     """
 
     name = "mujoco"
@@ -45,12 +44,6 @@ class MuJoCoState(Transforms3D):
     signature: int = 0
     contacts: bool = False
     tendons: bool = False
-    root: int = -1
-
-    @property
-    def followed(self) -> str:  # type: ignore[override]  # of a dataclass that is frozen
-        """Name of the entity that the view follows; empty: it stays where it is."""
-        return ROOT if self.root >= 0 else ""
 
     def fitted(self, leaf: Leaf) -> Self:
         del leaf
@@ -62,9 +55,6 @@ class MuJoCoState(Transforms3D):
     def below(self, stream: Stream, rows: npt.NDArray[Any]) -> Mapping[str, list[Column]]:
         computed = self._computed(stream, rows)
         drawn = dict(self.drawn(computed.poses))
-        if self.root >= 0:
-            at = computed.poses.positions[:, self.root : self.root + 1]
-            drawn[ROOT] = [vectors_column("Points3D", "positions", "Position3D", at)]
         if self.contacts:
             drawn[CONTACTS] = [list_column("Points3D", "positions", "Position3D", computed.contacts)]
         if self.tendons:

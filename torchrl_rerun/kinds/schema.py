@@ -206,8 +206,15 @@ def stream_to_schema(stream: Stream) -> dict[str, Any]:
     >>> stream_to_schema(Stream(("action",), State(["left", "right"]), "int64", (1,)))
     {'key': ['action'], 'dtype': 'int64', 'shape': [1], 'kind': 'state', 'names': ['left', 'right']}
     """
-    told = {"key": list(stream.key), "dtype": stream.dtype, "shape": list(stream.shape), "kind": stream.kind.name}
+    told: dict[str, Any] = {
+        "key": list(stream.key),
+        "dtype": stream.dtype,
+        "shape": list(stream.shape),
+        "kind": stream.kind.name,
+    }
     told |= {name: value for attribute, name in _IF_NOT_EMPTY.items() if (value := getattr(stream, attribute))}
+    if stream.scene is not None:
+        told["scene"] = {"kind": stream.scene.name, **stream.scene.to_schema()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()} | (
         stream.kind.to_schema()
     )
@@ -224,7 +231,8 @@ def stream_from_schema(fields: Mapping[str, Any]) -> Stream:
     if told["dtype"] not in STORAGE:
         raise ValueError(f"there is no dtype {told['dtype']!r}")
     more = {attribute: told[name] for attribute, name in _IF_NOT_EMPTY.items() if name in told}
-    return Stream(told["key"], kind, told["dtype"], told["shape"], **more)
+    scene = kind_from_schema(fields["scene"]) if "scene" in fields else None
+    return Stream(told["key"], kind, told["dtype"], told["shape"], **more, scene=scene)
 
 
 _IF_NOT_EMPTY = {"agents": "agents", "varies": "varies", "shared": "shared", "reward_key": "sums", "place": "place"}

@@ -6,10 +6,11 @@ half as much again on disk (``make bench ARGS="--only scene"``).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -62,6 +63,28 @@ class Mesh:
     texture: npt.NDArray[np.uint8] | None = None
 
 
+@dataclass(frozen=True)
+class MeshFile:
+    """Triangles in a file, which the viewer reads.
+
+    Attributes:
+        name: name of the entity.
+        contents: the bytes of the file.
+        media_type: its format, such as ``"model/stl"``.
+    """
+
+    name: str
+    contents: bytes
+    media_type: str
+
+
+WHITE = (255, 255, 255, 255)
+"""The colour that leaves that of a mesh or texture as it is."""
+
+GREY = (180, 180, 180, 255)
+"""The colour of shapes that have none."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shape:
     """A shape that is fixed to a body.
@@ -85,8 +108,18 @@ class Shape:
     size: tuple[float, ...] = (1.0, 1.0, 1.0)
     position: tuple[float, ...] = (0.0, 0.0, 0.0)
     quaternion: tuple[float, ...] = IDENTITY
-    color: tuple[int, ...] = (180, 180, 180, 255)
-    mesh: Mesh | None = None
+    color: tuple[int, ...] = GREY
+    mesh: Mesh | MeshFile | None = None
+
+    def moved(self, body: int, position: Floats, quaternion: Floats) -> Shape:
+        """Return the shape, fixed to another body.
+
+        Args:
+            body: number of the body.
+            position: in its frame, metres.
+            quaternion: in its frame; x, y, z and w.
+        """
+        return replace(self, body=body, position=tuple(position.tolist()), quaternion=tuple(quaternion.tolist()))
 
 
 class Poses(NamedTuple):
@@ -112,6 +145,7 @@ class Attachments(NamedTuple):
         bodies: number of the body of each, ``[k]``.
         positions: in the frames of the bodies, ``[k, 3]``.
         quaternions: in the frames of the bodies, ``[k, 4]``.
+        scales: factors by which meshes are scaled that only the viewer reads, ``[k, 3]``; ``[0, 3]``: they aren't.
     """
 
     entity: str
@@ -119,6 +153,7 @@ class Attachments(NamedTuple):
     bodies: npt.NDArray[np.int64]
     positions: Floats
     quaternions: Floats
+    scales: Floats
 
     def columns(self, poses: Poses) -> list[Column]:
         """Return the columns that place the shapes.
@@ -132,6 +167,9 @@ class Attachments(NamedTuple):
         columns = [vectors_column(archetype, name, "Translation3D", positions)]
         if self.form is not Form.SPHERE:  # which looks the same from all sides
             columns.append(vectors_column(archetype, "quaternions", "RotationQuat", product(turned, self.quaternions)))
+        if len(self.scales):  # rerun-sdk 0.41 ignores those that don't change if the positions do
+            scales = np.broadcast_to(self.scales, (len(positions), *self.scales.shape))
+            columns.append(vectors_column(archetype, "scales", "Scale3D", scales))
         return columns
 
 
@@ -169,26 +207,44 @@ class Geometry:
         self._moving, self._still = moving, still
         self.attachments = [_attachments(entity, each) for entity, each in moving.items()]
 
+    @property
+    def is_floating(self) -> bool:
+        """Whether there is no shape that doesn't move, such as a floor."""
+        return not self._still
+
+    @property
+    def moving(self) -> list[Shape]:
+        """The shapes that move."""
+        return [shape for shapes in self._moving.values() for shape in shapes]
+
     def static(self) -> Iterator[tuple[str, list[Any]]]:
         """Yield what doesn't change: the name of each entity, and its columns as Rerun's archetypes give them."""
         for entity, shapes in self._moving.items():
-            yield entity, _once(_look(shapes))
+            yield entity, once(*_look(shapes))
         for entity, shapes in self._still.items():
             placed = _attachments(entity, shapes)
             archetype, name = _PLACED[placed.form]
             fields = {name: placed.positions, "quaternions": placed.quaternions}
-            yield f"world/{entity}", _once(_look(shapes), getattr(rr, archetype).from_fields(**fields))
+            if len(placed.scales):
+                fields["scales"] = placed.scales
+            yield f"world/{entity}", once(*_look(shapes), getattr(rr, archetype).from_fields(**fields))
 
     def to_bytes(self) -> bytes:
-        """Return the names of the bodies and the attachments, by which poses can be drawn later."""
+        """Return the names of the bodies and the attachments, by which poses can be drawn later.
+
+        A digest of how the shapes look is with them, so that no two geometries have the same bytes.
+        """
         file = io.BytesIO()
-        arrays: dict[str, Any] = {"bodies": np.array(self.bodies)}
+        shapes = [shape for each in (self._moving, self._still) for some in each.values() for shape in some]
+        looks = hashlib.blake2b(b"".join(_seen(shape) for shape in shapes), digest_size=8).hexdigest()
+        arrays: dict[str, Any] = {"bodies": np.array(self.bodies), "looks": np.array(looks)}
         for number, each in enumerate(self.attachments):
             arrays |= {
                 f"{number}.entity": np.array([each.entity, each.form.value]),
                 f"{number}.bodies": each.bodies,
                 f"{number}.positions": each.positions,
                 f"{number}.quaternions": each.quaternions,
+                f"{number}.scales": each.scales,
             }
         np.savez_compressed(file, **arrays)
         return file.getvalue()
@@ -200,7 +256,7 @@ class Geometry:
             geometry = cls(arrays["bodies"].tolist(), ())
             for number in itertools.takewhile(lambda each: f"{each}.entity" in arrays, itertools.count()):
                 entity, form = arrays[f"{number}.entity"].tolist()
-                rest = (arrays[f"{number}.{name}"] for name in ("bodies", "positions", "quaternions"))
+                rest = (arrays[f"{number}.{name}"] for name in ("bodies", "positions", "quaternions", "scales"))
                 geometry.attachments.append(Attachments(entity, Form(form), *rest))
         return geometry
 
@@ -213,6 +269,16 @@ def _entity_of(shape: Shape) -> str:
     return f"{shape.form.value}/{shape.mesh.name}/{look}{scale}"
 
 
+def _seen(shape: Shape) -> bytes:
+    """Return bytes that differ if shapes look different, or are elsewhere."""
+    mesh = shape.mesh
+    told = (shape.name, shape.form.value, shape.body, shape.size, shape.position, shape.quaternion, shape.color)
+    parts = [] if mesh is None else [getattr(mesh, each.name) for each in fields(mesh)]
+    return repr(told).encode() + b"".join(
+        each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode() for each in parts
+    )
+
+
 def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
     positions = np.array([shape.position for shape in shapes], np.float64)
     quaternions = np.array([shape.quaternion for shape in shapes], np.float64)
@@ -220,32 +286,41 @@ def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
     if form is Form.CAPSULE:  # Rerun's begin at their origin, and are not centred
         below = np.array([(0.0, 0.0, -shape.size[1]) for shape in shapes])
         positions = positions + rotated(quaternions, below)
-    return Attachments(entity, form, np.array([shape.body for shape in shapes], np.int64), positions, quaternions)
+    scales = np.array([shape.size for shape in shapes if isinstance(shape.mesh, MeshFile)], np.float64).reshape(-1, 3)
+    scales = scales[: 0 if (scales == 1).all() else None]
+    return Attachments(
+        entity, form, np.array([shape.body for shape in shapes], np.int64), positions, quaternions, scales
+    )
 
 
-def _look(shapes: Sequence[Shape]) -> Any:
-    """Return the archetype of what shapes of one entity look like."""
+def _look(shapes: Sequence[Shape]) -> list[Any]:
+    """Return the archetypes of what shapes of one entity look like."""
     form, mesh = shapes[0].form, shapes[0].mesh
     size = np.array([shape.size for shape in shapes], np.float32)
     colors = [shape.color for shape in shapes]
+    if isinstance(mesh, MeshFile):
+        color = None if colors[0] == WHITE else colors[0]
+        return [rr.Asset3D(contents=mesh.contents, media_type=mesh.media_type, albedo_factor=color)]
     if mesh is not None:
-        return rr.Mesh3D(
-            vertex_positions=mesh.vertices * size[0],
-            triangle_indices=mesh.triangles,
-            vertex_normals=mesh.normals,
-            vertex_texcoords=mesh.texture_coordinates,
-            albedo_texture=mesh.texture,
-            albedo_factor=colors[0],
-        )
+        return [
+            rr.Mesh3D(
+                vertex_positions=mesh.vertices * size[0],
+                triangle_indices=mesh.triangles,
+                vertex_normals=mesh.normals,
+                vertex_texcoords=mesh.texture_coordinates,
+                albedo_texture=mesh.texture,
+                albedo_factor=colors[0],
+            )
+        ]
     told: dict[str, Any] = {"colors": colors, "labels": [shape.name for shape in shapes], "show_labels": False}
     if form in (Form.CAPSULE, Form.CYLINDER):
         told |= {"radii": size[:, 0], "lengths": 2 * size[:, 1]}
     else:
         told["half_sizes"] = np.repeat(size[:, :1], 3, 1) if form is Form.SPHERE else size
-    return getattr(rr, _PLACED[form][0]).from_fields(**told, fill_mode="solid")
+    return [getattr(rr, _PLACED[form][0]).from_fields(**told, fill_mode="solid")]
 
 
-def _once(*archetypes: Any) -> list[Any]:
+def once(*archetypes: Any) -> list[Any]:
     """Return the columns of one row of archetypes."""
     batches = (batch for each in archetypes for batch in each.as_component_batches())
     return [batch.partition([len(batch.as_arrow_array())]) for batch in batches]

@@ -19,6 +19,9 @@ from torchrl_rerun.kinds.keys import Key
 if TYPE_CHECKING:
     from torchrl_rerun.kinds.kind import Kind
 
+SCENE_PART = "scene"
+"""Name of the entity, below that of a key, at which its scene is drawn. A key with values has no keys below it."""
+
 PAGE = 4096
 """Bytes of a page of memory."""
 
@@ -58,6 +61,8 @@ class Stream:
         reward_key: the key of the reward that this return sums; empty for all other streams.
         device: the accelerator that the values come from; empty: none.
         place: the parts of the entity path instead of those of the key, if another stream has its path; else empty.
+        scene: a further kind, by which the values are drawn in 3D and not stored; None: the values are no scene's, or those of
+            ``kind``.
     """
 
     key: Key
@@ -70,6 +75,12 @@ class Stream:
     reward_key: Key = ()
     device: str = ""
     place: Key = ()
+    scene: Kind | None = None
+
+    @property
+    def drawing(self) -> tuple[tuple[str, Kind], ...]:
+        """The kinds that draw the values, each with the part of the entity path, behind that of the stream, where it does."""
+        return (("", self.kind),) if self.scene is None else (("", self.kind), (f"/{SCENE_PART}", self.scene))
 
     @property
     def is_object(self) -> bool:

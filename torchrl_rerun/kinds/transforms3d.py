@@ -18,14 +18,17 @@ from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.kind import Kind, View
 from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.picture import FLOATS
-from torchrl_rerun.kinds.shapes3d import Form, Geometry, Poses, rotated, vectors_column
+from torchrl_rerun.kinds.shapes3d import Form, Geometry, Poses, once, rotated, vectors_column
 from torchrl_rerun.kinds.streams import Stream
 
 QuaternionOrder = Literal["xyzw", "wxyz"]
 """The order of the numbers of a quaternion: ``"wxyz"`` in MuJoCo and in Isaac Lab before 3.0, else ``"xyzw"``."""
 
-AXES = "axes"
-"""Name of the entity of the axes of bodies that have no shapes."""
+Up = Literal["z", "y"]
+"""The axis that points up."""
+
+AXES, ROOT = "axes", "root"
+"""Names of the entities of the axes of bodies that have no shapes, and of the body that the view follows."""
 
 _AXES_COLORS = [(255, 80, 80), (80, 220, 80), (90, 130, 255)]
 
@@ -47,13 +50,16 @@ class Transforms3D(Kind):
         geometry: the digest of the shapes of the bodies, which a scene knows (``RerunRecorder(scene=...)``). Default: none.
         center: the middle of the scene, which the view looks at first.
         radius: radius of the sphere around what moves.
+        root: number of the body that the view follows. Default: -1, none.
+        grid: whether a grid is drawn at height 0. Default: True.
+        up: the axis that points up, ``"z"`` or ``"y"``. Default: ``"z"``.
         spacing: distance of environments that are shown in one scene, side by side. Default: 0, each has a view of its own.
 
     Raises:
-        ValueError: ``quaternion`` is no such order, or ``length`` isn't positive.
+        ValueError: ``quaternion`` or ``up`` is none of the choices, or ``length`` isn't positive.
 
-    >>> Transforms3D("wxyz", length=0.1)
-    Transforms3D(quaternion='wxyz', length=0.1, bodies=(), geometry='', center=(0.0, 0.0, 0.5), radius=1.0, spacing=0.0)
+    >>> Transforms3D("wxyz", length=0.1, bodies=["cart", "pole"], root=0).bodies
+    ('cart', 'pole')
     """
 
     name = "transforms3d"
@@ -66,14 +72,16 @@ class Transforms3D(Kind):
     geometry: str = ""
     center: tuple[float, ...] = (0.0, 0.0, 0.5)
     radius: float = 1.0
+    root: int = -1
+    grid: bool = True
+    up: Up = "z"
     spacing: float = 0.0
-
-    followed: ClassVar[str] = ""
-    """Name of the entity that the view follows; empty: it stays where it is."""
 
     def __post_init__(self) -> None:
         if self.quaternion not in get_args(QuaternionOrder):
             raise ValueError(f"quaternion={self.quaternion!r}: choose one of 'xyzw', 'wxyz'")
+        if self.up not in get_args(Up):
+            raise ValueError(f"up={self.up!r}: choose one of 'z', 'y'")
         if not self.length > 0:
             raise ValueError(f"length={self.length!r}: pass a positive number")
         object.__setattr__(self, "bodies", tuple(self.bodies))
@@ -106,8 +114,13 @@ class Transforms3D(Kind):
     def drawn(self, poses: Poses) -> Mapping[str, list[Column]]:
         """Return the columns of the shapes, by the names of their entities; of bodies without shapes those of their axes."""
         if self.geometry:
-            return {each.entity: each.columns(poses) for each in geometry_of(self.geometry).attachments}
-        return {AXES: self._axes(poses)}
+            drawn = {each.entity: each.columns(poses) for each in geometry_of(self.geometry).attachments}
+        else:
+            drawn = {AXES: self._axes(poses)}
+        if self.root >= 0:
+            at = poses.positions[:, self.root : self.root + 1]
+            drawn[ROOT] = [vectors_column("Points3D", "positions", "Position3D", at)]
+        return drawn
 
     def _axes(self, poses: Poses) -> list[Column]:
         axes = rotated(poses.quaternions[..., None, :], self.length * np.eye(3))
@@ -119,14 +132,19 @@ class Transforms3D(Kind):
         ]
 
     def static_below(self, stream: Stream, number: int) -> Iterator[tuple[str, Iterable[Any]]]:
-        yield "", rr.ViewCoordinates.columns(xyz=[rr.components.ViewCoordinates.RIGHT_HAND_Z_UP])
+        ways = rr.components.ViewCoordinates
+        yield "", rr.ViewCoordinates.columns(xyz=[ways.RIGHT_HAND_Z_UP if self.up == "z" else ways.RIGHT_HAND_Y_UP])
         if self.spacing:  # seen from the scene itself, nothing moves
-            yield "", rr.Transform3D.columns(translation=[place_of(number, self.spacing)])
+            yield "", rr.Transform3D.columns(translation=[self._upright(*place_of(number, self.spacing))])
         if self.geometry:
             yield from geometry_of(self.geometry).static()
             return
         count = 1 if len(stream.row_shape) == 1 else stream.row_shape[0]
-        yield AXES, rr.Arrows3D.columns(colors=_AXES_COLORS * count).partition([3 * count])
+        labels = [label for name in self.bodies for label in (name, "", "")]
+        yield (
+            AXES,
+            once(rr.Arrows3D.from_fields(colors=_AXES_COLORS * count, labels=labels or None, show_labels=False)),
+        )
 
     def assets(self) -> Iterator[str]:
         if self.geometry:
@@ -139,24 +157,28 @@ class Transforms3D(Kind):
             self._looking(self.center, self.radius),
             is_large=True,
             rank=0,
-            follows=self.followed,
+            follows=ROOT if self.root >= 0 else "",
             together=self._all if self.spacing else None,
         )
 
     def _looking(self, center: Sequence[float], radius: float) -> dict[str, Any]:
         """Return the options of a view that looks at a part of the scene."""
-        eye = [middle + radius * share for middle, share in zip(center, EYE, strict=True)]
+        eye = [middle + radius * share for middle, share in zip(center, self._upright(*EYE), strict=True)]
         return {
             "background": rrb.Background(color=BACKGROUND),
-            "line_grid": not self.geometry,
+            "line_grid": self.grid,
             "eye_controls": rrb.EyeControls3D(kind=rrb.Eye3DKind.Orbital, position=eye, look_target=center),
         }
+
+    def _upright(self, x: float, y: float, z: float) -> list[float]:
+        """Return a vector, given with z up, in the directions of the scene."""
+        return [x, y, z] if self.up == "z" else [x, z, -y]
 
     def _all(self, entities: Sequence[str], name: str) -> rrb.View:
         """Return one view of the scenes of several environments. Planes of the first one are shown alone: they lie in one another."""
         contents = [f"+ {entity}/**" for entity in entities]
         contents += [f"- {entity}/world/{Form.PLANE.value}/**" for entity in entities[1:]]
-        last = np.array([place_of(number, self.spacing) for number in range(len(entities))])
+        last = np.array([self._upright(*place_of(number, self.spacing)) for number in range(len(entities))])
         center = np.array(self.center) + (last.min(0) + last.max(0)) / 2
         radius = self.radius + float(np.linalg.norm(last.max(0) - last.min(0))) / 3
         return rrb.Spatial3DView(origin="/", name=name, contents=contents, **self._looking(center.tolist(), radius))

@@ -9,7 +9,7 @@ import rerun.blueprint as rrb
 
 from torchrl_rerun.layout.parts import cell, details, returns, statistics, wall
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.layout.views import large_view
+from torchrl_rerun.layout.views import large_views
 
 MAX_CELLS = 4
 MAX_CELLS_WITH_PICTURES = 2
@@ -38,7 +38,7 @@ def layout(recorded: Recorded, *, live: bool = False) -> rrb.Blueprint:
         live: whether the recording is watched while it grows.
     """
     envs = recorded.envs
-    has_pictures = any(large_view(stream) for stream in recorded.streams)
+    has_pictures = any(large_views(stream) for stream in recorded.streams)
     if len(envs) > (MAX_CELLS_WITH_PICTURES if has_pictures else MAX_CELLS) or recorded.statistics:
         root: rrb.Container | rrb.View = _overview(recorded)
     else:
@@ -82,7 +82,7 @@ def _overview(recorded: Recorded) -> rrb.Container:
     """Return a wall, the returns or statistics of all environments, and the details of a few."""
     of_each = rrb.Tabs(*(details(recorded, env) for env in recorded.envs[:MAX_DETAILS]), name="details")
     if recorded.statistics:
-        shares = [1, 2] if any(large_view(stream) for stream in recorded.streams) else [1, 1]
+        shares = [1, 2] if any(large_views(stream) for stream in recorded.streams) else [1, 1]
         left: rrb.Container | rrb.View = rrb.Vertical(
             rrb.Horizontal(*statistics(recorded)), wall(recorded), row_shares=shares
         )

@@ -14,7 +14,7 @@ from torchrl_rerun.kinds.streams import batch_path
 from torchrl_rerun.layout.axes import MAX_LEGEND, legend, title_of, whole
 from torchrl_rerun.layout.plots import plots, series
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.layout.views import large_view, pictures
+from torchrl_rerun.layout.views import large_views, pictures
 
 MAX_WALL = 64
 """Environments on a wall. The viewer's list of streams has the others."""
@@ -59,7 +59,7 @@ def cell(recorded: Recorded, env: int | None) -> rrb.Container | rrb.View:
 
 def _seen(recorded: Recorded, env: int | None, seen: Sequence[rrb.View], columns: int) -> rrb.Container:
     """Return pictures and scenes in a grid, which get most of the room, above views that need less."""
-    large = sum(stream.agent_count for stream in recorded.of(env) if large_view(stream) is not None)
+    large = sum(stream.agent_count for stream in recorded.of(env) for _ in large_views(stream))
     rest = seen[large:]
     if not large or not rest:
         return rrb.Grid(*seen, grid_columns=columns)
@@ -113,18 +113,16 @@ def wall(recorded: Recorded, envs: Sequence[int | None] | None = None) -> rrb.Co
     """
     shown = (recorded.envs if envs is None else envs)[:MAX_WALL]
     columns = math.ceil(math.sqrt(len(shown)))
-    large = [(stream, view) for stream in recorded.streams if (view := large_view(stream)) and not stream.shared]
+    large = [shown for stream in recorded.streams for shown in large_views(stream) if not stream.shared]
     walls: list[rrb.Container | rrb.View] = []
-    for stream, view in large:
-        for agent in range(stream.agent_count):
-            name = title_of(recorded, None, stream, agent)
-            paths = [recorded.path(stream, env, agent) for env in shown]
-            if view.together is not None:
-                walls.append(view.together(paths, name))
+    for each in large:
+        for agent in range(each.stream.agent_count):
+            name = title_of(recorded, None, each.stream, agent)
+            if each.view.together is not None:
+                walls.append(each.view.together([each.path(recorded, env, agent) for env in shown], name))
                 continue
             views = (
-                view.made(path, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES)
-                for path, env in zip(paths, shown, strict=True)
+                each.made(recorded, env, agent, name=f"env {env}", titlebar=len(shown) <= MAX_TITLES) for env in shown
             )
             walls.append(rrb.Grid(*views, grid_columns=columns, name=name))
     if not walls:

@@ -14,7 +14,7 @@ from torchrl_rerun.kinds.kind import Plot
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.layout.axes import legend, legend_limit, time_axis, title_of, value_axis, with_env
 from torchrl_rerun.layout.recorded import Recorded
-from torchrl_rerun.layout.views import large_view
+from torchrl_rerun.layout.views import large_views
 
 MAX_NAMED = 8
 """Numbers of a robot that share a plot. Of more, positions and velocities have a plot each."""
@@ -73,7 +73,7 @@ def _is_in_returns(recorded: Recorded, env: int | None) -> bool:
     """Return whether the return of an environment is in the plot of the whole run, or on the wall beside statistics."""
     if env is None or recorded.below:  # compared runs have a plot of the returns of their episodes
         return False
-    return not (recorded.statistics and any(large_view(stream) for stream in recorded.streams))
+    return not (recorded.statistics and any(large_views(stream) for stream in recorded.streams))
 
 
 def _rank(stream: Stream) -> int:

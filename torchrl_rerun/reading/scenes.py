@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable
 
 from torchrl_rerun.kinds.keys import Key, name_of
+from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.shapes3d import Poses
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
@@ -27,11 +28,11 @@ def poses_in(history: History, span: Span, key: Key | None) -> Poses:
         KeyError: there is no such scene, or its model is gone.
         ValueError: there are several, or the model can't be read.
     """
-    stream = _scene(history, key)
+    stream, kind = _scene(history, key)
     remember_assets_of(part for part in history.recording.parts if isinstance(part, FilePart))
     rows = history.rows(stream, span).values
     try:
-        return stream.kind.poses(stream, rows)
+        return kind.poses(stream, rows)
     except KeyError as error:
         raise KeyError(
             f"the model of {name_of(stream.key)} is not in the recording, nor in the folder of it: it can't be drawn again"
@@ -48,13 +49,13 @@ def remember_assets_of(parts: Iterable[FilePart]) -> None:
                 remember_assets(parts_in(file))
 
 
-def _scene(history: History, key: Key | None) -> Stream:
+def _scene(history: History, key: Key | None) -> tuple[Stream, Kind]:
     described = history.described(None if key is None else [key])
-    scenes = [stream for stream, _ in described if stream.kind.is_scene]
+    scenes = [(stream, kind) for stream, _ in described for _, kind in stream.drawing if kind.is_scene]
     if not scenes:
         what = "the recording" if key is None else name_of(key)
         raise KeyError(f"{what} has no scene: record with scene=True")
     if len(scenes) > 1:
-        names = ", ".join(name_of(stream.key) for stream in scenes)
+        names = ", ".join(name_of(stream.key) for stream, _ in scenes)
         raise ValueError(f"there are several scenes, {names}: name one, poses('scene')")
     return scenes[0]

@@ -115,12 +115,22 @@ class LoggedEnvs:
             found = look(indices)
             if found is None:
                 continue
+            is_array = hasattr(found, "shape")
+            if is_array and len(found) == len(self):
+                taken[at] = found
+                continue
             if len(self) == 1:
                 taken[at] = found[0][np.newaxis]
                 continue
-            values = np.empty((len(self), *found[0].shape), found[0].dtype)  # the other rows are never read
-            for env, value in zip(range(len(self)) if envs is None else envs, found, strict=True):
-                values[env] = value
+            first = found[0]
+            # The other rows are never read.
+            shape = (len(self), *first.shape)
+            values = np.empty(shape, first.dtype) if isinstance(first, np.ndarray) else first.new_empty(shape)
+            if is_array:
+                values[envs] = found
+            else:
+                for env, value in zip(range(len(self)) if envs is None else envs, found, strict=True):
+                    values[env] = value
             taken[at] = values
         return taken
 

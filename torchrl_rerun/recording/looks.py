@@ -6,21 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.streams import Stream
 
 if TYPE_CHECKING:
     from torchrl_rerun.recording.options import Options
 
-Taken = Callable[[Sequence[int]], Sequence[npt.NDArray[Any]] | None]
+Taken = Callable[[Sequence[int]], Sequence[Any] | None]
 """Takes environment indices; returns a value of each environment as it is now, all of one dtype and shape, or None if none can
-be had."""
+be had. The values are arrays, or together one array or tensor ``[environments, ...]``."""
 
-Gone = Callable[[], npt.NDArray[np.bool_] | None]
-"""Returns the environments that were reset since the moment that is recorded, bool ``[envs]``; None: none was."""
+Gone = Callable[[], Any]
+"""Returns the environments that were reset since the moment that is recorded, bool ``[envs]``, an array or a tensor; None: none
+was."""
 
 EnvT = TypeVar("EnvT")
 

@@ -282,10 +282,9 @@ class Options:
             UnsupportedLeafError: no kind can hold the key's values.
             ValueError: the options of the key don't fit its values.
         """
-        kinds = self.kinds
+        stream = describe(leaf, self.kinds, self.names, self.image_format)
         if isinstance(self.scene, Source) and leaf.key == self.scene.key:
-            kinds = {**kinds, leaf.key: self.scene.kind_of(leaf)}
-        stream = describe(leaf, kinds, self.names, self.image_format)
+            stream = dataclasses.replace(stream, scene=self.scene.kind_of(leaf))
         refused = refused_format(stream, self.kinds, self.image_format)
         if refused is not None:
             what = f"{stream.dtype} {stream.shape}" if stream.dtype != "object" else "images that vary"

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.recording.looks import EnvT, Gone, Look, Taken
 from torchrl_rerun.recording.options import Options
+from torchrl_rerun.scenes.devices import without_rows
 from torchrl_rerun.scenes.source import SCENE, Simulation, Source
 
 Simulated = Callable[[EnvT], Sequence[Any]]
@@ -51,14 +51,14 @@ class Scene(Look[EnvT]):
             names = ", ".join(sorted({type(each).__name__ for each in simulated}))
             raise ValueError(f"scene=True needs an environment that {known} simulates, and found {names}")
         self._simulation = simulation
-        return Stream(SCENE, simulation.kind, "float64", simulation.shape)
+        return Stream(SCENE, simulation.kind, simulation.dtype, simulation.shape, device=simulation.device)
 
     def at(self, env: Callable[[], EnvT], gone: Gone | None = None) -> Taken:
         """Return the function that reads the present states; those of a later moment are NaN: see :meth:`Look.at`."""
         del env
         return functools.partial(self._states, gone)
 
-    def _states(self, gone: Gone | None, envs: Sequence[int]) -> Sequence[npt.NDArray[Any]] | None:
+    def _states(self, gone: Gone | None, envs: Sequence[int]) -> Sequence[Any] | None:
         assert self._simulation is not None, "it was described"
         try:
             states = self._simulation.read(envs)
@@ -70,4 +70,7 @@ class Scene(Look[EnvT]):
             return None
         if later is None:
             return states
+        if self._simulation.device:  # there, to ask whether any is in a later moment would be to wait for the answer
+            hidden: Sequence[Any] = without_rows(states, later, envs)
+            return hidden
         return [np.full_like(state, np.nan) if later[env] else state for env, state in zip(envs, states, strict=True)]

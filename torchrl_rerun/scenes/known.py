@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from torchrl_rerun.kinds.streams import Stream
+from torchrl_rerun.scenes.isaac_lab import IsaacLab
 from torchrl_rerun.scenes.mujoco import MuJoCo
+from torchrl_rerun.scenes.newton import Newton
 from torchrl_rerun.scenes.source import Restorer, SceneError, Source
 
-SOURCES: tuple[Source, ...] = (MuJoCo(),)
+SOURCES: tuple[Source, ...] = (MuJoCo(), Newton(), IsaacLab())
 """What may simulate an environment, in the order in which they are asked."""
 
 

@@ -19,15 +19,12 @@ from torchrl_rerun.kinds.leaf import Leaf
 from torchrl_rerun.kinds.mujoco_state import MuJoCoState, remember_model
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import remember_geometry
+from torchrl_rerun.scenes.bounds import SPACING
 from torchrl_rerun.scenes.mujoco_geometry import geometry_of_model, sphere_around
 from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source
 
 Kept = Literal["pose", "full"]
 """What is kept of a state: what poses follow from, or all from which a simulation goes on exactly."""
-
-
-SPACING = 3.0
-"""Distance of environments side by side, in radii of the sphere around what moves."""
 
 
 @dataclass(frozen=True, init=False)
@@ -125,8 +122,9 @@ class MuJoCo(Source):
 
     def restorer(self, simulated: Any, stream: Stream) -> Restorer | None:
         """Return what sets a simulation to recorded states: see :meth:`Source.restorer`."""
-        kind, running = stream.kind, simulation_in(simulated)
-        if not isinstance(kind, MuJoCoState) or running is None:
+        kind = next((each for _, each in stream.drawing if isinstance(each, MuJoCoState)), None)
+        running = simulation_in(simulated)
+        if kind is None or running is None:
             return None
         if remember_model(running.model()) != kind.model:
             raise SceneError(
@@ -162,6 +160,7 @@ class MuJoCo(Source):
             contacts=self.contacts,
             tendons=self.tendons,
             root=_root_of(model),
+            grid=False,
             center=center,
             radius=radius,
             spacing=SPACING * radius if self.together else 0.0,

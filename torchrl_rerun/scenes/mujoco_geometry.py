@@ -79,16 +79,7 @@ def _with_still_ones(model: Any, shapes: Sequence[Shape]) -> Iterator[Shape]:
         turned = np.array(data.xquat[body])[XYZW]
         position = np.array(data.xpos[body]) + rotated(turned, np.array(shape.position))
         quaternion = product(turned, np.array(shape.quaternion))
-        yield Shape(
-            shape.name,
-            shape.form,
-            WORLD,
-            shape.size,
-            tuple(position.tolist()),
-            tuple(quaternion.tolist()),
-            shape.color,
-            shape.mesh,
-        )
+        yield shape.moved(WORLD, position, quaternion)
 
 
 def _geom(model: Any, number: int, groups: Sequence[int]) -> Shape | None:

@@ -28,22 +28,26 @@ class Simulation(ABC):
     Attributes:
         kind: how its values are stored and drawn.
         shape: the shape of one environment's value.
+        dtype: torch's name of the values' dtype.
+        device: the accelerator that the values are on, as PyTorch names it; empty: none.
     """
 
     kind: Transforms3D
     shape: tuple[int, ...]
+    dtype: str = "float64"
+    device: str = ""
 
     @abstractmethod
-    def read(self, envs: Sequence[int]) -> Sequence[npt.NDArray[np.float64]]:
-        """Return the value of each environment as it is now: arrays of :attr:`shape`.
+    def read(self, envs: Sequence[int]) -> Sequence[Any]:
+        """Return the values of some environments as they are now.
 
         Args:
             envs: indices of the environments.
-        """
 
-    def leaf(self) -> Leaf:
-        """Return the facts about the values."""
-        return Leaf(SCENE, "float64", self.shape)
+        Returns:
+            An array of :attr:`shape` for each; or one of all, ``[len(envs), *shape]``, which is a tensor on :attr:`device` if
+            there is one.
+        """
 
 
 class Restorer(NamedTuple):
@@ -84,7 +88,7 @@ class Source(ABC):
         """
 
     def kind_of(self, leaf: Leaf) -> Transforms3D:
-        """Return the kind of :attr:`key`.
+        """Return the kind by which :attr:`key` is drawn. It is stored, plotted and read back by its own kind.
 
         Args:
             leaf: the facts about its values.

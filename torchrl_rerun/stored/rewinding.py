@@ -304,7 +304,7 @@ class _Recorded:
     def __init__(self, episode: LoadedEpisode) -> None:
         self._episode = episode
         described = episode.schema.described
-        self.scenes = [stream for stream, _ in described if stream.kind.is_scene]
+        self.scenes = [stream for stream, _ in described if any(kind.is_scene for _, kind in stream.drawing)]
         self._exact = {stream.key for stream, _ in described if _comes_back(stream)}
         self._seen = {stream.key for stream, moment in described if moment is not MomentOf.ACTED} & self._exact
         self._rows: dict[Key, dict[int, Any]] = {}

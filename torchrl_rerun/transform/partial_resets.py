@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import AutoResetTransform, EnvBase, GymWrapper, SerialEnv, TransformedEnv
+from torchrl.envs import AutoResetTransform, EnvBase, GymWrapper, IsaacLabWrapper, SerialEnv, TransformedEnv
 
 from torchrl_rerun.kinds.endings import deciding
 from torchrl_rerun.kinds.keys import Key, as_key
@@ -86,8 +86,10 @@ def resets_itself(env: EnvBase) -> bool:
     return bool(env.__dict__.get("_torchrl_native_autoreset", False))
 
 
-def reset_within_step(env: EnvBase | None, following: TensorDictBase) -> npt.NDArray[np.bool_] | None:
+def reset_within_step(env: EnvBase | None, following: TensorDictBase) -> torch.Tensor | None:
     """Return the environments that a step has ended and reset, bool ``[envs]``; None: none resets itself within a step.
+
+    The answer is where the flags are, which may be an accelerator: nothing waits for it.
 
     Args:
         env: the environment.
@@ -95,11 +97,13 @@ def reset_within_step(env: EnvBase | None, following: TensorDictBase) -> npt.NDA
     """
     if env is None or not _resets_within_steps(env):
         return None
+    return _ended(env, following)
+
+
+def _ended(env: EnvBase, following: TensorDictBase) -> torch.Tensor:
+    """Return the environments whose episodes a step has ended, bool ``[envs]``."""
     count = following.batch_size.numel()
-    gone = np.zeros(count, np.bool_)
-    for key in env.done_keys:
-        gone |= following.get(key).cpu().numpy().reshape(count, -1).any(axis=1)
-    return gone
+    return torch.stack([following.get(key).reshape(count, -1).any(-1) for key in env.done_keys]).any(0)
 
 
 def _resets_within_steps(env: EnvBase) -> bool:
@@ -112,7 +116,8 @@ def _resets_within_steps(env: EnvBase) -> bool:
             return True
         env = env.base_env
     mode = getattr(getattr(env, "_env", None), "autoreset_mode", None) if isinstance(env, GymWrapper) else None
-    return resets_itself(env) or mode is gymnasium.vector.AutoresetMode.SAME_STEP
+    within = mode is gymnasium.vector.AutoresetMode.SAME_STEP or isinstance(env, IsaacLabWrapper)
+    return within or resets_itself(env)
 
 
 def without_last_observations(
@@ -132,15 +137,14 @@ def without_last_observations(
     out = list(observed)
     if env is None:
         return out
-    count = following.batch_size.numel()
-    done = torch.stack([following.get(key).reshape(count, -1).any(-1) for key in env.done_keys]).any(0)
+    done = _ended(env, following)
     ours = set(map(as_key, env.observation_keys))
     for i, (key, values) in enumerate(zip(keys, observed, strict=True)):
         if key not in ours or values is None:
             continue
         if isinstance(values, torch.Tensor):
             # On an accelerator: to ask whether any episode ended would be to wait for the answer.
-            mask = done.reshape(count, *[1] * (values.ndim - 1))
+            mask = done.reshape(len(done), *[1] * (values.ndim - 1))
             out[i] = torch.where(mask, torch.nan if values.is_floating_point() else 0, values).to(values.dtype)
         elif values.dtype != object and done.any():
             out[i] = values.copy()
