@@ -2,7 +2,8 @@
 
 A program is a process with its own input, output, arguments and folder.
 The process that :func:`python` starts stands for the program: it forwards signals, and exits with the program's status.
-Use ``sys.executable`` for signals that can't be forwarded (``SIGKILL``, ``SIGSTOP``).
+Use ``sys.executable`` for signals that can't be forwarded (``SIGKILL``, ``SIGSTOP``), and for programs that control the viewer.
+rerun-sdk 0.41: `ViewerClient` needs threads that begin when Rerun is imported, and that a forked process doesn't have.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import pty
 import re
 import shutil
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -147,7 +148,7 @@ def test_files_left_out_of_a_list_are_named_with_the_reason(here):
 # --- progress bars ---
 
 
-def in_terminal(source, *arguments):
+def in_terminal(command):
     """Return the text on standard output, a pipe, and on standard error, a terminal, of a program."""
     ours, theirs = pty.openpty()
     terminal = bytearray()
@@ -163,7 +164,7 @@ def in_terminal(source, *arguments):
     listening = threading.Thread(target=listen)
     listening.start()
     with subprocess.Popen(
-        [*python(), "-c", source, *arguments],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=theirs,
@@ -205,7 +206,9 @@ console.threading = types.SimpleNamespace(Timer=Timer)
 )
 @pytest.mark.usefixtures("here")
 def test_a_long_command_shows_a_progress_bar(command, bars):
-    printed, terminal = in_terminal(AT_ONCE + "app()", *command.split())
+    # A screenshot controls the viewer.
+    start = [sys.executable] if command.startswith("screenshot") else python()
+    printed, terminal = in_terminal([*start, "-c", AT_ONCE + "app()", *command.split()])
     shown = [line for line in terminal.replace("\r", "\n").splitlines() if BAR in line]
     for text in bars:  # a bar without a total moves, and may begin with a gap
         assert any(re.search(rf"{re.escape(text)} +{BAR}.*0:00:0", line) for line in shown), terminal
@@ -224,7 +227,8 @@ def test_without_a_terminal_no_progress_bar_is_shown(monkeypatch):
 
 def test_a_short_command_shows_no_progress_bar():
     source = "from torchrl_rerun.cli import console; console.DELAY = 1000.0; "
-    assert in_terminal(source + "print(len([*console.show_progress(range(9), 9, 'quick')]))") == ("9\n", "")
+    source += "print(len([*console.show_progress(range(9), 9, 'quick')]))"
+    assert in_terminal([*python(), "-c", source]) == ("9\n", "")
 
 
 def test_a_progress_bar_appears_before_the_first_item():
@@ -253,7 +257,7 @@ with console.show_status("outer"):
     for number, _ in enumerate(console.show_progress(items(), 2, "inner")):
         console.messages.print(f"item {number}")
 """
-    _, terminal = in_terminal(AT_ONCE + source)
+    _, terminal = in_terminal([*python(), "-c", AT_ONCE + source])
     lines = terminal.replace("\r", "\n").splitlines()
     assert not any("outer" in line and "inner" in line for line in lines)
     at = [terminal.index(said) for said in ("outer", "inner", "item 0", "50%", "item 1")]
