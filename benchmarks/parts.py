@@ -15,14 +15,23 @@ import pyarrow as pa
 import torch
 from rerun.chunk import Chunk, LazyChunkStream
 from tensordict import TensorDict
+from torchrl.envs import Transform
 
 from benchmarks.report import Detail, Effort, Report
-from benchmarks.workloads import PIXELS, Recorded, Sizes, Workload, grainy, looking, noise
+from benchmarks.workloads import PIXELS, Hooked, Recorded, Sizes, Workload, grainy, looking, noise
 from torchrl_rerun.blocks.block import Block, FrameValues
 from torchrl_rerun.kinds.arrow import Entity, Times, chunks_of, number_lists, times_of
 from torchrl_rerun.kinds.timelines import TIMELINES
 
 GROUP = "where the cost lies"
+
+WITH_PIXELS = "16 environments with 84x84x3 pixels"
+
+PARTS_OF = ("16 environments", WITH_PIXELS)
+"""The workloads of whose steps each part is measured by itself."""
+
+CALLS = 90
+"""Calls of functions in a step of small rows, about, as Python's profiler counts them."""
 
 
 def measure(effort: Effort) -> Report:
@@ -62,24 +71,44 @@ def _steps(repetitions: int) -> Iterator[Detail]:
         ("1 environment", Sizes(1, 17, 6)),
         ("256 environments", Sizes(256, 17, 6)),
         ("4096 environments, the first 16 in detail", Sizes(4096, 17, 6)),
-        ("16 environments with 84x84x3 pixels", PIXELS),
+        (WITH_PIXELS, PIXELS),
     ):
         with tempfile.TemporaryDirectory() as folder:
             recorded = Recorded(Workload(sizes), Path(folder, "run.rrd"), image_format="raw", flush_seconds=1e6)
+            if sizes.pixels:  # until all memory of both blocks has been written to once
+                for _ in range(200):
+                    recorded.step()
+                recorded.recorder.dump()
             found[name] = _median(recorded.step, min(repetitions, 60 if sizes.pixels else repetitions))
             yield _detail(f"a step of {name}: the hooks", f"{found[name]:.1f} us", hooks_us=found[name])
             if name == "16 environments":
                 reset = _median(_partial_reset(recorded), repetitions)
                 yield _detail("a reset of 4 of 16 environments: the hook", f"{reset:.1f} us", reset_us=reset)
-                yield from _parts_of_a_step(recorded, repetitions)
+            if name in PARTS_OF:
+                yield from _parts_of_a_step(name, recorded, min(repetitions, 60) if sizes.pixels else repetitions)
             recorded.close()
     floor = _median(looking(Workload(Sizes(16, 17, 6))), repetitions)
     yield _detail(
-        "of it: only to look at its 5 values as arrays, by `get` and `numpy`", f"{floor:.1f} us", look_us=floor
+        "16 environments, of it: only to look at its 5 values as arrays, by `get` and `numpy`",
+        f"{floor:.1f} us",
+        look_us=floor,
     )
+    idle = _median(Hooked(Workload(Sizes(16, 17, 6)), Transform()).step, repetitions)
+    yield _detail("the two hooks of a transform that does nothing", f"{idle:.1f} us", idle_us=idle)
+    calls = _median(_calls, repetitions)
+    yield _detail(f"{CALLS} calls of a Python function that does nothing", f"{calls:.1f} us", calls_us=calls)
 
 
-def _parts_of_a_step(recorded: Recorded, repetitions: int) -> Iterator[Detail]:
+def _nothing(what: object) -> object:
+    return what
+
+
+def _calls() -> None:
+    for _ in range(CALLS):
+        _nothing(None)
+
+
+def _parts_of_a_step(name: str, recorded: Recorded, repetitions: int) -> Iterator[Detail]:
     """Measure the parts of the hooks, each by itself. The rest is in the hooks: who steps, whether the last step was changed."""
     front_end = recorded.recorder._front_end
     assert front_end is not None, "it records"
@@ -91,7 +120,9 @@ def _parts_of_a_step(recorded: Recorded, repetitions: int) -> Iterator[Detail]:
     after, before = plan.following.values(following), plan.acted.values(root)
     arrays = front_end.reader.arrays(plan.following, after)
     values = FrameValues(arrays[:count], arrays[count:], front_end.reader.arrays(plan.acted, before))
-    block = Block(recording._buffers.small.groups, len(recording.envs), 2 * repetitions)
+    groups = (*recording._buffers.small.groups, *recording._buffers.bulky.groups)
+    block = Block(groups, len(recording.envs), 2 * repetitions)
+    block.touch()
     event = counters.event(None, time.time_ns(), is_step=True, picked=None, begun=None)
 
     def look_up() -> None:
@@ -106,13 +137,13 @@ def _parts_of_a_step(recorded: Recorded, repetitions: int) -> Iterator[Detail]:
         counters.apply(counters.event(None, time.time_ns(), is_step=True, picked=None, begun=None))
 
     for what, part in {
-        "to look up 6 values in tensordicts": look_up,
+        "to look up its values in tensordicts": look_up,
         "to view them as arrays of the dtype and shape that are expected": view,
         "to copy them into a block, and note the event": lambda: block.add(event, values),
         "to number the step": count_on,
     }.items():
         cost = _median(part, repetitions)
-        yield _detail(f"of it: {what}", f"{cost:.1f} us", part_us=cost)
+        yield _detail(f"{name}, of it: {what}", f"{cost:.1f} us", part_us=cost)
 
 
 def _partial_reset(recorded: Recorded) -> Callable[[], None]:

@@ -2,7 +2,7 @@
 
 Several PPO trainings take turns of one iteration, with equal random numbers: one that records all keys of its eight CartPoles
 step by step, one that records its batches (``postproc``), two without recording, whose difference is the noise of the machine,
-and one with a transform that does nothing. All do equal work, and the benchmark checks that recording doesn't change the
+one with a transform that does nothing, and one with a transform that only views the values as arrays. All do equal work, and the benchmark checks that recording doesn't change the
 learned parameters. The processor time of the environment's thread is compared: the clock differs by more from run to run.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
@@ -32,6 +33,27 @@ from torchrl_rerun import RerunRecorder
 ENVS, FRAMES = 8, 1024
 SLOWER = 1.01
 WARM_UP = 3
+
+
+class Looking(Transform):  # type: ignore[misc]
+    """Transform that views the values of each step as arrays, and does nothing with them."""
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return _looked_at(tensordict)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        del tensordict
+        return _looked_at(next_tensordict)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        del tensordict
+        return _looked_at(tensordict_reset)
+
+
+def _looked_at(tensordict: TensorDictBase) -> TensorDictBase:
+    for value in tensordict.values():
+        value.numpy()
+    return tensordict
 
 
 class Training:
@@ -111,6 +133,7 @@ def measure(effort: Effort) -> Report:
             "not": Training(None),
             "not either": Training(None),
             "idle": Training(Transform()),
+            "looking": Training(Looking()),
         }
         names = list(trainings)
         for number in range(iterations):
@@ -131,6 +154,7 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
     without = [statistics.mean(pair) for pair in zip(seconds["not"], seconds["not either"], strict=True)]
     ratio, floor = _ratio(seconds["recording"], seconds["idle"]), _ratio(seconds["not either"], seconds["not"])
     idle, batches = _ratio(seconds["idle"], without), _ratio(seconds["batches"], without)
+    looking = _ratio(seconds["looking"], seconds["idle"])
     steps = FRAMES // ENVS
     figure = "a live training loop"
     workload = f"PPO on {ENVS} CartPoles, all keys, {len(seconds['not'])} iterations of {FRAMES} frames"
@@ -163,6 +187,12 @@ def _report(trainings: dict[str, Training], *, same: bool, size: int) -> Report:
         (
             Detail(figure, "the same training beside itself, neither recording", f"{floor:.3f} x"),
             Detail(figure, "with a transform that does nothing, beside without", f"{idle:.3f} x"),
+            Detail(
+                figure,
+                "with one that only views the values of each step as arrays, beside one that does nothing",
+                f"{looking:.3f} x",
+                {"looking_ratio": looking},
+            ),
             Detail(
                 figure,
                 f"difference of the medians, for each of the {steps} steps of an iteration",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rerun.chunk import RrdReader
 from tensordict import LazyStackedTensorDict, TensorDict
 
 from effort import examples
@@ -260,3 +261,11 @@ def test_an_empty_rollout_changes_nothing(tmp_path, size):
     episodes = read(tmp_path / "run.rrd")["/env_0/reward"].along("episode")
     assert len(episodes) == 10
     assert episodes[4] == episodes[5] or bool(rollout["next", "done"][0, 4])
+
+
+def test_the_first_frame_is_in_one_chunk_with_those_after_it(tmp_path):
+    recorder = RerunRecorder(tmp_path / "run.rrd")
+    recorder.log_rollout(rollout_of((3,), 50, 0.1, 0))
+    recorder.close()
+    entities = [chunk.entity_path for chunk in RrdReader(tmp_path / "run.rrd").stream().filter(is_static=False)]
+    assert len(entities) == len(set(entities)) > 3

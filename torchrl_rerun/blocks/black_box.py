@@ -30,7 +30,7 @@ import numpy as np
 import xxhash
 
 from torchrl_rerun.blocks.devices import Landing
-from torchrl_rerun.blocks.memory import Fill, Heap, Journal, NamedArrays, Region, Shape, make_file
+from torchrl_rerun.blocks.memory import Fill, Heap, Journal, Record, Region, Shape, make_file
 from torchrl_rerun.blocks.mirror import Mirror
 from torchrl_rerun.blocks.object_log import pickled
 
@@ -293,12 +293,11 @@ class _FileJournal:
         self._name = name
         self._has_file = False
 
-    def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
-        """Add a record.
+    def append(self, records: Sequence[Record]) -> None:
+        """Add records.
 
         Args:
-            about: what it is, as JSON.
-            arrays: its arrays. Those of Python objects are pickled.
+            records: the records.
         """
         if not self._box.is_kept:
             return
@@ -309,8 +308,7 @@ class _FileJournal:
             return
         begin = os.fstat(handle).st_size
         try:
-            for part in _record(about, arrays or {}):
-                write_all(handle, part)
+            write_all(handle, b"".join(part for record in records for part in _bytes_of(record)))
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(handle, begin)
@@ -327,7 +325,7 @@ class _FileJournal:
         if not self._box.is_kept:
             return
         try:
-            self._box.replace(self._name, b"".join(_record(about, {})))
+            self._box.replace(self._name, b"".join(_bytes_of(Record(about, {}))))
             self._has_file = True
         except OSError as error:
             self._box.give_up(error)
@@ -350,18 +348,18 @@ class _FileJournal:
         return handle
 
 
-def _record(about: Mapping[str, Any], arrays: NamedArrays) -> Iterator[Any]:
+def _bytes_of(record: Record) -> Iterator[Any]:
     """Yield the bytes of a record, in parts."""
     layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
     held: list[Any] = []
-    for name, array in arrays.items():
+    for name, array in record.arrays.items():
         if array.dtype == object:
             data: Any = pickled([array])
         else:
             data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         layout[name] = array.dtype.str, array.shape, len(data)
         held.append(data)
-    said = json.dumps({"about": about, "arrays": layout}).encode()
+    said = json.dumps({"about": record.about, "arrays": layout}).encode()
     yield RECORD.pack(RECORD_MAGIC, len(said), sum(map(len, held))) + said
     yield from held
 

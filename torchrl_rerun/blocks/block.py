@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.blocks.devices import Arrival, Copy, Transfers, host_bits
-from torchrl_rerun.blocks.events import EnvIndices, Event, Events
+from torchrl_rerun.blocks.events import Event, Events, as_slice
 from torchrl_rerun.blocks.memory import Heap, Memory, NamedArrays, Shape
 from torchrl_rerun.blocks.object_log import ObjectLog
 from torchrl_rerun.kinds.objects import MISSING, size_of
@@ -241,20 +241,15 @@ class _GroupCopy(NamedTuple):
     on_device: list[tuple[Transfers, list[tuple[Values, int]]]]
 
     def having_rows(self, frames: Frames) -> npt.NDArray[np.intp]:
-        """Return the numbers of the frames in which the group has rows."""
-        found = []
-        for number, event in enumerate(frames.events):
-            if event.is_step or self.moment is Moment.OBSERVED:
-                envs = self.envs_with_rows(event)
-                if envs is None or len(envs):
-                    found.append(number)
-        return np.array(found, np.intp)
-
-    def envs_with_rows(self, event: Event) -> EnvIndices:
-        """Return the environments that have a row of an event, if it has values of the group; None: all."""
+        """Return the numbers of the frames in which the group has rows, if it has values in all of them."""
         if self.has_rewards:
-            return event.envs
-        return event.envs_before if self.moment is ACTED else event.envs_after
+            having = [event.envs is None or len(event.envs) > 0 for event in frames.events]
+        elif self.moment is ACTED:
+            having = [event.envs_before is None or len(event.envs_before) > 0 for event in frames.events]
+        else:
+            having = [event.envs_after is None or len(event.envs_after) > 0 for event in frames.events]
+        may_have = np.array(having, np.bool_)
+        return np.flatnonzero(may_have if self.moment is Moment.OBSERVED else may_have & frames.is_step)
 
 
 class Block:
@@ -467,7 +462,7 @@ class Block:
             arrays = values[moment]
             if arrays is None or (first is not None and arrays[first] is None):
                 continue
-            # As `envs_with_rows` has it: a call for each group would take 3 % of a step.
+            # As `having_rows` has it: a call for each group would take 3 % of a step.
             envs = event.envs if has_rewards else event.envs_before if moment is ACTED else envs_after
             if envs is not None and not len(envs):
                 continue
@@ -539,9 +534,10 @@ class Block:
                         array[slots] = arrays[i][:, where].swapaxes(0, 1)
                     for array, i in each.by_env:
                         array[:, slots] = arrays[i][:, where]
-        packed = np.packbits(having_rows, axis=1, bitorder="little").tolist()
-        for event, groups in zip(frames.events, packed, strict=True):
-            self.events.append(event, int.from_bytes(bytes(groups), "little"), self._memory.moment)
+        packed = np.packbits(having_rows, axis=1, bitorder="little")
+        data, size, moment = packed.tobytes(), packed.shape[1], self._memory.moment
+        for number, event in enumerate(frames.events):
+            self.events.append(event, int.from_bytes(data[number * size : (number + 1) * size], "little"), moment)
         self._head[_COUNT] = len(self.events)
 
     def drop_after(self, count: int) -> None:
@@ -585,16 +581,8 @@ class Block:
 
     def presence(self, group: int) -> npt.NDArray[np.bool_] | None:
         """Return in which slots of a group each environment has a row, ``[slots, envs]``; None if in all of them."""
-        events = self.events.of_group(group)
-        present = None
-        for event, envs in self.events.partial(before=self.groups[group].moment is ACTED):
-            slot = int(np.searchsorted(events, event))
-            if slot < len(events) and events[slot] == event:
-                if present is None:
-                    present = np.ones((len(events), self.envs), np.bool_)
-                present[slot] = False
-                present[slot, envs] = True
-        return present
+        is_before = self.groups[group].moment is ACTED
+        return self.events.recorded(self.events.of_group(group), self.envs, before=is_before)
 
 
 _LEASE, _COUNT = range(2)
@@ -621,13 +609,3 @@ def _filled(
     if stream.is_object:
         return np.full(Values.shape(stream, about["envs"], len(slots)).shape, MISSING, object)
     return np.array(arrays[name][:, : len(slots)] if _lies_by_env(stream) else arrays[name][: len(slots)])
-
-
-def as_slice(numbers: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:
-    """Return ascending numbers as a slice if they follow one another: NumPy copies a slice faster.
-
-    >>> as_slice(np.array([3, 4, 5])), as_slice(np.array([3, 5]))
-    (slice(3, 6, None), array([3, 5]))
-    """
-    first, last = int(numbers[0]), int(numbers[-1])
-    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers

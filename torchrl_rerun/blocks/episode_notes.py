@@ -97,7 +97,7 @@ class EpisodeNotes:
             self._journals[0].clear()
             self._in_journal, self._in_other = 0, self._ended
         after = self._memory.moment - (not is_within_frame)
-        self._journals[0].append({"after": after, "episode": episode.to_json()})
+        self._journals[0].append([Record({"after": after, "episode": episode.to_json()}, {})])
         self._in_journal += 1
         self._ended += 1
 

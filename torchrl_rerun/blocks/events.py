@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -199,15 +199,45 @@ class Events:
         at = group + 1
         return np.flatnonzero(self._rows["flags"][: self._count, at // 8] & (1 << at % 8))
 
-    def partial(self, *, before: bool) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-        """Return the positions of the events in which not all environments are recorded, and the recorded environments.
+    @property
+    def are_steps(self) -> npt.NDArray[np.bool_]:
+        """Whether each event is a step, not a reset, ``[n]``."""
+        return (self._rows["flags"][: self._count, 0] & 1).astype(np.bool_)
+
+    def touched(self, envs: int) -> npt.NDArray[np.bool_]:
+        """Return which environments were reset or stepped in each event, ``[n, envs]``."""
+        return self._masks(slice(self._count), _ENVS, envs)
+
+    def begun(self, envs: int) -> npt.NDArray[np.bool_]:
+        """Return in which environments an episode begins with each event, ``[n, envs]``."""
+        begun = self._masks(slice(self._count), _BEGUN, envs)
+        are_all_begun = self._rows["picks"][: self._count, _BEGUN, 0] == _ALL
+        begun[are_all_begun] = self._masks(are_all_begun, _ENVS, envs)
+        return begun & ~self.are_steps[:, None]
+
+    def recorded(self, events: npt.NDArray[np.intp], envs: int, *, before: bool) -> npt.NDArray[np.bool_] | None:
+        """Return which environments are recorded in some events, ``[n, envs]``; None if all are in each of them.
 
         Args:
+            events: the numbers of the events.
+            envs: number of recorded environments.
             before: whether it is about the frames before the events, not those after them.
         """
-        picks = self._rows["picks"][: self._count, _BEFORE if before else _AFTER]
-        for position in np.flatnonzero(picks[:, 0] != _ALL).tolist():
-            yield position, self._picked(picks[position])
+        which = _BEFORE if before else _AFTER
+        if (self._rows["picks"][events, which, 0] == _ALL).all():
+            return None
+        return self._masks(events, which, envs)
+
+    def _masks(self, events: Any, which: int, envs: int) -> npt.NDArray[np.bool_]:
+        """Return which environments were picked in some events, ``[n, envs]``."""
+        counts, at = self._rows["picks"][: self._count][events, which].T.astype(np.intp)
+        masks = np.repeat((counts == _ALL)[:, None], envs, axis=1)
+        counts = np.maximum(counts, 0)
+        ends = counts.cumsum()
+        numbers = np.repeat(np.arange(len(counts)), counts)
+        places = np.arange(len(numbers)) + np.repeat(at - ends + counts, counts)
+        masks[numbers, self._picks[places]] = True
+        return masks
 
     def runs(self) -> Iterator[tuple[int, int, Event | None]]:
         """Return stretches ``[first, last)`` of steps of all environments (None), and every other event by itself."""
@@ -234,6 +264,16 @@ class Events:
 
 _HEAD = struct.calcsize("<5q") + _PICKS.size
 """Bytes of a row before its flags."""
+
+
+def as_slice(numbers: npt.NDArray[np.intp]) -> slice | npt.NDArray[np.intp]:
+    """Return ascending numbers as a slice if they follow one another: NumPy copies a slice faster.
+
+    >>> as_slice(np.array([3, 4, 5])), as_slice(np.array([3, 5]))
+    (slice(3, 6, None), array([3, 5]))
+    """
+    first, last = int(numbers[0]), int(numbers[-1])
+    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers
 
 
 class EndedEpisode(NamedTuple):

@@ -75,23 +75,22 @@ class Record(NamedTuple):
     """A record of a journal.
 
     Attributes:
-        about: what it is.
-        arrays: its arrays.
+        about: what it is, as JSON.
+        arrays: its arrays. Those of Python objects are pickled.
     """
 
-    about: dict[str, Any]
+    about: Mapping[str, Any]
     arrays: NamedArrays
 
 
 class Journal(Protocol):
     """A file that records are added to, and that is emptied when they are no longer needed."""
 
-    def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
-        """Add a record.
+    def append(self, records: Sequence[Record]) -> None:
+        """Add records.
 
         Args:
-            about: what it is, as JSON.
-            arrays: its arrays.
+            records: the records.
         """
 
     def restart(self, about: Mapping[str, Any]) -> None:
@@ -169,7 +168,7 @@ class Memory(Protocol):
 
 
 class _NoJournal:
-    def append(self, about: Mapping[str, Any], arrays: NamedArrays | None = None) -> None:
+    def append(self, records: Sequence[Record]) -> None:
         pass
 
     def restart(self, about: Mapping[str, Any]) -> None:

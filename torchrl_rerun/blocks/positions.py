@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_rerun.blocks.events import Event, Events
+from torchrl_rerun.blocks.events import Event, Events, as_slice
 from torchrl_rerun.kinds.timelines import COLUMNS, EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
 
 _STAMPS = [FRAME, STEP, LOG_TIME]
@@ -36,20 +36,6 @@ def advance(positions: Positions, event: Event) -> Positions:
     return after
 
 
-def advance_together(positions: Positions, stamps: npt.NDArray[np.int64], steps: npt.NDArray[np.int64]) -> Positions:
-    """Return the positions after each of ``n`` steps of all environments, ``[envs, 6, n]``.
-
-    Args:
-        positions: their positions before the first of these steps, ``[envs, 6]``.
-        stamps: frame, step and time of each, ``[n, 3]``.
-        steps: how many steps of all environments were made up to each, ``[n]``.
-    """
-    after = np.repeat(positions[:, :, None], len(stamps), axis=2)
-    after[:, _STAMPS] = stamps.T
-    after[:, EPISODE_STEP] += steps
-    return after
-
-
 class Timelines:
     """Positions of all environments at the frames of a block, derived from its events on the writer's thread.
 
@@ -69,33 +55,43 @@ class Timelines:
     """
 
     def __init__(self, start: Positions, events: Events) -> None:
-        stamps = events.numbers()
+        envs, count = len(start), len(events)
+        touched, begun = events.touched(envs).T, events.begun(envs).T
         # The last axis is time: number 0 is before the block, number i + 1 after its event i.
-        self._positions = np.empty((len(start), COLUMNS, len(events) + 1), np.int64)
-        self._positions[..., 0] = start
-        for first, last, event in events.runs():
-            before = self._positions[..., first]
-            if event is None:
-                steps = np.arange(1, last - first + 1)
-                self._positions[..., first + 1 : last + 1] = advance_together(before, stamps[first:last], steps)
-            else:
-                self._positions[..., last] = advance(before, event)
+        self._positions = np.empty((envs, COLUMNS, count + 1), np.int64)
+        latest = np.zeros((envs, count + 1), np.intp)
+        np.maximum.accumulate(touched * np.arange(1, count + 1), axis=1, out=latest[:, 1:])
+        stamps = np.concatenate([np.zeros((1, len(_STAMPS)), np.int64), events.numbers()])
+        for column, values in zip(_STAMPS, stamps.T, strict=True):
+            self._positions[:, column] = np.where(latest > 0, values[latest], start[:, column, None])
+        self._positions[:, EPISODE, 0] = start[:, EPISODE]
+        self._positions[:, EPISODE, 1:] = begun
+        np.cumsum(self._positions[:, EPISODE], axis=1, out=self._positions[:, EPISODE])
+        for column, counted in ((EPISODE_STEP, events.are_steps), (REGROUPED, ~events.are_steps)):
+            counts = np.zeros((envs, count + 1), np.int64)
+            np.cumsum(touched & counted, axis=1, out=counts[:, 1:])
+            since = np.where(begun, counts[:, 1:], np.iinfo(np.int64).min)  # the count when the episode began
+            since = np.maximum.accumulate(np.concatenate([-start[:, column, None], since], axis=1), axis=1)
+            np.subtract(counts, since, out=self._positions[:, column])
 
     def at(self, env: int, events: npt.NDArray[np.intp]) -> Positions:
-        """Return the positions of an environment after some events, ``[n, 6]``, each column contiguous.
+        """Return the positions of an environment after some events, ``[n, 6]``, each column contiguous. They are not to be changed.
 
         Args:
             env: index of the environment among the recorded ones.
-            events: the numbers of the events in the block, in which it took part.
+            events: the numbers of the events in the block, ascending, in which it took part.
         """
         return self.before(env, events + 1)
 
     def before(self, env: int, events: npt.NDArray[np.intp]) -> Positions:
-        """Return the positions of an environment before some events, ``[n, 6]``: where the policy saw it.
+        """Return the positions of an environment before some events: where the policy saw it. Otherwise as :meth:`at`.
 
         Args:
             env: index of the environment among the recorded ones.
-            events: the numbers of the events in the block.
+            events: the numbers of the events in the block, ascending.
         """
-        positions: Positions = self._positions[env].take(events, axis=1).T
-        return positions
+        if not len(events):
+            return np.empty((0, COLUMNS), np.int64)
+        positions: Positions = self._positions[env]
+        consecutive = as_slice(events)
+        return (positions[:, consecutive] if isinstance(consecutive, slice) else positions.take(events, axis=1)).T

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from rerun.chunk import Chunk
 
-from torchrl_rerun.blocks.memory import Heap, Journal, MaxAge, Memory
+from torchrl_rerun.blocks.memory import Heap, Journal, MaxAge, Memory, Record
 from torchrl_rerun.chunks.encoding_threads import submit
 from torchrl_rerun.chunks.losses import LossError, Losses, reason_of
 from torchrl_rerun.kinds.arrow import Entity, chunks_of, times_of
@@ -201,12 +201,14 @@ class EncodedQueue:
         if first == len(self._files):
             return
         self._kept = len(self._files)
+        records = []
         for chunk in self._chunks(slice(first, None)):
             batch = chunk.to_record_batch()
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, batch.schema) as stream:
                 stream.write_batch(batch)
-            self._journal.append({}, {"chunk": np.frombuffer(sink.getvalue(), np.uint8)})
+            records.append(Record({}, {"chunk": np.frombuffer(sink.getvalue(), np.uint8)}))
+        self._journal.append(records)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield a chunk of all values. They are forgotten when the next chunk is asked for: this one is kept by then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from torchrl_rerun.kinds.episode import Episode, returns_of
 from torchrl_rerun.kinds.keys import Key
 from torchrl_rerun.kinds.objects import size_of
 from torchrl_rerun.kinds.streams import Stream
-from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP
+from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME, REGROUPED, STEP, Positions
 
 EPISODES = "episode"
 """The name of journals of episodes."""
@@ -80,6 +81,7 @@ class EpisodeRows:
     def clear(self) -> None:
         """Forget the rows: they are written."""
         self._pieces: list[EnvRows] = []
+        self._not_kept: list[Callable[[], Record]] = []
         self.first = 0
         self.bytes = 0
         if self._began is None:
@@ -98,13 +100,20 @@ class EpisodeRows:
         Args:
             episode: its properties.
         """
-        self._journal.append(self._about | {"over": episode.to_json()})
+        self._not_kept.append(lambda: Record(self._about | {"over": episode.to_json()}, {}))
+
+    def keep(self) -> None:
+        """Copy what came since the last call to where it outlives the process: until then, it does so in the block that it is from.
+
+        An episode that is over and isn't kept, or is written, before its block is given back costs no file.
+        """
+        if self._not_kept:
+            self._journal.append([make() for make in self._not_kept])
+            self._not_kept = []
 
     def add(self, piece: EnvRows, part: slice) -> None:
-        """Copy a part of the rows of a block."""
+        """Copy a part of the rows of a block. :meth:`keep` must be called before the block is given back."""
         positions = piece.positions[part].copy(order="F")
-        if self._memory.is_kept:
-            self._copy(piece, part)
         if not self.bytes:
             self.first = int(positions[0, FRAME])
         if self._began is None:
@@ -113,17 +122,26 @@ class EpisodeRows:
         self._length = max(self._length, int(positions[-1, EPISODE_STEP]))
         positions[:, FRAME] = positions[:, EPISODE_STEP] + positions[:, REGROUPED]
         values = [(stream, rows[part].copy()) for stream, rows in piece.values]
+        if self._memory.is_kept:
+            self._not_kept.append(functools.partial(self._record, piece.env, piece.positions[part], values))
         for stream, rows in values:
             if stream.reward_key and self._return_key in (None, stream.key):  # the first of several rewards
                 self._return_key, self._return = stream.key, float(returns_of(rows[-1:])[0])
         self._pieces.append(EnvRows(piece.env, positions, values))
         self.bytes += positions.nbytes + sum(_bytes(rows) for _, rows in values)
 
-    def _copy(self, piece: EnvRows, part: slice) -> None:
-        arrays: NamedArrays = {"positions": np.ascontiguousarray(piece.positions[part])}
-        arrays |= {str(number): rows[part] for number, (_, rows) in enumerate(piece.values)}
-        streams = [stream_to_json(stream) for stream, _ in piece.values]
-        self._journal.append({"env": self.env, "episode": self.episode, "at": piece.env, "streams": streams}, arrays)
+    def _record(self, env: int, positions: Positions, values: Sequence[tuple[Stream, npt.NDArray[Any]]]) -> Record:
+        """Return a record of rows, which :meth:`restore` takes.
+
+        Args:
+            env: index of the environment among the recorded ones.
+            positions: where it was, by the frames of the run.
+            values: per stream its rows.
+        """
+        arrays: NamedArrays = {"positions": np.ascontiguousarray(positions)}
+        arrays |= {str(number): rows for number, (_, rows) in enumerate(values)}
+        streams = [stream_to_json(stream) for stream, _ in values]
+        return Record({"env": self.env, "episode": self.episode, "at": env, "streams": streams}, arrays)
 
     def restore(self, record: Record) -> Episode | None:
         """Take a record of a journal. Return the episode's properties if it says that the episode is over.
@@ -211,6 +229,7 @@ class EpisodeRows:
         ):  # a kill in between leaves the first ones, which are of the episode's beginning
             part.unlink(missing_ok=True)
         self.parts.clear()
+        self._not_kept = []
         self._journal.remove()
 
 

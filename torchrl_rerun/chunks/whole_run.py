@@ -92,10 +92,17 @@ class WholeRun:
     def chunks_of(self, rows: Iterable[EnvRows]) -> Iterator[Chunk]:
         """Return the chunks of rows of environments, those of encoded images excepted."""
         for piece in rows:
-            piece.positions[:, FRAME] -= self._first_frame
-            yield from self._factory.chunks(piece, self._envs[piece.env])
+            yield from self._factory.chunks(self._numbered(piece), self._envs[piece.env])
         self._encoding.finish()  # the images that are being encoded are views of the block
         self._encoding.keep()
+
+    def _numbered(self, piece: EnvRows) -> EnvRows:
+        """Return rows with the numbers that their frames have in the recording."""
+        if not self._first_frame:
+            return piece
+        positions = piece.positions.copy(order="F")
+        positions[:, FRAME] -= self._first_frame
+        return piece._replace(positions=positions)
 
     def due(self) -> Iterator[Chunk]:
         """Return chunks of the images that have waited long enough, or are enough for a chunk."""

@@ -20,21 +20,26 @@ class Coming(NamedTuple):
         is_step: whether each is a step, not a reset, ``[frames]``.
         begun: the environments that are reset before each step, ``[envs, time]``.
         stepped: the environments that are stepped, ``[envs, time]``; None: all, each time.
+        is_of_all: whether each concerns all environments, ``[frames]``.
     """
 
     times: npt.NDArray[np.intp]
     is_step: npt.NDArray[np.bool_]
     begun: npt.NDArray[np.bool_]
     stepped: npt.NDArray[np.bool_] | None
+    is_of_all: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, begun: npt.NDArray[np.bool_], stepped: npt.NDArray[np.bool_] | None) -> Coming:
         """Return all frames."""
         time = begun.shape[1]
-        is_stepped = np.ones(time, bool) if stepped is None else stepped.any(axis=0)
-        is_there = np.stack([begun.any(axis=0), is_stepped], axis=1).reshape(-1)
+        everyone = np.ones((1, time), bool)
+        both = begun, everyone if stepped is None else stepped
+        is_there, is_of_all = (
+            np.stack([call(each, axis=0) for each in both], axis=1).reshape(-1) for call in (np.any, np.all)
+        )
         [numbers] = np.nonzero(is_there)
-        return cls(numbers // 2, numbers % 2 == 1, begun, stepped)
+        return cls(numbers // 2, numbers % 2 == 1, begun, stepped, is_of_all[numbers])
 
     @property
     def left(self) -> int:
@@ -43,15 +48,16 @@ class Coming(NamedTuple):
 
     def mask(self, number: int) -> npt.NDArray[np.bool_] | None:
         """Return the environments that a frame concerns, ``[envs]``; None: all."""
-        chosen = self.stepped if self.is_step[number] else self.begun
-        if chosen is None:
+        if self.is_of_all[number]:
             return None
+        chosen = self.stepped if self.is_step[number] else self.begun
+        assert chosen is not None, "else it concerns all"
         mask: npt.NDArray[np.bool_] = chosen[:, self.times[number]]
-        return None if mask.all() else mask
+        return mask
 
     def after(self, count: int) -> Coming:
         """Return the frames without the first ones."""
-        return self._replace(times=self.times[count:], is_step=self.is_step[count:])
+        return self._replace(times=self.times[count:], is_step=self.is_step[count:], is_of_all=self.is_of_all[count:])
 
 
 def at_time(arrays: Arrays | None, at: int) -> Arrays | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
@@ -26,6 +26,20 @@ from torchrl_rerun.transform.readers import Reader, Readers
 
 _BOOKKEEPING = {"is_init", "traj_ids"}
 """Keys that collectors add behind the recorder. A recording tells the same by its timelines."""
+
+
+class FirstStep(NamedTuple):
+    """The first step that a recording sees.
+
+    Attributes:
+        root: the data before the step.
+        acted: the policy's part of it.
+        following: the data after the step.
+    """
+
+    root: TensorDictBase
+    acted: Acted
+    following: TensorDictBase
 
 
 class Describer:
@@ -98,9 +112,7 @@ class Describer:
         plan: Plan,
         *,
         env: EnvBase | None,
-        root: TensorDictBase,
-        acted: Acted,
-        following: TensorDictBase,
+        first_step: FirstStep,
     ) -> Plan:
         """Describe the keys of a step that are no observations, and return the complete plan.
 
@@ -108,14 +120,13 @@ class Describer:
             recording: the recording.
             plan: the plan of the observations.
             env: the environment, for its specs.
-            root: the data before the step.
-            acted: the policy's part of it.
-            following: the data after the step.
+            first_step: the step.
 
         Raises:
             KeyError: an option names a key that isn't there, or a group of keys.
             ValueError: options don't fit the data.
         """
+        root, acted, following = first_step
         known = {*plan.observed.keys, *plan.skipped, *(look.key for look in self._looks)}
         wanted = [key for key in dict.fromkeys([*self._wanted(env, following), *acted.keys]) if key not in known]
         values = {key: tensordicts.value_of(following, key) for key in wanted}

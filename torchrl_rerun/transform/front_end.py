@@ -30,7 +30,7 @@ from torchrl_rerun.recording.session import Facts, Session
 from torchrl_rerun.transform import environments, partial_resets, specs, tensordicts
 from torchrl_rerun.transform.calls import Call
 from torchrl_rerun.transform.chain import Chain
-from torchrl_rerun.transform.describing import Describer
+from torchrl_rerun.transform.describing import Describer, FirstStep
 from torchrl_rerun.transform.looks import looks_for
 from torchrl_rerun.transform.plan import Acted, Plan
 from torchrl_rerun.transform.readers import ArrayReader
@@ -134,7 +134,7 @@ class FrontEnd(Switchable):
         mask: Mask = None,
         *,
         begun: Mask = None,
-        outcome: TensorDictBase | None = None,
+        first_step: FirstStep | None = None,
         is_past: bool = False,
     ) -> None:
         """Record that environments were reset.
@@ -145,7 +145,7 @@ class FrontEnd(Switchable):
             mask: which environments were reset. Default: all.
             begun: environments whose episodes begin; of the others only some groups of agents were reset. Default: all that
                 were reset.
-            outcome: the data after the first step, if it is known already, for the rewards in it.
+            first_step: the step after it, if it is known already. A block has room for both then.
             is_past: whether the environments have been stepped since, and can't be looked at as they were.
         """
         recording = self._opened(env, observed, mask, is_step=False)
@@ -155,7 +155,10 @@ class FrontEnd(Switchable):
             self._come_back(mask)
         if self.plan is None:
             with describing(recording):
-                self.plan = self._describer.observe(recording, env(), observed, outcome)
+                plan = self._describer.observe(recording, env(), observed, first_step and first_step.following)
+                if first_step is not None:
+                    plan = self._describer.step(recording, plan, env=env(), first_step=first_step)
+                self.plan = plan
         if self.plan is None:
             return
         try:
@@ -415,7 +418,7 @@ class FrontEnd(Switchable):
         if self.plan is not None:
             with describing(recording):
                 self.plan = self._describer.step(
-                    recording, self.plan, env=env(), root=root, acted=acted, following=following
+                    recording, self.plan, env=env(), first_step=FirstStep(root, acted, following)
                 )
         return recording if self.plan is not None and self.plan.is_complete else None
 

@@ -15,6 +15,7 @@ from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.transform import tensordicts
 from torchrl_rerun.transform.continuity import Continuity, stepped_in
+from torchrl_rerun.transform.describing import FirstStep
 from torchrl_rerun.transform.front_end import FrontEnd
 from torchrl_rerun.transform.interleaved import Interleaved
 from torchrl_rerun.transform.padded_batches import Trajectories, padding_mask
@@ -101,7 +102,7 @@ class Rollouts:
         at_once = _steps_at_once(rollout)
         for at in range(0, rollout.batch_size[-1], at_once):
             some = slice(at, at + at_once)
-            part, of_part = rollout[..., some], None if stepped is None else stepped[:, some]
+            part, of_part = _between(rollout, at, at + at_once), None if stepped is None else stepped[:, some]
             found = self._continuity.begun(part, of_part)
             begun = found.episodes if begins is None else found.episodes | begins[:, some]
             if of_part is not None:
@@ -137,9 +138,8 @@ class Rollouts:
         can_be_many = tensordicts.is_dense(part) and not regrouped.any()
         for at in range(time):
             if can_be_many and time - at >= _LEAST_AT_ONCE and front_end.takes_many():
-                some = slice(at, None)
-                of_some = None if stepped is None else stepped[:, some]
-                if front_end.steps(lambda: env, part[..., some], begun[:, some], of_some):
+                of_rest = None if stepped is None else stepped[:, at:]
+                if front_end.steps(lambda: env, _between(part, at, time), begun[:, at:], of_rest):
                     return
                 can_be_many = False
             self._transition(
@@ -169,6 +169,7 @@ class Rollouts:
         if mask is not None:
             regrouped = regrouped & mask
         reset = begun | regrouped
+        acted = self._front_end.acted(lambda: None, frame)
         if reset.any():
             observed = frame.select(*led_to, strict=False)
             self._front_end.reset(
@@ -176,10 +177,9 @@ class Rollouts:
                 observed,
                 None if reset.all() else reset,
                 begun=begun if regrouped.any() else None,
-                outcome=following,
+                first_step=FirstStep(frame, acted, following),
             )
         if mask is None or mask.any():
-            acted = self._front_end.acted(lambda: None, frame)
             self._front_end.step(env_of, frame, acted, following, mask)
 
     def _make_room(self, envs: int) -> None:
@@ -209,6 +209,11 @@ class Rollouts:
                 f"{', '.join(map(name_of, late))} is recorded as it goes into a step, and what steps lead to is not: the "
                 "first ones that were recorded had it before them alone. Record a rollout first in which a step leads to it"
             )
+
+
+def _between(rollout: TensorDictBase, first: int, last: int) -> TensorDictBase:
+    """Return the steps ``[first, last)`` of a rollout; the rollout itself if these are all: to slice it costs as much as to record it."""
+    return rollout if first == 0 and last >= rollout.batch_size[-1] else rollout[..., first:last]
 
 
 def _steps_at_once(rollout: TensorDictBase) -> int:

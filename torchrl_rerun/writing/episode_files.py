@@ -199,11 +199,20 @@ class EpisodeFiles:
         self._finish(count, sys.maxsize if waiting is None else waiting)
 
     def _finish(self, count: int, complete: int) -> None:
-        while count and self._ended[0].before <= complete:
-            over = self._ended[0]
-            self._end(over)
+        """Finish the first episodes that are over if all of their rows have come, and keep the rows of all others.
+
+        Args:
+            count: number of the episodes that are over, at the most.
+            complete: the frame before which all rows have come.
+        """
+        over = 0
+        while over < count and self._ended[over].before <= complete:
+            self._end(self._ended[over])
+            over += 1
+        for rows in self._all_rows():
+            rows.keep()
+        for _ in range(over):  # what the rows of these don't tell is kept with them by now
             self._ended.popleft()
-            count -= 1
 
     def _end(self, over: EndedEpisode) -> None:
         self._last_over[over.env] = max(self._last_over[over.env], over.episode.episode)
