@@ -19,7 +19,7 @@ nitpicky = True
 # Names of other libraries occur in signatures, and have no page here.
 _OTHERS = (
     r"(torch|torchrl|tensordict|gymnasium|stable_baselines3|rerun|rerun_bindings|rr|rrb|numpy|np|npt|pyarrow|collections|datetime|os|pathlib)\..*"
-    r"|NestedKey|TensorDict|TensorDictBase|Key|Channels|Place|DatasetEntry|EnvBase|Storage|TensorDictReplayBuffer"
+    r"|NestedKey|TensorDict|TensorDictBase|Key|Floats|Channels|Place|DatasetEntry|EnvBase|Storage|TensorDictReplayBuffer"
 )
 _INNER = r"torchrl_rerun\.\w+\.(arrow|exact|streams|schema|history|following|states|notebook|compare|options|source)\..*"  # types in signatures that have no page
 nitpick_ignore_regex = [("py:.*", _OTHERS), ("py:.*", _INNER)]
