@@ -302,6 +302,17 @@ def test_contacts_sites_and_tendons_are_drawn_on_request(path):
     assert "tip" in str(read(path).static["/env_0/scene/spheres"])
 
 
+def test_the_way_of_the_root_is_shown_on_request(viewer, path):
+    env = RecordRerun(gym.make("Ant-v5"), path, scene=MuJoCo(trail=10))
+    ran(env, 20)
+    views = opened(viewer, path, 20)
+    assert not trouble(views)
+    shown = str(viewer.get_blueprint().blueprint)
+    assert "VisibleTimeRanges" in shown
+    way = np.array(drawn(path, "/env_0/scene/trail")["Points3D:positions"][-20:])
+    assert np.allclose(way[:, 0], load(path)[0].poses().positions[-20:, 1], atol=1e-6)
+
+
 def test_environments_are_shown_side_by_side_on_request(viewer, path):
     env = SyncVectorEnv([Simulated] * 4)
     ran(vector_wrappers.RecordRerun(env, path, scene=MuJoCo(together=True)), 3)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import rerun as rr
 import rerun.blueprint as rrb
 
 from torchrl_rerun.kinds.arrow import Column
@@ -52,6 +53,8 @@ class View:
         rank: position among the views of an environment: lower numbers come first.
         is_large: whether the view needs as much room as a picture, and is shown on the wall of many environments.
         follows: name of an entity below that of the stream, which the eye of a 3D view follows. Default: none.
+        frames: number of frames before the cursor that are shown, too, by the name of an entity below that of the stream. Default:
+            that at the cursor alone.
         together: makes one view of many environments, of their entities; called with these and the name. Default: None, each has
             a view of its own.
     """
@@ -61,6 +64,7 @@ class View:
     rank: int = 1
     is_large: bool = False
     follows: str = ""
+    frames: Mapping[str, int] = field(default_factory=dict)
     together: Callable[[Sequence[str], str], rrb.View] | None = None
 
     def made(self, origin: str, **rest: Any) -> rrb.View:
@@ -75,7 +79,15 @@ class View:
             eye = copy.copy(options["eye_controls"])
             eye.tracking_entity = f"{origin}/{self.follows}"
             options["eye_controls"] = eye
+        if self.frames:
+            options["overrides"] = {f"{origin}/{name}": _frames_before(count) for name, count in self.frames.items()}
         return self.make(origin=origin, **rest, **options)
+
+
+def _frames_before(count: int) -> list[Any]:
+    """Return what has a view show an entity of some frames before the cursor as well."""
+    at = rr.TimeRangeBoundary.cursor_relative
+    return [rrb.VisibleTimeRanges([rr.VisibleTimeRange("frame", start=at(seq=-count), end=at())])]
 
 
 class Encoded(NamedTuple):

@@ -30,6 +30,12 @@ Up = Literal["z", "y"]
 AXES, ROOT = "axes", "root"
 """Names of the entities of the axes of bodies that have no shapes, and of the body that the view follows."""
 
+TRAIL = "trail"
+"""Name of the entity of the points where the root was."""
+
+TRAIL_SHARE, TRAIL_COLOR = 0.02, (255, 200, 0)
+"""Radius of a point of the trail as a share of the scene's, and its colour."""
+
 _AXES_COLORS = [(255, 80, 80), (80, 220, 80), (90, 130, 255)]
 
 BACKGROUND = (60, 75, 95)
@@ -54,6 +60,7 @@ class Transforms3D(Kind):
         grid: whether a grid is drawn at height 0. Default: True.
         up: the axis that points up, ``"z"`` or ``"y"``. Default: ``"z"``.
         spacing: distance of environments that are shown in one scene, side by side. Default: 0, each has a view of its own.
+        trail: number of frames of which the way of the root is shown. Default: 0, none.
 
     Raises:
         ValueError: ``quaternion`` or ``up`` is none of the choices, or ``length`` isn't positive.
@@ -76,6 +83,7 @@ class Transforms3D(Kind):
     grid: bool = True
     up: Up = "z"
     spacing: float = 0.0
+    trail: int = 0
 
     def __post_init__(self) -> None:
         if self.quaternion not in get_args(QuaternionOrder):
@@ -120,6 +128,8 @@ class Transforms3D(Kind):
         if self.root >= 0:
             at = poses.positions[:, self.root : self.root + 1]
             drawn[ROOT] = [vectors_column("Points3D", "positions", "Position3D", at)]
+            if self.trail:  # the eye would follow the middle of a trail
+                drawn[TRAIL] = drawn[ROOT]
         return drawn
 
     def _axes(self, poses: Poses) -> list[Column]:
@@ -136,6 +146,8 @@ class Transforms3D(Kind):
         yield "", rr.ViewCoordinates.columns(xyz=[ways.RIGHT_HAND_Z_UP if self.up == "z" else ways.RIGHT_HAND_Y_UP])
         if self.spacing:  # seen from the scene itself, nothing moves
             yield "", rr.Transform3D.columns(translation=[self._upright(*place_of(number, self.spacing))])
+        if self.root >= 0 and self.trail:
+            yield TRAIL, rr.Points3D.columns(radii=[self.radius * TRAIL_SHARE], colors=[TRAIL_COLOR])
         if self.geometry:
             yield from geometry_of(self.geometry).static()
             return
@@ -158,6 +170,7 @@ class Transforms3D(Kind):
             is_large=True,
             rank=0,
             follows=ROOT if self.root >= 0 else "",
+            frames={TRAIL: self.trail} if self.root >= 0 and self.trail else {},
             together=self._all if self.spacing else None,
         )
 

@@ -44,6 +44,7 @@ class MuJoCo(Source):
         contacts: whether contacts are drawn. Default: False.
         sites: whether sites are drawn. Default: False.
         tendons: whether tendons are drawn. Default: False.
+        trail: number of frames of which the way of the root is shown. Default: 0, none.
         together: whether many environments are shown in one scene, side by side. Default: False, each has a view.
 
     Raises:
@@ -72,6 +73,7 @@ class MuJoCo(Source):
     contacts: bool
     sites: bool
     tendons: bool
+    trail: int
     together: bool
 
     def __init__(
@@ -84,6 +86,7 @@ class MuJoCo(Source):
         contacts: bool = False,
         sites: bool = False,
         tendons: bool = False,
+        trail: int = 0,
         together: bool = False,
     ) -> None:
         if state not in get_args(Kept):
@@ -100,6 +103,7 @@ class MuJoCo(Source):
             "contacts": contacts,
             "sites": sites,
             "tendons": tendons,
+            "trail": trail,
             "together": together,
         }.items():
             object.__setattr__(self, name, value)
@@ -159,6 +163,7 @@ class MuJoCo(Source):
             signature=self.signature if signature is None else signature,
             contacts=self.contacts,
             tendons=self.tendons,
+            trail=self.trail,
             root=_root_of(model),
             grid=False,
             center=center,
