@@ -194,6 +194,7 @@ ON_BODIES = {
     "grid": False,
     "up": "y",
     "spacing": 1.0,
+    "trail": 9,
 }
 
 
