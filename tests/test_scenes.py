@@ -12,6 +12,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+import rerun as rr
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from PIL import Image
@@ -385,6 +386,17 @@ def test_large_shapes_are_beside_the_episodes(tmp_path):
     assert shared.stat().st_size > 100_000
     assert all(episode.files[0].stat().st_size < 200_000 for episode in load(tmp_path))
     assert load(tmp_path)[0].poses().positions.shape == (2, 2, 3)
+
+
+def test_a_catalog_takes_the_shapes_as_an_asset(tmp_path):
+    pytest.importorskip("datafusion")
+    of_a_large_mesh(tmp_path)
+    files = [str(episode.files[0]) for episode in load(tmp_path)]
+    [shared] = asset_files(tmp_path)
+    with rr.server.Server(host="127.0.0.1", datasets={"moon": files}) as server:
+        dataset = server.client().get_dataset("moon")
+        registered = dataset.register_asset(shared.resolve().as_uri())
+        assert all(dataset.assets_for_segment(segment) == [registered] for segment in dataset.segment_ids())
 
 
 def test_a_scene_without_its_model_is_told(tmp_path):
