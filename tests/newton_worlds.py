@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 
 import gymnasium as gym
-import newton
 import numpy as np
-import warp
+import pytest
+
+newton = pytest.importorskip("newton", reason="needs newton")  # this file is collected, too, for its examples
+warp = pytest.importorskip("warp", reason="needs warp-lang")
 
 
 def cart_pole(bodies=2):

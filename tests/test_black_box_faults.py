@@ -24,6 +24,7 @@ from torchrl_rerun.blocks import black_box, episode_notes, memory
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.chunks import episode_rows
 from torchrl_rerun.rrd import locks
+from torchrl_rerun.writing import episode_files
 from torchrl_rerun.writing import file as sinks
 
 RUN = Run(2, "batch", "run", keep=False, pictures="", texts=False, buffer_bytes=0, flush_seconds=0.0, rollouts=0)
@@ -364,3 +365,35 @@ def test_a_repair_takes_the_path_that_the_recorder_was_given(path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["run.resumed_1.rrd", "run.rrd"]
     assert repair(path) is None
     assert steps_in(path) == up_to(40)
+
+
+# --- episodes that aren't kept ---
+
+
+def record_until_one_is_given_up(place):
+    give_up = episode_files.EpisodeFiles._give_up
+
+    def give_up_and_die(files, rows):
+        give_up(files, rows)
+        die()
+
+    episode_files.EpisodeFiles._give_up = give_up_and_die
+    recorder = RerunRecorder(place, keep=KeepLast(1), flush_seconds=0.05)
+    env = Told(RUN, 1).append_transform(recorder)
+    data = env.reset()
+    _, data = env.step_and_maybe_reset(env.rand_action(data))
+    deadline = time.monotonic() + PATIENCE
+    while not list(box_of(place).glob("episode_*")):  # its first rows are in the journal
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    while True:
+        _, data = env.step_and_maybe_reset(env.rand_action(data))
+
+
+def test_an_episode_that_is_given_up_is_there_whole_or_not_at_all(tmp_path):
+    killed(record_until_one_is_given_up, tmp_path / "run")
+    episodes = list(load(tmp_path / "run"))
+    assert 0 not in [episode.properties.episode for episode in episodes]
+    for episode in episodes:
+        ages = episode["age"][:, 0].tolist()
+        assert ages == list(range(len(ages)))

@@ -334,7 +334,7 @@ def test_values_of_clipped_actions_are_recorded(path):
 def test_values_that_come_too_late_are_told(path):
     venv, model = make_model(path)
     model.learn(16)
-    with pytest.warns(UserWarning, match="pass the callback to the first learn"):
+    with pytest.warns(UserWarning, match="Pass the callback to the first learn"):
         model.learn(16, callback=RerunCallback(venv, values=True))
     venv.close()
 

@@ -30,6 +30,9 @@ from torchrl_rerun.kinds.timelines import EPISODE, EPISODE_STEP, FRAME, LOG_TIME
 EPISODES = "episode"
 """The name of journals of episodes."""
 
+GONE = "gone"
+"""What a record says of an episode that isn't kept."""
+
 _Recorded = tuple[Key, bool]
 """A key, and whether its values vary in shape; they may begin to do so within an episode."""
 
@@ -84,6 +87,7 @@ class EpisodeRows:
         self._not_kept: list[Callable[[], Record]] = []
         self.first = 0
         self.bytes = 0
+        self._has_copy = self._began is not None
         if self._began is None:
             self._journal.clear()
         else:
@@ -110,6 +114,7 @@ class EpisodeRows:
         if self._not_kept:
             self._journal.append([make() for make in self._not_kept])
             self._not_kept = []
+            self._has_copy = True
 
     def add(self, piece: EnvRows, part: slice) -> None:
         """Copy a part of the rows of a block. :meth:`keep` must be called before the block is given back."""
@@ -221,6 +226,17 @@ class EpisodeRows:
         for rows in _by_streams(self._pieces):
             yield from factory.chunks(rows, None)
         yield from pictures.flush()
+
+    def give_up(self) -> bool:
+        """Note that the episode isn't kept. Return whether :meth:`discard` must wait until its last block is given back.
+
+        Its first rows are in the copy, its last ones in a block: without the copy the block would have an episode without its
+        beginning.
+        """
+        self._not_kept = []
+        if self._has_copy:
+            self._journal.append([Record({"env": self.env, "episode": self.episode, GONE: True}, {})])
+        return self._has_copy
 
     def discard(self) -> None:
         """Remove the files that hold the rows before these, and the copy: the episode is written, or isn't kept."""

@@ -26,7 +26,7 @@ from torchrl_rerun.blocks.returns import RETURNS, RunningReturns
 from torchrl_rerun.blocks.snapshot import Snapshot
 from torchrl_rerun.chunks.encoding import ENCODED
 from torchrl_rerun.chunks.episode_recordings import EpisodeRecordings, free_suffix
-from torchrl_rerun.chunks.episode_rows import EPISODES, EpisodeRows, parts_by_episode
+from torchrl_rerun.chunks.episode_rows import EPISODES, GONE, EpisodeRows, parts_by_episode
 from torchrl_rerun.chunks.losses import Losses
 from torchrl_rerun.chunks.statistics import BatchStatistics
 from torchrl_rerun.chunks.whole_run import WholeRun
@@ -194,6 +194,7 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
     losses = Losses()
     found: dict[tuple[int, int], EpisodeRows] = {}
     over: dict[tuple[int, int], Episode] = {}
+    gone: set[tuple[int, int]] = set()
 
     def rows_of(env: int, episode: int) -> EpisodeRows:
         return found.setdefault((env, episode), EpisodeRows(env, episode, source.fps, losses))
@@ -202,6 +203,9 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
         if name.startswith(EPISODES):
             for record in records:
                 at = record.about["env"], record.about["episode"]
+                if record.about.get(GONE):
+                    gone.add(at)
+                    continue
                 episode = rows_of(*at).restore(record)
                 if episode is not None:
                     over[at] = episode
@@ -222,7 +226,7 @@ def rest_of_episodes(box: Snapshot, folder: Mapping[str, Sequence[Part]]) -> Ite
                     rows_of(env, number).add(rest, slice(None))
     run = _Run(box, described, recordings)
     # Of an episode whose rows are all in its parts the box may have nothing but notes.
-    for at in sorted({*found, *over, *_noted_episodes(box, described.envs)}):
+    for at in sorted({*found, *over, *_noted_episodes(box, described.envs)} - gone):
         rows = rows_of(*at)
         left = run.left(rows, over.get(at), folder.get(recordings.name(rows), ()))
         if left is not None:

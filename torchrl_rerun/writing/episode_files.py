@@ -80,6 +80,7 @@ class EpisodeFiles:
         self._buffers = buffers
         self._in_progress: dict[tuple[int, int], EpisodeRows] = {}
         self._waiting: dict[EpisodeKey, _Finished] = {}
+        self._given_up: list[EpisodeRows] = []
         self._last_over = np.full(len(self._envs), -1)
         self._has_warned = False
         self._losses = Losses()
@@ -114,6 +115,7 @@ class EpisodeFiles:
 
     def chunks(self, block: Block) -> Iterable[Chunk]:
         """Take the rows of a block. Return no chunks: episodes are written to files of their own."""
+        self._discard_given_up()  # the block before this one was given back
         for piece in rows_by_env(block, len(self._envs), self._returns):
             for episode, part in parts_by_episode(piece):
                 self._take(piece, episode, part)
@@ -127,6 +129,7 @@ class EpisodeFiles:
         due = time.monotonic() - self._max_age
         for finished in [each for each in self._waiting.values() if each.since <= due]:
             self._write(finished)
+        self._discard_given_up()
         return ()
 
     def flush(self, complete: int) -> Iterable[Chunk]:
@@ -140,6 +143,7 @@ class EpisodeFiles:
             self._write(finished)
         for rows in self._in_progress.values():
             self._write_part(rows)
+        self._discard_given_up()
         return ()
 
     @property
@@ -220,7 +224,7 @@ class EpisodeFiles:
         if rows is None:
             return  # no row of it was recorded, or it was over before: Ctrl-C came in between
         if not over.episode.length:  # it was reset, or the recording closed, before its first step
-            self._discard(rows)
+            self._give_up(rows)
             return
         rows.end(over.episode)
         self._decide(_Finished(over.episode, rows, over.since, []))
@@ -238,15 +242,28 @@ class EpisodeFiles:
             elif waiting is None:
                 finished.replaces.append(gone)
             else:
-                self._discard(waiting.rows)
+                self._give_up(waiting.rows)
                 finished.replaces.extend(waiting.replaces)
         if not stays:
-            self._discard(finished.rows)
+            self._give_up(finished.rows)
             self._remove(finished.replaces)
             return
         self._waiting[finished.episode.key] = finished
         if not self._folder.may_replace:
             self._write(finished)
+
+    def _give_up(self, rows: EpisodeRows) -> None:
+        """Let go of an episode that isn't kept."""
+        if rows.give_up():
+            self._given_up.append(rows)
+        else:
+            self._discard(rows)
+
+    def _discard_given_up(self) -> None:
+        """Let go of the episodes that weren't kept, whose blocks were given back."""
+        for rows in self._given_up:
+            self._discard(rows)
+        self._given_up = []
 
     def _discard(self, rows: EpisodeRows) -> None:
         """Let go of the rows of an episode, and of the files with parts of them, if these are in this folder."""
