@@ -229,6 +229,13 @@ def test_what_is_missing_or_does_not_fit_is_named(path, tmp_path):
     np.savez(tmp_path / "wide.npz", obs=np.zeros((6, 2)), actions=np.zeros(6), qpos=np.zeros((6, 3)))
     with pytest.raises(ValueError, match=r"'qpos' has shape \(3,\), and the model has 2 positions"):
         replay(tmp_path / "wide.npz", out, scene=str(model))
+    np.savez(tmp_path / "long.npz", obs=np.zeros((7, 2)), actions=np.zeros(6), angles=np.zeros((7, 2)))
+    with pytest.warns(UserWarning, match=r"angles \(float64 \(7, 2\), .*; for a row more, --key infos/angles=angles\)"):
+        replay(tmp_path / "long.npz", tmp_path / "long.rrd")
+    replay(tmp_path / "long.npz", tmp_path / "far.rrd", scene=str(model), keys={("infos", "qpos"): "angles"})
+    assert torch.isfinite(load(tmp_path / "far.rrd")[0]["scene"]).all()
+    with pytest.raises(ValueError, match=r"scene='arm.urdf' is a URDF, .*scene=Urdf\('arm.urdf', joints="):
+        replay(tmp_path / "wide.npz", out, scene="arm.urdf")
     with pytest.raises(FileNotFoundError, match="there is no model at"):
         replay(source, out, scene=str(tmp_path / "none.xml"))
     with pytest.raises(ValueError, match="scene='CartPole-v1' needs an environment that MuJoCo simulates"):
