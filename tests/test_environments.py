@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from torchrl.envs import EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
+from torchrl.envs import DMControlEnv, EnvBase, GymEnv, ParallelEnv, SerialEnv, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.record import PixelRenderTransform
 
@@ -155,6 +155,21 @@ def test_a_natively_auto_resetting_environment_is_recorded(path):
     rollout = torch.stack(moments, -1)
     assert rollout["next", "observation"].isnan().sum() == 4
     of_rollout(rollout, observed=["observation", "done", "terminated"]).compare(read(path))
+
+
+def test_a_task_of_dm_control_has_its_name_and_frame_rate(path):
+    pytest.importorskip("dm_control", reason="dm_control isn't installed")
+    env = DMControlEnv("walker", "run")
+    assert env._env.control_timestep() == 0.025
+    _, recorded = record(env, path, 3)
+    assert recorded.schema["fps"] == pytest.approx(40)
+    assert recorded.schema["env_name"] == "walker-run"
+
+
+def test_a_task_of_dm_control_in_workers_has_its_name(path):
+    pytest.importorskip("dm_control", reason="dm_control isn't installed")
+    _, recorded = record(ParallelEnv(2, functools.partial(DMControlEnv, "walker", "run")), path, 3)
+    assert recorded.schema["env_name"] == "walker-run"
 
 
 def test_vmas_agents_have_entities_of_their_own(path):

@@ -20,6 +20,10 @@ from typer.testing import CliRunner
 
 from torchrl_rerun import MuJoCo, RerunRecorder, load, replay
 from torchrl_rerun.cli import app
+from torchrl_rerun.kinds.assets import ASSETS
+from torchrl_rerun.rrd.asset_files import asset_files
+from torchrl_rerun.rrd.reader import parts_in
+from torchrl_rerun.wrappers import RecordRerun
 
 OBSERVED = {"HalfCheetah-v5": 1, "Ant-v5": 2, "Humanoid-v5": 2, "Hopper-v5": 1, "InvertedPendulum-v5": 0}
 """Robots whose positions are in their observations, but for so many."""
@@ -96,6 +100,29 @@ def test_a_recording_gets_a_scene(tmp_path):
     env.close()
     assert not replay(tmp_path / "run", tmp_path / "out.rrd", scene="Reacher-v5").divergences
     assert torch.isfinite(load(tmp_path / "out.rrd")[0]["scene"]).all()
+
+
+@pytest.mark.parametrize("split", ["run", "episode"])
+@pytest.mark.parametrize("there", [True, False], ids=["with", "without"])
+def test_a_recording_of_a_scene_is_recorded_again_in_another_process(tmp_path, split, there):
+    """Without the model the states are recorded, and are not drawn."""
+    env = RecordRerun(gymnasium.make("Hopper-v5"), tmp_path / "run", scene=True, split="episode")
+    env.reset(seed=0)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    env.close()
+    if not there:
+        for file in asset_files(tmp_path / "run"):
+            file.unlink()
+    program = f"from torchrl_rerun import replay; replay({str(tmp_path / 'run')!r}, {str(tmp_path / 'out')!r}, split={split!r})"
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert ("is neither in the recording nor in .assets beside it" in told.stderr) == (not there)
+    [episode], [expected] = load(tmp_path / "out"), load(tmp_path / "run")
+    assert torch.equal(episode["scene"], expected["scene"])
+    assert torch.equal(episode["observation"], expected["observation"])
+    files = [*asset_files(tmp_path / "out"), *episode.files]
+    kept = [each for file in files for part in parts_in(file) for each in part.index.paths if each.startswith(ASSETS)]
+    assert bool(kept) == there
 
 
 # --- stored positions ---
@@ -229,6 +256,13 @@ def test_what_is_missing_or_does_not_fit_is_named(path, tmp_path):
     np.savez(tmp_path / "wide.npz", obs=np.zeros((6, 2)), actions=np.zeros(6), qpos=np.zeros((6, 3)))
     with pytest.raises(ValueError, match=r"'qpos' has shape \(3,\), and the model has 2 positions"):
         replay(tmp_path / "wide.npz", out, scene=str(model))
+    np.savez(tmp_path / "long.npz", obs=np.zeros((7, 2)), actions=np.zeros(6), angles=np.zeros((7, 2)))
+    with pytest.warns(UserWarning, match=r"angles \(float64 \(7, 2\), .*; for a row more, --key infos/angles=angles\)"):
+        replay(tmp_path / "long.npz", tmp_path / "long.rrd")
+    replay(tmp_path / "long.npz", tmp_path / "far.rrd", scene=str(model), keys={("infos", "qpos"): "angles"})
+    assert torch.isfinite(load(tmp_path / "far.rrd")[0]["scene"]).all()
+    with pytest.raises(ValueError, match=r"scene='arm.urdf' is a URDF, .*scene=Urdf\('arm.urdf', joints="):
+        replay(tmp_path / "wide.npz", out, scene="arm.urdf")
     with pytest.raises(FileNotFoundError, match="there is no model at"):
         replay(source, out, scene=str(tmp_path / "none.xml"))
     with pytest.raises(ValueError, match="scene='CartPole-v1' needs an environment that MuJoCo simulates"):

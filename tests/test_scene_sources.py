@@ -351,6 +351,17 @@ def test_names_for_another_number_of_numbers_are_refused(path, arm):
         env.reset()
 
 
+def test_a_key_of_a_scene_that_never_comes_is_told(path, arm):
+    scene = Urdf(arm, {"joint_pos": NAMES})
+    with pytest.raises(
+        KeyError, match=r"scene names 'joint_pos', which is not recorded; there are 'action'.*'observation'"
+    ):
+        ran(RecordRerun(Joints(), path, scene=scene))
+    env = Arms().append_transform(RerunRecorder(path, scene=scene, overwrite=True))
+    with pytest.raises(KeyError, match="scene names 'joint_pos', which is not recorded"):
+        env.rollout(3)
+
+
 # --- Isaac Lab, by a stub ---
 
 XYZW = [0, 1, 2, 3, 4, 5, 6]
@@ -628,5 +639,5 @@ def test_newton_is_given_both_or_neither():
 
 def test_an_environment_without_a_simulator_is_told_of_all_that_are_known(path):
     env = Count(3).append_transform(RerunRecorder(path, scene=True))
-    with pytest.raises(ValueError, match="MuJoCo or Newton or Isaac Lab simulates, and found Count"):
+    with pytest.raises(ValueError, match="MuJoCo, Newton or Isaac Lab simulates, and found Count: if a key has"):
         env.reset()

@@ -132,7 +132,9 @@ def videos_of(
     check_fps(fps)
     found = [track for track in found if _rows(track)]  # in a file that isn't finished some may have none yet
     if not found:
-        raise ValueError(f"{format_path(root)} holds no pictures that RerunRecorder recorded")
+        raise ValueError(
+            f"{format_path(root)} holds no pictures that RerunRecorder recorded: `torchrl-rerun replay --render` adds some"
+        )
     chosen = _chosen(found, envs, keys)
     named = _named(found, root, grid=grid)
     videos = [

@@ -40,12 +40,14 @@ def asset(digest: str) -> bytes:
     Raises:
         KeyError: it isn't known in this process.
     """
+    if digest not in _known:
+        raise KeyError(f"what draws the scene, asset {digest}, is neither in the recording nor in .assets beside it")
     return _known[digest]
 
 
 def asset_chunks(digests: Iterable[str]) -> list[Chunk]:
-    """Return the chunks of assets."""
-    return [Chunk.from_columns(f"{ASSETS}/{each}", [], _columns(asset(each))) for each in digests]
+    """Return the chunks of those assets that are known in this process. Without the others values are recorded and not drawn."""
+    return [Chunk.from_columns(f"{ASSETS}/{each}", [], _columns(asset(each))) for each in digests if each in _known]
 
 
 def _columns(stored: bytes) -> list[Any]:

@@ -129,11 +129,18 @@ class Poses(NamedTuple):
         positions: metres, ``[n, bodies, 3]``.
         quaternions: x, y, z and w, ``[n, bodies, 4]``.
         bodies: names of the bodies; empty if they have none.
+
+    >>> Poses(np.zeros((50, 2, 3)), np.zeros((50, 2, 4)), ("world", "torso"))
+    Poses(positions=[50, 2, 3], quaternions=[50, 2, 4], bodies=('world', 'torso'))
     """
 
     positions: Floats
     quaternions: Floats
     bodies: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shapes = (f"{name}={list(getattr(self, name).shape)}" for name in ("positions", "quaternions"))
+        return f"Poses({', '.join(shapes)}, bodies={self.bodies})"
 
 
 class Attachments(NamedTuple):

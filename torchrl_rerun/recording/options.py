@@ -301,12 +301,13 @@ class Options:
         return self.choose_kind_of(key) or key in self.names
 
     def check_recorded(self, there: AbstractSet[Key]) -> None:
-        """Raise KeyError if an option of kinds names a key that isn't recorded.
+        """Raise KeyError if kinds, names or the scene name a key that isn't recorded.
 
         Args:
             there: the keys that are recorded, or could have been.
         """
-        for option, keys in {"kinds": self.kinds, "names": self.names}.items():
+        scene = [self.scene.key] if isinstance(self.scene, Source) and self.scene.key is not None else []
+        for option, keys in {"kinds": self.kinds, "names": self.names, "scene": scene}.items():
             unknown = [name_of(key) for key in keys if key not in there]
             if unknown:
                 raise KeyError(

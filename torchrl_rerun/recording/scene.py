@@ -47,9 +47,13 @@ class Scene(Look[EnvT]):
         found = (source.find(simulated, envs) for source in self._sources)
         simulation = next((each for each in found if each is not None), None)
         if simulation is None:
-            known = " or ".join(source.simulator for source in self._sources)
+            *most, last = (source.simulator for source in self._sources)
+            known = f"{', '.join(most)} or {last}" if most else last
             names = ", ".join(sorted({type(each).__name__ for each in simulated}))
-            raise ValueError(f"scene=True needs an environment that {known} simulates, and found {names}")
+            raise ValueError(
+                f"scene=True needs an environment that {known} simulates, and found {names}: if a key has the positions of "
+                "joints or the states, pass scene=Urdf(...) or scene=MuJoCo(model=..., key=...); for pictures, render=True"
+            )
         self._simulation = simulation
         return Stream(SCENE, simulation.kind, simulation.dtype, simulation.shape, device=simulation.device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchrl_rerun.kinds.shapes3d import Form, Geometry, Mesh, Poses, Shape, rotated
+from torchrl_rerun.kinds.shapes3d import Floats, Form, Geometry, Mesh, Poses, Shape, rotated
 
 AROUND = 0.1
 """Metres around the origins of bodies, which may have no shapes."""
@@ -25,9 +25,22 @@ def sphere_around(geometry: Geometry, poses: Poses) -> tuple[tuple[float, ...], 
         at = poses.positions[:, shape.body] + rotated(poses.quaternions[:, shape.body], np.array(shape.position))
         middles.append(at)
         reaches.append(np.full(len(at), reach(shape)))
-    middle, far = np.concatenate(middles), np.concatenate(reaches)[:, None]
-    lowest, highest = np.nanmin(middle - far, 0), np.nanmax(middle + far, 0)
-    return tuple(map(float, (lowest + highest) / 2)), float(np.linalg.norm(highest - lowest) / 2)
+    return around_spheres(np.concatenate(middles), np.concatenate(reaches))
+
+
+def around_spheres(middles: Floats, radii: Floats) -> tuple[tuple[float, ...], float]:
+    """Return middle and radius of a sphere around others: in the middle of their box, and no larger than it must be there.
+
+    Args:
+        middles: metres, ``[n, 3]``; NaN if a body isn't known.
+        radii: metres, ``[n]``.
+
+    >>> around_spheres(np.array([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]]), np.array([1.0, 1.0]))
+    ((2.0, 0.0, 0.0), 3.0)
+    """
+    far = radii[:, None]
+    center = (np.nanmin(middles - far, 0) + np.nanmax(middles + far, 0)) / 2
+    return tuple(map(float, center)), float(np.nanmax(np.linalg.norm(middles - center, axis=-1) + radii))
 
 
 def reach(shape: Shape) -> float:

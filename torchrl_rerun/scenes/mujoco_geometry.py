@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from torchrl_rerun.kinds.mujoco_state import XYZW
 from torchrl_rerun.kinds.shapes3d import IDENTITY, WORLD, Form, Geometry, Mesh, Shape, product, rotated
+from torchrl_rerun.scenes.bounds import around_spheres
 
 ENDLESS = 40.0
 """Metres from the middle to the sides of a plane that has no end."""
@@ -55,10 +56,7 @@ def sphere_around(model: Any) -> tuple[tuple[float, ...], float]:
     moving = [number for number in range(model.ngeom) if _moves(model, int(model.geom_bodyid[number]))]
     if not moving:
         return tuple(model.stat.center.tolist()), float(model.stat.extent)
-    positions, radii = np.array(data.geom_xpos[moving]), np.array(model.geom_rbound[moving])[:, None]
-    lowest, highest = (positions - radii).min(0), (positions + radii).max(0)
-    center = (lowest + highest) / 2
-    return tuple(center.tolist()), float(np.linalg.norm(highest - lowest) / 2)
+    return around_spheres(np.array(data.geom_xpos[moving]), np.array(model.geom_rbound[moving]))
 
 
 def _moves(model: Any, body: int) -> bool:

@@ -12,7 +12,9 @@ from tensordict import LazyStackedTensorDict, TensorDictBase
 from torchrl_rerun.export.steps import check_same, name_episode
 from torchrl_rerun.reading.load import load
 from torchrl_rerun.reading.loaded_episode import LoadedEpisode
+from torchrl_rerun.reading.scenes import remember_assets_of
 from torchrl_rerun.reading.steps import uneven_steps
+from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.frame_codes import episode_span
 from torchrl_rerun.stored.segments import Segment, StoredTrajectories, join_names, split_time
 
@@ -37,6 +39,9 @@ def open_recordings(*paths: Path) -> StoredTrajectories:
         by_env.setdefault(episode.properties.env, []).append(episode)
     schema = found[0].schema
     streams = [stream for stream, _ in schema.described if not stream.reward_key]
+    if any(True for stream in streams for _, kind in stream.drawing for _ in kind.assets()):
+        parts = {id(part): part for episode in found for part in episode.history.recording.parts}
+        remember_assets_of(part for part in parts.values() if isinstance(part, FilePart))  # to draw them again
     lengths = [sum(each.properties.length for each in episodes) for episodes in by_env.values()]
     return StoredTrajectories(
         f"{name}: recordings",

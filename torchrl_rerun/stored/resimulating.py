@@ -81,8 +81,9 @@ class Resimulation:
             yield from self._follower.add_to(segments)
         else:
             raise ValueError(
-                f"the source holds no {POSITIONS!r}, the positions of joints: name the array (--key {POSITIONS}=NAME), or "
-                "pass the id of an environment that gives them (--scene ENV_ID)"
+                f"the source holds no {POSITIONS!r}, the positions of joints: name the array (--key {POSITIONS}=NAME, or "
+                f"--key infos/{POSITIONS}=NAME if it has a row more than there are steps), or pass the id of an environment that "
+                "gives them (--scene ENV_ID)"
             )
 
     def _find_positions(self, steps: TensorDictBase) -> Key | None:
@@ -194,8 +195,13 @@ def open_scene(scene: str | MakeEnv, seed: int | None = None) -> Resimulation:
 
     Raises:
         FileNotFoundError: There is no such model.
-        ValueError: There is no such environment, or MuJoCo doesn't simulate it.
+        ValueError: There is no such environment, MuJoCo doesn't simulate it, or the path is that of a URDF.
     """
+    if isinstance(scene, str) and Path(scene).suffix == ".urdf":
+        raise ValueError(
+            f"scene={scene!r} is a URDF, and which numbers are its joints isn't known: in Python, pass "
+            f"scene=Urdf({scene!r}, joints={{KEY: [NAME, ...]}})"
+        )
     if isinstance(scene, str) and _is_model(scene):
         return Resimulation(model_at(scene))
     make = find_maker(scene, "scene")

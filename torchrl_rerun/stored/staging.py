@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torchrl_rerun.errors import FileInUseError
 from torchrl_rerun.kinds.schema import Split
+from torchrl_rerun.rrd.asset_files import FOLDER, asset_files
 from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.locks import is_locked, lock
 from torchrl_rerun.rrd.runs import make_folder, parts_of, refuse_earlier_run
@@ -40,7 +41,10 @@ def stage_recording(target: Path, split: Split, *, overwrite: bool) -> Iterator[
         OSError: The recording can't be moved.
     """
     stage = _stage_file if split == "run" else _stage_folder
-    with _remove_new_folders(target.parent if split == "run" else target), stage(target, split, overwrite) as path:
+    with (
+        _remove_new_folders(target.parent if split == "run" else target / FOLDER),
+        stage(target, split, overwrite) as path,
+    ):
         yield path
 
 
@@ -85,8 +89,15 @@ def _stage_folder(target: Path, split: Split, overwrite: bool) -> Iterator[Path]
             gone = staged / "replaced"
             gone.mkdir()
             recorded = (staged / target.name).glob("*.rrd")
+            shared = [path for path in asset_files(staged / target.name) if not (target / FOLDER / path.name).exists()]
+            if shared:
+                (target / FOLDER).mkdir(exist_ok=True)
             _rename_all(
-                [*((path, gone / path.name) for path in earlier), *((path, target / path.name) for path in recorded)]
+                [
+                    *((path, gone / path.name) for path in earlier),
+                    *((path, target / FOLDER / path.name) for path in shared),
+                    *((path, target / path.name) for path in recorded),
+                ]
             )
 
 

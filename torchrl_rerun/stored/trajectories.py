@@ -116,7 +116,10 @@ class Trajectory:
                 f"{'/'.join(self._counting)!r} {self._columns[self._counting].shape[0]:,}: there must be one for each "
                 f"step.{is_longer}{advice if key[0] in FLAGS and not is_longer else ''}"
             )
-        self._left_out[label] = f"{column.dtype} {tuple(column.shape)}, not one row for each of {self.rows:,} steps"
+        advice = f"; for a row more, --key infos/{label}={label}" if is_longer and key[0] not in MAY_BE_LONGER else ""
+        self._left_out[label] = (
+            f"{column.dtype} {tuple(column.shape)}, not one row for each of {self.rows:,} steps{advice}"
+        )
         del self._keys[name]
 
     def _has(self, *roles: str) -> bool:

@@ -64,19 +64,20 @@ def transforms_of(env: EnvBase | None) -> list[Transform]:
 
 
 def env_name(env: EnvBase | None) -> str | None:
-    """Return the name of an environment (``CartPole-v1``, ``flocking``); None if it has none."""
+    """Return the name of an environment (``CartPole-v1``, ``walker-run``, ``flocking``); None if it has none."""
     inner = innermost(env)
     if isinstance(inner, ParallelEnv):
         # torchrl 0.14: a worker that is asked for an attribute it lacks dies.
         described = inner.meta_data
         if isinstance(described, list):  # of each worker, if different functions made them
             described = described[0]
-        named = re.search(r"\(env=([^\s,()]+)", str(described.env_str))
-        return named[1] if named else None
+        named = re.search(r"\(env=([^\s,()]+)(?:, task=([^\s,()]+))?", str(described.env_str))
+        return "-".join(filter(None, named.groups())) if named else None
     for attribute in ("env_name", "scenario_name"):
         name = getattr(inner, attribute, None)
         if isinstance(name, str) and name:
-            return name
+            task = getattr(inner, "task_name", None)  # of dm_control
+            return f"{name}-{task}" if isinstance(task, str) and task else name
     name = getattr(getattr(getattr(inner, "_env", None), "spec", None), "id", None)
     return name if isinstance(name, str) else None
 
@@ -102,7 +103,10 @@ def seeds(env: EnvBase | None) -> list[int | None]:
 
 
 def frames_per_second(env: EnvBase | None) -> float | None:
-    """Return the frames per second of simulated time, ``metadata["render_fps"]`` or ``1 / dt``; None if neither is there."""
+    """Return the frames per second of simulated time, ``metadata["render_fps"]`` or ``1 / dt``; None if neither is there.
+
+    Environments of dm_control have neither, and a ``control_timestep()``.
+    """
     inner = innermost(env)
     if isinstance(inner, ParallelEnv):
         return registered_fps(env_name(inner))
@@ -112,6 +116,8 @@ def frames_per_second(env: EnvBase | None) -> float | None:
         if isinstance(metadata, dict) and metadata.get("render_fps"):
             return float(metadata["render_fps"])
     dt = getattr(getattr(simulator, "world", None), "dt", None) or getattr(simulator, "dt", None)
+    if dt is None and callable(timestep := getattr(simulator, "control_timestep", None)):
+        dt = timestep()
     return 1.0 / float(dt) if isinstance(dt, int | float) and dt > 0 else None
 
 
