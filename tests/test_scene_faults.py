@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from scene_models import GEOMS, Simulated, forward
-from torchrl_rerun import load
+from torchrl_rerun import MuJoCo, load
+from torchrl_rerun.rrd.asset_files import asset_files
 from torchrl_rerun.rrd.reader import parts_in
+from torchrl_rerun.viewing.shapes import with_shapes
 from torchrl_rerun.wrappers import RecordRerun, vector
+from torchrl_rerun.writing.episode_folder import episodes_in
 
 
 @pytest.fixture
@@ -198,3 +202,86 @@ def test_meshes_of_any_name_are_drawn_without_a_word(path, name, capfd):
     [entity] = shapes_in(path)
     assert entity.count("/") - entity.count("\\/") == 5
     assert "WARN" not in capfd.readouterr().err
+
+
+# --- runs that go on ---
+
+
+@pytest.mark.parametrize("change", [moved, larger])
+def test_a_run_that_goes_on_with_another_model_has_each_ones_poses(path, change):
+    first = Simulated()
+    ran(RecordRerun(first, path, scene=True), episodes=1)
+    second = Simulated()
+    second.model = change(second.model)
+    second.data = mujoco.MjData(second.model)
+    second.observation_space = gym.spaces.Box(-np.inf, np.inf, (second.model.nq,), np.float64)
+    ran(RecordRerun(second, path, scene=True, resume=True), episodes=1)
+    episodes = load(path)
+    assert len(episodes) == 2
+    for episode, env in zip(episodes, [first, second], strict=True):
+        assert np.array_equal(episode["observation"], [state[: env.model.nq] for state in env.states])
+        assert np.array_equal(episode.poses().positions, [forward(env.model, state).xpos for state in env.states])
+
+
+# --- assets that are damaged ---
+
+LARGE = "<mujoco><asset><mesh name='rock' vertex='{}'/></asset><worldbody><body><freejoint/><geom type='mesh' mesh='rock'/></body></worldbody></mujoco>"
+"""A model with a mesh that is stored beside the episodes."""
+
+
+def rock():
+    points = np.random.default_rng(0).normal(size=(2000, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return Simulated(LARGE.format(" ".join(map(str, points.ravel()))))
+
+
+def damaged(folder, data):
+    """Record episodes, and put something else into the file of their shapes. Returns that file."""
+    ran(RecordRerun(rock(), folder, scene=True, split="episode"))
+    [assets] = asset_files(folder)
+    assets.write_bytes(data)
+    return assets
+
+
+@pytest.mark.parametrize("data", [b"", b"no recording"])
+def test_episodes_are_shown_without_shapes_that_are_damaged(tmp_path, data):
+    assets = damaged(tmp_path, data)
+    episodes = episodes_in(tmp_path)
+    with pytest.warns(RuntimeWarning, match=f"shapes are missing: .*{assets.name}"):
+        assert with_shapes(episodes) == episodes
+
+
+def test_a_run_that_goes_on_writes_damaged_assets_anew(tmp_path):
+    assets = damaged(tmp_path, b"")
+    ran(RecordRerun(rock(), tmp_path, scene=True, split="episode", resume=True))
+    assert asset_files(tmp_path) == [assets]
+    assert list(assets.parent.iterdir()) == [assets]
+    assert any("/meshes/rock/" in each for part in parts_in(assets) for each in part.index.paths)
+
+
+# --- environments that fail ---
+
+
+def test_properties_of_an_environment_that_fail_are_passed_over(path):
+    class Odd(Simulated):
+        @property
+        def physics(self):
+            raise RuntimeError("there is none")
+
+    ran(RecordRerun(Odd(), path, scene=True), episodes=1)
+    assert is_lost(load(path)[0]) == [False] * 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_simulation_that_blows_up_is_recorded_as_it_is(path):
+    class Blowing(Simulated):
+        def step(self, action):
+            *rest, info = super().step(action)
+            self.data.qpos[:] = [1e300, np.nan, np.inf][len(self.states) % 3]
+            return *rest, info
+
+    env = Blowing()
+    env.model.geom_rgba[:] = np.nan
+    ran(RecordRerun(env, path, scene=MuJoCo(contacts=True, tendons=True, sites=True)), episodes=1)
+    [episode] = load(path)
+    assert [each[0] for each in episode["scene"][1:].tolist()] == pytest.approx([np.inf, 1e300, np.nan], nan_ok=True)

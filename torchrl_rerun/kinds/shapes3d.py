@@ -409,6 +409,8 @@ def list_column(archetype: str, name: str, component: str, rows: Sequence[npt.ND
 def _column(
     archetype: str, name: str, component: str, values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]
 ) -> Column:
-    sized = pa.FixedSizeListArray.from_arrays(flat(values.astype(np.float32)), type=_SIZED[values.shape[-1]])
+    with np.errstate(over="ignore"):  # a simulation that blew up is infinitely far away
+        shown = values.astype(np.float32)
+    sized = pa.FixedSizeListArray.from_arrays(flat(shown), type=_SIZED[values.shape[-1]])
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), sized)
     return Column(f"{archetype}:{name}", archetype, component, lists)

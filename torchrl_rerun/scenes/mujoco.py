@@ -22,7 +22,7 @@ from torchrl_rerun.kinds.transforms3d import remember_geometry
 from torchrl_rerun.scenes.bounds import SPACING
 from torchrl_rerun.scenes.mujoco_changes import Change, change_of
 from torchrl_rerun.scenes.mujoco_geometry import geometry_of_model, sphere_around
-from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source
+from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source, attribute
 
 Kept = Literal["pose", "full"]
 """What is kept of a state: what poses follow from, or all from which a simulation goes on exactly."""
@@ -192,12 +192,11 @@ def simulation_in(env: Any) -> Running | None:
         env: an environment without wrappers: one of Gymnasium's with ``model`` and ``data``, of ``dm_control``'s with
             ``physics``, or any with ``mj_model`` and ``mj_data``.
     """
-    physics = getattr(env, "physics", None)
-    if hasattr(getattr(physics, "model", None), "ptr"):
+    if hasattr(attribute(attribute(env, "physics"), "model"), "ptr"):
         return Running(lambda: env.physics.model.ptr, lambda: env.physics.data.ptr)
     for names in (("model", "data"), ("mj_model", "mj_data"), ("_mj_model", "_mj_data")):
         model, data = map(operator.attrgetter, names)
-        if type(getattr(env, names[0], None)).__name__ == "MjModel" and hasattr(env, names[1]):
+        if type(attribute(env, names[0])).__name__ == "MjModel" and hasattr(env, names[1]):
             return Running(functools.partial(model, env), functools.partial(data, env))
     return None
 
