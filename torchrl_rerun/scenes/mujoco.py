@@ -20,7 +20,7 @@ from torchrl_rerun.kinds.mujoco_state import MuJoCoState, model_of, remember_mod
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import remember_geometry
 from torchrl_rerun.scenes.bounds import SPACING
-from torchrl_rerun.scenes.mujoco_changes import Change, change_of
+from torchrl_rerun.scenes.mujoco_changes import Change, RecordedModel
 from torchrl_rerun.scenes.mujoco_geometry import geometry_of_model, sphere_around
 from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source, attribute
 
@@ -218,7 +218,7 @@ class _Separate(Simulation):
 
         first = next(iter(found.values())).model()
         self.kind = source.kind(first)
-        self._recorded = model_of(self.kind.model)
+        self._recorded = RecordedModel(model_of(self.kind.model), sites=source.sites)
         self._source = source
         self._size = _size(first, source.signature)
         self.shape = (self._size,)
@@ -269,7 +269,7 @@ class _Separate(Simulation):
     def _change_of(self, model: Any) -> Change:
         if _size(model, self._source.signature) != self._size:
             return Change.POSES
-        return change_of(model, self._recorded, sites=self._source.sites)
+        return self._recorded.change_to(model)
 
     def _tell(self, changes: Mapping[int, Change]) -> None:
         """Tell of changes by environment, of each kind once."""
@@ -282,7 +282,7 @@ class _Separate(Simulation):
 
 _TOLD = {
     Change.POSES: "not recorded: it has another model than the first one's, with other bodies or joints",
-    Change.LOOKS: "drawn with the shapes of the first model: it has others (sizes, places, colours)",
+    Change.LOOKS: "drawn with the shapes of the first model: it has others, or has them elsewhere",
 }
 """What happens where a model differs from the recorded one."""
 

@@ -6,31 +6,35 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 class Change(Enum):
     """What a model has that differs from the recorded one's."""
 
     NONE = "nothing that is drawn"
-    LOOKS = "other shapes"
+    LOOKS = "other shapes, or other places of bodies that never move"
     POSES = "other bodies or joints"
 
 
-_POSES = [
+_JOINTS = (
     "body_parentid",
     "body_mocapid",
     "body_jntadr",
     "body_jntnum",
-    "body_pos",
-    "body_quat",
     "jnt_type",
     "jnt_qposadr",
     "jnt_pos",
     "jnt_axis",
     "qpos0",
-]
-"""The arrays from which ``mj_kinematics`` works out where the bodies are, beside the state."""
+)
+"""The arrays from which ``mj_kinematics`` works out where the bodies are, beside the state and the frames of bodies."""
 
-_LOOKS = [
+_FRAMES = ("body_pos", "body_quat")
+"""The arrays of the frames of bodies."""
+
+_SHAPES = (
     "geom_type",
     "geom_bodyid",
     "geom_dataid",
@@ -44,27 +48,44 @@ _LOOKS = [
     "mesh_vert",
     "hfield_size",
     "hfield_data",
-    "site_pos",
-    "site_size",
-    "site_rgba",
-]
+)
 """The arrays that say what is drawn at the bodies."""
 
+_SITES = ("site_pos", "site_size", "site_rgba")
+"""The same of sites."""
 
-def change_of(model: Any, recorded: Any, *, sites: bool) -> Change:
-    """Return how a model differs from the recorded one.
+
+class RecordedModel:
+    """The model by which states are drawn.
 
     Args:
         model: an ``mjModel``.
-        recorded: the ``mjModel`` by which its states are drawn.
         sites: whether sites are drawn.
     """
-    if _differ(model, recorded, _POSES):
-        return Change.POSES
-    looks = (name for name in _LOOKS if sites or not name.startswith("site_"))
-    return Change.LOOKS if _differ(model, recorded, looks) else Change.NONE
+
+    def __init__(self, model: Any, *, sites: bool) -> None:
+        self._model = model
+        self._moving = _moving(model)
+        self._looks = (*_FRAMES, *_SHAPES, *(_SITES if sites else ()))
+
+    def change_to(self, model: Any) -> Change:
+        """Return how another model differs from it.
+
+        Args:
+            model: an ``mjModel``.
+        """
+        if self._differs(model, _JOINTS) or self._differs(model, _FRAMES, self._moving):
+            return Change.POSES
+        return Change.LOOKS if self._differs(model, self._looks) else Change.NONE
+
+    def _differs(self, model: Any, names: Iterable[str], rows: Any = ...) -> bool:
+        # By their bytes: sizes that aren't a number equal themselves.
+        return any(getattr(model, name)[rows].tobytes() != getattr(self._model, name)[rows].tobytes() for name in names)
 
 
-def _differ(model: Any, recorded: Any, names: Iterable[str]) -> bool:
-    # By their bytes: sizes that aren't a number equal themselves.
-    return any(getattr(model, name).tobytes() != getattr(recorded, name).tobytes() for name in names)
+def _moving(model: Any) -> npt.NDArray[np.bool_]:
+    """Return which bodies move by joints, or carry one that does, bool ``[bodies]``."""
+    moving: npt.NDArray[np.bool_] = np.array(model.body_weldid) != 0
+    for body in range(model.nbody - 1, 0, -1):  # parents come first
+        moving[model.body_parentid[body]] |= moving[body]
+    return moving
