@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -293,3 +299,49 @@ def test_a_simulation_that_blows_up_is_recorded_as_it_is(path):
     ran(RecordRerun(env, path, scene=MuJoCo(contacts=True, tendons=True, sites=True)), episodes=1)
     [episode] = load(path)
     assert [each[0] for each in episode["scene"][1:].tolist()] == pytest.approx([np.inf, 1e300, np.nan], nan_ok=True)
+
+
+# --- programs that are killed ---
+
+KILLED = """
+import os, sys
+import gymnasium as gym
+from scene_models import Simulated
+from torchrl_rerun.wrappers import RecordRerun
+
+env = RecordRerun(gym.wrappers.TimeLimit(Simulated(), 5), sys.argv[1], scene=True, split=eval(sys.argv[2]))
+env.reset(seed=0)
+for _ in range(8):
+    *_, truncated, _ = env.step(env.action_space.sample())
+    if truncated:
+        env.reset()
+os.kill(os.getpid(), 9)
+"""
+
+READ = """
+import sys, warnings
+from torchrl_rerun import load, repair
+warnings.simplefilter("ignore")
+for _ in range(2):
+    print([len(episode["scene"]) for episode in load(sys.argv[1])])
+    repair(sys.argv[1])
+"""
+
+
+def program(code, *arguments):
+    """Run a program; return its exit status and its output."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120, check=False)
+    return run.returncode, run.stdout.split("\n")[:-1], run.stderr
+
+
+@pytest.mark.parametrize("split", [2, 3, 7])
+def test_all_steps_of_a_killed_process_are_in_its_parts(tmp_path, split):
+    assert program(KILLED, tmp_path, split)[0] == -signal.SIGKILL
+    assert program(READ, tmp_path)[:2] == (0, ["[6, 4]"] * 2)
+
+
+def test_without_its_assets_a_killed_run_is_read_and_repaired(tmp_path):
+    assert program(KILLED, tmp_path, "'episode'")[0] == -signal.SIGKILL
+    shutil.rmtree(tmp_path / ".assets")
+    assert program(READ, tmp_path)[:2] == (0, ["[6, 4]"] * 2)

@@ -44,8 +44,9 @@ def asset(digest: str) -> bytes:
 
 
 def asset_chunks(digests: Iterable[str]) -> list[Chunk]:
-    """Return the chunks of assets."""
-    return [Chunk.from_columns(f"{ASSETS}/{each}", [], _columns(asset(each))) for each in digests]
+    """Return the chunks of assets. Those that aren't known are left out: a recording is repaired without them, too."""
+    known = (each for each in digests if each in _known)
+    return [Chunk.from_columns(f"{ASSETS}/{each}", [], _columns(asset(each))) for each in known]
 
 
 def _columns(stored: bytes) -> list[Any]:
