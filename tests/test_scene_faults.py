@@ -287,7 +287,9 @@ def test_properties_of_an_environment_that_fail_are_passed_over(path):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_simulation_that_blows_up_is_recorded_as_it_is(path):
+def test_a_simulation_that_blows_up_is_recorded_as_it_is(path, monkeypatch):
+    monkeypatch.chdir(path.parent)  # MuJoCo writes its warnings there
+
     class Blowing(Simulated):
         def step(self, action):
             *rest, info = super().step(action)
