@@ -186,7 +186,7 @@ def test_states_that_a_reset_within_the_step_has_replaced_are_nan(path):
 
 
 def test_environments_of_other_models_are_left_out_with_a_warning(path):
-    models = [GEOMS, GEOMS.replace('size=".05 .1"', 'size=".05 .2"')]
+    models = [GEOMS, GEOMS.replace('name="hand" pos=".3 0 .1"', 'name="hand" pos=".4 0 .1"')]
     env = SyncVectorEnv([lambda xml=xml: Simulated(xml) for xml in models])
     with pytest.warns(UserWarning, match="the scene of environments 1 is not recorded: it has another model"):
         ran(vector_wrappers.RecordRerun(env, path, scene=True), 3)

@@ -208,9 +208,9 @@ class Geometry:
         self.bodies = tuple(bodies)
         moving: dict[str, list[Shape]] = {}
         still: dict[str, list[Shape]] = {}
-        for shape in shapes:
+        for entity, shape in _with_entities(shapes):
             moves = shape.body != WORLD
-            (moving if moves else still).setdefault(_entity_of(shape), []).append(shape)
+            (moving if moves else still).setdefault(entity, []).append(shape)
         self._moving, self._still = moving, still
         self.attachments = [_attachments(entity, each) for entity, each in moving.items()]
 
@@ -268,22 +268,39 @@ class Geometry:
         return geometry
 
 
+def _with_entities(shapes: Iterable[Shape]) -> Iterator[tuple[str, Shape]]:
+    """Yield shapes with the names of their entities. Meshes that differ have different ones, also where they are named alike."""
+    alike: dict[str, list[bytes]] = {}
+    for shape in shapes:
+        entity = _entity_of(shape)
+        if shape.mesh is not None:
+            digests = alike.setdefault(entity, [])
+            digest = hashlib.blake2b(_content(shape.mesh), digest_size=8).digest()
+            if digest not in digests:
+                digests.append(digest)
+            number = 1 + digests.index(digest)
+            entity = entity if number == 1 else f"{entity}_{number}"
+        yield entity, shape
+
+
 def _entity_of(shape: Shape) -> str:
     if shape.mesh is None:
         return str(shape.form.value)
     look = "_".join(f"{each:02x}" for each in shape.color)
     scale = "" if shape.size == (1.0, 1.0, 1.0) else "_" + "_".join(f"{each:g}" for each in shape.size)
-    return f"{shape.form.value}/{shape.mesh.name}/{look}{scale}"
+    return f"{shape.form.value}/{rr.escape_entity_path_part(shape.mesh.name)}/{look}{scale}"
 
 
 def _seen(shape: Shape) -> bytes:
     """Return bytes that differ if shapes look different, or are elsewhere."""
-    mesh = shape.mesh
     told = (shape.name, shape.form.value, shape.body, shape.size, shape.position, shape.quaternion, shape.color)
-    parts = [] if mesh is None else [getattr(mesh, each.name) for each in fields(mesh)]
-    return repr(told).encode() + b"".join(
-        each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode() for each in parts
-    )
+    return repr(told).encode() + (b"" if shape.mesh is None else _content(shape.mesh))
+
+
+def _content(mesh: Mesh | MeshFile) -> bytes:
+    """Return bytes that differ if meshes do."""
+    parts = (getattr(mesh, each.name) for each in fields(mesh))
+    return b"".join(each.tobytes() if isinstance(each, np.ndarray) else repr(each).encode() for each in parts)
 
 
 def _attachments(entity: str, shapes: Sequence[Shape]) -> Attachments:
@@ -399,6 +416,8 @@ def list_column(archetype: str, name: str, component: str, rows: Sequence[npt.ND
 def _column(
     archetype: str, name: str, component: str, values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]
 ) -> Column:
-    sized = pa.FixedSizeListArray.from_arrays(flat(values.astype(np.float32)), type=_SIZED[values.shape[-1]])
+    with np.errstate(over="ignore"):  # a simulation that blew up is infinitely far away
+        shown = values.astype(np.float32)
+    sized = pa.FixedSizeListArray.from_arrays(flat(shown), type=_SIZED[values.shape[-1]])
     lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), sized)
     return Column(f"{archetype}:{name}", archetype, component, lists)

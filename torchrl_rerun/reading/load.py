@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.episode import Episode
+from torchrl_rerun.kinds.schema import Schema
+from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.paths import format_path, make_absolute
 from torchrl_rerun.reading.episodes import LoadedEpisodes
 from torchrl_rerun.reading.history import History
@@ -156,7 +158,7 @@ def _parts(files: Sequence[Path], *, is_all: bool) -> Iterator[FilePart]:
 
 
 def _recordings(parts: Iterable[FilePart]) -> Iterator[OpenedRecording[FilePart]]:
-    """Yield recordings: parts of one id that follow one another, and dumps of one run."""
+    """Yield recordings: parts of one id that follow one another and are read alike, and dumps of one run."""
     found: dict[tuple[Any, ...], list[FilePart]] = {}
     ends: dict[tuple[Any, ...], dict[str, int]] = {}
     for part in sorted(parts, key=lambda part: part.began):
@@ -167,11 +169,26 @@ def _recordings(parts: Iterable[FilePart]) -> Iterator[OpenedRecording[FilePart]
         # A list of trajectories may have grown; recordings of several workers differ in their first environment.
         key = part.file.parent, same, schema.split, *((len(size), envs[:1]) if len(size) == 1 else (size, envs))
         reached = ends.setdefault(key, {})
-        if any(first < reached.get(path, first) for path, (first, _) in part.steps.items()):
-            of_one = found.pop(key)  # it was begun anew, under the same name
+        is_anew = any(first < reached.get(path, first) for path, (first, _) in part.steps.items())
+        if key in found and (is_anew or not _are_read_alike(schema_of(found[key][-1]), schema)):
+            of_one = found.pop(key)  # it was begun anew under the same name, or resumed with another environment
             reached.clear()
             yield OpenedRecording(of_one)
         found.setdefault(key, []).append(part)
         reached.update({path: last for path, (_, last) in part.steps.items()})
     for of_one in found.values():
         yield OpenedRecording(of_one)
+
+
+def _are_read_alike(schema: Schema, other: Schema) -> bool:
+    """Return whether rows of two parts are of the same numbers, and their scenes of the same models."""
+    streams = {stream.key: stream for stream, _ in schema.described}
+    return all(_are_alike(streams[each.key], each) for each, _ in other.described if each.key in streams)
+
+
+def _are_alike(stream: Stream, other: Stream) -> bool:
+    if not (stream.is_object or other.is_object) and (stream.dtype, stream.shape) != (other.dtype, other.shape):
+        return False
+    return all(
+        [*one.assets()] == [*two.assets()] for (_, one), (_, two) in zip(stream.drawing, other.drawing, strict=False)
+    )

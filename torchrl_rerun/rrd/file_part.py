@@ -215,7 +215,8 @@ def frames_in(part: FilePart, path: str, first: int) -> npt.NDArray[np.int64]:
     """Return the frames of an entity's rows in a file, from some frame on."""
     at = part.index.at(path)
     last = part.index.times[at, TIMELINES.index("frame"), 1]
-    chunks = (_read_chunk(part, each) for each in at[last >= first].tolist())
+    # Static chunks have no frames; the frame 0 of a file may not be the first one that is asked for.
+    chunks = (_read_chunk(part, each) for each in at[last >= max(first, 0)].tolist())
     return np.concatenate([np.empty(0, np.int64), *map(frames_of, chunks)])
 
 

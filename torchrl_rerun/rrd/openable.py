@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from torchrl_rerun.errors import warn
 from torchrl_rerun.rrd.asset_files import asset_files, has_shapes
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.files import files_of
@@ -84,10 +85,21 @@ def _copies(file: Path, recording_id: str | None) -> dict[Path, list[Path]]:
 
 
 def shapes_of(files: Iterable[Path]) -> dict[Path, list[FilePart]]:
-    """Return what there is in the folders of some files of shapes that the episodes in them share, by the file of it."""
+    """Return what there is in the folders of some files of shapes that the episodes in them share, by the file of it.
+
+    A warning names a file that can't be read.
+    """
     folders = dict.fromkeys(map(folder_of, files))
-    shared = {file: [*filter(has_shapes, parts_in(file))] for folder in folders for file in asset_files(folder)}
-    return {file: parts for file, parts in shared.items() if parts}
+    found = {}
+    for file in (file for folder in folders for file in asset_files(folder)):
+        try:
+            parts = [*filter(has_shapes, parts_in(file))]
+        except (OSError, ValueError) as error:
+            warn(f"shapes are missing: {why_unreadable(file) or error}", RuntimeWarning)
+            continue
+        if parts:
+            found[file] = parts
+    return found
 
 
 def folder_of(file: Path) -> Path:

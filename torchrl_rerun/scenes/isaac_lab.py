@@ -13,7 +13,7 @@ from torchrl_rerun.kinds.shapes3d import Form, Geometry, Poses, Shape, product, 
 from torchrl_rerun.kinds.transforms3d import QuaternionOrder, Transforms3D, remember_geometry
 from torchrl_rerun.scenes.bounds import SPACING, sphere_around
 from torchrl_rerun.scenes.devices import device_of, indices_on, numbers_in
-from torchrl_rerun.scenes.source import SceneError, Simulation, Source
+from torchrl_rerun.scenes.source import SceneError, Simulation, Source, attribute
 from torchrl_rerun.scenes.urdf_robot import Robot, robot_at
 
 FAMILIES = ("articulations", "rigid_objects", "rigid_object_collections")
@@ -83,7 +83,7 @@ class IsaacLab(Source):
 
     def find(self, simulated: Sequence[Any], envs: Sequence[int]) -> Simulation | None:
         """Return the simulation of some environments: see :meth:`Source.find`."""
-        scene = getattr(simulated[0], "scene", None) if len(simulated) == 1 else None
+        scene = attribute(simulated[0], "scene") if len(simulated) == 1 else None
         if scene is None or not hasattr(scene, "env_origins") or not isinstance(_family(scene, FAMILIES[0]), Mapping):
             return None
         there = {name: each for family in FAMILIES for name, each in (_family(scene, family) or {}).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,12 +16,13 @@ import numpy.typing as npt
 from torchrl_rerun.errors import warn
 from torchrl_rerun.kinds.keys import AnyKey, Key, as_key, name_of
 from torchrl_rerun.kinds.leaf import Leaf
-from torchrl_rerun.kinds.mujoco_state import MuJoCoState, remember_model
+from torchrl_rerun.kinds.mujoco_state import MuJoCoState, model_of, remember_model
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import remember_geometry
 from torchrl_rerun.scenes.bounds import SPACING
+from torchrl_rerun.scenes.mujoco_changes import Change, RecordedModel
 from torchrl_rerun.scenes.mujoco_geometry import geometry_of_model, sphere_around
-from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source
+from torchrl_rerun.scenes.source import Restorer, SceneError, Simulation, Source, attribute
 
 Kept = Literal["pose", "full"]
 """What is kept of a state: what poses follow from, or all from which a simulation goes on exactly."""
@@ -196,18 +197,20 @@ def simulation_in(env: Any) -> Running | None:
         env: an environment without wrappers: one of Gymnasium's with ``model`` and ``data``, of ``dm_control``'s with
             ``physics``, or any with ``mj_model`` and ``mj_data``.
     """
-    physics = getattr(env, "physics", None)
-    if hasattr(getattr(physics, "model", None), "ptr"):
+    if hasattr(attribute(attribute(env, "physics"), "model"), "ptr"):
         return Running(lambda: env.physics.model.ptr, lambda: env.physics.data.ptr)
     for names in (("model", "data"), ("mj_model", "mj_data"), ("_mj_model", "_mj_data")):
         model, data = map(operator.attrgetter, names)
-        if type(getattr(env, names[0], None)).__name__ == "MjModel" and hasattr(env, names[1]):
+        if type(attribute(env, names[0])).__name__ == "MjModel" and hasattr(env, names[1]):
             return Running(functools.partial(model, env), functools.partial(data, env))
     return None
 
 
 class _Separate(Simulation):
     """Simulations in this process, one for each environment, of one model.
+
+    A model is looked at where a simulation begins anew, which its time tells: to do so at each step would take longer than to
+    read the state.
 
     Args:
         source: the options.
@@ -220,28 +223,73 @@ class _Separate(Simulation):
 
         first = next(iter(found.values())).model()
         self.kind = source.kind(first)
-        self._signature = source.signature
-        self._size = _size(first, self._signature)
+        self._recorded = RecordedModel(model_of(self.kind.model), sites=source.sites)
+        self._source = source
+        self._size = _size(first, source.signature)
         self.shape = (self._size,)
         self._get = mujoco.mj_getState
-        digests = {env: remember_model(running.model()) for env, running in found.items()}
-        self._running = {env: found[env] for env in found if digests[env] == self.kind.model}
-        others = sorted(set(envs) - self._running.keys())
-        if others:
-            names = ", ".join(map(str, others))
-            warn(f"the scene of environments {names} is not recorded: it has another model than the first one's")
+        self._running = found
+        self._times = dict.fromkeys(found, 0.0)
+        self._models = {env: running.model() for env, running in found.items()}
+        self._told: set[Change] = set()
+        self._has_failed = False
+        changes = {env: self._change_of(model) for env, model in self._models.items()}
+        changes |= dict.fromkeys(set(envs) - found.keys(), Change.POSES)
+        self._is_drawn = {env: change is not Change.POSES for env, change in changes.items()}
+        self._tell(changes)
 
     def read(self, envs: Sequence[int]) -> Sequence[npt.NDArray[np.float64]]:
-        states = []
+        states, failed = [], []
         for env in envs:
             state = np.empty(self._size)
-            running = self._running.get(env)
-            if running is None:
+            try:
+                self._read(env, state)
+            except Exception as error:  # the others are recorded
+                failed.append(error)
                 state.fill(np.nan)
-            else:
-                self._get(running.model(), running.data(), state, self._signature)
             states.append(state)
+        if len(failed) == len(envs) and failed:
+            raise failed[0]
+        if failed and not self._has_failed:
+            self._has_failed = True
+            warn(f"'scene' is NaN where a simulator can't be read: {type(failed[0]).__name__}: {failed[0]}")
         return states
+
+    def _read(self, env: int, state: npt.NDArray[np.float64]) -> None:
+        """Put the present state of an environment into an array: NaN if it can't be drawn by the recorded model."""
+        running = self._running.get(env)
+        if running is not None:
+            model, data = running.model(), running.data()
+            now = data.time
+            if model is not self._models[env] or now < self._times[env]:
+                change = self._change_of(model)
+                self._models[env], self._is_drawn[env] = model, change is not Change.POSES
+                self._tell({env: change})
+            self._times[env] = now
+            if self._is_drawn[env]:
+                self._get(model, data, state, self._source.signature)
+                return
+        state.fill(np.nan)
+
+    def _change_of(self, model: Any) -> Change:
+        if _size(model, self._source.signature) != self._size:
+            return Change.POSES
+        return self._recorded.change_to(model)
+
+    def _tell(self, changes: Mapping[int, Change]) -> None:
+        """Tell of changes by environment, of each kind once."""
+        for change, what in _TOLD.items():
+            names = ", ".join(str(env) for env in sorted(changes) if changes[env] is change)
+            if names and change not in self._told:
+                self._told.add(change)
+                warn(f"the scene of environments {names} is {what}")
+
+
+_TOLD = {
+    Change.POSES: "not recorded: it has another model than the first one's, with other bodies or joints",
+    Change.LOOKS: "drawn with the shapes of the first model: it has others, or has them elsewhere",
+}
+"""What happens where a model differs from the recorded one."""
 
 
 def _signatures() -> tuple[int, int, int]:

@@ -127,7 +127,11 @@ def _color(model: Any, geom: int) -> tuple[int, ...]:
     rgba, material = model.geom_rgba[geom], int(model.geom_matid[geom])
     if material >= 0 and np.allclose(rgba, _GREY):
         rgba = model.mat_rgba[material]
-    return tuple(np.clip(np.round(rgba * 255), 0, 255).astype(int).tolist())
+    return _as_bytes(rgba)
+
+
+def _as_bytes(rgba: npt.NDArray[Any]) -> tuple[int, ...]:
+    return tuple(np.clip(np.nan_to_num(np.round(rgba * 255)), 0, 255).astype(int).tolist())
 
 
 def _texture(model: Any, geom: int, most: int) -> npt.NDArray[np.uint8] | None:
@@ -242,7 +246,7 @@ def _sites(model: Any, groups: Sequence[int]) -> Iterator[Shape]:
         int(kinds.mjGEOM_BOX): Form.BOX,
     }
     for number in range(model.nsite):
-        color = tuple(np.clip(np.round(model.site_rgba[number] * 255), 0, 255).astype(int).tolist())
+        color = _as_bytes(model.site_rgba[number])
         if int(model.site_group[number]) in groups and color[3]:
             yield Shape(
                 model.site(number).name or f"site_{number}",

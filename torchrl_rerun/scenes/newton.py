@@ -16,7 +16,7 @@ from torchrl_rerun.kinds.transforms3d import Transforms3D, remember_geometry
 from torchrl_rerun.scenes.bounds import SPACING, sphere_around
 from torchrl_rerun.scenes.devices import device_of, indices_on, numbers_in
 from torchrl_rerun.scenes.newton_geometry import geometry_of_world, look_of_world
-from torchrl_rerun.scenes.source import SceneError, Simulation, Source
+from torchrl_rerun.scenes.source import SceneError, Simulation, Source, attribute
 
 HOLDERS = ("", "sim", "simulation", "simulator", "example")
 """Attributes of an environment that may hold a simulation, besides the environment itself."""
@@ -129,8 +129,8 @@ def simulation_in(env: Any) -> Running | None:
     if newton is None:  # nobody simulates with it
         return None
     for holder in _holders(env):
-        model = getattr(holder, "model", None)
-        name = next((each for each in STATES if isinstance(getattr(holder, each, None), newton.State)), None)
+        model = attribute(holder, "model")
+        name = next((each for each in STATES if isinstance(attribute(holder, each), newton.State)), None)
         if isinstance(model, newton.Model) and name is not None:
             return Running(model, _attribute(holder, name))
     return None
@@ -138,7 +138,7 @@ def simulation_in(env: Any) -> Running | None:
 
 def _holders(env: Any) -> Iterator[Any]:
     for name in HOLDERS:
-        holder = getattr(env, name, None) if name else env
+        holder = attribute(env, name) if name else env
         if holder is not None:
             yield holder
 

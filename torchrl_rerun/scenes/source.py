@@ -50,6 +50,19 @@ class Simulation(ABC):
         """
 
 
+def attribute(holder: Any, name: str) -> Any:
+    """Return an attribute of an environment; None if it has none, or one that fails: it may be of something else.
+
+    Args:
+        holder: the environment, or a part of it.
+        name: name of the attribute.
+    """
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # of a property of the user's
+        return None
+
+
 class Restorer(NamedTuple):
     """Sets one simulation to recorded values.
 

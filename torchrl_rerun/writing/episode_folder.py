@@ -14,8 +14,10 @@ from rerun.chunk import Chunk, LazyChunkStream
 from torchrl_rerun.chunks.episode_recordings import free_suffix
 from torchrl_rerun.kinds.episode import Episode, EpisodeKey
 from torchrl_rerun.rrd.asset_files import FOLDER, asset_files
+from torchrl_rerun.rrd.atomic import written_aside
 from torchrl_rerun.rrd.blueprints import EncodedLayout, add_layout
 from torchrl_rerun.rrd.listing import list_episodes
+from torchrl_rerun.rrd.reader import why_unreadable
 
 _OURS = re.compile(r"\.?env_\d+_episode_\d+(_\d+)?(\.part_\d+)?\.rrd")
 
@@ -123,7 +125,7 @@ class EpisodeFolder:
         return path
 
     def write_shared(self, chunks: Sequence[Chunk], *, application_id: str) -> None:
-        """Write what all recordings have in common, unless it is there.
+        """Write what all recordings have in common, unless it is there and whole.
 
         Args:
             chunks: the chunks; if there are none, nothing is written.
@@ -139,15 +141,13 @@ class EpisodeFolder:
         for batch in stored:
             digest.update(batch.drop_columns(["rerun.controls.RowId"]).serialize())
         path = self.path / FOLDER / f"{digest.hexdigest()}.rrd"
-        if path.exists():
+        if path.exists() and why_unreadable(path) is None:
             return
         self._check()
-        path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_name(f".{path.name}")
-        LazyChunkStream.from_iter(chunks).write_rrd(
-            unfinished, application_id=application_id, recording_id=digest.hexdigest()
-        )
-        unfinished.replace(path)
+        with written_aside(path, overwrite=True) as aside:
+            LazyChunkStream.from_iter(chunks).write_rrd(
+                aside, application_id=application_id, recording_id=digest.hexdigest()
+            )
 
     def _check(self) -> None:
         gone = self.error()
