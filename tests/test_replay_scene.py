@@ -247,6 +247,27 @@ def test_states_are_unknown_from_a_divergence_on(path, tmp_path):
     assert known.tolist() == [True] * 5 + [False] * 4
 
 
+ROD = """<robot name="arm"><link name="base"/><link name="rod"><visual><geometry><box size="1 1 1"/></geometry></visual></link>
+<joint name="hinge" type="continuous"><parent link="base"/><child link="rod"/><axis xyz="0 1 0"/></joint></robot>"""
+
+
+@pytest.mark.filterwarnings("ignore:.*NOTHING SAYS WHERE EPISODES END")
+def test_a_urdf_is_drawn_by_the_joints_that_the_command_line_names(tmp_path):
+    (tmp_path / "arm.urdf").write_text(ROD)
+    np.savez(tmp_path / "arm.npz", obs=np.linspace(0, 1, 12).reshape(6, 2), actions=np.zeros(6))
+    command = ["replay", tmp_path / "arm.npz", "-o", tmp_path / "arm.rrd", "--scene", tmp_path / "arm.urdf"]
+    for joints, why in (("observation", "KEY=NAME"), ("observation=knee,", "knee")):
+        refused = CliRunner().invoke(app, [*map(str, command), "--joints", joints])
+        assert refused.exit_code
+        assert why in refused.output
+    done = CliRunner().invoke(app, [*map(str, command), "--joints", "observation=,hinge"])
+    assert done.exit_code == 0, done.output
+    [episode] = load(tmp_path / "arm.rrd")
+    angles = episode["observation"][:, 1].numpy()
+    turned = episode.poses().quaternions[:, 1]
+    assert np.allclose(turned[:, 1], np.sin(angles / 2), equal_nan=True)
+
+
 @pytest.mark.filterwarnings("ignore:.*NOTHING SAYS WHERE EPISODES END")
 def test_what_is_missing_or_does_not_fit_is_named(path, tmp_path):
     model, source = arm(tmp_path, np.zeros((6, 2)))

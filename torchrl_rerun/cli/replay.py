@@ -15,6 +15,7 @@ from torchrl_rerun.cli.console import fail, format_count, messages, output, show
 from torchrl_rerun.paths import format_path
 
 if TYPE_CHECKING:
+    from torchrl_rerun.scenes.urdf import Urdf
     from torchrl_rerun.stored.replay import Replayed
 
 _WHAT = "not replayed"
@@ -52,7 +53,15 @@ def replay_stored(
         typer.Option(
             "--scene",
             metavar="ENV_ID",
-            help="Add the 3D scene of this gymnasium environment, or of a model's .xml file; nothing is rendered.",
+            help="Add the 3D scene of this gymnasium environment, or of a model's .xml or .urdf file; nothing is rendered.",
+        ),
+    ] = None,
+    joints: Annotated[
+        str | None,
+        typer.Option(
+            "--joints",
+            metavar="KEY=NAME,...",
+            help="With a .urdf: the key with the positions of joints, and a joint for each of its numbers; none if empty.",
         ),
     ] = None,
     seed: Annotated[
@@ -82,7 +91,10 @@ def replay_stored(
     So can the scene of robots, seen from any side, which needs no graphics library:
 
         torchrl-rerun replay ant.npz -o ant.rrd --scene Ant-v5
+        torchrl-rerun replay arm.npz -o arm.rrd --scene arm.urdf --joints observation=shoulder,elbow,,
     """
+    if joints is not None and not (scene or "").endswith(".urdf"):
+        raise typer.BadParameter("needs --scene FILE.urdf, whose joints it names", param_hint="'--joints'")
     if seed is not None and render is None and scene is None:
         raise typer.BadParameter(
             "needs --render or --scene: the seed resets the environment that is looked at", param_hint="'--seed'"
@@ -100,7 +112,7 @@ def replay_stored(
                 out,
                 keys=_parse_keys(key or []),
                 render=render,
-                scene=scene,
+                scene=scene if joints is None else _parse_urdf(scene or "", joints),
                 seed=seed,
                 progress=functools.partial(show_progress, what="replaying"),
                 split=split.value,
@@ -119,6 +131,17 @@ def _parse_keys(given: list[str]) -> dict[Any, str]:
             raise typer.BadParameter(f"{each!r} is not KEY=NAME, such as observation=img", param_hint="'--key' / '-k'")
         keys[tuple(key.split("/"))] = name
     return keys
+
+
+def _parse_urdf(path: str, joints: str) -> Urdf:
+    from torchrl_rerun.scenes.urdf import Urdf
+
+    key, separator, names = joints.partition("=")
+    if not (key and separator):
+        raise typer.BadParameter(
+            f"{joints!r} is not KEY=NAME,..., such as observation=hip,knee", param_hint="'--joints'"
+        )
+    return Urdf(path, {tuple(key.split("/")): [name or None for name in names.split(",")]})
 
 
 def _print_result(replayed: Replayed) -> None:

@@ -199,8 +199,8 @@ def open_scene(scene: str | MakeEnv, seed: int | None = None) -> Resimulation:
     """
     if isinstance(scene, str) and Path(scene).suffix == ".urdf":
         raise ValueError(
-            f"scene={scene!r} is a URDF, and which numbers are its joints isn't known: in Python, pass "
-            f"scene=Urdf({scene!r}, joints={{KEY: [NAME, ...]}})"
+            f"scene={scene!r} is a URDF, and which numbers are its joints isn't known: pass "
+            f"scene=Urdf({scene!r}, joints={{KEY: [NAME, ...]}}), or --joints KEY=NAME,..."
         )
     if isinstance(scene, str) and _is_model(scene):
         return Resimulation(model_at(scene))
