@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import rerun_cli
+from rerun.chunk import RrdReader
 
 RERUN = Path(rerun_cli.__file__).with_name("rerun")
 
@@ -82,8 +83,20 @@ def received(url, path, until):
         wait_until(path.exists)
         yield
         wait_until(until)
+        wait_until(lambda: _is_at_rest(path))
         client.send_signal(signal.SIGINT)
         client.wait(PATIENCE)
+
+
+def _is_at_rest(path):
+    """Return whether a file holds whole messages, and no more come: the client would end within one."""
+    size = path.stat().st_size
+    try:
+        RrdReader(path).recordings()
+    except RuntimeError:
+        return False
+    time.sleep(0.2)
+    return path.stat().st_size == size
 
 
 COMMAND = [sys.executable, "-m", "torchrl_rerun.cli"]
