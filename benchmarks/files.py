@@ -29,7 +29,7 @@ from torchrl_rerun import RerunRecorder
 from torchrl_rerun.kinds.picture import ImageFormat
 from torchrl_rerun.kinds.video import CODECS
 
-TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.7, 20.0, 0.7, 1.1
+TIMES_PARQUET, TIMES_LOG, TIMES_LZ4, TIMES_MP4 = 1.7, 20.0, 0.65, 1.1
 
 VIDEO_FRAMES, VIDEO_FPS = 1000, 30
 
