@@ -224,8 +224,8 @@ class _Separate(Simulation):
         first = next(iter(found.values())).model()
         self.kind = source.kind(first)
         self._recorded = RecordedModel(model_of(self.kind.model), sites=source.sites)
-        self._source = source
-        self._size = _size(first, source.signature)
+        self._signature = self.kind.signature  # not the source's, which asks MuJoCo for it
+        self._size = _size(first, self._signature)
         self.shape = (self._size,)
         self._get = mujoco.mj_getState
         self._running = found
@@ -267,12 +267,12 @@ class _Separate(Simulation):
                 self._tell({env: change})
             self._times[env] = now
             if self._is_drawn[env]:
-                self._get(model, data, state, self._source.signature)
+                self._get(model, data, state, self._signature)
                 return
         state.fill(np.nan)
 
     def _change_of(self, model: Any) -> Change:
-        if _size(model, self._source.signature) != self._size:
+        if _size(model, self._signature) != self._size:
             return Change.POSES
         return self._recorded.change_to(model)
 
