@@ -381,10 +381,7 @@ def isaac_values(env, frames, number, order):
     return torch.stack(wanted)[:frames, :, order].numpy()
 
 
-@pytest.mark.parametrize(("version", "order", "quaternion"), [(2, WXYZ, "wxyz"), (3, XYZW, "xyzw")])
-@pytest.mark.parametrize("logged", [None, [0, 2]])
-def test_the_bodies_of_isaac_lab_are_recorded_relative_to_their_origins(path, version, order, quaternion, logged):
-    env = isaac_stub.IsaacEnv(version)
+def seven_steps_of(env, path, logged):
     wrapped = RecordRerun(env, path, scene=True, logged_envs=logged)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the last observations are lost
@@ -392,7 +389,14 @@ def test_the_bodies_of_isaac_lab_are_recorded_relative_to_their_origins(path, ve
         for _ in range(7):
             wrapped.step(torch.zeros(3, 1))
     wrapped.close()
-    recorded = read(path)
+    return read(path)
+
+
+@pytest.mark.parametrize(("version", "order", "quaternion"), [(2, WXYZ, "wxyz"), (3, XYZW, "xyzw")])
+@pytest.mark.parametrize("logged", [None, [0, 2]])
+def test_the_bodies_of_isaac_lab_are_recorded_relative_to_their_origins(path, version, order, quaternion, logged):
+    env = isaac_stub.IsaacEnv(version)
+    recorded = seven_steps_of(env, path, logged)
     [told] = [key for key in recorded.schema["keys"] if key["key"] == ["scene"]]
     assert told["options"].get("quaternion", "xyzw") == quaternion
     assert told["options"]["bodies"] == ["robot/base", "robot/arm", "robot/tip", "cube", "balls/a", "balls/b"]
@@ -423,14 +427,7 @@ def test_values_on_an_accelerator_are_copied_beside_the_environment(path, monkey
     monkeypatch.setattr(isaac_lab, "device_of", lambda values: "cpu")
     LateTransfers.begun = 0
     env = isaac_stub.IsaacEnv()
-    wrapped = RecordRerun(env, path, scene=True, logged_envs=logged)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the last observations are lost
-        wrapped.reset()
-        for _ in range(7):
-            wrapped.step(torch.zeros(3, 1))
-    wrapped.close()
-    recorded = read(path)
+    recorded = seven_steps_of(env, path, logged)
     assert LateTransfers.begun >= 8
     for number in logged or range(3):
         found = np.stack(recorded[f"/env_{number}/scene"].values)

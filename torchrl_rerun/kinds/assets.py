@@ -34,20 +34,25 @@ def remember(stored: bytes) -> str:
     return digest
 
 
+def is_known(digest: str) -> bool:
+    """Return whether an asset is known in this process."""
+    return digest in _known
+
+
 def asset(digest: str) -> bytes:
     """Return an asset.
 
     Raises:
         KeyError: it isn't known in this process.
     """
-    if digest not in _known:
+    if not is_known(digest):
         raise KeyError(f"what draws the scene, asset {digest}, is neither in the recording nor in .assets beside it")
     return _known[digest]
 
 
 def asset_chunks(digests: Iterable[str]) -> list[Chunk]:
     """Return the chunks of those assets that are known in this process. Without the others values are recorded and not drawn."""
-    return [Chunk.from_columns(f"{ASSETS}/{each}", [], _columns(asset(each))) for each in digests if each in _known]
+    return [Chunk.from_columns(f"{ASSETS}/{each}", [], _columns(asset(each))) for each in filter(is_known, digests)]
 
 
 def _columns(stored: bytes) -> list[Any]:

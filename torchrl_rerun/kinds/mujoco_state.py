@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import rerun as rr
 
 from torchrl_rerun.kinds import assets
-from torchrl_rerun.kinds.arrow import Column, flat
+from torchrl_rerun.kinds.arrow import Column
 from torchrl_rerun.kinds.leaf import Leaf
-from torchrl_rerun.kinds.shapes3d import Floats, Poses, list_column
+from torchrl_rerun.kinds.shapes3d import Floats, Poses, list_column, vectors
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.kinds.transforms3d import Transforms3D
 
@@ -89,8 +90,6 @@ class MuJoCoState(Transforms3D):
         return Computed(Poses(positions, quaternions[..., XYZW], self.bodies), contacts, tendons)
 
     def static_below(self, stream: Stream, number: int) -> Iterator[tuple[str, Any]]:
-        import rerun as rr  # noqa: PLC0415
-
         yield from super().static_below(stream, number)
         if self.contacts:
             yield CONTACTS, rr.Points3D.columns(radii=[0.03], colors=[(255, 60, 60)])
@@ -162,9 +161,7 @@ def _strips(tendons: list[list[Floats]]) -> list[Column]:
     """Return the column of lines, some for each row."""
     strips = [strip for row in tendons for strip in row]
     points = np.concatenate(strips) if strips else np.empty((0, 3))
-    values = pa.FixedSizeListArray.from_arrays(
-        flat(points.astype(np.float32)), type=pa.list_(pa.field("item", pa.float32(), nullable=False), 3)
-    )
+    values = vectors(points)
     inner = pa.ListArray.from_arrays(
         pa.array(np.cumsum([0, *map(len, strips)]), pa.int32()),
         values,

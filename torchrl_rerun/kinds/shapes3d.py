@@ -389,6 +389,13 @@ def rotated(quaternions: Floats, vectors: Floats) -> Floats:
 _SIZED = {size: pa.list_(pa.field("item", pa.float32(), nullable=False), size) for size in (3, 4)}
 
 
+def vectors(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """Return vectors ``[..., 3]`` or quaternions ``[..., 4]`` as Rerun's components have them."""
+    with np.errstate(over="ignore"):  # a simulation that blew up is infinitely far away
+        shown = values.astype(np.float32)
+    return pa.FixedSizeListArray.from_arrays(flat(shown), type=_SIZED[values.shape[-1]])
+
+
 def vectors_column(archetype: str, name: str, component: str, rows: npt.NDArray[Any]) -> Column:
     """Return the column of a component of three or four numbers, of which each row has the same number.
 
@@ -416,8 +423,5 @@ def list_column(archetype: str, name: str, component: str, rows: Sequence[npt.ND
 def _column(
     archetype: str, name: str, component: str, values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]
 ) -> Column:
-    with np.errstate(over="ignore"):  # a simulation that blew up is infinitely far away
-        shown = values.astype(np.float32)
-    sized = pa.FixedSizeListArray.from_arrays(flat(shown), type=_SIZED[values.shape[-1]])
-    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), sized)
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), vectors(values))
     return Column(f"{archetype}:{name}", archetype, component, lists)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
+from torchrl_rerun.kinds.assets import is_known
 from torchrl_rerun.kinds.keys import Key, name_of
 from torchrl_rerun.kinds.kind import Kind
 from torchrl_rerun.kinds.shapes3d import Poses
 from torchrl_rerun.kinds.streams import Stream
 from torchrl_rerun.reading.history import History
-from torchrl_rerun.rrd.asset_files import asset_files, remember_assets
+from torchrl_rerun.rrd.asset_files import remember_assets, remember_assets_beside
 from torchrl_rerun.rrd.file_part import FilePart
 from torchrl_rerun.rrd.frame_codes import Span
 from torchrl_rerun.rrd.reader import parts_in
@@ -29,7 +29,8 @@ def poses_in(history: History, span: Span, key: Key | None) -> Poses:
         ValueError: there are several, or the model can't be read.
     """
     stream, kind = _scene(history, key)
-    remember_assets_of(part for part in history.recording.parts if isinstance(part, FilePart))
+    if not all(map(is_known, kind.assets())):
+        remember_assets_of(part for part in history.recording.parts if isinstance(part, FilePart))
     rows = history.rows(stream, span).values
     try:
         return kind.poses(stream, rows)
@@ -44,9 +45,7 @@ def remember_assets_of(parts: Iterable[FilePart]) -> None:
     parts = list(parts)
     remember_assets(parts)
     for folder in {part.file.parent for part in parts}:
-        for file in asset_files(folder):
-            with contextlib.suppress(OSError, ValueError):  # of another run, perhaps
-                remember_assets(parts_in(file))
+        remember_assets_beside(folder, parts_in)
 
 
 def _scene(history: History, key: Key | None) -> tuple[Stream, Kind]:

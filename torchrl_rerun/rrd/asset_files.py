@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from rerun.chunk import Chunk
@@ -31,6 +32,18 @@ def remember_assets(parts: Iterable[FilePart]) -> None:
             if path.startswith(f"{ASSETS}/"):
                 for batch in part.static_chunks(path):
                     remember_chunk(batch)
+
+
+def remember_assets_beside(folder: Path, parts_in: Callable[[Path], list[FilePart]]) -> None:
+    """Keep the assets of a folder of episodes in this process. What is read lacks nothing but its drawing without them.
+
+    Args:
+        folder: the folder.
+        parts_in: returns the parts in a file.
+    """
+    for file in asset_files(folder):
+        with contextlib.suppress(OSError, ValueError):  # of another run, perhaps
+            remember_assets(parts_in(file))
 
 
 def shape_chunks(parts: Iterable[FilePart]) -> Iterator[Chunk]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from torchrl_rerun.blocks.black_box import box_of
 from torchrl_rerun.blocks.snapshot import TRIES, Snapshot, read_box, state_of
 from torchrl_rerun.kinds.schema import PROPERTY
-from torchrl_rerun.rrd.asset_files import asset_files, remember_assets
+from torchrl_rerun.rrd.asset_files import remember_assets, remember_assets_beside
 from torchrl_rerun.rrd.chunk_index import ChunkIndex
 from torchrl_rerun.rrd.file_part import RECOVERED, FilePart, FileVersion, entry_of, frames_in
 from torchrl_rerun.rrd.left_behind import Part, rest_of_episodes, rest_of_run
@@ -106,9 +106,7 @@ def _episodes_left_in(path: Path, parts_in: Callable[[Path], list[FilePart]]) ->
     box = None if version is None else read_box(path, is_in_use=is_locked(path.parent))
     if version is None or box is None:
         return ()
-    for file in asset_files(path.parent):
-        with contextlib.suppress(OSError, ValueError):  # what is read lacks nothing but its drawing
-            remember_assets(parts_in(file))
+    remember_assets_beside(path.parent, parts_in)
     there: dict[str, list[Part]] = {}
     for file in sorted(path.parent.glob("env_*_episode_*.rrd")):
         with contextlib.suppress(OSError, ValueError):  # other readers tell of it

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_rerun.kinds.mujoco_state import XYZW
-from torchrl_rerun.kinds.shapes3d import IDENTITY, WORLD, Form, Geometry, Mesh, Shape, product, rotated
+from torchrl_rerun.kinds.shapes3d import WORLD, Form, Geometry, Mesh, Shape, product, rotated
 from torchrl_rerun.scenes.bounds import around_spheres
 
 ENDLESS = 40.0
@@ -88,13 +88,7 @@ def _geom(model: Any, number: int, groups: Sequence[int]) -> Shape | None:
     color = _color(model, number)
     if int(model.geom_group[number]) not in groups or color[3] == 0:
         return None
-    forms = {
-        int(kinds.mjGEOM_SPHERE): Form.SPHERE,
-        int(kinds.mjGEOM_ELLIPSOID): Form.ELLIPSOID,
-        int(kinds.mjGEOM_CAPSULE): Form.CAPSULE,
-        int(kinds.mjGEOM_CYLINDER): Form.CYLINDER,
-        int(kinds.mjGEOM_BOX): Form.BOX,
-    }
+    forms = _forms()
     form = Form.MESH
     kind, size = int(model.geom_type[number]), tuple(model.geom_size[number].tolist())
     name = model.geom(number).name or f"geom_{number}"
@@ -120,6 +114,20 @@ def _geom(model: Any, number: int, groups: Sequence[int]) -> Shape | None:
         color,
         mesh,
     )
+
+
+def _forms() -> dict[int, Form]:
+    """Return the forms of geoms and sites that Rerun has, too, by MuJoCo's types."""
+    import mujoco  # noqa: PLC0415 - of those who simulate with it
+
+    kinds = mujoco.mjtGeom
+    return {
+        int(kinds.mjGEOM_SPHERE): Form.SPHERE,
+        int(kinds.mjGEOM_ELLIPSOID): Form.ELLIPSOID,
+        int(kinds.mjGEOM_CAPSULE): Form.CAPSULE,
+        int(kinds.mjGEOM_CYLINDER): Form.CYLINDER,
+        int(kinds.mjGEOM_BOX): Form.BOX,
+    }
 
 
 def _color(model: Any, geom: int) -> tuple[int, ...]:
@@ -235,16 +243,7 @@ def _mesh(model: Any, geom: int) -> Mesh:
 
 def _sites(model: Any, groups: Sequence[int]) -> Iterator[Shape]:
     """Yield the shapes of sites."""
-    import mujoco  # noqa: PLC0415 - of those who simulate with it
-
-    kinds = mujoco.mjtGeom
-    forms = {
-        int(kinds.mjGEOM_SPHERE): Form.SPHERE,
-        int(kinds.mjGEOM_ELLIPSOID): Form.ELLIPSOID,
-        int(kinds.mjGEOM_CAPSULE): Form.CAPSULE,
-        int(kinds.mjGEOM_CYLINDER): Form.CYLINDER,
-        int(kinds.mjGEOM_BOX): Form.BOX,
-    }
+    forms = _forms()
     for number in range(model.nsite):
         color = _as_bytes(model.site_rgba[number])
         if int(model.site_group[number]) in groups and color[3]:
@@ -254,6 +253,6 @@ def _sites(model: Any, groups: Sequence[int]) -> Iterator[Shape]:
                 int(model.site_bodyid[number]),
                 tuple(model.site_size[number].tolist()),
                 tuple(model.site_pos[number].tolist()),
-                tuple(np.array(model.site_quat[number])[XYZW].tolist()) or IDENTITY,
+                tuple(np.array(model.site_quat[number])[XYZW].tolist()),
                 color,
             )
